@@ -1,0 +1,161 @@
+"""What did the user ask for? Each setting once: type, default, unit, help. `None` means "you choose".
+
+The command line, YAML files and the docs derive from this class. Settings of the *what* decide what is learned and
+are kept on resume; settings of the *how* may change (docs/architecture.md, "The law").
+"""
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lorafit.errors import ConfigError
+from lorafit.messages import _
+
+
+def what(default: Any, help: str, **limits: Any) -> Any:
+    """A setting that decides what is learned."""
+    return Field(default, description=help, json_schema_extra={"kind": "what"}, **limits)
+
+
+def how(default: Any, help: str, **limits: Any) -> Any:
+    """A setting that decides only how it is computed, kept or shown."""
+    return Field(default, description=help, json_schema_extra={"kind": "how"}, **limits)
+
+
+class TrainConfig(BaseModel):
+    """LoRA fine-tuning that fits the machine in front of you."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=())
+
+    # What to train on what
+    model_name: str = what("meta-llama/Llama-3.2-3B-Instruct", "Base model: a folder, a hub id, or `demo`.")
+    dataset_name: str = what("Skepsun/lawyer_llama_data", "Training data: a .json, .jsonl or .csv file, a hub id, or `demo`.")
+    dataset_split: str = what("train", "Split and slice of the data, e.g. `train[:1000]` or `train[10%:20%]`.")
+    max_samples: int | None = what(None, "Use only the first N samples (None: all).", ge=1)
+    val_size: float = what(0.05, "Held out for validation: a share below 1 (at most 200 rows), or a number of rows; 0: none.", ge=0)
+    system_prompt: str | None = what(None, "System text for conversations that have none (None: the template's own).")
+    date_string: str = what("26 Jul 2024", "The date that templates with a date write into every sample.")
+    init_adapter: str | None = what(None, "Start from this adapter's weights instead of fresh ones.")
+
+    # How long and how fast to learn
+    num_epochs: float = what(3.0, "Times that every training row is seen.", gt=0)
+    max_steps: int | None = what(None, "Stop after this many optimizer steps (None: by num_epochs).", ge=1)
+    effective_batch: int | None = what(None, "Samples an optimizer step learns from, over all processes (None: 16).", ge=1)
+    batch_size: int | None = how(None, "At most this many samples in a micro-batch (None: the planner chooses).", ge=1)
+    gradient_accumulation_steps: int | None = how(None, "With batch_size it sets effective_batch = batch_size x this.", ge=1)
+    learning_rate: float = what(1e-4, "Peak learning rate.", gt=0)
+    lr_scheduler: Literal["cosine", "linear", "constant"] = what("cosine", "Shape of the learning rate after the warm-up.")
+    warmup_ratio: float = what(0.05, "Share of the steps over which the learning rate rises.", ge=0, le=1)
+    weight_decay: float = what(0.0, "AdamW's weight decay.", ge=0)
+    adam_beta1: float = what(0.9, "AdamW's decay of the mean gradient.", ge=0, lt=1)
+    adam_beta2: float = what(0.999, "AdamW's decay of the mean squared gradient.", ge=0, lt=1)
+    adam_epsilon: float = what(1e-8, "AdamW's epsilon.", gt=0)
+    max_grad_norm: float = what(1.0, "Clip the step's gradient to this norm; 0: never.", ge=0)
+    max_length: int = what(512, "Longest sample in tokens; what is beyond is cut off.", ge=8)
+    seed: int = what(42, "Decides order, initialisation and dropout.", ge=0, lt=2**32)
+
+    # The adapter
+    lora_r: int = what(32, "Rank of the adapter.", ge=1)
+    lora_alpha: float = what(64.0, "The adapter is scaled by lora_alpha / lora_r.", gt=0)
+    lora_dropout: float = what(0.0, "Dropout before the adapter.", ge=0, lt=1)
+    lora_targets: str = what("all-linear", "Linear layers that get an adapter: `all-linear`, or names, e.g. `q_proj,v_proj`.")
+
+    # The machine
+    device: Literal["auto", "cuda", "mps", "cpu"] = how("auto", "Device to train on.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = how("auto", "Number format of base weights and arithmetic.")
+    quantization: Literal["auto", "none", "4bit", "8bit"] = what("auto", "Quantise the base weights.")
+    optimizer: Literal["auto", "adamw", "paged_adamw_8bit"] = what("auto", "Optimizer (auto: paged_adamw_8bit on CUDA).")
+    token_budget: int | None = how(None, "Tokens in a micro-batch (None: the planner chooses).", ge=1)
+    recompute: int | None = how(None, "Layers that recompute their activations to save memory (None: the planner chooses).", ge=0)
+    trust_remote_code: bool = how(False, "Run code that comes with the model. Only for models whose author you trust.")
+
+    # Where things come from and go
+    hub: Literal["huggingface", "modelscope"] = how("huggingface", "Hub that names are looked up on.")
+    hf_endpoint: str | None = how(None, "Mirror of the Hugging Face hub, e.g. https://hf-mirror.com (None: HF_ENDPOINT, else the hub).")
+    output_dir: str = how("output", "Folder for runs.")
+    save_steps: int | None = how(None, "Steps between checkpoints (None: about every ten minutes).", ge=1)
+    eval_steps: int | None = how(None, "Steps between evaluations (None: within 5% of the time).", ge=1)
+    keep_checkpoints: int = how(2, "How many of the latest checkpoints to keep.", ge=1)
+
+    # This command
+    config: str | None = how(None, "Read settings from this YAML file; flags beside it win.")
+    plan: str | None = how(None, "Repeat the plan in this plan.json.")
+    resume: str | None = how(None, "Go on with a run: its folder, or nothing for the latest.")
+    demo: bool = how(False, "Train the embedded model on the embedded Chinese legal questions; flags beside it win.")
+    dry_run: bool = how(False, "Do everything up to the first step, then stop and leave nothing behind.")
+    lang: Literal["en", "zh"] | None = how(None, "Language to speak (None: by locale).")
+
+
+COMMAND_FIELDS = ("config", "plan", "resume", "dry_run", "lang")
+DEMO_PRESET: dict[str, Any] = {
+    "demo": True, "model_name": "demo", "dataset_name": "demo", "max_length": 384, "num_epochs": 2.0,
+    "learning_rate": 5e-4, "lora_r": 16, "lora_alpha": 32.0, "val_size": 20.0,
+}  # fmt: skip
+
+
+def what_fields() -> list[str]:
+    """Names of the settings that decide what is learned."""
+    extras = {name: f.json_schema_extra for name, f in TrainConfig.model_fields.items()}
+    return [name for name, extra in extras.items() if isinstance(extra, dict) and extra["kind"] == "what"]
+
+
+def resolve_effective_batch(config: TrainConfig) -> int:
+    """Samples a step, from effective_batch, or batch_size x gradient_accumulation_steps, or the default.
+
+    Raises ConfigError when all three are given and disagree.
+    """
+    size, accumulation, effective = config.batch_size, config.gradient_accumulation_steps, config.effective_batch
+    if size is None or accumulation is None:
+        return effective or (8 if config.demo else 16)
+    if effective is not None and effective != size * accumulation:
+        raise ConfigError(
+            _("The three batch settings disagree."),
+            where="batch_size x gradient_accumulation_steps, effective_batch",
+            found=f"{size} x {accumulation} = {size * accumulation}, effective_batch = {effective}",
+            fix=_("Leave one of them out, or make batch_size x gradient_accumulation_steps equal to effective_batch."),
+        )
+    return size * accumulation
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The settings in a YAML file, hyphens in keys accepted. Raises ConfigError."""
+    try:
+        settings = yaml.safe_load(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(_("There is no such settings file."), where=path, fix=_("Check the path given to --config.")) from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(_("The settings file cannot be read as YAML."), where=path, found=error) from None
+    if not isinstance(settings, dict):
+        raise ConfigError(
+            _("A settings file holds one setting a line, as in `lora_r: 16`."), where=path, found=type(settings).__name__
+        )
+    return {str(key).replace("-", "_"): value for key, value in settings.items()}
+
+
+def make_config(settings: dict[str, Any], where: object) -> TrainConfig:
+    """A config from settings read somewhere (`where`, for the error). Raises ConfigError for an unknown key or a wrong type."""
+    try:
+        return TrainConfig.model_validate(settings)
+    except ValidationError as invalid:
+        error = invalid.errors()[0]
+    key = str(error["loc"][0]) if error["loc"] else "?"
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, TrainConfig.model_fields, n=1)
+        fix = _("Did you mean `{name}`?").format(name=near[0]) if near else _("`lorafit train --help` lists all settings.")
+        raise ConfigError(_("Unknown setting `{name}`.").format(name=key), where=where, found=key, fix=fix)
+    field = TrainConfig.model_fields[key]
+    raise ConfigError(
+        _("Setting `{name}` has a value that it cannot take.").format(name=key),
+        where=where,
+        found=f"{key}: {error['input']!r} ({error['msg']})",
+        fix=_("{help} Default: {default}.").format(help=field.description, default=field.default),
+    )
+
+
+def write_yaml(config: TrainConfig, path: Path) -> None:
+    """Write the settings of `config` that describe the run (not this one command) as YAML."""
+    settings = config.model_dump(exclude=set(COMMAND_FIELDS))
+    path.write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), "utf-8")

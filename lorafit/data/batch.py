@@ -1,0 +1,68 @@
+"""What travels from the data to an engine? Samples, and micro-batches of them without padding.
+
+Letters: T tokens, S samples.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Int32 = NDArray[np.int32]
+Bool = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One conversation as tokens: `input_ids` [T] int32, `target_mask` [T] bool (True: the token carries loss).
+
+    The first token is never a target, since nothing predicts it.
+    """
+
+    input_ids: Int32
+    target_mask: Bool
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def num_targets(self) -> int:
+        return int(self.target_mask.sum())
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Part of a step, padding-free: several samples end to end.
+
+    `input_ids`, `target_mask`, `position_ids` [T]; `segments` [S+1] cumulative lengths, from 0 to T;
+    `sample_ids` [S] rows of the data set; `places` [S] each sample's place in its step, which keys dropout.
+    """
+
+    input_ids: Int32
+    target_mask: Bool
+    position_ids: Int32
+    segments: Int32
+    sample_ids: Int32
+    places: Int32
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def num_targets(self) -> int:
+        return int(self.target_mask.sum())
+
+
+def pack(samples: Sequence[Sample], sample_ids: Sequence[int], places: Sequence[int]) -> MicroBatch:
+    """The micro-batch that holds `samples` end to end, in the order given."""
+    lengths = [len(sample) for sample in samples]
+    return MicroBatch(
+        input_ids=np.concatenate([s.input_ids for s in samples]).astype(np.int32),
+        target_mask=np.concatenate([s.target_mask for s in samples]),
+        position_ids=np.concatenate([np.arange(n, dtype=np.int32) for n in lengths]),
+        segments=np.cumsum([0, *lengths]).astype(np.int32),
+        sample_ids=np.asarray(sample_ids, np.int32),
+        places=np.asarray(places, np.int32),
+    )

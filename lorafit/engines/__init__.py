@@ -1,0 +1,1 @@
+"""The muscle: the only place where tensor libraries are imported."""

@@ -1,0 +1,1 @@
+"""What fits, and why: memory terms, and the planner that chooses by them."""

@@ -1,0 +1,75 @@
+"""What will be done? The config resolved for one machine, one model and one data set: no None, no "auto", no -1."""
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from lorafit.errors import RunError
+from lorafit.messages import _
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One decision: `setting` became `value` because of `reason` (words for the user)."""
+
+    setting: str
+    value: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that the engine and the loop need to know. Bytes are ints, lengths are tokens."""
+
+    # where and in which numbers
+    engine: str
+    device: str
+    precision: str  # fp32 | bf16 | fp16: storage of the base and arithmetic
+    quantization: str  # none | 4bit | 8bit
+    optimizer: str  # adamw | paged_adamw_8bit
+    # what is learned
+    steps: int
+    effective_batch: int
+    train_samples: int
+    valid_samples: int
+    num_epochs: float
+    seed: int
+    learning_rate: float
+    lr_scheduler: str
+    warmup_steps: int
+    weight_decay: float
+    adam_beta1: float
+    adam_beta2: float
+    adam_epsilon: float
+    max_grad_norm: float
+    lora_r: int
+    lora_alpha: float
+    lora_dropout: float
+    lora_targets: str
+    data_digest: str
+    # how it is computed
+    token_budget: int
+    max_micro_batch: int  # samples
+    recompute: int  # layers
+    loss_chunk: int  # target tokens
+    save_steps: int  # 0: by time alone
+    eval_steps: int
+    keep_checkpoints: int
+    predicted_peak_bytes: int
+    available_bytes: int
+    choices: list[Choice] = field(default_factory=list)
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self), ensure_ascii=False, indent=1) + "\n", "utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> "Plan":
+        """The plan in `path`. Raises RunError when the file is not a plan."""
+        try:
+            facts: dict[str, Any] = json.loads(path.read_text("utf-8"))
+            known = {f.name for f in fields(cls)}
+            choices = [Choice(**c) for c in facts.pop("choices", [])]
+            return cls(**{k: v for k, v in facts.items() if k in known}, choices=choices)
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise RunError(_("This is not a plan."), where=path, found=error, fix=_("Give a run's plan.json.")) from None

@@ -1,0 +1,29 @@
+"""Which token comes next? Temperature and top-p over logits, in numpy, the same for every engine."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to answer: `temperature` 0 is greedy; `top_p` keeps the likeliest tokens up to that share; `stop_ids` end the answer."""
+
+    temperature: float = 0.7
+    top_p: float = 0.9
+    max_new_tokens: int = 512
+    seed: int = 42
+    stop_ids: frozenset[int] = field(default_factory=frozenset)
+
+
+def pick(logits_V: NDArray[np.float32], sampling: Sampling, rng: np.random.Generator) -> int:
+    """One token id drawn from `logits_V` [V]; ties and order are settled by the lower id."""
+    if sampling.temperature == 0:
+        return int(logits_V.argmax())
+    scaled = logits_V.astype(np.float64) / sampling.temperature
+    probs = np.exp(scaled - scaled.max())
+    probs /= probs.sum()
+    order = np.argsort(-probs, kind="stable")
+    kept = order[: int(np.searchsorted(np.cumsum(probs[order]), sampling.top_p)) + 1]
+    return int(rng.choice(kept, p=probs[kept] / probs[kept].sum()))
