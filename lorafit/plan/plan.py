@@ -72,4 +72,6 @@ class Plan:
             choices = [Choice(**c) for c in facts.pop("choices", [])]
             return cls(**{k: v for k, v in facts.items() if k in known}, choices=choices)
         except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise RunError(_("This is not a plan."), where=path, found=error, fix=_("Give a run's plan.json.")) from None
+            raise RunError(
+                _("This is not a plan."), where=path, found=error, fix=_("Give a run's plan.json.")
+            ) from None
