@@ -1,0 +1,297 @@
+"""How does a folder get onto the disk whole or not at all, and which checkpoint of a run is good?
+
+A folder is written beside its place under a hidden name, gets a manifest with a digest of every file, and is renamed
+once. Whoever reads believes the manifest only: neither names nor JSON types nor that a file is there.
+What is in a checkpoint is the engine's and the loop's affair.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+from safetensors import SafetensorError
+
+from lorafit.errors import DiskError
+from lorafit.messages import _
+from lorafit.units import bytes_text
+
+MANIFEST, STATE = "manifest.json", "state.json"
+FULL = (errno.ENOSPC, errno.EDQUOT)
+REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EIO)
+FULL_SYNC: int | None = getattr(fcntl, "F_FULLFSYNC", None)  # macOS: fsync alone stops at the drive's own cache
+TOKEN = os.urandom(4).hex()  # tells us from an earlier process with the same id, as is usual in containers
+HIDDEN = re.compile(r"\.(tmp|old)-([0-9]+)-([0-9a-f]+)-(.+)")
+
+
+class HasCheckpoints(Protocol):
+    """All that is needed of a run (rundir.RunDir)."""
+
+    @property
+    def checkpoints(self) -> Path: ...
+
+
+@dataclass(frozen=True)
+class SavedCheckpoint:
+    """A checkpoint that stands complete on the disk."""
+
+    path: Path
+    bytes: int
+    seconds: float
+
+
+# Errors of the disk
+
+
+def disk_error(error: OSError, path: Path) -> DiskError:
+    """What to tell the user when the disk answered `error` to writing `path`."""
+    full = error.errno in FULL
+    return DiskError(
+        _("The disk is full.") if full else _("This place on the disk cannot be written."),
+        where=path,
+        found=_("{problem}; {room} left").format(problem=error.strerror or error, room=bytes_text(_room_bytes(path))),
+        fix=_("Make room, or choose another folder with --output_dir.")
+        if full
+        else _("Choose a folder that you may write with --output_dir."),
+    )
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Whatever the disk refuses inside becomes a DiskError about `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL + REFUSED:
+            raise
+        raise disk_error(error, path) from error
+    except SafetensorError as error:  # the library hides the system's error in its text
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        code = int(number[1])
+        raise disk_error(OSError(code, os.strerror(code)), path) from error
+
+
+def _room_bytes(path: Path) -> int | None:
+    for folder in (path, *path.absolute().parents):
+        with contextlib.suppress(OSError):
+            return shutil.disk_usage(folder).free
+    return None
+
+
+# Whole or absent
+
+
+@contextlib.contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `target` when the block ends well and vanishes when it does not.
+
+    An older `target` stays untouched until the new one is complete and durable. Raises DiskError.
+    """
+    temporary = _hidden(target, "tmp")
+    with disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        try:
+            yield temporary
+            _seal(temporary)
+            _swap_in(temporary, target)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def verify(folder: Path) -> str | None:
+    """Why `folder` is not what whole_folder() wrote, for a person, or None. Files added since do not matter."""
+    try:
+        entries = list(_entries(json.loads((folder / MANIFEST).read_text("utf-8"))))
+    except FileNotFoundError:
+        return _("{file} is missing").format(file=MANIFEST)
+    except (OSError, ValueError, RecursionError) as error:
+        return _("{file} cannot be read: {problem}").format(file=MANIFEST, problem=error)
+    return next(filter(None, (_fault(folder / name, name, size, digest) for name, size, digest in entries)), None)
+
+
+def put_back(folder: Path) -> None:
+    """Give back its name to what a process set aside in `folder` before it died with the successor not yet in place."""
+    for path, kind, name in _leftovers(folder):
+        if kind == "old" and not (folder / name).exists() and verify(path) is None:
+            with contextlib.suppress(OSError):
+                path.rename(folder / name)
+
+
+def _seal(folder: Path) -> None:
+    """Write the manifest, last of all, and make everything durable."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
+    entries = {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": _digest(p)} for p in files}
+    for path in (*files, *(p for p in folder.rglob("*") if p.is_dir())):
+        _make_durable(path)
+    (folder / MANIFEST).write_text(json.dumps({"files": entries}, indent=1) + "\n", "utf-8")
+    _make_durable(folder / MANIFEST)
+    _make_durable(folder)
+
+
+def _swap_in(temporary: Path, target: Path) -> None:
+    aside = _hidden(target, "old")
+    if target.is_dir():
+        target.rename(aside)
+    try:
+        temporary.rename(target)
+    except OSError:
+        if aside.is_dir():
+            aside.rename(target)
+        raise
+    _make_durable(target.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _make_durable(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        _sync(descriptor)
+    except OSError as error:
+        if not (path.is_dir() and error.errno == errno.EINVAL):  # network file systems cannot sync a folder
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _sync(descriptor: int) -> None:
+    if FULL_SYNC is not None:
+        with contextlib.suppress(OSError):  # exFAT and network disks do not know it
+            fcntl.fcntl(descriptor, FULL_SYNC)
+            return
+    os.fsync(descriptor)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _entries(manifest: Any) -> Iterator[tuple[str, int, str]]:
+    """Name, bytes and digest of each file. Raises ValueError when the manifest is none of ours."""
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(files, dict) or not files:
+        raise ValueError(_("no list of files"))
+    for name, facts in files.items():
+        size, digest = (facts.get("bytes"), facts.get("sha256")) if isinstance(facts, dict) else (None, None)
+        outside = PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts
+        if outside or type(size) is not int or not isinstance(digest, str):
+            raise ValueError(repr(name))
+        yield name, size, digest
+
+
+def _fault(path: Path, name: str, size: int, digest: str) -> str | None:
+    try:
+        found = path.stat().st_size
+        if found != size:
+            return _("{file} has {found} bytes instead of {size}").format(file=name, found=found, size=size)
+        return None if _digest(path) == digest else _("{file} has changed: its digest differs").format(file=name)
+    except FileNotFoundError:
+        return _("{file} is missing").format(file=name)
+    except (OSError, ValueError) as error:
+        return _("{file} cannot be read: {problem}").format(file=name, problem=error)
+
+
+def _hidden(target: Path, kind: str) -> Path:
+    return target.parent / f".{kind}-{os.getpid()}-{TOKEN}-{target.name}"
+
+
+def _leftovers(folder: Path) -> Iterator[tuple[Path, str, str]]:
+    """Hidden folders of dead processes: path, kind, and the name that was meant."""
+    for path in _listed(folder):
+        parts = HIDDEN.fullmatch(path.name)
+        if parts and path.is_dir() and not _is_alive(int(parts[2]), parts[3]):
+            yield path, parts[1], parts[4]
+
+
+def _is_alive(pid: int, token: str) -> bool:
+    if pid == os.getpid():
+        return token == TOKEN
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
+
+
+# A run's checkpoints
+
+
+def save_checkpoint(run: HasCheckpoints, step: int, write: Callable[[Path], None]) -> SavedCheckpoint:
+    """Save what `write(folder)` writes as the checkpoint of `step`. Raises DiskError, and then nothing has changed."""
+    start = time.perf_counter()
+    target = run.checkpoints / f"step-{step:06d}"
+    with whole_folder(target) as folder:
+        write(folder)
+        (folder / STATE).write_text(json.dumps({"step": step}) + "\n", "utf-8")
+    size = sum(p.stat().st_size for p in target.rglob("*") if p.is_file())
+    return SavedCheckpoint(target, size, time.perf_counter() - start)
+
+
+def latest_good(run: HasCheckpoints) -> tuple[Path | None, list[tuple[Path, str]]]:
+    """The newest checkpoint that is whole, or None, and those newer than it with the reason why each is not."""
+    put_back(run.checkpoints)
+    bad: list[tuple[Path, str]] = []
+    for step, path in _numbered(run.checkpoints):
+        fault = verify(path) or _state_fault(path, step)
+        if fault is None:
+            return path, bad
+        bad.append((path, fault))
+    return None, bad
+
+
+def prune(run: HasCheckpoints, keep: int) -> None:
+    """Delete all but the `keep` newest checkpoints and the last good one, and what dead processes left half done."""
+    good, _bad = latest_good(run)
+    for folder in (run.checkpoints, run.checkpoints.parent):
+        put_back(folder)
+        for path, _kind, _name in _leftovers(folder):
+            shutil.rmtree(path, ignore_errors=True)
+    for _step, path in _numbered(run.checkpoints)[keep:]:
+        if path != good:
+            _delete(path)
+
+
+def _numbered(checkpoints: Path) -> list[tuple[int, Path]]:
+    """Folders with a checkpoint's name, newest first."""
+    named = [(int(m[1]), p) for p in _listed(checkpoints) if (m := re.fullmatch(r"step-([0-9]{6,})", p.name))]
+    return sorted(((step, p) for step, p in named if p.name == f"step-{step:06d}" and p.is_dir()), reverse=True)
+
+
+def _state_fault(path: Path, step: int) -> str | None:
+    try:
+        state = json.loads((path / STATE).read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        return _("{file} cannot be read: {problem}").format(file=STATE, problem=error)
+    if isinstance(state, dict) and type(state.get("step")) is int and state["step"] == step:
+        return None
+    return _("{file} is not that of step {step}").format(file=STATE, step=step)
+
+
+def _delete(path: Path) -> None:
+    """Take away the name first, so that nobody meets a checkpoint that is half deleted."""
+    aside = _hidden(path, "old")
+    with contextlib.suppress(OSError):
+        path.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
