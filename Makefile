@@ -1,0 +1,36 @@
+# What can be done here? `make check` is what .ci/run does.
+SHELL := bash
+PY := .venv/bin/python
+LOCALE := lorafit/locale
+FACES := train.py inference.py
+
+.PHONY: setup test test-slow lint format locale docs check
+
+setup: ## .venv with everything
+	@set -euo pipefail; source scripts/setup.sh; setup dev
+
+test: ## the fast tests
+	./run_tests.sh
+
+test-slow: ## the tests that train for real
+	./run_tests.sh -m slow
+
+lint: setup ## style and types
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+format: setup ## let ruff mend what it can
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+
+locale: setup ## carry new texts into the Chinese catalogue (fill in the empty ones) and compile it
+	mkdir -p build
+	$(PY) -m babel.messages.frontend extract -k _ --no-location --sort-output --project lorafit -o build/lorafit.pot lorafit $(FACES)
+	$(PY) -m babel.messages.frontend update -i build/lorafit.pot -d $(LOCALE) -D lorafit -l zh_CN -N --ignore-obsolete --ignore-pot-creation-date
+	$(PY) -m babel.messages.frontend compile -d $(LOCALE) -D lorafit -l zh_CN
+
+docs: setup ## write docs/cli.md anew from the settings
+	$(PY) scripts/make_docs.py
+
+check: test lint ## all that a commit must pass

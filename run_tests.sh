@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Install what the tests need and run the fast ones; arguments go to pytest: ./run_tests.sh -m slow
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/scripts/setup.sh"
+setup dev
+cd "$root"
+exec "$venv/bin/python" -m pytest "$@"

@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Train, and before the first time set everything up: ./run_train.sh --demo
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/scripts/setup.sh"
+setup run
+exec "$venv/bin/python" "$root/train.py" "$@"

@@ -1,0 +1,201 @@
+"""Does the program see what machine it is on? Described machines: what their tools print and their files hold."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from lorafit.errors import HardwareError
+from lorafit.hardware import Gpu, Machine, Run, check, detect, installed_torch
+from lorafit.units import GIB, MIB
+
+M1 = {
+    "sysctl -n machdep.cpu.brand_string": "Apple M1",
+    "sysctl -n hw.memsize": str(8 * GIB),
+    "sysctl -n hw.perflevel0.logicalcpu": "4",
+    "sysctl -n sysctl.proc_translated": "0",
+    "env SYSTEM_VERSION_COMPAT=0 sw_vers -productVersion": "15.6.1",
+    "vm_stat": (
+        "Mach Virtual Memory Statistics: (page size of 16384 bytes)\n"
+        "Pages free:                               10000.\n"
+        "Pages active:                            150000.\n"
+        "Pages inactive:                          100000.\n"
+        "Pages speculative:                         2000.\n"
+        "Pages wired down:                         90000.\n"
+    ),
+}
+M2_MAX = M1 | {
+    "sysctl -n machdep.cpu.brand_string": "Apple M2 Max",
+    "sysctl -n hw.memsize": str(32 * GIB),
+    "sysctl -n hw.perflevel0.logicalcpu": "8",
+    "sysctl -n hw.optional.arm.FEAT_BF16": "1",
+}
+INTEL = {
+    "sysctl -n machdep.cpu.brand_string": "Intel(R) Core(TM) i7-9750H CPU @ 2.60GHz",
+    "sysctl -n hw.memsize": str(16 * GIB),
+}
+ROSETTA = M1 | {"sysctl -n machdep.cpu.brand_string": "VirtualApple @ 2.50GHz", "sysctl -n sysctl.proc_translated": "1"}
+
+SMI = "nvidia-smi --format=csv,noheader,nounits --query-gpu=index,uuid,name,memory.total,memory.free"
+RTX_3090 = {f"{SMI},compute_cap": "0, GPU-aa, NVIDIA GeForce RTX 3090, 24576, 24000, 8.6"}
+T4 = {f"{SMI},compute_cap": "0, GPU-bb, Tesla T4, 15360, 15100, 7.5"}
+P100 = {SMI: "0, GPU-cc, Tesla P100-PCIE-16GB, 16280, 16000"}  # its driver knows no compute_cap
+TWO = {
+    f"{SMI},compute_cap": (
+        "0, GPU-aa, NVIDIA GeForce RTX 3090, 24576, 24000, 8.6\n1, GPU-dd, NVIDIA A100-SXM4-80GB, 81920, 81000, 8.0"
+    )
+}
+SPARK = {f"{SMI},compute_cap": "0, GPU-ee, NVIDIA GB10, [N/A], [N/A], 12.1"}
+
+MEMINFO = "MemTotal:       33554432 kB\nMemFree:         1048576 kB\nMemAvailable:   16777216 kB\nSwapFree: 99999999 kB\n"
+CPUINFO = "processor\t: 0\nmodel name\t: AMD Ryzen 9\nflags\t\t: fpu sse2 avx2 {flags}\n"
+
+
+def prints(outputs: Mapping[str, str]) -> Run:
+    return lambda cmd: outputs.get(" ".join(cmd))
+
+
+def linux_files(root: Path, files: Mapping[str, str] | None = None, flags: str = "") -> Path:
+    for name, text in {"proc/meminfo": MEMINFO, "proc/cpuinfo": CPUINFO.format(flags=flags), **(files or {})}.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+def mac(outputs: Mapping[str, str], arch: str = "arm64") -> Machine:
+    return detect(prints(outputs), Path("/nowhere"), "Darwin", arch)
+
+
+def linux(root: Path, outputs: Mapping[str, str], environ: Mapping[str, str] | None = None) -> Machine:
+    return detect(prints(outputs), linux_files(root), "Linux", "x86_64", environ or {})
+
+
+def test_an_m1_has_one_mps_gpu_whose_limit_nobody_has_measured_yet() -> None:
+    machine = mac(M1)
+    assert machine.gpus == (Gpu("Apple M1", "mps", 8 * GIB, None),)
+    assert (machine.chip, machine.cores, machine.memory_bytes) == ("Apple M1", 4, 8 * GIB)
+    assert (machine.macos, machine.rosetta, machine.cpu_bf16) == ("15.6.1", False, False)
+    check(machine)
+
+
+def test_available_memory_of_a_mac_is_its_free_speculative_and_inactive_pages() -> None:
+    assert mac(M1).available_bytes == 112000 * 16384
+
+
+def test_a_mac_without_vm_stat_falls_back_on_psutil() -> None:
+    output = {cmd: text for cmd, text in M1.items() if cmd != "vm_stat"}
+    assert 0 < mac(output).available_bytes <= psutil.virtual_memory().total
+
+
+def test_an_m2_max_computes_bf16_on_its_cpu_too() -> None:
+    machine = mac(M2_MAX)
+    assert machine.cpu_bf16
+    assert machine.memory_bytes == 32 * GIB
+
+
+def test_an_intel_mac_is_told_to_go_to_the_cloud() -> None:
+    machine = mac(INTEL, "x86_64")
+    assert machine.gpus == ()
+    with pytest.raises(HardwareError, match="Intel Macs") as error:
+        check(machine)
+    assert "Colab" in str(error.value)
+    assert "Kaggle" in str(error.value)
+
+
+def test_a_python_under_rosetta_is_told_how_to_get_the_native_one() -> None:
+    machine = mac(ROSETTA, "x86_64")
+    assert machine.rosetta
+    assert machine.gpus == ()
+    with pytest.raises(HardwareError, match="Rosetta") as error:
+        check(machine)
+    assert "brew install" in str(error.value)
+
+
+def test_an_rtx_3090_is_found_with_its_free_memory_and_capability(tmp_path: Path) -> None:
+    machine = linux(tmp_path, RTX_3090)
+    assert machine.gpus == (Gpu("NVIDIA GeForce RTX 3090", "cuda", 24576 * MIB, 24000 * MIB, 8.6),)
+    check(machine)
+
+
+def test_a_t4_has_capability_7_5(tmp_path: Path) -> None:
+    assert linux(tmp_path, T4).gpus[0].compute_capability == 7.5
+
+
+def test_an_old_driver_that_knows_no_capability_still_names_its_gpu(tmp_path: Path) -> None:
+    gpu = linux(tmp_path, P100).gpus[0]
+    assert (gpu.name, gpu.memory_bytes, gpu.compute_capability) == ("Tesla P100-PCIE-16GB", 16280 * MIB, None)
+
+
+def test_a_gpu_that_shares_the_machines_memory_has_that_much(tmp_path: Path) -> None:
+    gpu = linux(tmp_path, SPARK).gpus[0]
+    assert (gpu.memory_bytes, gpu.available_bytes) == (32 * GIB, None)
+
+
+@pytest.mark.parametrize(
+    ("visible", "names"), [("1", ["A100"]), ("1,0", ["A100", "3090"]), ("GPU-dd", ["A100"]), ("", []), ("-1", [])]
+)
+def test_cuda_visible_devices_chooses_and_orders(tmp_path: Path, visible: str, names: list[str]) -> None:
+    gpus = linux(tmp_path, TWO, {"CUDA_VISIBLE_DEVICES": visible}).gpus
+    assert len(gpus) == len(names)
+    assert all(name in gpu.name for name, gpu in zip(names, gpus, strict=True))
+
+
+def test_a_machine_without_nvidia_smi_has_no_gpu(tmp_path: Path) -> None:
+    machine = linux(tmp_path, {})
+    assert machine.gpus == ()
+    assert (machine.chip, machine.memory_bytes, machine.available_bytes) == ("AMD Ryzen 9", 32 * GIB, 16 * GIB)
+
+
+def test_swap_is_not_memory(tmp_path: Path) -> None:
+    assert linux(tmp_path, {}).available_bytes == 16 * GIB
+
+
+@pytest.mark.parametrize(("flags", "has_bf16"), [("avx512f", False), ("avx512_bf16", True), ("amx_bf16", True)])
+def test_hardware_bf16_is_read_from_the_processors_flags(tmp_path: Path, flags: str, has_bf16: bool) -> None:
+    root = linux_files(tmp_path, flags=flags)
+    assert detect(prints({}), root, "Linux", "x86_64", {}).cpu_bf16 is has_bf16
+
+
+CGROUP_2 = {
+    "proc/self/cgroup": "0::/user.slice/job\n",
+    "sys/fs/cgroup/user.slice/job/memory.max": "max\n",
+    "sys/fs/cgroup/user.slice/job/memory.current": str(GIB),
+    "sys/fs/cgroup/user.slice/memory.max": str(4 * GIB),
+    "sys/fs/cgroup/user.slice/memory.current": str(3 * GIB),
+    "sys/fs/cgroup/user.slice/memory.stat": f"anon 5\ninactive_file {GIB}\nactive_file 7\n",
+}
+CGROUP_1 = {
+    "proc/self/cgroup": "11:cpu,cpuacct:/docker/abc\n4:memory:/docker/abc\n",
+    "sys/fs/cgroup/memory/memory.limit_in_bytes": str(6 * GIB),
+    "sys/fs/cgroup/memory/memory.usage_in_bytes": str(2 * GIB),
+    "sys/fs/cgroup/memory/memory.stat": f"cache 1\ntotal_inactive_file {GIB}\n",
+}
+
+
+@pytest.mark.parametrize(("files", "total", "available"), [(CGROUP_2, 4 * GIB, 2 * GIB), (CGROUP_1, 6 * GIB, 5 * GIB)])
+def test_a_containers_limit_counts_and_its_file_cache_is_free(
+    tmp_path: Path, files: dict[str, str], total: int, available: int
+) -> None:
+    machine = detect(prints({}), linux_files(tmp_path, files), "Linux", "x86_64", {})
+    assert (machine.memory_bytes, machine.available_bytes) == (total, available)
+
+
+def test_this_machine_is_described_within_its_bounds() -> None:
+    machine = detect()
+    assert 0 < machine.available_bytes <= machine.memory_bytes <= psutil.virtual_memory().total
+    assert machine.cores >= 1
+
+
+def test_the_installed_torch_is_read_without_importing_it() -> None:
+    import torch
+
+    version, cuda = installed_torch()
+    assert version == torch.__version__
+    assert cuda == torch.version.cuda
+
+
+def test_json_gives_the_same_machine_back(tmp_path: Path) -> None:
+    machine = replace(linux(tmp_path, TWO), macos="15.0", torch_cuda="12.8")
+    assert Machine.from_json(machine.to_json()) == machine
