@@ -217,8 +217,7 @@ def test_damaged_lines_do_not_stop_the_list(tmp_path: Path, line: str) -> None:
     run = made(tmp_path, "run")
     say(run, STARTED, step(1, 3.0), torn=line + "\n")
     run.plan.write_text(line)
-    assert info(run).state == "interrupted"
-    assert info(run).name == "run"
+    assert (info(run).state, info(run).model) == ("interrupted", "demo")
 
 
 def test_events_of_wrong_types_become_unknowns(tmp_path: Path) -> None:
