@@ -49,7 +49,9 @@ TWO = {
 }
 SPARK = {f"{SMI},compute_cap": "0, GPU-ee, NVIDIA GB10, [N/A], [N/A], 12.1"}
 
-MEMINFO = "MemTotal:       33554432 kB\nMemFree:         1048576 kB\nMemAvailable:   16777216 kB\nSwapFree: 99999999 kB\n"
+MEMINFO = (
+    "MemTotal:       33554432 kB\nMemFree:         1048576 kB\nMemAvailable:   16777216 kB\nSwapFree: 99999999 kB\n"
+)
 CPUINFO = "processor\t: 0\nmodel name\t: AMD Ryzen 9\nflags\t\t: fpu sse2 avx2 {flags}\n"
 
 

@@ -1,0 +1,61 @@
+"""Is every text that a user sees translated, and does the compiled catalogue say the same as the written one?"""
+
+import ast
+import io
+import string
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from babel.messages.catalog import Catalog
+from babel.messages.mofile import write_mo
+from babel.messages.pofile import read_po
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "lorafit/locale/zh_CN/LC_MESSAGES"
+
+
+def catalogue() -> Catalog:
+    with (FOLDER / "lorafit.po").open("rb") as file:
+        return read_po(file, locale="zh_CN")
+
+
+def texts_in_code() -> Iterator[tuple[str, str]]:
+    """(text, file:line) of every `_("...")`."""
+    for path in sorted((ROOT / "lorafit").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "_" and node.args:
+                assert isinstance(node.args[0], ast.Constant), f"{path}:{node.lineno}: `_` takes a literal"
+                yield node.args[0].value, f"{path.relative_to(ROOT)}:{node.lineno}"
+
+
+def placeholders(text: str) -> list[str]:
+    return sorted(name for _text, name, _spec, _conversion in string.Formatter().parse(text) if name is not None)
+
+
+def test_every_text_in_the_code_is_in_the_catalogue() -> None:
+    known = {message.id for message in catalogue()}
+    missing = [f"{place}: {text}" for text, place in texts_in_code() if text not in known]
+    assert not missing, "run `make locale` and translate:\n" + "\n".join(missing)
+
+
+def test_the_catalogue_has_no_text_that_the_code_no_longer_has() -> None:
+    used = {text for text, _place in texts_in_code()}
+    assert not [message.id for message in catalogue() if message.id and message.id not in used]
+
+
+def test_no_entry_is_empty_or_a_guess() -> None:
+    assert not [message.id for message in catalogue() if message.id and (not message.string or message.fuzzy)]
+
+
+@pytest.mark.filterwarnings("error")
+def test_each_translation_has_the_same_places_to_fill_in() -> None:
+    for message in catalogue():
+        if message.id and message.string:
+            assert set(placeholders(str(message.string))) == set(placeholders(str(message.id))), message.id
+
+
+def test_the_compiled_catalogue_equals_the_written_one() -> None:
+    compiled = io.BytesIO()
+    write_mo(compiled, catalogue())
+    assert (FOLDER / "lorafit.mo").read_bytes() == compiled.getvalue(), "run `make locale`"

@@ -1,0 +1,262 @@
+"""Does the plan suit the machine, and does it say why? Described machines, Llama-3.2-1B's shape, known lengths."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from shapes import llama_1b
+
+from lorafit.config import TrainConfig
+from lorafit.errors import ConfigError, DoesNotFit, HardwareError
+from lorafit.hardware import Gpu, Machine
+from lorafit.messages import set_language
+from lorafit.modelspec import ModelSpec
+from lorafit.plan.fit import MARGIN, loss_chunk
+from lorafit.plan.plan import Plan
+from lorafit.plan.planner import DataFacts, make_plan, make_schedule
+from lorafit.units import GIB
+
+CPU = Machine(
+    system="Linux",
+    arch="x86_64",
+    chip="AMD Ryzen 9",
+    cores=8,
+    memory_bytes=32 * GIB,
+    available_bytes=24 * GIB,
+    cpu_bf16=False,
+    gpus=(),
+    rosetta=False,
+    macos=None,
+    python="3.13.1",
+    torch_version="2.13.0",
+    torch_cuda=None,
+)
+RTX_3090 = Gpu("NVIDIA GeForce RTX 3090", "cuda", 24 * GIB, 23 * GIB, 8.6)
+T4 = Gpu("Tesla T4", "cuda", 15 * GIB, 14 * GIB, 7.5)
+P100 = Gpu("Tesla P100-PCIE-16GB", "cuda", 16 * GIB, 15 * GIB, 6.0)
+
+
+def cuda(gpu: Gpu, torch_cuda: str | None = "12.8") -> Machine:
+    return replace(CPU, gpus=(gpu,), torch_cuda=torch_cuda)
+
+
+def mac(chip: str, gib: int, measured_gib: float | None = None, torch_version: str = "2.14.1") -> Machine:
+    gpu = Gpu(chip, "mps", gib * GIB, None if measured_gib is None else int(measured_gib * GIB))
+    facts = {"system": "Darwin", "arch": "arm64", "macos": "15.6.1", "chip": chip, "gpus": (gpu,)}
+    return replace(CPU, memory_bytes=gib * GIB, available_bytes=gib * GIB // 2, torch_version=torch_version, **facts)  # type: ignore[arg-type]
+
+
+M1 = mac("Apple M1", 8, 5.3)
+M2_MAX = mac("Apple M2 Max", 32, 21.3)
+
+
+def facts(rows: int = 1000, valid: int = 50, length: int = 300, longest: int = 512) -> DataFacts:
+    lengths = np.full(rows, length)
+    lengths[-1] = longest
+    return DataFacts(lengths, np.full(valid, length), "digest")
+
+
+def plan_for(
+    machine: Machine, spec: ModelSpec | None = None, data: DataFacts | None = None, **settings: object
+) -> Plan:
+    return make_plan(TrainConfig(**settings), machine, spec or llama_1b(), data or facts())  # type: ignore[arg-type]
+
+
+def reason(plan: Plan, setting: str) -> str:
+    return next(choice.reason for choice in plan.choices if choice.setting == setting)
+
+
+def numbers_of(plan: Plan) -> tuple[str, str, str, str]:
+    return plan.device, plan.precision, plan.quantization, plan.optimizer
+
+
+@pytest.mark.parametrize(
+    ("machine", "chosen"),
+    [
+        (CPU, ("cpu", "fp32", "none", "adamw")),
+        (M2_MAX, ("mps", "fp32", "none", "adamw")),
+        (cuda(RTX_3090), ("cuda", "bf16", "4bit", "paged_adamw_8bit")),
+        (cuda(T4), ("cuda", "fp16", "4bit", "paged_adamw_8bit")),
+        (cuda(P100), ("cuda", "fp16", "4bit", "paged_adamw_8bit")),
+        (cuda(RTX_3090, torch_cuda=None), ("cpu", "fp32", "none", "adamw")),
+        (replace(CPU, cpu_bf16=True), ("cpu", "fp32", "none", "adamw")),
+    ],
+)
+def test_each_machine_gets_its_device_and_numbers(machine: Machine, chosen: tuple[str, str, str, str]) -> None:
+    assert numbers_of(plan_for(machine)) == chosen
+
+
+def test_what_is_asked_is_obeyed() -> None:
+    asked = {"device": "cpu", "precision": "fp32", "quantization": "4bit", "optimizer": "adamw"}
+    plan = plan_for(cuda(RTX_3090), **asked, token_budget=700, recompute=3, batch_size=2, save_steps=7, eval_steps=5)
+    assert numbers_of(plan) == ("cpu", "fp32", "4bit", "adamw")
+    assert (plan.token_budget, plan.recompute, plan.max_micro_batch) == (700, 3, 2)
+    assert (plan.save_steps, plan.eval_steps) == (7, 5)
+
+
+def test_a_gpu_that_the_installed_torch_cannot_use_is_named() -> None:
+    assert "RTX 3090" in reason(plan_for(cuda(RTX_3090, torch_cuda=None)), "device")
+
+
+@pytest.mark.parametrize(
+    ("machine", "device"), [(CPU, "cuda"), (M2_MAX, "cuda"), (CPU, "mps"), (cuda(T4, None), "cuda")]
+)
+def test_a_device_that_is_not_there_is_an_error_that_names_what_is(machine: Machine, device: str) -> None:
+    with pytest.raises(HardwareError) as error:
+        plan_for(machine, device=device)
+    assert machine.chip in str(error.value)
+    assert error.value.fix
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_on_a_processor_without_it_is_refused(precision: str) -> None:
+    with pytest.raises(ConfigError, match="10 to 40 times slower"):
+        plan_for(CPU, precision=precision)
+
+
+def test_bf16_is_obeyed_where_the_processor_has_it() -> None:
+    assert plan_for(replace(CPU, cpu_bf16=True), precision="bf16").precision == "bf16"
+
+
+@pytest.mark.parametrize("setting", [{"optimizer": "paged_adamw_8bit"}, {"quantization": "8bit"}])
+def test_what_has_no_kernel_on_mps_is_refused(setting: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="8-bit"):
+        plan_for(M2_MAX, **setting)
+
+
+def test_mps_with_a_pytorch_that_multiplies_wrongly_is_refused_on_m1_and_m2_only() -> None:
+    with pytest.raises(HardwareError, match="wrongly"):
+        plan_for(mac("Apple M1", 16, 11, torch_version="2.13.0"))
+    assert plan_for(mac("Apple M1", 16, 11, torch_version="2.13.0"), device="cpu").device == "cpu"
+    assert plan_for(mac("Apple M3", 16, 11, torch_version="2.13.0")).device == "mps"
+
+
+def test_on_mps_the_user_reads_these_lines_in_chinese() -> None:
+    set_language("zh")
+    try:
+        plan = plan_for(M2_MAX)
+    finally:
+        set_language("en")
+    assert reason(plan, "device") == "✓ 检测到 Apple Silicon (MPS)"
+    off, today = reason(plan, "quantization").split("\n")
+    assert off == "⚠️  macOS 不支持 4-bit 量化，已自动禁用"
+    assert "--quantization 4bit" in today
+    assert reason(plan, "precision") == "✓ 使用 float32 精度（MPS 最佳兼容）"
+
+
+def test_on_mps_the_user_reads_these_lines_in_english() -> None:
+    plan = plan_for(M2_MAX)
+    assert reason(plan, "device") == "✓ Apple Silicon (MPS) found"
+    assert reason(plan, "quantization").startswith(
+        "⚠️  macOS does not support 4-bit quantization: disabled automatically"
+    )
+    assert reason(plan, "precision") == "✓ Using float32 precision (most compatible on MPS)"
+
+
+def test_mps_takes_bf16_where_float32_cannot_fit() -> None:
+    plan = plan_for(M1)
+    assert plan.precision == "bf16"
+    assert "float32 does not fit" in reason(plan, "precision")
+
+
+def test_an_unmeasured_mps_limit_is_two_thirds_of_the_memory_and_said_to_be_a_guess() -> None:
+    plan = plan_for(mac("Apple M2 Max", 32))
+    assert plan.available_bytes == 32 * GIB * 2 // 3
+    assert "guess" in reason(plan, "memory")
+
+
+@pytest.mark.parametrize(
+    ("machine", "longest", "budget"),
+    [(CPU, 512, 1024), (M2_MAX, 512, 2048), (cuda(RTX_3090), 512, 4096), (CPU, 1500, 2048)],
+)
+def test_the_budget_is_the_largest_useful_rung_and_holds_the_longest_sample(
+    machine: Machine, longest: int, budget: int
+) -> None:
+    plan = plan_for(machine, data=facts(longest=longest))
+    assert (plan.token_budget, plan.recompute) == (budget, 0)
+
+
+def test_a_sample_beyond_the_ladder_is_its_own_budget() -> None:
+    assert plan_for(replace(CPU, available_bytes=200 * GIB), data=facts(longest=6000)).token_budget == 6000
+
+
+def test_less_memory_means_a_smaller_budget_then_recompute_then_a_refusal() -> None:
+    chosen = []
+    for tenths in range(140, 50, -1):
+        try:
+            plan = plan_for(replace(CPU, available_bytes=tenths * GIB // 10))
+        except DoesNotFit:
+            break
+        assert plan.predicted_peak_bytes <= MARGIN * plan.available_bytes
+        chosen.append((plan.token_budget, plan.recompute))
+    assert chosen == sorted(chosen, key=lambda choice: (-choice[0], choice[1]))
+    assert chosen[0] == (1024, 0)
+    assert chosen[-1][0] == 512
+    assert chosen[-1][1] > 10
+
+
+def test_what_does_not_fit_is_told_term_by_term_with_flags_that_would() -> None:
+    with pytest.raises(DoesNotFit) as error:
+        plan_for(replace(CPU, available_bytes=5 * GIB))
+    assert "base weights 4.6 GiB" in str(error.value.found)
+    assert "5.0 GiB" in error.value.what
+    assert "--quantization 4bit" in str(error.value.fix)
+    assert plan_for(replace(CPU, available_bytes=5 * GIB), quantization="4bit").quantization == "4bit"
+
+
+def test_a_shorter_length_is_advised_only_where_it_would_fit() -> None:
+    machine, long = replace(CPU, available_bytes=9 * GIB), facts(longest=8000)
+    with pytest.raises(DoesNotFit) as error:
+        plan_for(machine, data=long)
+    assert "--max_length 1024" in str(error.value.fix)
+    assert plan_for(machine, data=facts(longest=1024)).recompute >= 0
+    with pytest.raises(DoesNotFit) as error:
+        plan_for(replace(CPU, available_bytes=2 * GIB), data=long)
+    assert "--max_length" not in str(error.value.fix)
+
+
+def test_a_given_token_budget_is_obeyed_with_a_warning_where_it_does_not_fit() -> None:
+    plan = plan_for(replace(CPU, available_bytes=4 * GIB), token_budget=256)
+    assert plan.token_budget == 256
+    assert reason(plan, "memory").startswith("⚠️")
+
+
+@pytest.mark.parametrize(("vocab", "rows"), [(49152, 512), (128256, 261), (10_000_000, 32)])
+def test_a_chunk_of_the_loss_stays_under_128_mib_within_bounds(vocab: int, rows: int) -> None:
+    assert loss_chunk(vocab) == rows
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps", "warmup"),
+    [
+        ({}, 188, 10),  # ceil(1000 x 3 / 16), ceil(0.05 x 188)
+        ({"num_epochs": 0.5}, 32, 2),
+        ({"max_steps": 7}, 7, 1),
+        ({"max_steps": 1, "warmup_ratio": 1.0}, 1, 0),
+        ({"batch_size": 2, "gradient_accumulation_steps": 4}, 375, 19),
+    ],
+)
+def test_steps_and_warm_up_are_rounded_up(settings: dict[str, object], steps: int, warmup: int) -> None:
+    plan = plan_for(CPU, **settings)
+    assert (plan.steps, plan.warmup_steps) == (steps, warmup)
+
+
+@pytest.mark.parametrize("valid", [1, 10, 50, 200])
+@pytest.mark.parametrize("rows", [20, 300, 21476])
+def test_scheduled_evaluations_cost_at_most_5_percent(rows: int, valid: int) -> None:
+    schedule = make_schedule(TrainConfig(), 16, facts(rows, valid, longest=300))
+    evaluations = schedule.steps // schedule.eval_steps
+    assert evaluations <= 20
+    # The evaluation at the end is made in any case.
+    assert evaluations == 1 or evaluations * valid / 2 <= 0.05 * schedule.steps * 16
+
+
+def test_without_validation_rows_nothing_is_evaluated() -> None:
+    assert plan_for(CPU, data=facts(valid=0)).eval_steps == 0
+
+
+def test_a_plan_survives_its_file(tmp_path: Path) -> None:
+    plan = plan_for(M2_MAX)
+    plan.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json") == plan
