@@ -1,0 +1,144 @@
+"""How does text become token ids and back? The only place that wraps transformers' tokenizers and chat templates."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+
+from lorafit.data.formats import Conversation, Message
+from lorafit.data.render import Span, TemplateRefused, place_system
+from lorafit.errors import ModelError
+from lorafit.messages import _
+
+# For tokenizers without a template. The markers are plain text to them, so an answer also ends with their own eos.
+CHATML = r"""{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' }}
+{%- if m.role == 'assistant' and eos_token != '<|im_end|>' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+CLOCK = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
+GENERATION_CONFIG = "generation_config.json"
+PROBE = "a1b2c3"
+PROBE_DATE = "26 Jul 2024"
+
+
+def load_tokenizer(folder: Path, *, template: str | None = None, trust_remote_code: bool = False) -> "ChatTokenizer":
+    """The tokenizer in `folder`, with `template` (Jinja) in place of its own chat template. Raises ModelError."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    from transformers import AutoTokenizer  # half a second, and it warns on import unless told above
+    from transformers.utils.logging import set_verbosity_error
+
+    set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        inner = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+    except Exception as error:  # by what is missing or broken: OSError, ValueError, KeyError, the Rust library's own
+        fix = _("Fetch tokenizer.json and tokenizer_config.json of the same model into that folder.")
+        raise ModelError(_("The model's tokenizer cannot be loaded."), where=folder, found=error, fix=fix) from None
+    if not inner.is_fast:
+        fix = _("Use a model with a tokenizer.json.")
+        raise ModelError(
+            _("The tokenizer cannot tell where its tokens lie."), where=folder, found=type(inner).__name__, fix=fix
+        )
+    return ChatTokenizer(inner, folder, template)
+
+
+class ChatTokenizer:
+    """A tokenizer with a chat template: the `Tokenizer` that rendering needs, and what chat and saving need."""
+
+    def __init__(self, inner: Any, folder: Path, template: str | None = None) -> None:
+        self.inner, self.folder = inner, folder
+        self.template_is_ours = not (template or inner.chat_template)  # to be said: the model was not made for chat
+        inner.chat_template = template or inner.chat_template or CHATML
+
+    def render_text(self, messages: Conversation, add_generation_prompt: bool, date_string: str) -> str:
+        """The conversation in the template's words, the same on every day. Raises TemplateRefused."""
+        try:
+            return str(
+                self.inner.apply_chat_template(
+                    [asdict(message) for message in messages],
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                    date_string=date_string,
+                    chat_template=_without_clock(self.inner.get_chat_template(), date_string),
+                )
+            )
+        except (TemplateError, TypeError) as error:
+            raise TemplateRefused(str(error)) from None
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[Span]]:
+        """Token ids of `text`, nothing added, and the characters that each stands for."""
+        encoded = self.inner(text, add_special_tokens=False, return_offsets_mapping=True)
+        return encoded["input_ids"], encoded["offset_mapping"]
+
+    def prompt_ids(self, messages: Conversation, date_string: str, system_prompt: str | None = None) -> list[int]:
+        """Token ids that ask for the assistant's next turn. Raises ModelError when the template refuses."""
+        turns = place_system(messages, system_prompt, self.takes_system)
+        try:
+            text = self.render_text(turns, True, date_string)
+        except TemplateRefused as refusal:
+            raise ModelError(
+                _("The chat template refuses this conversation."), where=self.folder, found=refusal
+            ) from None
+        return self.encode_with_offsets(text)[0]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of `ids` without special tokens."""
+        return str(self.inner.decode(list(ids), skip_special_tokens=True))
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer, its template and the ids that end an answer into `folder`."""
+        self.inner.save_pretrained(folder)
+        if (self.folder / GENERATION_CONFIG).is_file():
+            shutil.copy(self.folder / GENERATION_CONFIG, folder / GENERATION_CONFIG)
+
+    @cached_property
+    def takes_system(self) -> bool:
+        """Whether the template writes a system turn; some refuse it, some leave it out."""
+        try:
+            return PROBE in self.render_text([Message("system", PROBE), Message("user", "?")], True, PROBE_DATE)
+        except TemplateRefused:
+            return False
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """Ids that end an answer: eos of tokenizer and generation_config.json, and the template's end-of-turn token."""
+        return frozenset(
+            i for i in (self.inner.eos_token_id, *self._config_stops(), *self._end_of_turn()) if i is not None
+        )
+
+    def _config_stops(self) -> list[int]:
+        path = self.folder / GENERATION_CONFIG
+        if not path.is_file():
+            return []
+        try:
+            eos = json.loads(path.read_text("utf-8")).get("eos_token_id")
+        except (ValueError, AttributeError) as error:
+            fix = _("Fetch that file again, or remove it.")
+            raise ModelError(
+                _("The model's generation settings are broken."), where=path, found=error, fix=fix
+            ) from None
+        return eos if isinstance(eos, list) else [eos]
+
+    def _end_of_turn(self) -> list[int]:
+        """The special token that the template writes behind an answer, if it is one."""
+        try:
+            text = self.render_text([Message("user", "?"), Message("assistant", PROBE)], False, PROBE_DATE)
+        except TemplateRefused:
+            return []
+        first = self.encode_with_offsets(text.rpartition(PROBE)[2].strip())[0][:1]
+        return first if first and first[0] in self.inner.added_tokens_decoder else []
+
+
+def _without_clock(template: str, date_string: str) -> str:
+    """The template with `date_string` (the default where it is no such date) for each time it asks for the time of day."""
+    try:
+        date = datetime.strptime(date_string, "%d %b %Y")
+    except ValueError:
+        date = datetime(2024, 7, 26)
+    return CLOCK.sub(lambda call: repr(date.strftime(call[2])), template)

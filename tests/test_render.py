@@ -1,0 +1,195 @@
+"""Do exactly the assistant's words and their end carry loss? Masks compared token by token with masks written by hand."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lorafit.data.formats import BadRow, Conversation, Message
+from lorafit.data.render import place_system, render, target_mask
+from lorafit.engines.tokenizer import ChatTokenizer, load_tokenizer
+
+DATE = "26 Jul 2024"
+SMOL = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+# transformers drops the line break behind a block, so these write theirs inside {{ }}.
+LLAMA = r"""{{ '<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nToday Date: ' }}
+{{- date_string if date_string is defined else strftime_now("%d %b %Y") }}{{ '\n\n' }}
+{%- if messages[0].role == 'system' %}{{ messages[0].content | trim }}{% set messages = messages[1:] %}{% endif %}
+{{- '<|eot_id|>' }}{% for m in messages %}
+{{- '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' + m.content | trim + '<|eot_id|>' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"""
+GEMMA = r"""{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}
+{%- for m in messages %}
+{%- if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}
+{{- '<start_of_turn>' + ('model' if m.role == 'assistant' else m.role) + '\n' + m.content | trim + '<end_of_turn>\n' }}
+{%- endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"""
+QWEN3 = r"""{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}
+{%- if m.role == 'assistant' and loop.last %}{{ '<think>\n\n</think>\n\n' }}{% endif %}
+{{- m.content + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+CLOCK = "{% for m in messages %}{{ strftime_now('%Y-%m-%d') }} {{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}" \
+    "{% if add_generation_prompt %}{{ strftime_now('%Y-%m-%d') }} assistant: {% endif %}"  # fmt: skip
+MARKERS = {
+    LLAMA: ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
+    GEMMA: ["<start_of_turn>", "<end_of_turn>"],
+}
+
+SINGLE = [Message("user", "试用期多久？"), Message("assistant", "不超过六个月。 😀")]
+SYSTEM = [Message("system", "你是律师。"), *SINGLE]
+MULTI = [*SINGLE, Message("user", "谢谢"), Message("assistant", "  不客气 \n")]
+
+
+@pytest.fixture(scope="module")
+def chatml(demo_folder: Path) -> ChatTokenizer:
+    return load_tokenizer(demo_folder)
+
+
+def with_template(folder: Path, template: str) -> ChatTokenizer:
+    tokenizer = load_tokenizer(folder, template=template)
+    tokenizer.inner.add_tokens(MARKERS.get(template, []), special_tokens=True)
+    return tokenizer
+
+
+def check(tokenizer: ChatTokenizer, conversation: Conversation, pieces: list[tuple[str, bool]]) -> None:
+    """Ids and mask equal those of `pieces`: (text, whether it carries loss), tokenised one by one.
+
+    This tokenizer splits white space before its last character when a word follows: pieces end there too.
+    """
+    sample = render(conversation, tokenizer, 4096, DATE).sample
+    pieces_ids = [tokenizer.inner(text, add_special_tokens=False)["input_ids"] for text, _ in pieces]
+    assert sample.input_ids.tolist() == [i for ids in pieces_ids for i in ids]
+    expected = [target for ids, (_, target) in zip(pieces_ids, pieces, strict=True) for _ in ids]
+    assert sample.target_mask.tolist() == expected
+    assert (sample.input_ids.dtype, sample.target_mask.dtype) == (np.int32, np.bool_)
+
+
+def test_chatml_single_turn(chatml: ChatTokenizer) -> None:
+    check(chatml, SINGLE, [
+        (f"<|im_start|>system\n{SMOL}<|im_end|>\n<|im_start|>user\n试用期多久？<|im_end|>\n<|im_start|>assistant\n", False),
+        ("不超过六个月。 😀<|im_end|>", True), ("\n", False),
+    ])  # fmt: skip
+
+
+def test_chatml_system(chatml: ChatTokenizer) -> None:
+    check(chatml, SYSTEM, [
+        ("<|im_start|>system\n你是律师。<|im_end|>\n<|im_start|>user\n试用期多久？<|im_end|>\n<|im_start|>assistant\n", False),
+        ("不超过六个月。 😀<|im_end|>", True), ("\n", False),
+    ])  # fmt: skip
+
+
+def test_chatml_multi_turn_keeps_spaces_of_the_answer(chatml: ChatTokenizer) -> None:
+    check(chatml, MULTI, [
+        (f"<|im_start|>system\n{SMOL}<|im_end|>\n<|im_start|>user\n试用期多久？<|im_end|>\n<|im_start|>assistant\n", False),
+        ("不超过六个月。 😀<|im_end|>", True),
+        ("\n<|im_start|>user\n谢谢<|im_end|>\n<|im_start|>assistant", False),
+        ("\n ", False),  # one token of the prompt's line break and the answer's first space
+        (" 不客气 \n<|im_end|>", True), ("\n", False),
+    ])  # fmt: skip
+
+
+def test_llama_with_its_date_fixed_and_its_bos_once(demo_folder: Path) -> None:
+    head = "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nToday Date: 26 Jul 2024\n\n"
+    broken = [("<|start_header_id|>assistant<|end_header_id|>\n", False), ("\n", False)]
+    user = [("<|eot_id|><|start_header_id|>user<|end_header_id|>\n", False), ("\n试用期多久？<|eot_id|>", False)]
+    answer = ("不超过六个月。 😀<|eot_id|>", True)
+    tokenizer = with_template(demo_folder, LLAMA)
+    check(tokenizer, SINGLE, [(head, False), *user, *broken, answer])
+    check(tokenizer, SYSTEM, [(head[:-1], False), ("\n你是律师。", False), *user, *broken, answer])
+    thanks = [("<|start_header_id|>user<|end_header_id|>\n", False), ("\n谢谢<|eot_id|>", False)]
+    check(tokenizer, MULTI, [(head, False), *user, *broken, answer, *thanks, *broken, ("不客气<|eot_id|>", True)])
+    assert tokenizer.inner.convert_tokens_to_ids("<|eot_id|>") in tokenizer.stop_ids
+
+
+def test_gemma_takes_the_system_text_before_the_first_question(demo_folder: Path) -> None:
+    tokenizer = with_template(demo_folder, GEMMA)
+    bos = tokenizer.inner.bos_token
+    answer = ("不超过六个月。 😀<end_of_turn>", True)
+    check(tokenizer, SYSTEM, [
+        (f"{bos}<start_of_turn>user\n你是律师。\n\n试用期多久？<end_of_turn>\n<start_of_turn>model\n", False), answer, ("\n", False),
+    ])  # fmt: skip
+    check(tokenizer, MULTI, [
+        (f"{bos}<start_of_turn>user\n试用期多久？<end_of_turn>\n<start_of_turn>model\n", False), answer,
+        ("\n<start_of_turn>user\n谢谢<end_of_turn>\n<start_of_turn>model\n", False), ("不客气<end_of_turn>", True), ("\n", False),
+    ])  # fmt: skip
+    assert not tokenizer.takes_system
+    assert tokenizer.inner.convert_tokens_to_ids("<end_of_turn>") in tokenizer.stop_ids
+    with pytest.raises(BadRow, match="roles must alternate"):
+        render([SINGLE[0], *SINGLE], tokenizer, 512, DATE)
+
+
+def test_a_thought_in_the_last_turn_only_does_not_move_the_masks(demo_folder: Path) -> None:
+    check(with_template(demo_folder, QWEN3), MULTI, [
+        ("<|im_start|>user\n试用期多久？<|im_end|>\n<|im_start|>assistant\n", False),
+        ("不超过六个月。 😀<|im_end|>", True),
+        ("\n<|im_start|>user\n谢谢<|im_end|>\n<|im_start|>assistant\n", False),
+        ("<think>\n\n</think>\n\n  不客气 \n<|im_end|>", True), ("\n", False),
+    ])  # fmt: skip
+
+
+def test_a_template_that_asks_the_clock_gets_the_fixed_date(demo_folder: Path) -> None:
+    check(with_template(demo_folder, CLOCK), SINGLE, [
+        ("2024-07-26 user: 试用期多久？<|im_end|>2024-07-26 assistant:", False), (" ", False),
+        ("不超过六个月。 😀<|im_end|>", True),
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{% for m in messages %}{{ m.content }}{{ loop.revindex }};{% endfor %}", "prompt for turn 2 does not agree"),
+        ("{% for m in messages %}{{ m.content if loop.last or m.role == 'user' }};{% endfor %}", "turn 2 differently"),
+        ("{{ messages[0].content + 1 }}", "refuses"),
+        ("{% for %}", "refuses"),
+    ],
+)
+def test_a_template_whose_turns_cannot_be_placed_is_refused(demo_folder: Path, template: str, reason: str) -> None:
+    with pytest.raises(BadRow, match=reason):
+        render(MULTI, with_template(demo_folder, template), 512, DATE)
+
+
+def test_a_conversation_that_begins_with_the_assistant_is_refused(chatml: ChatTokenizer) -> None:
+    with pytest.raises(BadRow, match="begins with the assistant"):
+        render(SINGLE[1:], chatml, 512, DATE)
+
+
+def test_a_long_sample_is_cut_on_the_right_and_counted(chatml: ChatTokenizer) -> None:
+    whole = render(SINGLE, chatml, 512, DATE)
+    assert whole.tokens_cut == 0
+    first_target = int(whole.sample.target_mask.argmax())
+    short = render(SINGLE, chatml, first_target + 1, DATE)
+    assert short.tokens_cut == len(whole.sample) - first_target - 1
+    assert short.sample.input_ids.tolist() == whole.sample.input_ids[: first_target + 1].tolist()
+    assert short.sample.num_targets == 1
+    with pytest.raises(BadRow, match=f"no answer left within max_length {first_target}.*--max_length"):
+        render(SINGLE, chatml, first_target, DATE)
+
+
+def test_the_system_prompt_goes_to_conversations_without_one() -> None:
+    prompt = Message("system", "p")
+    assert place_system(SINGLE, "p", takes_system=True) == [prompt, *SINGLE]
+    assert place_system(SYSTEM, "p", takes_system=True) == SYSTEM
+    assert place_system(SINGLE, "p", takes_system=False)[0] == Message("user", "p\n\n试用期多久？")
+    assert place_system(SINGLE, None, takes_system=False) == SINGLE
+
+
+def test_offsets_without_leading_spaces_and_split_characters_are_masked_whole() -> None:
+    #         "ab:"   "  "    "好" in two tokens    " x" trimmed   end
+    offsets = [(0, 3), (5, 5), (5, 6), (5, 6), (7, 8), (8, 9)]
+    assert target_mask(np.array(offsets), [(3, 9)]).tolist() == [False, True, True, True, True, True]
+    assert target_mask(np.array(offsets), [(4, 8)]).tolist() == [False, False, True, True, True, False]
+    assert target_mask(np.array(offsets), [(0, 9)]).tolist()[0] is False
+
+
+def test_targets_say_what_the_assistant_said_whatever_the_characters(chatml: ChatTokenizer) -> None:
+    rng = random.Random(0)
+    for _ in range(200):
+        said = [
+            "".join(rng.choices(" \n\tab甲乙😀é。\u3000\0\u202e|<>", k=rng.randrange(1, 20))) + "x" for _ in range(4)
+        ]
+        turns = [Message(role, text) for role, text in zip(["user", "assistant"] * 2, said, strict=True)]
+        sample = render(turns, chatml, 4096, DATE).sample
+        targets = chatml.inner.decode(sample.input_ids[sample.target_mask])
+        wanted = f"{said[1]}<|im_end|>{said[3]}<|im_end|>"
+        # A token may join the prompt's line break with white space that the answer begins with: the prompt's, then.
+        assert "".join(targets.split()) == "".join(wanted.split())
+        assert targets == wanted or said[1][0].isspace() or said[3][0].isspace()
