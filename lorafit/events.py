@@ -137,6 +137,16 @@ class Finished(Event):
     path: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Answered(Event):
+    """A held-out `question`, answered by the base model and by the tuned one."""
+
+    name: ClassVar[str] = "answered"
+    question: str
+    base: str
+    tuned: str
+
+
 EVENTS: dict[str, type[Event]] = {kind.name: kind for kind in Event.__subclasses__()}
 
 
@@ -172,7 +182,7 @@ def _lines(path: Path) -> Iterator[Event]:
     for line in path.read_text("utf-8", errors="replace").splitlines():
         try:
             event = from_line(line)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, AttributeError, RecursionError):
             continue
         if event is not None:
             yield event
@@ -192,5 +202,8 @@ class EventLog:
         self._file.write(to_line(event) + "\n")
         self._file.flush()
 
-    def close(self) -> None:
+    def __enter__(self) -> "EventLog":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
         self._file.close()

@@ -54,6 +54,14 @@ class MicroBatch:
     def num_targets(self) -> int:
         return int(self.target_mask.sum())
 
+    def only(self, index: int) -> "MicroBatch":
+        """The micro-batch that holds this one's sample number `index` alone."""
+        start, end = self.segments[index : index + 2]
+        part, one = slice(start, end), slice(index, index + 1)
+        ends = np.asarray([0, end - start], np.int32)
+        ids, mask, positions = self.input_ids[part], self.target_mask[part], self.position_ids[part]
+        return MicroBatch(ids, mask, positions, ends, self.sample_ids[one], self.places[one])
+
 
 def pack(samples: Sequence[Sample], sample_ids: Sequence[int], places: Sequence[int]) -> MicroBatch:
     """The micro-batch that holds `samples` end to end, in the order given."""

@@ -1,7 +1,7 @@
 """What will be done? The config resolved for one machine, one model and one data set: no None, no "auto", no -1."""
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,11 @@ class Choice:
     setting: str
     value: str
     reason: str
+
+
+# Fields that decide only how a run is computed; quantization and optimizer change what is learned, and go with them.
+HOW = ("engine", "device", "precision", "quantization", "optimizer", "token_budget", "max_micro_batch", "recompute",
+       "loss_chunk", "save_steps", "eval_steps", "keep_checkpoints")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -75,3 +80,7 @@ class Plan:
             raise RunError(
                 _("This is not a plan."), where=path, found=error, fix=_("Give a run's plan.json.")
             ) from None
+
+    def computed_as(self, other: "Plan") -> "Plan":
+        """This plan, computed the way `other` is."""
+        return replace(self, **{name: getattr(other, name) for name in HOW})

@@ -1,0 +1,93 @@
+"""Which samples does a step learn from, and how are they shared out over micro-batches?
+
+Both are pure functions: no iterator has a state, so a checkpoint needs only the step's number (the law,
+docs/architecture.md). The split into micro-batches changes how fast a step runs, never what it learns.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lorafit.data.batch import MicroBatch, Sample, pack
+from lorafit.hashing import permutation
+from lorafit.plan.plan import Plan
+
+
+class Samples(Protocol):
+    """A data set in memory or mapped from disk."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+
+@lru_cache(maxsize=2)
+def _epoch_order(seed: int, epoch: int, rows: int) -> NDArray[np.int64]:
+    return np.asarray(permutation(seed, epoch, rows), np.int64)
+
+
+def stream_length(plan: Plan) -> int:
+    """Samples that the whole run learns from: rows x epochs, or steps x effective_batch where max_steps asks for more."""
+    rows = math.ceil(plan.train_samples * plan.num_epochs)
+    return rows if math.ceil(rows / plan.effective_batch) == plan.steps else plan.steps * plan.effective_batch
+
+
+def step_samples(plan: Plan, step: int) -> list[int]:
+    """Row numbers that step `step` (from 1) learns from: a slice of the stream of epochs, each its own permutation.
+
+    Slices are consecutive and may cross an epoch's end; the last takes what is left.
+    """
+    first = (step - 1) * plan.effective_batch
+    places = range(first, min(first + plan.effective_batch, stream_length(plan)))
+    rows = plan.train_samples
+    return [int(_epoch_order(plan.seed, place // rows, rows)[place % rows]) for place in places]
+
+
+def split(lengths: Sequence[int], token_budget: int, max_samples: int) -> list[list[int]]:
+    """Indices of `lengths` shared out so that each share holds at most `token_budget` tokens and `max_samples` samples.
+
+    First fit, longest first; a sample longer than the budget gets a share of its own.
+    """
+    shares: list[list[int]] = []
+    used: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        for number, share in enumerate(shares):
+            if used[number] + lengths[index] <= token_budget and len(share) < max_samples:
+                share.append(index)
+                used[number] += lengths[index]
+                break
+        else:
+            shares.append([index])
+            used.append(lengths[index])
+    return shares
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """A step, ready for the engine: its micro-batches and the sums over all of them."""
+
+    micro_batches: list[MicroBatch]
+    num_targets: int
+    num_tokens: int
+
+
+def batch(samples: Samples, rows: Sequence[int], token_budget: int, max_samples: int) -> StepBatch:
+    """The micro-batches that hold `rows` of `samples`; a sample's place is its index in `rows`."""
+    taken = [samples[row] for row in rows]
+    shares = split([len(sample) for sample in taken], token_budget, max_samples)
+    micro_batches = [pack([taken[i] for i in share], [rows[i] for i in share], share) for share in shares]
+    return StepBatch(micro_batches, sum(m.num_targets for m in micro_batches), sum(m.num_tokens for m in micro_batches))
+
+
+def lr_at(step: int, plan: Plan) -> float:
+    """Learning rate of step `step` (from 1): a linear rise over warmup_steps, then the schedule; never 0 in a step."""
+    if step <= plan.warmup_steps:
+        return plan.learning_rate * step / plan.warmup_steps
+    done = (step - 1 - plan.warmup_steps) / max(plan.steps - plan.warmup_steps, 1)
+    shape = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}
+    return plan.learning_rate * shape[plan.lr_scheduler]

@@ -1,0 +1,75 @@
+"""How does a token see only its own sample? Causal attention per segment, registered with transformers.
+
+No mask is ever made: padding-free rows and transformers' dense masks would cost T x T and be slower than padding.
+Letters: T tokens, N query heads, D head width.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface, PreTrainedModel
+
+NAME = "lorafit_segments"
+
+
+def segment_attention(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: query [1,N,T,D], key and value [1,heads,T,D] -> [1,T,N,D].
+
+    `cu_seq_lens_q` holds the segments' ends; `sliding_window`, `softcap` and `scaling` are honoured.
+    """
+    ends: list[int] = options["cu_seq_lens_q"].tolist()
+    lengths = [b - a for a, b in zip(ends, ends[1:], strict=False)]
+    parts = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
+    scaling, window, softcap = options.get("scaling"), options.get("sliding_window"), options.get("softcap")
+    outs = [_one_segment(q, k, v, scaling, window, softcap) for q, k, v in parts]
+    return torch.cat(outs, 2).transpose(1, 2), None
+
+
+def _one_segment(
+    q: Tensor, k: Tensor, v: Tensor, scaling: float | None, window: int | None, softcap: float | None
+) -> Tensor:
+    length = q.shape[2]
+    if softcap is None:
+        mask = None if window is None or window >= length else _allowed(length, window, q.device)
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
+        )
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    scores = q @ k.transpose(2, 3) * (q.shape[3] ** -0.5 if scaling is None else scaling)
+    scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.masked_fill(~_allowed(length, window or length, q.device), float("-inf"))
+    return torch.softmax(scores.float(), -1).to(q.dtype) @ v
+
+
+def _allowed(length: int, window: int, device: torch.device) -> Tensor:
+    """Bool [length, length]: row may see column when it is not later, and less than `window` away."""
+    row = torch.arange(length, device=device)
+    distance = row[:, None] - row[None, :]
+    return (distance >= 0) & (distance < window)
+
+
+def own_attention(model: PreTrainedModel) -> str:
+    """The model's plain attention in transformers: eager where logits are soft-capped, which SDPA cannot do."""
+    text = model.config.get_text_config()
+    return "eager" if getattr(text, "attn_logit_softcapping", None) else "sdpa"
+
+
+@contextmanager
+def attention(model: PreTrainedModel, name: str) -> Iterator[None]:
+    """Run `model` with the attention called `name` inside the context."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+AttentionInterface.register(NAME, segment_attention)

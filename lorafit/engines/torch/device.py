@@ -1,0 +1,109 @@
+"""How do CUDA, MPS and CPU differ under torch? One table; `if device ==` stands nowhere else."""
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lorafit.engines.base import OutOfMemory
+from lorafit.errors import EngineError, HardwareError
+from lorafit.messages import _
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Device:
+    """What the engine must know of a device. `peak_bytes` is None where torch cannot tell."""
+
+    name: str
+    available: Callable[[], bool]
+    peak_bytes: Callable[[], int | None]
+    empty_cache: Callable[[], None]
+    recommended_bytes: Callable[[], int | None]  # what may be used in all, as the driver says
+    fused_adamw: bool = True  # MPS has no foreach kernels: without fused it would loop over tensors
+
+
+def _cpu_peak_bytes() -> int | None:
+    """Peak resident bytes of this process: VmHWM on Linux, ru_maxrss (bytes there) on macOS."""
+    if sys.platform == "linux":
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        return int(found[1]) * 1024 if found else None
+    if sys.platform == "darwin":
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return None
+
+
+def _mps_peak_bytes() -> int | None:
+    """torch.mps keeps no peak of its own; since 2.13 torch.accelerator has one for it. Else what is held now."""
+    accelerator = getattr(torch, "accelerator", None)
+    peak = getattr(accelerator, "max_memory_allocated", None)
+    try:
+        return int(peak()) if peak else int(torch.mps.driver_allocated_memory())
+    except RuntimeError:
+        return None
+
+
+def _cuda_free_bytes() -> int | None:
+    return int(torch.cuda.mem_get_info()[0])
+
+
+DEVICES = {
+    "cuda": Device(
+        "cuda", torch.cuda.is_available, torch.cuda.max_memory_allocated, torch.cuda.empty_cache, _cuda_free_bytes
+    ),
+    "mps": Device(
+        "mps",
+        torch.backends.mps.is_available,
+        _mps_peak_bytes,
+        torch.mps.empty_cache,
+        torch.mps.recommended_max_memory,
+    ),
+    "cpu": Device("cpu", lambda: True, _cpu_peak_bytes, lambda: None, lambda: None),
+}
+
+
+def get_device(name: str) -> Device:
+    """The device called `name`, there and ready. Raises HardwareError when this torch cannot use it."""
+    device = DEVICES[name]
+    if not device.available():
+        raise HardwareError(
+            _("PyTorch cannot use the device `{name}` here.").format(name=name),
+            found=f"torch {torch.__version__}",
+            fix=_("`lorafit doctor` says what is missing; --device cpu works everywhere."),
+        )
+    return device
+
+
+def measured_bytes(name: str) -> int | None:
+    """Bytes that the driver lets `name` use now (Metal's recommended working set; CUDA's free memory); None on the CPU."""
+    return get_device(name).recommended_bytes()
+
+
+# Substrings of what backends say, lower case, and what it means (docs/architecture.md, "Failures").
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "invalid buffer size", "std::bad_alloc")
+UNSUPPORTED = ("not currently implemented for the mps device",)
+BROKEN = ("cuda error", "cublas_status", "device-side assert")
+
+
+@contextmanager
+def translated(device: Device) -> Iterator[None]:
+    """Turn the backend's exceptions into OutOfMemory and EngineError. Others are our own bugs and pass."""
+    try:
+        yield
+    except (RuntimeError, MemoryError, NotImplementedError) as error:
+        text = str(error).lower()
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(t in text for t in OUT_OF_MEMORY):
+            raise OutOfMemory(_("Out of memory on {device}.").format(device=device.name), found=error) from error
+        if any(t in text for t in UNSUPPORTED):
+            fix = _("PYTORCH_ENABLE_MPS_FALLBACK=1 in the environment lets the CPU do it, slowly; or --device cpu.")
+            raise EngineError(_("An operation has no kernel on this device."), found=error, fix=fix) from error
+        if any(t in text for t in BROKEN):
+            raise EngineError(_("The device failed."), found=error, fix=_("Start again with --resume.")) from error
+        raise

@@ -1,0 +1,297 @@
+"""The PyTorch engine: the Engine protocol (engines/base.py) over transformers' models, padding-free.
+
+Letters: T tokens of a micro-batch, N its targets, H hidden.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from lorafit import hashing
+from lorafit.adapter import AdapterConfig, lora_names, module_of, read_adapter, target_names, write_adapter
+from lorafit.data.batch import MicroBatch
+from lorafit.engines.base import Facts, LossSum, OutOfMemory, Probe, Setup, StepResult
+from lorafit.engines.torch import checks
+from lorafit.engines.torch.attention import attention, own_attention
+from lorafit.engines.torch.device import DTYPES, get_device, translated
+from lorafit.engines.torch.lora import DropoutKeys, LoRALinear
+from lorafit.engines.torch.loss import head_of, target_loss
+from lorafit.engines.torch.model import (
+    Recompute,
+    add_lora,
+    decoder_layers,
+    find_targets,
+    load_base,
+    prepare_environment,
+    untrained_weights,
+)
+from lorafit.engines.torch.optimizer import Optimizer
+from lorafit.engines.torch.scaler import LossScale
+from lorafit.errors import AdapterError, EngineError
+from lorafit.messages import _
+from lorafit.plan.plan import Plan
+from lorafit.sampling import Sampling, pick
+
+DEFAULT_CHUNK = 128  # targets whose logits are made at once, where no plan says otherwise
+
+
+class TorchEngine:
+    """One base model on one device, with at most one adapter."""
+
+    @classmethod
+    def open(cls, setup: Setup) -> "TorchEngine":
+        """Load the base, put a fresh adapter on it where there is a plan, and check both. Raises LorafitErrors."""
+        prepare_environment(setup.device)
+        engine = cls(setup)
+        if setup.plan is not None:
+            engine._start_training(setup.plan)
+        return engine
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup, self.device = setup, get_device(setup.device)
+        with translated(self.device):
+            if setup.device != "cpu":
+                checks.self_test(setup.device, DTYPES[setup.precision])
+            self.model = load_base(setup)
+        self.head = head_of(self.model)
+        self.recompute = Recompute(decoder_layers(self.model)[1])
+        self.dropout = DropoutKeys(0.0)
+        self.layers: dict[str, LoRALinear] = {}
+        self.adapter: AdapterConfig | None = None
+        self.packs, self.chunk, self.seed = True, DEFAULT_CHUNK, 0
+        self.facts = Facts(0, [], True)
+
+    # --- the adapter
+
+    def _start_training(self, plan: Plan) -> None:
+        self.plan, self.chunk, self.seed = plan, plan.loss_chunk, plan.seed
+        self.dropout.p = plan.lora_dropout
+        names = find_targets(self.model, plan.lora_targets)
+        self._attach(AdapterConfig(self.setup.model_name, plan.lora_r, plan.lora_alpha, plan.lora_dropout, names))
+        for layer in self.layers.values():
+            layer.reset(plan.seed)
+        self.optimizer = Optimizer(self._parameters(), plan, self.device)
+        self.scale = LossScale(enabled=self.setup.precision == "fp16")
+        self.set_recompute(plan.recompute)
+        with translated(self.device):
+            notes = self._check_packing()
+        if kinds := untrained_weights(self.model):
+            notes.append(_("Not trained, since no linear layer carries them: {names}.").format(names=", ".join(kinds)))
+        count = sum(p.numel() for p in self._parameters().values())
+        self.facts = Facts(count, list(self.layers), self.packs, notes)
+
+    def _attach(self, config: AdapterConfig) -> None:
+        self.adapter = config
+        self.layers = add_lora(self.model, config.target_modules, config.r, config.scale, self.dropout)
+
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        """All trainable parameters by their names in PEFT's files."""
+        named: dict[str, nn.Parameter] = {}
+        for module, layer in self.layers.items():
+            named |= dict(zip(lora_names(module), (layer.lora_A, layer.lora_B), strict=True))
+        return named
+
+    def _check_packing(self) -> list[str]:
+        """Packed must equal one by one, with B not zero so that every gradient counts; else samples go one by one."""
+        layers = list(self.layers.values())
+        with torch.no_grad():
+            for layer in layers:
+                layer.lora_B.fill_(0.01)
+        parameters = [p for layer in layers for p in (layer.lora_A, layer.lora_B)]
+        dropout, self.dropout.p = self.dropout.p, 0.0
+        try:
+            off = max(checks.packing_error(self.model, self.head, parameters, self.setup.device))
+        finally:
+            self.dropout.p = dropout
+            with torch.no_grad():
+                for layer in layers:
+                    layer.lora_B.zero_()
+        self.packs = off <= checks.TOLERANCE[DTYPES[self.setup.precision]]
+        if self.packs:
+            return []
+        return [_("Packed samples do not equal single ones in this model (off by {off:.1%}): it trains sample by sample.").format(off=off)]
+
+    # --- training
+
+    def step(self, step: int, micro_batches: Sequence[MicroBatch], total_targets: int, lr: float) -> StepResult:
+        """One update (see engines/base.py). In fp16 an overflow halves the scale and the same step is computed again."""
+        try:
+            with translated(self.device):
+                loss_sum = self._accumulate(step, micro_batches, total_targets)
+                norm = self._gradient_norm()
+                while not math.isfinite(norm) and self.scale.shrink():
+                    self.optimizer.drop_gradients()
+                    loss_sum = self._accumulate(step, micro_batches, total_targets)
+                    norm = self._gradient_norm()
+                if not math.isfinite(norm):
+                    raise self._diverged(step, norm)
+                self._clip(norm)
+                self.optimizer.update(lr)
+                self.scale.grow()
+        except OutOfMemory:
+            self.device.empty_cache()
+            raise
+        finally:
+            self.optimizer.drop_gradients()
+        return StepResult(loss_sum, norm, self.peak_bytes())
+
+    def _diverged(self, step: int, norm: float) -> EngineError:
+        fix = _("Go on from the last checkpoint with a lower --learning_rate in a new run, or look at the data of this step.")
+        return EngineError(_("The gradient of step {step} is not a number.").format(step=step), found=norm, fix=fix)
+
+    def _accumulate(self, step: int, micro_batches: Sequence[MicroBatch], total_targets: int) -> float:
+        """Gradients of all micro-batches into .grad; the sum of their losses."""
+        weight = self.scale.value / total_targets
+        losses = [self._forward_backward(m, step, weight) for micro in micro_batches for m in self._packable(micro)]
+        return float(torch.stack(losses).sum())
+
+    def _packable(self, micro: MicroBatch) -> Iterator[MicroBatch]:
+        """`micro` as it is, or, for a model that does not pack, each of its samples alone."""
+        if self.packs:
+            yield micro
+            return
+        for index in range(len(micro.sample_ids)):
+            yield micro.only(index)
+
+    def _forward_backward(self, micro: MicroBatch, step: int, weight: float) -> Tensor:
+        if self.dropout.p > 0:
+            places = np.repeat(micro.places, np.diff(micro.segments))
+            rows = hashing.dropout_row_keys(self.seed, step, places, micro.position_ids)
+            self.dropout.set_rows(rows, self.layers[next(iter(self.layers))].lora_A.device)
+        hidden_TH, before, targets = self._hidden(micro)
+        picked_NH = hidden_TH.detach().index_select(0, before)
+        loss, grad_NH = target_loss(picked_NH, targets, self.head, self.chunk, weight)
+        assert grad_NH is not None
+        hidden_TH.backward(torch.zeros_like(hidden_TH).index_copy_(0, before, grad_NH))
+        self.dropout.rows_T = None
+        return loss
+
+    def _hidden(self, micro: MicroBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Last hidden states [T,H], the places [N] before each target, and the targets [N]."""
+        device = self.setup.device
+        input_ids = torch.from_numpy(micro.input_ids.astype(np.int64))
+        places = np.flatnonzero(micro.target_mask)
+        options: dict[str, Any] = {"input_ids": input_ids.to(device)[None], "use_cache": False}
+        if self.packs:
+            options["position_ids"] = torch.from_numpy(micro.position_ids.astype(np.int64)).to(device)[None]
+            options["cu_seq_lens_q"] = torch.from_numpy(micro.segments)
+            hidden: Tensor = self.model.get_decoder()(**options).last_hidden_state[0]
+        else:
+            with attention(self.model, own_attention(self.model)):
+                hidden = self.model.get_decoder()(**options).last_hidden_state[0]
+        return hidden, torch.from_numpy(places - 1).to(device), input_ids[places].to(device)
+
+    def _gradient_norm(self) -> float:
+        """Norm over all parameters of the step's gradient, unscaled."""
+        norms = [p.grad.norm() for p in self._parameters().values() if p.grad is not None]
+        return float(torch.stack(norms).norm()) / self.scale.value if norms else 0.0
+
+    def _clip(self, norm: float) -> None:
+        limit = self.plan.max_grad_norm
+        factor = min(1.0, limit / (norm + 1e-6)) if limit > 0 else 1.0
+        factor /= self.scale.value
+        if factor != 1.0:
+            for parameter in self._parameters().values():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor)
+
+    def probe(self, micro_batch: MicroBatch) -> Probe:
+        began = time.monotonic()
+        with translated(self.device):
+            try:
+                self._accumulate(0, [micro_batch], max(micro_batch.num_targets, 1))
+            finally:
+                self.optimizer.drop_gradients()
+        return Probe(time.monotonic() - began, self.peak_bytes())
+
+    def set_recompute(self, layers: int) -> None:
+        self.recompute.count = layers
+
+    def evaluate(self, micro_batches: Sequence[MicroBatch]) -> LossSum:
+        losses, num_targets = [], 0
+        with translated(self.device), torch.no_grad():
+            for micro in (m for packed in micro_batches for m in self._packable(packed)):
+                hidden_TH, before, targets = self._hidden(micro)
+                loss, _grad = target_loss(hidden_TH.index_select(0, before), targets, self.head, self.chunk, None)
+                losses.append(loss)
+                num_targets += len(targets)
+        return LossSum(float(torch.stack(losses).double().sum()) if losses else 0.0, num_targets)
+
+    # --- disk
+
+    def save(self, folder: Path) -> None:
+        self.save_adapter(folder)
+        self.optimizer.save(folder)
+        self.scale.save(folder)
+
+    def load(self, folder: Path) -> None:
+        self._copy_weights(folder)
+        self.optimizer.load(folder)
+        self.scale.load(folder)
+
+    def save_adapter(self, folder: Path) -> None:
+        assert self.adapter is not None
+        tensors = {name: p.detach().cpu().numpy() for name, p in self._parameters().items()}
+        names = target_names(self.layers, self._linear_names())
+        write_adapter(folder, replace(self.adapter, target_modules=names), tensors)
+
+    def _linear_names(self) -> list[str]:
+        plain = (name for name, module in self.model.named_modules() if isinstance(module, (nn.Linear, LoRALinear)))
+        return [name for name in plain if not name.endswith(".base")]
+
+    def load_adapter(self, folder: Path) -> None:
+        if not self.layers:
+            config, tensors = read_adapter(folder)
+            modules = sorted({parts[0] for name in tensors if (parts := module_of(name))})
+            known = set(self._linear_names())
+            if missing := [m for m in modules if m not in known]:
+                raise self._other_base(folder, missing[0])
+            self._attach(replace(config, target_modules=modules))
+            self.facts = Facts(sum(p.numel() for p in self._parameters().values()), modules, self.packs)
+        self._copy_weights(folder)
+
+    def _copy_weights(self, folder: Path) -> None:
+        _config, tensors = read_adapter(folder)
+        for name, parameter in self._parameters().items():
+            array = tensors.get(name)
+            if array is None or array.shape != tuple(parameter.shape):
+                found = _("absent") if array is None else f"{array.shape} != {tuple(parameter.shape)}"
+                raise self._other_base(folder, f"{name}: {found}")
+            with torch.no_grad():
+                parameter.copy_(torch.from_numpy(array))
+
+    def _other_base(self, folder: Path, found: str) -> AdapterError:
+        fix = _("Name the base it was trained on with --base_model, or another adapter.")
+        what = _("This adapter does not fit the base model {model}.").format(model=self.setup.model_name)
+        return AdapterError(what, where=folder, found=found, fix=fix)
+
+    # --- answering
+
+    def set_adapter(self, on: bool) -> None:
+        for layer in self.layers.values():
+            layer.on = on
+
+    def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Iterator[int]:
+        rng = np.random.default_rng(sampling.seed)
+        cache = DynamicCache(config=self.model.config)
+        ids = list(prompt_ids)
+        for _i in range(sampling.max_new_tokens):
+            with translated(self.device), torch.inference_mode(), attention(self.model, own_attention(self.model)):
+                input_ids = torch.tensor([ids], device=self.setup.device)
+                logits = self.model(input_ids=input_ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+                token = pick(logits[0, -1].float().cpu().numpy(), sampling, rng)
+            if token in sampling.stop_ids:
+                return
+            yield token
+            ids = [token]
+
+    def peak_bytes(self) -> int | None:
+        return self.device.peak_bytes()

@@ -1,0 +1,136 @@
+"""How does a base model come into memory, and where in it does LoRA go?"""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers.utils import logging
+
+from lorafit.engines.base import Setup
+from lorafit.engines.torch.attention import NAME
+from lorafit.engines.torch.device import DTYPES
+from lorafit.engines.torch.lora import DropoutKeys, LoRALinear
+from lorafit.errors import ConfigError, ModelError
+from lorafit.messages import _
+
+logging.set_verbosity_error()
+logging.disable_progress_bar()
+
+
+def _quantization(setup: Setup) -> BitsAndBytesConfig | None:
+    """NF4 with double quantisation, or LLM.int8; the arithmetic stays in the plan's precision."""
+    if setup.quantization == "4bit":
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=DTYPES[setup.precision],
+        )
+    return BitsAndBytesConfig(load_in_8bit=True) if setup.quantization == "8bit" else None
+
+
+def load_base(setup: Setup) -> PreTrainedModel:
+    """The base model on its device, frozen, in eval mode, with attention per segment. Raises ModelError.
+
+    The device is named even where it is the CPU: with quantisation transformers leaves weights on the CPU otherwise.
+    """
+    options: dict[str, Any] = {"quantization_config": config} if (config := _quantization(setup)) else {}
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            setup.folder,
+            dtype=DTYPES[setup.precision],
+            attn_implementation=NAME,
+            device_map={"": setup.device},
+            trust_remote_code=setup.trust_remote_code,
+            local_files_only=True,
+            **options,
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(_("The base model cannot be loaded."), where=setup.folder, found=error) from error
+    return model.eval().requires_grad_(False)
+
+
+def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """Name and list of the decoder's layers: the longest ModuleList in the decoder. Raises ModelError."""
+    lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList)]
+    if not lists:
+        raise ModelError(_("This model has no decoder layers that LoRA could go into."), found=type(model).__name__)
+    return max(lists, key=lambda pair: len(pair[1]))
+
+
+def find_targets(model: PreTrainedModel, targets: str) -> list[str]:
+    """Full names of the linear layers that get an adapter. Raises ConfigError when a name in `targets` matches none."""
+    prefix, _layers = decoder_layers(model)
+    linears = [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and name.startswith(prefix + ".")]
+    if targets == "all-linear":
+        return linears
+    wanted = [name.strip() for name in targets.split(",") if name.strip()]
+    missing = [w for w in wanted if not any(n == w or n.endswith("." + w) for n in linears)]
+    if missing or not wanted:
+        raise ConfigError(
+            _("lora_targets names layers that this model does not have."),
+            where=f"lora_targets: {targets}",
+            found=", ".join(missing),
+            fix=_("It has: {names}; or use all-linear.").format(names=", ".join(sorted({short(n) for n in linears}))),
+        )
+    return [n for n in linears if any(n == w or n.endswith("." + w) for w in wanted)]
+
+
+def short(name: str) -> str:
+    """`model.layers.0.self_attn.q_proj` -> `q_proj`."""
+    return name.rpartition(".")[2]
+
+
+def untrained_weights(model: PreTrainedModel) -> list[str]:
+    """Kinds of weights in the decoder layers that no linear layer carries (fused experts): LoRA leaves them alone."""
+    prefix, _layers = decoder_layers(model)
+    named = (n for n, p in model.named_parameters() if p.dim() >= 3 and n.startswith(prefix + "."))
+    return sorted({re.sub(r"^.*?\.\d+\.", "", name) for name in named})
+
+
+def add_lora(model: PreTrainedModel, names: list[str], r: int, scale: float, dropout: DropoutKeys) -> dict[str, LoRALinear]:
+    """Put a LoRALinear around each linear layer in `names`; return them by name."""
+    layers = {}
+    for name in names:
+        parent, _dot, attribute = name.rpartition(".")
+        owner = model.get_submodule(parent)
+        layers[name] = LoRALinear(getattr(owner, attribute), name, r, scale, dropout)
+        setattr(owner, attribute, layers[name])
+    return layers
+
+
+class Recompute:
+    """Lets the first `count` decoder layers drop their activations and compute them again in the backward pass."""
+
+    def __init__(self, layers: nn.ModuleList) -> None:
+        self.count = 0
+        for index, layer in enumerate(layers):
+            layer.forward = self._wrapped(index, layer.forward)
+
+    def _wrapped(self, index: int, forward: Any) -> Any:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if index >= self.count or not torch.is_grad_enabled():
+                return forward(*args, **kwargs)
+            # Dropout is drawn from keys, so there is no generator's state to keep.
+            return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+        return run
+
+
+def prepare_environment(device: str) -> None:
+    """Set what torch's allocators read once, before the device is touched; what the user has set stays."""
+    if device == "mps":  # the default lets MPS take 1.7 times what Metal recommends: more than the RAM of a small Mac
+        os.environ.setdefault("PYTORCH_MPS_HIGH_WATERMARK_RATIO", "1.0")
+        os.environ.setdefault("PYTORCH_MPS_LOW_WATERMARK_RATIO", "0.9")
+    if device == "cuda":
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+
+
+def model_folder_has_code(folder: Path) -> bool:
+    """Does the model come with code of its own, which runs only with --trust_remote_code?"""
+    return any(folder.glob("modeling_*.py"))

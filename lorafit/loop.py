@@ -1,0 +1,164 @@
+"""THE training loop: takes a plan, obeys it, yields what happened and prints nothing."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorafit.checkpoint import prune, save_checkpoint, whole_folder
+from lorafit.data.steps import Samples, StepBatch, batch, lr_at, step_samples, stream_length
+from lorafit.engines.base import Engine, OutOfMemory, StepResult
+from lorafit.events import EvalDone, Event, Finished, Saved, StepDone, Stopped, Warned
+from lorafit.messages import _
+from lorafit.plan.plan import Plan
+from lorafit.rundir import RunDir
+
+SAVE_SECONDS = 600.0  # what a crash costs at most, where --save_steps does not say otherwise
+
+
+@dataclass
+class Progress:
+    """Where a run stands. Read back from its events, so that nothing but the step number need be saved."""
+
+    done: int = 0  # steps
+    seconds: float = 0.0  # spent in steps
+    token_budget: int | None = None  # lower than the plan's after memory ran out
+    first_loss: float | None = None  # on the validation set, before the first step
+    last_loss: float | None = None
+    best_step: int | None = None
+    best_loss: float | None = None
+
+    def see(self, event: Event) -> None:
+        """Take note of an event of this run."""
+        if isinstance(event, StepDone):
+            self.done, self.seconds = event.step, self.seconds + event.seconds
+        elif isinstance(event, EvalDone):
+            self.last_loss = event.loss
+            if event.step == 0:
+                self.first_loss = event.loss
+            if event.best:
+                self.best_step, self.best_loss = event.step, event.loss
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that training needs. `dress` adds to an adapter's folder what chatting needs; `stop` gives a signal's number."""
+
+    engine: Engine
+    train_set: Samples
+    valid_set: Samples
+    run: RunDir
+    plan: Plan
+    dress: Callable[[Path], None]
+    stop: Callable[[], int | None]
+
+
+def train(job: Job, progress: Progress) -> Iterator[Event]:
+    """All steps after `progress.done`, with evaluations and checkpoints; final_model/ at the end."""
+    for event in _events(job, progress):
+        progress.see(event)
+        yield event
+
+
+def _events(job: Job, progress: Progress) -> Iterator[Event]:
+    plan, saved_at = job.plan, time.monotonic()
+    if progress.done == 0 and progress.first_loss is None:
+        yield from _evaluate(job, progress, 0)
+    for step in range(progress.done + 1, plan.steps + 1):
+        yield from _step(job, progress, step)
+        if step == plan.steps or (plan.eval_steps > 0 and step % plan.eval_steps == 0):
+            yield from _evaluate(job, progress, step)
+        signal = job.stop() if step < plan.steps else None
+        if signal or _save_due(plan, step, time.monotonic() - saved_at):
+            yield _save(job, step)
+            saved_at = time.monotonic()
+        if signal:
+            yield Stopped(step=step, signal=signal)
+            return
+    yield _finish(job, progress)
+
+
+def _save_due(plan: Plan, step: int, seconds: float) -> bool:
+    if step == plan.steps:
+        return True
+    return step % plan.save_steps == 0 if plan.save_steps > 0 else seconds >= SAVE_SECONDS
+
+
+def _step(job: Job, progress: Progress, step: int) -> Iterator[Event]:
+    """One update. When memory runs out the same step is split smaller and computed again: nothing is lost or skipped."""
+    plan, began = job.plan, time.monotonic()
+    rows = step_samples(plan, step)
+    while True:
+        budget = progress.token_budget or plan.token_budget
+        data = batch(job.train_set, rows, budget, plan.max_micro_batch)
+        try:
+            result = job.engine.step(step, data.micro_batches, data.num_targets, lr_at(step, plan))
+            break
+        except OutOfMemory:
+            if all(len(micro.sample_ids) == 1 for micro in data.micro_batches):
+                raise
+            progress.token_budget = budget // 2
+            text = _("Memory ran out: the step is computed again, {budget} tokens at a time.")
+            yield Warned(step=step - 1, text=text.format(budget=budget // 2))
+    yield _step_done(plan, step, data, result, time.monotonic() - began)
+
+
+def _step_done(plan: Plan, step: int, data: StepBatch, result: StepResult, seconds: float) -> StepDone:
+    return StepDone(
+        step=step,
+        loss=result.loss_sum / data.num_targets,
+        target_tokens=data.num_targets,
+        tokens=data.num_tokens,
+        grad_norm=result.grad_norm,
+        lr=lr_at(step, plan),
+        seconds=seconds,
+        peak_bytes=result.peak_bytes,
+        micro_batches=len(data.micro_batches),
+        epoch=min(step * plan.effective_batch, stream_length(plan)) / plan.train_samples,
+    )
+
+
+def _evaluate(job: Job, progress: Progress, step: int) -> Iterator[Event]:
+    """Loss on the validation set; the best adapter so far is kept in best_model/."""
+    if not len(job.valid_set):
+        return
+    began = time.monotonic()
+    budget = progress.token_budget or job.plan.token_budget
+    data = batch(job.valid_set, range(len(job.valid_set)), budget, job.plan.max_micro_batch)
+    loss = job.engine.evaluate(data.micro_batches).mean
+    best = step > 0 and (progress.best_loss is None or loss < progress.best_loss)
+    if best:
+        save_adapter(job, job.run.best_model)
+    seconds = time.monotonic() - began
+    yield EvalDone(step=step, loss=loss, target_tokens=data.num_targets, seconds=seconds, best=best)
+
+
+def save_adapter(job: Job, target: Path) -> None:
+    """Write the adapter, and what chatting needs beside it, into `target`: whole or not at all."""
+    with whole_folder(target) as folder:
+        job.engine.save_adapter(folder)
+        job.dress(folder)
+
+
+def _save(job: Job, step: int) -> Saved:
+    def write(folder: Path) -> None:
+        job.engine.save(folder)
+        job.dress(folder)
+
+    saved = save_checkpoint(job.run, step, write)
+    prune(job.run, job.plan.keep_checkpoints)
+    path = saved.path.relative_to(job.run.path).as_posix()
+    return Saved(step=step, path=path, bytes=saved.bytes, seconds=saved.seconds)
+
+
+def _finish(job: Job, progress: Progress) -> Finished:
+    save_adapter(job, job.run.final_model)
+    return Finished(
+        step=job.plan.steps,
+        seconds=progress.seconds,
+        valid_loss_before=progress.first_loss,
+        valid_loss_after=progress.last_loss,
+        best_step=progress.best_step,
+        best_loss=progress.best_loss,
+        path=job.run.final_model.relative_to(job.run.path).as_posix(),
+    )

@@ -1,0 +1,57 @@
+"""Which engines, exporters and clouds are there, and how is one of them opened? Names to "module:attribute", imported when asked for."""
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+from lorafit.errors import ConfigError, LorafitError
+from lorafit.messages import _
+
+
+@dataclass(frozen=True)
+class Entry:
+    """`target` is "module:attribute"; `install` is the command that brings what its module needs."""
+
+    target: str
+    install: str
+
+
+_TORCH = "pip install lorafit torch transformers"
+
+ENGINES: dict[str, Entry] = {
+    "torch": Entry("lorafit.engines.torch.engine:TorchEngine", _TORCH),
+}
+EXPORTERS: dict[str, Entry] = {}
+CLOUDS: dict[str, Entry] = {}
+
+# Whether a device computes rightly; a function (device name) that raises HardwareError.
+MEASURED_BYTES = Entry("lorafit.engines.torch.device:measured_bytes", _TORCH)
+SELF_TEST = Entry("lorafit.engines.torch.checks:self_test", _TORCH)
+
+
+def find(kind: dict[str, Entry], name: str) -> Entry:
+    """The entry called `name`. Raises ConfigError that lists the names there are."""
+    if name not in kind:
+        known = ", ".join(sorted(kind)) or "-"
+        raise ConfigError(
+            _("Nothing is registered under `{name}`.").format(name=name),
+            found=name,
+            fix=_("Known: {known}.").format(known=known),
+        )
+    return kind[name]
+
+
+def load(entry: Entry) -> Any:
+    """What `entry` names, imported now. Raises LorafitError with the install command when a package is missing."""
+    module, _colon, attribute = entry.target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "lorafit":
+            raise
+        raise LorafitError(
+            _("The package `{name}` is not installed.").format(name=error.name),
+            where=entry.target,
+            found=error,
+            fix=_("Install it: {command}").format(command=entry.install),
+        ) from None

@@ -1,0 +1,98 @@
+"""Where does an interrupted run go on? Its settings, its latest good checkpoint, and what may not have changed."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lorafit.checkpoint import latest_good
+from lorafit.config import COMMAND_FIELDS, TrainConfig, make_config, read_yaml, what_fields
+from lorafit.errors import RunError
+from lorafit.events import Finished, read_events
+from lorafit.hardware import Machine
+from lorafit.loop import Progress
+from lorafit.messages import _
+from lorafit.plan.plan import Plan
+from lorafit.rundir import RunDir, find
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """A run to go on with: after `progress.done` steps, from `checkpoint` (None: from the start)."""
+
+    run: RunDir
+    checkpoint: Path | None
+    progress: Progress
+    bad: list[tuple[Path, str]]  # newer checkpoints that are damaged, and how
+
+
+def saved_config(run: RunDir) -> TrainConfig:
+    """The settings that `run` was started with."""
+    return make_config(read_yaml(run.config), where=run.config)
+
+
+def interrupted(config: TrainConfig) -> Interrupted:
+    """The run that `config.resume` names. Raises RunError when it is finished, or a what-setting differs."""
+    run = find(config.resume or "latest", Path(config.output_dir))
+    if any(isinstance(event, Finished) for event in read_events(run.events)):
+        fix = _("Try it: {command}. To train it further, start a new run with --init_adapter {adapter}.")
+        command = f"python inference.py --lora_weights {run.path} --interactive"
+        raise RunError(_("This run is finished."), where=run.path, fix=fix.format(command=command, adapter=run.final_model))
+    refuse_changes(run, saved_config(run), config)
+    checkpoint, bad = latest_good(run)
+    done = 0 if checkpoint is None else int(json.loads((checkpoint / "state.json").read_text())["step"])
+    progress = Progress()
+    for event in read_events(run.events):
+        if event.step <= done:
+            progress.see(event)
+    progress.done = done
+    return Interrupted(run, checkpoint, progress, bad)
+
+
+def refuse_changes(run: RunDir, saved: TrainConfig, config: TrainConfig) -> None:
+    """Raise RunError when a setting that decides what is learned differs from the run's own."""
+    for name in what_fields():
+        before, now = getattr(saved, name), getattr(config, name)
+        if before != now:
+            raise _changed(run, name, before, now)
+
+
+def refuse_other_data(run: RunDir, before: str, now: str) -> None:
+    """Raise RunError when the data, as tokens, are no longer what the run was started with."""
+    if before != now:
+        raise _changed(run, "data_digest", before[:16], now[:16])
+
+
+def _changed(run: RunDir, name: str, before: object, now: object) -> RunError:
+    return RunError(
+        _("A resumed run learns the same as before: `{name}` may not change.").format(name=name),
+        where=run.path,
+        found=_("it was {before}, now it is {now}").format(before=before, now=now),
+        fix=_("Leave it as it was, or start a new run (with --init_adapter to go on from this one's weights)."),
+    )
+
+
+def plan_for(run: RunDir, machine: Machine, config: TrainConfig, fresh: Plan) -> Plan:
+    """The run's own plan; on another machine, or with other how-settings, `fresh`, which was made for these.
+
+    On the same machine base weights stay quantised, and moments kept, as they were.
+    """
+    before = Plan.load(run.plan)
+    refuse_other_data(run, before.data_digest, fresh.data_digest)
+    if _other_machine(run, machine):
+        return fresh
+    if _how_settings(saved_config(run)) == _how_settings(config):
+        return before
+    return replace(fresh, quantization=before.quantization, optimizer=before.optimizer)
+
+
+def _how_settings(config: TrainConfig) -> dict[str, object]:
+    return config.model_dump(exclude={*what_fields(), *COMMAND_FIELDS, "output_dir", "demo"})
+
+
+def _other_machine(run: RunDir, machine: Machine) -> bool:
+    try:
+        before = Machine.from_json(run.machine.read_text("utf-8"))
+    except (OSError, ValueError, TypeError, KeyError):
+        return True
+    same = ("system", "arch", "chip", "cores", "memory_bytes", "torch_version")
+    return any(getattr(before, name) != getattr(machine, name) for name in same)

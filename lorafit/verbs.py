@@ -1,0 +1,245 @@
+"""What can a user ask for? One function a verb; each returns data or events and prints nothing."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from lorafit import hardware, registry, rundir
+from lorafit.adapter import ChatSettings, read_adapter_config, read_chat_settings
+from lorafit.config import TrainConfig, read_yaml
+from lorafit.demo import Say, cache_folder, silent
+from lorafit.engines.base import Engine, Setup
+from lorafit.engines.tokenizer import load_tokenizer
+from lorafit.errors import AdapterError, ConfigError, DataError, LorafitError
+from lorafit.events import Event
+from lorafit.generate import Chat
+from lorafit.hardware import Machine
+from lorafit.hub import find_model
+from lorafit.messages import _
+from lorafit.modelspec import TOKENIZER_FILES, read_spec
+from lorafit.plan import fit, numbers
+from lorafit.rundir import RunInfo
+from lorafit.sampling import Sampling
+from lorafit.units import bytes_text
+from lorafit.worker import work
+
+FLOAT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
+
+
+def train(config: TrainConfig) -> Iterator[Event]:
+    """Fine-tune as `config` says, or go on with a run (config.resume); what happens comes as events. Raises LorafitErrors."""
+    return work(config)
+
+
+def settings_of_run(name: str, output_dir: Path) -> dict[str, Any]:
+    """The settings that the run called `name` ("latest": the newest in `output_dir`) was begun with. Raises RunError."""
+    return read_yaml(rundir.find(name, output_dir).config)
+
+
+# chat
+
+
+class ChatRequest(BaseModel):
+    """Talk to a model, with the adapter of a run or as it is."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    lora_weights: str | None = Field(
+        None, description="A run, its final_model, or a checkpoint (None: the base model alone)."
+    )
+    base_model: str | None = Field(
+        None, description="Base model: a folder, a hub id, or `demo` (None: the adapter's own)."
+    )
+    interactive: bool = Field(
+        False, description="Talk, question by question; what happens anyway without a prompt or test file."
+    )
+    prompt: str | None = Field(None, description="Answer this and stop; only the answer is printed.")
+    test_file: str | None = Field(None, description="Answer this text file, a question a line, as JSON Lines.")
+    output: str | None = Field(None, description="Where the answers to --test_file go (None: the terminal).")
+    temperature: float = Field(0.7, description="How freely to choose words; 0: always the likeliest.", ge=0)
+    top_p: float = Field(
+        0.9, description="Choose among the likeliest tokens that together have this share.", gt=0, le=1
+    )
+    max_new_tokens: int = Field(512, description="Longest answer in tokens.", ge=1)
+    seed: int = Field(42, description="Decides the choices; the same seed gives the same answers.", ge=0)
+    system_prompt: str | None = Field(None, description="System text (None: what the adapter was trained with).")
+    device: Literal["auto", "cuda", "mps", "cpu"] = Field("auto", description="Device to answer on.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="Number format of the weights.")
+    trust_remote_code: bool = Field(
+        False, description="Run code that comes with the model. Only for models whose author you trust."
+    )
+    hub: Literal["huggingface", "modelscope"] = Field("huggingface", description="Hub that names are looked up on.")
+    hf_endpoint: str | None = Field(None, description="Mirror of the Hugging Face hub, e.g. https://hf-mirror.com.")
+    lang: Literal["en", "zh"] | None = Field(None, description="Language to speak (None: by locale).")
+
+    @model_validator(mode="after")
+    def one_kind(self) -> Self:
+        """Refuse what asks for two things at once."""
+        asked = {"--interactive": self.interactive, "--prompt": self.prompt, "--test_file": self.test_file}
+        given = [flag for flag, value in asked.items() if value not in (None, False)]
+        if len(given) > 1:
+            raise ValueError(_("only one of {flags} can be done at a time").format(flags=", ".join(given)))
+        return self
+
+
+def open_chat(request: ChatRequest, say: Say = silent) -> Chat:
+    """A conversation with the model that `request` names. Raises LorafitErrors, the cheap ones before the model is loaded."""
+    machine = hardware.detect()
+    hardware.check(machine)
+    adapter = None if request.lora_weights is None else rundir.find_adapter(Path(request.lora_weights).expanduser())
+    base = find_model(_base_name(request, adapter), hub=request.hub, endpoint=request.hf_endpoint, say=say)
+    device, precision = _device_and_precision(request, machine, base.folder)
+    settings = ChatSettings() if adapter is None else read_chat_settings(adapter)
+    tokenizer = load_tokenizer(_tokenizer_folder(adapter, base.folder), trust_remote_code=request.trust_remote_code)
+    say(_("Loading {model} on {device} ...").format(model=base.name, device=device))
+    engine: Engine = registry.load(registry.ENGINES["torch"]).open(
+        Setup(base.folder, base.name, device, precision, trust_remote_code=request.trust_remote_code)
+    )
+    if adapter is not None:
+        engine.load_adapter(adapter)
+    return Chat(
+        engine,
+        tokenizer,
+        Sampling(request.temperature, request.top_p, request.max_new_tokens, request.seed),
+        date_string=settings.date_string,
+        system_prompt=request.system_prompt or settings.system_prompt,
+        has_adapter=adapter is not None,
+    )
+
+
+def read_questions(path: Path) -> list[str]:
+    """The questions in a text file, one a line, blank lines left out. Raises DataError."""
+    try:
+        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            _("The questions cannot be read."),
+            where=path,
+            found=error,
+            fix=_("Give a UTF-8 text file with one question a line."),
+        ) from None
+    if not any(lines):
+        raise DataError(_("There is no question in this file."), where=path, fix=_("Write one question a line."))
+    return [line for line in lines if line]
+
+
+def answers(chat: Chat, questions: list[str]) -> Iterator[dict[str, str]]:
+    """`question` and `answer` for each, every one asked afresh."""
+    for question in questions:
+        yield {"question": question, "answer": chat.answer(question)}
+
+
+def _base_name(request: ChatRequest, adapter: Path | None) -> str:
+    if request.base_model is not None:
+        return request.base_model
+    if adapter is None:
+        raise ConfigError(
+            _("Which model should answer?"),
+            fix=_("Give --lora_weights RUN (`lorafit runs` lists them), or --base_model NAME."),
+        )
+    base_model = read_adapter_config(adapter).base_model
+    if base_model is None:
+        raise AdapterError(
+            _("The adapter does not say what its base model is."), where=adapter, fix=_("Name it with --base_model.")
+        )
+    return base_model
+
+
+def _tokenizer_folder(adapter: Path | None, base: Path) -> Path:
+    """The adapter's folder where it has a tokenizer of its own, else the base's."""
+    own = adapter is not None and any((adapter / name).is_file() for name in TOKENIZER_FILES)
+    return adapter if adapter is not None and own else base
+
+
+def _device_and_precision(request: ChatRequest, machine: Machine, folder: Path) -> tuple[str, str]:
+    """As for training: the first precision whose weights fit, else the smallest."""
+    config = TrainConfig(device=request.device, precision=request.precision)
+    device = numbers.choose_device(config, machine).value
+    precisions = numbers.precisions(config, machine, device)
+    parameters, available = read_spec(folder).parameters, fit.available_bytes(machine, device)
+    fitting = [p for p in precisions if parameters * FLOAT_BYTES[p] <= fit.MARGIN * available]
+    return device, (fitting or precisions[-1:])[0]
+
+
+# runs
+
+
+def runs(output_dir: Path) -> list[RunInfo]:
+    """All runs in `output_dir`, the latest first."""
+    return rundir.list_runs(output_dir)
+
+
+# doctor
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at: `good` None where it is only told. `fix` says what to do about one that is not good."""
+
+    what: str
+    found: str
+    good: bool | None = None
+    fix: str | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the doctor found."""
+
+    findings: list[Finding]
+
+    @property
+    def well(self) -> bool:
+        return all(finding.good is not False for finding in self.findings)
+
+
+def doctor(output_dir: Path) -> Report:
+    """Look at machine, packages, device and folders. Nothing is changed, no hub is asked."""
+    machine = hardware.detect()
+    return Report([*_machine(machine), *_packages(), *_device(machine), *_folders(output_dir)])
+
+
+def _machine(machine: Machine) -> Iterator[Finding]:
+    system = f"macOS {machine.macos or '?'}" if machine.system == "Darwin" else machine.system
+    yield Finding(_("machine"), f"{machine.chip}, {machine.cores} cores, {system} {machine.arch}")
+    sizes = _("{total}, {available} available")
+    yield Finding(
+        _("memory"), sizes.format(total=bytes_text(machine.memory_bytes), available=bytes_text(machine.available_bytes))
+    )
+    yield Finding("Python", machine.python)
+    for gpu in machine.gpus:
+        yield Finding(_("GPU"), f"{gpu.name} ({gpu.kind}), {bytes_text(gpu.memory_bytes)}")
+
+
+def _packages() -> Iterator[Finding]:
+    for name in PACKAGES:
+        try:
+            yield Finding(name, metadata.version(name))
+        except metadata.PackageNotFoundError:
+            yield Finding(name, _("not installed"))
+
+
+def _device(machine: Machine) -> Iterator[Finding]:
+    """Which device would be chosen and why, and whether it computes rightly."""
+    try:
+        hardware.check(machine)
+        choice = numbers.choose_device(TrainConfig(), machine)
+        yield Finding(_("device"), f"{choice.value}: {choice.reason.lstrip('✓ ')}", good=True)
+        registry.load(registry.SELF_TEST)(choice.value)
+        yield Finding(_("self-test"), _("passed: matrix product, attention and gradient are right"), good=True)
+    except LorafitError as error:
+        found = error.what + (f" ({error.found})" if error.found else "")
+        yield Finding(_("device"), found, good=False, fix=error.fix)
+
+
+def _folders(output_dir: Path) -> Iterator[Finding]:
+    for what, folder in ((_("runs"), output_dir.absolute()), (_("cache"), cache_folder())):
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        free = bytes_text(shutil.disk_usage(there).free)
+        yield Finding(what, _("{folder} ({free} free)").format(folder=folder, free=free))

@@ -1,0 +1,203 @@
+"""What does the process with the engine do? From a config to events: find, read, plan, load, train.
+
+It writes all that a run leaves on the disk, and prints nothing: every face reads the events.
+"""
+
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import FrameType
+
+from lorafit import awake, hardware, registry, rundir
+from lorafit.checkpoint import disk_errors
+from lorafit.config import TrainConfig, resolve_effective_batch, write_yaml
+from lorafit.data.dataset import Prepared, prepare, write_rejects
+from lorafit.data.sources import read_rows
+from lorafit.engines.base import Engine, Setup
+from lorafit.engines.tokenizer import ChatTokenizer, load_tokenizer
+from lorafit.errors import LorafitError
+from lorafit.events import Event, EventLog, Failed, Planned, Resumed, Stage, Started, Warned
+from lorafit.hardware import Machine
+from lorafit.hub import Found, find_model
+from lorafit.loop import Job, Progress, train
+from lorafit.messages import _
+from lorafit.modelcard import dress
+from lorafit.modelspec import ModelSpec, read_spec
+from lorafit.plan.numbers import choose_device
+from lorafit.plan.plan import Plan
+from lorafit.plan.planner import DataFacts, make_plan
+from lorafit.resume import Interrupted, interrupted, plan_for
+from lorafit.rundir import RunDir
+from lorafit.show import show_answers
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Everything up to the first step; nothing is written yet."""
+
+    config: TrainConfig
+    machine: Machine
+    model: Found
+    spec: ModelSpec
+    tokenizer: ChatTokenizer
+    data: Prepared
+    plan: Plan
+
+
+def work(config: TrainConfig) -> Iterator[Event]:
+    """Do what `config` asks for, and say so in events. Raises LorafitErrors; what was saved until then stays whole."""
+    old = None if config.resume is None else interrupted(config)
+    ready = yield from _get_ready(config, old)
+    planned = list(_planned(ready))
+    yield from planned
+    if config.dry_run:
+        yield from _open_engine(ready)
+        return
+    run = old.run if old else rundir.create(Path(config.output_dir), ready.spec.model_type)
+    with run.lock(), EventLog(run.events) as log, awake.keep_awake():
+        for event in planned:
+            log.write(event)
+        try:
+            for event in _run(ready, run, old):
+                log.write(event)
+                yield event
+        except LorafitError as error:
+            log.write(Failed(text=str(error)))
+            raise
+
+
+def _get_ready(config: TrainConfig, old: Interrupted | None) -> Generator[Event, None, Ready]:
+    machine = hardware.detect()
+    hardware.check(machine)
+    machine = _measured(machine, choose_device(config, machine).value)
+    yield Stage(text=_("Looking for the model {name}").format(name=config.model_name))
+    model = find_model(config.model_name, hub=config.hub, endpoint=config.hf_endpoint)
+    spec = read_spec(model.folder)
+    yield Stage(text=_("Reading {name}").format(name=config.dataset_name))
+    tokenizer = load_tokenizer(model.folder, trust_remote_code=config.trust_remote_code)
+    rows = read_rows(config.dataset_name, config.dataset_split, hub=config.hub, endpoint=config.hf_endpoint)
+    data = prepare(rows, tokenizer, config)
+    facts = DataFacts(data.train.lengths, data.valid.lengths, data.digest)
+    plan = make_plan(config, machine, spec, facts)
+    if config.plan is not None:
+        plan = plan.computed_as(Plan.load(Path(config.plan)))
+    if old is not None:
+        plan = plan_for(old.run, machine, config, plan)
+    return Ready(config, machine, model, spec, tokenizer, data, plan)
+
+
+def _measured(machine: Machine, device: str) -> Machine:
+    """`machine` with what Metal itself says may be used: that figure is read, never computed."""
+    if device != "mps":
+        return machine
+    measured = registry.load(registry.MEASURED_BYTES)(device)
+    return replace(machine, gpus=tuple(replace(g, available_bytes=measured) if g.kind == device else g for g in machine.gpus))
+
+
+def _planned(ready: Ready) -> Iterator[Event]:
+    for note in ready.data.notes:
+        yield Warned(text=note)
+    plan = ready.plan
+    choices = [asdict(choice) for choice in plan.choices]
+    yield Planned(choices=choices, predicted_peak_bytes=plan.predicted_peak_bytes, available_bytes=plan.available_bytes)
+
+
+def _run(ready: Ready, run: RunDir, old: Interrupted | None) -> Iterator[Event]:
+    """From an empty or interrupted run's folder to its end."""
+    _write_facts(ready, run)
+    engine = yield from _open_engine(ready)
+    progress = old.progress if old else Progress()
+    if old is not None:
+        yield from _go_on(engine, old)
+    yield _started(ready, run, engine)
+    with stop_signals() as stop:
+        yield from train(_job(ready, run, engine, stop), progress)
+    if ready.config.demo and progress.done == ready.plan.steps:
+        yield from show_answers(engine, ready.tokenizer, ready.data.valid_conversations, ready.config)
+
+
+def _write_facts(ready: Ready, run: RunDir) -> None:
+    effective = resolve_effective_batch(ready.config)
+    settled = ready.config.model_copy(update={"effective_batch": effective, "gradient_accumulation_steps": None})
+    with disk_errors(run.path):
+        write_yaml(settled, run.config)
+        ready.plan.save(run.plan)
+        run.machine.write_text(ready.machine.to_json(), "utf-8")
+        write_rejects(run.rejects, ready.data.rejects)
+
+
+def _open_engine(ready: Ready) -> Generator[Event, None, Engine]:
+    plan = ready.plan
+    yield Stage(text=_("Loading the model on {device}").format(device=plan.device))
+    setup = Setup(
+        folder=ready.model.folder,
+        model_name=ready.model.name,
+        device=plan.device,
+        precision=plan.precision,
+        quantization=plan.quantization,
+        trust_remote_code=ready.config.trust_remote_code,
+        plan=plan,
+    )
+    engine: Engine = registry.load(registry.find(registry.ENGINES, plan.engine)).open(setup)
+    for note in engine.facts.notes:
+        yield Warned(text=note)
+    if ready.config.init_adapter is not None:
+        engine.load_adapter(rundir.find_adapter(Path(ready.config.init_adapter)))
+    return engine
+
+
+def _go_on(engine: Engine, old: Interrupted) -> Iterator[Event]:
+    for path, fault in old.bad:
+        text = _("The checkpoint {name} is damaged ({fault}); an older one is used.")
+        yield Warned(step=old.progress.done, text=text.format(name=path.name, fault=fault))
+    if old.checkpoint is not None:
+        engine.load(old.checkpoint)
+    name = old.checkpoint.name if old.checkpoint else ""
+    yield Resumed(step=old.progress.done, checkpoint=name)
+
+
+def _started(ready: Ready, run: RunDir, engine: Engine) -> Started:
+    plan = ready.plan
+    return Started(
+        run=str(run.path),
+        model=ready.config.model_name,
+        engine=plan.engine,
+        device=plan.device,
+        steps=plan.steps,
+        train_samples=plan.train_samples,
+        valid_samples=plan.valid_samples,
+        trainable_parameters=engine.facts.trainable_parameters,
+    )
+
+
+def _job(ready: Ready, run: RunDir, engine: Engine, stop: Callable[[], int | None]) -> Job:
+    def dress_folder(folder: Path) -> None:
+        dress(folder, ready.config, ready.model.name, run.name, ready.tokenizer)
+
+    return Job(engine, ready.data.train, ready.data.valid, run, ready.plan, dress_folder, stop)
+
+
+@contextmanager
+def stop_signals() -> Iterator[Callable[[], int | None]]:
+    """A function that gives the number of the signal that asked to stop, or None. A second Ctrl-C stops at once."""
+    received: list[int] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    if threading.current_thread() is not threading.main_thread():  # a notebook's or server's thread gets no signals
+        yield lambda: None
+        return
+    before = {number: signal.signal(number, note) for number in SIGNALS}
+    try:
+        yield lambda: received[0] if received else None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
