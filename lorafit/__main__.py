@@ -1,0 +1,7 @@
+"""What does `python -m lorafit` do? The same as `lorafit`."""
+
+import sys
+
+from lorafit.cli import main
+
+sys.exit(main())

@@ -1,0 +1,127 @@
+"""What does each command do at a terminal? Arguments to settings, a verb of verbs.py, and what comes back shown. No logic."""
+
+import contextlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import tyro
+from pydantic import BaseModel, Field
+from rich.console import Console
+from rich.text import Text
+
+from lorafit import verbs
+from lorafit.cli import OK, USER, flag_value
+from lorafit.config import DEMO_PRESET, TrainConfig, make_config, read_yaml
+from lorafit.demo import silent
+from lorafit.events import Event, Stopped
+from lorafit.messages import _
+from lorafit.reporters.answers import write_answers
+from lorafit.reporters.tables import show_report, show_runs
+from lorafit.reporters.talk import stream, talk
+from lorafit.reporters.tensorboard import TensorBoard
+from lorafit.reporters.terminal import Terminal
+from lorafit.verbs import ChatRequest
+
+Settings = TypeVar("Settings", bound=BaseModel)
+
+LATEST = "latest"  # what a bare --resume means
+
+
+class FolderFlags(BaseModel):
+    """Look at what is here."""
+
+    output_dir: str = Field("output", description="Folder for runs.")
+    lang: Literal["en", "zh"] | None = Field(None, description="Language to speak (None: by locale).")
+
+
+def train(argv: list[str]) -> int:
+    return show_events(verbs.train(train_config(argv)))
+
+
+def resume(argv: list[str]) -> int:
+    """`resume [RUN] [flags]` is `train --resume RUN [flags]`."""
+    named = argv and not argv[0].startswith("-")
+    return train(["--resume", *argv] if named else ["--resume", LATEST, *argv])
+
+
+def show_events(events: Iterable[Event], console: Console | None = None) -> int:
+    """Let the terminal and TensorBoard read `events` as they come; the exit code that they end with."""
+    readers = (Terminal(console), TensorBoard())
+    code = OK
+    try:
+        for event in events:
+            for reader in readers:
+                reader.see(event)
+            if isinstance(event, Stopped):
+                code = 128 + event.signal
+    finally:
+        for reader in readers:
+            reader.close()
+    return code
+
+
+def chat(argv: list[str]) -> int:
+    request = parse(ChatRequest, argv, "chat")
+    questions = None if request.test_file is None else verbs.read_questions(Path(request.test_file).expanduser())
+    notes = Console(stderr=True, highlight=False)
+    with notes.status("") if notes.is_interactive else contextlib.nullcontext() as status:
+        chat = verbs.open_chat(request, (lambda text: status.update(Text(text))) if status else silent)
+    if request.prompt is not None:
+        stream(chat, request.prompt)
+    elif questions is not None:
+        write_answers(verbs.answers(chat, questions), len(questions), request.output, notes)
+    else:
+        talk(chat)
+    return OK
+
+
+def runs(argv: list[str]) -> int:
+    flags = parse(FolderFlags, argv, "runs")
+    found = verbs.runs(Path(flags.output_dir))
+    if found:
+        show_runs(found, Console(highlight=False))
+    else:
+        print(
+            _("No runs in {folder} yet. Start one: {command}").format(
+                folder=flags.output_dir, command="lorafit train --demo"
+            )
+        )
+    return OK
+
+
+def doctor(argv: list[str]) -> int:
+    report = verbs.doctor(Path(parse(FolderFlags, argv, "doctor").output_dir))
+    show_report(report, Console(highlight=False))
+    return OK if report.well else USER
+
+
+# arguments
+
+
+def spell_out_resume(argv: list[str]) -> list[str]:
+    """`argv` with "latest" after a --resume that nothing or another flag follows."""
+    spelled: list[str] = []
+    for word, following in zip(argv, [*argv, "--"][1:], strict=True):
+        spelled += [word, LATEST] if word == "--resume" and following.startswith("--") else [word]
+    return spelled
+
+
+def train_config(argv: list[str]) -> TrainConfig:
+    """Preset < the resumed run's own settings < YAML < flags, the later winning."""
+    argv = spell_out_resume(argv)
+    file = flag_value(argv, "config")
+    written = read_yaml(Path(file)) if file else {}
+    demo = flag_value(argv, "demo") is not None or written.get("demo") is True
+    settings = (DEMO_PRESET if demo else {}) | written
+    if run := flag_value(argv, "resume") or written.get("resume"):
+        output_dir = flag_value(argv, "output_dir") or settings.get("output_dir", "output")
+        settings = verbs.settings_of_run(str(run), Path(output_dir)) | settings
+    return parse(TrainConfig, argv, "train", make_config(settings, file or _("the command line")))
+
+
+def parse(kind: type[Settings], argv: list[str], verb: str, default: Settings | None = None) -> Settings:
+    """`argv` as settings of `kind`, by tyro: hyphens and underscores, help from the fields, near names suggested."""
+    os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")
+    return tyro.cli(kind, args=argv, default=default or kind(), prog=f"lorafit {verb}", use_underscores=True)

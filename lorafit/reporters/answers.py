@@ -1,0 +1,48 @@
+"""How are many answers written? JSON Lines to a file, whole or not at all, or to stdout; how far it is goes to stderr."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import track
+
+from lorafit.checkpoint import disk_errors
+from lorafit.messages import _
+
+
+def write_answers(answers: Iterator[dict[str, str]], total: int, output: str | None, notes: Console) -> None:
+    """Write each of `answers` as a line to the file `output` (None: stdout). Raises DiskError."""
+    watched = (
+        track(answers, _("Answering"), total, console=notes) if notes.is_interactive else _told(answers, total, notes)
+    )
+    with _opened(output) as file:
+        for answer in watched:
+            file.write(json.dumps(answer, ensure_ascii=False) + "\n")
+            file.flush()
+
+
+@contextmanager
+def _opened(output: str | None) -> Iterator[TextIO]:
+    """Stdout, or a file beside `output` that takes its name at the end; answers of a broken-off run stay in it."""
+    if output is None:
+        yield sys.stdout
+        return
+    path = Path(output).expanduser()
+    part = path.with_name(path.name + ".part")
+    with disk_errors(path):
+        with part.open("w", encoding="utf-8") as file:
+            yield file
+        part.replace(path)
+
+
+def _told(answers: Iterator[dict[str, str]], total: int, notes: Console) -> Iterator[dict[str, str]]:
+    """A line for every twentieth part."""
+    every = max(total // 20, 1)
+    for count, answer in enumerate(answers, 1):
+        yield answer
+        if count % every == 0 or count == total:
+            notes.print(_("{count}/{total} answered").format(count=count, total=total))

@@ -1,0 +1,39 @@
+"""What does the user type next? Commands that work when pasted, for the face that was used: scripts, `lorafit`, or `python -m`."""
+
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+
+def chat(run: str) -> str:
+    """Talk to the model that `run` trained."""
+    return shlex.join([*_face("inference.py", "chat"), "--lora_weights", run, "--interactive"])
+
+
+def resume(run: str) -> str:
+    """Go on with `run`."""
+    script = _face("train.py", "resume")
+    return shlex.join([*script, "--resume", run] if script[-1] != "resume" else [*script, run])
+
+
+def curves(output_dir: str) -> str:
+    """See the curves of all runs."""
+    return shlex.join([_program("tensorboard"), "--logdir", output_dir])
+
+
+def _face(script: str, verb: str) -> list[str]:
+    used = Path(sys.argv[0])
+    if used.name in ("train.py", "inference.py"):
+        return [_program(Path(sys.executable).name), str(used.with_name(script))]
+    if used.name == "__main__.py":
+        return [_program(Path(sys.executable).name), "-m", "lorafit", verb]
+    return [_program("lorafit"), verb]
+
+
+def _program(name: str) -> str:
+    """`name` if the PATH leads to the one of this environment, else its path."""
+    ours, found = Path(sys.executable).with_name(name), shutil.which(name)
+    if not ours.exists() or (found and Path(found).absolute() == ours.absolute()):
+        return name
+    return str(ours.relative_to(Path.cwd()) if ours.is_relative_to(Path.cwd()) else ours)

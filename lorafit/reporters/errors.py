@@ -1,0 +1,28 @@
+"""How is an error shown to the person who can mend it? What, where, what was found, what to do; no traceback."""
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from lorafit.errors import LorafitError
+from lorafit.messages import _
+
+
+def show_error(error: LorafitError, console: Console) -> None:
+    """Print `error` as a panel, or as plain lines where nobody watches."""
+    parts = [(_("where"), error.where), (_("found"), error.found), (_("fix"), error.fix)]
+    rows = [(label, text) for label, text in parts if text]
+    if not console.is_interactive:
+        console.print(Text(_("Error: {what}").format(what=error.what)), soft_wrap=True)
+        for label, text in rows:
+            console.print(Text(f"{label}: {text}"), soft_wrap=True)
+        return
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for label, text in rows:
+        table.add_row(Text(label, "dim"), Text(text, overflow="fold"))
+    body = Table.grid()
+    body.add_row(Text(error.what, "bold"))
+    if rows:
+        body.add_row(table)
+    console.print(Panel(body, title=_("Error"), title_align="left", border_style="red"))

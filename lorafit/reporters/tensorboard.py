@@ -1,0 +1,79 @@
+"""What does TensorBoard see? A run's events as scalars under logs/, written without a tensor library.
+
+What is unknown is left out, never written as 0.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from lorafit.checkpoint import disk_errors
+from lorafit.events import EvalDone, Event, Finished, Resumed, Saved, Started, StepDone, Stopped
+from lorafit.rundir import RunDir
+from lorafit.units import GIB
+
+FLUSH_SECONDS = 5
+
+
+class TensorBoard:
+    """Writes into the logs/ of the run that `started` names; each process its own file, as TensorBoard expects."""
+
+    def __init__(self) -> None:
+        self._before: list[Event] = []  # what came before the run was named
+        self._writer: Any = None
+
+    def see(self, event: Event) -> None:
+        """Write what `event` has to plot."""
+        if isinstance(event, Started) and self._writer is None:
+            self._folder = RunDir(Path(event.run)).logs
+            with disk_errors(self._folder):
+                self._open(self._folder)
+        if self._writer is None:
+            self._before.append(event)
+        else:
+            with disk_errors(self._folder):
+                self._write(event)
+
+    def close(self) -> None:
+        """Flush and close the file."""
+        if self._writer is not None:
+            with disk_errors(self._folder):
+                self._writer.close()
+
+    def _open(self, folder: Path) -> None:
+        # imported here: half a second that `lorafit --help` need not wait for
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self._record: Any = event_pb2.Event
+        self._session: Any = event_pb2.SessionLog
+        self._summary: Any = summary_pb2.Summary
+        self._writer = EventFileWriter(str(folder), flush_secs=FLUSH_SECONDS)
+        for event in self._before:
+            self._write(event)
+
+    def _write(self, event: Event) -> None:
+        if isinstance(event, Resumed):
+            start = self._session(status=self._session.START)
+            # TensorBoard drops what it has from this step on
+            self._writer.add_event(self._record(wall_time=event.time, step=event.step + 1, session_log=start))
+        scalars = {tag: value for tag, value in _scalars(event).items() if value is not None}
+        if scalars:
+            values = [self._summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+            summary = self._summary(value=values)
+            self._writer.add_event(self._record(wall_time=event.time, step=event.step, summary=summary))
+        if isinstance(event, Saved | Finished | Stopped):
+            self._writer.flush()
+
+
+def _scalars(event: Event) -> dict[str, float | None]:
+    if isinstance(event, EvalDone):
+        return {"valid/loss": event.loss}
+    if not isinstance(event, StepDone):
+        return {}
+    return {
+        "train/loss": event.loss,
+        "train/learning_rate": event.lr,
+        "train/grad_norm": event.grad_norm,
+        "speed/tokens_per_second": event.tokens / event.seconds if event.seconds > 0 else None,
+        "memory/peak_gib": None if event.peak_bytes is None else event.peak_bytes / GIB,
+    }

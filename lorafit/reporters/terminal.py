@@ -1,0 +1,165 @@
+"""What does a person at the terminal see of a run? The plan, the progress, what was saved, and how to go on."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lorafit.events import (
+    Answered,
+    EvalDone,
+    Event,
+    Finished,
+    Planned,
+    Resumed,
+    Saved,
+    Stage,
+    Started,
+    StepDone,
+    Stopped,
+    Warned,
+)
+from lorafit.messages import _
+from lorafit.reporters import commands
+from lorafit.reporters.display import open_display
+from lorafit.reporters.pace import Pace
+from lorafit.units import bytes_text, count_text, seconds_text
+
+MARKS = ("✓", "⚠", "✗")  # a text that begins with one of these is a sentence of its own
+
+
+class Terminal:
+    """Shows events on `console`, by the console's nature live or as plain lines."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(highlight=False)
+        self._display = open_display(self._console)
+        self._pace = Pace(steps=0)
+        self._run = ""
+        self._follow: dict[str, str] = {}  # purpose -> command, told at the very end
+
+    def see(self, event: Event) -> None:
+        """Show `event`."""
+        match event:
+            case Stage() if event.text.startswith(MARKS):
+                self._say(event.text)
+            case Stage():
+                self._display.stage(event.text)
+            case Planned():
+                self._planned(event)
+            case Started():
+                self._started(event)
+            case StepDone():
+                self._pace.see(event)
+                self._display.step(event)
+            case Stopped():
+                self._stopped(event)
+            case Finished():
+                self._finished(event)
+            case Answered():
+                self._answered(event)
+            case _:
+                self._say(*line_of(event))
+
+    def close(self) -> None:
+        """Leave the terminal as it was, with the commands to go on where the run is over."""
+        self._display.close()
+        for purpose, command in self._follow.items():  # to be pasted: never wrapped
+            self._console.print(Text.assemble(f"  {purpose}: ", (command, "bold cyan")), soft_wrap=True)
+
+    def _say(self, text: str, style: str = "") -> None:
+        if text:
+            self._console.print(Text(text, style), soft_wrap=not self._console.is_interactive)
+
+    def _planned(self, event: Planned) -> None:
+        self._display.close()
+        rows = [c for c in event.choices if not c["reason"].startswith(MARKS)]
+        for choice in event.choices:
+            if choice["reason"].startswith(MARKS):
+                self._say(choice["reason"], "yellow" if choice["reason"].startswith("⚠") else "")
+        memory = _("{peak} predicted of {available} available")
+        sizes = memory.format(peak=bytes_text(event.predicted_peak_bytes), available=bytes_text(event.available_bytes))
+        if not self._console.is_interactive:
+            for choice in rows:
+                self._say(f"{choice['setting']} = {choice['value']}: {choice['reason']}")
+            self._say(f"{_('memory')}: {sizes}")
+            return
+        table = Table(
+            box=None, show_header=False, padding=(0, 2, 0, 0), title=_("Plan"), title_justify="left", title_style="bold"
+        )
+        for choice in rows:
+            table.add_row(Text(choice["setting"]), Text(choice["value"], "bold"), Text(choice["reason"], "dim"))
+        table.add_row(_("memory"), Text(bytes_text(event.predicted_peak_bytes), "bold"), Text(sizes, "dim"))
+        self._console.print(table)
+
+    def _started(self, event: Started) -> None:
+        self._display.close()
+        self._run = event.run
+        self._pace = Pace(steps=event.steps, step=event.step)
+        text = _("Training {model} on {device}: {steps} steps, {train} rows, {held} held out, {parameters} parameters.")
+        self._say(
+            text.format(
+                model=event.model,
+                device=event.device,
+                steps=count_text(event.steps),
+                train=count_text(event.train_samples),
+                held=count_text(event.valid_samples),
+                parameters=count_text(event.trainable_parameters),
+            ),
+            "bold",
+        )
+        self._say(_("Run: {run}").format(run=event.run))
+        self._display.start(self._pace, event.step, event.time)
+
+    def _stopped(self, event: Stopped) -> None:
+        self._display.close()
+        self._say(_("Stopped after step {step}; everything up to there is saved.").format(step=event.step), "yellow")
+        self._follow = {_("go on"): commands.resume(self._run)}
+
+    def _finished(self, event: Finished) -> None:
+        self._display.close()
+        self._say(_("✓ Finished in {time}.").format(time=seconds_text(event.seconds)), "bold green")
+        if event.valid_loss_before is not None and event.valid_loss_after is not None:
+            losses = _("Held-out loss: {before:.4f} before, {after:.4f} after.")
+            self._say(losses.format(before=event.valid_loss_before, after=event.valid_loss_after))
+        if event.best_loss is not None and event.best_step is not None:
+            self._say(_("Best: {loss:.4f} at step {step}.").format(loss=event.best_loss, step=event.best_step))
+        self._say(_("Adapter: {path}").format(path=Path(self._run) / event.path))
+        self._follow = {
+            _("talk to it"): commands.chat(self._run),
+            _("see the curves"): commands.curves(str(Path(self._run).parent)),
+        }
+
+    def _answered(self, event: Answered) -> None:
+        """Side by side on a terminal, one below the other elsewhere."""
+        self._display.close()
+        self._say(_("A question that was held out: {question}").format(question=event.question), "bold")
+        before, after = _("before, the base model"), _("after, with the adapter")
+        if not self._console.is_interactive:
+            self._say(f"{before}: {event.base}")
+            self._say(f"{after}: {event.tuned}")
+            return
+        table = Table(expand=True, show_lines=False)
+        table.add_column(before, ratio=1)
+        table.add_column(after, ratio=1)
+        table.add_row(Text(event.base), Text(event.tuned))
+        self._console.print(table)
+
+
+def line_of(event: Event) -> tuple[str, str]:
+    """An event that is one line: its text and style; no text for one that shows nothing."""
+    match event:
+        case EvalDone():
+            best = _(" (best so far)") if event.best else ""
+            loss = "?" if event.loss is None else f"{event.loss:.4f}"
+            return _("step {step}: held-out loss {loss}").format(step=event.step, loss=loss) + best, "cyan"
+        case Saved():
+            size = bytes_text(event.bytes)
+            return _("step {step}: saved {path} ({size})").format(step=event.step, path=event.path, size=size), "dim"
+        case Warned():
+            return event.text if event.text.startswith(MARKS) else f"⚠  {event.text}", "yellow"
+        case Resumed():
+            return _("Going on after step {step} from {path}.").format(step=event.step, path=event.checkpoint), ""
+        case _:
+            return "", ""
