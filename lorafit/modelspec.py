@@ -226,7 +226,9 @@ def _no_weights(folder: Path) -> ModelError:
 
 
 def _broken(what: str, where: Path, found: object) -> ModelError:
-    return ModelError(what, where=where, found=found, fix=_("Delete it and download it again."))
+    return ModelError(
+        what, where=where, found=found, fix=_("Delete it and download it again; in a git clone: `git lfs pull`.")
+    )
 
 
 def _names(folder: Path) -> str:
