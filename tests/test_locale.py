@@ -1,14 +1,13 @@
 """Is every text that a user sees translated, and does the compiled catalogue say the same as the written one?"""
 
 import ast
-import io
 import string
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from babel.messages.catalog import Catalog
-from babel.messages.mofile import write_mo
+from babel.messages.mofile import read_mo
 from babel.messages.pofile import read_po
 
 ROOT = Path(__file__).parents[1]
@@ -56,6 +55,7 @@ def test_each_translation_has_the_same_places_to_fill_in() -> None:
 
 
 def test_the_compiled_catalogue_equals_the_written_one() -> None:
-    compiled = io.BytesIO()
-    write_mo(compiled, catalogue())
-    assert (FOLDER / "lorafit.mo").read_bytes() == compiled.getvalue(), "run `make locale`"
+    # Not their bytes: a compiled header names the version of Babel.
+    with (FOLDER / "lorafit.mo").open("rb") as file:
+        compiled = {message.id: message.string for message in read_mo(file) if message.id}
+    assert compiled == {message.id: message.string for message in catalogue() if message.id}, "run `make locale`"
