@@ -133,11 +133,33 @@ def test_a_template_that_asks_the_clock_gets_the_fixed_date(demo_folder: Path) -
     ])  # fmt: skip
 
 
+def test_a_thought_that_only_the_prompt_writes_does_not_move_the_masks(demo_folder: Path) -> None:
+    template = QWEN3.replace("loop.last", "false").replace(
+        "assistant\\n' }}{% endif %}", "assistant\\n<think>\\n' }}{% endif %}"
+    )
+    assert "<think>\\n' }}{% endif %}" in template
+    check(with_template(demo_folder, template), SINGLE, [
+        ("<|im_start|>user\n试用期多久？<|im_end|>\n<|im_start|>assistant\n", False),
+        ("不超过六个月。 😀<|im_end|>", True), ("\n", False),
+    ])  # fmt: skip
+
+
+def test_an_eos_behind_the_whole_conversation_is_not_learned(demo_folder: Path) -> None:
+    template = r"{% for m in messages %}{{ m.role + ':' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    template += "{{ 'assistant:' if add_generation_prompt else '<|endoftext|>' }}"
+    check(with_template(demo_folder, template), MULTI, [
+        ("user:试用期多久？<|im_end|>\nassistant:", False), ("不超过六个月。 😀<|im_end|>", True),
+        ("\nuser:谢谢<|im_end|>\nassistant:", False), ("  不客气 \n<|im_end|>", True), ("\n<|endoftext|>", False),
+    ])  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("template", "reason"),
     [
-        ("{% for m in messages %}{{ m.content }}{{ loop.revindex }};{% endfor %}", "prompt for turn 2 does not agree"),
-        ("{% for m in messages %}{{ m.content if loop.last or m.role == 'user' }};{% endfor %}", "turn 2 differently"),
+        ("{% for m in messages %}{{ m.content }}{{ loop.revindex }};{% endfor %}", "changes what turn 2 says"),
+        ("{% for m in messages %}{{ m.content if loop.last or m.role == 'user' }};{% endfor %}", "changes what turn 2"),
+        ("{% for m in messages %}{{ m.content[0].text }}<|im_end|>{% endfor %}", "changes what turn 2 says"),
+        ("{% for m in messages %}{{ m.role + m.content.split('气')[0] }};{% endfor %}", "changes what turn 4 says"),
         ("{{ messages[0].content + 1 }}", "refuses"),
         ("{% for %}", "refuses"),
     ],

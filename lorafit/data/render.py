@@ -8,6 +8,7 @@ Letters: T tokens.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os.path import commonprefix
 from typing import Protocol
 
 import numpy as np
@@ -30,6 +31,11 @@ class Tokenizer(Protocol):
     @property
     def takes_system(self) -> bool:
         """Whether the template writes a system turn."""
+        ...
+
+    @property
+    def end_of_turn(self) -> str:
+        """What the template writes behind an answer, up to the first white space."""
         ...
 
     def render_text(self, messages: Conversation, add_generation_prompt: bool, date_string: str) -> str:
@@ -94,22 +100,27 @@ def target_spans(turns: Conversation, tokenizer: Tokenizer, date_string: str) ->
             raise BadRow(_("it begins with the assistant's turn, wanted a question first"))
         before = tokenizer.render_text(turns[:i], True, date_string)
         through = text if i + 1 == len(turns) else tokenizer.render_text(turns[: i + 1], False, date_string)
-        if not (through.startswith(before) and text.startswith(before)):
-            reason = _("the chat template's prompt for turn {number} does not agree with what it writes for that turn")
-            raise BadRow(reason.format(number=i + 1))
-        spans.append((len(before), _end_of_turn(turn.content.strip(), text, before, through, i + 1)))
+        span = _span(text, before, through, (turn.content, turn.content.strip()), tokenizer.end_of_turn)
+        if span is None:
+            raise BadRow(_("the chat template leaves out or changes what turn {number} says").format(number=i + 1))
+        spans.append(span)
     return text, spans
 
 
-def _end_of_turn(said: str, text: str, before: str, through: str, number: int) -> int:
-    """Where turn `number`, which follows `before`, ends in `text`: behind its end-of-turn token, not its line break."""
-    if text.startswith(through):
-        return len(through.rstrip())
-    # Some templates (Qwen3's) write an empty thought into the last turn only; what was said and its end are the same.
-    ending = said + through.rpartition(said)[2].rstrip()
-    if said in through and text.startswith(ending, len(before)):
-        return len(before) + len(ending)
-    raise BadRow(_("the chat template writes turn {number} differently when more turns follow").format(number=number))
+def _span(text: str, before: str, through: str, said: Sequence[str], end_of_turn: str) -> Span | None:
+    """Where the turn that follows `before` and ends `through` lies in `text`, up to its end-of-turn token.
+
+    As a rule each is a prefix of the next, and what a template writes in front of the words, an empty thought, is learned
+    too. Where one writes a turn or its prompt differently when more turns follow, the words must stand there at once.
+    """
+    begin = len(commonprefix([before, text]))  # noqa: RUF071 (by character, as is wanted here)
+    regular = through.startswith(before) and text.startswith(through)
+    for words in said:  # as they are, or as a template trims them
+        answer = words + end_of_turn
+        at = through.rfind(answer) if regular else text.find(answer, begin, begin + len(answer))
+        if at >= 0 and at + len(answer) > begin:
+            return begin, at + len(answer)
+    return None
 
 
 def target_mask(offsets_T2: NDArray[np.int64], spans: list[Span]) -> Bool:

@@ -109,7 +109,7 @@ class ChatTokenizer:
     def stop_ids(self) -> frozenset[int]:
         """Ids that end an answer: eos of tokenizer and generation_config.json, and the template's end-of-turn token."""
         return frozenset(
-            i for i in (self.inner.eos_token_id, *self._config_stops(), *self._end_of_turn()) if i is not None
+            i for i in (self.inner.eos_token_id, *self._config_stops(), *self._end_of_turn_ids()) if i is not None
         )
 
     def _config_stops(self) -> list[int]:
@@ -125,13 +125,18 @@ class ChatTokenizer:
             ) from None
         return eos if isinstance(eos, list) else [eos]
 
-    def _end_of_turn(self) -> list[int]:
-        """The special token that the template writes behind an answer, if it is one."""
+    @cached_property
+    def end_of_turn(self) -> str:
+        """What the template writes behind an answer, up to the first white space; "" where nothing can be told."""
         try:
             text = self.render_text([Message("user", "?"), Message("assistant", PROBE)], False, PROBE_DATE)
         except TemplateRefused:
-            return []
-        first = self.encode_with_offsets(text.rpartition(PROBE)[2].strip())[0][:1]
+            return ""
+        return re.split(r"\s", text.partition(PROBE)[2])[0]
+
+    def _end_of_turn_ids(self) -> list[int]:
+        """The first token of it, if that is a special one."""
+        first = self.encode_with_offsets(self.end_of_turn)[0][:1]
         return first if first and first[0] in self.inner.added_tokens_decoder else []
 
 
