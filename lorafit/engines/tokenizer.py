@@ -34,7 +34,7 @@ def load_tokenizer(folder: Path, *, template: str | None = None, trust_remote_co
     from transformers import AutoTokenizer  # half a second, and it warns on import unless told above
     from transformers.utils.logging import set_verbosity_error
 
-    set_verbosity_error()  # type: ignore[no-untyped-call]
+    set_verbosity_error()
     try:
         inner = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     except Exception as error:  # by what is missing or broken: OSError, ValueError, KeyError, the Rust library's own
