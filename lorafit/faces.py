@@ -66,7 +66,7 @@ def chat(argv: list[str]) -> int:
     request = parse(ChatRequest, argv, "chat")
     questions = None if request.test_file is None else verbs.read_questions(Path(request.test_file).expanduser())
     notes = Console(stderr=True, highlight=False)
-    with notes.status("") if notes.is_interactive else contextlib.nullcontext() as status:
+    with notes.status(_("Getting ready ...")) if notes.is_interactive else contextlib.nullcontext() as status:
         chat = verbs.open_chat(request, (lambda text: status.update(Text(text))) if status else silent)
     if request.prompt is not None:
         stream(chat, request.prompt)

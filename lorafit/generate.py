@@ -30,9 +30,9 @@ class ChatTokens(Protocol):
 
 
 def text_pieces(ids: Iterable[int], decode: Callable[[list[int]], str]) -> Iterator[str]:
-    """The text of `ids` as it grows; a character split over tokens waits until it is whole."""
+    """The text of `ids` as it grows. A character split over tokens waits until it is whole, and is left out if it never is."""
     window: list[int] = []
-    text, shown = "", 0  # of the window: its text, and how many characters of it are out
+    shown = 0  # characters of the window's text that are out
     for token in ids:
         window.append(token)
         text = decode(window)
@@ -43,10 +43,7 @@ def text_pieces(ids: Iterable[int], decode: Callable[[list[int]], str]) -> Itera
         if len(window) >= WINDOW and whole == text:
             # one token stays: some decoders drop the space before the first
             window = [token]
-            text = decode(window)
-            shown = len(text)
-    if len(text) > shown:
-        yield text[shown:]
+            shown = len(decode(window))
 
 
 class Chat:

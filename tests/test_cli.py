@@ -15,6 +15,7 @@ from lorafit.config import TrainConfig
 from lorafit.errors import DoesNotFit
 from lorafit.events import Event, Started, Stopped
 from lorafit.faces import show_events, spell_out_resume, train_config
+from lorafit.messages import language
 
 Output = pytest.CaptureFixture[str]
 
@@ -147,6 +148,14 @@ def test_resume_as_a_command_is_train_with_resume(tmp_path: Path, monkeypatch: p
 )
 def test_a_flag_is_found_before_anything_is_parsed(argv: list[str], value: str | None) -> None:
     assert flag_value(argv, "lang") == value
+
+
+def test_the_language_is_set_before_anything_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(["--version", "--lang", "zh"]) == 0
+    assert language() == "zh"
+    monkeypatch.setenv("LORAFIT_LANG", "zh_CN")
+    assert main(["--version", "--lang=en"]) == 0
+    assert language() == "en"
 
 
 # wrong input

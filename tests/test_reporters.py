@@ -101,7 +101,7 @@ def test_a_log_gets_plain_lines_with_every_fact() -> None:
         "Loading the model ...",
         "✓ No GPU found",
         "steps = 100: 800 rows, 2 times, 16 a step",
-        "3.0 GiB predicted of 16.0 GiB available",
+        "memory = 3.0 GiB: predicted peak; 16.0 GiB available",
         "100 steps, 800 rows, 20 held out, 4,884,480 parameters",
         "step 50: held-out loss 1.7500 (best so far)",
         "step 50: saved checkpoints/step-000050 (32 MiB)",
@@ -129,7 +129,7 @@ def test_a_log_is_not_filled_however_long_the_steps_take(seconds: float) -> None
 
 def test_a_terminal_80_wide_shows_plan_bar_and_summary_on_whole_lines() -> None:
     text = without_codes(shown(a_whole_run(), live=True))
-    assert "3.0 GiB predicted of 16.0 GiB available" in text
+    assert re.search(r"memory +3.0 GiB +predicted peak; 16.0 GiB available", text)
     bar = next(line for line in re.split(r"[\r\n]+", text) if "100/100" in line)
     assert "loss 2.000" in bar
     assert "300 tok/s" in bar

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import track
 
 from lorafit.checkpoint import disk_errors
+from lorafit.errors import DiskError
 from lorafit.messages import _
 
 
@@ -32,8 +33,11 @@ def _opened(output: str | None) -> Iterator[TextIO]:
         yield sys.stdout
         return
     path = Path(output).expanduser()
+    if path.is_dir():
+        raise DiskError(_("Answers go to a file; this is a folder."), where=path, fix=_("Name a file with --output."))
     part = path.with_name(path.name + ".part")
     with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("w", encoding="utf-8") as file:
             yield file
         part.replace(path)

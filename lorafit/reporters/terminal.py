@@ -73,25 +73,27 @@ class Terminal:
             self._console.print(Text(text, style), soft_wrap=not self._console.is_interactive)
 
     def _planned(self, event: Planned) -> None:
+        """Sentences as they are; the other choices, and memory where no sentence tells of it, as a table."""
         self._display.close()
-        rows = [c for c in event.choices if not c["reason"].startswith(MARKS)]
         for choice in event.choices:
             if choice["reason"].startswith(MARKS):
                 self._say(choice["reason"], "yellow" if choice["reason"].startswith("⚠") else "")
-        memory = _("{peak} predicted of {available} available")
-        sizes = memory.format(peak=bytes_text(event.predicted_peak_bytes), available=bytes_text(event.available_bytes))
-        if not self._console.is_interactive:
-            for choice in rows:
-                self._say(f"{choice['setting']} = {choice['value']}: {choice['reason']}")
-            self._say(f"{_('memory')}: {sizes}")
+        rows = [
+            (choice["setting"], choice["value"], choice["reason"])
+            for choice in event.choices
+            if not choice["reason"].startswith(MARKS)
+        ]
+        if not any(choice["setting"] == "memory" for choice in event.choices):
+            peak, available = bytes_text(event.predicted_peak_bytes), bytes_text(event.available_bytes)
+            rows.append((_("memory"), peak, _("predicted peak; {available} available").format(available=available)))
+        if self._console.is_interactive:
+            table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+            for setting, value, reason in rows:
+                table.add_row(Text(setting), Text(value, "bold"), Text(reason, "dim"))
+            self._console.print(table)
             return
-        table = Table(
-            box=None, show_header=False, padding=(0, 2, 0, 0), title=_("Plan"), title_justify="left", title_style="bold"
-        )
-        for choice in rows:
-            table.add_row(Text(choice["setting"]), Text(choice["value"], "bold"), Text(choice["reason"], "dim"))
-        table.add_row(_("memory"), Text(bytes_text(event.predicted_peak_bytes), "bold"), Text(sizes, "dim"))
-        self._console.print(table)
+        for setting, value, reason in rows:
+            self._say(f"{setting} = {value}: {reason}")
 
     def _started(self, event: Started) -> None:
         self._display.close()
