@@ -67,9 +67,10 @@ def packing_error(
         input_ids=ids_1T, position_ids=position_ids, use_cache=False, cu_seq_lens_q=ends
     ).last_hidden_state
     packed = head(hidden[0])
-    with attention(model, own_attention(model)):
-        plain = torch.cat([model(input_ids=part, use_cache=False).logits[0] for part in ids_1T.split(SEGMENTS, 1)])
     seed = torch.linspace(-1, 1, packed.numel(), device=device).view_as(packed).to(packed.dtype)
-    grads = [torch.autograd.grad(logits, list(parameters), seed) for logits in (packed, plain)]
-    flat = [torch.cat([g.flatten().float() for g in grad]) for grad in grads]
+    packed_grads = torch.autograd.grad(packed, list(parameters), seed)
+    with attention(model, own_attention(model)):  # around the backward too, which may recompute
+        plain = torch.cat([model(input_ids=part, use_cache=False).logits[0] for part in ids_1T.split(SEGMENTS, 1)])
+        plain_grads = torch.autograd.grad(plain, list(parameters), seed)
+    flat = [torch.cat([g.flatten().float() for g in grads]) for grads in (packed_grads, plain_grads)]
     return difference(packed, plain), difference(flat[0], flat[1])

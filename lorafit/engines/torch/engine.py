@@ -117,6 +117,7 @@ class TorchEngine:
         self.packs = off <= checks.TOLERANCE[DTYPES[self.setup.precision]]
         if self.packs:
             return []
+        self.model.set_attn_implementation(own_attention(self.model))
         return [_("Packed samples do not equal single ones in this model (off by {off:.1%}): it trains sample by sample.").format(off=off)]
 
     # --- training
@@ -151,7 +152,7 @@ class TorchEngine:
         """Gradients of all micro-batches into .grad; the sum of their losses."""
         weight = self.scale.value / total_targets
         losses = [self._forward_backward(m, step, weight) for micro in micro_batches for m in self._packable(micro)]
-        return float(torch.stack(losses).sum())
+        return _sum(losses)
 
     def _packable(self, micro: MicroBatch) -> Iterator[MicroBatch]:
         """`micro` as it is, or, for a model that does not pack, each of its samples alone."""
@@ -183,10 +184,7 @@ class TorchEngine:
         if self.packs:
             options["position_ids"] = torch.from_numpy(micro.position_ids.astype(np.int64)).to(device)[None]
             options["cu_seq_lens_q"] = torch.from_numpy(micro.segments)
-            hidden: Tensor = self.model.get_decoder()(**options).last_hidden_state[0]
-        else:
-            with attention(self.model, own_attention(self.model)):
-                hidden = self.model.get_decoder()(**options).last_hidden_state[0]
+        hidden: Tensor = self.model.get_decoder()(**options).last_hidden_state[0]
         return hidden, torch.from_numpy(places - 1).to(device), input_ids[places].to(device)
 
     def _gradient_norm(self) -> float:
@@ -223,7 +221,7 @@ class TorchEngine:
                 loss, _grad = target_loss(hidden_TH.index_select(0, before), targets, self.head, self.chunk, None)
                 losses.append(loss)
                 num_targets += len(targets)
-        return LossSum(float(torch.stack(losses).double().sum()) if losses else 0.0, num_targets)
+        return LossSum(_sum(losses), num_targets)
 
     # --- disk
 
@@ -295,3 +293,8 @@ class TorchEngine:
 
     def peak_bytes(self) -> int | None:
         return self.device.peak_bytes()
+
+
+def _sum(losses: list[Tensor]) -> float:
+    """Their sum in float64, which Python has and MPS has not; the device is waited for once."""
+    return math.fsum(torch.stack(losses).tolist()) if losses else 0.0

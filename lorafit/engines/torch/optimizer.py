@@ -57,12 +57,16 @@ class Optimizer:
         tensors: Arrays = {}
         for name, parameter in self.parameters.items():
             state = self._torch.state[parameter]
-            for plain, key in zip(MOMENTS, STATES[self.kind], strict=True):
-                tensors[f"{name}.{plain}"] = _as_fp32(state, key)
+            tensors |= {f"{name}.{plain}": moment for plain, moment in self.moments(parameter).items()}
             if "absmax1" in state:
                 tensors |= {f"{name}.raw.{key}": state[key].detach().cpu().numpy() for key in RAW}
             tensors["updates"] = np.asarray([float(state["step"])], np.float32)
         save_file(dict(sorted(tensors.items())), folder / FILE, {"optimizer": self.kind})
+
+    def moments(self, parameter: nn.Parameter) -> Arrays:
+        """The moments of `parameter` in fp32, under AdamW's names."""
+        state = self._torch.state[parameter]
+        return {plain: _as_fp32(state, key) for plain, key in zip(MOMENTS, STATES[self.kind], strict=True)}
 
     def load(self, folder: Path) -> None:
         """Take the moments back; raw 8-bit states where they are there. Raises AdapterError when names or shapes differ."""

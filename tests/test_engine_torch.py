@@ -1,0 +1,277 @@
+"""Does the torch engine learn exactly what plain transformers + peft + AdamW learn, whatever the model's family?"""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import peft
+import pytest
+import tiny
+import torch
+import torch.nn.functional as F
+import transformers
+
+from lorafit.data.batch import Sample, pack
+from lorafit.data.steps import batch, lr_at, step_samples
+from lorafit.engines.base import OutOfMemory
+from lorafit.engines.torch.engine import TorchEngine
+from lorafit.errors import AdapterError, ConfigError, EngineError
+from lorafit.plan.plan import Plan
+from lorafit.sampling import Sampling
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    for family in tiny.FAMILIES:
+        tiny.save_model(family, folder / family)
+    return folder
+
+
+def reference_steps(model: torch.nn.Module, samples: list[Sample], plan: Plan) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """The plain loop: one sample at a time, full logits, torch's clipping and AdamW; losses, and step 1's gradients."""
+    named = {n.replace(".default", ""): p for n, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(named.values(), lr=plan.learning_rate, weight_decay=plan.weight_decay)
+    losses, first = [], {}
+    for step in range(1, plan.steps + 1):
+        taken = [samples[row] for row in step_samples(plan, step)]
+        total = sum(sample.num_targets for sample in taken)
+        loss_sum = 0.0
+        for sample in taken:
+            ids = torch.from_numpy(sample.input_ids.astype(np.int64))[None]
+            labels = torch.where(torch.from_numpy(sample.target_mask), ids[0], -100)
+            logits = model(input_ids=ids).logits[0, :-1]
+            loss = F.cross_entropy(logits, labels[1:], reduction="sum") / total
+            loss.backward()
+            loss_sum += loss.item()
+        losses.append(loss_sum)
+        if step == 1:
+            first = {n: p.grad.clone() for n, p in named.items()}
+        torch.nn.utils.clip_grad_norm_(named.values(), plan.max_grad_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = lr_at(step, plan)
+        optimizer.step()
+        optimizer.zero_grad()
+    return losses, first
+
+
+def same_as_reference(engine: TorchEngine, folder: Path, samples: list[Sample], plan: Plan, tmp_path: Path) -> None:
+    tiny.fill_b(engine)
+    engine.save_adapter(tmp_path)
+    start = {n: p.detach().clone() for n, p in engine._parameters().items()}
+    base = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    model = peft.PeftModel.from_pretrained(base, tmp_path, is_trainable=True).eval()
+    wanted, wanted_grads = reference_steps(model, samples, plan)
+    data = batch(samples, step_samples(plan, 1), plan.token_budget, plan.max_micro_batch)
+    grads = tiny.gradients(engine, 1, data.micro_batches, data.num_targets)
+    assert tiny.worst(grads, wanted_grads) < 1e-5
+    for step in range(1, plan.steps + 1):
+        data = batch(samples, step_samples(plan, step), plan.token_budget, plan.max_micro_batch)
+        result = engine.step(step, data.micro_batches, data.num_targets, lr_at(step, plan))
+        assert result.loss_sum / data.num_targets == pytest.approx(wanted[step - 1], rel=1e-5)
+    after = {n.replace(".default", ""): p.detach() for n, p in model.named_parameters() if p.requires_grad}
+    moved, off = 0.0, 0.0
+    for name, parameter in engine._parameters().items():
+        if "lora_B" in name:
+            off += float((parameter - after[name]).norm() ** 2)
+            moved += float((after[name] - start[name]).norm() ** 2)
+    assert moved > 0
+    norm = sum(float(p.norm() ** 2) for n, p in after.items() if "lora_B" in n)
+    assert (off / norm) ** 0.5 < 1e-3
+
+
+@pytest.mark.parametrize("family", [f for f in tiny.FAMILIES if f != "mixtral"])
+def test_ten_steps_equal_a_plain_peft_loop(models: Path, family: str, tmp_path: Path) -> None:
+    plan = tiny.make_plan(token_budget=64)
+    engine = tiny.open_engine(models / family, plan)
+    assert engine.packs, engine.facts.notes
+    same_as_reference(engine, models / family, tiny.make_samples(32), plan, tmp_path)
+
+
+@pytest.mark.slow
+def test_ten_steps_equal_a_plain_peft_loop_on_the_demo_model(demo_folder: Path, tmp_path: Path) -> None:
+    plan = tiny.make_plan(effective_batch=4, train_samples=16, token_budget=128, lora_r=8, loss_chunk=50)
+    samples = tiny.make_samples(16, vocab=49_000, longest=64)
+    same_as_reference(tiny.open_engine(demo_folder, plan), demo_folder, samples, plan, tmp_path)
+
+
+def test_parameters_are_counted_as_peft_counts_them(models: Path) -> None:
+    engine = tiny.open_engine(models / "llama", tiny.make_plan())
+    base = transformers.AutoModelForCausalLM.from_pretrained(models / "llama")
+    model = peft.get_peft_model(base, peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+    assert engine.facts.trainable_parameters == model.get_nb_trainable_parameters()[0]
+
+
+def test_fused_experts_are_named_as_not_trained(models: Path) -> None:
+    engine = tiny.open_engine(models / "mixtral", tiny.make_plan())
+    assert any("experts" in note for note in engine.facts.notes)
+    assert engine.packs
+
+
+def test_a_model_that_packs_wrongly_trains_sample_by_sample_and_says_so(
+    models: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def leaks(*arguments: object, **options: object) -> tuple[float, float]:
+        return 0.5, 0.5
+
+    monkeypatch.setattr("lorafit.engines.torch.checks.packing_error", leaks)
+    plan = tiny.make_plan()
+    engine = tiny.open_engine(models / "qwen3", plan)
+    assert not engine.packs
+    assert any("sample by sample" in note for note in engine.facts.notes)
+    same_as_reference(engine, models / "qwen3", tiny.make_samples(32), plan, tmp_path)
+
+
+def test_the_packing_check_sees_attention_that_leaks_between_samples(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = tiny.open_engine(models / "llama", tiny.make_plan())
+    assert engine.packs
+    real = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda t: [0, 17] if t.dtype == torch.int32 else real(t))
+    assert engine._check_packing() != []
+    assert not engine.packs
+
+
+def test_the_shares_of_lora_targets(models: Path) -> None:
+    engine = tiny.open_engine(models / "llama", tiny.make_plan(lora_targets="q_proj, model.layers.1.mlp.up_proj"))
+    assert len(engine.layers) == 4
+    with pytest.raises(ConfigError) as error:
+        tiny.open_engine(models / "llama", tiny.make_plan(lora_targets="q_proj,nonsense"))
+    assert error.value.found == "nonsense"
+    assert "q_proj" in str(error.value.fix)
+
+
+def test_an_adapter_for_another_base_is_refused(models: Path, tmp_path: Path) -> None:
+    tiny.open_engine(models / "qwen3", tiny.make_plan()).save_adapter(tmp_path)
+    engine = tiny.open_engine(models / "llama", None)
+    with pytest.raises(AdapterError) as error:
+        engine.load_adapter(tmp_path)
+    assert str(models / "llama") in error.value.what
+
+
+def test_saved_and_loaded_it_goes_on_to_the_bit(models: Path, tmp_path: Path) -> None:
+    plan, samples = tiny.make_plan(lora_dropout=0.1), tiny.make_samples(32)
+
+    def run(engine: TorchEngine, steps: range) -> None:
+        for step in steps:
+            data = batch(samples, step_samples(plan, step), plan.token_budget, plan.max_micro_batch)
+            engine.step(step, data.micro_batches, data.num_targets, lr_at(step, plan))
+
+    straight = tiny.open_engine(models / "llama", plan)
+    run(straight, range(1, 7))
+    half = tiny.open_engine(models / "llama", plan)
+    run(half, range(1, 4))
+    half.save(tmp_path)
+    other = tiny.open_engine(models / "llama", plan)
+    other.load(tmp_path)
+    run(other, range(4, 7))
+    for name, parameter in straight._parameters().items():
+        assert torch.equal(parameter, other._parameters()[name]), name
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "paged_adamw_8bit"])
+def test_moments_move_from_one_optimizer_to_another(models: Path, tmp_path: Path, optimizer: str) -> None:
+    plan, samples = tiny.make_plan(optimizer=optimizer, lora_r=64), tiny.make_samples(32)
+    data = batch(samples, step_samples(plan, 1), plan.token_budget, plan.max_micro_batch)
+    engine = tiny.open_engine(models / "llama", plan)
+    for step in (1, 2):
+        engine.step(step, data.micro_batches, data.num_targets, 1e-3)
+    engine.save(tmp_path)
+    for kind, tolerance in ((optimizer, 0.0), ("adamw", 0.0), ("paged_adamw_8bit", 0.05)):
+        other = tiny.open_engine(models / "llama", dataclasses.replace(plan, optimizer=kind))
+        other.load(tmp_path)
+        for name, parameter in other.optimizer.parameters.items():
+            before, after = engine.optimizer.moments(engine._parameters()[name]), other.optimizer.moments(parameter)
+            for moment in ("exp_avg", "exp_avg_sq"):
+                off = np.linalg.norm(after[moment] - before[moment])
+                assert off <= tolerance * np.linalg.norm(before[moment]) + 1e-12, (kind, name, moment)
+
+
+def test_out_of_memory_leaves_the_engine_as_it_was(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, samples = tiny.make_plan(), tiny.make_samples(32)
+    engine = tiny.open_engine(models / "llama", plan)
+    data = batch(samples, step_samples(plan, 1), 64, 4096)
+    before = {n: p.detach().clone() for n, p in engine._parameters().items()}
+    real, calls = engine._forward_backward, []
+
+    def fails_at_the_third(*arguments: object) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 3:
+            raise RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)")
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(engine, "_forward_backward", fails_at_the_third)
+    with pytest.raises(OutOfMemory):
+        engine.step(1, data.micro_batches, data.num_targets, 1e-3)
+    assert all(p.grad is None for p in engine._parameters().values())
+    assert all(torch.equal(p, before[n]) for n, p in engine._parameters().items())
+
+
+def test_a_loss_that_is_not_a_number_ends_the_run_and_touches_nothing(models: Path) -> None:
+    plan, samples = tiny.make_plan(), tiny.make_samples(32)
+    engine = tiny.open_engine(models / "llama", plan)
+    layer = next(iter(engine.layers.values()))
+    with torch.no_grad():
+        layer.lora_B[0, 0] = float("nan")
+    data = batch(samples, step_samples(plan, 1), 64, 4096)
+    with pytest.raises(EngineError):
+        engine.step(1, data.micro_batches, data.num_targets, 1e-3)
+
+
+def test_fp16_overflow_halves_the_scale_and_computes_the_same_step_again(models: Path) -> None:
+    plan, samples = tiny.make_plan(precision="fp16"), tiny.make_samples(32)
+    engine = tiny.open_engine(models / "llama", plan)
+    exact = tiny.open_engine(models / "llama", dataclasses.replace(plan, precision="fp32"))
+    engine.scale.value = 2.0**40
+    data = batch(samples, step_samples(plan, 1), 64, 4096)
+    result = engine.step(1, data.micro_batches, data.num_targets, 1e-3)
+    wanted = exact.step(1, data.micro_batches, data.num_targets, 1e-3)
+    assert engine.scale.value < 2.0**40
+    assert result.loss_sum == pytest.approx(wanted.loss_sum, rel=1e-2)
+    assert result.grad_norm == pytest.approx(wanted.grad_norm, rel=5e-2)
+
+
+def test_evaluation_equals_the_models_own_loss(models: Path) -> None:
+    engine = tiny.open_engine(models / "gemma2", tiny.make_plan())
+    samples = tiny.make_samples(5)
+    found = engine.evaluate([pack(samples, range(5), range(5))])
+    base = transformers.AutoModelForCausalLM.from_pretrained(models / "gemma2", attn_implementation="eager").eval()
+    wanted = 0.0
+    for sample in samples:
+        ids = torch.from_numpy(sample.input_ids.astype(np.int64))[None]
+        labels = torch.where(torch.from_numpy(sample.target_mask), ids[0], -100)
+        with torch.no_grad():
+            wanted += F.cross_entropy(base(input_ids=ids).logits[0, :-1], labels[1:], reduction="sum").item()
+    assert found.num_targets == sum(s.num_targets for s in samples)
+    assert found.loss_sum == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2", "gemma3"])
+def test_greedy_answers_equal_transformers_generate(models: Path, family: str) -> None:
+    engine = tiny.open_engine(models / family, None)
+    prompt = list(range(5, 25))
+    found = list(engine.generate(prompt, Sampling(temperature=0.0, max_new_tokens=12)))
+    model = transformers.AutoModelForCausalLM.from_pretrained(models / family, attn_implementation="eager").eval()
+    ids = torch.tensor([prompt])
+    for _i in range(12):
+        with torch.no_grad():
+            ids = torch.cat([ids, model(input_ids=ids, use_cache=False).logits[:, -1:].argmax(-1)], 1)
+    assert found == ids[0, len(prompt) :].tolist()
+
+
+def test_the_adapter_can_be_switched_off(models: Path) -> None:
+    engine = tiny.open_engine(models / "llama", tiny.make_plan())
+    samples = tiny.make_samples(5)
+    micro_batches = [pack(samples, range(5), range(5))]
+    base = engine.evaluate(micro_batches).loss_sum
+    tiny.fill_b(engine)
+    assert engine.evaluate(micro_batches).loss_sum != base
+    engine.set_adapter(False)
+    assert engine.evaluate(micro_batches).loss_sum == base
+
+
+def test_a_probe_leaves_no_trace(models: Path) -> None:
+    engine = tiny.open_engine(models / "llama", tiny.make_plan())
+    samples = tiny.make_samples(5)
+    probe = engine.probe(pack(samples, range(5), range(5)))
+    assert probe.peak_bytes is None or probe.peak_bytes > 0
+    assert all(p.grad is None for p in engine._parameters().values())

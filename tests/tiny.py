@@ -1,0 +1,95 @@
+"""Small real models with random weights, plans for them, and samples: what engine tests stand on."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from lorafit.data.batch import Sample
+from lorafit.engines.base import Setup
+from lorafit.engines.torch.engine import TorchEngine
+from lorafit.plan.plan import Plan
+
+VOCAB = 96
+SHAPE: dict[str, Any] = {
+    "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 256, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", {"tie_word_embeddings": True}),
+    "mistral": ("MistralConfig", {"sliding_window": 8}),
+    "qwen2": ("Qwen2Config", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
+    "qwen3": ("Qwen3Config", {"head_dim": 16}),
+    "gemma2": ("Gemma2Config", {"head_dim": 8, "sliding_window": 8, "query_pre_attn_scalar": 8}),
+    "gemma3": ("Gemma3TextConfig", {"head_dim": 8, "sliding_window": 8, "query_pre_attn_scalar": 8}),
+    "phi3": ("Phi3Config", {"sliding_window": None}),
+    "granite": ("GraniteConfig", {"logits_scaling": 4.0, "attention_multiplier": 0.3, "residual_multiplier": 0.5}),
+    "cohere": ("CohereConfig", {"logit_scale": 0.25}),
+    "mixtral": ("MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+}
+
+
+def save_model(family: str, folder: Path) -> Path:
+    """A random model of `family` in `folder`, weights large enough that every part of it matters."""
+    name, special = FAMILIES[family]
+    torch.manual_seed(0)
+    config = getattr(transformers, name)(**{**SHAPE, **special})
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.2)
+    model.save_pretrained(folder)
+    return folder
+
+
+def make_plan(**changes: Any) -> Plan:
+    facts: dict[str, Any] = {
+        "engine": "torch", "device": "cpu", "precision": "fp32", "quantization": "none", "optimizer": "adamw",
+        "steps": 10, "effective_batch": 16, "train_samples": 32, "valid_samples": 0, "num_epochs": 5.0, "seed": 42,
+        "learning_rate": 1e-3, "lr_scheduler": "cosine", "warmup_steps": 1, "weight_decay": 0.0, "adam_beta1": 0.9,
+        "adam_beta2": 0.999, "adam_epsilon": 1e-8, "max_grad_norm": 1.0, "lora_r": 4, "lora_alpha": 8.0,
+        "lora_dropout": 0.0, "lora_targets": "all-linear", "data_digest": "", "token_budget": 4096,
+        "max_micro_batch": 4096, "recompute": 0, "loss_chunk": 7, "save_steps": 0, "eval_steps": 0,
+        "keep_checkpoints": 2, "predicted_peak_bytes": 0, "available_bytes": 0,
+    }  # fmt: skip
+    return Plan(**{**facts, **changes})
+
+
+def make_samples(count: int, vocab: int = VOCAB, longest: int = 24, seed: int = 0) -> list[Sample]:
+    """`count` random samples of different lengths, the later half of each its targets."""
+    rng = np.random.default_rng(seed)
+    samples = []
+    for length in rng.integers(4, longest, count):
+        mask = np.arange(length) >= length // 2
+        samples.append(Sample(rng.integers(3, vocab, length).astype(np.int32), mask))
+    return samples
+
+
+def open_engine(folder: Path, plan: Plan | None) -> TorchEngine:
+    facts = plan or make_plan()
+    return TorchEngine.open(Setup(folder, str(folder), facts.device, facts.precision, facts.quantization, plan=plan))
+
+
+def fill_b(engine: TorchEngine, seed: int = 1) -> None:
+    """Give every lora_B random values, so that all gradients count."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for layer in engine.layers.values():
+            layer.lora_B.copy_(torch.randn(layer.lora_B.shape, generator=generator) * 0.05)
+
+
+def gradients(engine: TorchEngine, step: int, micro_batches: list[Any], total_targets: int) -> dict[str, torch.Tensor]:
+    """Gradients of one step, by name, before clipping."""
+    engine._accumulate(step, micro_batches, total_targets)
+    grads = {name: p.grad.clone() for name, p in engine._parameters().items() if p.grad is not None}
+    engine.optimizer.drop_gradients()
+    return grads
+
+
+def worst(found: dict[str, Any], wanted: dict[str, Any]) -> float:
+    """The largest distance of a tensor from the wanted one, by norm."""
+    assert found.keys() == wanted.keys()
+    return max(float((found[n] - wanted[n]).norm() / wanted[n].norm().clamp_min(1e-20)) for n in wanted)
