@@ -91,7 +91,7 @@ class TrainConfig(BaseModel):
 
 COMMAND_FIELDS = ("config", "plan", "resume", "dry_run", "lang")
 DEMO_PRESET: dict[str, Any] = {
-    "demo": True, "model_name": "demo", "dataset_name": "demo", "max_length": 384, "num_epochs": 2.0,
+    "demo": True, "model_name": "demo", "dataset_name": "demo", "max_length": 384, "num_epochs": 1.0,
     "learning_rate": 5e-4, "lora_r": 16, "lora_alpha": 32.0, "val_size": 20.0,
 }  # fmt: skip
 

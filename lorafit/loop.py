@@ -1,9 +1,10 @@
 """THE training loop: takes a plan, obeys it, yields what happened and prints nothing."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from lorafit.checkpoint import prune, save_checkpoint, whole_folder
 from lorafit.data.steps import Samples, StepBatch, batch, lr_at, step_samples, stream_length
@@ -13,6 +14,7 @@ from lorafit.messages import _
 from lorafit.plan.plan import Plan
 from lorafit.rundir import RunDir
 
+Result = TypeVar("Result")
 SAVE_SECONDS = 600.0  # what a crash costs at most, where --save_steps does not say otherwise
 
 
@@ -84,22 +86,31 @@ def _save_due(plan: Plan, step: int, seconds: float) -> bool:
     return step % plan.save_steps == 0 if plan.save_steps > 0 else seconds >= SAVE_SECONDS
 
 
-def _step(job: Job, progress: Progress, step: int) -> Iterator[Event]:
-    """One update. When memory runs out the same step is split smaller and computed again: nothing is lost or skipped."""
-    plan, began = job.plan, time.monotonic()
-    rows = step_samples(plan, step)
+def _fitting(
+    job: Job, progress: Progress, samples: Samples, rows: Sequence[int], compute: Callable[[StepBatch], Result]
+) -> Generator[Event, None, tuple[StepBatch, Result]]:
+    """compute(rows as micro-batches); when memory runs out they are split smaller and it is computed again."""
     while True:
-        budget = progress.token_budget or plan.token_budget
-        data = batch(job.train_set, rows, budget, plan.max_micro_batch)
+        budget = progress.token_budget or job.plan.token_budget
+        data = batch(samples, rows, budget, job.plan.max_micro_batch)
         try:
-            result = job.engine.step(step, data.micro_batches, data.num_targets, lr_at(step, plan))
-            break
+            return data, compute(data)
         except OutOfMemory:
             if all(len(micro.sample_ids) == 1 for micro in data.micro_batches):
                 raise
             progress.token_budget = budget // 2
-            text = _("Memory ran out: the step is computed again, {budget} tokens at a time.")
-            yield Warned(step=step - 1, text=text.format(budget=budget // 2))
+            text = _("Memory ran out: computed again with {budget} tokens at a time.")
+            yield Warned(step=progress.done, text=text.format(budget=budget // 2))
+
+
+def _step(job: Job, progress: Progress, step: int) -> Iterator[Event]:
+    """One update; nothing is lost or skipped."""
+    plan, began = job.plan, time.monotonic()
+
+    def update(data: StepBatch) -> StepResult:
+        return job.engine.step(step, data.micro_batches, data.num_targets, lr_at(step, plan))
+
+    data, result = yield from _fitting(job, progress, job.train_set, step_samples(plan, step), update)
     yield _step_done(plan, step, data, result, time.monotonic() - began)
 
 
@@ -123,9 +134,9 @@ def _evaluate(job: Job, progress: Progress, step: int) -> Iterator[Event]:
     if not len(job.valid_set):
         return
     began = time.monotonic()
-    budget = progress.token_budget or job.plan.token_budget
-    data = batch(job.valid_set, range(len(job.valid_set)), budget, job.plan.max_micro_batch)
-    loss = job.engine.evaluate(data.micro_batches).mean
+    rows = range(len(job.valid_set))
+    data, total = yield from _fitting(job, progress, job.valid_set, rows, lambda d: job.engine.evaluate(d.micro_batches))
+    loss = total.mean
     best = step > 0 and (progress.best_loss is None or loss < progress.best_loss)
     if best:
         save_adapter(job, job.run.best_model)

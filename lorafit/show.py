@@ -15,16 +15,16 @@ SAMPLING = Sampling(temperature=0.0, max_new_tokens=120)
 
 
 def show_answers(
-    engine: Engine, tokenizer: ChatTokenizer, conversations: Sequence[Conversation], config: TrainConfig
+    engine: Engine, tokenizer: ChatTokenizer, conversations: Sequence[Conversation], config: TrainConfig, step: int
 ) -> Iterator[Event]:
     """The first held-out single question, answered greedily with the adapter off and on."""
     questions = [turns[-2].content for turns in conversations if [t.role for t in turns] == ["user", "assistant"]]
     if not questions:
         return
-    yield Stage(text=_("Asking the base and the tuned model a question that neither has seen"))
+    yield Stage(step=step, text=_("Asking the base and the tuned model a question that neither has seen"))
     chat = Chat(engine, tokenizer, SAMPLING, system_prompt=config.system_prompt, date_string=config.date_string, has_adapter=True)
     answers = {}
     for on in (False, True):
         chat.adapter_on = on
         answers[on] = chat.answer(questions[0])
-    yield Answered(question=questions[0], base=answers[False], tuned=answers[True])
+    yield Answered(step=step, question=questions[0], base=answers[False], tuned=answers[True])

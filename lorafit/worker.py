@@ -118,7 +118,8 @@ def _run(ready: Ready, run: RunDir, old: Interrupted | None) -> Iterator[Event]:
     with stop_signals() as stop:
         yield from train(_job(ready, run, engine, stop), progress)
     if ready.config.demo and progress.done == ready.plan.steps:
-        yield from show_answers(engine, ready.tokenizer, ready.data.valid_conversations, ready.config)
+        conversations = ready.data.valid_conversations
+        yield from show_answers(engine, ready.tokenizer, conversations, ready.config, progress.done)
 
 
 def _write_facts(ready: Ready, run: RunDir) -> None:

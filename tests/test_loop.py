@@ -1,0 +1,120 @@
+"""Does the loop obey the plan, save, stop and go on, whatever the engine? On the shipped fake engine."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+import tiny
+
+from lorafit.checkpoint import latest_good
+from lorafit.engines.base import OutOfMemory, Setup
+from lorafit.engines.fake import FakeEngine
+from lorafit.events import EvalDone, Event, Finished, Saved, StepDone, Stopped, Warned
+from lorafit.loop import Job, Progress, train
+from lorafit.plan.plan import Plan
+from lorafit.rundir import RunDir
+
+Kind = TypeVar("Kind", bound=Event)
+SAMPLES = tiny.make_samples(40)
+
+
+def make_job(
+    path: Path, plan: Plan, memory_tokens: int | None = None, stop: Callable[[], int | None] = lambda: None
+) -> Job:
+    path.mkdir(exist_ok=True)
+    engine = FakeEngine(Setup(path, "fake", "cpu", "fp32", plan=plan), memory_tokens)
+    return Job(engine, SAMPLES[:32], SAMPLES[32:], RunDir(path), plan, lambda _folder: None, stop)
+
+
+def adapter_bytes(folder: Path) -> bytes:
+    return (folder / "adapter_model.safetensors").read_bytes()
+
+
+def of(kind: type[Kind], events: list[Event]) -> list[Kind]:
+    return [event for event in events if isinstance(event, kind)]
+
+
+def test_a_run_steps_evaluates_saves_and_finishes(tmp_path: Path) -> None:
+    plan = tiny.make_plan(eval_steps=3, save_steps=4, valid_samples=8)
+    job = make_job(tmp_path, plan)
+    events = list(train(job, Progress()))
+    assert [e.step for e in of(StepDone, events)] == list(range(1, 11))
+    assert [e.step for e in of(EvalDone, events)] == [0, 3, 6, 9, 10]
+    assert [e.step for e in of(Saved, events)] == [4, 8, 10]
+    assert sorted(p.name for p in job.run.checkpoints.iterdir()) == ["step-000008", "step-000010"]
+    (finished,) = of(Finished, events)
+    assert finished.valid_loss_before is not None and finished.valid_loss_after is not None
+    assert finished.valid_loss_after < finished.valid_loss_before
+    assert finished.best_loss == min(e.loss for e in of(EvalDone, events)[1:])
+    assert adapter_bytes(job.run.final_model) == adapter_bytes(job.run.checkpoints / "step-000010")
+    assert adapter_bytes(job.run.best_model)
+    assert of(StepDone, events)[-1].epoch == 5.0
+
+
+def test_without_a_validation_set_nothing_is_evaluated_and_nothing_is_best(tmp_path: Path) -> None:
+    job = make_job(tmp_path, tiny.make_plan())
+    job = Job(job.engine, job.train_set, [], job.run, job.plan, job.dress, job.stop)
+    events = list(train(job, Progress()))
+    assert of(EvalDone, events) == []
+    assert of(Finished, events)[0].valid_loss_after is None
+    assert not job.run.best_model.exists()
+
+
+@pytest.mark.parametrize("stop_after", [1, 5, 9])
+def test_a_stopped_run_goes_on_to_the_bit(tmp_path: Path, stop_after: int) -> None:
+    plan = tiny.make_plan(eval_steps=2, valid_samples=8)
+    whole = make_job(tmp_path / "whole", plan)
+    wanted = list(train(whole, Progress()))
+    count: list[int] = []
+
+    def stop() -> int | None:
+        count.append(1)
+        return 15 if len(count) == stop_after else None
+
+    job = make_job(tmp_path / "halves", plan, stop=stop)
+    progress = Progress()
+    first = list(train(job, progress))
+    assert isinstance(first[-1], Stopped) and first[-1].step == stop_after and first[-1].signal == 15
+    checkpoint, bad = latest_good(job.run)
+    assert checkpoint is not None and bad == []
+    again = make_job(tmp_path / "halves", plan)
+    again.engine.load(checkpoint)
+    second = list(train(again, progress))
+    losses = {e.step: e.loss for e in of(StepDone, first + second)}
+    assert losses == {e.step: e.loss for e in of(StepDone, wanted)}
+    assert adapter_bytes(again.run.final_model) == adapter_bytes(whole.run.final_model)
+    assert of(Finished, second)[0].best_step == of(Finished, wanted)[0].best_step
+
+
+def test_when_memory_runs_out_the_step_is_split_smaller_and_nothing_is_lost(tmp_path: Path) -> None:
+    plan = tiny.make_plan(token_budget=4096)
+    whole = make_job(tmp_path / "whole", plan)
+    list(train(whole, Progress()))
+    small = make_job(tmp_path / "small", plan, memory_tokens=70)
+    progress = Progress()
+    events = list(train(small, progress))
+    assert progress.token_budget == 64
+    assert len(of(Warned, events)) == 6  # 2048, 1024, ... 64, and then no more
+    assert [e.step for e in of(StepDone, events)] == list(range(1, 11))
+    assert small.engine.weights_V == pytest.approx(whole.engine.weights_V, rel=1e-9, abs=1e-12)  # type: ignore[attr-defined]
+
+
+def test_a_single_sample_that_does_not_fit_ends_the_run_with_words(tmp_path: Path) -> None:
+    job = make_job(tmp_path, tiny.make_plan(), memory_tokens=5)
+    with pytest.raises(OutOfMemory):
+        list(train(job, Progress()))
+
+
+def test_the_best_is_not_the_last_where_the_loss_rises_again(tmp_path: Path) -> None:
+    plan = tiny.make_plan(eval_steps=1, valid_samples=8, learning_rate=0.05, steps=40, num_epochs=20.0)
+    job = make_job(tmp_path, plan)
+    few_words = tiny.make_samples(32, vocab=30, seed=5)  # what is learned of them hurts the other words
+    job = Job(job.engine, few_words, job.valid_set, job.run, plan, job.dress, job.stop)
+    events = list(train(job, Progress()))
+    evals = of(EvalDone, events)[1:]
+    best = min(evals, key=lambda e: e.loss)
+    (finished,) = of(Finished, events)
+    assert (finished.best_step, finished.best_loss) == (best.step, best.loss)
+    assert 1 < best.step < 40, "it should overfit"
+    assert adapter_bytes(job.run.best_model) != adapter_bytes(job.run.final_model)
