@@ -32,10 +32,14 @@ class TrainConfig(BaseModel):
 
     # What to train on what
     model_name: str = what("meta-llama/Llama-3.2-3B-Instruct", "Base model: a folder, a hub id, or `demo`.")
-    dataset_name: str = what("Skepsun/lawyer_llama_data", "Training data: a .json, .jsonl or .csv file, a hub id, or `demo`.")
+    dataset_name: str = what(
+        "Skepsun/lawyer_llama_data", "Training data: a .json, .jsonl or .csv file, a hub id, or `demo`."
+    )
     dataset_split: str = what("train", "Split and slice of the data, e.g. `train[:1000]` or `train[10%:20%]`.")
     max_samples: int | None = what(None, "Use only the first N samples (None: all).", ge=1)
-    val_size: float = what(0.05, "Held out for validation: a share below 1 (at most 200 rows), or a number of rows; 0: none.", ge=0)
+    val_size: float = what(
+        0.05, "Held out for validation: a share below 1 (at most 200 rows), or a number of rows; 0: none.", ge=0
+    )
     system_prompt: str | None = what(None, "System text for conversations that have none (None: the template's own).")
     date_string: str = what("26 Jul 2024", "The date that templates with a date write into every sample.")
     init_adapter: str | None = what(None, "Start from this adapter's weights instead of fresh ones.")
@@ -43,11 +47,17 @@ class TrainConfig(BaseModel):
     # How long and how fast to learn
     num_epochs: float = what(3.0, "Times that every training row is seen.", gt=0)
     max_steps: int | None = what(None, "Stop after this many optimizer steps (None: by num_epochs).", ge=1)
-    effective_batch: int | None = what(None, "Samples an optimizer step learns from, over all processes (None: 16).", ge=1)
+    effective_batch: int | None = what(
+        None, "Samples an optimizer step learns from, over all processes (None: 16).", ge=1
+    )
     batch_size: int | None = how(None, "At most this many samples in a micro-batch (None: the planner chooses).", ge=1)
-    gradient_accumulation_steps: int | None = how(None, "With batch_size it sets effective_batch = batch_size x this.", ge=1)
+    gradient_accumulation_steps: int | None = how(
+        None, "With batch_size it sets effective_batch = batch_size x this.", ge=1
+    )
     learning_rate: float = what(1e-4, "Peak learning rate.", gt=0)
-    lr_scheduler: Literal["cosine", "linear", "constant"] = what("cosine", "Shape of the learning rate after the warm-up.")
+    lr_scheduler: Literal["cosine", "linear", "constant"] = what(
+        "cosine", "Shape of the learning rate after the warm-up."
+    )
     warmup_ratio: float = what(0.05, "Share of the steps over which the learning rate rises.", ge=0, le=1)
     weight_decay: float = what(0.0, "AdamW's weight decay.", ge=0)
     adam_beta1: float = what(0.9, "AdamW's decay of the mean gradient.", ge=0, lt=1)
@@ -61,20 +71,28 @@ class TrainConfig(BaseModel):
     lora_r: int = what(32, "Rank of the adapter.", ge=1)
     lora_alpha: float = what(64.0, "The adapter is scaled by lora_alpha / lora_r.", gt=0)
     lora_dropout: float = what(0.0, "Dropout before the adapter.", ge=0, lt=1)
-    lora_targets: str = what("all-linear", "Linear layers that get an adapter: `all-linear`, or names, e.g. `q_proj,v_proj`.")
+    lora_targets: str = what(
+        "all-linear", "Linear layers that get an adapter: `all-linear`, or names, e.g. `q_proj,v_proj`."
+    )
 
     # The machine
     device: Literal["auto", "cuda", "mps", "cpu"] = how("auto", "Device to train on.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = how("auto", "Number format of base weights and arithmetic.")
     quantization: Literal["auto", "none", "4bit", "8bit"] = what("auto", "Quantise the base weights.")
-    optimizer: Literal["auto", "adamw", "paged_adamw_8bit"] = what("auto", "Optimizer (auto: paged_adamw_8bit on CUDA).")
+    optimizer: Literal["auto", "adamw", "paged_adamw_8bit"] = what(
+        "auto", "Optimizer (auto: paged_adamw_8bit on CUDA)."
+    )
     token_budget: int | None = how(None, "Tokens in a micro-batch (None: the planner chooses).", ge=1)
-    recompute: int | None = how(None, "Layers that recompute their activations to save memory (None: the planner chooses).", ge=0)
+    recompute: int | None = how(
+        None, "Layers that recompute their activations to save memory (None: the planner chooses).", ge=0
+    )
     trust_remote_code: bool = how(False, "Run code that comes with the model. Only for models whose author you trust.")
 
     # Where things come from and go
     hub: Literal["huggingface", "modelscope"] = how("huggingface", "Hub that names are looked up on.")
-    hf_endpoint: str | None = how(None, "Mirror of the Hugging Face hub, e.g. https://hf-mirror.com (None: HF_ENDPOINT, else the hub).")
+    hf_endpoint: str | None = how(
+        None, "Mirror of the Hugging Face hub, e.g. https://hf-mirror.com (None: HF_ENDPOINT, else the hub)."
+    )
     output_dir: str = how("output", "Folder for runs.")
     save_steps: int | None = how(None, "Steps between checkpoints (None: about every ten minutes).", ge=1)
     eval_steps: int | None = how(None, "Steps between evaluations (None: within 5% of the time).", ge=1)
@@ -125,12 +143,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         settings = yaml.safe_load(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise ConfigError(_("There is no such settings file."), where=path, fix=_("Check the path given to --config.")) from None
+        raise ConfigError(
+            _("There is no such settings file."), where=path, fix=_("Check the path given to --config.")
+        ) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(_("The settings file cannot be read as YAML."), where=path, found=error) from None
     if not isinstance(settings, dict):
         raise ConfigError(
-            _("A settings file holds one setting a line, as in `lora_r: 16`."), where=path, found=type(settings).__name__
+            _("A settings file holds one setting a line, as in `lora_r: 16`."),
+            where=path,
+            found=type(settings).__name__,
         )
     return {str(key).replace("-", "_"): value for key, value in settings.items()}
 
@@ -144,7 +166,11 @@ def make_config(settings: dict[str, Any], where: object) -> TrainConfig:
     key = str(error["loc"][0]) if error["loc"] else "?"
     if error["type"] == "extra_forbidden":
         near = difflib.get_close_matches(key, TrainConfig.model_fields, n=1)
-        fix = _("Did you mean `{name}`?").format(name=near[0]) if near else _("`lorafit train --help` lists all settings.")
+        fix = (
+            _("Did you mean `{name}`?").format(name=near[0])
+            if near
+            else _("`lorafit train --help` lists all settings.")
+        )
         raise ConfigError(_("Unknown setting `{name}`.").format(name=key), where=where, found=key, fix=fix)
     field = TrainConfig.model_fields[key]
     raise ConfigError(

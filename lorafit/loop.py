@@ -135,7 +135,9 @@ def _evaluate(job: Job, progress: Progress, step: int) -> Iterator[Event]:
         return
     began = time.monotonic()
     rows = range(len(job.valid_set))
-    data, total = yield from _fitting(job, progress, job.valid_set, rows, lambda d: job.engine.evaluate(d.micro_batches))
+    data, total = yield from _fitting(
+        job, progress, job.valid_set, rows, lambda d: job.engine.evaluate(d.micro_batches)
+    )
     loss = total.mean
     best = step > 0 and (progress.best_loss is None or loss < progress.best_loss)
     if best:

@@ -36,7 +36,9 @@ def interrupted(config: TrainConfig) -> Interrupted:
     if any(isinstance(event, Finished) for event in read_events(run.events)):
         fix = _("Try it: {command}. To train it further, start a new run with --init_adapter {adapter}.")
         command = f"python inference.py --lora_weights {run.path} --interactive"
-        raise RunError(_("This run is finished."), where=run.path, fix=fix.format(command=command, adapter=run.final_model))
+        raise RunError(
+            _("This run is finished."), where=run.path, fix=fix.format(command=command, adapter=run.final_model)
+        )
     refuse_changes(run, saved_config(run), config)
     checkpoint, bad = latest_good(run)
     done = 0 if checkpoint is None else int(json.loads((checkpoint / "state.json").read_text())["step"])

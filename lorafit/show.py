@@ -22,7 +22,14 @@ def show_answers(
     if not questions:
         return
     yield Stage(step=step, text=_("Asking the base and the tuned model a question that neither has seen"))
-    chat = Chat(engine, tokenizer, SAMPLING, system_prompt=config.system_prompt, date_string=config.date_string, has_adapter=True)
+    chat = Chat(
+        engine,
+        tokenizer,
+        SAMPLING,
+        system_prompt=config.system_prompt,
+        date_string=config.date_string,
+        has_adapter=True,
+    )
     answers = {}
     for on in (False, True):
         chat.adapter_on = on

@@ -96,7 +96,9 @@ def _measured(machine: Machine, device: str) -> Machine:
     if device != "mps":
         return machine
     measured = registry.load(registry.MEASURED_BYTES)(device)
-    return replace(machine, gpus=tuple(replace(g, available_bytes=measured) if g.kind == device else g for g in machine.gpus))
+    return replace(
+        machine, gpus=tuple(replace(g, available_bytes=measured) if g.kind == device else g for g in machine.gpus)
+    )
 
 
 def _planned(ready: Ready) -> Iterator[Event]:

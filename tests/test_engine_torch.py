@@ -28,7 +28,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def reference_steps(model: torch.nn.Module, samples: list[Sample], plan: Plan) -> tuple[list[float], dict[str, torch.Tensor]]:
+def reference_steps(
+    model: torch.nn.Module, samples: list[Sample], plan: Plan
+) -> tuple[list[float], dict[str, torch.Tensor]]:
     """The plain loop: one sample at a time, full logits, torch's clipping and AdamW; losses, and step 1's gradients."""
     named = {n.replace(".default", ""): p for n, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(named.values(), lr=plan.learning_rate, weight_decay=plan.weight_decay)
@@ -122,7 +124,9 @@ def test_a_model_that_packs_wrongly_trains_sample_by_sample_and_says_so(
     same_as_reference(engine, models / "qwen3", tiny.make_samples(32), plan, tmp_path)
 
 
-def test_the_packing_check_sees_attention_that_leaks_between_samples(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_packing_check_sees_attention_that_leaks_between_samples(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = tiny.open_engine(models / "llama", tiny.make_plan())
     assert engine.packs
     real = torch.Tensor.tolist
@@ -275,3 +279,29 @@ def test_a_probe_leaves_no_trace(models: Path) -> None:
     probe = engine.probe(pack(samples, range(5), range(5)))
     assert probe.peak_bytes is None or probe.peak_bytes > 0
     assert all(p.grad is None for p in engine._parameters().values())
+
+
+@pytest.mark.parametrize(("quantization", "tolerance"), [("4bit", 1e-5), ("8bit", 0.03)])
+def test_gradients_through_a_quantised_base_equal_those_through_its_dequantised_weights(
+    models: Path, quantization: str, tolerance: float
+) -> None:
+    """8-bit rounds the inputs too; 4-bit computes exactly with what its weights stand for."""
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    plan, samples = tiny.make_plan(quantization=quantization), tiny.make_samples(32)
+    engine = tiny.open_engine(models / "llama", plan)
+    exact = tiny.open_engine(models / "llama", dataclasses.replace(plan, quantization="none"))
+    for name, layer in engine.layers.items():
+        base = layer.base
+        if quantization == "4bit":
+            weight = bitsandbytes.functional.dequantize_4bit(base.weight.data, base.weight.quant_state)
+        else:
+            held = base.weight if base.weight.CB is not None else base.state  # it moves at the first product
+            weight = held.CB.float() * held.SCB[:, None] / 127
+        assert type(base) is not torch.nn.Linear
+        exact.layers[name].base.weight.data = weight.float()
+    tiny.fill_b(engine)
+    tiny.fill_b(exact)
+    data = batch(samples, step_samples(plan, 1), 100, 4096)
+    grads = tiny.gradients(engine, 1, data.micro_batches, data.num_targets)
+    wanted = tiny.gradients(exact, 1, data.micro_batches, data.num_targets)
+    assert tiny.worst(grads, wanted) < tolerance

@@ -51,7 +51,10 @@ def has_mps_kernel(table: dict[str, dict[str, Any]], name: str) -> bool:
     if dispatch is None:
         return True
     keys = {key.strip() for keys in dispatch for key in keys.split(",")}
-    return bool(keys & {"MPS", "CompositeImplicitAutograd", "CompositeExplicitAutograd", "CompositeExplicitAutogradNonFunctional"})
+    return bool(
+        keys
+        & {"MPS", "CompositeImplicitAutograd", "CompositeExplicitAutograd", "CompositeExplicitAutogradNonFunctional"}
+    )
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,9 @@ def self_test(name: str, dtype: torch.dtype = torch.float32) -> None:
             raise HardwareError(
                 _("The device `{name}` computes wrongly: its self-test failed.").format(name=device.name),
                 where=part,
-                found=_("off by {off:.1%} of the right result (torch {version})").format(off=off, version=torch.__version__),
+                found=_("off by {off:.1%} of the right result (torch {version})").format(
+                    off=off, version=torch.__version__
+                ),
                 fix=_("Update PyTorch and the system, or train with --device cpu."),
             )
 
@@ -52,9 +54,7 @@ def _self_test_sums(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return product, attended, gradient
 
 
-def packing_error(
-    model: PreTrainedModel, head: Head, parameters: Sequence[Tensor], device: str
-) -> tuple[float, float]:
+def packing_error(model: PreTrainedModel, head: Head, parameters: Sequence[Tensor], device: str) -> tuple[float, float]:
     """How far packed differs from one by one, in (logits, gradients), by norm, on three tiny segments.
 
     One by one is transformers' own forward with its own attention and head, so this also checks our head.

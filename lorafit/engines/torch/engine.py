@@ -118,7 +118,11 @@ class TorchEngine:
         if self.packs:
             return []
         self.model.set_attn_implementation(own_attention(self.model))
-        return [_("Packed samples do not equal single ones in this model (off by {off:.1%}): it trains sample by sample.").format(off=off)]
+        return [
+            _(
+                "Packed samples do not equal single ones in this model (off by {off:.1%}): it trains sample by sample."
+            ).format(off=off)
+        ]
 
     # --- training
 
@@ -145,7 +149,9 @@ class TorchEngine:
         return StepResult(loss_sum, norm, self.peak_bytes())
 
     def _diverged(self, step: int, norm: float) -> EngineError:
-        fix = _("Go on from the last checkpoint with a lower --learning_rate in a new run, or look at the data of this step.")
+        fix = _(
+            "Go on from the last checkpoint with a lower --learning_rate in a new run, or look at the data of this step."
+        )
         return EngineError(_("The gradient of step {step} is not a number.").format(step=step), found=norm, fix=fix)
 
     def _accumulate(self, step: int, micro_batches: Sequence[MicroBatch], total_targets: int) -> float:

@@ -65,6 +65,8 @@ class LoRALinear(nn.Module):
         y: Tensor = self.base(x)
         if not self.on:
             return y
+        if y._is_view():  # quantised layers return views, which autograd lets nobody change in place
+            y = y.clone()
         out: Tensor = _Delta.apply(y, x, self.lora_A, self.lora_B, self)
         return out
 

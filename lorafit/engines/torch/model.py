@@ -1,5 +1,6 @@
 """How does a base model come into memory, and where in it does LoRA go?"""
 
+import logging as python_logging
 import os
 import re
 from pathlib import Path
@@ -20,6 +21,7 @@ from lorafit.messages import _
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
+python_logging.getLogger("bitsandbytes").setLevel(python_logging.ERROR)  # it warns at each 8-bit product
 
 
 def _quantization(setup: Setup) -> BitsAndBytesConfig | None:
@@ -52,7 +54,20 @@ def load_base(setup: Setup) -> PreTrainedModel:
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ModelError(_("The base model cannot be loaded."), where=setup.folder, found=error) from error
-    return model.eval().requires_grad_(False)
+    model.eval().requires_grad_(False)
+    if setup.plan is not None:
+        _keep_gradients_of_quantised_layers(model)
+    return model
+
+
+def _keep_gradients_of_quantised_layers(model: PreTrainedModel) -> None:
+    """In eval mode bitsandbytes repacks 4-bit weights for CPUs with bf16 arithmetic, and gradients are silently lost.
+
+    "Training" means nothing else to these layers.
+    """
+    for module in model.modules():
+        if type(module).__module__.startswith("bitsandbytes."):
+            module.training = True
 
 
 def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
@@ -93,7 +108,9 @@ def untrained_weights(model: PreTrainedModel) -> list[str]:
     return sorted({re.sub(r"^.*?\.\d+\.", "", name) for name in named})
 
 
-def add_lora(model: PreTrainedModel, names: list[str], r: int, scale: float, dropout: DropoutKeys) -> dict[str, LoRALinear]:
+def add_lora(
+    model: PreTrainedModel, names: list[str], r: int, scale: float, dropout: DropoutKeys
+) -> dict[str, LoRALinear]:
     """Put a LoRALinear around each linear layer in `names`; return them by name."""
     layers = {}
     for name in names:
