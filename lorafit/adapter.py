@@ -113,7 +113,7 @@ def read_adapter(folder: Path) -> tuple[AdapterConfig, dict[str, NDArray[np.floa
     path = folder / WEIGHTS
     _require_weights(path)
     try:
-        tensors = {name: _array(facts) for name, facts in deserialize(path.read_bytes())}  # type: ignore[no-untyped-call]
+        tensors = {name: _array(facts) for name, facts in deserialize(path.read_bytes())}
     except (OSError, SafetensorError, ValueError) as error:
         raise _broken(path, error) from error
     _check_pairs(tensors, config.r, path)

@@ -1,5 +1,6 @@
 """The law: the plan changes how fast a run goes, never what it learns. Any split, recompute or restart, same numbers."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,8 @@ import torch
 
 from lorafit import hashing
 from lorafit.data.steps import batch, lr_at, split, step_samples, stream_length
-from lorafit.engines.torch.lora import mix
 from lorafit.engines.torch.engine import TorchEngine
+from lorafit.engines.torch.lora import mix
 from lorafit.plan.plan import Plan
 
 SAMPLES = tiny.make_samples(32)
@@ -42,7 +43,9 @@ def b_norm(found: TorchEngine, wanted: TorchEngine) -> float:
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("recompute", [0, 2, 3])
-@pytest.mark.parametrize("max_samples, budgets", [(4096, [4096]), (4096, [100]), (1, [4096]), (4096, [32, 300, 64])])
+@pytest.mark.parametrize(
+    ("max_samples", "budgets"), [(4096, [4096]), (4096, [100]), (1, [4096]), (4096, [32, 300, 64])]
+)
 def test_any_split_and_any_recompute_learn_the_same(
     model: Path, dropout: float, recompute: int, max_samples: int, budgets: list[int]
 ) -> None:
@@ -113,6 +116,6 @@ def test_the_learning_rate_rises_then_falls_and_is_never_zero() -> None:
     plan = tiny.make_plan(steps=20, warmup_steps=4, learning_rate=1.0)
     rates = [lr_at(step, plan) for step in range(1, 21)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
-    assert all(b < a for a, b in zip(rates[4:], rates[5:], strict=False))
+    assert all(b < a for a, b in itertools.pairwise(rates))
     assert rates[4] == 1.0
     assert rates[-1] > 0

@@ -44,7 +44,8 @@ def test_a_run_steps_evaluates_saves_and_finishes(tmp_path: Path) -> None:
     assert [e.step for e in of(Saved, events)] == [4, 8, 10]
     assert sorted(p.name for p in job.run.checkpoints.iterdir()) == ["step-000008", "step-000010"]
     (finished,) = of(Finished, events)
-    assert finished.valid_loss_before is not None and finished.valid_loss_after is not None
+    assert finished.valid_loss_before is not None
+    assert finished.valid_loss_after is not None
     assert finished.valid_loss_after < finished.valid_loss_before
     assert finished.best_loss == min(e.loss for e in of(EvalDone, events)[1:])
     assert adapter_bytes(job.run.final_model) == adapter_bytes(job.run.checkpoints / "step-000010")
@@ -75,9 +76,12 @@ def test_a_stopped_run_goes_on_to_the_bit(tmp_path: Path, stop_after: int) -> No
     job = make_job(tmp_path / "halves", plan, stop=stop)
     progress = Progress()
     first = list(train(job, progress))
-    assert isinstance(first[-1], Stopped) and first[-1].step == stop_after and first[-1].signal == 15
+    assert isinstance(first[-1], Stopped)
+    assert first[-1].step == stop_after
+    assert first[-1].signal == 15
     checkpoint, bad = latest_good(job.run)
-    assert checkpoint is not None and bad == []
+    assert checkpoint is not None
+    assert bad == []
     again = make_job(tmp_path / "halves", plan)
     again.engine.load(checkpoint)
     second = list(train(again, progress))

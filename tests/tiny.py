@@ -31,11 +31,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def save_model(family: str, folder: Path) -> Path:
+def save_model(family: str, folder: Path, **changes: Any) -> Path:
     """A random model of `family` in `folder`, weights large enough that every part of it matters."""
     name, special = FAMILIES[family]
     torch.manual_seed(0)
-    config = getattr(transformers, name)(**{**SHAPE, **special})
+    config = getattr(transformers, name)(**{**SHAPE, **special, **changes})
     model = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -4,6 +4,7 @@ No mask is ever made: padding-free rows and transformers' dense masks would cost
 Letters: T tokens, N query heads, D head width.
 """
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,7 +25,7 @@ def segment_attention(
     `cu_seq_lens_q` holds the segments' ends; `sliding_window`, `softcap` and `scaling` are honoured.
     """
     ends: list[int] = options["cu_seq_lens_q"].tolist()
-    lengths = [b - a for a, b in zip(ends, ends[1:], strict=False)]
+    lengths = [b - a for a, b in itertools.pairwise(ends)]
     parts = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
     scaling, window, softcap = options.get("scaling"), options.get("sliding_window"), options.get("softcap")
     outs = [_one_segment(q, k, v, scaling, window, softcap) for q, k, v in parts]

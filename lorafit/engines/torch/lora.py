@@ -67,7 +67,7 @@ class LoRALinear(nn.Module):
             return y
         if y._is_view():  # quantised layers return views, which autograd lets nobody change in place
             y = y.clone()
-        out: Tensor = _Delta.apply(y, x, self.lora_A, self.lora_B, self)
+        out: Tensor = _Delta.apply(y, x, self.lora_A, self.lora_B, self)  # type: ignore[no-untyped-call]
         return out
 
     def dropped(self, x_TI: Tensor) -> Tensor:

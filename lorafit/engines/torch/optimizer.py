@@ -37,9 +37,9 @@ class Optimizer:
         }
         self._torch: torch.optim.Optimizer
         if plan.optimizer == "paged_adamw_8bit":
-            import bitsandbytes
+            from bitsandbytes.optim.adamw import PagedAdamW8bit  # a second to import, and not there on every platform
 
-            self._torch = bitsandbytes.optim.PagedAdamW8bit(parameters.values(), **options)
+            self._torch = PagedAdamW8bit(parameters.values(), **options)
         else:
             self._torch = torch.optim.AdamW(parameters.values(), fused=device.fused_adamw, **options)
 
