@@ -80,7 +80,15 @@ def check_events(output: Path, undisturbed: Path) -> None:
 
 @pytest.mark.parametrize(
     ("moment", "count"),
-    [("opening", 1), ("step", 1), ("update", 5), ("saving", 2), ("sealing", 3), ("pruning", 2), ("finishing", 1)],
+    [
+        ("step", 1),
+        ("saving", 2),
+        ("finishing", 1),
+        *(
+            pytest.param(*m, marks=pytest.mark.slow)
+            for m in (("opening", 1), ("update", 5), ("sealing", 3), ("pruning", 2))
+        ),
+    ],
 )
 def test_killed_at_a_chosen_moment_it_ends_with_the_same_bytes(
     model: Path, undisturbed: Path, tmp_path: Path, moment: str, count: int
@@ -107,7 +115,9 @@ def wait_for_step(output: Path, step: int) -> None:
     raise AssertionError(f"step {step} never came")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(
     model: Path, undisturbed: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
@@ -172,7 +182,9 @@ def test_a_finished_run_is_not_gone_on_with(undisturbed: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_five_times_at_random_moments_the_demo_ends_with_the_same_bytes(demo_folder: Path, tmp_path: Path) -> None:
+def test_killed_five_times_at_random_moments_the_demo_ends_with_the_same_bytes(
+    demo_folder: Path, tmp_path: Path
+) -> None:
     changes = {"max_steps": 6, "save_steps": 2, "max_length": 64}
     trained(*flags(demo_folder, tmp_path / "whole", **changes))
     rng = random.Random(20261124)
