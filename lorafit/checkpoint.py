@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -80,6 +81,15 @@ def disk_errors(path: Path) -> Iterator[None]:
             raise
         code = int(number[1])
         raise disk_error(OSError(code, os.strerror(code)), path) from error
+
+
+def ensure_writable(folder: Path) -> None:
+    """Raise DiskError unless files can be made in `folder`, or it can be made. Found out by doing it; nothing is left."""
+    try:
+        there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        tempfile.TemporaryDirectory(dir=there, prefix=".writable-").cleanup()
+    except OSError as error:
+        raise disk_error(error, folder) from error
 
 
 def _room_bytes(path: Path) -> int | None:

@@ -6,10 +6,11 @@ are kept on resume; settings of the *how* may change (docs/architecture.md, "The
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from lorafit.errors import ConfigError
 from lorafit.messages import _
@@ -28,7 +29,7 @@ def how(default: Any, help: str, **limits: Any) -> Any:
 class TrainConfig(BaseModel):
     """LoRA fine-tuning that fits the machine in front of you."""
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=(), allow_inf_nan=False)
 
     # What to train on what
     model_name: str = what("meta-llama/Llama-3.2-3B-Instruct", "Base model: a folder, a hub id, or `demo`.")
@@ -147,14 +148,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
             _("There is no such settings file."), where=path, fix=_("Check the path given to --config.")
         ) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(_("The settings file cannot be read as YAML."), where=path, found=error) from None
-    if not isinstance(settings, dict):
+        fix = _("Write one setting a line, as in `lora_r: 16`; texts with `:`, `#` or brackets go in quotes.")
+        raise ConfigError(_("The settings file cannot be read as YAML."), where=path, found=error, fix=fix) from None
+    if not isinstance(settings, dict | None):
         raise ConfigError(
-            _("A settings file holds one setting a line, as in `lora_r: 16`."),
+            _("A settings file holds names and values."),
             where=path,
             found=type(settings).__name__,
+            fix=_("Write one setting a line, as in `lora_r: 16`."),
         )
-    return {str(key).replace("-", "_"): value for key, value in settings.items()}
+    return {str(key).replace("-", "_"): value for key, value in (settings or {}).items()}
 
 
 def make_config(settings: dict[str, Any], where: object) -> TrainConfig:
@@ -172,13 +175,42 @@ def make_config(settings: dict[str, Any], where: object) -> TrainConfig:
             else _("`lorafit train --help` lists all settings.")
         )
         raise ConfigError(_("Unknown setting `{name}`.").format(name=key), where=where, found=key, fix=fix)
-    field = TrainConfig.model_fields[key]
-    raise ConfigError(
-        _("Setting `{name}` has a value that it cannot take.").format(name=key),
+    raise setting_error(TrainConfig, key, error["input"], where)
+
+
+def setting_error(kind: type[BaseModel], name: str, value: object, where: object) -> ConfigError:
+    """The words for a `value` that the setting `name` cannot take."""
+    field = kind.model_fields[name]
+    return ConfigError(
+        _("Setting `{name}` has a value that it cannot take.").format(name=name),
         where=where,
-        found=f"{key}: {error['input']!r} ({error['msg']})",
-        fix=_("{help} Default: {default}.").format(help=field.description, default=field.default),
+        found=f"{name}: {value!r}",
+        fix=_("Wanted: {wanted}. {help} Default: {default}.").format(
+            wanted=wanted(field), help=field.description, default=field.default
+        ),
     )
+
+
+def wanted(field: FieldInfo) -> str:
+    """What values `field` takes: "a whole number >= 1", "auto, cuda, mps, cpu"."""
+    kinds = {bool: _("true or false"), int: _("a whole number"), float: _("a number"), str: _("text")}
+    kind = _without_none(field.annotation)
+    if get_origin(kind) is Literal:
+        return ", ".join(map(str, get_args(kind)))
+    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+    limits = [f"{sign} {getattr(m, name)}" for m in field.metadata for name, sign in signs.items() if hasattr(m, name)]
+    return " ".join([kinds[kind], ", ".join(limits)]).strip()
+
+
+def is_switch(field: FieldInfo) -> bool:
+    """Whether `field` is a flag without a value."""
+    return field.annotation is bool
+
+
+def _without_none(annotation: Any) -> Any:
+    """`int` of `int | None`; anything else as it is."""
+    kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
+    return kinds[0] if type(None) in get_args(annotation) else annotation
 
 
 def write_yaml(config: TrainConfig, path: Path) -> None:

@@ -12,12 +12,13 @@ from rich.console import Console
 from rich.text import Text
 
 from lorafit import verbs
+from lorafit.arguments import check_arguments
 from lorafit.cli import OK, USER, flag_value
 from lorafit.config import DEMO_PRESET, TrainConfig, make_config, read_yaml
 from lorafit.demo import silent
 from lorafit.events import Event, Stopped
 from lorafit.messages import _
-from lorafit.reporters.answers import write_answers
+from lorafit.reporters.answers import check_output, write_answers
 from lorafit.reporters.tables import show_report, show_runs
 from lorafit.reporters.talk import stream, talk
 from lorafit.reporters.tensorboard import TensorBoard
@@ -64,6 +65,8 @@ def show_events(events: Iterable[Event], console: Console | None = None) -> int:
 
 def chat(argv: list[str]) -> int:
     request = parse(ChatRequest, argv, "chat")
+    verbs.check_request(request)
+    check_output(request.output)
     questions = None if request.test_file is None else verbs.read_questions(Path(request.test_file).expanduser())
     notes = Console(stderr=True, highlight=False)
     with notes.status(_("Getting ready ...")) if notes.is_interactive else contextlib.nullcontext() as status:
@@ -111,6 +114,7 @@ def spell_out_resume(argv: list[str]) -> list[str]:
 def train_config(argv: list[str]) -> TrainConfig:
     """Preset < the resumed run's own settings < YAML < flags, the later winning."""
     argv = spell_out_resume(argv)
+    check_arguments(TrainConfig, argv, "train")
     file = flag_value(argv, "config")
     written = read_yaml(Path(file)) if file else {}
     demo = flag_value(argv, "demo") is not None or written.get("demo") is True
@@ -123,5 +127,6 @@ def train_config(argv: list[str]) -> TrainConfig:
 
 def parse(kind: type[Settings], argv: list[str], verb: str, default: Settings | None = None) -> Settings:
     """`argv` as settings of `kind`, by tyro: hyphens and underscores, help from the fields, near names suggested."""
+    check_arguments(kind, argv, verb)
     os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")
     return tyro.cli(kind, args=argv, default=default or kind(), prog=f"lorafit {verb}", use_underscores=True)

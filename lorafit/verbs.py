@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from lorafit import hardware, registry, rundir
 from lorafit.adapter import ChatSettings, read_adapter_config, read_chat_settings
@@ -78,14 +78,17 @@ class ChatRequest(BaseModel):
     hf_endpoint: str | None = Field(None, description="Mirror of the Hugging Face hub, e.g. https://hf-mirror.com.")
     lang: Literal["en", "zh"] | None = Field(None, description="Language to speak (None: by locale).")
 
-    @model_validator(mode="after")
-    def one_kind(self) -> Self:
-        """Refuse what asks for two things at once."""
-        asked = {"--interactive": self.interactive, "--prompt": self.prompt, "--test_file": self.test_file}
-        given = [flag for flag, value in asked.items() if value not in (None, False)]
-        if len(given) > 1:
-            raise ValueError(_("only one of {flags} can be done at a time").format(flags=", ".join(given)))
-        return self
+
+def check_request(request: ChatRequest) -> None:
+    """Raise ConfigError where `request` asks for two things at once."""
+    asked = {"--interactive": request.interactive, "--prompt": request.prompt, "--test_file": request.test_file}
+    given = [flag for flag, value in asked.items() if value not in (None, False)]
+    if len(given) > 1:
+        what = _("Only one of {flags} can be done at a time.").format(flags=", ".join(given))
+        raise ConfigError(what, found=", ".join(given), fix=_("Leave all but one out."))
+    if request.output is not None and request.test_file is None:
+        fix = _("Give --test_file FILE too, or leave --output out.")
+        raise ConfigError(_("--output is for the answers to --test_file."), found=request.output, fix=fix)
 
 
 def open_chat(request: ChatRequest, say: Say = silent) -> Chat:

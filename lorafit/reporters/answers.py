@@ -10,7 +10,7 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import track
 
-from lorafit.checkpoint import disk_errors
+from lorafit.checkpoint import disk_errors, ensure_writable
 from lorafit.errors import DiskError
 from lorafit.messages import _
 
@@ -26,6 +26,20 @@ def write_answers(answers: Iterator[dict[str, str]], total: int, output: str | N
             file.flush()
 
 
+def check_output(output: str | None) -> None:
+    """Raise DiskError unless answers can be written to the file `output`; before the model is loaded."""
+    if output is None:
+        return
+    path = Path(output).expanduser()
+    if path.is_dir():
+        raise DiskError(_("Answers go to a file; this is a folder."), where=path, fix=_("Name a file with --output."))
+    try:
+        ensure_writable(path.parent)
+    except DiskError as error:
+        error.fix = _("Name a file in a folder that you may write with --output.")
+        raise
+
+
 @contextmanager
 def _opened(output: str | None) -> Iterator[TextIO]:
     """Stdout, or a file beside `output` that takes its name at the end; answers of a broken-off run stay in it."""
@@ -33,8 +47,6 @@ def _opened(output: str | None) -> Iterator[TextIO]:
         yield sys.stdout
         return
     path = Path(output).expanduser()
-    if path.is_dir():
-        raise DiskError(_("Answers go to a file; this is a folder."), where=path, fix=_("Name a file with --output."))
     part = path.with_name(path.name + ".part")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)

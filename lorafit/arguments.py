@@ -1,0 +1,74 @@
+"""Are the flags such as the command has, each with a value it can take? Words in the user's language for those that are not.
+
+tyro parses what passes here; its own errors know English only and neither our names for things nor a remedy.
+"""
+
+import difflib
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ValidationError
+
+from lorafit.config import is_switch, setting_error, wanted
+from lorafit.errors import ConfigError
+from lorafit.messages import _
+
+HELP = ("-h", "--help")
+
+
+def check_arguments(kind: type[BaseModel], argv: Sequence[str], verb: str) -> None:
+    """Raise ConfigError for a word of `argv` that is no flag of `kind`, and for a value that its flag cannot take."""
+    words = iter(argv)
+    for word in words:
+        if word in HELP:
+            return
+        flag, equals, value = word.partition("=")
+        name = flag.removeprefix("--").replace("-", "_")
+        if not flag.startswith("--"):
+            raise _stray(word, verb)
+        if name not in kind.model_fields and not _switched_off(kind, name):
+            raise _unknown(kind, flag, name, verb)
+        if _switched_off(kind, name) or is_switch(kind.model_fields[name]):
+            if equals:
+                raise _stray(word, verb)
+            continue
+        _check_value(kind, name, value if equals else next(words, "--"))
+
+
+def _switched_off(kind: type[BaseModel], name: str) -> bool:
+    """Whether `name` is the no_ of a switch."""
+    field = kind.model_fields.get(name.removeprefix("no_"))
+    return name.startswith("no_") and field is not None and is_switch(field)
+
+
+def _check_value(kind: type[BaseModel], name: str, value: str) -> None:
+    field = kind.model_fields[name]
+    if value.startswith("--"):
+        what = _("The flag `--{name}` needs a value behind it.").format(name=name)
+        raise ConfigError(what, fix=_("Wanted: {wanted}.").format(wanted=wanted(field)))
+    if value == "None" and field.default is None:
+        return
+    try:
+        kind.model_validate({name: value})
+    except ValidationError:
+        raise setting_error(kind, name, value, f"--{name}") from None
+
+
+def _unknown(kind: type[BaseModel], flag: str, name: str, verb: str) -> ConfigError:
+    near = difflib.get_close_matches(name, kind.model_fields, n=1)
+    return ConfigError(
+        _("There is no flag `{flag}`.").format(flag=flag),
+        found=flag,
+        fix=_("Did you mean `{name}`?").format(name=f"--{near[0]}")
+        if near
+        else _("`{command} --help` lists all flags.").format(command=f"lorafit {verb}"),
+    )
+
+
+def _stray(word: str, verb: str) -> ConfigError:
+    return ConfigError(
+        _("The word `{word}` belongs to no flag.").format(word=word),
+        found=word,
+        fix=_("Flags begin with `--`, switches take no value; `{command} --help` lists all flags.").format(
+            command=f"lorafit {verb}"
+        ),
+    )
