@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lorafit.demo import Say, demo_model, silent
 from lorafit.errors import DiskError, HubError, ModelError
@@ -171,7 +171,17 @@ def _from_hugging_face(name: str, endpoint: str | None, say: Say) -> str:
     return snapshot_download(name, allow_patterns=ALLOW, ignore_patterns=IGNORE, endpoint=address)
 
 
-def _from_modelscope(name: str, endpoint: str | None, say: Say) -> str:
+def fetch_modelscope_data(name: str) -> Path:
+    """The folder with the files of the data set `name` from ModelScope. Raises HubError."""
+    download = _modelscope(name).dataset_snapshot_download
+    _require_answer(MODELSCOPE, name, "dataset")
+    try:
+        return Path(download(name))
+    except Exception as error:  # as for models
+        raise translate(error, name, "dataset", MODELSCOPE) from error
+
+
+def _modelscope(name: str) -> Any:
     if find_spec("modelscope") is None:
         raise HubError(
             _("`--hub modelscope` needs a package that is not installed."),
@@ -179,7 +189,11 @@ def _from_modelscope(name: str, endpoint: str | None, say: Say) -> str:
             found="modelscope",
             fix="pip install modelscope",
         )
-    download = importlib.import_module("modelscope").snapshot_download
+    return importlib.import_module("modelscope")
+
+
+def _from_modelscope(name: str, endpoint: str | None, say: Say) -> str:
+    download = _modelscope(name).snapshot_download
     try:
         folder = str(download(name, local_files_only=True))
         weight_files(Path(folder))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lorafit.data.rows import Broken
 from lorafit.messages import _
 
 ROLES = ("system", "user", "assistant")
@@ -30,8 +31,8 @@ class BadRow(Exception):
     """A row cannot be learned from; `reason` says what was found and what is wanted."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+        self.reason = reason.encode("utf-8", "backslashreplace").decode()  # a key may hold half a character
+        super().__init__(self.reason)
 
 
 def to_conversation(value: object) -> Conversation:
@@ -41,6 +42,8 @@ def to_conversation(value: object) -> Conversation:
 
 def recognise(value: object) -> tuple[str, Conversation]:
     """The name of the row's format and its conversation, which holds an answer. Raises BadRow."""
+    if isinstance(value, Broken):
+        raise BadRow(_("found {found}, wanted {wanted}").format(found=value.found, wanted=value.wanted))
     if not isinstance(value, dict):
         raise BadRow(_("found {kind}, wanted an object with keys").format(kind=type(value).__name__))
     row = {key: field for key, field in value.items() if field is not None}

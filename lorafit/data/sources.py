@@ -1,25 +1,29 @@
-"""Which rows does a data set's name stand for? A file, `demo` or a hub's id, and a slice of its split.
+"""Which rows does a data set's name stand for? Files, folders, `demo` or a hub's id, several of them, and a slice.
 
 What a file holds is read by readers.py; what a row means is decided by formats.py.
 """
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from lorafit.data.readers import READERS, Row, read_file
+from lorafit.data.readers import Row, is_data_file, kinds, read_file
 from lorafit.demo import data_path
-from lorafit.errors import DataError, HubError
-from lorafit.hub import ensure_reachable, is_local, translate, use_endpoint
+from lorafit.errors import DataError
+from lorafit.hub import ensure_reachable, fetch_modelscope_data, is_local, translate, use_endpoint
 from lorafit.messages import _
 
 BOUND = r"(-?\d+%?)?"
 SPLIT = re.compile(rf"([\w.-]+)(?:\[{BOUND}:{BOUND}\])?")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# Names of files that belong to a split: test.jsonl, law_train-00000-of-00002.parquet, data/validation/a.json.
+SPLIT_WORDS = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation",
+               "dev": "validation", "test": "test", "eval": "test"}  # fmt: skip
+CONTENT_OF = Callable[[Path], str]  # a file's digest
 
 
 @dataclass(frozen=True)
@@ -61,45 +65,134 @@ def parse_split(split: str) -> Slice:
     return Slice(*match.groups())
 
 
+class Part(Protocol):
+    """One file, or one hub's data set."""
+
+    def rows(self) -> Iterator[Row]: ...
+
+    def content(self, content_of: CONTENT_OF) -> str:
+        """What tells its content from any other."""
+        ...
+
+
+@dataclass(frozen=True)
+class FilePart:
+    """A file on the disk."""
+
+    path: Path
+
+    def rows(self) -> Iterator[Row]:
+        return read_file(self.path)
+
+    def content(self, content_of: CONTENT_OF) -> str:
+        return content_of(self.path)
+
+
+@dataclass(frozen=True)
+class HubPart:
+    """A split as `datasets` keeps it: on the disk, mapped into memory."""
+
+    name: str
+    table: Any
+
+    def rows(self) -> Iterator[Row]:
+        return (Row(self.table[i], self.name, i + 1) for i in range(len(self.table)))
+
+    def content(self, content_of: CONTENT_OF) -> str:
+        return str(getattr(self.table, "_fingerprint", "")) or self.name
+
+
+@dataclass(frozen=True)
+class Source:
+    """The rows that a name and a slice stand for: those of all `parts`, end to end, then sliced."""
+
+    name: str
+    parts: tuple[Part, ...]
+    slice: Slice
+
+    def rows(self) -> Iterator[Row]:
+        """Rows, streamed; Broken ones count in a slice too. Raises DataError when there is none."""
+        start, stop = self.slice.bounds(sum(1 for _row in self._all()) if self.slice.counts else 0)
+        row = None
+        for row in islice(self._all(), start, stop):
+            yield row
+        if row is None:
+            found = f"{self.slice.name}[{self.slice.start or ''}:{self.slice.stop or ''}]"
+            fix = _("Check the file and --dataset_split.")
+            raise DataError(_("There is no row in the data."), where=self.name, found=found, fix=fix)
+
+    def content(self, content_of: CONTENT_OF) -> list[str]:
+        """What tells these rows from any others."""
+        return [*(part.content(content_of) for part in self.parts), str(self.slice.start), str(self.slice.stop)]
+
+    def _all(self) -> Iterator[Row]:
+        for part in self.parts:
+            yield from part.rows()
+
+
+def open_source(name: str, split: str, *, hub: str = "huggingface", endpoint: str | None = None) -> Source:
+    """What `name` (several with commas between) and `split` stand for. Raises DataError or HubError."""
+    part = parse_split(split)
+    names = [name] if Path(name).exists() else [one.strip() for one in name.split(",") if one.strip()]
+    parts = [found for one in names or [name] for found in _parts(one, part.name, hub, endpoint)]
+    return Source(name, tuple(parts), part)
+
+
 def read_rows(name: str, split: str, *, hub: str = "huggingface", endpoint: str | None = None) -> Iterator[Row]:
     """The rows of data set `name`, streamed. Raises DataError or HubError, at once where it can, else on the way."""
-    part = parse_split(split)
+    return open_source(name, split, hub=hub, endpoint=endpoint).rows()
+
+
+def _parts(name: str, split: str, hub: str, endpoint: str | None) -> list[Part]:
     path = data_path() if name == "demo" else Path(name).expanduser()
-    if name != "demo" and not is_local(name) and HUB_ID.fullmatch(name) and path.suffix.lower() not in READERS:
-        return _some(_hub_rows(name, part, hub, endpoint), name, split)
+    if name != "demo" and not is_local(name) and HUB_ID.fullmatch(name) and not is_data_file(path):
+        if hub == "modelscope":
+            return _folder(fetch_modelscope_data(name), split)
+        return [HubPart(f"{name}:{split}", _load(name, split, endpoint))]
+    if path.is_dir():
+        return _folder(path, split)
     _check_file(path)
-    if part.name != "train":
+    if split != "train":
         fix = _("Use `train`, with a slice if you like.")
         raise DataError(_("A file has one split: train."), where=path, found=split, fix=fix)
-    return _some(_slice_rows(path, part), path, split)
+    return [FilePart(path)]
 
 
-def _slice_rows(path: Path, part: Slice) -> Iterator[Row]:
-    start, stop = part.bounds(sum(1 for _row in read_file(path)) if part.counts else 0)
-    return islice(read_file(path), start, stop)
+def _folder(folder: Path, split: str) -> list[Part]:
+    """The data files in `folder` and below it, by name: those of the split where any is named so, else all as `train`."""
+    inside = (p for p in folder.rglob("*") if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+    files = sorted(p for p in inside if p.is_file() and is_data_file(p) and p.stat().st_size)
+    if not files:
+        fix = _("Give a folder with data files: {known}.").format(known=kinds())
+        found = ", ".join(sorted(p.name for p in folder.iterdir())[:10]) or _("nothing")
+        raise DataError(_("There is no data file in this folder."), where=folder, found=found, fix=fix)
+    named = {path: _split_of(path.relative_to(folder)) for path in files}
+    splits = set(named.values()) - {None}
+    if not splits and split == "train":
+        return [FilePart(path) for path in files]
+    chosen: list[Part] = [FilePart(path) for path, own in named.items() if own == SPLIT_WORDS.get(split, split)]
+    if not chosen:
+        known = ", ".join(sorted(map(str, splits))) or "train"
+        fix = _("Give one of these to --dataset_split: {known}.").format(known=known)
+        raise DataError(_("The folder has no such split."), where=folder, found=split, fix=fix)
+    return chosen
 
 
-def _some(rows: Iterator[Row], where: object, split: str) -> Iterator[Row]:
-    """`rows`, or DataError when there is none."""
-    row = None
-    for row in rows:
-        yield row
-    if row is None:
-        fix = _("Check the file and --dataset_split.")
-        raise DataError(_("There is no row in the data."), where=where, found=split, fix=fix)
+def _split_of(path: Path) -> str | None:
+    """The split that a file's name, or else a folder above it, tells; None where none does."""
+    for text in (path.name.lower(), *(part.lower() for part in reversed(path.parts[:-1]))):
+        for word in re.split(r"[^a-z]+", text):
+            if word in SPLIT_WORDS:
+                return SPLIT_WORDS[word]
+    return None
 
 
 def _check_file(path: Path) -> None:
     """Raise DataError unless `path` is a data file with something in it."""
-    known = ", ".join(READERS)
-    if path.is_dir():
-        files = sorted(p.name for p in path.iterdir() if p.suffix.lower() in READERS)
-        found = ", ".join(files[:10]) or _("no data file in it")
-        raise DataError(_("This is a folder, not a data file."), where=path, found=found, fix=_("Name one file in it."))
     if not path.is_file():
         raise DataError(_("There is no such data file."), where=path, fix=_near(path))
-    if path.suffix.lower() not in READERS:
-        fix = _("Turn it into one of these: {known}.").format(known=known)
+    if not is_data_file(path):
+        fix = _("Turn it into one of these: {known}.").format(known=kinds())
         raise DataError(_("Unknown kind of data file."), where=path, found=path.suffix or _("no extension"), fix=fix)
     if path.stat().st_size == 0:
         raise DataError(_("The data file is empty."), where=path, found="0 bytes", fix=_("Fetch or write it again."))
@@ -110,15 +203,6 @@ def _near(path: Path) -> str:
     if near := difflib.get_close_matches(path.name, names, n=3):
         return _("Did you mean {names}?").format(names=", ".join(str(path.with_name(name)) for name in near))
     return _("Give a file that exists, a hub id like `owner/name`, or `demo`.")
-
-
-def _hub_rows(name: str, part: Slice, hub: str, endpoint: str | None) -> Iterator[Row]:
-    if hub != "huggingface":
-        fix = _("Download it there and give the file, or use --hub huggingface with --hf_endpoint.")
-        raise HubError(_("Data sets come from the Hugging Face hub or a mirror of it."), where=name, found=hub, fix=fix)
-    table = _load(name, part.name, endpoint)
-    start, stop = part.bounds(len(table))
-    return (Row(table[i], f"{name}:{part.name}", i + 1) for i in range(len(table))[start:stop])
 
 
 def _load(name: str, split: str, endpoint: str | None) -> Any:
