@@ -1,0 +1,106 @@
+"""Can every command that the docs show be typed? Parsed by the program's own parsers, never run; and do links lead somewhere?"""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from lorafit import faces, verbs
+from lorafit.cli import COMMANDS
+from lorafit.registry import load
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("README*.md"), *ROOT.glob("docs/*.md")])
+SCRIPTS = {"train.py": "train", "inference.py": "chat", "compare_models.py": "compare"}
+# Not checked: other people's programs, and ours without flags of their own.
+NOT_CHECKED = {"brew", "git", "hf", "ioreg", "make", "notifyutil", "pip", "pmset", "source", "sudo", "sysctl", "tensorboard",
+               "./run_tests.sh"}  # fmt: skip
+BEING_WRITTEN = {"compare", "data"} - set(COMMANDS)  # promised in the README, on their way
+FENCE = re.compile(r"^(?P<indent> *)```bash\n(?P<text>.*?)^(?P=indent)```", re.M | re.S)
+INLINE = re.compile(r"`((?:python \w+\.py|\./run_\w+\.sh|lorafit [a-z]+)(?: [^`|…]*)?)`")
+LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#[^)]*)?\)")
+
+
+class Parsed(Exception):
+    """A command's flags were understood; it goes no further."""
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """The command lines in `page`, as words: lines of bash blocks, and ours in the text."""
+    text = page.read_text("utf-8")
+    for block in FENCE.finditer(text):
+        for line in block["text"].replace("\\\n", " ").splitlines():
+            if words := shlex.split(line, comments=True):
+                yield words
+    for inline in INLINE.finditer(re.sub(r"^ *```.*?^ *```", "", text, flags=re.M | re.S)):
+        yield shlex.split(inline[1])
+
+
+def arguments(words: list[str]) -> list[str] | None:
+    """What `lorafit` would be given for a command line; None for one that is not ours."""
+    match words:
+        case ["python", script, *rest] if script in SCRIPTS:
+            return [SCRIPTS[script], *rest]
+        case ["./run_train.sh", *rest]:
+            return ["train", *rest]
+        case ["lorafit", *rest]:
+            return rest
+    return None
+
+
+@pytest.fixture
+def parse_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every face stops after its flags are parsed; runs and YAML files that the docs invent are empty."""
+    real = faces.parse
+
+    def parse(*args: Any, **kwargs: Any) -> NoReturn:
+        real(*args, **kwargs)
+        raise Parsed
+
+    monkeypatch.setattr(faces, "parse", parse)
+    monkeypatch.setattr(faces, "read_yaml", lambda path: {})
+    monkeypatch.setattr(verbs, "settings_of_run", lambda name, output_dir: {})
+
+
+@pytest.mark.usefixtures("parse_only")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_in_the_docs_is_understood(page: Path) -> None:
+    for words in commands(page):
+        given = arguments(words)
+        if words[0] in NOT_CHECKED or (given and given[0] in BEING_WRITTEN):
+            continue
+        assert given is not None, f"{page.name}: neither ours nor listed as not checked: {shlex.join(words)}"
+        assert given[0] in COMMANDS, f"{page.name}: there is no such command: {shlex.join(words)}"
+        try:
+            load(COMMANDS[given[0]].face)(given[1:])
+        except Parsed:
+            continue
+        pytest.fail(f"{page.name}: not parsed by faces.parse: {shlex.join(words)}")
+
+
+@pytest.mark.usefixtures("parse_only")
+def test_a_wrong_flag_in_the_docs_would_be_noticed() -> None:
+    with pytest.raises((SystemExit, Exception)) as raised:
+        load(COMMANDS["train"].face)(["--learning_rat", "1e-4"])
+    assert not isinstance(raised.value, Parsed)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_to_files_of_the_repository_lead_to_them(page: Path) -> None:
+    for target in LINK.findall(page.read_text("utf-8")):
+        assert not target or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_guide_says_the_same_in_both_languages() -> None:
+    english, chinese = (ROOT / "docs/macos.md", ROOT / "docs/macos.zh-CN.md")
+    assert list(commands(english)) == list(commands(chinese))
+    shapes = [[line.split(" ")[0] for line in page.read_text("utf-8").splitlines() if re.match(r"#+ ", line)]
+              for page in (english, chinese)]  # fmt: skip
+    assert shapes[0] == shapes[1]
+    figures = [
+        re.findall(r"^\| (?:\d+ GB|M\d[^|]*) \|.*$", page.read_text("utf-8"), re.M) for page in (english, chinese)
+    ]
+    assert figures[0] == figures[1]
