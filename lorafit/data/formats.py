@@ -4,23 +4,37 @@ A format's function answers None to a row that is not of its kind, and raises Ba
 A new format is one function, one entry in FORMATS, one line in tests/data/formats.jsonl.
 """
 
-from collections.abc import Callable, Mapping
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from lorafit.data.rows import Broken
 from lorafit.messages import _
 
-ROLES = ("system", "user", "assistant")
-PAIRS = (("question", "answer"), ("query", "response"), ("prompt", "completion"))
+TEXT, TOOLS = "text", "tools"  # roles of what is no turn: a plain text; the functions that may be called, as JSON
+# Who speaks, as data sets write it, and the role that a template knows.
+SPEAKERS = {
+    "system": "system", "developer": "system",
+    "user": "user", "human": "user", "prompter": "user", "client": "user", "customer": "user",
+    "客户": "user", "用户": "user", "当事人": "user", "咨询者": "user", "问": "user",
+    "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant",
+    "lawyer": "assistant", "律师": "assistant", "助手": "assistant", "答": "assistant",
+    "tool": "tool", "function": "tool", "observation": "tool", "function_response": "tool", "ipython": "tool",
+    "function_call": "assistant", "tool_call": "assistant",
+}  # fmt: skip
+CALLS = ("function_call", "tool_call")
+TAGGED = re.compile(r"\s*[\[【（(]\s*(\w{1,12})\s*[\]】）)]\s*[:：]?\s*(.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Message:
-    """One turn: `role` is system, user or assistant."""
+    """One turn: `role` is system, user, assistant or tool (or TEXT, TOOLS); `calls` is JSON: a list of {name, arguments}."""
 
     role: str
     content: str
+    calls: str = ""
 
 
 Conversation = list[Message]
@@ -40,27 +54,51 @@ def to_conversation(value: object) -> Conversation:
     return recognise(value)[1]
 
 
-def recognise(value: object) -> tuple[str, Conversation]:
-    """The name of the row's format and its conversation, which holds an answer. Raises BadRow."""
+def recognise(value: object, field_map: Mapping[str, str] | None = None, context: str = "") -> tuple[str, Conversation]:
+    """The name of the row's format and its conversation, which holds an answer. Raises BadRow.
+
+    `field_map` renames keys first; the text under the key `context` is put before the first question.
+    """
     if isinstance(value, Broken):
         raise BadRow(_("found {found}, wanted {wanted}").format(found=value.found, wanted=value.wanted))
+    if isinstance(value, list) and len(value) == 1:  # as some of the lawyer-llama files are
+        value = value[0]
     if not isinstance(value, dict):
         raise BadRow(_("found {kind}, wanted an object with keys").format(kind=type(value).__name__))
-    row = {key: field for key, field in value.items() if field is not None}
+    row = {key: field for key, field in _renamed(value, field_map or {}).items() if field is not None}
     for name, read in FORMATS.items():
         if (conversation := read(row)) is not None:
-            return name, conversation
-    found = ", ".join(str(key) if key in row else f"{key} (null)" for key in value) or _("no keys")
+            return name, _with_context(row, conversation, context) if context else conversation
+    found = ", ".join(str(key) if value[key] is not None else f"{key} (null)" for key in value) or _("no keys")
     wanted = "; ".join(WANTED.values())
     raise BadRow(_("found the keys: {found}; wanted one of: {wanted}").format(found=found[:300], wanted=wanted))
+
+
+def _renamed(row: dict[Any, Any], field_map: Mapping[str, str]) -> dict[Any, Any]:
+    """`row` under its new keys, which win over the row's own of the same name."""
+    new = {field_map[key]: field for key, field in row.items() if key in field_map}
+    return {key: field for key, field in row.items() if key not in field_map and key not in new} | new
+
+
+def _with_context(row: Fields, turns: Conversation, key: str) -> Conversation:
+    """The turns with the text under `key` before the first question, an empty line between."""
+    parts = row.get(key, [])
+    parts = parts if isinstance(parts, list) else [parts]
+    text = "\n".join(_text({key: part}, key, may_be_empty=True) for part in parts)
+    at = next((i for i, turn in enumerate(turns) if turn.role == "user"), None)
+    if not text.strip() or at is None:
+        return turns
+    return [*turns[:at], Message("user", f"{text}\n\n{turns[at].content}"), *turns[at + 1 :]]
+
+
+# The formats
 
 
 def alpaca(row: Fields) -> Conversation | None:
     """`instruction` and `output`; optional `input`, `system`, and `history` as [question, answer] pairs."""
     if "instruction" not in row or "output" not in row:
         return None
-    turns = [Message("system", _text(row, "system"))] if row.get("system") else []
-    turns += _history(row.get("history") or [])
+    turns = [*_system(row), *_history(row.get("history") or [])]
     question = _text(row, "instruction", may_be_empty=True)
     if row.get("input"):
         question = "\n".join(part for part in (question, _text(row, "input")) if part)
@@ -79,38 +117,162 @@ def _history(pairs: object) -> Conversation:
     return turns
 
 
+def sharegpt(row: Fields) -> Conversation | None:
+    """`conversations`: a list of {from, value}, or of {role, content}; optional `system` and `tools`."""
+    return _dialogue(row, "conversations") if "conversations" in row else None
+
+
 def messages(row: Fields) -> Conversation | None:
-    """`messages`: a list of {role, content}. Turns behind the last answer carry no loss and are dropped."""
-    if "messages" not in row:
-        return None
-    if not isinstance(row["messages"], list):
-        raise BadRow(_("`messages` is {kind}, wanted a list").format(kind=type(row["messages"]).__name__))
-    turns = [_message(number, turn) for number, turn in enumerate(row["messages"], 1)]
-    while turns and turns[-1].role != "assistant":
-        turns.pop()
-    if not turns:
-        raise BadRow(_("`messages` holds no turn of the assistant"))
-    return turns
+    """`messages`: a list of {role, content}, or of {from, value}; optional `system` and `tools`."""
+    return _dialogue(row, "messages") if "messages" in row else None
 
 
-def _message(number: int, turn: object) -> Message:
-    if not isinstance(turn, dict) or not {"role", "content"} <= turn.keys():
-        found = ", ".join(map(str, turn)) if isinstance(turn, dict) else type(turn).__name__
-        raise BadRow(_("turn {number} has {found}, wanted role and content").format(number=number, found=found[:300]))
-    if turn["role"] not in ROLES:
-        known = ", ".join(ROLES)
-        raise BadRow(_("turn {number} has the role {role!r:.40}, wanted one of {known}").format(
-            number=number, role=turn["role"], known=known))  # fmt: skip
-    return Message(turn["role"], _text({f"messages[{number}].content": turn["content"]}, f"messages[{number}].content"))
+def prompt_completion(row: Fields) -> Conversation | None:
+    """`prompt` and `completion`: texts, or lists of turns; optional `system`."""
+    prompt, completion = row.get("prompt"), row.get("completion")
+    if isinstance(prompt, list) and isinstance(completion, list):
+        return _dialogue({**row, "messages": prompt + completion}, "messages")
+    return _pair(row, "prompt", "completion")
 
 
 def question_answer(row: Fields) -> Conversation | None:
-    """A question and its answer under one of the usual pairs of keys; optional `system`."""
-    for question, answer in PAIRS:
-        if question in row and answer in row:
-            turns = [Message("system", _text(row, "system"))] if row.get("system") else []
-            return [*turns, Message("user", _text(row, question)), Message("assistant", _text(row, answer))]
-    return None
+    """`question` and `answer`; optional `system`."""
+    return _pair(row, "question", "answer")
+
+
+def query_response(row: Fields) -> Conversation | None:
+    """`query` and `response`; optional `system`, and `history` as [question, answer] pairs."""
+    return _pair(row, "query", "response")
+
+
+def tagged_history(row: Fields) -> Conversation | None:
+    """`history` as the whole conversation: texts that begin with who speaks, "[客户] …", "[律师] …"; optional `system`."""
+    turns = row.get("history")
+    if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) for turn in turns):
+        return None
+    said: Conversation = []
+    for number, turn in enumerate(turns, 1):
+        match = TAGGED.fullmatch(turn)
+        role = SPEAKERS.get(match[1].lower()) if match else None
+        if match is None or role is None:
+            found = match[1] if match else turn[:20]
+            wanted = _("`history[{number}]` begins with {found!r}, wanted who speaks, as in [客户] or [律师]")
+            raise BadRow(wanted.format(number=number, found=found))
+        key = f"history[{number}]"
+        text = _text({key: match[2]}, key)
+        if said and said[-1].role == role:  # one who speaks twice: templates want turns to alternate
+            said[-1] = Message(role, f"{said[-1].content}\n\n{text}")
+        else:
+            said.append(Message(role, text))
+    return [*_system(row), *_answered(said, "history")]
+
+
+def plain_text(row: Fields) -> Conversation | None:
+    """`text`: all of it is learned, without a template."""
+    return [Message(TEXT, _text(row, "text"))] if "text" in row else None
+
+
+def _pair(row: Fields, question: str, answer: str) -> Conversation | None:
+    if question not in row or answer not in row:
+        return None
+    before = [*_system(row), *_history(row.get("history") or [])]
+    return [*before, Message("user", _text(row, question)), Message("assistant", _text(row, answer))]
+
+
+# Turns
+
+
+def _dialogue(row: Fields, key: str) -> Conversation:
+    if not isinstance(row[key], list):
+        raise BadRow(_("`{key}` is {kind}, wanted a list").format(key=key, kind=type(row[key]).__name__))
+    turns = [_message(key, number, turn) for number, turn in enumerate(row[key], 1)]
+    if turns and turns[0].role != "system":
+        turns = [*_system(row), *turns]
+    return [*_tools(row), *_answered(turns, key)]
+
+
+def _answered(turns: Conversation, key: str) -> Conversation:
+    """The turns up to the last answer: what stands behind it carries no loss. Raises BadRow where there is none."""
+    answers = [place for place, turn in enumerate(turns) if turn.role == "assistant"]
+    if not answers:
+        raise BadRow(_("`{key}` holds no turn of the assistant").format(key=key))
+    return turns[: answers[-1] + 1]
+
+
+def _message(key: str, number: int, turn: object) -> Message:
+    if not isinstance(turn, dict):
+        kind = type(turn).__name__
+        raise BadRow(_("turn {number} has {found}, wanted role and content").format(number=number, found=kind))
+    who, said = ("role", "content") if "role" in turn else ("from", "value")
+    calls = turn.get("tool_calls") or None
+    if who not in turn or (said not in turn and not calls):
+        found = ", ".join(map(str, turn))[:300] or _("no keys")
+        raise BadRow(_("turn {number} has {found}, wanted role and content").format(number=number, found=found))
+    speaker = turn[who]
+    role = SPEAKERS.get(speaker.lower()) if isinstance(speaker, str) else None
+    if role is None:
+        known = "system, user, assistant, tool"
+        raise BadRow(_("turn {number} has the role {role!r:.40}, wanted one of {known}").format(
+            number=number, role=speaker, known=known))  # fmt: skip
+    place = f"{key}[{number}]"
+    if speaker in CALLS:
+        return Message(role, "", _calls(turn[said], f"{place}.{said}"))
+    if calls:
+        content = _text({f"{place}.{said}": turn.get(said) or ""}, f"{place}.{said}", may_be_empty=True)
+        return Message(role, content, _calls(calls, f"{place}.tool_calls"))
+    return Message(role, _spoken(turn[said], f"{place}.{said}"))
+
+
+def _spoken(content: object, key: str) -> str:
+    """The text of a turn; also of one in parts, [{"type": "text", "text": …}]."""
+    if isinstance(content, list) and content and all(isinstance(p, dict) and p.get("type") == "text" for p in content):
+        return "".join(_text({key: part.get("text")}, key) for part in content)
+    return _text({key: content}, key)
+
+
+def _calls(found: object, key: str) -> str:
+    """Calls of functions as JSON: a list of {name, arguments}."""
+    calls = _from_json(found, key)
+    calls = calls if isinstance(calls, list) else [calls]
+    made = []
+    for call in calls:
+        inner = call.get("function", call) if isinstance(call, dict) else call
+        if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
+            raise BadRow(_("`{key}` is no call of a function, wanted name and arguments").format(key=key))
+        arguments = _from_json(inner.get("arguments", {}), f"{key}.arguments")
+        made.append({"name": inner["name"], "arguments": arguments})
+    return _as_json(made, key)
+
+
+def _tools(row: Fields) -> Iterator[Message]:
+    if tools := row.get("tools"):
+        described = _from_json(tools, "tools")
+        if not isinstance(described, list) or not all(isinstance(tool, dict) for tool in described):
+            raise BadRow(_("`{key}` is {kind}, wanted a list").format(key="tools", kind=type(described).__name__))
+        if described:
+            yield Message(TOOLS, _as_json(described, "tools"))
+
+
+def _from_json(value: object, key: str) -> object:
+    """What JSON in a text holds, as many data sets keep it; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        raise BadRow(_("`{key}` is not valid JSON").format(key=key)) from None
+
+
+def _as_json(value: object, key: str) -> str:
+    try:
+        return _text({key: json.dumps(value, ensure_ascii=False)}, key)
+    except (TypeError, RecursionError):
+        raise BadRow(_("`{key}` holds what JSON cannot").format(key=key)) from None
+
+
+def _system(row: Fields) -> Iterator[Message]:
+    if row.get("system"):
+        yield Message("system", _text(row, "system"))
 
 
 def _text(row: Fields, key: str, may_be_empty: bool = False) -> str:
@@ -122,18 +284,32 @@ def _text(row: Fields, key: str, may_be_empty: bool = False) -> str:
         raise BadRow(_("`{key}` is empty").format(key=key))
     try:
         text.encode("utf-8")
-    except UnicodeEncodeError:  # JSON can write a lone surrogate, tokenizers fail at it
-        raise BadRow(_("`{key}` holds a broken character (half a surrogate pair)").format(key=key)) from None
+    except UnicodeEncodeError:  # from JSON's escapes, or bytes that are no UTF-8; tokenizers fail at it
+        raise BadRow(
+            _("`{key}` holds a broken character (half a surrogate pair, or no UTF-8)").format(key=key)
+        ) from None
     return text
 
 
 FORMATS: dict[str, Callable[[Fields], Conversation | None]] = {
     "alpaca": alpaca,
+    "sharegpt": sharegpt,
     "messages": messages,
+    "prompt_completion": prompt_completion,
     "question_answer": question_answer,
+    "query_response": query_response,
+    "tagged_history": tagged_history,
+    "plain_text": plain_text,
 }
 WANTED = {
     "alpaca": "instruction, output [input, system, history]",
+    "sharegpt": "conversations",
     "messages": "messages",
-    "question_answer": " | ".join(f"{question}, {answer}" for question, answer in PAIRS),
+    "prompt_completion": "prompt, completion",
+    "question_answer": "question, answer",
+    "query_response": "query, response",
+    "tagged_history": "history",
+    "plain_text": "text",
 }
+KEYS = ("instruction", "input", "output", "system", "history", "conversations", "messages", "tools", "prompt",
+        "completion", "question", "answer", "query", "response", "text")  # fmt: skip
