@@ -30,7 +30,6 @@ from lorafit.engines.torch.model import (
     decoder_layers,
     find_targets,
     load_base,
-    prepare_environment,
     untrained_weights,
 )
 from lorafit.engines.torch.optimizer import Optimizer
@@ -49,7 +48,6 @@ class TorchEngine:
     @classmethod
     def open(cls, setup: Setup) -> "TorchEngine":
         """Load the base, put a fresh adapter on it where there is a plan, and check both. Raises LorafitErrors."""
-        prepare_environment(setup.device)
         engine = cls(setup)
         if setup.plan is not None:
             engine._start_training(setup.plan)

@@ -1,7 +1,6 @@
 """How does a base model come into memory, and where in it does LoRA go?"""
 
 import logging as python_logging
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -137,15 +136,6 @@ class Recompute:
             return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
         return run
-
-
-def prepare_environment(device: str) -> None:
-    """Set what torch's allocators read once, before the device is touched; what the user has set stays."""
-    if device == "mps":  # the default lets MPS take 1.7 times what Metal recommends: more than the RAM of a small Mac
-        os.environ.setdefault("PYTORCH_MPS_HIGH_WATERMARK_RATIO", "1.0")
-        os.environ.setdefault("PYTORCH_MPS_LOW_WATERMARK_RATIO", "0.9")
-    if device == "cuda":
-        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 
 def model_folder_has_code(folder: Path) -> bool:

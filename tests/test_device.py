@@ -1,0 +1,37 @@
+"""Is a device told its limits before it is touched?"""
+
+import os
+from dataclasses import replace
+
+import pytest
+
+from lorafit.engines.torch import device
+from lorafit.engines.torch.device import DEVICES, measured_bytes
+
+RATIO = "PYTORCH_MPS_HIGH_WATERMARK_RATIO"
+
+
+def seen_by_metal(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
+    """What the limit was when a pretended MPS was first asked for its memory, which makes its allocator read it."""
+    seen: list[str | None] = []
+
+    def recommended() -> int:
+        seen.append(os.environ.get(RATIO))
+        return 1
+
+    pretended = replace(DEVICES["mps"], available=lambda: True, recommended_bytes=recommended)
+    monkeypatch.setattr(device, "DEVICES", {"mps": pretended})
+    measured_bytes("mps")
+    return seen
+
+
+@pytest.mark.parametrize(("set_by_user", "wanted"), [(None, "1.0"), ("0.8", "0.8")])
+def test_the_limit_of_mps_is_set_before_metal_is_asked_and_the_users_own_stays(
+    monkeypatch: pytest.MonkeyPatch, set_by_user: str | None, wanted: str
+) -> None:
+    for name in (RATIO, "PYTORCH_MPS_LOW_WATERMARK_RATIO"):
+        monkeypatch.setenv(name, "")  # so that what is set here is undone
+        monkeypatch.delenv(name)
+    if set_by_user is not None:
+        monkeypatch.setenv(RATIO, set_by_user)
+    assert seen_by_metal(monkeypatch) == [wanted]
