@@ -20,6 +20,7 @@ from safetensors.numpy import save
 from lorafit.config import TrainConfig
 from lorafit.errors import AdapterError
 from lorafit.messages import _
+from lorafit.modelspec import ModelSpec
 
 CONFIG, WEIGHTS, CHAT = "adapter_config.json", "adapter_model.safetensors", "lorafit.json"
 KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
@@ -118,6 +119,35 @@ def read_adapter(folder: Path) -> tuple[AdapterConfig, dict[str, NDArray[np.floa
         raise _broken(path, error) from error
     _check_pairs(tensors, config.r, path)
     return config, tensors
+
+
+def check_shapes(folder: Path, spec: ModelSpec) -> None:
+    """Raise AdapterError where the adapter in `folder` cannot belong to a base of this shape; before the base is loaded.
+
+    Modules that the base's files do not name are left to the engine: some models are renamed when loaded.
+    """
+    config, tensors = read_adapter(folder)
+    sizes = {linear.name: (linear.in_features, linear.out_features) for linear in spec.linears}
+    modules = {parts[0] for name in tensors if (parts := module_of(name))}
+    for module in sorted(modules & sizes.keys()):
+        a, b = (tensors[name] for name in lora_names(module))
+        if (a.shape[1], b.shape[0]) != sizes[module]:
+            found = _("{module}: {theirs} in the adapter, {ours} in the model").format(
+                module=module, theirs=f"{a.shape[1]} -> {b.shape[0]}", ours="{} -> {}".format(*sizes[module])
+            )
+            raise other_base(folder, config.base_model, found)
+
+
+def other_base(folder: Path, trained_on: str | None, found: str) -> AdapterError:
+    """The words for an adapter on a base that it was not trained on."""
+    return AdapterError(
+        _("This adapter was trained on another base model: {name}.").format(name=trained_on or "?"),
+        where=folder,
+        found=found,
+        fix=_(
+            "Give that base (training: --model_name, inference.py: --base_model, or leave it out), or another adapter."
+        ),
+    )
 
 
 def write_chat_settings(folder: Path, settings: ChatSettings) -> None:

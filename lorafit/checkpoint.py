@@ -92,6 +92,20 @@ def ensure_writable(folder: Path) -> None:
         raise disk_error(error, folder) from error
 
 
+def ensure_room(folder: Path, needed_bytes: int) -> None:
+    """Raise DiskError where the disk of `folder` has not `needed_bytes` left."""
+    room = _room_bytes(folder)
+    if room is not None and room < needed_bytes:
+        raise DiskError(
+            _("The disk has not the room that this run needs."),
+            where=folder,
+            found=_("{room} left, about {needed} needed").format(
+                room=bytes_text(room), needed=bytes_text(needed_bytes)
+            ),
+            fix=_("Make room, choose another folder with --output_dir, or keep less: --keep_checkpoints 1."),
+        )
+
+
 def _room_bytes(path: Path) -> int | None:
     for folder in (path, *path.absolute().parents):
         with contextlib.suppress(OSError):

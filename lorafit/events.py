@@ -4,13 +4,15 @@
 docs/events.md describes each event for people who read the file with other programs.
 """
 
+import errno
 import json
 import math
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, TextIO
+from typing import Any, ClassVar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,15 +194,17 @@ class EventLog:
     """Appends events to a run's events.jsonl, each line whole: a torn line left by a crash is ended first."""
 
     def __init__(self, path: Path) -> None:
-        torn = path.is_file() and path.stat().st_size > 0 and path.read_bytes()[-1:] != b"\n"
-        self._file: TextIO = path.open("a", encoding="utf-8")
-        if torn:
-            self._file.write("\n")
+        self._torn = path.is_file() and path.stat().st_size > 0 and path.read_bytes()[-1:] != b"\n"
+        # Unbuffered: a buffer that a full disk refused would be written, and refused, again at the end.
+        self._file = path.open("ab", buffering=0)
 
     def write(self, event: Event) -> None:
-        """Append `event` and hand it to the operating system at once."""
-        self._file.write(to_line(event) + "\n")
-        self._file.flush()
+        """Append `event` and hand it to the operating system at once. Raises OSError where the disk takes less than all."""
+        line = (b"\n" if self._torn else b"") + to_line(event).encode(errors="backslashreplace") + b"\n"
+        written = self._file.write(line)
+        self._torn = written != len(line)
+        if self._torn:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def __enter__(self) -> "EventLog":
         return self

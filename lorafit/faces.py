@@ -16,6 +16,7 @@ from lorafit.arguments import check_arguments
 from lorafit.cli import OK, USER, flag_value
 from lorafit.config import DEMO_PRESET, TrainConfig, make_config, read_yaml
 from lorafit.demo import silent
+from lorafit.errors import LorafitError
 from lorafit.events import Event, Stopped
 from lorafit.messages import _
 from lorafit.reporters.answers import check_output, write_answers
@@ -49,7 +50,8 @@ def resume(argv: list[str]) -> int:
 
 def show_events(events: Iterable[Event], console: Console | None = None) -> int:
     """Let the terminal and TensorBoard read `events` as they come; the exit code that they end with."""
-    readers = (Terminal(console), TensorBoard())
+    terminal = Terminal(console)
+    readers = (terminal, TensorBoard())
     code = OK
     try:
         for event in events:
@@ -57,6 +59,9 @@ def show_events(events: Iterable[Event], console: Console | None = None) -> int:
                 reader.see(event)
             if isinstance(event, Stopped):
                 code = 128 + event.signal
+    except LorafitError as error:
+        terminal.show_error(error)
+        code = USER
     finally:
         for reader in readers:
             reader.close()

@@ -95,12 +95,26 @@ def _fitting(
         data = batch(samples, rows, budget, job.plan.max_micro_batch)
         try:
             return data, compute(data)
-        except OutOfMemory:
+        except OutOfMemory as error:
             if all(len(micro.sample_ids) == 1 for micro in data.micro_batches):
-                raise
+                raise _too_long(error, data) from error
             progress.token_budget = budget // 2
             text = _("Memory ran out: computed again with {budget} tokens at a time.")
             yield Warned(step=progress.done, text=text.format(budget=budget // 2))
+
+
+def _too_long(error: OutOfMemory, data: StepBatch) -> OutOfMemory:
+    """The words for memory that one sample alone is too much for."""
+    longest = max(micro.num_tokens for micro in data.micro_batches)
+    return OutOfMemory(
+        _("Memory ran out over a single sample of {tokens} tokens: it cannot be split.").format(tokens=longest),
+        where=error.what,
+        found=error.found,
+        fix=_(
+            "Go on with `--recompute 999` (each layer computes its activations twice), or begin a new run with a smaller "
+            "`--max_length`, `--quantization 4bit` or a smaller model; close other programs that use this memory."
+        ),
+    )
 
 
 def _step(job: Job, progress: Progress, step: int) -> Iterator[Event]:

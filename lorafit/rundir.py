@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -125,6 +126,11 @@ def create(output_dir: Path, model_type: str) -> RunDir:
         return RunDir(_new_folder(output_dir, name))
     except OSError as error:
         raise disk_error(error, output_dir) from error
+
+
+def discard(run: RunDir) -> None:
+    """Delete a run that never did a step."""
+    shutil.rmtree(run.path, ignore_errors=True)
 
 
 def latest(output_dir: Path) -> RunDir | None:

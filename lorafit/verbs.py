@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from lorafit import hardware, registry, rundir
-from lorafit.adapter import ChatSettings, read_adapter_config, read_chat_settings
+from lorafit.adapter import ChatSettings, check_shapes, read_adapter_config, read_chat_settings
 from lorafit.config import TrainConfig, read_yaml
 from lorafit.demo import Say, cache_folder, silent
 from lorafit.engines.base import Engine, Setup
@@ -21,7 +21,7 @@ from lorafit.generate import Chat
 from lorafit.hardware import Machine
 from lorafit.hub import find_model
 from lorafit.messages import _
-from lorafit.modelspec import TOKENIZER_FILES, read_spec
+from lorafit.modelspec import TOKENIZER_FILES, ModelSpec, read_spec
 from lorafit.plan import fit, numbers
 from lorafit.rundir import RunInfo
 from lorafit.sampling import Sampling
@@ -97,7 +97,10 @@ def open_chat(request: ChatRequest, say: Say = silent) -> Chat:
     hardware.check(machine)
     adapter = None if request.lora_weights is None else rundir.find_adapter(Path(request.lora_weights).expanduser())
     base = find_model(_base_name(request, adapter), hub=request.hub, endpoint=request.hf_endpoint, say=say)
-    device, precision = _device_and_precision(request, machine, base.folder)
+    spec = read_spec(base.folder)
+    if adapter is not None:
+        check_shapes(adapter, spec)
+    device, precision = _device_and_precision(request, machine, spec)
     settings = ChatSettings() if adapter is None else read_chat_settings(adapter)
     tokenizer = load_tokenizer(_tokenizer_folder(adapter, base.folder), trust_remote_code=request.trust_remote_code)
     say(_("Loading {model} on {device} ...").format(model=base.name, device=device))
@@ -160,13 +163,13 @@ def _tokenizer_folder(adapter: Path | None, base: Path) -> Path:
     return adapter if adapter is not None and own else base
 
 
-def _device_and_precision(request: ChatRequest, machine: Machine, folder: Path) -> tuple[str, str]:
+def _device_and_precision(request: ChatRequest, machine: Machine, spec: ModelSpec) -> tuple[str, str]:
     """As for training: the first precision whose weights fit, else the smallest."""
     config = TrainConfig(device=request.device, precision=request.precision)
     device = numbers.choose_device(config, machine).value
     precisions = numbers.precisions(config, machine, device)
-    parameters, available = read_spec(folder).parameters, fit.available_bytes(machine, device)
-    fitting = [p for p in precisions if parameters * FLOAT_BYTES[p] <= fit.MARGIN * available]
+    available = fit.available_bytes(machine, device)
+    fitting = [p for p in precisions if spec.parameters * FLOAT_BYTES[p] <= fit.MARGIN * available]
     return device, (fitting or precisions[-1:])[0]
 
 

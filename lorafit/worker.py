@@ -6,7 +6,7 @@ It writes all that a run leaves on the disk, and prints nothing: every face read
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -29,6 +29,7 @@ from lorafit.modelspec import ModelSpec, read_spec
 from lorafit.plan.numbers import choose_device
 from lorafit.plan.plan import Plan
 from lorafit.plan.planner import DataFacts, make_plan
+from lorafit.preflight import check_model, check_settings, init_adapter
 from lorafit.resume import Interrupted, interrupted, plan_for
 from lorafit.rundir import RunDir
 from lorafit.show import show_answers
@@ -47,37 +48,55 @@ class Ready:
     tokenizer: ChatTokenizer
     data: Prepared
     plan: Plan
+    start: Path | None  # an adapter's folder
 
 
 def work(config: TrainConfig) -> Iterator[Event]:
     """Do what `config` asks for, and say so in events. Raises LorafitErrors; what was saved until then stays whole."""
     old = None if config.resume is None else interrupted(config)
     ready = yield from _get_ready(config, old)
-    planned = list(_planned(ready))
-    yield from planned
     if config.dry_run:
+        yield from _planned(ready)
         yield from _open_engine(ready)
         return
     run = old.run if old else rundir.create(Path(config.output_dir), ready.spec.model_type)
-    with run.lock(), EventLog(run.events) as log, awake.keep_awake():
-        for event in planned:
-            log.write(event)
+    progress = old.progress if old else Progress()
+    try:
+        yield from _logged(run, progress, _run(ready, run, old, progress))
+    except BaseException:
+        if old is None and progress.done == 0:  # there is nothing to go on with
+            rundir.discard(run)
+        raise
+
+
+def _logged(run: RunDir, progress: Progress, events: Iterator[Event]) -> Iterator[Event]:
+    """`events`, each in the run's log before anybody sees it."""
+    with disk_errors(run.path), run.lock(), EventLog(run.events) as log, awake.keep_awake():
         try:
-            for event in _run(ready, run, old):
-                log.write(event)
+            for event in events:
+                with disk_errors(run.events):
+                    log.write(event)
                 yield event
         except LorafitError as error:
-            log.write(Failed(text=str(error)))
+            failed = Failed(step=progress.done, text=str(error))
+            with suppress(OSError):  # the disk may be what failed
+                log.write(failed)
+            if progress.done > 0:
+                yield failed
             raise
 
 
 def _get_ready(config: TrainConfig, old: Interrupted | None) -> Generator[Event, None, Ready]:
     machine = hardware.detect()
     hardware.check(machine)
+    from_checkpoint = old is not None and old.checkpoint is not None
+    start = init_adapter(config.init_adapter) if config.init_adapter and not from_checkpoint else None
+    check_settings(config, machine, start)
     machine = _measured(machine, choose_device(config, machine).value)
     yield Stage(text=_("Looking for the model {name}").format(name=config.model_name))
     model = find_model(config.model_name, hub=config.hub, endpoint=config.hf_endpoint)
     spec = read_spec(model.folder)
+    check_model(config, spec, start)
     yield Stage(text=_("Reading {name}").format(name=config.dataset_name))
     tokenizer = load_tokenizer(model.folder, trust_remote_code=config.trust_remote_code)
     rows = read_rows(config.dataset_name, config.dataset_split, hub=config.hub, endpoint=config.hf_endpoint)
@@ -88,7 +107,7 @@ def _get_ready(config: TrainConfig, old: Interrupted | None) -> Generator[Event,
         plan = plan.computed_as(Plan.load(Path(config.plan)))
     if old is not None:
         plan = plan_for(old.run, machine, config, plan)
-    return Ready(config, machine, model, spec, tokenizer, data, plan)
+    return Ready(config, machine, model, spec, tokenizer, data, plan, start)
 
 
 def _measured(machine: Machine, device: str) -> Machine:
@@ -102,6 +121,9 @@ def _measured(machine: Machine, device: str) -> Machine:
 
 
 def _planned(ready: Ready) -> Iterator[Event]:
+    if ready.tokenizer.template_is_ours:
+        text = _("The model has no chat template: it is given a plain one (ChatML), which is kept beside the adapter.")
+        yield Warned(text=text)
     for note in ready.data.notes:
         yield Warned(text=note)
     plan = ready.plan
@@ -109,11 +131,11 @@ def _planned(ready: Ready) -> Iterator[Event]:
     yield Planned(choices=choices, predicted_peak_bytes=plan.predicted_peak_bytes, available_bytes=plan.available_bytes)
 
 
-def _run(ready: Ready, run: RunDir, old: Interrupted | None) -> Iterator[Event]:
+def _run(ready: Ready, run: RunDir, old: Interrupted | None, progress: Progress) -> Iterator[Event]:
     """From an empty or interrupted run's folder to its end."""
+    yield from _planned(ready)
     _write_facts(ready, run)
     engine = yield from _open_engine(ready)
-    progress = old.progress if old else Progress()
     if old is not None:
         yield from _go_on(engine, old)
     yield _started(ready, run, engine)
@@ -147,10 +169,11 @@ def _open_engine(ready: Ready) -> Generator[Event, None, Engine]:
         plan=plan,
     )
     engine: Engine = registry.load(registry.find(registry.ENGINES, plan.engine)).open(setup)
+    yield Stage(text=_("✓ Model loaded on {device}").format(device=plan.device))
     for note in engine.facts.notes:
         yield Warned(text=note)
-    if ready.config.init_adapter is not None:
-        engine.load_adapter(rundir.find_adapter(Path(ready.config.init_adapter)))
+    if ready.start is not None:
+        engine.load_adapter(ready.start)
     return engine
 
 

@@ -19,6 +19,7 @@ from lorafit.adapter import AdapterConfig, ChatSettings, lora_names, write_adapt
 from lorafit.cli import main
 from lorafit.errors import AdapterError, ConfigError, HardwareError
 from lorafit.hardware import Machine, detect
+from lorafit.modelspec import read_spec
 from lorafit.units import GIB
 from lorafit.verbs import ChatRequest, _device_and_precision, open_chat
 
@@ -122,7 +123,7 @@ def test_an_adapter_for_another_base_is_refused_with_the_remedy(base: Path, tmp_
     other = make_adapter(tmp_path / "other", base, width=48)
     assert main(["chat", "--lora_weights", str(other), "--prompt", "你好"]) == 2
     text = capsys.readouterr().err
-    assert "does not fit the base model" in text
+    assert "was trained on another base model" in text
     assert "--base_model" in text
     assert "Traceback" not in text
 
@@ -158,12 +159,12 @@ def mac(gibibytes: int) -> Machine:
 
 
 def test_float32_where_the_weights_fit_else_half(base: Path) -> None:
-    assert _device_and_precision(ChatRequest(), machine(), base) == ("cpu", "fp32")
-    assert _device_and_precision(ChatRequest(), mac(16), base) == ("mps", "fp32")
-    assert _device_and_precision(ChatRequest(), mac(0), base) == ("mps", "bf16")
-    assert _device_and_precision(ChatRequest(device="cpu"), mac(16), base) == ("cpu", "fp32")
+    assert _device_and_precision(ChatRequest(), machine(), read_spec(base)) == ("cpu", "fp32")
+    assert _device_and_precision(ChatRequest(), mac(16), read_spec(base)) == ("mps", "fp32")
+    assert _device_and_precision(ChatRequest(), mac(0), read_spec(base)) == ("mps", "bf16")
+    assert _device_and_precision(ChatRequest(device="cpu"), mac(16), read_spec(base)) == ("cpu", "fp32")
 
 
 def test_a_device_that_is_not_here_is_refused(base: Path) -> None:
     with pytest.raises(HardwareError):
-        _device_and_precision(ChatRequest(device="cuda"), machine(), base)
+        _device_and_precision(ChatRequest(device="cuda"), machine(), read_spec(base))

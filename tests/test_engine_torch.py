@@ -149,7 +149,7 @@ def test_an_adapter_for_another_base_is_refused(models: Path, tmp_path: Path) ->
     engine = tiny.open_engine(models / "llama", None)
     with pytest.raises(AdapterError) as error:
         engine.load_adapter(tmp_path)
-    assert str(models / "llama") in error.value.what
+    assert str(models / "qwen3") in error.value.what
 
 
 def test_saved_and_loaded_it_goes_on_to_the_bit(models: Path, tmp_path: Path) -> None:

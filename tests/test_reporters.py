@@ -37,7 +37,7 @@ START = 1_000_000.0
 RUN = "output/llama-lora-20260101_120000"
 CHOICES = [
     {"setting": "device", "value": "cpu", "reason": "✓ No GPU found: training on the CPU"},
-    {"setting": "steps", "value": "100", "reason": "800 rows, 2 times, 16 a step"},
+    {"setting": "steps", "value": "100", "reason": "800 rows, 16 a step, num_epochs 2"},
 ]
 
 
@@ -100,7 +100,7 @@ def test_a_log_gets_plain_lines_with_every_fact() -> None:
     for fact in (
         "Loading the model ...",
         "✓ No GPU found",
-        "steps = 100: 800 rows, 2 times, 16 a step",
+        "steps = 100: 800 rows, 16 a step, num_epochs 2",
         "memory = 3.0 GiB: predicted peak; 16.0 GiB available",
         "100 steps, 800 rows, 20 held out, 4,884,480 parameters",
         "step 50: held-out loss 1.7500 (best so far)",

@@ -133,9 +133,16 @@ class Source:
 def open_source(name: str, split: str, *, hub: str = "huggingface", endpoint: str | None = None) -> Source:
     """What `name` (several with commas between) and `split` stand for. Raises DataError or HubError."""
     part = parse_split(split)
-    names = [name] if Path(name).exists() else [one.strip() for one in name.split(",") if one.strip()]
-    parts = [found for one in names or [name] for found in _parts(one, part.name, hub, endpoint)]
+    parts = [found for one in _names(name) for found in _parts(one, part.name, hub, endpoint)]
     return Source(name, tuple(parts), part)
+
+
+def check_source(name: str, split: str) -> None:
+    """Raise DataError for what `name` and `split` show to be wrong before any hub is asked."""
+    part = parse_split(split)
+    for one in _names(name):
+        if not _is_hub_id(one):
+            _local_parts(one, part.name)
 
 
 def read_rows(name: str, split: str, *, hub: str = "huggingface", endpoint: str | None = None) -> Iterator[Row]:
@@ -143,12 +150,26 @@ def read_rows(name: str, split: str, *, hub: str = "huggingface", endpoint: str 
     return open_source(name, split, hub=hub, endpoint=endpoint).rows()
 
 
+def _names(name: str) -> list[str]:
+    if Path(name).exists():
+        return [name]
+    return [one.strip() for one in name.split(",") if one.strip()] or [name]
+
+
+def _is_hub_id(name: str) -> bool:
+    return name != "demo" and not is_local(name) and HUB_ID.fullmatch(name) is not None and not is_data_file(Path(name))
+
+
 def _parts(name: str, split: str, hub: str, endpoint: str | None) -> list[Part]:
+    if not _is_hub_id(name):
+        return _local_parts(name, split)
+    if hub == "modelscope":
+        return _folder(fetch_modelscope_data(name), split)
+    return [HubPart(f"{name}:{split}", _load(name, split, endpoint))]
+
+
+def _local_parts(name: str, split: str) -> list[Part]:
     path = data_path() if name == "demo" else Path(name).expanduser()
-    if name != "demo" and not is_local(name) and HUB_ID.fullmatch(name) and not is_data_file(path):
-        if hub == "modelscope":
-            return _folder(fetch_modelscope_data(name), split)
-        return [HubPart(f"{name}:{split}", _load(name, split, endpoint))]
     if path.is_dir():
         return _folder(path, split)
     _check_file(path)
@@ -206,11 +227,13 @@ def _near(path: Path) -> str:
 
 
 def _load(name: str, split: str, endpoint: str | None) -> Any:
-    """The whole split as `datasets` keeps it: on the disk, mapped into memory."""
+    """The whole split as `datasets` keeps it: on the disk, mapped into memory; from its cache where it is there."""
     use_endpoint(endpoint)
-    ensure_reachable(endpoint, name, "dataset")
     import datasets  # a second to import, and needed for hub ids only
 
+    if (table := _cached(name, split)) is not None:
+        return table
+    ensure_reachable(endpoint, name, "dataset")
     try:
         return datasets.load_dataset(name, split=split)
     except ValueError as error:
@@ -220,3 +243,20 @@ def _load(name: str, split: str, endpoint: str | None) -> Any:
         raise DataError(_("The data set has no such split."), where=f"{name}:{split}", found=error, fix=fix) from None
     except Exception as error:  # the hub's client, its builders and the network raise dozens of kinds
         raise translate(error, name, "dataset") from None
+
+
+def _cached(name: str, split: str) -> Any:
+    """The split as the cache has it, without a question to any hub, or None."""
+    import datasets
+
+    config, logging = vars(datasets.config), datasets.utils.logging
+    offline, config["HF_HUB_OFFLINE"] = config["HF_HUB_OFFLINE"], True
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # it warns that the hub was not asked
+    try:
+        return datasets.load_dataset(name, split=split)
+    except Exception:  # not in the cache, or not whole: each version says so in its own way
+        return None
+    finally:
+        config["HF_HUB_OFFLINE"] = offline
+        logging.set_verbosity(level)

@@ -73,13 +73,16 @@ class Plan:
         """The plan in `path`. Raises RunError when the file is not a plan."""
         try:
             facts: dict[str, Any] = json.loads(path.read_text("utf-8"))
+            if lacking := [f.name for f in fields(cls) if f.name not in facts and f.name != "choices"]:
+                raise ValueError(
+                    _("it lacks {names}").format(names=", ".join(lacking[:3]) + (", ..." if lacking[3:] else ""))
+                )
             known = {f.name for f in fields(cls)}
             choices = [Choice(**c) for c in facts.pop("choices", [])]
             return cls(**{k: v for k, v in facts.items() if k in known}, choices=choices)
         except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise RunError(
-                _("This is not a plan."), where=path, found=error, fix=_("Give a run's plan.json.")
-            ) from None
+            fix = _("Give a run's plan.json: {example}.").format(example="--plan output/RUN/plan.json")
+            raise RunError(_("This is not a plan."), where=path, found=error, fix=fix) from None
 
     def computed_as(self, other: "Plan") -> "Plan":
         """This plan, computed the way `other` is."""

@@ -129,7 +129,7 @@ def _split_choices(config: TrainConfig, spec: ModelSpec, chosen: fit.Fit) -> lis
 
 
 def _schedule_choices(config: TrainConfig, effective_batch: int, schedule: Schedule, rows: int) -> list[Choice]:
-    text = _("{rows} rows, {epochs:g} times, {batch} a step")
+    text = _("{rows} rows, {batch} a step, num_epochs {epochs:g}")
     if config.max_steps:
         text = _("as asked; {rows} rows, {batch} a step")
     reason = text.format(rows=count_text(rows), epochs=config.num_epochs, batch=effective_batch)

@@ -8,24 +8,24 @@ from pathlib import Path
 
 def chat(run: str) -> str:
     """Talk to the model that `run` trained."""
-    return shlex.join([*_face("inference.py", "chat"), "--lora_weights", run, "--interactive"])
+    return shlex.join([*_face("inference.py", "chat"), "--lora_weights", _from_here(Path(run)), "--interactive"])
 
 
 def resume(run: str) -> str:
     """Go on with `run`."""
-    script = _face("train.py", "resume")
+    script, run = _face("train.py", "resume"), _from_here(Path(run))
     return shlex.join([*script, "--resume", run] if script[-1] != "resume" else [*script, run])
 
 
 def curves(output_dir: str) -> str:
     """See the curves of all runs."""
-    return shlex.join([_program("tensorboard"), "--logdir", output_dir])
+    return shlex.join([_program("tensorboard"), "--logdir", _from_here(Path(output_dir))])
 
 
 def _face(script: str, verb: str) -> list[str]:
     used = Path(sys.argv[0])
     if used.name in ("train.py", "inference.py"):
-        return [_program(Path(sys.executable).name), str(used.with_name(script))]
+        return [_program(Path(sys.executable).name), _from_here(used.with_name(script))]
     if used.name == "__main__.py":
         return [_program(Path(sys.executable).name), "-m", "lorafit", verb]
     return [_program("lorafit"), verb]
@@ -36,4 +36,9 @@ def _program(name: str) -> str:
     ours, found = Path(sys.executable).with_name(name), shutil.which(name)
     if not ours.exists() or (found and Path(found).absolute() == ours.absolute()):
         return name
-    return str(ours.relative_to(Path.cwd()) if ours.is_relative_to(Path.cwd()) else ours)
+    return _from_here(ours)
+
+
+def _from_here(path: Path) -> str:
+    """`path` from the working directory where it lies in it: shorter, and it moves with the folder."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

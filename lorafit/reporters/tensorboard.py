@@ -1,17 +1,21 @@
 """What does TensorBoard see? A run's events as scalars under logs/, written without a tensor library.
 
-What is unknown is left out, never written as 0.
+What is unknown is left out, never written as 0. Written at once: tensorboard's own writer works in a thread, which a full
+disk kills with a traceback, and then waits for it without end.
 """
 
+import os
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
 from lorafit.checkpoint import disk_errors
-from lorafit.events import EvalDone, Event, Finished, Resumed, Saved, Started, StepDone, Stopped
+from lorafit.events import EvalDone, Event, Resumed, Started, StepDone
 from lorafit.rundir import RunDir
 from lorafit.units import GIB
 
-FLUSH_SECONDS = 5
+VERSION = "brain.Event:2"  # of the file's format
 
 
 class TensorBoard:
@@ -20,34 +24,39 @@ class TensorBoard:
     def __init__(self) -> None:
         self._before: list[Event] = []  # what came before the run was named
         self._writer: Any = None
+        self._lost = False  # the disk took no more; the run's own writer, on the same disk, tells of it
 
     def see(self, event: Event) -> None:
         """Write what `event` has to plot."""
         if isinstance(event, Started) and self._writer is None:
-            self._folder = RunDir(Path(event.run)).logs
-            with disk_errors(self._folder):
-                self._open(self._folder)
+            folder = RunDir(Path(event.run)).logs
+            with disk_errors(folder):
+                self._open(folder)
         if self._writer is None:
             self._before.append(event)
-        else:
-            with disk_errors(self._folder):
+        elif not self._lost:
+            try:
                 self._write(event)
+            except OSError:
+                self._lost = True
 
     def close(self) -> None:
-        """Flush and close the file."""
+        """Close the file."""
         if self._writer is not None:
-            with disk_errors(self._folder):
-                self._writer.close()
+            self._writer.close()
 
     def _open(self, folder: Path) -> None:
         # imported here: half a second that `lorafit --help` need not wait for
         from tensorboard.compat.proto import event_pb2, summary_pb2
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
         self._record: Any = event_pb2.Event
         self._session: Any = event_pb2.SessionLog
         self._summary: Any = summary_pb2.Summary
-        self._writer = EventFileWriter(str(folder), flush_secs=FLUSH_SECONDS)
+        folder.mkdir(exist_ok=True)
+        name = f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._writer = RecordWriter((folder / name).open("wb", buffering=0))
+        self._add(self._record(wall_time=time.time(), file_version=VERSION))
         for event in self._before:
             self._write(event)
 
@@ -55,14 +64,15 @@ class TensorBoard:
         if isinstance(event, Resumed):
             start = self._session(status=self._session.START)
             # TensorBoard drops what it has from this step on
-            self._writer.add_event(self._record(wall_time=event.time, step=event.step + 1, session_log=start))
+            self._add(self._record(wall_time=event.time, step=event.step + 1, session_log=start))
         scalars = {tag: value for tag, value in _scalars(event).items() if value is not None}
         if scalars:
             values = [self._summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
             summary = self._summary(value=values)
-            self._writer.add_event(self._record(wall_time=event.time, step=event.step, summary=summary))
-        if isinstance(event, Saved | Finished | Stopped):
-            self._writer.flush()
+            self._add(self._record(wall_time=event.time, step=event.step, summary=summary))
+
+    def _add(self, record: Any) -> None:
+        self._writer.write(record.SerializeToString())
 
 
 def _scalars(event: Event) -> dict[str, float | None]:

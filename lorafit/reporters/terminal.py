@@ -6,10 +6,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lorafit.errors import LorafitError
 from lorafit.events import (
     Answered,
     EvalDone,
     Event,
+    Failed,
     Finished,
     Planned,
     Resumed,
@@ -23,6 +25,7 @@ from lorafit.events import (
 from lorafit.messages import _
 from lorafit.reporters import commands
 from lorafit.reporters.display import open_display
+from lorafit.reporters.errors import show_error
 from lorafit.reporters.pace import Pace
 from lorafit.units import bytes_text, count_text, seconds_text
 
@@ -55,12 +58,19 @@ class Terminal:
                 self._display.step(event)
             case Stopped():
                 self._stopped(event)
+            case Failed():
+                self._failed(event)
             case Finished():
                 self._finished(event)
             case Answered():
                 self._answered(event)
             case _:
                 self._say(*line_of(event))
+
+    def show_error(self, error: LorafitError) -> None:
+        """Show what ended the run, on stderr."""
+        self._display.close()
+        show_error(error, Console(stderr=True, highlight=False))
 
     def close(self) -> None:
         """Leave the terminal as it was, with the commands to go on where the run is over."""
@@ -118,6 +128,12 @@ class Terminal:
         self._display.close()
         self._say(_("Stopped after step {step}; everything up to there is saved.").format(step=event.step), "yellow")
         self._follow = {_("go on"): commands.resume(self._run)}
+
+    def _failed(self, event: Failed) -> None:
+        """What went wrong is told as an error; here is only what is left of the run."""
+        self._display.close()
+        self._say(_("The run broke off after step {step}.").format(step=event.step), "yellow")
+        self._follow = {_("go on from the last checkpoint"): commands.resume(self._run)}
 
     def _finished(self, event: Finished) -> None:
         self._display.close()

@@ -111,7 +111,9 @@ def translated(device: Device) -> Iterator[None]:
     except (RuntimeError, MemoryError, NotImplementedError) as error:
         text = str(error).lower()
         if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(t in text for t in OUT_OF_MEMORY):
-            raise OutOfMemory(_("Out of memory on {device}.").format(device=device.name), found=error) from error
+            fix = _("Close other programs that use this memory, or take a smaller model.")
+            what = _("Out of memory on {device}.").format(device=device.name)
+            raise OutOfMemory(what, found=error, fix=fix) from error
         if any(t in text for t in UNSUPPORTED):
             fix = _("PYTORCH_ENABLE_MPS_FALLBACK=1 in the environment lets the CPU do it, slowly; or --device cpu.")
             raise EngineError(_("An operation has no kernel on this device."), found=error, fix=fix) from error

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from lorafit import hashing
-from lorafit.adapter import AdapterConfig, lora_names, module_of, read_adapter, target_names, write_adapter
+from lorafit.adapter import AdapterConfig, lora_names, module_of, other_base, read_adapter, target_names, write_adapter
 from lorafit.data.batch import MicroBatch
 from lorafit.engines.base import Facts, LossSum, OutOfMemory, Probe, Setup, StepResult
 from lorafit.engines.torch import checks
@@ -34,7 +34,7 @@ from lorafit.engines.torch.model import (
 )
 from lorafit.engines.torch.optimizer import Optimizer
 from lorafit.engines.torch.scaler import LossScale
-from lorafit.errors import AdapterError, EngineError
+from lorafit.errors import EngineError
 from lorafit.messages import _
 from lorafit.plan.plan import Plan
 from lorafit.sampling import Sampling, pick
@@ -255,25 +255,20 @@ class TorchEngine:
             modules = sorted({parts[0] for name in tensors if (parts := module_of(name))})
             known = set(self._linear_names())
             if missing := [m for m in modules if m not in known]:
-                raise self._other_base(folder, missing[0])
+                raise other_base(folder, config.base_model, missing[0])
             self._attach(replace(config, target_modules=modules))
             self.facts = Facts(sum(p.numel() for p in self._parameters().values()), modules, self.packs)
         self._copy_weights(folder)
 
     def _copy_weights(self, folder: Path) -> None:
-        _config, tensors = read_adapter(folder)
+        config, tensors = read_adapter(folder)
         for name, parameter in self._parameters().items():
             array = tensors.get(name)
             if array is None or array.shape != tuple(parameter.shape):
                 found = _("absent") if array is None else f"{array.shape} != {tuple(parameter.shape)}"
-                raise self._other_base(folder, f"{name}: {found}")
+                raise other_base(folder, config.base_model, f"{name}: {found}")
             with torch.no_grad():
                 parameter.copy_(torch.from_numpy(array))
-
-    def _other_base(self, folder: Path, found: str) -> AdapterError:
-        fix = _("Name the base it was trained on with --base_model, or another adapter.")
-        what = _("This adapter does not fit the base model {model}.").format(model=self.setup.model_name)
-        return AdapterError(what, where=folder, found=found, fix=fix)
 
     # --- answering
 

@@ -41,22 +41,42 @@ def load_base(setup: Setup) -> PreTrainedModel:
     The device is named even where it is the CPU: with quantisation transformers leaves weights on the CPU otherwise.
     """
     options: dict[str, Any] = {"quantization_config": config} if (config := _quantization(setup)) else {}
+    loaded: Any
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        loaded = AutoModelForCausalLM.from_pretrained(
             setup.folder,
             dtype=DTYPES[setup.precision],
             attn_implementation=NAME,
             device_map={"": setup.device},
             trust_remote_code=setup.trust_remote_code,
             local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are named below; the library prints a table and raises
             **options,
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(_("The base model cannot be loaded."), where=setup.folder, found=error) from error
+        fix = _("Check that the folder is whole and the installed transformers knows this kind: {command}").format(
+            command="pip install -U transformers"
+        )
+        raise ModelError(_("The base model cannot be loaded."), where=setup.folder, found=error, fix=fix) from error
+    model: PreTrainedModel = loaded[0]
+    _refuse_gaps(setup.folder, loaded[1])
     model.eval().requires_grad_(False)
     if setup.plan is not None:
         _keep_gradients_of_quantised_layers(model)
     return model
+
+
+def _refuse_gaps(folder: Path, info: dict[str, Any]) -> None:
+    """Raise ModelError for weights that are absent or of another shape: transformers fills them with random numbers."""
+    absent = [*sorted(info["missing_keys"]), *sorted(str(key[0]) for key in info["mismatched_keys"])]
+    if absent:
+        raise ModelError(
+            _("The weights do not fit the model's config.json: some are missing or of another shape."),
+            where=folder,
+            found=_("{count}, e.g. {names}").format(count=len(absent), names=", ".join(absent[:3])),
+            fix=_("Take config.json and weights of the same model; download the folder again."),
+        )
 
 
 def _keep_gradients_of_quantised_layers(model: PreTrainedModel) -> None:
