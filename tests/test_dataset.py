@@ -131,10 +131,10 @@ def test_bad_rows_are_named_and_too_many_stop(tokenizer: ChatTokenizer, tmp_path
 def test_cut_rows_are_counted_and_rows_without_an_answer_left_rejected(tokenizer: ChatTokenizer) -> None:
     long = {"question": "问", "answer": "答" * 100}
     hopeless = {"question": "问" * 100, "answer": "答"}
-    data = prepare(rows_of([long, hopeless, *questions(30)]), tokenizer, TrainConfig(max_length=64, val_size=0))
+    data = prepare(rows_of([long, hopeless, *questions(30)]), tokenizer, TrainConfig(max_length=50, val_size=0))
     assert data.truncated_rows == 1
-    assert (data.train.lengths.max(), data.train.lengths[0]) == (64, 64)
-    assert "max_length 64" in data.rejects[0].reason
+    assert (data.train.lengths.max(), data.train.lengths[0]) == (50, 50)
+    assert "max_length 50" in data.rejects[0].reason
     assert f"{data.truncated_tokens} tokens" in data.notes[0]
     assert all(sample.num_targets for sample in data.train)
 

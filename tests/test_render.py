@@ -8,6 +8,7 @@ import pytest
 
 from lorafit.data.formats import BadRow, Conversation, Message
 from lorafit.data.render import place_system, render, target_mask
+from lorafit.data.turns import TargetSpan
 from lorafit.engines.tokenizer import ChatTokenizer, load_tokenizer
 
 DATE = "26 Jul 2024"
@@ -174,16 +175,62 @@ def test_a_conversation_that_begins_with_the_assistant_is_refused(chatml: ChatTo
         render(SINGLE[1:], chatml, 512, DATE)
 
 
-def test_a_long_sample_is_cut_on_the_right_and_counted(chatml: ChatTokenizer) -> None:
+def test_a_long_answer_is_cut_at_its_end_and_counted(chatml: ChatTokenizer) -> None:
     whole = render(SINGLE, chatml, 512, DATE)
-    assert whole.tokens_cut == 0
+    assert (whole.tokens_cut, whole.targets_cut) == (0, 0)
     first_target = int(whole.sample.target_mask.argmax())
     short = render(SINGLE, chatml, first_target + 1, DATE)
     assert short.tokens_cut == len(whole.sample) - first_target - 1
+    assert short.targets_cut == whole.sample.num_targets - 1
     assert short.sample.input_ids.tolist() == whole.sample.input_ids[: first_target + 1].tolist()
     assert short.sample.num_targets == 1
     with pytest.raises(BadRow, match=f"no answer left within max_length {first_target}.*--max_length"):
         render(SINGLE, chatml, first_target, DATE)
+
+
+def test_the_middle_of_a_long_question_goes_before_any_target(chatml: ChatTokenizer) -> None:
+    question = "".join(f"第{i}条，" for i in range(200))
+    turns = [Message("system", "你是律师。"), Message("user", question), *SINGLE[1:], *MULTI[2:]]
+    whole, short = render(turns, chatml, 4096, DATE), render(turns, chatml, 256, DATE)
+    assert 250 < len(short.sample) <= 256
+    assert (short.tokens_cut, short.targets_cut) == (len(whole.sample) - len(short.sample), 0)
+    said = chatml.inner.decode(short.sample.input_ids)
+    assert said.startswith("<|im_start|>system\n你是律师。<|im_end|>\n<|im_start|>user\n第0条，")
+    assert "第199条，<|im_end|>\n<|im_start|>assistant\n不超过六个月。 😀<|im_end|>" in said
+    assert "第100条" not in said
+    assert "\ufffd" not in said  # no character is cut in two
+    targets = [sample.input_ids[sample.target_mask].tolist() for sample in (whole.sample, short.sample)]
+    assert targets[0] == targets[1]
+
+
+def test_the_longest_texts_are_shortened_first_and_each_keeps_its_ends(chatml: ChatTokenizer) -> None:
+    turns = [
+        Message("user", "短问" * 10),
+        Message("assistant", "答"),
+        Message("user", "长" * 300),
+        Message("assistant", "完"),
+    ]
+    whole = len(render(turns, chatml, 4096, DATE).sample)
+    short = render(turns, chatml, whole - 200, DATE)
+    said = chatml.inner.decode(short.sample.input_ids)
+    assert "短问" * 10 in said
+    assert short.targets_cut == 0
+    hard = render(turns, chatml, 128, DATE)
+    assert len(hard.sample) <= 128
+
+
+def test_a_plain_text_is_learned_whole(chatml: ChatTokenizer) -> None:
+    sample = render([Message("text", "第一条 合同有效。")], chatml, 512, DATE).sample
+    assert chatml.spell(sample.input_ids.tolist()) == "第一条 合同有效。<|im_end|>"
+    assert sample.target_mask.tolist() == [False, *[True] * (len(sample) - 1)]
+
+
+def test_what_a_template_leaves_out_is_noted(demo_folder: Path) -> None:
+    silent = "{% for m in messages if m.role != 'system' %}{{ m.role + ':' + m.content }}<|im_end|>{% endfor %}" \
+        "{% if add_generation_prompt %}assistant:{% endif %}"  # fmt: skip
+    tools = [Message("tools", '[{"name": "find"}]'), *SINGLE]
+    assert render(tools, with_template(demo_folder, silent), 512, DATE).dropped
+    assert not render(SINGLE, with_template(demo_folder, silent), 512, DATE).dropped
 
 
 def test_the_system_prompt_goes_to_conversations_without_one() -> None:
@@ -197,9 +244,9 @@ def test_the_system_prompt_goes_to_conversations_without_one() -> None:
 def test_offsets_without_leading_spaces_and_split_characters_are_masked_whole() -> None:
     #         "ab:"   "  "    "好" in two tokens    " x" trimmed   end
     offsets = [(0, 3), (5, 5), (5, 6), (5, 6), (7, 8), (8, 9)]
-    assert target_mask(np.array(offsets), [(3, 9)]).tolist() == [False, True, True, True, True, True]
-    assert target_mask(np.array(offsets), [(4, 8)]).tolist() == [False, False, True, True, True, False]
-    assert target_mask(np.array(offsets), [(0, 9)]).tolist()[0] is False
+    assert target_mask(np.array(offsets), [TargetSpan(3, 9)]).tolist() == [False, True, True, True, True, True]
+    assert target_mask(np.array(offsets), [TargetSpan(4, 8)]).tolist() == [False, False, True, True, True, False]
+    assert target_mask(np.array(offsets), [TargetSpan(0, 9)]).tolist()[0] is False
 
 
 def test_targets_say_what_the_assistant_said_whatever_the_characters(chatml: ChatTokenizer) -> None:

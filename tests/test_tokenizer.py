@@ -8,8 +8,8 @@ import pytest
 
 from lorafit.data.formats import Message
 from lorafit.data.render import render
-from lorafit.engines.tokenizer import load_tokenizer
-from lorafit.errors import ModelError
+from lorafit.engines.tokenizer import load_tokenizer, read_template
+from lorafit.errors import ConfigError, ModelError
 
 DATE = "26 Jul 2024"
 QUESTION = Message("user", "试用期多久？")
@@ -63,3 +63,17 @@ def test_a_missing_or_broken_tokenizer_is_a_model_error(tmp_path: Path, content:
     with pytest.raises(ModelError) as caught:
         load_tokenizer(tmp_path)
     assert caught.value.where == str(tmp_path)
+
+
+def test_many_texts_are_encoded_as_each_alone(demo_folder: Path) -> None:
+    tokenizer = load_tokenizer(demo_folder)
+    texts = ["试用期多久？", "", " a  b\n<|im_end|>", "😀" * 50]
+    assert tokenizer.encode_many(texts) == [tokenizer.encode_with_offsets(text) for text in texts]
+
+
+def test_a_chat_template_is_given_as_a_file_or_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "t.jinja").write_text("{{ messages }}", "utf-8")
+    assert read_template(None) is None
+    assert read_template("{{ messages }}") == read_template(str(tmp_path / "t.jinja")) == "{{ messages }}"
+    with pytest.raises(ConfigError, match="chat template cannot be read"):
+        read_template(str(tmp_path / "none"))

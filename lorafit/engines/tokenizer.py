@@ -4,8 +4,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -13,9 +12,9 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from lorafit.data.formats import Conversation, Message
+from lorafit.data.formats import TOOLS, Conversation, Message
 from lorafit.data.render import Span, TemplateRefused, place_system
-from lorafit.errors import ModelError
+from lorafit.errors import ConfigError, ModelError
 from lorafit.messages import _
 
 # For tokenizers without a template. The markers are plain text to them, so an answer also ends with their own eos.
@@ -58,23 +57,45 @@ class ChatTokenizer:
 
     def render_text(self, messages: Conversation, add_generation_prompt: bool, date_string: str) -> str:
         """The conversation in the template's words, the same on every day. Raises TemplateRefused."""
-        try:
-            return str(
-                self.inner.apply_chat_template(
-                    [asdict(message) for message in messages],
-                    tokenize=False,
-                    add_generation_prompt=add_generation_prompt,
-                    date_string=date_string,
-                    chat_template=_without_clock(self.inner.get_chat_template(), date_string),
+        tools = next((json.loads(message.content) for message in messages if message.role == TOOLS), None)
+        calls = any(message.calls for message in messages)
+        for as_text in (
+            (False, True) if calls else (False,)
+        ):  # of a call's arguments, templates want the one or the other
+            try:
+                return str(
+                    self.inner.apply_chat_template(
+                        [_turn(message, as_text) for message in messages if message.role != TOOLS],
+                        tools=tools,
+                        tokenize=False,
+                        add_generation_prompt=add_generation_prompt,
+                        date_string=date_string,
+                        chat_template=_without_clock(self.inner.get_chat_template(), date_string),
+                    )
                 )
-            )
-        except (TemplateError, TypeError) as error:
-            raise TemplateRefused(str(error)) from None
+            except (TemplateError, TypeError) as error:
+                refusal = TemplateRefused(str(error))
+        raise refusal
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[Span]]:
         """Token ids of `text`, nothing added, and the characters that each stands for."""
         encoded = self.inner(text, add_special_tokens=False, return_offsets_mapping=True)
         return encoded["input_ids"], encoded["offset_mapping"]
+
+    def encode_many(self, texts: Sequence[str]) -> list[tuple[list[int], list[Span]]]:
+        """The same for several, on all cores."""
+        encoded = self.inner.backend_tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return [(one.ids, one.offsets) for one in encoded]
+
+    def plain_text(self, text: str) -> str:
+        """`text` between the tokens that begin and end one, where the tokenizer has them."""
+        return f"{self._bos if self._bos and not text.startswith(self._bos) else ''}{text}{self.inner.eos_token or ''}"
+
+    @cached_property
+    def _bos(self) -> str:
+        """What the tokenizer itself puts before a text."""
+        bos = self.inner.bos_token_id
+        return self.inner.bos_token if bos is not None and self.inner("x")["input_ids"][:1] == [bos] else ""
 
     def prompt_ids(self, messages: Conversation, date_string: str, system_prompt: str | None = None) -> list[int]:
         """Token ids that ask for the assistant's next turn. Raises ModelError when the template refuses."""
@@ -90,6 +111,10 @@ class ChatTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids` without special tokens."""
         return str(self.inner.decode(list(ids), skip_special_tokens=True))
+
+    def spell(self, ids: Iterable[int]) -> str:
+        """Text of `ids` as it is, special tokens included."""
+        return str(self.inner.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer, its template and the ids that end an answer into `folder`."""
@@ -138,6 +163,28 @@ class ChatTokenizer:
         """The first token of it, if that is a special one."""
         first = self.encode_with_offsets(self.end_of_turn)[0][:1]
         return first if first and first[0] in self.inner.added_tokens_decoder else []
+
+
+def _turn(message: Message, arguments_as_text: bool) -> dict[str, Any]:
+    """A turn as templates read it."""
+    turn: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.calls:
+        calls = json.loads(message.calls)
+        if arguments_as_text:
+            calls = [call | {"arguments": json.dumps(call["arguments"], ensure_ascii=False)} for call in calls]
+        turn["tool_calls"] = [{"type": "function", "function": call} for call in calls]
+    return turn
+
+
+def read_template(given: str | None) -> str | None:
+    """The chat template that --chat_template gives, in a file or as it is. Raises ConfigError."""
+    if given is None or "{" in given:
+        return given
+    try:
+        return Path(given).expanduser().read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        fix = _("Give a file with a Jinja template, or the template itself.")
+        raise ConfigError(_("The chat template cannot be read."), where="chat_template", found=error, fix=fix) from None
 
 
 def _without_clock(template: str, date_string: str) -> str:
