@@ -4,6 +4,7 @@ tyro parses what passes here; its own errors know English only and neither our n
 """
 
 import difflib
+import itertools
 from collections.abc import Sequence
 
 from pydantic import BaseModel, ValidationError
@@ -32,6 +33,22 @@ def check_arguments(kind: type[BaseModel], argv: Sequence[str], verb: str) -> No
                 raise _stray(word, verb)
             continue
         _check_value(kind, name, value if equals else next(words, "--"))
+
+
+def part_words(kind: type[BaseModel], argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words of `argv` that belong to no flag of `kind`, wherever they stand, and the flags with their values."""
+    words: list[str] = []
+    flags: list[str] = []
+    rest = iter(argv)
+    for word in rest:
+        name = word.removeprefix("--").replace("-", "_")
+        if not word.startswith("-"):
+            words.append(word)
+        elif name in kind.model_fields and not is_switch(kind.model_fields[name]):
+            flags += [word, *itertools.islice(rest, 1)]
+        else:
+            flags.append(word)
+    return words, flags
 
 
 def _switched_off(kind: type[BaseModel], name: str) -> bool:

@@ -30,15 +30,20 @@ class Command:
     help: Callable[[], str]
 
 
+PACKAGES = "pip install -r requirements.txt"
+
+
 def _face(name: str) -> Entry:
-    return Entry(f"lorafit.faces:{name}", "pip install -r requirements.txt")
+    return Entry(f"lorafit.faces:{name}", PACKAGES)
 
 
 COMMANDS = {
     "train": Command(_face("train"), lambda: _("train an adapter")),
     "resume": Command(_face("resume"), lambda: _("go on with a run: the latest, or the one named")),
     "chat": Command(_face("chat"), lambda: _("talk to a model, or let it answer a prompt or a file")),
-    "runs": Command(_face("runs"), lambda: _("list the runs")),
+    "runs": Command(
+        Entry("lorafit.run_faces:runs", PACKAGES), lambda: _("list the runs; show, compare or remove them")
+    ),
     "doctor": Command(_face("doctor"), lambda: _("look at this machine, and say what is wrong with it")),
 }
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -18,9 +19,9 @@ from lorafit.config import DEMO_PRESET, TrainConfig, make_config, read_yaml
 from lorafit.demo import silent
 from lorafit.errors import LorafitError
 from lorafit.events import Event, Stopped
-from lorafit.messages import _
+from lorafit.messages import _, set_language
 from lorafit.reporters.answers import check_output, write_answers
-from lorafit.reporters.tables import show_report, show_runs
+from lorafit.reporters.doctor import show_report
 from lorafit.reporters.talk import stream, talk
 from lorafit.reporters.tensorboard import TensorBoard
 from lorafit.reporters.terminal import Terminal
@@ -36,6 +37,17 @@ class FolderFlags(BaseModel):
 
     output_dir: str = Field("output", description="Folder for runs.")
     lang: Literal["en", "zh"] | None = Field(None, description="Language to speak (None: by locale).")
+
+
+with warnings.catch_warnings():  # pydantic has an old method `json`, which nobody needs here
+    warnings.simplefilter("ignore", UserWarning)
+
+    class DoctorFlags(FolderFlags):
+        """Look at this machine: what it is, what works on it, what is missing and what mends that."""
+
+        json: bool = Field(  # type: ignore[assignment]
+            False, description="Print everything as JSON, for a bug report; no names, folders or tokens."
+        )
 
 
 def train(argv: list[str]) -> int:
@@ -85,23 +97,17 @@ def chat(argv: list[str]) -> int:
     return OK
 
 
-def runs(argv: list[str]) -> int:
-    flags = parse(FolderFlags, argv, "runs")
-    found = verbs.runs(Path(flags.output_dir))
-    if found:
-        show_runs(found, Console(highlight=False))
-    else:
-        print(
-            _("No runs in {folder} yet. Start one: {command}").format(
-                folder=flags.output_dir, command="lorafit train --demo"
-            )
-        )
-    return OK
-
-
 def doctor(argv: list[str]) -> int:
-    report = verbs.doctor(Path(parse(FolderFlags, argv, "doctor").output_dir))
-    show_report(report, Console(highlight=False))
+    flags = parse(DoctorFlags, argv, "doctor")
+    if flags.json and flags.lang is None:
+        set_language("en")  # a bug report is read by others
+    notes = Console(stderr=True, highlight=False)
+    with notes.status(_("Looking at this machine ...")) if notes.is_interactive else contextlib.nullcontext():
+        report = verbs.doctor(Path(flags.output_dir))
+    if flags.json:
+        print(report.to_json())
+    else:
+        show_report(report, Console(highlight=False))
     return OK if report.well else USER
 
 

@@ -107,14 +107,18 @@ def ensure_reachable(endpoint: str | None, name: str, kind: Kind) -> None:
     _require_answer(endpoint_of(endpoint), name, kind)
 
 
-def _require_answer(address: str, name: str, kind: Kind) -> None:
+def no_answer(address: str, seconds: float = REACH_SECONDS) -> object:
+    """Why the server at `address` gives no answer within `seconds`; None when it gives one."""
     answer: list[object] = []
     # A thread, since a name server that does not answer cannot be interrupted otherwise.
     thread = threading.Thread(target=lambda: answer.append(_knock(address)), daemon=True)
     thread.start()
-    thread.join(REACH_SECONDS)
-    found = answer[0] if answer else _("no answer within {seconds:.0f} seconds").format(seconds=REACH_SECONDS)
-    if found is not None:
+    thread.join(seconds)
+    return answer[0] if answer else _("no answer within {seconds:.0f} seconds").format(seconds=seconds)
+
+
+def _require_answer(address: str, name: str, kind: Kind) -> None:
+    if (found := no_answer(address, REACH_SECONDS)) is not None:
         raise _unreachable(address, found, name, kind)
 
 

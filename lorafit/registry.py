@@ -24,9 +24,17 @@ ENGINES: dict[str, Entry] = {
 EXPORTERS: dict[str, Entry] = {}
 CLOUDS: dict[str, Entry] = {}
 
-# Whether a device computes rightly; a function (device name) that raises HardwareError.
+# What the driver lets a device use; a function (device name).
 MEASURED_BYTES = Entry("lorafit.engines.torch.device:measured_bytes", _TORCH)
-SELF_TEST = Entry("lorafit.engines.torch.checks:self_test", _TORCH)
+
+# What `lorafit doctor` tries: functions (device, precision) that return words, or raise where something is wrong.
+SELF_TESTS: dict[str, Entry] = {
+    "torch": Entry("lorafit.engines.torch.trials:try_device", "pip install torch transformers"),
+}
+QUANTIZATIONS: dict[str, Entry] = {
+    "4bit": Entry("lorafit.engines.torch.trials:try_4bit", "pip install bitsandbytes"),
+    "8bit": Entry("lorafit.engines.torch.trials:try_8bit", "pip install bitsandbytes"),
+}
 
 
 def find(kind: dict[str, Entry], name: str) -> Entry:

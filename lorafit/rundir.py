@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorafit.checkpoint import disk_error, latest_good, put_back
+from lorafit.checkpoint import HIDDEN, disk_error, latest_good, put_back
 from lorafit.errors import AdapterError, RunError
 from lorafit.events import EvalDone, Event, Failed, Finished, Resumed, Started, StepDone, Stopped, read_events
 from lorafit.messages import _
@@ -79,6 +79,13 @@ class RunDir:
     @property
     def lock_file(self) -> Path:
         return self.path / "lock"
+
+    def foreign(self) -> list[Path]:
+        """What lies in the folder and is none of a run's."""
+        files = (self.config, self.plan, self.machine, self.events, self.rejects, self.report, self.lock_file)
+        folders = (self.logs, self.checkpoints, self.final_model, self.best_model)
+        own = {path.name for path in files + folders} | {".DS_Store"}
+        return [p for p in sorted(self.path.iterdir()) if p.name not in own and not HIDDEN.fullmatch(p.name)]
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -160,7 +167,35 @@ def find(name: str, output_dir: Path) -> RunDir:
 
 def list_runs(output_dir: Path) -> list[RunInfo]:
     """All runs in `output_dir`, the latest first."""
-    return [_info(run) for run in sorted(_runs(output_dir), key=_begun, reverse=True)]
+    return [info_of(run) for run in sorted(_runs(output_dir), key=_begun, reverse=True)]
+
+
+def info_of(run: RunDir) -> RunInfo:
+    """What a list of runs shows of `run`."""
+    events = events_of(run)
+    started = next((e for e in reversed(events) if isinstance(e, Started)), None)
+    finished = next((e for e in reversed(events) if isinstance(e, Finished)), None)
+    evals = [e.loss for e in events if isinstance(e, EvalDone)]
+    losses = [e.loss for e in events if isinstance(e, StepDone)]
+    return RunInfo(
+        name=run.name,
+        path=run.path,
+        model=_text(started.model) if started else None,
+        state=_state(run, events),
+        step=_whole(events[-1].step) or 0 if events else 0,
+        steps=_planned_steps(run) or (_whole(started.steps) if started else None),
+        loss=_number(losses[-1]) if losses else None,
+        valid_loss_before=_number(finished.valid_loss_before if finished else evals[0] if evals else None),
+        valid_loss_after=_number(finished.valid_loss_after if finished else evals[-1] if evals[1:] else None),
+    )
+
+
+def events_of(run: RunDir) -> list[Event]:
+    """The events of `run` that hold; none where the file is damaged beyond single lines."""
+    try:
+        return read_events(run.events)
+    except (OSError, TypeError, ValueError, AttributeError, RecursionError):
+        return []
 
 
 def find_adapter(path: Path) -> Path:
@@ -242,25 +277,6 @@ def _is_running(run: RunDir) -> bool:
         return False
 
 
-def _info(run: RunDir) -> RunInfo:
-    events = _events(run)
-    started = next((e for e in reversed(events) if isinstance(e, Started)), None)
-    finished = next((e for e in reversed(events) if isinstance(e, Finished)), None)
-    evals = [e.loss for e in events if isinstance(e, EvalDone)]
-    losses = [e.loss for e in events if isinstance(e, StepDone)]
-    return RunInfo(
-        name=run.name,
-        path=run.path,
-        model=_text(started.model) if started else None,
-        state=_state(run, events),
-        step=_whole(events[-1].step) or 0 if events else 0,
-        steps=_planned_steps(run) or (_whole(started.steps) if started else None),
-        loss=_number(losses[-1]) if losses else None,
-        valid_loss_before=_number(finished.valid_loss_before if finished else evals[0] if evals else None),
-        valid_loss_after=_number(finished.valid_loss_after if finished else evals[-1] if evals[1:] else None),
-    )
-
-
 def _state(run: RunDir, events: list[Event]) -> str:
     turns = [e for e in events if isinstance(e, Started | Resumed | Stopped | Failed | Finished)]
     if turns and isinstance(turns[-1], Finished):
@@ -268,13 +284,6 @@ def _state(run: RunDir, events: list[Event]) -> str:
     if _is_running(run):
         return "running"
     return "stopped" if turns and isinstance(turns[-1], Stopped) else "interrupted"
-
-
-def _events(run: RunDir) -> list[Event]:
-    try:
-        return read_events(run.events)
-    except (OSError, TypeError, ValueError, AttributeError, RecursionError):
-        return []
 
 
 def _planned_steps(run: RunDir) -> int | None:

@@ -1,35 +1,33 @@
 """What can a user ask for? One function a verb; each returns data or events and prints nothing."""
 
-import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from lorafit import hardware, registry, rundir
+from lorafit import hardware, history, registry, rundir
 from lorafit.adapter import ChatSettings, check_shapes, read_adapter_config, read_chat_settings
+from lorafit.checkup.examine import examine
+from lorafit.checkup.finding import Report
 from lorafit.config import TrainConfig, read_yaml
-from lorafit.demo import Say, cache_folder, silent
+from lorafit.demo import Say, silent
 from lorafit.engines.base import Engine, Setup
 from lorafit.engines.tokenizer import load_tokenizer
-from lorafit.errors import AdapterError, ConfigError, DataError, LorafitError
+from lorafit.errors import AdapterError, ConfigError, DataError
 from lorafit.events import Event
 from lorafit.generate import Chat
 from lorafit.hardware import Machine
+from lorafit.history import Record
 from lorafit.hub import find_model
 from lorafit.messages import _
 from lorafit.modelspec import TOKENIZER_FILES, ModelSpec, read_spec
 from lorafit.plan import fit, numbers
 from lorafit.rundir import RunInfo
 from lorafit.sampling import Sampling
-from lorafit.units import bytes_text
 from lorafit.worker import work
 
 FLOAT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 
 
 def train(config: TrainConfig) -> Iterator[Event]:
@@ -181,71 +179,19 @@ def runs(output_dir: Path) -> list[RunInfo]:
     return rundir.list_runs(output_dir)
 
 
+def run_record(name: str, output_dir: Path) -> Record:
+    """Everything that the folder of the run called `name` tells. Raises RunError when there is none."""
+    return history.read(rundir.find(name, output_dir))
+
+
+def remove_run(record: Record) -> None:
+    """Delete a run's whole folder. Raises RunError for one that is written just now, and DiskError."""
+    history.remove(record)
+
+
 # doctor
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One thing looked at: `good` None where it is only told. `fix` says what to do about one that is not good."""
-
-    what: str
-    found: str
-    good: bool | None = None
-    fix: str | None = None
-
-
-@dataclass(frozen=True)
-class Report:
-    """What the doctor found."""
-
-    findings: list[Finding]
-
-    @property
-    def well(self) -> bool:
-        return all(finding.good is not False for finding in self.findings)
-
-
 def doctor(output_dir: Path) -> Report:
-    """Look at machine, packages, device and folders. Nothing is changed, no hub is asked."""
-    machine = hardware.detect()
-    return Report([*_machine(machine), *_packages(), *_device(machine), *_folders(output_dir)])
-
-
-def _machine(machine: Machine) -> Iterator[Finding]:
-    system = f"macOS {machine.macos or '?'}" if machine.system == "Darwin" else machine.system
-    yield Finding(_("machine"), f"{machine.chip}, {machine.cores} cores, {system} {machine.arch}")
-    sizes = _("{total}, {available} available")
-    yield Finding(
-        _("memory"), sizes.format(total=bytes_text(machine.memory_bytes), available=bytes_text(machine.available_bytes))
-    )
-    yield Finding("Python", machine.python)
-    for gpu in machine.gpus:
-        yield Finding(_("GPU"), f"{gpu.name} ({gpu.kind}), {bytes_text(gpu.memory_bytes)}")
-
-
-def _packages() -> Iterator[Finding]:
-    for name in PACKAGES:
-        try:
-            yield Finding(name, metadata.version(name))
-        except metadata.PackageNotFoundError:
-            yield Finding(name, _("not installed"))
-
-
-def _device(machine: Machine) -> Iterator[Finding]:
-    """Which device would be chosen and why, and whether it computes rightly."""
-    try:
-        hardware.check(machine)
-        choice = numbers.choose_device(TrainConfig(), machine)
-        yield Finding(_("device"), f"{choice.value}: {choice.reason.lstrip('✓ ')}", good=True)
-        registry.load(registry.SELF_TEST)(choice.value)
-        yield Finding(_("self-test"), _("passed: matrix product, attention and gradient are right"), good=True)
-    except LorafitError as error:
-        found = error.what + (f" ({error.found})" if error.found else "")
-        yield Finding(_("device"), found, good=False, fix=error.fix)
-
-
-def _folders(output_dir: Path) -> Iterator[Finding]:
-    for what, folder in ((_("runs"), output_dir.absolute()), (_("cache"), cache_folder())):
-        there = next(path for path in (folder, *folder.parents) if path.exists())
-        free = bytes_text(shutil.disk_usage(there).free)
-        yield Finding(what, _("{folder} ({free} free)").format(folder=folder, free=free))
+    """Look at machine, packages, engines and places, and try what works. Nothing is changed."""
+    return examine(output_dir)

@@ -17,9 +17,9 @@ FLOORS = [
     "config registry hardware modelspec demo hub",  # 1 facts
     "data plan adapter rundir checkpoint sampling hashing",  # 2 thinking (numpy at most)
     "engines",  # 3 muscle (torch)
-    "loop worker awake generate resume modelcard preflight show",  # 4 jobs
+    "loop worker awake generate resume modelcard preflight show history checkup",  # 4 jobs
     "verbs",  # 5 use cases
-    "cli faces arguments reporters",  # 6 faces
+    "cli faces run_faces completion arguments reporters",  # 6 faces
     "__main__",
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}

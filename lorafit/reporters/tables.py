@@ -1,4 +1,4 @@
-"""How are the runs, and the doctor's findings, laid out on a terminal?"""
+"""How does the list of runs look on a terminal?"""
 
 from rich.console import Console
 from rich.table import Table
@@ -6,7 +6,6 @@ from rich.text import Text
 
 from lorafit.messages import _
 from lorafit.rundir import RunInfo
-from lorafit.verbs import Report
 
 
 def show_runs(runs: list[RunInfo], console: Console) -> None:
@@ -32,14 +31,3 @@ def state_text(state: str) -> str:
         "interrupted": _("interrupted"),
     }
     return words.get(state, state)
-
-
-def show_report(report: Report, console: Console) -> None:
-    """Print what the doctor found: ✓ good, ✗ not, with the remedy below."""
-    table = Table.grid(padding=(0, 2, 0, 0))
-    for finding in report.findings:
-        mark = {True: Text("✓", "green"), False: Text("✗", "red"), None: Text("·", "dim")}[finding.good]
-        table.add_row(mark, Text(finding.what), Text(finding.found, overflow="fold"))
-        if finding.fix:
-            table.add_row("", "", Text(finding.fix, "yellow", overflow="fold"))
-    console.print(table)

@@ -1,0 +1,34 @@
+"""What must nobody read in a report? Tokens, user names and home folders are taken out of every text."""
+
+import getpass
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+HIDDEN = "***"
+SECRET_NAMES = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_KEY", re.I)
+TOKEN_SHAPES = re.compile(r"\b(?:hf|sk|ghp|gho|github_pat|ms)[_-](?=\w*\d)[A-Za-z0-9_-]{16,}")
+URL_USER = re.compile(r"(?<=://)[^/@\s]+@")
+HOMES = re.compile(r"(?<![\w.~-])/(?:home|Users)/[^/\s:;,'\")]+")
+SHORTEST = 6  # a shorter value of a secret's name is no secret ("1", "true"), and would be found everywhere
+
+
+def scrub(text: str, environ: Mapping[str, str] = os.environ) -> str:
+    """`text` without tokens, addresses' user names, home folders and the user's own name as a part of a path."""
+    for name, value in environ.items():
+        if SECRET_NAMES.search(name) and len(value) >= SHORTEST:
+            text = text.replace(value, HIDDEN)
+    text = URL_USER.sub(f"{HIDDEN}@", TOKEN_SHAPES.sub(HIDDEN, text))
+    home = str(Path.home())
+    if len(home) > 1:
+        text = re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text)
+    text = HOMES.sub("~", text)
+    return re.sub(rf"(?<=/){re.escape(_user())}(?=/|$)", HIDDEN, text)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's number without a name
+        return "?"

@@ -1,0 +1,51 @@
+"""How do the doctor's findings look? Parts with aligned lines; the command that mends something is never broken."""
+
+from collections.abc import Iterator
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.text import Text
+
+from lorafit.checkup.finding import Finding, Part, Report
+from lorafit.messages import _
+from lorafit.reporters.columns import show_rows, show_title, show_whole
+
+MARKS = {"told": ("·", "dim"), "good": ("✓", "green"), "poor": ("⚠", "yellow"), "bad": ("✗", "red")}
+
+
+def show_report(report: Report, console: Console) -> None:
+    """Print the findings part by part, and whether training works."""
+    width = max(cell_len(finding.what) for finding in report.findings)
+    for part, title in _titles().items():
+        show_title(title, console)
+        for finding in report.findings:
+            if finding.part == part:
+                _show(finding, width, console)
+    console.print()
+    console.print(_verdict(report), soft_wrap=True)
+
+
+def _show(finding: Finding, width: int, console: Console) -> None:
+    mark, style = MARKS[finding.mark]
+    what = finding.what + " " * (width - cell_len(finding.what))
+    bold = style if finding.mark in ("poor", "bad") else ""
+    show_rows([[Text(mark, style), Text(what, bold), finding.found], *_fix(finding, width)], console)
+    if finding.command:
+        show_whole(Text.assemble(" " * (width + 5), (finding.command, "bold cyan")), console)
+
+
+def _fix(finding: Finding, width: int) -> Iterator[list[str | Text]]:
+    if finding.fix:
+        yield ["", " " * width, Text(finding.fix, "yellow")]
+
+
+def _titles() -> dict[Part, str]:
+    return {"machine": _("This machine"), "packages": _("Packages"), "works": _("What works"), "places": _("Places")}
+
+
+def _verdict(report: Report) -> Text:
+    if report.works_on is None:
+        return Text(_("✗ Training cannot work here until what is marked ✗ is mended."), "bold red")
+    device, precision = report.works_on
+    text = _("✓ Training works here: on {device}, in {precision}.").format(device=device, precision=precision)
+    return Text(text, "bold green")

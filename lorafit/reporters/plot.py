@@ -1,0 +1,53 @@
+"""How do the curves of a run look as a picture? Drawn by matplotlib, which is an extra."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from lorafit.checkpoint import disk_errors
+from lorafit.errors import ConfigError
+from lorafit.history import Points
+from lorafit.messages import _
+
+# Names of what was measured, not words: matplotlib's own font knows no Chinese.
+PANELS = (("loss", "valid_loss"), ("lr",), ("tokens/s",))
+
+
+def check_plot(path: Path) -> None:
+    """Raise ConfigError where no picture can be drawn, or not of this kind."""
+    try:
+        known = importlib.import_module("matplotlib.figure").Figure().canvas.get_supported_filetypes()
+    except ModuleNotFoundError:
+        raise ConfigError(
+            _("Curves are drawn by matplotlib, which is not installed."),
+            where=f"--plot {path}",
+            fix=_("Install it: {command}").format(command="pip install matplotlib"),
+        ) from None
+    if path.suffix.lstrip(".").lower() not in known:
+        raise ConfigError(
+            _("A picture of this kind cannot be drawn."),
+            where=f"--plot {path}",
+            found=path.suffix or path.name,
+            fix=_("Kinds: {names}.").format(names=", ".join(sorted(known))),
+        )
+
+
+def write_plot(curves: dict[str, Points], title: str, path: Path) -> None:
+    """Draw `curves` over their steps into `path`. Raises DiskError."""
+    panels = [[name for name in panel if name in curves] for panel in PANELS]
+    panels = [panel for panel in panels if panel] or [[]]
+    figure: Any = importlib.import_module("matplotlib.figure").Figure((8, 2.6 * len(panels)), layout="constrained")
+    axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for panel, axis in zip(panels, axes, strict=True):
+        for name in panel:
+            steps, values = zip(*curves[name], strict=True)
+            axis.plot(steps, values, label=name, marker="o" if len(steps) <= 30 else None, markersize=3)
+        axis.set_ylabel(" / ".join(panel))
+        axis.grid(alpha=0.3)
+        if len(panel) > 1:
+            axis.legend()
+    axes[-1].set_xlabel("step")
+    figure.suptitle(title, fontsize=10)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150)
