@@ -20,7 +20,7 @@ from safetensors.numpy import save
 from lorafit.config import TrainConfig
 from lorafit.errors import AdapterError
 from lorafit.messages import _
-from lorafit.modelspec import ModelSpec
+from lorafit.modelspec import LAYER, ModelSpec
 
 CONFIG, WEIGHTS, CHAT = "adapter_config.json", "adapter_model.safetensors", "lorafit.json"
 KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
@@ -127,6 +127,10 @@ def check_shapes(folder: Path, spec: ModelSpec) -> None:
     Modules that the base's files do not name are left to the engine: some models are renamed when loaded.
     """
     config, tensors = read_adapter(folder)
+    layers = max((int(part[3]) for name in tensors if (part := LAYER.search(name))), default=-1) + 1
+    if layers > spec.layers:
+        found = _("{theirs} layers in the adapter, {ours} in the model").format(theirs=layers, ours=spec.layers)
+        raise other_base(folder, config.base_model, found)
     sizes = {linear.name: (linear.in_features, linear.out_features) for linear in spec.linears}
     modules = {parts[0] for name in tensors if (parts := module_of(name))}
     for module in sorted(modules & sizes.keys()):
@@ -146,6 +150,19 @@ def other_base(folder: Path, trained_on: str | None, found: str) -> AdapterError
         found=found,
         fix=_(
             "Give that base (training: --model_name, inference.py: --base_model, or leave it out), or another adapter."
+        ),
+    )
+
+
+def other_layers(folder: Path, config: AdapterConfig, found: str) -> AdapterError:
+    """The words for an adapter that has more, or fewer, layers than are trained."""
+    targets = ",".join(sorted({name.rpartition(".")[2] for name in config.target_modules}))
+    return AdapterError(
+        _("This adapter sits on other layers than those that are trained here."),
+        where=folder,
+        found=found,
+        fix=_("Give its own: {flags} (its base is {name}), or another adapter.").format(
+            flags=f"--lora_targets {targets}", name=config.base_model or "?"
         ),
     )
 

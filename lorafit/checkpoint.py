@@ -20,8 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
-from safetensors import SafetensorError
-
 from lorafit.errors import DiskError
 from lorafit.messages import _
 from lorafit.units import bytes_text
@@ -75,12 +73,11 @@ def disk_errors(path: Path) -> Iterator[None]:
         if error.errno not in FULL + REFUSED:
             raise
         raise disk_error(error, path) from error
-    except SafetensorError as error:  # the library hides the system's error in its text
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
+    except Exception as error:  # safetensors and tokenizers, made in Rust, hide the system's error in their text
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None or int(number[1]) not in FULL + REFUSED:
             raise
-        code = int(number[1])
-        raise disk_error(OSError(code, os.strerror(code)), path) from error
+        raise disk_error(OSError(int(number[1]), os.strerror(int(number[1]))), path) from error
 
 
 def ensure_writable(folder: Path) -> None:

@@ -26,7 +26,7 @@ KEYS = {
     "head_dim": ("head_dim",),
     "vocab": ("vocab_size",),
 }
-LAYER = re.compile(r"(^|\.)(layers|h|blocks)\.\d+\.")
+LAYER = re.compile(r"(^|\.)(layers|h|blocks)\.(\d+)\.")
 # 2-D, inside layers, yet no linear of the text decoder: other towers; experts and routers, which transformers 5 fuses.
 NOT_LINEAR = re.compile(r"vision|visual|audio|\.experts\.|\.(router|gate|shared_expert_gate)\.weight$|embed|norm")
 FLOATS = {"F64", "F32", "F16", "BF16"}

@@ -16,7 +16,16 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from lorafit import hashing
-from lorafit.adapter import AdapterConfig, lora_names, module_of, other_base, read_adapter, target_names, write_adapter
+from lorafit.adapter import (
+    AdapterConfig,
+    lora_names,
+    module_of,
+    other_base,
+    other_layers,
+    read_adapter,
+    target_names,
+    write_adapter,
+)
 from lorafit.data.batch import MicroBatch
 from lorafit.engines.base import Facts, LossSum, OutOfMemory, Probe, Setup, StepResult
 from lorafit.engines.torch import checks
@@ -262,11 +271,13 @@ class TorchEngine:
 
     def _copy_weights(self, folder: Path) -> None:
         config, tensors = read_adapter(folder)
-        for name, parameter in self._parameters().items():
-            array = tensors.get(name)
-            if array is None or array.shape != tuple(parameter.shape):
-                found = _("absent") if array is None else f"{array.shape} != {tuple(parameter.shape)}"
-                raise other_base(folder, config.base_model, f"{name}: {found}")
+        parameters = self._parameters()
+        if differing := sorted(tensors.keys() ^ parameters.keys()):
+            raise other_layers(folder, config, ", ".join(differing[:2]))
+        for name, parameter in parameters.items():
+            array = tensors[name]
+            if array.shape != tuple(parameter.shape):
+                raise other_base(folder, config.base_model, f"{name}: {array.shape} != {tuple(parameter.shape)}")
             with torch.no_grad():
                 parameter.copy_(torch.from_numpy(array))
 
