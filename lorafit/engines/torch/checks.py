@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lorafit.data.batch import MicroBatch, Sample, pack
 from lorafit.engines.torch.attention import attention, own_attention
 from lorafit.engines.torch.device import DEVICES, get_device, translated
 from lorafit.engines.torch.loss import Head
@@ -52,6 +53,17 @@ def _self_test_sums(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     attended = F.scaled_dot_product_attention(heads, heads, heads, is_causal=True, scale=0.01)
     (gradient,) = torch.autograd.grad(attended, w, torch.full(attended.shape, 1e-2, dtype=x.dtype, device=x.device))
     return product, attended, gradient
+
+
+def tiny_micro_batch(model: PreTrainedModel) -> MicroBatch:
+    """Three tiny samples that begin alike, with targets at their ends."""
+    rng, vocab = np.random.default_rng(0), model.config.get_text_config().vocab_size
+    samples = []
+    for length in SEGMENTS:
+        ids = rng.integers(0, vocab, length + 2).astype(np.int32)
+        ids[:2] = 0
+        samples.append(Sample(ids, np.arange(length + 2) >= length // 2 + 2))
+    return pack(samples, range(len(samples)), range(len(samples)))
 
 
 def packing_error(model: PreTrainedModel, head: Head, parameters: Sequence[Tensor], device: str) -> tuple[float, float]:

@@ -26,6 +26,7 @@ class Device:
     peak_bytes: Callable[[], int | None]
     empty_cache: Callable[[], None]
     recommended_bytes: Callable[[], int | None]  # what may be used in all, as the driver says
+    fast_path: bool = False  # the packed decoder has been run and measured here
     fused_adamw: bool = True  # MPS has no foreach kernels: without fused it would loop over tensors
 
 
@@ -66,7 +67,7 @@ DEVICES = {
         torch.mps.empty_cache,
         torch.mps.recommended_max_memory,
     ),
-    "cpu": Device("cpu", lambda: True, _cpu_peak_bytes, lambda: None, lambda: None),
+    "cpu": Device("cpu", lambda: True, _cpu_peak_bytes, lambda: None, lambda: None, fast_path=True),
 }
 
 

@@ -6,6 +6,7 @@ Letters: T tokens of a micro-batch, N its targets, H hidden.
 import math
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from lorafit.engines.torch.model import (
     untrained_weights,
 )
 from lorafit.engines.torch.optimizer import Optimizer
+from lorafit.engines.torch.packed.decoder import PackedDecoder, unfit
 from lorafit.engines.torch.scaler import LossScale
 from lorafit.errors import EngineError
 from lorafit.messages import _
@@ -74,6 +76,7 @@ class TorchEngine:
         self.layers: dict[str, LoRALinear] = {}
         self.adapter: AdapterConfig | None = None
         self.packs, self.chunk, self.seed = True, DEFAULT_CHUNK, 0
+        self.packed: PackedDecoder | None = None
         self.facts = Facts(0, [], True)
 
     # --- the adapter
@@ -107,29 +110,56 @@ class TorchEngine:
         return named
 
     def _check_packing(self) -> list[str]:
-        """Packed must equal one by one, with B not zero so that every gradient counts; else samples go one by one."""
-        layers = list(self.layers.values())
-        with torch.no_grad():
-            for layer in layers:
-                layer.lora_B.fill_(0.01)
-        parameters = [p for layer in layers for p in (layer.lora_A, layer.lora_B)]
+        """Packed must equal one by one, else samples go one by one; the fast path must equal the generic one."""
+        with self._plain_and_moving():
+            off = max(checks.packing_error(self.model, self.head, list(self._parameters().values()), self.setup.device))
+            self.packs = off <= checks.TOLERANCE[DTYPES[self.setup.precision]]
+            if self.packs:
+                return [self._take_fast_path()]
+        self.model.set_attn_implementation(own_attention(self.model))
+        text = _(
+            "Packed samples do not equal single ones in this model (off by {off:.1%}): it trains sample by sample."
+        )
+        return [text.format(off=off)]
+
+    @contextmanager
+    def _plain_and_moving(self) -> Iterator[None]:
+        """Without dropout, and with B not zero so that every gradient counts."""
         dropout, self.dropout.p = self.dropout.p, 0.0
+        with torch.no_grad():
+            for layer in self.layers.values():
+                layer.lora_B.fill_(0.01)
         try:
-            off = max(checks.packing_error(self.model, self.head, parameters, self.setup.device))
+            yield
         finally:
             self.dropout.p = dropout
             with torch.no_grad():
-                for layer in layers:
+                for layer in self.layers.values():
                     layer.lora_B.zero_()
-        self.packs = off <= checks.TOLERANCE[DTYPES[self.setup.precision]]
-        if self.packs:
-            return []
-        self.model.set_attn_implementation(own_attention(self.model))
-        return [
-            _(
-                "Packed samples do not equal single ones in this model (off by {off:.1%}): it trains sample by sample."
-            ).format(off=off)
-        ]
+
+    def _take_fast_path(self) -> str:
+        """Use our own packed decoder where it computes what the generic path does; in words, which path and why."""
+        decoder = self.model.get_decoder()
+        if reason := unfit(decoder, self.head, self.plan, self.device):
+            return _("✓ Generic path of transformers: {reason}").format(reason=reason)
+        micro = checks.tiny_micro_batch(self.model)
+        wanted_loss, wanted = self._loss_and_gradients(micro)
+        self.packed = PackedDecoder(decoder, self.head, self.chunk, self.recompute)
+        loss, found = self._loss_and_gradients(micro)
+        off = max(abs(loss - wanted_loss) / wanted_loss, checks.difference(found, wanted))
+        if off <= checks.TOLERANCE[torch.float32]:
+            return _("✓ Fast path: own packed decoder (equal to transformers' within {off:.0e})").format(off=off)
+        self.packed = None
+        return _("✓ Generic path of transformers: {reason}").format(
+            reason=_("the fast path computes this model otherwise (off by {off:.1%})").format(off=off)
+        )
+
+    def _loss_and_gradients(self, micro: MicroBatch) -> tuple[float, Tensor]:
+        """The loss of `micro`, and all its gradients end to end; none are left behind."""
+        loss = self._accumulate(0, [micro], micro.num_targets)
+        grads = torch.cat([p.grad.flatten() for p in self._parameters().values() if p.grad is not None])
+        self.optimizer.drop_gradients()
+        return loss, grads
 
     # --- training
 
@@ -164,6 +194,9 @@ class TorchEngine:
     def _accumulate(self, step: int, micro_batches: Sequence[MicroBatch], total_targets: int) -> float:
         """Gradients of all micro-batches into .grad; the sum of their losses."""
         weight = self.scale.value / total_targets
+        if self.packed is not None:
+            self.packed.begin()
+            return _sum([self.packed.forward_backward(micro, weight) for micro in micro_batches])
         losses = [self._forward_backward(m, step, weight) for micro in micro_batches for m in self._packable(micro)]
         return _sum(losses)
 

@@ -1,0 +1,61 @@
+"""What is between the linear layers? RMS norm, rotary positions and SwiGLU, forward and backward, without copies to spare.
+
+Letters: T tokens, H width of what is normed, N heads, D head width, I the MLP's width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RMSNorm:
+    """x / rms(x) * weight over the last axis (Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467)."""
+
+    weight_H: Tensor
+    eps: float
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The normed x, and 1 / rms for the backward."""
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        inverse = norm.square_().div_(x.shape[-1]).add_(self.eps).rsqrt_()
+        return (x * inverse).mul_(self.weight_H), inverse
+
+    def again(self, x: Tensor, inverse: Tensor) -> Tensor:
+        """What forward() gave, without the sums."""
+        return (x * inverse).mul_(self.weight_H)
+
+    def backward(self, grad: Tensor, x: Tensor, inverse: Tensor) -> Tensor:
+        """The gradient at x."""
+        unit, weighted = x * inverse, grad * self.weight_H
+        mean = torch.linalg.vecdot(weighted, unit).div_(x.shape[-1]).unsqueeze_(-1)
+        return weighted.sub_(unit.mul_(mean)).mul_(inverse)
+
+
+def rotate_(x_TND: Tensor, cos_T1h: Tensor, sin_T1h: Tensor) -> None:
+    """Rotary positions in place (Su et al. 2021, https://arxiv.org/abs/2104.09864), halves paired as transformers does.
+
+    With the negated sine it is its own inverse, and its own backward.
+    """
+    left, right = x_TND.chunk(2, -1)
+    turned = (left * cos_T1h).addcmul_(right, sin_T1h, value=-1)
+    right.mul_(cos_T1h).addcmul_(left, sin_T1h)
+    left.copy_(turned)
+
+
+def swiglu(gate_up_T2I: Tensor) -> Tensor:
+    """silu(gate) * up [T,I] (Shazeer 2020, https://arxiv.org/abs/2002.05202)."""
+    gate, up = gate_up_T2I.chunk(2, 1)
+    return F.silu(gate).mul_(up)
+
+
+def swiglu_backward(grad_TI: Tensor, gate_up_T2I: Tensor) -> Tensor:
+    """The gradient at gate and up [T,2I]. `grad_TI` is used up."""
+    gate, up = gate_up_T2I.chunk(2, 1)
+    grad_T2I = torch.empty_like(gate_up_T2I)
+    grad_gate, grad_up = grad_T2I.chunk(2, 1)
+    torch.mul(grad_TI, F.silu(gate), out=grad_up)
+    grad_gate.copy_(torch.ops.aten.silu_backward(grad_TI.mul_(up), gate))
+    return grad_T2I
