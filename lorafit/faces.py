@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,19 +14,21 @@ from rich.console import Console
 from rich.text import Text
 
 from lorafit import verbs
-from lorafit.arguments import check_arguments
+from lorafit.arguments import check_arguments, part_words
 from lorafit.cli import OK, USER, flag_value
 from lorafit.config import DEMO_PRESET, TrainConfig, make_config, read_yaml
 from lorafit.demo import silent
 from lorafit.errors import LorafitError
 from lorafit.events import Event, Stopped
 from lorafit.messages import _, set_language
+from lorafit.reporters import data_page
 from lorafit.reporters.answers import check_output, write_answers
+from lorafit.reporters.data_terminal import show_data, show_figures
 from lorafit.reporters.doctor import show_report
 from lorafit.reporters.talk import stream, talk
 from lorafit.reporters.tensorboard import TensorBoard
 from lorafit.reporters.terminal import Terminal
-from lorafit.verbs import ChatRequest
+from lorafit.verbs import ChatRequest, DataRequest
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
@@ -94,6 +97,24 @@ def chat(argv: list[str]) -> int:
         write_answers(verbs.answers(chat, questions), len(questions), request.output, notes)
     else:
         talk(chat)
+    return OK
+
+
+def data(argv: list[str]) -> int:
+    """`data FILE... [flags]`; the page goes to -o FILE."""
+    argv = [re.sub(r"^-o(=|$)", r"--output\1", word) for word in argv]
+    files, flags = part_words(DataRequest, argv)
+    request = parse(DataRequest, flags, "data", DataRequest.model_validate({"files": files}))
+    page = None if request.output is None else data_page.page_path(request.output)
+    notes, console = Console(stderr=True, highlight=False), Console(highlight=False)
+    with notes.status(_("Getting ready ...")) if notes.is_interactive else contextlib.nullcontext() as status:
+        report = verbs.data(request, (lambda text: status.update(Text(text))) if status else silent)
+    if page is None:
+        show_data(report, console)
+    else:
+        data_page.write_page(report, page)
+        show_figures(report, console)
+        console.print(Text(_("✓ report: {path}").format(path=page)), soft_wrap=True)
     return OK
 
 

@@ -1,9 +1,11 @@
 """What can a user ask for? One function a verb; each returns data or events and prints nothing."""
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import tyro
 from pydantic import BaseModel, ConfigDict, Field
 
 from lorafit import hardware, history, registry, rundir
@@ -11,6 +13,9 @@ from lorafit.adapter import ChatSettings, check_shapes, read_adapter_config, rea
 from lorafit.checkup.examine import examine
 from lorafit.checkup.finding import Report
 from lorafit.config import TrainConfig, read_yaml
+from lorafit.data.findings import DataReport
+from lorafit.data.report import make_report
+from lorafit.data.sources import read_rows
 from lorafit.demo import Say, silent
 from lorafit.engines.base import Engine, Setup
 from lorafit.engines.tokenizer import load_tokenizer
@@ -169,6 +174,49 @@ def _device_and_precision(request: ChatRequest, machine: Machine, spec: ModelSpe
     available = fit.available_bytes(machine, device)
     fitting = [p for p in precisions if spec.parameters * FLOAT_BYTES[p] <= fit.MARGIN * available]
     return device, (fitting or precisions[-1:])[0]
+
+
+# data
+
+
+def _same(name: str) -> Any:
+    """The setting of a training, to be asked for elsewhere too."""
+    return copy.copy(TrainConfig.model_fields[name])
+
+
+class DataRequest(BaseModel):
+    """Look at data as a training would: formats, rejects, copies, lengths, and samples with what is learned marked."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    files: tyro.conf.Positional[list[str]] = Field([], description="Data files, folders, hub ids, or `demo`.")
+    output: str | None = Field(None, description="Write the report as one HTML page; short: -o (None: the terminal).")
+    model_name: str = Field("demo", description="Model whose tokenizer and template are used.")
+    dataset_split: str = _same("dataset_split")
+    max_samples: int | None = _same("max_samples")
+    val_size: float = _same("val_size")
+    max_length: int = _same("max_length")
+    system_prompt: str | None = _same("system_prompt")
+    date_string: str = _same("date_string")
+    seed: int = Field(42, description="Decides which rows are shown at random.", ge=0, lt=2**32)
+    trust_remote_code: bool = _same("trust_remote_code")
+    hub: Literal["huggingface", "modelscope"] = _same("hub")
+    hf_endpoint: str | None = _same("hf_endpoint")
+    lang: Literal["en", "zh"] | None = _same("lang")
+
+
+def data(request: DataRequest, say: Say = silent) -> DataReport:
+    """What the data that `request` names is. Raises LorafitErrors, the cheap ones first."""
+    if not request.files:
+        fix = _("Name files, a hub id like `owner/name`, or `demo`: {command}").format(command="lorafit data FILE ...")
+        raise ConfigError(_("Which data should be looked at?"), fix=fix)
+    config = TrainConfig(**request.model_dump(exclude={"files", "output"}))
+    names = ",".join(request.files)
+    rows = read_rows(names, config.dataset_split, hub=config.hub, endpoint=config.hf_endpoint)
+    model = find_model(config.model_name, hub=config.hub, endpoint=config.hf_endpoint, say=say)
+    tokenizer = load_tokenizer(model.folder, trust_remote_code=request.trust_remote_code)
+    say(_("Reading {name}").format(name=names))
+    return make_report(rows, tokenizer, config)
 
 
 # runs

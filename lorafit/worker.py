@@ -15,6 +15,7 @@ from lorafit import awake, hardware, registry, rundir
 from lorafit.checkpoint import disk_errors
 from lorafit.config import TrainConfig, resolve_effective_batch, write_yaml
 from lorafit.data.dataset import Prepared, prepare, write_rejects
+from lorafit.data.report import summary_lines
 from lorafit.data.sources import read_rows
 from lorafit.engines.base import Engine, Setup
 from lorafit.engines.tokenizer import ChatTokenizer, load_tokenizer
@@ -124,6 +125,8 @@ def _planned(ready: Ready) -> Iterator[Event]:
     if ready.tokenizer.template_is_ours:
         text = _("The model has no chat template: it is given a plain one (ChatML), which is kept beside the adapter.")
         yield Warned(text=text)
+    for line in summary_lines(ready.data):
+        yield Stage(text=line)
     for note in ready.data.notes:
         yield Warned(text=note)
     plan = ready.plan

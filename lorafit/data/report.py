@@ -1,0 +1,250 @@
+"""What is this data? Counts, lengths, rejects, copies and a few samples, in one pass over the rows; nothing is printed.
+
+The rows take the way they take before a training: same formats, same template, same split. Where copies are looked for
+is twins.py; how the report reads is the reporters' matter.
+"""
+
+import heapq
+import itertools
+import random
+import re
+import unicodedata
+from array import array
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lorafit.config import TrainConfig
+from lorafit.data import twins
+from lorafit.data.batch import Sample
+from lorafit.data.dataset import Prepared, content_key, held_out
+from lorafit.data.findings import DataReport, Lengths, Place, Refused, Shown, Strange, Twins
+from lorafit.data.formats import BadRow, Conversation, recognise
+from lorafit.data.oddities import excerpt, lacks_answer, strange_characters, visible
+from lorafit.data.render import Rendered, Tokenizer, render
+from lorafit.data.rows import Row
+from lorafit.hashing import UInt32
+from lorafit.messages import _
+from lorafit.units import count_text
+
+EXAMPLES = 3
+COMPARED = 100_000  # conversations looked at for near copies, the ones with the smallest keys
+BINS = 30
+
+
+class Speller(Tokenizer, Protocol):
+    """A tokenizer that also writes tokens out."""
+
+    def spell(self, ids: Iterable[int]) -> str:
+        """Text of `ids`, special tokens included."""
+        ...
+
+
+def make_report(rows: Iterable[Row], tokenizer: Speller, config: TrainConfig) -> DataReport:
+    """Everything about `rows`, up to max_samples good ones, as `config` would train on them."""
+    seen = _Seen(config.seed)
+    for row in rows:
+        try:
+            name, conversation = recognise(row.value)
+            rendered = render(conversation, tokenizer, config.max_length, config.date_string, config.system_prompt)
+        except BadRow as bad:
+            seen.refuse(row, bad.reason)
+            continue
+        seen.add(row, name, conversation, rendered)
+        if len(seen.keys) == config.max_samples:
+            break
+    return _report(seen, tokenizer, config)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A sample that may be shown."""
+
+    place: Place
+    format: str
+    rendered: Rendered
+
+
+class _Few:
+    """The samples with the smallest ranks so far, one of each content."""
+
+    def __init__(self) -> None:
+        self.best: list[tuple[float, bytes, _Kept]] = []
+
+    def offer(self, rank: float, key: bytes, kept: _Kept) -> None:
+        if len(self.best) == EXAMPLES and rank >= self.best[-1][0]:
+            return
+        if all(key != other for _rank, other, _kept in self.best):
+            self.best = heapq.nsmallest(EXAMPLES, [*self.best, (rank, key, kept)], key=lambda entry: entry[0])
+
+
+@dataclass
+class _Seen:
+    """What is remembered while the rows go by."""
+
+    seed: int
+    keys: list[bytes] = field(default_factory=list)
+    prints: "array[int]" = field(default_factory=lambda: array("q"))  # of each sample's tokens
+    lengths: "array[int]" = field(default_factory=lambda: array("q"))  # before any cut
+    files: dict[str, list[int]] = field(default_factory=dict)
+    formats: Counter[str] = field(default_factory=Counter)
+    refused: dict[str, Refused] = field(default_factory=dict)
+    without_answer: int = 0
+    targets: int = 0
+    cut_rows: int = 0
+    cut_tokens: int = 0
+    strange_rows: int = 0
+    strange: dict[str, Strange] = field(default_factory=dict)
+    compared: dict[bytes, tuple[Place, UInt32]] = field(default_factory=dict)
+    highest: bytes = b"\xff" * 32  # keys above it are not compared any more
+    few: dict[str, _Few] = field(default_factory=lambda: {name: _Few() for name in ("shortest", "longest", "random")})
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.seed)
+
+    def refuse(self, row: Row, reason: str) -> None:
+        self._count(row, good=False)
+        self.without_answer += lacks_answer(row.value)
+        kind = re.sub(r"\d+", "#", reason)
+        group = self.refused.setdefault(kind, Refused(visible(reason), 0, []))
+        examples = group.examples
+        if len(examples) < EXAMPLES:
+            examples.append((Place(row.file, row.line), excerpt(row.value)))
+        self.refused[kind] = Refused(group.reason, group.rows + 1, examples)
+
+    def add(self, row: Row, name: str, conversation: Conversation, rendered: Rendered) -> None:
+        place, sample, key = Place(row.file, row.line), rendered.sample, content_key(conversation)
+        self._count(row, good=True)
+        self.formats[name] += 1
+        self.keys.append(key)
+        self.prints.append(hash(sample.input_ids.tobytes()))
+        self.lengths.append(len(sample) + rendered.tokens_cut)
+        self.targets += sample.num_targets
+        self.cut_rows += rendered.tokens_cut > 0
+        self.cut_tokens += rendered.tokens_cut
+        self._look_at_text(place, key, conversation)
+        kept = _Kept(place, name, rendered)
+        ranks = {"shortest": len(sample), "longest": -self.lengths[-1], "random": self.random.random()}
+        for kind, rank in ranks.items():
+            self.few[kind].offer(rank, key, kept)
+
+    def _count(self, row: Row, good: bool) -> None:
+        counts = self.files.setdefault(row.file, [0, 0])
+        counts[0] += 1
+        counts[1] += good
+
+    def _look_at_text(self, place: Place, key: bytes, conversation: Conversation) -> None:
+        characters = strange_characters("\n".join(turn.content for turn in conversation))
+        self.strange_rows += bool(characters)
+        for character in characters:
+            code, name = f"U+{ord(character):04X}", unicodedata.name(character, "").lower()
+            before = self.strange.get(code) or Strange(code, name, 0, place)
+            self.strange[code] = Strange(code, name, before.rows + 1, before.first)
+        if key > self.highest or key in self.compared:
+            return
+        # A system text is the same in many rows and would make them alike.
+        said = "\n".join(turn.content for turn in conversation if turn.role != "system")
+        self.compared[key] = place, twins.signature(said)
+        if len(self.compared) >= COMPARED + COMPARED // 4:
+            self.forget()
+
+    def forget(self) -> None:
+        """Keep the COMPARED smallest keys, in the rows' order."""
+        if len(self.compared) > COMPARED:
+            self.highest = sorted(self.compared)[COMPARED - 1]
+            self.compared = {key: entry for key, entry in self.compared.items() if key <= self.highest}
+
+
+def _report(seen: _Seen, tokenizer: Speller, config: TrainConfig) -> DataReport:
+    chosen = held_out(seen.keys, config.val_size)[0] if seen.keys else set()
+    sides: dict[bool, Counter[int]] = {True: Counter(), False: Counter()}
+    for key, tokens in zip(seen.keys, seen.prints, strict=True):
+        sides[key in chosen][tokens] += 1
+    kept = {kind: [entry for _rank, _key, entry in few.best] for kind, few in seen.few.items()}
+    return DataReport(
+        model_name=config.model_name,
+        max_length=config.max_length,
+        files={name: (read, good) for name, (read, good) in seen.files.items()},
+        formats=dict(seen.formats.most_common()),
+        refused=sorted(seen.refused.values(), key=lambda group: -group.rows),
+        without_answer=seen.without_answer,
+        train=sides[False].total(),
+        valid=sides[True].total(),
+        on_both_sides=sum(rows for tokens, rows in sides[False].items() if tokens in sides[True]),
+        twins=_twins(seen, chosen),
+        lengths=_lengths(np.array(seen.lengths)) if seen.keys else None,
+        total_tokens=sum(seen.lengths) - seen.cut_tokens,
+        total_targets=seen.targets,
+        cut_rows=seen.cut_rows,
+        cut_tokens=seen.cut_tokens,
+        strange_rows=seen.strange_rows,
+        strange=sorted(seen.strange.values(), key=lambda found: -found.rows),
+        samples={kind: [_shown(entry, tokenizer) for entry in entries] for kind, entries in kept.items()},
+    )
+
+
+def _twins(seen: _Seen, chosen: set[bytes]) -> Twins:
+    seen.forget()
+    exact = len(seen.keys) - len(set(seen.keys))
+    if not seen.compared:
+        return Twins(exact, 0, 0, 0, [])
+    keys, places = list(seen.compared), [place for place, _signature in seen.compared.values()]
+    pairs, similar = twins.near_pairs(np.stack([signature for _place, signature in seen.compared.values()]))
+    across = {
+        keys[i] for pair in pairs for i in pair if keys[i] in chosen and not chosen.issuperset(keys[j] for j in pair)
+    }
+    best = np.argsort(-similar, kind="stable")[:EXAMPLES]
+    examples = [(places[pairs[i, 0]], places[pairs[i, 1]], float(similar[i])) for i in best]
+    return Twins(exact, len(keys), len(set(pairs[:, 1].tolist())), len(across), examples)
+
+
+def _lengths(lengths: NDArray[np.int64]) -> Lengths:
+    """Bins of a round width reach as far as 99% of the samples, the last one to the longest."""
+    reach = max(float(np.percentile(lengths, 99)) / BINS, 1)
+    power = 10 ** int(np.log10(reach))
+    width = next(step * power for step in (1, 2, 5, 10) if step * power >= reach)
+    edges = [width * i for i in range(int(np.percentile(lengths, 99)) // width + 1)]
+    rows = np.bincount(np.minimum(lengths // width, len(edges) - 1), minlength=len(edges))
+    return Lengths(
+        shortest=int(lengths.min()),
+        median=float(np.median(lengths)),
+        ninth_decile=float(np.percentile(lengths, 90)),
+        longest=int(lengths.max()),
+        edges=edges,
+        rows=rows.tolist(),
+    )
+
+
+def _shown(kept: _Kept, tokenizer: Speller) -> Shown:
+    sample = kept.rendered.sample
+    pieces = target_pieces(sample, tokenizer)
+    return Shown(kept.place, kept.format, len(sample), sample.num_targets, kept.rendered.tokens_cut, pieces)
+
+
+def target_pieces(sample: Sample, tokenizer: Speller) -> list[tuple[str, bool]]:
+    """The sample's text, parted where its tokens begin or cease to be targets."""
+    borders = [0, *(np.flatnonzero(np.diff(sample.target_mask)) + 1).tolist(), len(sample)]
+    spans = itertools.pairwise(borders)
+    return [(visible(tokenizer.spell(sample.input_ids[a:b].tolist())), bool(sample.target_mask[a])) for a, b in spans]
+
+
+def summary_lines(prepared: Prepared) -> list[str]:
+    """The report in at most three lines, for the start of a training; near copies are not looked for."""
+    stores = (prepared.train, prepared.valid)
+    copies = prepared.rows - len({hash(sample.input_ids.tobytes()) for store in stores for sample in store})
+    formats = ", ".join(f"{name} {count_text(rows)}" for name, rows in prepared.formats.items())
+    rows = count_text(prepared.rows + len(prepared.rejects))
+    text = _("✓ data: {rows} rows ({formats}); {copies} repeat an earlier one, {rejects} are rejected")
+    data = text.format(rows=rows, formats=formats, copies=count_text(copies), rejects=count_text(len(prepared.rejects)))
+    share, cut = prepared.total_targets / max(prepared.total_tokens, 1), count_text(prepared.truncated_rows)
+    text = _("✓ tokens: {tokens}, of which {share:.0%} are learned; {cut} rows are cut to max_length")
+    lines = [data, text.format(tokens=count_text(prepared.total_tokens), share=share, cut=cut)]
+    for reject in prepared.rejects[:1]:
+        text = _("⚠ rejected, for example {file}:{line}: {reason}")
+        lines.append(text.format(file=Path(reject.file).name, line=reject.line, reason=visible(reject.reason)))
+    return lines

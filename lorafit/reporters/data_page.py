@@ -1,0 +1,118 @@
+"""How does a data report become one page that any browser shows, without a network? The page itself is data_report.html."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+
+import lorafit
+from lorafit.checkpoint import disk_errors, ensure_writable
+from lorafit.data.findings import DataReport, Lengths
+from lorafit.errors import DiskError
+from lorafit.messages import _, language
+from lorafit.reporters import data_words as words
+from lorafit.units import count_text
+
+TEMPLATE = Path(__file__).with_name("data_report.html")
+WIDTH, HEIGHT, LEFT, BELOW, ABOVE = 960, 280, 48, 34, 18  # of the histogram, and its margins
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar of the histogram, in the picture's units; `label` is its place on the axis, "" for most of them."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    beyond: bool  # what is longer than max_length
+    label: str
+    title: str
+
+
+def page_path(output: str) -> Path:
+    """The file that `output` names. Raises DiskError unless it can be written; before the data is read."""
+    path = Path(output).expanduser()
+    if path.is_dir():
+        raise DiskError(
+            _("The report goes to a file; this is a folder."), where=path, fix=_("Name a file with --output.")
+        )
+    try:
+        ensure_writable(path.parent)
+    except DiskError as error:
+        error.fix = _("Name a file in a folder that you may write with --output.")
+        raise
+    return path
+
+
+def write_page(report: DataReport, path: Path) -> None:
+    """Write the page, whole or not at all. Raises DiskError."""
+    part = path.with_name(path.name + ".part")
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(page(report), "utf-8")
+        part.replace(path)
+
+
+def page(report: DataReport) -> str:
+    """The report as HTML."""
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    titles, several = words.sample_titles(), len(report.files) > 1
+    return environment.from_string(TEMPLATE.read_text("utf-8")).render(
+        language="zh-CN" if language() == "zh" else "en",
+        title=words.title(report),
+        subtitle=words.subtitle(report),
+        figures=words.figures(report),
+        listings=words.listings(report),
+        lengths_title=_("Lengths in tokens, before any cut"),
+        bars=bars(report.lengths, report.max_length) if report.lengths else [],
+        limit=_limit(report.lengths, report.max_length) if report.lengths else None,
+        limit_label=_("max_length {n}").format(n=count_text(report.max_length)),
+        picture={"width": WIDTH, "height": HEIGHT, "left": LEFT, "floor": HEIGHT - BELOW, "above": ABOVE},
+        most=count_text(max(report.lengths.rows)) if report.lengths else "",
+        samples=[
+            (titles[kind], [(words.place_text(s.place, several), words.sample_text(s), s.pieces) for s in samples])
+            for kind, samples in report.samples.items()
+            if samples
+        ],
+        legend=_("learned"),
+        other=_("read only"),
+        made=_("Made by lorafit {version}.").format(version=lorafit.__version__),
+    )
+
+
+def bars(lengths: Lengths, max_length: int) -> list[Bar]:
+    """One a bin, the highest as high as the picture."""
+    pitch = _pitch(lengths)
+    room, most, every = HEIGHT - BELOW - ABOVE, max(lengths.rows), max(len(lengths.edges) // 8, 1)
+    labelled = range(0, len(lengths.edges) - every, every)  # room for the last one's, which always stands there
+    drawn = []
+    for place, (edge, rows) in enumerate(zip(lengths.edges, lengths.rows, strict=True)):
+        last = edge == lengths.edges[-1]
+        span = f"{count_text(edge)}+" if last else f"{count_text(edge)}–{count_text(lengths.edges[place + 1] - 1)}"
+        height = max(room * rows / most, 1.5 if rows else 0)
+        drawn.append(
+            Bar(
+                x=LEFT + pitch * place + 1,
+                y=HEIGHT - BELOW - height,
+                width=pitch - 2,
+                height=height,
+                beyond=edge >= max_length,
+                label=f"{count_text(edge)}+" if last else count_text(edge) if place in labelled else "",
+                title=_("{span} tokens: {rows} rows").format(span=span, rows=count_text(rows)),
+            )
+        )
+    return drawn
+
+
+def _pitch(lengths: Lengths) -> float:
+    return (WIDTH - LEFT) / len(lengths.edges)
+
+
+def _limit(lengths: Lengths, max_length: int) -> float | None:
+    """Where max_length stands on the axis; None where it lies beyond the last edge."""
+    if max_length > lengths.edges[-1] or len(lengths.edges) < 2:
+        return None
+    return LEFT + _pitch(lengths) * max_length / lengths.edges[1]
