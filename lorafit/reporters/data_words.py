@@ -78,7 +78,7 @@ def _copies(report: DataReport) -> list[Figure]:
         Figure(
             _("on both sides"),
             count_text(report.on_both_sides),
-            across if twins.near_held_out else _("rows trained on that are held out too"),
+            across if twins.near_held_out else _("rows trained on whose tokens are those of a held-out row"),
             not report.on_both_sides and not twins.near_held_out,
         ),
     ]
