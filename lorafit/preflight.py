@@ -18,29 +18,33 @@ from lorafit.plan.plan import Plan
 MOMENTS_TOO = 3  # an adapter and its two moments, in a checkpoint
 
 
-def check_settings(config: TrainConfig, machine: Machine, start: Path | None) -> None:
-    """What can be told without the model; `start` is the adapter to start from. Raises LorafitErrors."""
+def check_settings(config: TrainConfig, machine: Machine, folder: Path, start: Path | None) -> None:
+    """What can be told without the model. The run goes into `folder`, `start` is the adapter to start from.
+
+    Raises LorafitErrors.
+    """
     resolve_effective_batch(config)
     device = numbers.choose_device(config, machine).value
     numbers.precisions(config, machine, device)
     numbers.choose_quantization(config, device)
     numbers.choose_optimizer(config, device)
     check_source(config.dataset_name, config.dataset_split)
-    ensure_writable(Path(config.output_dir))
+    ensure_writable(folder)
     if config.plan is not None:
         Plan.load(Path(config.plan))
     if start is not None:
         _check_start(config, start)
 
 
-def check_model(config: TrainConfig, spec: ModelSpec, start: Path | None) -> None:
-    """What can be told from the model's shape, before the data are read. Raises LorafitErrors."""
+def check_model(config: TrainConfig, spec: ModelSpec, folder: Path, start: Path | None) -> None:
+    """What can be told from the model's shape, before the data are read; arguments as above. Raises LorafitErrors."""
     _check_targets(config.lora_targets, spec)
     if start is not None:
         check_shapes(start, spec)
     size = 4 * adapter_parameters(spec, config.lora_r, config.lora_targets)
-    # One checkpoint more than are kept, while it is written; best_model and final_model.
-    ensure_room(Path(config.output_dir), size * (MOMENTS_TOO * (config.keep_checkpoints + 1) + 2))
+    # One checkpoint more than are kept, while it is written; best_model and final_model. A resumed run has the others.
+    checkpoints = 1 if config.resume else config.keep_checkpoints + 1
+    ensure_room(folder, size * (MOMENTS_TOO * checkpoints + 2))
 
 
 def init_adapter(name: str) -> Path:

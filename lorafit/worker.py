@@ -92,12 +92,13 @@ def _get_ready(config: TrainConfig, old: Interrupted | None) -> Generator[Event,
     hardware.check(machine)
     from_checkpoint = old is not None and old.checkpoint is not None
     start = init_adapter(config.init_adapter) if config.init_adapter and not from_checkpoint else None
-    check_settings(config, machine, start)
+    folder = old.run.path if old else Path(config.output_dir)
+    check_settings(config, machine, folder, start)
     machine = _measured(machine, choose_device(config, machine).value)
     yield Stage(text=_("Looking for the model {name}").format(name=config.model_name))
     model = find_model(config.model_name, hub=config.hub, endpoint=config.hf_endpoint)
     spec = read_spec(model.folder)
-    check_model(config, spec, start)
+    check_model(config, spec, folder, start)
     yield Stage(text=_("Reading {name}").format(name=config.dataset_name))
     tokenizer = load_tokenizer(model.folder, trust_remote_code=config.trust_remote_code)
     rows = read_rows(config.dataset_name, config.dataset_split, hub=config.hub, endpoint=config.hf_endpoint)

@@ -441,6 +441,13 @@ def test_numbers_that_the_processor_would_only_imitate_are_refused(
     refused(flags(precision=precision), precision, machine.chip, "--precision fp32")
 
 
+def test_a_training_says_on_which_device_the_model_stands(
+    flags: Callable[..., Words], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(flags("--dry_run", lang="en")) == 0
+    assert "✓ Model loaded on cpu\n" in capsys.readouterr().out
+
+
 # runs
 
 

@@ -16,6 +16,7 @@ from lorafit.events import (
     Answered,
     EvalDone,
     Event,
+    Failed,
     Finished,
     Planned,
     Resumed,
@@ -219,6 +220,21 @@ def test_an_error_shows_its_four_parts_with_and_without_a_terminal() -> None:
         show_error(error, Console(file=out, width=80, _environ={"TERM": "xterm"}, **settings))  # type: ignore[arg-type]
         for part in ("What happened.", "/data[0]/x.yaml", "lora_r: 'x'", "Write a number."):
             assert part in without_codes(out.getvalue())
+
+
+def test_commands_are_told_from_where_the_user_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "train.py")])
+    assert shlex.split(commands.resume(str(tmp_path / "output" / "a")))[-3:] == ["train.py", "--resume", "output/a"]
+    assert shlex.split(commands.chat("output/a"))[-4] == "inference.py"
+    monkeypatch.chdir("/")
+    assert shlex.split(commands.chat("output/a"))[-4] == str((tmp_path / "inference.py").relative_to("/"))
+
+
+def test_a_run_that_broke_off_ends_with_the_command_to_go_on() -> None:
+    text = shown([started(), step_done(1), Failed(step=1, text="The disk is full.")])
+    assert "broke off after step 1" in text
+    assert f"resume {RUN}" in text
 
 
 # TensorBoard
