@@ -30,14 +30,17 @@ def visible(text: str) -> str:
 
 def excerpt(value: object) -> str:
     """The beginning of a row as it stands in its file, visible."""
-    text = str(value) if isinstance(value, str | Broken) else json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        text = str(value) if isinstance(value, str | Broken) else json.dumps(value, ensure_ascii=False, default=str)
+    except (RecursionError, TypeError, ValueError):  # nested too deep, or keys that JSON has not
+        text = f"<{type(value).__name__}>"
     return visible(text if len(text) <= EXCERPT else f"{text[:EXCERPT]}…")
 
 
 def lacks_answer(value: object) -> bool:
     """Whether a row asks something and nothing answers: its answer is missing or blank, or no assistant says a word."""
     if isinstance(value, list) and len(value) == 1:
-        return lacks_answer(value[0])
+        value = value[0]
     if not isinstance(value, dict):
         return False
     turns = [turn for key in TURNS if isinstance(value.get(key), list) for turn in value[key] if isinstance(turn, dict)]
