@@ -4,11 +4,12 @@ import os
 from dataclasses import replace
 
 import pytest
+import torch
 
 from lorafit.engines.torch import device
 from lorafit.engines.torch.device import DEVICES, measured_bytes
 
-RATIO = "PYTORCH_MPS_HIGH_WATERMARK_RATIO"
+RATIO, LOW_RATIO = "PYTORCH_MPS_HIGH_WATERMARK_RATIO", "PYTORCH_MPS_LOW_WATERMARK_RATIO"
 
 
 def seen_by_metal(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
@@ -29,9 +30,24 @@ def seen_by_metal(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
 def test_the_limit_of_mps_is_set_before_metal_is_asked_and_the_users_own_stays(
     monkeypatch: pytest.MonkeyPatch, set_by_user: str | None, wanted: str
 ) -> None:
-    for name in (RATIO, "PYTORCH_MPS_LOW_WATERMARK_RATIO"):
+    for name in (RATIO, LOW_RATIO):
         monkeypatch.setenv(name, "")  # so that what is set here is undone
         monkeypatch.delenv(name)
     if set_by_user is not None:
         monkeypatch.setenv(RATIO, set_by_user)
     assert seen_by_metal(monkeypatch) == [wanted]
+    assert float(os.environ[LOW_RATIO]) < float(wanted)  # else torch refuses both
+
+
+def test_a_limit_that_the_user_set_is_not_contradicted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(LOW_RATIO, "1.4")
+    monkeypatch.delenv(RATIO, raising=False)
+    assert seen_by_metal(monkeypatch) == [None]
+
+
+def test_an_unknown_peak_of_mps_is_none_and_not_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "max_memory_allocated", lambda: 0)
+    monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 0)
+    assert DEVICES["mps"].peak_bytes() is None
+    monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 5)
+    assert DEVICES["mps"].peak_bytes() == 5

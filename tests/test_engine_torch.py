@@ -1,6 +1,8 @@
 """Does the torch engine learn exactly what plain transformers + peft + AdamW learn, whatever the model's family?"""
 
 import dataclasses
+import math
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +13,14 @@ import torch
 import torch.nn.functional as F
 import transformers
 
-from lorafit.data.batch import Sample, pack
+from lorafit.data.batch import MicroBatch, Sample, pack
 from lorafit.data.steps import batch, lr_at, step_samples
 from lorafit.engines.base import OutOfMemory
+from lorafit.engines.torch import checks, device
+from lorafit.engines.torch.attention import segment_attention
 from lorafit.engines.torch.engine import TorchEngine
-from lorafit.errors import AdapterError, ConfigError, EngineError
+from lorafit.engines.torch.loss import Head
+from lorafit.errors import AdapterError, ConfigError, EngineError, ModelError
 from lorafit.plan.plan import Plan
 from lorafit.sampling import Sampling
 
@@ -23,7 +28,7 @@ from lorafit.sampling import Sampling
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    for family in tiny.FAMILIES:
+    for family in tiny.FAMILIES | tiny.LONERS:
         tiny.save_model(family, folder / family)
     return folder
 
@@ -124,6 +129,79 @@ def test_a_model_that_packs_wrongly_trains_sample_by_sample_and_says_so(
     same_as_reference(engine, models / "qwen3", tiny.make_samples(32), plan, tmp_path)
 
 
+@pytest.mark.parametrize("family", ["stablelm", "gpt_oss", "recurrent_gemma"])
+def test_a_model_that_cannot_be_packed_learns_as_a_plain_peft_loop_does(
+    models: Path, family: str, tmp_path: Path
+) -> None:
+    plan = tiny.make_plan(steps=3)
+    engine = tiny.open_engine(models / family, plan)
+    assert not engine.packs
+    same_as_reference(engine, models / family, tiny.make_samples(32), plan, tmp_path)
+
+
+def test_layers_that_take_no_part_are_saved_and_loaded_like_the_others(models: Path, tmp_path: Path) -> None:
+    plan, samples = tiny.make_plan(), tiny.make_samples(32)
+    engine = tiny.open_engine(models / "mamba", plan)
+    data = batch(samples, step_samples(plan, 1), 64, 4096)
+    engine.step(1, data.micro_batches, data.num_targets, 1e-3)
+    engine.save(tmp_path)
+    tiny.open_engine(models / "mamba", plan).load(tmp_path)
+
+
+def test_a_model_without_linear_layers_is_refused_with_words(models: Path) -> None:
+    with pytest.raises(ModelError, match="no linear layers"):
+        tiny.open_engine(models / "gpt2", tiny.make_plan())
+
+
+def test_a_head_that_we_do_not_know_is_refused_rather_than_trained_wrongly(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_the_rest(model: transformers.PreTrainedModel) -> Head:
+        return Head(model.get_output_embeddings())
+
+    monkeypatch.setattr("lorafit.engines.torch.engine.head_of", without_the_rest)
+    tiny.open_engine(models / "llama", tiny.make_plan())
+    with pytest.raises(ModelError, match="way of its own"):
+        tiny.open_engine(models / "granite", tiny.make_plan())
+
+
+def test_a_packing_check_that_overflows_is_not_passed(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lorafit.engines.torch.checks.packing_error", lambda *_: (0.0, math.nan))
+    assert not tiny.open_engine(models / "llama", tiny.make_plan()).packs
+
+
+def test_the_packing_check_does_not_overflow_in_fp16(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny.save_model("llama", models / "wide", vocab_size=60_000)
+    engine = tiny.open_engine(folder, tiny.make_plan(precision="fp16"))
+    assert engine.packs
+    with engine._plain_and_moving():
+        parameters = list(engine._parameters().values())
+        assert checks.worst_packing_error(engine.model, engine.head, parameters, "cpu") < 0.01
+
+
+def test_lora_goes_into_the_language_model_and_not_into_an_eye_with_more_layers(tmp_path: Path) -> None:
+    name, text = tiny.FAMILIES["gemma3"]
+    eye = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 5, "num_attention_heads": 4,
+           "image_size": 28, "patch_size": 14}  # fmt: skip
+    config = transformers.Gemma3Config(
+        text_config=getattr(transformers, name)(**tiny.SHAPE, **text).to_dict(),
+        vision_config=eye,
+        mm_tokens_per_image=4,
+    )
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    engine = tiny.open_engine(tmp_path, tiny.make_plan())
+    assert len(engine.layers) == 3 * 7
+    assert all("language_model" in name for name in engine.layers)
+    assert engine.packs
+
+
+def test_attention_comes_back_contiguous() -> None:
+    q, k, v = (torch.randn(1, heads, 10, 8) for heads in (4, 2, 2))
+    out, _none = segment_attention(torch.nn.Module(), q, k, v, None, cu_seq_lens_q=torch.tensor([0, 4, 10]))
+    assert out.shape == (1, 10, 4, 8)
+    assert out.is_contiguous()
+
+
 def test_the_packing_check_sees_attention_that_leaks_between_samples(
     models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,6 +288,51 @@ def test_out_of_memory_leaves_the_engine_as_it_was(models: Path, family: str, mo
         engine.step(1, data.micro_batches, data.num_targets, 1e-3)
     assert all(p.grad is None for p in engine._parameters().values())
     assert all(torch.equal(p, before[n]) for n, p in engine._parameters().items())
+
+
+def test_when_memory_runs_out_nothing_of_the_pass_stays_behind(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, samples = tiny.make_plan(lora_dropout=0.1), tiny.make_samples(32)
+    engine = tiny.open_engine(models / "llama", plan)
+    data = batch(samples, step_samples(plan, 1), 64, 4096)
+    before = engine.evaluate(data.micro_batches)
+    hidden, held, real = [], [], engine._hidden
+
+    def seen(micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        found = real(micro)
+        hidden.append(weakref.ref(found[0]))
+        return found
+
+    def no_memory(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(engine, "_hidden", seen)
+    monkeypatch.setattr("lorafit.engines.torch.engine.target_loss", no_memory)
+    empty = dataclasses.replace(engine.device, empty_cache=lambda: held.extend(ref() for ref in hidden))
+    monkeypatch.setattr(engine, "device", empty)
+    with pytest.raises(OutOfMemory):
+        engine.step(1, data.micro_batches, data.num_targets, 1e-3)
+    assert held == [None]
+    monkeypatch.undo()
+    assert engine.evaluate(data.micro_batches) == before
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "paged_adamw_8bit"])
+def test_moments_stand_before_the_first_step_so_that_no_update_ends_half_way(
+    models: Path, tmp_path: Path, optimizer: str
+) -> None:
+    plan = tiny.make_plan(optimizer=optimizer)
+    engine = tiny.open_engine(models / "llama", plan)
+    states = engine.optimizer._torch.state
+    assert all(len(states[p]) >= 3 for p in engine._parameters().values())
+    engine.save(tmp_path)
+    tiny.open_engine(models / "llama", plan).load(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+                                  "Invalid buffer size: 9.00 GiB", "Insufficient Memory (00000008:kIOGPU...)"])  # fmt: skip
+def test_what_backends_say_when_memory_runs_out_is_understood(text: str) -> None:
+    with pytest.raises(OutOfMemory), device.translated(device.DEVICES["cpu"]):
+        raise RuntimeError(text)
 
 
 def test_a_loss_that_is_not_a_number_ends_the_run_and_touches_nothing(models: Path) -> None:

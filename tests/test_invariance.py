@@ -116,6 +116,6 @@ def test_the_learning_rate_rises_then_falls_and_is_never_zero() -> None:
     plan = tiny.make_plan(steps=20, warmup_steps=4, learning_rate=1.0)
     rates = [lr_at(step, plan) for step in range(1, 21)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
-    assert all(b < a for a, b in itertools.pairwise(rates))
+    assert all(b < a for a, b in itertools.pairwise(rates[4:]))
     assert rates[4] == 1.0
     assert rates[-1] > 0

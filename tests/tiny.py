@@ -29,11 +29,19 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "cohere": ("CohereConfig", {"logit_scale": 0.25}),
     "mixtral": ("MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2}),
 }
+# Models that cannot be packed, each for another reason.
+LONERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "stablelm": ("StableLmConfig", {}),  # does not pass the segments on
+    "gpt_oss": ("GptOssConfig", {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2}),  # attention sinks
+    "recurrent_gemma": ("RecurrentGemmaConfig", {"lru_width": 32, "attention_window_size": 8}),  # a state, a soft cap
+    "mamba": ("MambaConfig", {"state_size": 8, "num_hidden_layers": 2}),  # takes weights without calling the layer
+    "gpt2": ("GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 4}),  # no linear layers at all
+}  # fmt: skip
 
 
 def save_model(family: str, folder: Path, **changes: Any) -> Path:
     """A random model of `family` in `folder`, weights large enough that every part of it matters."""
-    name, special = FAMILIES[family]
+    name, special = (FAMILIES | LONERS)[family]
     torch.manual_seed(0)
     config = getattr(transformers, name)(**{**SHAPE, **special, **changes})
     model = transformers.AutoModelForCausalLM.from_config(config)

@@ -28,8 +28,8 @@ def segment_attention(
     lengths = [b - a for a, b in itertools.pairwise(ends)]
     parts = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
     scaling, window, softcap = options.get("scaling"), options.get("sliding_window"), options.get("softcap")
-    outs = [_one_segment(q, k, v, scaling, window, softcap) for q, k, v in parts]
-    return torch.cat(outs, 2).transpose(1, 2), None
+    outs = [_one_segment(q, k, v, scaling, window, softcap).transpose(1, 2) for q, k, v in parts]
+    return torch.cat(outs, 1), None  # contiguous, as some models expect
 
 
 def _one_segment(
@@ -57,9 +57,10 @@ def _allowed(length: int, window: int, device: torch.device) -> Tensor:
 
 
 def own_attention(model: PreTrainedModel) -> str:
-    """The model's plain attention in transformers: eager where logits are soft-capped, which SDPA cannot do."""
+    """The model's plain attention in transformers: eager where logits are soft-capped or have sinks, which SDPA cannot do."""
     text = model.config.get_text_config()
-    return "eager" if getattr(text, "attn_logit_softcapping", None) else "sdpa"
+    capped = getattr(text, "attn_logit_softcapping", None)
+    return "eager" if capped or not getattr(model, "_supports_sdpa", True) else "sdpa"
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Does this device compute rightly, and does this model pack? Two checks before anything is spent."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,12 +13,14 @@ from lorafit.data.batch import MicroBatch, Sample, pack
 from lorafit.engines.torch.attention import attention, own_attention
 from lorafit.engines.torch.device import DEVICES, get_device, translated
 from lorafit.engines.torch.loss import Head
-from lorafit.errors import HardwareError
+from lorafit.engines.torch.model import decoder_of
+from lorafit.errors import HardwareError, ModelError
 from lorafit.messages import _
 
 # Largest difference by norm that rounding explains. A wrong kernel is off by the whole.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}
 SEGMENTS = (5, 9, 3)
+SELF_TESTS = ("matmul", "causal attention in training", "causal attention in answers", "gradient")
 
 
 def difference(found: Tensor, wanted: Tensor) -> float:
@@ -27,14 +30,17 @@ def difference(found: Tensor, wanted: Tensor) -> float:
 
 
 def self_test(name: str, dtype: torch.dtype = torch.float32) -> None:
-    """A matrix product, causal attention and a gradient on `name` against the CPU in fp32. Raises HardwareError."""
+    """A matrix product, causal attention and a gradient on `name` against the CPU in fp32. Raises HardwareError.
+
+    Attention twice, since answers and evaluation take kernels that training does not: one of MPS looked ahead in bf16.
+    """
     device = get_device(name)
     generator = torch.Generator().manual_seed(0)
     x, w = (torch.randn(256, 256, generator=generator) for _i in range(2))
     with translated(DEVICES[name]):
         wanted = _self_test_sums(x, w)
         found = _self_test_sums(x.to(name, dtype), w.to(name, dtype))
-    for part, a, b in zip(("matmul", "causal attention", "gradient"), found, wanted, strict=True):
+    for part, a, b in zip(SELF_TESTS, found, wanted, strict=True):
         if not (off := difference(a, b)) <= TOLERANCE[dtype]:
             raise HardwareError(
                 _("The device `{name}` computes wrongly: its self-test failed.").format(name=device.name),
@@ -46,13 +52,15 @@ def self_test(name: str, dtype: torch.dtype = torch.float32) -> None:
             )
 
 
-def _self_test_sums(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _self_test_sums(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     w = w.detach().requires_grad_()
     product = x @ w
     heads = product.view(1, 256, 4, 64).transpose(1, 2)
     attended = F.scaled_dot_product_attention(heads, heads, heads, is_causal=True, scale=0.01)
+    with torch.no_grad():
+        answered = F.scaled_dot_product_attention(heads, heads, heads, is_causal=True, scale=0.01)
     (gradient,) = torch.autograd.grad(attended, w, torch.full(attended.shape, 1e-2, dtype=x.dtype, device=x.device))
-    return product, attended, gradient
+    return product, attended, answered, gradient
 
 
 def tiny_micro_batch(model: PreTrainedModel) -> MicroBatch:
@@ -67,22 +75,56 @@ def tiny_micro_batch(model: PreTrainedModel) -> MicroBatch:
 
 
 def packing_error(model: PreTrainedModel, head: Head, parameters: Sequence[Tensor], device: str) -> tuple[float, float]:
-    """How far packed differs from one by one, in (logits, gradients), by norm, on three tiny segments.
+    """How far packed differs from one by one, in (logits, gradients), by norm, on three tiny segments; nan on overflow.
 
-    One by one is transformers' own forward with its own attention and head, so this also checks our head.
+    One by one is transformers' own forward with its own attention and head, so this also checks our head. A weight
+    that takes no part (an expert that nothing was sent to) has a gradient of zero.
     """
-    ids = np.random.default_rng(0).integers(0, model.config.get_text_config().vocab_size, sum(SEGMENTS))
-    ids_1T = torch.from_numpy(ids).to(device)[None]
+    ids_1T = _some_ids(model, sum(SEGMENTS), device)
     ends = torch.tensor([0, *np.cumsum(SEGMENTS)], dtype=torch.int32)
     position_ids = torch.cat([torch.arange(n) for n in SEGMENTS]).to(device)[None]
-    hidden = model.get_decoder()(
+    hidden = decoder_of(model)(
         input_ids=ids_1T, position_ids=position_ids, use_cache=False, cu_seq_lens_q=ends
     ).last_hidden_state
     packed = head(hidden[0])
-    seed = torch.linspace(-1, 1, packed.numel(), device=device).view_as(packed).to(packed.dtype)
-    packed_grads = torch.autograd.grad(packed, list(parameters), seed)
+    largest = packed.shape[-1] ** -0.5  # as small as a loss's gradient, so that fp16 holds what comes of it
+    seed = torch.linspace(-largest, largest, packed.numel(), device=device).view_as(packed).to(packed.dtype)
+    packed_grads = _gradients(packed, parameters, seed)
     with attention(model, own_attention(model)):  # around the backward too, which may recompute
         plain = torch.cat([model(input_ids=part, use_cache=False).logits[0] for part in ids_1T.split(SEGMENTS, 1)])
-        plain_grads = torch.autograd.grad(plain, list(parameters), seed)
+        plain_grads = _gradients(plain, parameters, seed)
     flat = [torch.cat([g.flatten().float() for g in grads]) for grads in (packed_grads, plain_grads)]
     return difference(packed, plain), difference(flat[0], flat[1])
+
+
+def worst_packing_error(model: PreTrainedModel, head: Head, parameters: Sequence[Tensor], device: str) -> float:
+    """The worse of the two; infinite where the model does not take, or pass on, what packing needs."""
+    try:
+        return worst(*packing_error(model, head, parameters, device))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return math.inf
+
+
+def worst(*errors: float) -> float:
+    """The largest; infinite where one is nan, which max() may pass over."""
+    return math.inf if any(math.isnan(error) for error in errors) else max(errors)
+
+
+def refuse_unknown_head(model: PreTrainedModel, head: Head, device: str, tolerance: float) -> None:
+    """Raise ModelError where our way to the logits, decoder then head, is not the model's: its losses would be wrong."""
+    ids_1T = _some_ids(model, max(SEGMENTS), device)
+    with torch.no_grad(), attention(model, own_attention(model)):
+        hidden = decoder_of(model)(input_ids=ids_1T, use_cache=False).last_hidden_state
+        off = difference(head(hidden[0]), model(input_ids=ids_1T, use_cache=False).logits[0])
+    if not off <= tolerance:
+        what = _("lorafit cannot train this kind of model: it makes its predictions in a way of its own.")
+        raise ModelError(what, found=_("{kind}: off by {off:.1%}").format(kind=type(model).__name__, off=off))
+
+
+def _gradients(outputs: Tensor, parameters: Sequence[Tensor], seed: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(outputs, list(parameters), seed, allow_unused=True, materialize_grads=True)
+
+
+def _some_ids(model: PreTrainedModel, length: int, device: str) -> Tensor:
+    ids = np.random.default_rng(0).integers(0, model.config.get_text_config().vocab_size, length)
+    return torch.from_numpy(ids).to(device)[None]

@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,11 +44,10 @@ def _cpu_peak_bytes() -> int | None:
 
 
 def _mps_peak_bytes() -> int | None:
-    """torch.mps keeps no peak of its own; since 2.13 torch.accelerator has one for it. Else what is held now."""
-    accelerator = getattr(torch, "accelerator", None)
-    peak = getattr(accelerator, "max_memory_allocated", None)
+    """torch.mps keeps no peak; since 2.13 torch.accelerator may (0: it does not). Else what is held, cache included."""
+    peak = getattr(getattr(torch, "accelerator", None), "max_memory_allocated", None)
     try:
-        return int(peak()) if peak else int(torch.mps.driver_allocated_memory())
+        return int(peak() if peak else 0) or int(torch.mps.driver_allocated_memory()) or None
     except RuntimeError:
         return None
 
@@ -73,9 +73,11 @@ DEVICES = {
 
 def _prepare_environment(device: str) -> None:
     """Set what torch's allocators read once, before a device is touched for the first time; what the user has set stays."""
-    if device == "mps":  # the default lets MPS take 1.7 times what Metal recommends: more than the RAM of a small Mac
-        os.environ.setdefault("PYTORCH_MPS_HIGH_WATERMARK_RATIO", "1.0")
-        os.environ.setdefault("PYTORCH_MPS_LOW_WATERMARK_RATIO", "0.9")
+    high, low = "PYTORCH_MPS_HIGH_WATERMARK_RATIO", "PYTORCH_MPS_LOW_WATERMARK_RATIO"
+    if device == "mps" and low not in os.environ:
+        # The default lets MPS take 1.7 times what Metal recommends: more than the RAM of a small Mac.
+        limit = os.environ.setdefault(high, "1.0")
+        os.environ[low] = f"{0.9 * float(limit):g}"  # above the other it would be refused
     if device == "cuda":
         os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
@@ -99,7 +101,8 @@ def measured_bytes(name: str) -> int | None:
 
 
 # Substrings of what backends say, lower case, and what it means (docs/architecture.md, "Failures").
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "invalid buffer size", "std::bad_alloc")
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "invalid buffer size", "std::bad_alloc",
+                 "insufficient memory", "cublas_status_alloc_failed", "cudnn_status_alloc_failed")  # fmt: skip
 UNSUPPORTED = ("not currently implemented for the mps device",)
 BROKEN = ("cuda error", "cublas_status", "device-side assert")
 
@@ -114,6 +117,7 @@ def translated(device: Device) -> Iterator[None]:
         if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(t in text for t in OUT_OF_MEMORY):
             fix = _("Close other programs that use this memory, or take a smaller model.")
             what = _("Out of memory on {device}.").format(device=device.name)
+            traceback.clear_frames(error.__traceback__)  # their tensors would stay as long as the error
             raise OutOfMemory(what, found=error, fix=fix) from error
         if any(t in text for t in UNSUPPORTED):
             fix = _("PYTORCH_ENABLE_MPS_FALLBACK=1 in the environment lets the CPU do it, slowly; or --device cpu.")

@@ -38,6 +38,7 @@ from lorafit.engines.torch.model import (
     Recompute,
     add_lora,
     decoder_layers,
+    decoder_of,
     find_targets,
     load_base,
     untrained_weights,
@@ -112,11 +113,15 @@ class TorchEngine:
     def _check_packing(self) -> list[str]:
         """Packed must equal one by one, else samples go one by one; the fast path must equal the generic one."""
         with self._plain_and_moving():
-            off = max(checks.packing_error(self.model, self.head, list(self._parameters().values()), self.setup.device))
-            self.packs = off <= checks.TOLERANCE[DTYPES[self.setup.precision]]
+            parameters, tolerance = list(self._parameters().values()), checks.TOLERANCE[DTYPES[self.setup.precision]]
+            off = checks.worst_packing_error(self.model, self.head, parameters, self.setup.device)
+            self.packs = off <= tolerance
             if self.packs:
                 return [self._take_fast_path()]
+            checks.refuse_unknown_head(self.model, self.head, self.setup.device, tolerance)
         self.model.set_attn_implementation(own_attention(self.model))
+        if not math.isfinite(off):
+            return [_("This model does not take packed samples: it trains sample by sample.")]
         text = _(
             "Packed samples do not equal single ones in this model (off by {off:.1%}): it trains sample by sample."
         )
@@ -146,7 +151,7 @@ class TorchEngine:
         wanted_loss, wanted = self._loss_and_gradients(micro)
         self.packed = PackedDecoder(decoder, self.head, self.chunk, self.recompute)
         loss, found = self._loss_and_gradients(micro)
-        off = max(abs(loss - wanted_loss) / wanted_loss, checks.difference(found, wanted))
+        off = checks.worst(abs(loss - wanted_loss) / wanted_loss, checks.difference(found, wanted))
         if off <= checks.TOLERANCE[torch.float32]:
             return _("✓ Fast path: own packed decoder (equal to transformers' within {off:.0e})").format(off=off)
         self.packed = None
@@ -213,12 +218,14 @@ class TorchEngine:
             places = np.repeat(micro.places, np.diff(micro.segments))
             rows = hashing.dropout_row_keys(self.seed, step, places, micro.position_ids)
             self.dropout.set_rows(rows, self.layers[next(iter(self.layers))].lora_A.device)
-        hidden_TH, before, targets = self._hidden(micro)
-        picked_NH = hidden_TH.detach().index_select(0, before)
-        loss, grad_NH = target_loss(picked_NH, targets, self.head, self.chunk, weight)
-        assert grad_NH is not None
-        hidden_TH.backward(torch.zeros_like(hidden_TH).index_copy_(0, before, grad_NH))
-        self.dropout.rows_T = None
+        try:
+            hidden_TH, before, targets = self._hidden(micro)
+            picked_NH = hidden_TH.detach().index_select(0, before)
+            loss, grad_NH = target_loss(picked_NH, targets, self.head, self.chunk, weight)
+            assert grad_NH is not None
+            hidden_TH.backward(torch.zeros_like(hidden_TH).index_copy_(0, before, grad_NH))
+        finally:
+            self.dropout.rows_T = None
         return loss
 
     def _hidden(self, micro: MicroBatch) -> tuple[Tensor, Tensor, Tensor]:
@@ -230,13 +237,17 @@ class TorchEngine:
         if self.packs:
             options["position_ids"] = torch.from_numpy(micro.position_ids.astype(np.int64)).to(device)[None]
             options["cu_seq_lens_q"] = torch.from_numpy(micro.segments)
-        hidden: Tensor = self.model.get_decoder()(**options).last_hidden_state[0]
+        hidden: Tensor = decoder_of(self.model)(**options).last_hidden_state[0]
         return hidden, torch.from_numpy(places - 1).to(device), input_ids[places].to(device)
 
     def _gradient_norm(self) -> float:
-        """Norm over all parameters of the step's gradient, unscaled."""
-        norms = [p.grad.norm() for p in self._parameters().values() if p.grad is not None]
-        return float(torch.stack(norms).norm()) / self.scale.value if norms else 0.0
+        """Norm over all parameters of the step's gradient, unscaled. What took no part in the step gets a zero gradient."""
+        norms = []
+        for parameter in self._parameters().values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            norms.append(parameter.grad.norm())
+        return float(torch.stack(norms).norm()) / self.scale.value
 
     def _clip(self, norm: float) -> None:
         limit = self.plan.max_grad_norm
@@ -244,8 +255,8 @@ class TorchEngine:
         factor /= self.scale.value
         if factor != 1.0:
             for parameter in self._parameters().values():
-                if parameter.grad is not None:
-                    parameter.grad.mul_(factor)
+                assert parameter.grad is not None
+                parameter.grad.mul_(factor)
 
     def probe(self, micro_batch: MicroBatch) -> Probe:
         began = time.monotonic()

@@ -52,6 +52,15 @@ class LoRALinear(nn.Module):
         self.lora_A = nn.Parameter(torch.empty(r, base.in_features, dtype=torch.float32, device=device))
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, r, dtype=torch.float32, device=device))
 
+    @property
+    def weight(self) -> Tensor:
+        """The base's weight, for models (Mamba's fast path) that take it without calling the layer."""
+        return self.base.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.base.bias
+
     def reset(self, seed: int) -> None:
         """A uniform in +-1/sqrt(in) (PEFT's kaiming_uniform with a = sqrt(5)) from (seed, module); B zero."""
         r, inputs = self.lora_A.shape
@@ -65,8 +74,8 @@ class LoRALinear(nn.Module):
         y: Tensor = self.base(x)
         if not self.on:
             return y
-        if y._is_view():  # quantised layers return views, which autograd lets nobody change in place
-            y = y.clone()
+        if y._is_view() or not y.is_contiguous():  # quantised layers return views, which nobody may change in place
+            y = y.clone(memory_format=torch.contiguous_format)
         out: Tensor = _Delta.apply(y, x, self.lora_A, self.lora_B, self)  # type: ignore[no-untyped-call]
         return out
 

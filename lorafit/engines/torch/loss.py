@@ -31,10 +31,12 @@ class Head:
 
 
 def head_of(model: PreTrainedModel) -> Head:
-    """The head of `model`. Cohere multiplies logits by logit_scale, Granite divides by logits_scaling, Gemma 2 caps."""
+    """The head of `model`. Cohere and Falcon-H1 multiply logits, Granite divides them, Gemma 2 and RecurrentGemma cap."""
     text = model.config.get_text_config()
-    scale = getattr(text, "logit_scale", None) or 1.0 / (getattr(text, "logits_scaling", None) or 1.0)
-    return Head(model.get_output_embeddings(), float(scale), getattr(text, "final_logit_softcapping", None))
+    scale = getattr(text, "logit_scale", None) or getattr(text, "lm_head_multiplier", None) or 1.0
+    divisor = getattr(text, "logits_scaling", None) or 1.0
+    softcap = getattr(text, "final_logit_softcapping", None) or getattr(text, "logits_soft_cap", None)
+    return Head(model.get_output_embeddings(), float(scale / divisor), softcap)
 
 
 def target_loss(

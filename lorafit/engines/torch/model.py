@@ -89,18 +89,38 @@ def _keep_gradients_of_quantised_layers(model: PreTrainedModel) -> None:
             module.training = True
 
 
+def decoder_of(model: PreTrainedModel) -> nn.Module:
+    """What makes hidden states of tokens: the model without its head, and without eyes and ears."""
+    decoder: nn.Module = model.get_decoder()
+    return getattr(model, "model", decoder) if decoder is model else decoder  # Llama 4 misnames its own
+
+
 def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """Name and list of the decoder's layers: the longest ModuleList in the decoder. Raises ModelError."""
-    lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList)]
-    if not lists:
+    """Name and list of the decoder's layers: its longest ModuleList that is in no other one. Raises ModelError.
+
+    Not the whole model's: an eye may have more layers than the language model, and a layer more experts.
+    """
+    decoder = decoder_of(model)
+    prefix = next((f"{name}." for name, m in model.named_modules() if m is decoder and name), "")
+    lists = {prefix + name: m for name, m in decoder.named_modules() if isinstance(m, nn.ModuleList)}
+    outer = [(name, m) for name, m in lists.items() if not any(name.startswith(f"{other}.") for other in lists)]
+    if not outer:
         raise ModelError(_("This model has no decoder layers that LoRA could go into."), found=type(model).__name__)
-    return max(lists, key=lambda pair: len(pair[1]))
+    return max(outer, key=lambda pair: len(pair[1]))
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """A linear layer and nothing else: some routers are made of one, and return more than its product."""
+    plain = type(module).forward is nn.Linear.forward or type(module).__module__.startswith("bitsandbytes.")
+    return isinstance(module, nn.Linear) and plain
 
 
 def find_targets(model: PreTrainedModel, targets: str) -> list[str]:
     """Full names of the linear layers that get an adapter. Raises ConfigError when a name in `targets` matches none."""
     prefix, _layers = decoder_layers(model)
-    linears = [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and name.startswith(prefix + ".")]
+    linears = [name for name, m in model.named_modules() if _is_linear(m) and name.startswith(prefix + ".")]
+    if not linears:
+        raise ModelError(_("This model has no linear layers that LoRA could go into."), found=type(model).__name__)
     if targets == "all-linear":
         return linears
     wanted = [name.strip() for name in targets.split(",") if name.strip()]

@@ -42,6 +42,16 @@ class Optimizer:
             self._torch = PagedAdamW8bit(parameters.values(), **options)
         else:
             self._torch = torch.optim.AdamW(parameters.values(), fused=device.fused_adamw, **options)
+        for index, parameter in enumerate(parameters.values()):
+            self._start(index, parameter)
+
+    def _start(self, index: int, parameter: nn.Parameter) -> None:
+        """Moments of zero, now: were memory to run out at the first update, some weights would be updated, others not."""
+        if self.kind == "adamw":
+            step = torch.zeros((), device=parameter.device)
+            self._torch.state[parameter] = {"step": step, **{key: torch.zeros_like(parameter) for key in MOMENTS}}
+        else:
+            self._torch.init_state(self._torch.param_groups[0], parameter, 0, index)  # type: ignore[attr-defined]
 
     def update(self, lr: float) -> None:
         """One bias-corrected update of every parameter from its .grad."""
@@ -72,30 +82,29 @@ class Optimizer:
         """Take the moments back; raw 8-bit states where they are there. Raises AdapterError when names or shapes differ."""
         try:
             tensors = load_file(folder / FILE)
-            for index, (name, parameter) in enumerate(self.parameters.items()):
+            for name, parameter in self.parameters.items():
                 mine = {k.removeprefix(name + "."): v for k, v in tensors.items() if k.startswith(name + ".")}
                 if any(mine[moment].shape != tuple(parameter.shape) for moment in MOMENTS):
                     raise ValueError(f"{name}: {mine[MOMENTS[0]].shape} != {tuple(parameter.shape)}")
-                self._take(index, parameter, mine, float(tensors["updates"][0]))
+                self._take(parameter, mine, float(tensors["updates"][0]))
         except (OSError, KeyError, ValueError, SafetensorError) as error:
             what = _("The optimizer's state does not fit this run.")
             raise AdapterError(what, where=folder / FILE, found=error) from error
 
-    def _take(self, index: int, parameter: nn.Parameter, mine: Arrays, updates: float) -> None:
-        device = parameter.device
-        if self.kind == "adamw":
-            moments = {key: torch.from_numpy(mine[key]).to(device) for key in MOMENTS}
-            self._torch.state[parameter] = {"step": torch.tensor(updates, device=device), **moments}
-            return
-        self._torch.init_state(self._torch.param_groups[0], parameter, 0, index)  # type: ignore[attr-defined]
+    def _take(self, parameter: nn.Parameter, mine: Arrays, updates: float) -> None:
         state = self._torch.state[parameter]
+        if self.kind == "adamw":
+            state["step"].fill_(updates)
+            for key in MOMENTS:
+                state[key].copy_(torch.from_numpy(mine[key]))
+            return
         state["step"] = int(updates)
         if "absmax1" in state and "raw.absmax1" in mine:
             for key in RAW:
                 state[key].copy_(torch.from_numpy(mine[f"raw.{key}"]))
             return
         for plain, key in zip(MOMENTS, STATES[self.kind], strict=True):
-            _fill(state, key, torch.from_numpy(mine[plain]).to(device))
+            _fill(state, key, torch.from_numpy(mine[plain]))
 
 
 def _as_fp32(state: dict[str, Any], key: str) -> NDArray[np.float32]:
@@ -103,17 +112,19 @@ def _as_fp32(state: dict[str, Any], key: str) -> NDArray[np.float32]:
     if moment.dtype == torch.uint8:
         from bitsandbytes import functional
 
-        absmax, code = state[f"absmax{key[-1]}"], state[f"qmap{key[-1]}"]
-        moment = functional.dequantize_blockwise(moment, absmax=absmax, code=code, blocksize=BLOCK)
+        # All on the CPU: a paged moment counts as there, and a CUDA kernel would be given pointers of both kinds.
+        absmax, code = state[f"absmax{key[-1]}"].cpu(), state[f"qmap{key[-1]}"].cpu()
+        moment = functional.dequantize_blockwise(moment.cpu(), absmax=absmax, code=code, blocksize=BLOCK)
     array: NDArray[np.float32] = moment.detach().float().cpu().numpy()
     return array
 
 
 def _fill(state: dict[str, Any], key: str, moment: Tensor) -> None:
-    """Put an fp32 `moment` into a bitsandbytes state, quantised where the state is."""
+    """Put an fp32 `moment`, on the CPU, into a bitsandbytes state, quantised where the state is."""
     if state[key].dtype == torch.uint8:
         from bitsandbytes import functional
 
-        moment, quantised = functional.quantize_blockwise(moment, code=state[f"qmap{key[-1]}"], blocksize=BLOCK)
+        code = state[f"qmap{key[-1]}"].cpu()
+        moment, quantised = functional.quantize_blockwise(moment, code=code, blocksize=BLOCK)
         state[f"absmax{key[-1]}"].copy_(quantised.absmax)
     state[key].copy_(moment)
