@@ -2,7 +2,7 @@
 SHELL := bash
 PY := .venv/bin/python
 LOCALE := lorafit/locale
-FACES := train.py inference.py
+FACES := train.py inference.py compare_models.py
 
 .PHONY: setup test test-slow lint format locale docs check
 

@@ -41,6 +41,7 @@ COMMANDS = {
     "train": Command(_face("train"), lambda: _("train an adapter")),
     "resume": Command(_face("resume"), lambda: _("go on with a run: the latest, or the one named")),
     "chat": Command(_face("chat"), lambda: _("talk to a model, or let it answer a prompt or a file")),
+    "compare": Command(_face("compare"), lambda: _("compare base and tuned: held-out loss, answers side by side")),
     "data": Command(_face("data"), lambda: _("look at data: formats, rejects, copies, lengths, samples")),
     "runs": Command(
         Entry("lorafit.run_faces:runs", PACKAGES), lambda: _("list the runs; show, compare or remove them")

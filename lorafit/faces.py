@@ -17,14 +17,18 @@ from lorafit import verbs
 from lorafit.arguments import check_arguments, part_words
 from lorafit.cli import OK, USER, flag_value
 from lorafit.config import DEMO_PRESET, TrainConfig, make_config, read_yaml
+from lorafit.contest import CompareRequest, page_path
 from lorafit.demo import silent
 from lorafit.errors import LorafitError
 from lorafit.events import Event, Stopped
 from lorafit.messages import _, set_language
-from lorafit.reporters import data_page
+from lorafit.reporters import compare_page, data_page
 from lorafit.reporters.answers import check_output, write_answers
+from lorafit.reporters.compare_terminal import show_comparison
 from lorafit.reporters.data_terminal import show_data, show_figures
 from lorafit.reporters.doctor import show_report
+from lorafit.reporters.pages import check_page, write_page
+from lorafit.reporters.status import told
 from lorafit.reporters.talk import stream, talk
 from lorafit.reporters.tensorboard import TensorBoard
 from lorafit.reporters.terminal import Terminal
@@ -97,6 +101,22 @@ def chat(argv: list[str]) -> int:
         write_answers(verbs.answers(chat, questions), len(questions), request.output, notes)
     else:
         talk(chat)
+    return OK
+
+
+def compare(argv: list[str]) -> int:
+    """`compare RUN... [flags]`; the page goes to -o FILE."""
+    argv = [re.sub(r"^-o(=|$)", r"--output\1", word) for word in argv]
+    names, flags = part_words(CompareRequest, argv)
+    request = parse(CompareRequest, flags, "compare", CompareRequest.model_validate({"adapters": names}))
+    path = page_path(request)
+    check_page(path)
+    with told(Console(stderr=True, highlight=False)) as say:
+        comparison = verbs.compare(request, say)
+    write_page(compare_page.page(comparison), path)
+    console = Console(highlight=False)
+    show_comparison(comparison, console)
+    console.print(Text("\n" + _("✓ page: {path}").format(path=path)), soft_wrap=True)
     return OK
 
 

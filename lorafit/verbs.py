@@ -8,31 +8,30 @@ from typing import Any, Literal
 import tyro
 from pydantic import BaseModel, ConfigDict, Field
 
-from lorafit import hardware, history, registry, rundir
-from lorafit.adapter import ChatSettings, check_shapes, read_adapter_config, read_chat_settings
+from lorafit import contest, hardware, history, registry, rundir
+from lorafit.adapter import ChatSettings, check_shapes, read_chat_settings
 from lorafit.checkup.examine import examine
 from lorafit.checkup.finding import Report
+from lorafit.compare import Comparison
 from lorafit.config import TrainConfig, read_yaml
+from lorafit.contest import CompareRequest
 from lorafit.data.findings import DataReport
 from lorafit.data.report import make_report
 from lorafit.data.sources import read_rows
 from lorafit.demo import Say, silent
 from lorafit.engines.base import Engine, Setup
 from lorafit.engines.tokenizer import load_tokenizer
-from lorafit.errors import AdapterError, ConfigError, DataError
+from lorafit.errors import ConfigError, DataError
 from lorafit.events import Event
 from lorafit.generate import Chat
-from lorafit.hardware import Machine
 from lorafit.history import Record
 from lorafit.hub import find_model
 from lorafit.messages import _
-from lorafit.modelspec import TOKENIZER_FILES, ModelSpec, read_spec
-from lorafit.plan import fit, numbers
+from lorafit.modelspec import read_spec
+from lorafit.opening import AnswerRequest, base_name, device_and_precision, tokenizer_folder
 from lorafit.rundir import RunInfo
 from lorafit.sampling import Sampling
 from lorafit.worker import work
-
-FLOAT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
 def train(config: TrainConfig) -> Iterator[Event]:
@@ -48,16 +47,11 @@ def settings_of_run(name: str, output_dir: Path) -> dict[str, Any]:
 # chat
 
 
-class ChatRequest(BaseModel):
+class ChatRequest(AnswerRequest):
     """Talk to a model, with the adapter of a run or as it is."""
-
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
     lora_weights: str | None = Field(
         None, description="A run, its final_model, or a checkpoint (None: the base model alone)."
-    )
-    base_model: str | None = Field(
-        None, description="Base model: a folder, a hub id, or `demo` (None: the adapter's own)."
     )
     interactive: bool = Field(
         False, description="Talk, question by question; what happens anyway without a prompt or test file."
@@ -65,21 +59,6 @@ class ChatRequest(BaseModel):
     prompt: str | None = Field(None, description="Answer this and stop; only the answer is printed.")
     test_file: str | None = Field(None, description="Answer this text file, a question a line, as JSON Lines.")
     output: str | None = Field(None, description="Where the answers to --test_file go (None: the terminal).")
-    temperature: float = Field(0.7, description="How freely to choose words; 0: always the likeliest.", ge=0)
-    top_p: float = Field(
-        0.9, description="Choose among the likeliest tokens that together have this share.", gt=0, le=1
-    )
-    max_new_tokens: int = Field(512, description="Longest answer in tokens.", ge=1)
-    seed: int = Field(42, description="Decides the choices; the same seed gives the same answers.", ge=0)
-    system_prompt: str | None = Field(None, description="System text (None: what the adapter was trained with).")
-    device: Literal["auto", "cuda", "mps", "cpu"] = Field("auto", description="Device to answer on.")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="Number format of the weights.")
-    trust_remote_code: bool = Field(
-        False, description="Run code that comes with the model. Only for models whose author you trust."
-    )
-    hub: Literal["huggingface", "modelscope"] = Field("huggingface", description="Hub that names are looked up on.")
-    hf_endpoint: str | None = Field(None, description="Mirror of the Hugging Face hub, e.g. https://hf-mirror.com.")
-    lang: Literal["en", "zh"] | None = Field(None, description="Language to speak (None: by locale).")
 
 
 def check_request(request: ChatRequest) -> None:
@@ -99,13 +78,13 @@ def open_chat(request: ChatRequest, say: Say = silent) -> Chat:
     machine = hardware.detect()
     hardware.check(machine)
     adapter = None if request.lora_weights is None else rundir.find_adapter(Path(request.lora_weights).expanduser())
-    base = find_model(_base_name(request, adapter), hub=request.hub, endpoint=request.hf_endpoint, say=say)
+    base = find_model(base_name(request, adapter), hub=request.hub, endpoint=request.hf_endpoint, say=say)
     spec = read_spec(base.folder)
     if adapter is not None:
         check_shapes(adapter, spec)
-    device, precision = _device_and_precision(request, machine, spec)
+    device, precision = device_and_precision(request, machine, spec)
     settings = ChatSettings() if adapter is None else read_chat_settings(adapter)
-    tokenizer = load_tokenizer(_tokenizer_folder(adapter, base.folder), trust_remote_code=request.trust_remote_code)
+    tokenizer = load_tokenizer(tokenizer_folder(adapter, base.folder), trust_remote_code=request.trust_remote_code)
     say(_("Loading {model} on {device} ...").format(model=base.name, device=device))
     engine: Engine = registry.load(registry.ENGINES["torch"]).open(
         Setup(base.folder, base.name, device, precision, trust_remote_code=request.trust_remote_code)
@@ -144,36 +123,12 @@ def answers(chat: Chat, questions: list[str]) -> Iterator[dict[str, str]]:
         yield {"question": question, "answer": chat.answer(question)}
 
 
-def _base_name(request: ChatRequest, adapter: Path | None) -> str:
-    if request.base_model is not None:
-        return request.base_model
-    if adapter is None:
-        raise ConfigError(
-            _("Which model should answer?"),
-            fix=_("Give --lora_weights RUN (`lorafit runs` lists them), or --base_model NAME."),
-        )
-    base_model = read_adapter_config(adapter).base_model
-    if base_model is None:
-        raise AdapterError(
-            _("The adapter does not say what its base model is."), where=adapter, fix=_("Name it with --base_model.")
-        )
-    return base_model
+# compare
 
 
-def _tokenizer_folder(adapter: Path | None, base: Path) -> Path:
-    """The adapter's folder where it has a tokenizer of its own, else the base's."""
-    own = adapter is not None and any((adapter / name).is_file() for name in TOKENIZER_FILES)
-    return adapter if adapter is not None and own else base
-
-
-def _device_and_precision(request: ChatRequest, machine: Machine, spec: ModelSpec) -> tuple[str, str]:
-    """As for training: the first precision whose weights fit, else the smallest."""
-    config = TrainConfig(device=request.device, precision=request.precision)
-    device = numbers.choose_device(config, machine).value
-    precisions = numbers.precisions(config, machine, device)
-    available = fit.available_bytes(machine, device)
-    fitting = [p for p in precisions if spec.parameters * FLOAT_BYTES[p] <= fit.MARGIN * available]
-    return device, (fitting or precisions[-1:])[0]
+def compare(request: CompareRequest, say: Say = silent) -> Comparison:
+    """Base and adapters over the same held-out rows and questions. Raises LorafitErrors, the cheap ones first."""
+    return contest.compare(request, read_questions, say)
 
 
 # data

@@ -15,9 +15,9 @@ PACKAGE = ROOT / "lorafit"
 FLOORS = [
     "errors units events messages",  # 0 words
     "config registry hardware modelspec demo hub",  # 1 facts
-    "data plan adapter rundir checkpoint sampling hashing",  # 2 thinking (numpy at most)
+    "data plan adapter rundir checkpoint sampling hashing figures",  # 2 thinking (numpy at most)
     "engines",  # 3 muscle (torch)
-    "loop worker awake generate resume modelcard preflight show history checkup",  # 4 jobs
+    "loop worker awake generate resume modelcard preflight show history checkup opening heldout compare contest",  # 4 jobs
     "verbs",  # 5 use cases
     "cli faces run_faces completion arguments reporters",  # 6 faces
     "__main__",
@@ -128,7 +128,7 @@ def test_the_planner_needs_no_tensor_library() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("face", ["train.py", "inference.py"])
+@pytest.mark.parametrize("face", ["train.py", "inference.py", "compare_models.py"])
 def test_a_face_without_the_package_says_what_to_do_in_both_languages(face: str) -> None:
     # -S: this Python, as if nothing had been installed.
     done = subprocess.run([sys.executable, "-S", face], cwd=ROOT, capture_output=True, text=True, encoding="utf-8")

@@ -1,0 +1,79 @@
+"""Did it help, and how sure is that? Figures over losses and answers; no model here."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lorafit.registry import Entry, load
+
+Float64 = NDArray[np.float64]
+
+CITATION = re.compile(r"《[^《》]+》\s*第\s*[〇零一二三四五六七八九十百千两\d]+\s*条")
+RESAMPLES, SEED, LEVEL = 10_000, 42, 0.95
+CHUNK = 1 << 22  # drawn indices held at once
+_INSTALL = "pip install sacrebleu rapidfuzz"
+CHRF = Entry("sacrebleu.metrics:CHRF", _INSTALL)
+CHINESE_TOKENS = Entry("sacrebleu.tokenizers.tokenizer_zh:TokenizerZh", _INSTALL)
+INDEL = Entry("rapidfuzz.distance:Indel", _INSTALL)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Tuned minus base, in nats per target token, and its confidence interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """How near answers are to their references, 0 to 100: chrF over all of them, the mean of their ROUGE-L."""
+
+    chrf: float
+    rouge_l: float
+
+
+def bootstrap(base_S: Float64, tuned_S: Float64, tokens_S: NDArray[np.int64], seed: int = SEED) -> Difference | None:
+    """Difference of two models' losses on the same S samples, with its 95% interval; None for fewer than two samples.
+
+    `base_S` and `tuned_S` are sums (nats) over each sample's `tokens_S` target tokens. The difference is
+    sum_S (tuned - base) / sum_S tokens. Samples, not tokens, are drawn anew, since the tokens of one are alike; a drawn
+    sample brings both its losses. Percentile interval over 10 000 draws (Efron and Tibshirani, An Introduction to the
+    Bootstrap, 1993, chapter 13; paired over test samples as in Koehn, EMNLP 2004).
+    """
+    count = len(tokens_S)
+    if count < 2:
+        return None
+    delta_S = tuned_S - base_S
+    rng = np.random.default_rng(seed)
+    means = []
+    left = RESAMPLES
+    while left > 0:
+        rows = min(left, max(CHUNK // count, 1))
+        drawn_RS = rng.integers(0, count, (rows, count))
+        means.append(delta_S[drawn_RS].sum(1) / tokens_S[drawn_RS].sum(1))
+        left -= rows
+    low, high = np.quantile(np.concatenate(means), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Difference(float(delta_S.sum() / tokens_S.sum()), float(low), float(high))
+
+
+def citations(text: str) -> set[str]:
+    """The statutes that `text` cites, as 《…》第…条 without white space."""
+    return {"".join(match.split()) for match in CITATION.findall(text)}
+
+
+def likeness(answers: Sequence[str], references: Sequence[str]) -> Likeness:
+    """chrF and ROUGE-L of `answers` against `references`. Raises LorafitError where their packages are not installed.
+
+    chrF (Popović, WMT 2015): F2 of the n-grams of one to six characters, white space left out, by sacrebleu.
+    ROUGE-L (Lin, 2004): F1 of the longest common subsequence of tokens, 2 LCS / (m + n), which is rapidfuzz's Indel
+    similarity; a token is a Chinese character or, by sacrebleu's `zh` tokeniser, a word or a mark; case is ignored.
+    """
+    chrf, tokenise, indel = load(CHRF)(), load(CHINESE_TOKENS)(), load(INDEL)
+    pairs = [[tokenise(text.lower()).split() for text in pair] for pair in zip(answers, references, strict=True)]
+    rouge = [100 * indel.normalized_similarity(answer, reference) for answer, reference in pairs]
+    return Likeness(float(chrf.corpus_score(list(answers), [list(references)]).score), float(np.mean(rouge)))

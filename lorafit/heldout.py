@@ -1,0 +1,62 @@
+"""Which rows did a run hold out? Rebuilt from its settings by what training uses, and checked against its plan."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorafit.config import TrainConfig
+from lorafit.data.dataset import prepare
+from lorafit.data.formats import Conversation
+from lorafit.data.render import Tokenizer
+from lorafit.data.sources import read_rows
+from lorafit.data.store import SampleStore, digest
+from lorafit.errors import RunError
+from lorafit.messages import _
+from lorafit.plan.plan import Plan
+from lorafit.resume import saved_config
+from lorafit.rundir import RunDir
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Rows that a run did not learn from; of equal ones `conversations` has one. Equal rows have an equal `digest`."""
+
+    samples: SampleStore
+    conversations: list[Conversation]
+    digest: str
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run, and what it was trained by."""
+
+    run: RunDir
+    config: TrainConfig
+    plan: Plan
+
+
+def run_of(adapter: Path) -> RunDir | None:
+    """The run that `adapter` is, or lies in: a run, its final_model, its checkpoints/step-...; None for any other folder."""
+    path = adapter.absolute()
+    folders = (path, path.parent, path.parent.parent)
+    return next((run for run in map(RunDir, folders) if run.config.is_file() and run.plan.is_file()), None)
+
+
+def read_trained(run: RunDir) -> Trained:
+    """What `run` was trained by. Raises ConfigError or RunError."""
+    return Trained(run, saved_config(run), Plan.load(run.plan))
+
+
+def held_out_rows(trained: Trained, tokenizer: Tokenizer) -> HeldOut:
+    """The rows that the run held out. Raises LorafitErrors: the data are gone, or no longer what the run was trained with."""
+    config, where = trained.config, trained.run.path
+    rows = read_rows(config.dataset_name, config.dataset_split, hub=config.hub, endpoint=config.hf_endpoint)
+    data = prepare(rows, tokenizer, config)
+    if data.digest != trained.plan.data_digest:
+        raise RunError(
+            _("The data are no longer what the run was trained with; rows that it has seen may be among the held-out."),
+            where=where,
+            found=f"{data.digest[:16]} != {trained.plan.data_digest[:16]}",
+        )
+    if not len(data.valid):
+        raise RunError(_("The run held nothing out for validation."), where=where)
+    return HeldOut(data.valid, data.valid_conversations, digest(data.valid))

@@ -1,0 +1,112 @@
+"""Are the figures of a comparison those that a hand calculation gives?"""
+
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from lorafit import figures
+from lorafit.errors import LorafitError
+from lorafit.figures import Difference, bootstrap, citations, likeness
+from lorafit.registry import Entry
+
+
+def losses(samples: int, seed: int = 0) -> tuple[figures.Float64, figures.Float64, figures.NDArray[np.int64]]:
+    """Sums of base and tuned losses, and target tokens, of samples that differ much in length and gain."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(5, 200, samples)
+    return tokens * rng.normal(2.8, 0.2, samples), tokens * rng.normal(2.0, 0.4, samples), tokens
+
+
+def test_the_interval_is_that_of_a_direct_simulation() -> None:
+    base, tuned, tokens = losses(20)
+    found = bootstrap(base, tuned, tokens)
+    assert found is not None
+    draw = random.Random(7)
+    means = []
+    for _i in range(20_000):
+        drawn = [draw.randrange(20) for _place in range(20)]
+        means.append(sum(tuned[i] - base[i] for i in drawn) / sum(int(tokens[i]) for i in drawn))
+    means.sort()
+    assert found.mean == pytest.approx((tuned.sum() - base.sum()) / tokens.sum(), rel=1e-12)
+    assert found.low == pytest.approx(means[500], abs=0.01)
+    assert found.high == pytest.approx(means[19_500], abs=0.01)
+    assert found.low < found.mean < found.high
+
+
+def test_long_samples_count_by_their_tokens() -> None:
+    base, tuned = np.array([10.0, 1000.0]), np.array([20.0, 900.0])
+    found = bootstrap(base, tuned, np.array([10, 1000]))
+    assert found is not None
+    assert found.mean == pytest.approx(-90 / 1010)
+    assert (found.low, found.high) == (pytest.approx(-0.1), pytest.approx(1.0))
+
+
+def test_the_same_losses_give_the_same_interval_however_many_are_drawn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = bootstrap(*losses(33))
+    assert bootstrap(*losses(33)) == whole
+    monkeypatch.setattr(figures, "CHUNK", 1000)
+    assert bootstrap(*losses(33)) == whole
+
+
+def test_no_difference_is_surely_none_and_one_sample_says_nothing() -> None:
+    base, _tuned, tokens = losses(9)
+    assert bootstrap(base, base, tokens) == Difference(0.0, 0.0, 0.0)
+    assert bootstrap(base[:1], base[:1], tokens[:1]) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("根据《民法典》第一千零七十九条，可以。", {"《民法典》第一千零七十九条"}),
+        ("《劳动合同法》 第 82 条和《刑法》第二百三十四条第二款", {"《劳动合同法》第82条", "《刑法》第二百三十四条"}),
+        ("《刑法》第一百二十条之一", {"《刑法》第一百二十条"}),
+        ("《民法典》规定，第三条合同有效", set()),
+        ("民法典第一千条", set()),
+        ("《民法典》第三章", set()),
+        ("", set()),
+    ],
+)
+def test_a_statute_is_a_title_and_an_article(text: str, found: set[str]) -> None:
+    assert citations(text) == found
+
+
+def chrf(answer: str, reference: str) -> float:
+    """F2 of the mean precision and the mean recall of character n-grams of orders 1 to 6 (Popović 2015)."""
+    precisions, recalls = [], []
+    for n in range(1, 7):
+        a, r = (Counter(t[i : i + n] for i in range(len(t) - n + 1)) for t in (answer, reference))
+        same = (a & r).total()
+        precisions.append(same / a.total())
+        recalls.append(same / r.total())
+    precision, recall = sum(precisions) / 6, sum(recalls) / 6
+    return 100 * 5 * precision * recall / (4 * precision + recall)
+
+
+def test_chrf_and_rouge_are_those_computed_by_hand() -> None:
+    pytest.importorskip("sacrebleu")
+    pytest.importorskip("rapidfuzz")
+    answer, reference = "可以向法院起诉离婚", "可以直接向人民法院起诉"
+    found = likeness([answer], [reference])
+    assert found.chrf == pytest.approx(chrf(answer, reference))
+    # longest common subsequence: 可以向法院起诉, 7 of 9 and 11 characters
+    assert found.rouge_l == pytest.approx(100 * 2 * 7 / (9 + 11))
+
+
+def test_an_english_word_is_one_token_and_case_does_not_matter() -> None:
+    pytest.importorskip("sacrebleu")
+    pytest.importorskip("rapidfuzz")
+    # 使 用 lora and two more characters: five tokens each, three in common.
+    assert likeness(["使用lora训练"], ["使用LoRA微调"]).rouge_l == pytest.approx(100 * 2 * 3 / (5 + 5))
+    same, empty = likeness(["一样。"], ["一样。"]), likeness([""], ["一样。"])
+    assert (same.chrf, same.rouge_l) == (pytest.approx(100), pytest.approx(100))
+    assert (empty.chrf, empty.rouge_l) == (0, 0)
+
+
+def test_a_missing_package_is_named_with_the_command_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "CHRF", Entry("no_such_package.metrics:CHRF", figures.CHRF.install))
+    with pytest.raises(LorafitError) as caught:
+        likeness(["一"], ["一"])
+    assert "no_such_package" in caught.value.what
+    assert "pip install sacrebleu rapidfuzz" in str(caught.value.fix)
