@@ -28,7 +28,7 @@ class FusedLinear:
     """y = x W^T + b, plus each part's LoRA delta, forward and backward by hand."""
 
     def __init__(self, parts: Sequence[nn.Module]) -> None:
-        bases = [part.base if isinstance(part, LoRALinear) else part for part in parts]
+        bases = [base_of(part) for part in parts]
         self.weight_OI = _fused([base.weight for base in bases])
         self.bias_O = _fused([base.bias for base in bases]) if bases[0].bias is not None else None
         self.outputs = [base.out_features for base in bases]
@@ -78,6 +78,13 @@ class FusedLinear:
             grad_TR[:, delta.ranks] *= layer.scale
         self.a_grad_RI.addmm_(grad_TR.t(), x_TI)
         return (grad_TO @ self.weight_OI).addmm_(grad_TR, self.a_RI) if to_input else None
+
+
+def base_of(part: nn.Module) -> nn.Linear:
+    """The frozen layer under a LoRA, or the layer itself."""
+    base = part.base if isinstance(part, LoRALinear) else part
+    assert isinstance(base, nn.Linear)
+    return base
 
 
 def _fused(parts: Sequence[Tensor]) -> Tensor:
