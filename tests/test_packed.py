@@ -75,6 +75,12 @@ def test_what_it_does_not_compute_takes_the_generic_path_and_says_why(tmp_path: 
     assert any("Generic path" in note for note in engine.facts.notes)
 
 
+def test_a_window_longer_than_the_samples_of_the_check_is_not_overlooked(tmp_path: Path) -> None:
+    engine = tiny.open_engine(tiny.save_model("mistral", tmp_path, sliding_window=100), tiny.make_plan())
+    assert engine.packed is None
+    assert any("the whole sample" in note for note in engine.facts.notes)
+
+
 @pytest.mark.parametrize("changes", [{"lora_dropout": 0.1}, {"quantization": "4bit"}, {"precision": "bf16"}])
 def test_dropout_quantisation_and_half_precision_take_the_generic_path(tmp_path: Path, changes: dict[str, Any]) -> None:
     engine = tiny.open_engine(tiny.save_model("llama", tmp_path), dataclasses.replace(tiny.make_plan(), **changes))

@@ -81,6 +81,8 @@ def unfit(decoder: Any, head: Head, plan: Plan, device: Device) -> str | None:
     parts = all(hasattr(decoder, name) for name in ("layers", "norm", "rotary_emb", "embed_tokens"))
     if not (parts and all(looks_like_llama(layer) for layer in decoder.layers) and type(head.linear) is nn.Linear):
         return _("the fast path knows Llama's shape, and this model differs from it")
+    if getattr(decoder.config, "sliding_window", None) is not None:  # longer than the samples that are compared at load
+        return _("the fast path lets every token see the whole sample before it")
     if plan.lora_dropout > 0:
         return _("the fast path has no dropout")
     if plan.precision != "fp32" or plan.quantization != "none":
