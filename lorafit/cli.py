@@ -84,6 +84,9 @@ def _command(argv: list[str]) -> int:
     if name in ("--help", "-h"):
         print(overview())
         return OK
+    if name.replace("-", "_") == "__print_completion":
+        print(load(Entry("lorafit.completion:script", PACKAGES))(rest[0] if rest else ""), end="")
+        return OK
     if name in COMMANDS:
         code: int = load(COMMANDS[name].face)(rest)
         return code
@@ -101,9 +104,13 @@ def overview() -> str:
     """What `lorafit --help` prints."""
     lines = [_("LoRA fine-tuning that fits the machine in front of you."), "", _("usage: lorafit COMMAND [flags]"), ""]
     lines += [f"  {name:<8}{command.help()}" for name, command in COMMANDS.items()]
-    return "\n".join(
-        [*lines, "", _("`lorafit COMMAND --help` lists the flags of a command; `lorafit --version` tells the version.")]
-    )
+    more = [
+        _("`lorafit COMMAND --help` lists the flags of a command; `lorafit --version` tells the version."),
+        _("Let the Tab key complete commands, flags and runs:"),
+        "  lorafit --print_completion bash > ~/.lorafit.bash && echo 'source ~/.lorafit.bash' >> ~/.bashrc",
+        "  lorafit --print_completion zsh > ~/.lorafit.zsh && echo 'source ~/.lorafit.zsh' >> ~/.zshrc",
+    ]
+    return "\n".join([*lines, "", *more])
 
 
 def flag_value(argv: list[str], name: str) -> str | None:

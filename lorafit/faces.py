@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lorafit import verbs
-from lorafit.arguments import check_arguments, part_words
+from lorafit.arguments import HELP, check_arguments, part_words
 from lorafit.cli import OK, USER, flag_value
 from lorafit.config import DEMO_PRESET, TrainConfig, make_config, read_yaml
 from lorafit.contest import CompareRequest, page_path
@@ -171,7 +171,8 @@ def train_config(argv: list[str]) -> TrainConfig:
     written = read_yaml(Path(file)) if file else {}
     demo = flag_value(argv, "demo") is not None or written.get("demo") is True
     settings = (DEMO_PRESET if demo else {}) | written
-    if run := flag_value(argv, "resume") or written.get("resume"):
+    run = flag_value(argv, "resume") or written.get("resume")
+    if run and not set(HELP) & set(argv):
         output_dir = flag_value(argv, "output_dir") or settings.get("output_dir", "output")
         settings = verbs.settings_of_run(str(run), Path(output_dir)) | settings
     return parse(TrainConfig, argv, "train", make_config(settings, file or _("the command line")))

@@ -35,7 +35,8 @@ def attempt(entry: Entry, device: str, precision: str) -> dict[str, object]:
     except ModuleNotFoundError as error:
         return _missing(error, entry)
     except Exception as error:  # a backend that is broken raises whatever it likes; that is what is asked for here
-        return {"good": False, "found": f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}"}
+        first = str(error).strip().partition("\n")[0]
+        return {"good": False, "found": f"{type(error).__name__}: {first}"}
 
 
 def _missing(error: ModuleNotFoundError, entry: Entry) -> dict[str, object]:
