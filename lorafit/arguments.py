@@ -11,9 +11,19 @@ from pydantic import BaseModel, ValidationError
 
 from lorafit.config import is_switch, setting_error, wanted
 from lorafit.errors import ConfigError
-from lorafit.messages import _
+from lorafit.messages import _, translate
 
 HELP = ("-h", "--help")
+
+
+_english: dict[tuple[type[BaseModel], str], str] = {}
+
+
+def speak(kind: type[BaseModel]) -> None:
+    """Put the help of `kind`'s fields into the language spoken now."""
+    for name, field in kind.model_fields.items():
+        english = _english.setdefault((kind, name), field.description or "")
+        field.description = translate(english)
 
 
 def check_arguments(kind: type[BaseModel], argv: Sequence[str], verb: str) -> None:

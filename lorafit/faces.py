@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lorafit import verbs
-from lorafit.arguments import HELP, check_arguments, part_words
+from lorafit.arguments import HELP, check_arguments, part_words, speak
 from lorafit.cli import OK, USER, flag_value
 from lorafit.config import DEMO_PRESET, TrainConfig, make_config, read_yaml
 from lorafit.contest import CompareRequest, page_path
@@ -180,6 +180,7 @@ def train_config(argv: list[str]) -> TrainConfig:
 
 def parse(kind: type[Settings], argv: list[str], verb: str, default: Settings | None = None) -> Settings:
     """`argv` as settings of `kind`, by tyro: hyphens and underscores, help from the fields, near names suggested."""
+    speak(kind)
     check_arguments(kind, argv, verb)
     os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")
     return tyro.cli(kind, args=argv, default=default or kind(), prog=f"lorafit {verb}", use_underscores=True)

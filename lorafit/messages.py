@@ -39,3 +39,8 @@ def language() -> str:
 def _(text: str) -> str:
     """`text` in the language spoken now."""
     return _translation.gettext(text)
+
+
+def translate(text: str) -> str:
+    """A text that is not written at the call: the help of a setting (`what`, `how` and `Field` mark it)."""
+    return _translation.gettext(text)

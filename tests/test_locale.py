@@ -20,12 +20,25 @@ def catalogue() -> Catalog:
 
 
 def texts_in_code() -> Iterator[tuple[str, str]]:
-    """(text, file:line) of every `_("...")`."""
+    """(text, file:line) of every `_("...")`, and of the help in every `what(...)`, `how(...)` and `Field(...)`."""
     for path in sorted((ROOT / "lorafit").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "_" and node.args:
-                assert isinstance(node.args[0], ast.Constant), f"{path}:{node.lineno}: `_` takes a literal"
-                yield node.args[0].value, f"{path.relative_to(ROOT)}:{node.lineno}"
+            text = text_of(node)
+            if text is not None:
+                assert isinstance(text, ast.Constant), f"{path}:{text.lineno}: a text for users is a literal"
+                yield text.value, f"{path.relative_to(ROOT)}:{text.lineno}"
+
+
+def text_of(node: ast.AST) -> ast.expr | None:
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+        return None
+    if node.func.id == "_" and node.args:
+        return node.args[0]
+    if node.func.id in ("what", "how"):
+        return node.args[1]
+    helps = [keyword.value for keyword in node.keywords if keyword.arg == "description"]
+    is_inner = bool(helps) and isinstance(helps[0], ast.Name)  # what() and how() themselves
+    return helps[0] if node.func.id == "Field" and helps and not is_inner else None
 
 
 def placeholders(text: str) -> list[str]:
