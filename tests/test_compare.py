@@ -205,7 +205,7 @@ def test_a_file_with_answers_has_references_and_a_text_file_has_none(run: Path, 
     text = verbs.compare(CompareRequest(test_file=str(tmp_path / "q.txt"), **common))
     assert [q.reference for q in text.questions] == [None, None]
     assert text.base.figures.likeness is None
-    assert not [line.label for line in lines(text) if line.label in ("chrF", "ROUGE-L")]
+    assert not [line.label for line in lines(text) if "ROUGE-L" in line.label]
 
 
 # wrong input

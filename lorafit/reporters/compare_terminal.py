@@ -4,7 +4,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lorafit.compare import Comparison, Question, Side
+from lorafit.compare import Comparison, Side
 from lorafit.messages import _
 from lorafit.reporters import compare_words as words
 
@@ -21,21 +21,18 @@ STYLES: dict[words.Kind, str] = {
 
 def show_comparison(comparison: Comparison, console: Console) -> None:
     """Print figures, notes and answers."""
-    console.print(Text(words.subtitle(comparison), "dim"), soft_wrap=not console.is_terminal)
+    asked, piped = len(comparison.questions), not console.is_terminal
+    console.print(Text(words.subtitle(comparison), "dim"), soft_wrap=piped)
     console.print(_figures(comparison))
     for note in comparison.notes:
-        console.print(Text(f"⚠ {note}", "yellow"), soft_wrap=not console.is_terminal)
-    shown = comparison.questions[:SHOWN] if console.is_terminal else comparison.questions
-    show = _side_by_side if _fits(comparison, console) else _one_below_another
-    for place in range(len(shown)):
-        console.print(show(place, comparison), soft_wrap=not console.is_terminal)
-    if len(shown) < len(comparison.questions):
-        more = len(comparison.questions) - len(shown)
-        console.print(Text(_("{n} more questions are on the page.").format(n=more), "dim"))
-
-
-def _fits(comparison: Comparison, console: Console) -> bool:
-    return console.is_terminal and console.width >= NARROWEST * len(comparison.sides)
+        console.print(Text(f"⚠ {note}", "yellow"), soft_wrap=piped)
+    fits = console.width >= NARROWEST * len(comparison.sides)
+    show = _lines if piped else _side_by_side if fits else _one_below_another
+    shown = asked if piped else min(asked, SHOWN)
+    for place in range(shown):
+        console.print(show(place, comparison), soft_wrap=piped)
+    if shown < asked:
+        console.print(Text("\n" + _("{n} more questions are on the page.").format(n=asked - shown), "dim"))
 
 
 def _figures(comparison: Comparison) -> Table:
@@ -59,23 +56,32 @@ def _side_by_side(place: int, comparison: Comparison) -> RenderableType:
     table = Table(box=None, padding=(0, 2, 0, 0), expand=True, header_style="dim", pad_edge=False)
     for side in comparison.sides:
         table.add_column(side.name, ratio=1, overflow="fold")
-    table.add_row(*(_answer(comparison, side, place) for side in comparison.sides))
-    return Group(*_asked(place, comparison.questions[place]), table)
+    table.add_row(*(Group(*_answer(comparison, side, place)) for side in comparison.sides))
+    return Group(*_asked(place, comparison), table)
 
 
 def _one_below_another(place: int, comparison: Comparison) -> RenderableType:
-    answers = [Text.assemble((f"{s.name}: ", "dim"), _answer(comparison, s, place)) for s in comparison.sides]
-    return Group(*_asked(place, comparison.questions[place]), *answers)
+    answers = ((Text(side.name, "dim"), *_answer(comparison, side, place)) for side in comparison.sides)
+    return Group(*_asked(place, comparison), *(text for answer in answers for text in answer))
 
 
-def _asked(place: int, question: Question) -> list[RenderableType]:
-    asked: list[RenderableType] = [Text(""), Text(words.question_text(place + 1, question), "bold")]
-    if question.reference is not None:
-        asked.append(Text.assemble((_("reference: "), "dim"), question.reference))
-    return asked
+def _asked(place: int, comparison: Comparison) -> list[Text]:
+    question = comparison.questions[place]
+    asked = [Text(""), Text(words.question_text(place + 1, question), "bold")]
+    # A label has a line of its own: rich would break a Chinese text, which has no spaces, behind it.
+    return asked if question.reference is None else [*asked, Text(_("reference"), "dim"), Text(question.reference)]
 
 
-def _answer(comparison: Comparison, side: Side, place: int) -> Text:
+def _answer(comparison: Comparison, side: Side, place: int) -> list[Text]:
     text = Text.assemble(*((piece, STYLES[kind]) for piece, kind in words.side_pieces(comparison, side, place)))
     note = words.answer_note(side.answers[place])
-    return Text.assemble(text, (f" … ({note})", "dim")) if note else text
+    return [text, Text(f"({note})", "dim")] if note else [text]
+
+
+def _lines(place: int, comparison: Comparison) -> RenderableType:
+    """For a pipe: a line for each text."""
+    question = comparison.questions[place]
+    told = [] if question.reference is None else [(_("reference"), Text(question.reference))]
+    told += [(side.name, Text(" ").join(_answer(comparison, side, place))) for side in comparison.sides]
+    asked = Text("\n" + words.question_text(place + 1, question))
+    return Group(asked, *(Text.assemble(f"{label}: ", text) for label, text in told))

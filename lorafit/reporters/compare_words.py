@@ -63,11 +63,11 @@ def _loss_lines(comparison: Comparison) -> list[Line]:
     one_base = len({(losses.base, losses.rows) for losses in known}) == 1
     rows, targets = known[0].rows, known[0].base.num_targets
     measured = (
-        _("nats a token, {tokens:,} tokens of {rows} rows that the run held out").format(tokens=targets, rows=rows)
+        _("nats a token; {tokens:,} tokens, {rows} rows").format(tokens=targets, rows=rows)
         if one_base
-        else _("nats a token, on the rows that each run held out")
+        else _("nats a token, on each run's own rows")
     )
-    interval = _("95% by bootstrap over the rows; below 0 is better")
+    interval = _("95% by bootstrap; below 0 is better")
 
     def told(mean: Callable[[float], str]) -> list[Cell]:
         base = Cell(mean(known[0].base.mean) if one_base else "")
@@ -76,7 +76,7 @@ def _loss_lines(comparison: Comparison) -> list[Line]:
     return [
         Line(_("held-out loss"), measured, told(lambda loss: f"{loss:.4f}")),
         Line(_("difference from the base"), interval, [Cell(""), *(_difference(s.losses) for s in comparison.tuned)]),
-        Line(_("perplexity"), _("exp(loss)"), told(_perplexity)),
+        Line(_("perplexity"), "", told(_perplexity)),
     ]
 
 
@@ -107,20 +107,20 @@ def _perplexity(loss: float) -> str:
 
 
 def _answer_lines(comparison: Comparison) -> list[Line]:
-    sides, references = comparison.sides, _("against the reference answers; 100: the same")
+    sides, longest = comparison.sides, comparison.sampling.max_new_tokens
     found = [
-        (_("chrF"), references, [_number(s, "chrf") for s in sides]),
-        (_("ROUGE-L"), references, [_number(s, "rouge_l") for s in sides]),
-        (_("cites a statute"), _("answers with 《…》第…条"), [_share(s, s.figures.citing) for s in sides]),
+        (_("chrF, ROUGE-L"), _("likeness to the references, to 100"), [_likeness(s) for s in sides]),
+        (_("cites a statute (《…》第…条)"), "", [_share(s, s.figures.citing) for s in sides]),
         (_("cites one that the reference cites"), "", [_share(s, s.figures.agreeing) for s in sides]),
-        (_("mean length"), _("characters"), [Cell(f"{s.figures.characters:,.0f}") for s in sides]),
-        (_("cut off at the longest length"), _("answers"), [_share(s, s.figures.cut) for s in sides]),
+        (_("mean length in characters"), "", [Cell(f"{s.figures.characters:,.0f}") for s in sides]),
+        (_("cut off at {n} tokens").format(n=longest), "", [_share(s, s.figures.cut) for s in sides]),
     ]
     return [Line(label, note, cells) for label, note, cells in found if any(cell.text for cell in cells)]
 
 
-def _number(side: Side, name: str) -> Cell:
-    return Cell("" if side.figures.likeness is None else f"{getattr(side.figures.likeness, name):.1f}")
+def _likeness(side: Side) -> Cell:
+    found = side.figures.likeness
+    return Cell("" if found is None else f"{found.chrf:.1f}, {found.rouge_l:.1f}")
 
 
 def _share(side: Side, count: int | None) -> Cell:
