@@ -72,7 +72,7 @@ def does_not_fit(config: TrainConfig, spec: ModelSpec, attempt: Fit, available: 
         _("This does not fit: training needs {need}, and {share:.0%} of {available} may be used.").format(
             need=bytes_text(attempt.peak_bytes), share=MARGIN, available=bytes_text(available)
         ),
-        where=f"{attempt.layout.device}, {attempt.layout.precision}, {_('longest sample')} {attempt.layout.longest}",
+        where=_("{device}, {precision}, longest sample {longest}").format(**vars(attempt.layout)),
         found=", ".join(parts),
         fix="\n".join(_remedies(config, spec, attempt, available)),
     )
