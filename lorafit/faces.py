@@ -125,16 +125,18 @@ def data(argv: list[str]) -> int:
     argv = [re.sub(r"^-o(=|$)", r"--output\1", word) for word in argv]
     files, flags = part_words(DataRequest, argv)
     request = parse(DataRequest, flags, "data", DataRequest.model_validate({"files": files}))
-    page = None if request.output is None else data_page.page_path(request.output)
-    notes, console = Console(stderr=True, highlight=False), Console(highlight=False)
-    with notes.status(_("Getting ready ...")) if notes.is_interactive else contextlib.nullcontext() as status:
-        report = verbs.data(request, (lambda text: status.update(Text(text))) if status else silent)
+    page = None if request.output is None else Path(request.output).expanduser()
+    if page is not None:
+        check_page(page)
+    with told(Console(stderr=True, highlight=False)) as say:
+        report = verbs.data(request, say)
+    console = Console(highlight=False)
     if page is None:
         show_data(report, console)
     else:
-        data_page.write_page(report, page)
+        write_page(data_page.page(report), page)
         show_figures(report, console)
-        console.print(Text(_("✓ report: {path}").format(path=page)), soft_wrap=True)
+        console.print(Text("\n" + _("✓ report: {path}").format(path=page)), soft_wrap=True)
     return OK
 
 

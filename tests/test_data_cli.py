@@ -18,8 +18,9 @@ from lorafit.arguments import part_words
 from lorafit.cli import main
 from lorafit.data.findings import DataReport
 from lorafit.messages import set_language
-from lorafit.reporters.data_page import page, write_page
+from lorafit.reporters.data_page import page
 from lorafit.reporters.data_terminal import show_data
+from lorafit.reporters.pages import write_page
 from lorafit.verbs import DataRequest
 
 Output = pytest.CaptureFixture[str]
@@ -220,7 +221,7 @@ def test_a_page_speaks_chinese(report: DataReport) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
 def test_in_a_browser_nothing_of_the_data_runs(report: DataReport, tmp_path: Path) -> None:
-    write_page(report, tmp_path / "report.html")
+    write_page(page(report), tmp_path / "report.html")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", f"--user-data-dir={tmp_path / 'profile'}"]
     flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
     command = ["chromium", *flags, "--dump-dom", (tmp_path / "report.html").as_uri()]

@@ -1,19 +1,13 @@
 """How does a data report become one page that any browser shows, without a network? The page itself is data_report.html."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
-import jinja2
-
-import lorafit
-from lorafit.checkpoint import disk_errors, ensure_writable
 from lorafit.data.findings import DataReport, Lengths
-from lorafit.errors import DiskError
-from lorafit.messages import _, language
+from lorafit.messages import _
 from lorafit.reporters import data_words as words
+from lorafit.reporters.pages import render
 from lorafit.units import count_text
 
-TEMPLATE = Path(__file__).with_name("data_report.html")
 WIDTH, HEIGHT, LEFT, BELOW, ABOVE = 960, 280, 48, 34, 18  # of the histogram, and its margins
 
 
@@ -30,57 +24,29 @@ class Bar:
     title: str
 
 
-def page_path(output: str) -> Path:
-    """The file that `output` names. Raises DiskError unless it can be written; before the data is read."""
-    path = Path(output).expanduser()
-    if path.is_dir():
-        raise DiskError(
-            _("The report goes to a file; this is a folder."), where=path, fix=_("Name a file with --output.")
-        )
-    try:
-        ensure_writable(path.parent)
-    except DiskError as error:
-        error.fix = _("Name a file in a folder that you may write with --output.")
-        raise
-    return path
-
-
-def write_page(report: DataReport, path: Path) -> None:
-    """Write the page, whole or not at all. Raises DiskError."""
-    part = path.with_name(path.name + ".part")
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(page(report), "utf-8")
-        part.replace(path)
-
-
 def page(report: DataReport) -> str:
     """The report as HTML."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     titles, several = words.sample_titles(), len(report.files) > 1
-    return environment.from_string(TEMPLATE.read_text("utf-8")).render(
-        language="zh-CN" if language() == "zh" else "en",
-        title=words.title(report),
-        subtitle=words.subtitle(report),
-        figures=words.figures(report),
-        listings=words.listings(report),
-        lengths_title=_("Lengths in tokens, before any cut"),
-        bars=bars(report.lengths, report.max_length) if report.lengths else [],
-        limit=_limit(report.lengths, report.max_length) if report.lengths else None,
-        limit_label=_("max_length {n}").format(n=count_text(report.max_length)),
-        picture={"width": WIDTH, "height": HEIGHT, "left": LEFT, "floor": HEIGHT - BELOW, "above": ABOVE},
-        most=count_text(max(report.lengths.rows)) if report.lengths else "",
-        samples=[
+    facts: dict[str, object] = {
+        "title": words.title(report),
+        "subtitle": words.subtitle(report),
+        "figures": words.figures(report),
+        "listings": words.listings(report),
+        "lengths_title": _("Lengths in tokens, before any cut"),
+        "bars": bars(report.lengths, report.max_length) if report.lengths else [],
+        "limit": _limit(report.lengths, report.max_length) if report.lengths else None,
+        "limit_label": _("max_length {n}").format(n=count_text(report.max_length)),
+        "picture": {"width": WIDTH, "height": HEIGHT, "left": LEFT, "floor": HEIGHT - BELOW, "above": ABOVE},
+        "most": count_text(max(report.lengths.rows)) if report.lengths else "",
+        "samples": [
             (titles[kind], [(words.place_text(s.place, several), words.sample_text(s), s.pieces) for s in samples])
             for kind, samples in report.samples.items()
             if samples
         ],
-        legend=_("learned"),
-        other=_("read only"),
-        made=_("Made by lorafit {version}.").format(version=lorafit.__version__),
-    )
+        "legend": _("learned"),
+        "other": _("read only"),
+    }
+    return render("data_report.html", facts)
 
 
 def bars(lengths: Lengths, max_length: int) -> list[Bar]:
