@@ -123,16 +123,15 @@ def _entrants(names: list[str]) -> list[Entrant]:
     for name in names:
         path = Path(name).expanduser()
         folder, run = rundir.find_adapter(path), run_of(path)
-        short = folder.absolute().name if run is None else _short(run, folder)
+        short = folder.absolute().name if run is None else _short(run, folder.absolute())
         entrants.append(Entrant(short, folder, None if run is None else read_trained(run)))
     times = Counter(entrant.name for entrant in entrants)
     return [e if times[e.name] == 1 else replace(e, name=str(e.folder)) for e in entrants]
 
 
 def _short(run: rundir.RunDir, folder: Path) -> str:
-    """The run's name, with the adapter's place in it where that is not the final one."""
-    inside = folder.resolve().relative_to(run.path.resolve()).as_posix()
-    return run.name if inside == run.final_model.name else f"{run.name}/{inside}"
+    """The run's name, with the adapter's where that is not the final one."""
+    return run.name if folder.name == run.final_model.name else f"{run.name}/{folder.name}"
 
 
 def _asked(request: CompareRequest, read_lines: Callable[[Path], list[str]]) -> tuple[list[Question] | None, str]:

@@ -75,7 +75,7 @@ def _asked(place: int, comparison: Comparison) -> list[Text]:
 def _answer(comparison: Comparison, side: Side, place: int) -> list[Text]:
     text = Text.assemble(*((piece, STYLES[kind]) for piece, kind in words.side_pieces(comparison, side, place)))
     note = words.answer_note(side.answers[place])
-    return [text, Text(f"({note})", "dim")] if note else [text]
+    return [*([text] if text else []), *([Text(f"({note})", "dim")] if note else [])]
 
 
 def _lines(place: int, comparison: Comparison) -> RenderableType:

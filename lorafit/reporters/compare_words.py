@@ -34,7 +34,8 @@ class Line:
 
 
 def title(comparison: Comparison) -> str:
-    return " · ".join([_("Base and tuned answers"), *(side.name for side in comparison.tuned)])
+    only = [comparison.tuned[0].name] if len(comparison.tuned) == 1 else []
+    return " · ".join([_("Base and tuned answers"), *only])
 
 
 def subtitle(comparison: Comparison) -> str:
