@@ -8,6 +8,7 @@ from pydantic.fields import FieldInfo
 
 from lorafit.cli import COMMANDS
 from lorafit.config import TrainConfig, is_switch
+from lorafit.contest import CompareRequest
 from lorafit.errors import ConfigError
 from lorafit.faces import DoctorFlags
 from lorafit.messages import _
@@ -19,6 +20,7 @@ SETTINGS: dict[str, type[BaseModel]] = {
     "train": TrainConfig,
     "resume": TrainConfig,
     "chat": ChatRequest,
+    "compare": CompareRequest,
     "data": DataRequest,
     "runs": ListFlags,
     "runs list": ListFlags,
