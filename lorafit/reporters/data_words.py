@@ -87,7 +87,10 @@ def _copies(report: DataReport) -> list[Figure]:
 def _tokens(report: DataReport) -> list[Figure]:
     if report.lengths is None:
         return []
-    lengths, per_row = report.lengths, _("a row: median {median:,.0f}, nine of ten up to {most:,.0f}, longest {longest:,}")
+    lengths, per_row = (
+        report.lengths,
+        _("a row: median {median:,.0f}, nine of ten up to {most:,.0f}, longest {longest:,}"),
+    )
     lost = _("{tokens} tokens lost; max_length {longest} would lose none")
     return [
         Figure(
