@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from lorafit.errors import ConfigError
-from lorafit.messages import _
+from lorafit.messages import _, translate
 
 
 def what(default: Any, help: str, **limits: Any) -> Any:
@@ -34,9 +34,22 @@ class TrainConfig(BaseModel):
     # What to train on what
     model_name: str = what("meta-llama/Llama-3.2-3B-Instruct", "Base model: a folder, a hub id, or `demo`.")
     dataset_name: str = what(
-        "Skepsun/lawyer_llama_data", "Training data: a .json, .jsonl or .csv file, a hub id, or `demo`."
+        "Skepsun/lawyer_llama_data",
+        "Training data: a file (JSON, JSONL, CSV, TSV, Parquet, Arrow; .gz, .zst), a folder, a hub id, or `demo`; "
+        "several with commas between.",
     )
     dataset_split: str = what("train", "Split and slice of the data, e.g. `train[:1000]` or `train[10%:20%]`.")
+    valid_dataset: str | None = what(None, "Validation data of its own, named like dataset_name (None: by val_size).")
+    valid_split: str = what("train", "Split and slice of valid_dataset, e.g. `validation`.")
+    field_map: str | None = what(
+        None, "Other names of the data's keys, THEIRS=OURS, e.g. `title=instruction,solution=output`."
+    )
+    context_field: str | None = what(None, "Key of a text that goes before the question, e.g. `laws`.")
+    train_on: Literal["all", "last"] = what("all", "Learn all of the assistant's turns, or the last one only.")
+    chat_template: str | None = what(
+        None, "Chat template: a Jinja file, or the template itself (None: the model's own, else plain ChatML)."
+    )
+    max_rejects: float = how(0.05, "Share of the rows that may be bad; more stop before training.", ge=0, le=1)
     max_samples: int | None = what(None, "Use only the first N samples (None: all).", ge=1)
     val_size: float = what(
         0.05, "Held out for validation: a share below 1 (at most 200 rows), or a number of rows; 0: none.", ge=0
@@ -65,7 +78,7 @@ class TrainConfig(BaseModel):
     adam_beta2: float = what(0.999, "AdamW's decay of the mean squared gradient.", ge=0, lt=1)
     adam_epsilon: float = what(1e-8, "AdamW's epsilon.", gt=0)
     max_grad_norm: float = what(1.0, "Clip the step's gradient to this norm; 0: never.", ge=0)
-    max_length: int = what(512, "Longest sample in tokens; what is beyond is cut off.", ge=8)
+    max_length: int = what(512, "Longest sample in tokens; of longer ones the middle of the question goes first.", ge=8)
     seed: int = what(42, "Decides order, initialisation and dropout.", ge=0, lt=2**32)
 
     # The adapter
@@ -96,7 +109,7 @@ class TrainConfig(BaseModel):
     )
     output_dir: str = how("output", "Folder for runs.")
     save_steps: int | None = how(None, "Steps between checkpoints (None: about every ten minutes).", ge=1)
-    eval_steps: int | None = how(None, "Steps between evaluations (None: within 5% of the time).", ge=1)
+    eval_steps: int | None = how(None, "Steps between evaluations (None: a twentieth of the time).", ge=1)
     keep_checkpoints: int = how(2, "How many of the latest checkpoints to keep.", ge=1)
 
     # This command
@@ -186,7 +199,7 @@ def setting_error(kind: type[BaseModel], name: str, value: object, where: object
         where=where,
         found=f"{name}: {value!r}",
         fix=_("Wanted: {wanted}. {help} Default: {default}.").format(
-            wanted=wanted(field), help=field.description, default=field.default
+            wanted=wanted(field), help=translate(field.description or ""), default=field.default
         ),
     )
 

@@ -8,17 +8,17 @@ import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
 from lorafit import awake, hardware, registry, rundir
 from lorafit.checkpoint import disk_errors
 from lorafit.config import TrainConfig, resolve_effective_batch, write_yaml
-from lorafit.data.dataset import Prepared, prepare, write_rejects
+from lorafit.data.dataset import Prepared, prepare_cached, write_rejects
 from lorafit.data.report import summary_lines
-from lorafit.data.sources import read_rows
 from lorafit.engines.base import Engine, Setup
-from lorafit.engines.tokenizer import ChatTokenizer, load_tokenizer
+from lorafit.engines.tokenizer import ChatTokenizer, read_template, shared_tokenizer
 from lorafit.errors import LorafitError
 from lorafit.events import Event, EventLog, Failed, Planned, Resumed, Stage, Started, Warned
 from lorafit.hardware import Machine
@@ -100,16 +100,26 @@ def _get_ready(config: TrainConfig, old: Interrupted | None) -> Generator[Event,
     spec = read_spec(model.folder)
     check_model(config, spec, folder, start)
     yield Stage(text=_("Reading {name}").format(name=config.dataset_name))
-    tokenizer = load_tokenizer(model.folder, trust_remote_code=config.trust_remote_code)
-    rows = read_rows(config.dataset_name, config.dataset_split, hub=config.hub, endpoint=config.hf_endpoint)
-    data = prepare(rows, tokenizer, config)
+    template = read_template(config.chat_template)
+    load = partial(shared_tokenizer, model.folder, template, config.trust_remote_code)
+    data = yield from _as_stages(prepare_cached(config, model.folder, load, template))
     facts = DataFacts(data.train.lengths, data.valid.lengths, data.digest)
     plan = make_plan(config, machine, spec, facts)
     if config.plan is not None:
         plan = plan.computed_as(Plan.load(Path(config.plan)))
     if old is not None:
         plan = plan_for(old.run, machine, config, plan)
-    return Ready(config, machine, model, spec, tokenizer, data, plan, start)
+    return Ready(config, machine, model, spec, load(), data, plan, start)
+
+
+def _as_stages(texts: Generator[str, None, Prepared]) -> Generator[Event, None, Prepared]:
+    """What it says, as events."""
+    while True:
+        try:
+            yield Stage(text=next(texts))
+        except StopIteration as done:
+            prepared: Prepared = done.value
+            return prepared
 
 
 def _measured(machine: Machine, device: str) -> Machine:

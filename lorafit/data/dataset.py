@@ -1,45 +1,48 @@
-"""What is trained on and what is held out? Rows become two stores of samples; what is left out is counted and named."""
+"""What is trained on and what is held out? Rows become two stores of samples; what is left out is counted and named.
+
+The samples come from the cache (cache.py) or are made for it; which of them are held out is decided here.
+"""
 
 import hashlib
-import json
-from array import array
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+import tempfile
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from lorafit.config import TrainConfig
-from lorafit.data.formats import BadRow, Conversation, recognise
+from lorafit.data.batch import Bool
+from lorafit.data.build import Load
+from lorafit.data.cache import Entry, find, find_or_build, key_of, open_entry, tokenizer_digest, write_entry
+from lorafit.data.formats import Conversation
 from lorafit.data.readers import Row
-from lorafit.data.render import Rendered, Tokenizer, render
-from lorafit.data.store import SampleStore, digest
+from lorafit.data.recipe import Recipe, recipe_of
+from lorafit.data.rejects import Reject, RejectFile, check_rejects, write_rejects
+from lorafit.data.render import Tokenizer
+from lorafit.data.sources import Source, open_source
+from lorafit.data.split import content_key, held_out, held_out_rows, key_bytes
+from lorafit.data.store import SampleStore
 from lorafit.errors import DataError
 from lorafit.messages import _
+from lorafit.units import count_text
 
-MAX_REJECTS = 0.05  # share of the rows
-MAX_VALID_ROWS = 200  # where val_size is a share: enough for a steady mean, and evaluated in little time
+__all__ = ["Prepared", "Reject", "content_key", "held_out", "prepare", "prepare_cached", "write_rejects"]
 
-
-@dataclass(frozen=True)
-class Reject:
-    """A row that is not learned from, where it stands, and why."""
-
-    file: str
-    line: int
-    reason: str
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """The data of a run. `valid_conversations` are the held-out groups, one of each; `notes` are words for the user."""
+    """The data of a run. `valid_conversations` are held-out groups, one of each; `notes` are words for the user."""
 
     train: SampleStore
     valid: SampleStore
     valid_conversations: list[Conversation]
-    rejects: list[Reject]
+    rejects: RejectFile
     formats: dict[str, int]  # rows of each
+    copies: int  # rows that repeat an earlier one
     truncated_rows: int
     truncated_tokens: int
     total_tokens: int
@@ -53,136 +56,154 @@ class Prepared:
         return len(self.train) + len(self.valid)
 
 
-@dataclass
-class _Collector:
-    """Samples, rejects and counts while the rows go by."""
+@dataclass(frozen=True)
+class Wanted:
+    """What the settings name: the training rows, the validation rows where they have a name of their own."""
 
-    held_out_at_most: int
-    input_ids: "array[int]" = field(default_factory=lambda: array("i"))
-    target_mask: bytearray = field(default_factory=bytearray)
-    lengths: "array[int]" = field(default_factory=lambda: array("i"))
-    keys: list[bytes] = field(default_factory=list)  # sha256 of each sample's conversation
-    conversations: dict[bytes, Conversation] = field(
-        default_factory=dict
-    )  # of the smallest keys, for the held-out ones
-    rejects: list[Reject] = field(default_factory=list)
-    formats: Counter[str] = field(default_factory=Counter)
-    truncated_rows: int = 0
-    truncated_tokens: int = 0
+    source: Source
+    valid_source: Source | None
+    recipe: Recipe
+    tokenizer_digest: str
+    max_samples: int | None
 
-    def add(self, name: str, conversation: Conversation, rendered: Rendered) -> None:
-        sample = rendered.sample
-        self.input_ids.frombytes(sample.input_ids.tobytes())
-        self.target_mask += sample.target_mask.tobytes()
-        self.lengths.append(len(sample))
-        self.formats[name] += 1
-        self.truncated_rows += rendered.tokens_cut > 0
-        self.truncated_tokens += rendered.tokens_cut
-        key = content_key(conversation)
-        self.keys.append(key)
-        self.conversations[key] = conversation
-        if len(self.conversations) > 2 * self.held_out_at_most:
-            self.conversations = dict(sorted(self.conversations.items())[: self.held_out_at_most])
+    @property
+    def key(self) -> str:
+        return key_of(self.source, self.recipe, self.tokenizer_digest, self.max_samples)
 
-    def store(self) -> SampleStore:
-        lengths = np.array(self.lengths, np.int32)
-        starts = np.cumsum(lengths, dtype=np.int64) - lengths
-        ids, mask = np.frombuffer(self.input_ids, np.int32), np.frombuffer(self.target_mask, np.bool_)
-        return SampleStore(ids, mask, starts, lengths)
+    @property
+    def valid_key(self) -> str | None:
+        if self.valid_source is None:
+            return None
+        return key_of(self.valid_source, self.recipe, self.tokenizer_digest, None)
 
 
-def prepare(rows: Iterable[Row], tokenizer: Tokenizer, config: TrainConfig) -> Prepared:
-    """Samples from `rows` (the first max_samples good ones), some held out. Raises DataError when too many are bad."""
-    share = config.val_size < 1
-    data = _Collector(held_out_at_most=MAX_VALID_ROWS if share else int(config.val_size))
-    for row in rows:
-        try:
-            name, conversation = recognise(row.value)
-            rendered = render(conversation, tokenizer, config.max_length, config.date_string, config.system_prompt)
-        except BadRow as bad:
-            data.rejects.append(Reject(row.file, row.line, bad.reason))
-            continue
-        data.add(name, conversation, rendered)
-        if len(data.keys) == config.max_samples:
-            break
-    check_rejects(data.rejects, len(data.keys))
-    return _split(data, config)
+def wanted_by(config: TrainConfig, model_folder: Path, template: str | None = None) -> Wanted:
+    """Raises ConfigError, DataError or HubError, before anything is read."""
+    recipe, digest = recipe_of(config), tokenizer_digest(model_folder, template)
+    hub, endpoint = config.hub, config.hf_endpoint
+    source = open_source(config.dataset_name, config.dataset_split, hub=hub, endpoint=endpoint)
+    valid = None
+    if config.valid_dataset is not None:
+        valid = open_source(config.valid_dataset, config.valid_split, hub=hub, endpoint=endpoint)
+    return Wanted(source, valid, recipe, digest, config.max_samples)
 
 
-def content_key(conversation: Conversation) -> bytes:
-    """sha256 of what is said by whom: equal for rows that must not stand on both sides of a split."""
-    turns = [(turn.role, turn.content) for turn in conversation]
-    return hashlib.sha256(json.dumps(turns, ensure_ascii=False).encode()).digest()
+def prepare_cached(
+    config: TrainConfig, model_folder: Path, load: Load, template: str | None = None
+) -> Generator[str, None, Prepared]:
+    """The data that `config` names; says how far it is. `load` is called only where the cache has not all of it.
 
-
-def check_rejects(rejects: list[Reject], good_rows: int) -> None:
-    """Raise DataError when no row is good or more than MAX_REJECTS are bad."""
-    if good_rows and len(rejects) <= MAX_REJECTS * (good_rows + len(rejects)):
-        return
-    raise DataError(
-        _("{bad} of {all} rows cannot be learned from.").format(bad=len(rejects), all=good_rows + len(rejects)),
-        where=rejects[0].file if rejects else None,
-        found="\n".join(f"{reject.file}:{reject.line}: {reject.reason}" for reject in rejects[:3]) or None,
-        fix=_(
-            "Mend or remove such rows (a larger --max_length, if they are too long); up to {share:.0%} may be bad."
-        ).format(share=MAX_REJECTS),
-    )
-
-
-def held_out(keys: list[bytes], val_size: float) -> tuple[set[bytes], list[str]]:
-    """Keys of the content groups to hold out, smallest first, so that the rows' order does not matter; and notes.
-
-    At least one group is held out (unless val_size is 0), and one is left.
+    Raises ConfigError, DataError, HubError, DiskError.
     """
-    if val_size == 0:
-        return set(), []
-    groups = sorted(Counter(keys).items())
-    if len(groups) == 1:
-        return set(), [_("All rows are the same conversation: nothing is held out for validation.")]
-    wanted = min(MAX_VALID_ROWS, round(val_size * len(keys))) if val_size < 1 else int(val_size)
-    notes = []
-    if val_size >= 1 and wanted > len(keys) // 2:
-        wanted = len(keys) // 2
-        notes.append(_("Half of the rows, {n}, are held out: val_size asks for more.").format(n=wanted))
-    chosen: set[bytes] = set()
-    reached = 0
-    for key, rows in groups[:-1]:
-        chosen.add(key)
-        reached += rows
-        if reached >= wanted:
-            break
-    return chosen, notes
+    wanted = wanted_by(config, model_folder, template)
+    entry = yield from find_or_build(wanted.key, wanted.source, wanted.recipe, load, wanted.max_samples)
+    valid = None
+    if wanted.valid_source is not None and wanted.valid_key is not None:
+        valid = yield from find_or_build(wanted.valid_key, wanted.valid_source, wanted.recipe, load, None)
+    return split(entry, valid, config)
 
 
-def _split(data: _Collector, config: TrainConfig) -> Prepared:
-    chosen, notes = held_out(data.keys, config.val_size)
-    is_held_out = np.array([key in chosen for key in data.keys])
-    everything = data.store()
-    train = everything.select(np.flatnonzero(~is_held_out))
-    valid = everything.select(np.flatnonzero(is_held_out))
+def cached(config: TrainConfig, model_folder: Path, template: str | None = None) -> Prepared | None:
+    """The same if the cache has it, else None: no row is read and no tokenizer imported, for a plan before a run."""
+    wanted = wanted_by(config, model_folder, template)
+    entry, valid = find(wanted.key, wanted.source.files), None
+    if wanted.valid_source is not None and wanted.valid_key is not None:
+        valid = find(wanted.valid_key, wanted.valid_source.files)
+        if valid is None:
+            return None
+    return None if entry is None else split(entry, valid, config)
+
+
+def prepare(
+    rows: Iterable[Row], tokenizer: Tokenizer, config: TrainConfig, valid_rows: Iterable[Row] | None = None
+) -> Prepared:
+    """Samples from `rows` at hand, without the cache: the files go when nobody looks at them any more."""
+
+    def made(rows: Iterable[Row], most: int | None) -> Entry:
+        folder = tempfile.TemporaryDirectory(prefix="lorafit-", ignore_cleanup_errors=True)
+        drain(write_entry(Path(folder.name), rows, recipe_of(config), lambda: tokenizer, most))
+        entry = open_entry(Path(folder.name))
+        return replace(entry, rejects=replace(entry.rejects, folder=folder))
+
+    return split(made(rows, config.max_samples), None if valid_rows is None else made(valid_rows, None), config)
+
+
+def drain(texts: Generator[str, None, T]) -> T:
+    """What comes at the end; nothing is said."""
+    while True:
+        try:
+            next(texts)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+
+
+def split(entry: Entry, valid: Entry | None, config: TrainConfig) -> Prepared:
+    """Training and validation rows; none of the same content is in both. Raises DataError when too many rows are bad."""
+    check_rejects(entry.rejects, len(entry.samples), config.max_rejects)
+    if valid is None:
+        held_out_N, notes = held_out_rows(entry.keys, config.val_size)
+        samples = entry.samples.select(np.flatnonzero(held_out_N))
+        conversations = entry.conversations(key_bytes(entry.keys[held_out_N]))
+        kept_N = ~held_out_N
+    else:
+        check_rejects(valid.rejects, len(valid.samples), config.max_rejects)
+        kept_N, notes = _without_copies(entry, valid)
+        samples, conversations = valid.samples, valid.conversations()
+    digest = hashlib.sha256((entry.content + (valid.content if valid else "")).encode() + kept_N.tobytes())
+    mask_T = entry.samples.target_mask
+    cut_N = entry.whole_lengths > entry.samples.lengths
     return Prepared(
-        train=train,
-        valid=valid,
-        valid_conversations=[data.conversations[key] for key in sorted(chosen)],
-        rejects=data.rejects,
-        formats=dict(data.formats),
-        truncated_rows=data.truncated_rows,
-        truncated_tokens=data.truncated_tokens,
-        total_tokens=len(everything.input_ids),
-        total_targets=int(everything.target_mask.sum()),
-        digest=digest(train, valid),
-        notes=notes + _truncation_note(data, config),
+        train=entry.samples.select(np.flatnonzero(kept_N)),
+        valid=samples,
+        valid_conversations=conversations,
+        rejects=entry.rejects,
+        formats=entry.formats,
+        copies=entry.copies,
+        truncated_rows=int(cut_N.sum()),
+        truncated_tokens=int(entry.whole_lengths.sum(dtype=np.int64)) - len(mask_T),
+        total_tokens=len(mask_T),
+        total_targets=int(mask_T.sum()),
+        digest=digest.hexdigest(),
+        notes=[*notes, *_notes(entry, config)],
     )
 
 
-def _truncation_note(data: _Collector, config: TrainConfig) -> list[str]:
-    if not data.truncated_rows:
-        return []
-    text = _("{rows} rows are longer than max_length {n}: {tokens} tokens are cut off.")
-    return [text.format(rows=data.truncated_rows, n=config.max_length, tokens=data.truncated_tokens)]
+def _without_copies(entry: Entry, valid: Entry) -> tuple[Bool, list[str]]:
+    """Which training rows are not in the validation data too, and a note on those that are."""
+    kept_N = ~np.isin(entry.keys, valid.keys)
+    left_out = len(kept_N) - int(kept_N.sum())
+    if left_out == len(kept_N):
+        fix = _("Give other data to --valid_dataset, or leave it out: a part of the rows is held out then.")
+        raise DataError(_("All training rows are in the validation data too."), where="valid_dataset", fix=fix)
+    text = _("{n} training rows are in the validation data too: they are not trained on.")
+    return kept_N, [text.format(n=count_text(left_out))] if left_out else []
 
 
-def write_rejects(path: Path, rejects: list[Reject]) -> None:
-    """Write `rejects` as JSON lines."""
-    lines = (json.dumps(asdict(reject), ensure_ascii=False) + "\n" for reject in rejects)
-    path.write_text("".join(lines), "utf-8")
+def _notes(entry: Entry, config: TrainConfig) -> Iterator[str]:
+    if entry.dropped_rows:
+        text = _("The chat template leaves out some of what {n} rows say (an earlier thought, say).")
+        yield text.format(n=count_text(entry.dropped_rows))
+    yield from _truncation_note(entry, config)
+
+
+def _truncation_note(entry: Entry, config: TrainConfig) -> Iterator[str]:
+    """How much is cut, and what it would cost to cut nothing."""
+    lengths, whole = entry.samples.lengths, entry.whole_lengths
+    cut_rows, kept = int((whole > lengths).sum()), len(entry.samples.input_ids)
+    if not cut_rows:
+        return
+    cut, targets = int(whole.sum(dtype=np.int64)) - kept, int(entry.targets_cut.sum(dtype=np.int64))
+    text = _(
+        "{rows} of {all} rows are longer than max_length {n}: {tokens} tokens are cut out, {targets} of them targets. "
+        "--max_length {longest} would lose nothing, for {more} more tokens."
+    )
+    yield text.format(
+        rows=count_text(cut_rows),
+        all=count_text(len(lengths)),
+        n=config.max_length,
+        tokens=count_text(cut),
+        targets=count_text(targets),
+        longest=int(whole.max()),
+        more=f"{cut / kept:.{0 if cut > kept / 10 else 1}%}",
+    )

@@ -13,7 +13,6 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -24,9 +23,10 @@ from lorafit.data import twins
 from lorafit.data.batch import Sample
 from lorafit.data.dataset import Prepared, content_key, held_out
 from lorafit.data.findings import DataReport, Lengths, Place, Refused, Shown, Strange, Twins
-from lorafit.data.formats import BadRow, Conversation, recognise
+from lorafit.data.formats import BadRow, Conversation
 from lorafit.data.oddities import excerpt, lacks_answer, strange_characters, visible
-from lorafit.data.render import Rendered, Tokenizer, render
+from lorafit.data.recipe import recipe_of
+from lorafit.data.render import Rendered, Tokenizer
 from lorafit.data.rows import Row
 from lorafit.hashing import UInt32
 from lorafit.messages import _
@@ -47,11 +47,11 @@ class Speller(Tokenizer, Protocol):
 
 def make_report(rows: Iterable[Row], tokenizer: Speller, config: TrainConfig) -> DataReport:
     """Everything about `rows`, up to max_samples good ones, as `config` would train on them."""
-    seen = _Seen(config.seed)
+    seen, recipe = _Seen(config.seed), recipe_of(config)
     for row in rows:
         try:
-            name, conversation = recognise(row.value)
-            rendered = render(conversation, tokenizer, config.max_length, config.date_string, config.system_prompt)
+            name, conversation = recipe.read(row.value)
+            rendered = recipe.render(conversation, tokenizer)
         except BadRow as bad:
             seen.refuse(row, bad.reason)
             continue
@@ -234,17 +234,14 @@ def target_pieces(sample: Sample, tokenizer: Speller) -> list[tuple[str, bool]]:
 
 
 def summary_lines(prepared: Prepared) -> list[str]:
-    """The report in at most three lines, for the start of a training; near copies are not looked for."""
-    stores = (prepared.train, prepared.valid)
-    copies = prepared.rows - len({hash(sample.input_ids.tobytes()) for store in stores for sample in store})
+    """The report in two lines, for the start of a training; near copies are not looked for.
+
+    What is cut and which row is rejected first stands in the notes of `prepared`.
+    """
     formats = ", ".join(f"{name} {count_text(rows)}" for name, rows in prepared.formats.items())
-    rows = count_text(prepared.rows + len(prepared.rejects))
+    rows, rejects = count_text(prepared.rows + len(prepared.rejects)), count_text(len(prepared.rejects))
     text = _("✓ data: {rows} rows ({formats}); {copies} repeat an earlier one, {rejects} are rejected")
-    data = text.format(rows=rows, formats=formats, copies=count_text(copies), rejects=count_text(len(prepared.rejects)))
+    data = text.format(rows=rows, formats=formats, copies=count_text(prepared.copies), rejects=rejects)
     share, cut = prepared.total_targets / max(prepared.total_tokens, 1), count_text(prepared.truncated_rows)
     text = _("✓ tokens: {tokens}, of which {share:.0%} are learned; {cut} rows are cut to max_length")
-    lines = [data, text.format(tokens=count_text(prepared.total_tokens), share=share, cut=cut)]
-    for reject in prepared.rejects[:1]:
-        text = _("⚠ rejected, for example {file}:{line}: {reason}")
-        lines.append(text.format(file=Path(reject.file).name, line=reject.line, reason=visible(reject.reason)))
-    return lines
+    return [data, text.format(tokens=count_text(prepared.total_tokens), share=share, cut=cut)]

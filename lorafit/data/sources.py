@@ -68,6 +68,11 @@ def parse_split(split: str) -> Slice:
 class Part(Protocol):
     """One file, or one hub's data set."""
 
+    @property
+    def file(self) -> str:
+        """What its rows give as their file."""
+        ...
+
     def rows(self) -> Iterator[Row]: ...
 
     def content(self, content_of: CONTENT_OF) -> str:
@@ -81,6 +86,10 @@ class FilePart:
 
     path: Path
 
+    @property
+    def file(self) -> str:
+        return str(self.path)
+
     def rows(self) -> Iterator[Row]:
         return read_file(self.path)
 
@@ -92,14 +101,14 @@ class FilePart:
 class HubPart:
     """A split as `datasets` keeps it: on the disk, mapped into memory."""
 
-    name: str
+    file: str
     table: Any
 
     def rows(self) -> Iterator[Row]:
-        return (Row(self.table[i], self.name, i + 1) for i in range(len(self.table)))
+        return (Row(self.table[i], self.file, i + 1) for i in range(len(self.table)))
 
     def content(self, content_of: CONTENT_OF) -> str:
-        return str(getattr(self.table, "_fingerprint", "")) or self.name
+        return str(getattr(self.table, "_fingerprint", "")) or self.file
 
 
 @dataclass(frozen=True)
@@ -120,6 +129,11 @@ class Source:
             found = f"{self.slice.name}[{self.slice.start or ''}:{self.slice.stop or ''}]"
             fix = _("Check the file and --dataset_split.")
             raise DataError(_("There is no row in the data."), where=self.name, found=found, fix=fix)
+
+    @property
+    def files(self) -> list[str]:
+        """What the rows give as their files, in order."""
+        return [part.file for part in self.parts]
 
     def content(self, content_of: CONTENT_OF) -> list[str]:
         """What tells these rows from any others."""

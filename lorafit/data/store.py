@@ -1,13 +1,19 @@
-"""How are a million samples kept? End to end in two arrays, each found by its start and length."""
+"""How are a million samples kept? End to end in plain numpy files, mapped into memory: none of them is a Python object."""
 
 import hashlib
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lorafit.data.batch import Bool, Int32, Sample
+
+HEADER_BYTES = 128  # of a one-dimensional .npy file, whatever its length
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,7 @@ class SampleStore:
 
 
 def digest(*stores: SampleStore) -> str:
-    """sha256 over all samples' lengths, ids and masks in order: whether two runs learn from the same data."""
+    """sha256 over all samples' lengths, ids and masks in order: whether two stores hold the same."""
     sha = hashlib.sha256()
     for store in stores:
         sha.update(np.int64(len(store)).tobytes())
@@ -44,3 +50,39 @@ def digest(*stores: SampleStore) -> str:
             sha.update(sample.input_ids.tobytes())
             sha.update(sample.target_mask.tobytes())
     return sha.hexdigest()
+
+
+class Column:
+    """A .npy file that grows: `array` is appended at once, the header written last, when the length is known."""
+
+    def __init__(self, path: Path, dtype: Any) -> None:
+        self.dtype, self.length, self.sha = np.dtype(dtype), 0, hashlib.sha256()
+        self._file = path.open("wb")
+        self._file.write(bytes(HEADER_BYTES))
+
+    def append(self, array: Any) -> None:
+        data = np.ascontiguousarray(array, self.dtype).reshape(-1)
+        self._file.write(data.data)
+        self.sha.update(data.data)
+        self.length += len(data)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        header = io.BytesIO()
+        facts = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": (self.length,)}
+        np.lib.format.write_array_header_1_0(header, facts)
+        with self._file:
+            if kind is None:
+                self._file.seek(0)
+                self._file.write(header.getvalue())
+        assert len(header.getvalue()) == HEADER_BYTES
+
+
+def mapped(path: Path) -> NDArray[Any]:
+    """The array in a .npy file, read as it is needed."""
+    array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    return array.view(np.ndarray)

@@ -6,7 +6,7 @@ import re
 import shutil
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,12 @@ def load_tokenizer(folder: Path, *, template: str | None = None, trust_remote_co
             _("The tokenizer cannot tell where its tokens lie."), where=folder, found=type(inner).__name__, fix=fix
         )
     return ChatTokenizer(inner, folder, template)
+
+
+@lru_cache(maxsize=2)
+def shared_tokenizer(folder: Path, template: str | None, trust_remote_code: bool) -> "ChatTokenizer":
+    """The same, loaded once in a process; with `functools.partial` it goes to other processes by its name."""
+    return load_tokenizer(folder, template=template, trust_remote_code=trust_remote_code)
 
 
 class ChatTokenizer:

@@ -1,0 +1,71 @@
+"""What do the settings make of a row? All of them that decide it, in one value: it goes to other processes and into the
+cache's key."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from lorafit.config import TrainConfig
+from lorafit.data.formats import KEYS, Conversation, recognise
+from lorafit.data.render import Rendered, Spelled, Tokenizer, TrainOn, spell, to_sample
+from lorafit.errors import ConfigError
+from lorafit.messages import _
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """From a row to a sample."""
+
+    max_length: int
+    date_string: str
+    system_prompt: str | None = None
+    train_on: TrainOn = "all"
+    field_map: Mapping[str, str] | None = None
+    context_field: str = ""
+
+    def read(self, value: object) -> tuple[str, Conversation]:
+        """The row's format and conversation. Raises BadRow."""
+        return recognise(value, self.field_map, self.context_field)
+
+    def spell(self, conversation: Conversation, tokenizer: Tokenizer) -> Spelled:
+        """The conversation in the template's words. Raises BadRow."""
+        return spell(conversation, tokenizer, self.date_string, self.system_prompt, self.train_on)
+
+    def render(self, conversation: Conversation, tokenizer: Tokenizer) -> Rendered:
+        """The conversation as a sample. Raises BadRow."""
+        spelled = self.spell(conversation, tokenizer)
+        return to_sample(spelled, *tokenizer.encode_with_offsets(spelled.text), self.max_length)
+
+
+def recipe_of(config: TrainConfig) -> Recipe:
+    """Raises ConfigError for a map of keys that cannot be."""
+    return Recipe(
+        max_length=config.max_length,
+        date_string=config.date_string,
+        system_prompt=config.system_prompt,
+        train_on=config.train_on,
+        field_map=parse_field_map(config.field_map),
+        context_field=config.context_field or "",
+    )
+
+
+def parse_field_map(text: str | None) -> dict[str, str] | None:
+    """`title=instruction,solution=output` as a dict. Raises ConfigError."""
+    if not text:
+        return None
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    made = {theirs.strip(): ours.strip() for theirs, _equals, ours in pairs}
+    how = _("Write THEIRS=OURS with commas between; ours are: {known}.").format(known=", ".join(KEYS))
+    if not all(theirs and ours for theirs, ours in made.items()):
+        raise ConfigError(_("The map of keys cannot be understood."), where="field_map", found=text, fix=how)
+    for theirs, ours in made.items():
+        if ours not in KEYS:
+            near = [theirs] if theirs in KEYS else get_close_matches(ours, KEYS, n=1)
+            turned = f"{ours}={theirs}" if theirs in KEYS else f"{theirs}={''.join(near)}"
+            fix = _("Did you mean `{name}`?").format(name=turned) if near else how
+            raise ConfigError(
+                _("No format has the key `{key}`.").format(key=ours), where="field_map", found=text, fix=fix
+            )
+    if len(set(made.values())) < len(made):
+        raise ConfigError(_("Two keys are given the same name."), where="field_map", found=text, fix=how)
+    return made

@@ -1,0 +1,87 @@
+"""Which rows are not learned from, and are they too many? Each with its file, its line and the reason, as JSON lines."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+
+from lorafit.errors import DataError
+from lorafit.messages import _
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A row that is not learned from, where it stands, and why: what was found and what is wanted."""
+
+    file: str
+    line: int
+    reason: str
+
+    def to_line(self) -> str:
+        return json.dumps(asdict(self), ensure_ascii=False).encode("utf-8", "backslashreplace").decode() + "\n"
+
+
+@dataclass(frozen=True)
+class RejectFile:
+    """Rejects on the disk, read as they are asked for: a million of them take no memory."""
+
+    path: Path
+    renamed: Mapping[str, str] = field(default_factory=dict)  # files that had another name when they were read
+    folder: object = None  # a temporary folder that stays as long as this does
+
+    @cached_property
+    def _count(self) -> int:
+        with self.path.open("rb") as file:
+            return sum(1 for _line in file)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Reject]:
+        with self.path.open(encoding="utf-8") as file:
+            for line in file:
+                reject = Reject(**json.loads(line))
+                yield replace(reject, file=self.renamed.get(reject.file, reject.file))
+
+    def listed(self) -> Path:
+        """A file that names them as they are called now."""
+        if not self.renamed:
+            return self.path
+        name = hashlib.sha256(json.dumps(sorted(self.renamed.items())).encode()).hexdigest()[:8]
+        path = self.path.with_name(f"rejects-{name}.jsonl")
+        write_rejects(path, self)
+        return path
+
+    def __getitem__(self, index: int) -> Reject:
+        found = next(islice(self, index, None), None)
+        if found is None:
+            raise IndexError(index)
+        return found
+
+
+def check_rejects(rejects: RejectFile, good_rows: int, most: float) -> None:
+    """Raise DataError when no row is good, or more than the share `most` of them are bad."""
+    rows = good_rows + len(rejects)
+    if good_rows and len(rejects) <= most * rows:
+        return
+    first = [f"{reject.file}:{reject.line}: {reject.reason}" for reject in islice(rejects, 3)]
+    ways = _("Mend or remove such rows (a larger --max_length, if they are too long); all of them: {path}.")
+    more = _("Or let more be bad: --max_rejects {share} (now {most:g}).")
+    fix = ways.format(path=rejects.listed())
+    if good_rows:
+        fix += " " + more.format(share=min(1.0, len(rejects) / rows + 0.01).__format__(".2f"), most=most)
+    raise DataError(
+        _("{bad} of {all} rows cannot be learned from.").format(bad=len(rejects), all=rows),
+        where=rejects[0].file if rejects else None,
+        found="\n".join(first) or None,
+        fix=fix,
+    )
+
+
+def write_rejects(path: Path, rejects: RejectFile) -> None:
+    """Write them into a run's folder."""
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(reject.to_line() for reject in rejects)

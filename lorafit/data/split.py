@@ -1,0 +1,71 @@
+"""Which rows are held out? Whole groups of equal content, those with the smallest keys: the rows' order does not matter.
+
+Letters: N rows.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lorafit.data.batch import Bool
+from lorafit.data.formats import Conversation
+from lorafit.messages import _
+
+MAX_VALID_ROWS = 200  # where val_size is a share: enough for a steady mean, and evaluated in little time
+KEY = np.dtype("S32")
+Keys = NDArray[np.bytes_]
+
+
+def content_key(conversation: Conversation) -> bytes:
+    """sha256 of what is said by whom: equal for rows that must not stand on both sides of a split."""
+    turns = [
+        (turn.role, turn.content, turn.calls) if turn.calls else (turn.role, turn.content) for turn in conversation
+    ]
+    return hashlib.sha256(json.dumps(turns, ensure_ascii=False).encode()).digest()
+
+
+def as_keys(data: bytes) -> Keys:
+    """Keys end to end as an array [N]."""
+    return np.frombuffer(data, KEY)
+
+
+def key_bytes(keys_N: Keys) -> set[bytes]:
+    """The different keys, each with the zeros at its end that numpy leaves out."""
+    return {key.ljust(KEY.itemsize, b"\0") for key in np.unique(keys_N).tolist()}
+
+
+def held_out(keys: Sequence[bytes], val_size: float) -> tuple[set[bytes], list[str]]:
+    """Keys of the groups to hold out, and notes."""
+    rows, notes = held_out_rows(as_keys(b"".join(keys)), val_size)
+    return {key for key, chosen in zip(keys, rows, strict=True) if chosen}, notes
+
+
+def held_out_rows(keys_N: Keys, val_size: float) -> tuple[Bool, list[str]]:
+    """Which rows to hold out [N], and notes. At least one group is (unless val_size is 0), and one is left."""
+    rows = len(keys_N)
+    chosen_N = np.zeros(rows, np.bool_)
+    if val_size == 0:
+        return chosen_N, []
+    if (keys_N == keys_N[:1]).all():
+        return chosen_N, [_("All rows are the same conversation: nothing is held out for validation.")]
+    wanted = min(MAX_VALID_ROWS, round(val_size * rows)) if val_size < 1 else int(val_size)
+    notes = []
+    if val_size >= 1 and wanted > rows // 2:
+        wanted = rows // 2
+        notes.append(_("Half of the rows, {n}, are held out: val_size asks for more.").format(n=wanted))
+    order_N = np.argsort(keys_N, kind="stable")
+    ends = _group_ends(keys_N[order_N])
+    enough = int(np.searchsorted(ends, wanted))
+    stop = ends[min(enough, len(ends) - 1)]
+    if stop == rows:  # the last group is always left
+        stop = ends[-2]
+    chosen_N[order_N[:stop]] = True
+    return chosen_N, notes
+
+
+def _group_ends(sorted_N: Keys) -> NDArray[np.int64]:
+    """Where each group of equal keys ends."""
+    return np.append(np.flatnonzero(sorted_N[1:] != sorted_N[:-1]) + 1, len(sorted_N))
