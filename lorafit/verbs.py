@@ -20,7 +20,7 @@ from lorafit.data.report import make_report
 from lorafit.data.sources import read_rows
 from lorafit.demo import Say, silent
 from lorafit.engines.base import Engine, Setup
-from lorafit.engines.tokenizer import load_tokenizer
+from lorafit.engines.tokenizer import load_tokenizer, read_template
 from lorafit.errors import ConfigError, DataError
 from lorafit.events import Event
 from lorafit.generate import Chat
@@ -151,6 +151,14 @@ class DataRequest(BaseModel):
     max_samples: int | None = _same("max_samples")
     val_size: float = _same("val_size")
     max_length: int = _same("max_length")
+    field_map: str | None = _same("field_map")
+    context_field: str | None = _same("context_field")
+    train_on: Literal["all", "last"] = _same("train_on")
+    chat_template: str | None = _same("chat_template")
+    field_map: str | None = _same("field_map")
+    context_field: str | None = _same("context_field")
+    train_on: Literal["all", "last"] = _same("train_on")
+    chat_template: str | None = _same("chat_template")
     system_prompt: str | None = _same("system_prompt")
     date_string: str = _same("date_string")
     seed: int = Field(42, description="Decides which rows are shown at random.", ge=0, lt=2**32)
@@ -169,7 +177,9 @@ def data(request: DataRequest, say: Say = silent) -> DataReport:
     names = ",".join(request.files)
     rows = read_rows(names, config.dataset_split, hub=config.hub, endpoint=config.hf_endpoint)
     model = find_model(config.model_name, hub=config.hub, endpoint=config.hf_endpoint, say=say)
-    tokenizer = load_tokenizer(model.folder, trust_remote_code=request.trust_remote_code)
+    tokenizer = load_tokenizer(
+        model.folder, template=read_template(config.chat_template), trust_remote_code=config.trust_remote_code
+    )
     say(_("Reading {name}").format(name=names))
     return make_report(rows, tokenizer, config)
 

@@ -131,6 +131,19 @@ def test_the_command_reports_several_files_and_flags_in_any_order(
     assert re.search(r"rows +32 ", text)
 
 
+def test_keys_of_their_own_names_a_context_and_the_last_turn_alone_are_as_in_a_training(
+    tmp_path: Path, demo_folder: Path
+) -> None:
+    turns = [("user", "问一"), ("assistant", "答一"), ("user", "问二"), ("assistant", "答二")]
+    row = {"talk": [{"role": role, "content": text} for role, text in turns], "laws": ["第一条"]}
+    (tmp_path / "talks.jsonl").write_text(json.dumps(row), "utf-8")
+    settings = {"field_map": "talk=messages", "context_field": "laws", "train_on": "last", "val_size": 0}
+    request = {"files": [str(tmp_path / "talks.jsonl")], "model_name": str(demo_folder), **settings}
+    pieces = verbs.data(DataRequest.model_validate(request)).samples["shortest"][0].pieces
+    assert [text for text, is_target in pieces if is_target] == ["答二<|im_end|>"]
+    assert "第一条\n\n问一" in pieces[0][0]
+
+
 def test_words_and_flags_are_told_apart() -> None:
     argv = ["a", "--max_length", "9", "b", "--seed=1", "--trust_remote_code", "c", "--help"]
     words, flags = part_words(DataRequest, argv)

@@ -19,7 +19,7 @@ from lorafit.data.findings import DataReport, Place
 from lorafit.data.formats import Conversation
 from lorafit.data.oddities import excerpt, lacks_answer, strange_characters, visible
 from lorafit.data.report import make_report, summary_lines
-from lorafit.data.rows import Row
+from lorafit.data.rows import Broken, Row
 from lorafit.data.sources import read_rows
 from lorafit.engines.tokenizer import load_tokenizer
 
@@ -41,6 +41,9 @@ class Letters:
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         return [ord(c) for c in text], [(i, i + 1) for i in range(len(text))]
+
+    def encode_many(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        return [self.encode_with_offsets(text) for text in texts]
 
     def plain_text(self, text: str) -> str:
         return text
@@ -232,6 +235,24 @@ def test_what_is_shown_can_be_printed_anywhere() -> None:
     assert len(excerpt("字" * 500)) < 200
 
 
+def test_rows_nested_deep_and_rows_of_tables_are_reported() -> None:
+    deep: list[Any] = []
+    for _ in range(900):
+        deep = [deep]
+    values = [
+        deep,
+        {"question": deep, "answer": ""},
+        {("a", 1): 2},
+        {"question": {1, 2}},
+        Broken("a tear", "a row", "{"),
+    ]
+    report = report_of([*values, {"question": "问", "answer": "答"}])
+    assert (report.rejected, report.good) == (5, 1)
+    shown = {place.line: text for group in report.refused for place, text in group.examples}
+    assert set(shown) == {1, 2, 3, 4, 5}
+    assert shown[5] == "{"
+
+
 def test_rows_shown_at_random_depend_on_the_seed_alone() -> None:
     values = [{"question": f"问{i}", "answer": f"答{i}"} for i in range(100)]
     lines = [[s.place.line for s in report_of(values, seed=seed).samples["random"]] for seed in (1, 1, 2)]
@@ -305,15 +326,12 @@ def test_above_the_limit_a_sample_is_compared_that_does_not_depend_on_order(monk
 
 def test_the_short_form_tells_rows_formats_copies_rejects_cuts_and_targets() -> None:
     values: list[Any] = [{"question": f"问{i}", "answer": f"答{i % 9}"} for i in range(39)]
-    values += [values[0], {"instruction": "长", "input": "", "output": "答" * 100}, {"answer": "\x1b"}]
-    rows = [Row(value, "some/f.jsonl", line) for line, value in enumerate(values, 1)]
+    values += [values[0], {"instruction": "长", "input": "", "output": "答" * 100}, {"answer": "x"}]
+    rows = [Row(value, "f.jsonl", line) for line, value in enumerate(values, 1)]
     prepared = prepare(rows, Letters(), TrainConfig(max_length=64))
-    lines = summary_lines(prepared)
-    assert lines[0] == "✓ data: 42 rows (question_answer 40, alpaca 1); 1 repeat an earlier one, 1 are rejected"
+    first, second = summary_lines(prepared)
+    assert first == "✓ data: 42 rows (question_answer 40, alpaca 1); 1 repeat an earlier one, 1 are rejected"
     share = prepared.total_targets / prepared.total_tokens
     assert (
-        lines[1] == f"✓ tokens: {prepared.total_tokens}, of which {share:.0%} are learned; 1 rows are cut to max_length"
+        second == f"✓ tokens: {prepared.total_tokens}, of which {share:.0%} are learned; 1 rows are cut to max_length"
     )
-    assert lines[2].startswith("⚠ rejected, for example f.jsonl:42: found the keys: answer")
-    assert len(lines) == 3
-    assert len(summary_lines(prepare(rows[:-1], Letters(), TrainConfig(max_length=64)))) == 2
