@@ -212,8 +212,7 @@ def _held_out(entrant: Entrant, base: Base, trust: bool, notes: list[str], say: 
         return None
     say(_("Reading {name}").format(name=entrant.trained.config.dataset_name))
     try:
-        # The base's own tokenizer, as in training.
-        return held_out_rows(entrant.trained, load_tokenizer(base.found.folder, trust_remote_code=trust))
+        return held_out_rows(entrant.trained, base.found.folder, trust, say)  # by the base's tokenizer, as in training
     except LorafitError as error:
         reason = " ".join(part for part in (error.what, error.where, error.found) if part)
         notes.append(_("{name}: no held-out loss. {reason}").format(name=entrant.name, reason=reason))

@@ -1,14 +1,16 @@
 """Which rows did a run hold out? Rebuilt from its settings by what training uses, and checked against its plan."""
 
+from collections.abc import Generator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from lorafit.config import TrainConfig
-from lorafit.data.dataset import prepare
+from lorafit.data.dataset import Prepared, prepare_cached
 from lorafit.data.formats import Conversation
-from lorafit.data.render import Tokenizer
-from lorafit.data.sources import read_rows
 from lorafit.data.store import SampleStore, digest
+from lorafit.demo import Say
+from lorafit.engines.tokenizer import read_template, shared_tokenizer
 from lorafit.errors import RunError
 from lorafit.messages import _
 from lorafit.plan.plan import Plan
@@ -46,11 +48,12 @@ def read_trained(run: RunDir) -> Trained:
     return Trained(run, saved_config(run), Plan.load(run.plan))
 
 
-def held_out_rows(trained: Trained, tokenizer: Tokenizer) -> HeldOut:
+def held_out_rows(trained: Trained, model_folder: Path, trust_remote_code: bool, say: Say) -> HeldOut:
     """The rows that the run held out. Raises LorafitErrors: the data are gone, or no longer what the run was trained with."""
     config, where = trained.config, trained.run.path
-    rows = read_rows(config.dataset_name, config.dataset_split, hub=config.hub, endpoint=config.hf_endpoint)
-    data = prepare(rows, tokenizer, config)
+    template = read_template(config.chat_template)
+    load = partial(shared_tokenizer, model_folder, template, trust_remote_code)
+    data = _told(prepare_cached(config, model_folder, load, template), say)
     if data.digest != trained.plan.data_digest:
         raise RunError(
             _("The data are no longer what the run was trained with; rows that it has seen may be among the held-out."),
@@ -60,3 +63,13 @@ def held_out_rows(trained: Trained, tokenizer: Tokenizer) -> HeldOut:
     if not len(data.valid):
         raise RunError(_("The run held nothing out for validation."), where=where)
     return HeldOut(data.valid, data.valid_conversations, digest(data.valid))
+
+
+def _told(texts: Generator[str, None, Prepared], say: Say) -> Prepared:
+    """What comes at the end; `say` gets what comes before."""
+    while True:
+        try:
+            say(next(texts))
+        except StopIteration as done:
+            prepared: Prepared = done.value
+            return prepared

@@ -185,6 +185,21 @@ def test_the_loss_is_left_out_where_the_data_are_gone_or_others(model: Path, tmp
     assert str(data) in gone.notes[0]
 
 
+def test_validation_rows_of_their_own_and_a_template_of_the_users_are_found_again(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "valid.jsonl").write_text(rows(30).split("\n", 24)[24], "utf-8")
+    (tmp_path / "chat.jinja").write_text(
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}",
+        "utf-8",
+    )
+    own = {"valid_dataset": tmp_path / "valid.jsonl", "chat_template": tmp_path / "chat.jinja"}
+    found = verbs.compare(CompareRequest(adapters=[str(trained(model, tmp_path, **own))], max_new_tokens=4))
+    losses = found.tuned[0].losses
+    assert losses is not None
+    assert losses.rows == 6
+    assert sorted(q.text for q in found.questions) == [f"第{i}个问题？" for i in range(24, 30)]
+
+
 def test_runs_that_held_out_other_rows_are_said_to(model: Path, tmp_path: Path) -> None:
     one, two = trained(model, tmp_path), trained(model, tmp_path, val_size=3)
     found = verbs.compare(CompareRequest(adapters=[str(one), str(two)], prompt="你好", max_new_tokens=4))
