@@ -132,6 +132,19 @@ def whole_folder(target: Path) -> Iterator[Path]:
             raise
 
 
+@contextlib.contextmanager
+def whole_file(target: Path) -> Iterator[Path]:
+    """A path to write to, which becomes `target` when the block ends well; until then an older one stays. Raises DiskError."""
+    temporary = _hidden(target, "tmp")
+    with disk_errors(target):
+        try:
+            yield temporary
+            _make_durable(temporary)
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
 def verify(folder: Path) -> str | None:
     """Why `folder` is not what whole_folder() wrote, for a person, or None. Files added since do not matter."""
     try:
@@ -230,10 +243,10 @@ def _hidden(target: Path, kind: str) -> Path:
 
 
 def _leftovers(folder: Path) -> Iterator[tuple[Path, str, str]]:
-    """Hidden folders of dead processes: path, kind, and the name that was meant."""
+    """Hidden folders and files of dead processes: path, kind, and the name that was meant."""
     for path in _listed(folder):
         parts = HIDDEN.fullmatch(path.name)
-        if parts and path.is_dir() and not _is_alive(int(parts[2]), parts[3]):
+        if parts and not _is_alive(int(parts[2]), parts[3]):
             yield path, parts[1], parts[4]
 
 
@@ -265,9 +278,23 @@ def save_checkpoint(run: HasCheckpoints, step: int, write: Callable[[Path], None
     target = run.checkpoints / f"step-{step:06d}"
     with whole_folder(target) as folder:
         write(folder)
-        (folder / STATE).write_text(json.dumps({"step": step}) + "\n", "utf-8")
+        write_step(folder, step)
     size = sum(p.stat().st_size for p in target.rglob("*") if p.is_file())
     return SavedCheckpoint(target, size, time.perf_counter() - start)
+
+
+def write_step(folder: Path, step: int) -> None:
+    """Note in `folder` after which step what is in it was so."""
+    (folder / STATE).write_text(json.dumps({"step": step}) + "\n", "utf-8")
+
+
+def step_of(folder: Path) -> int | None:
+    """What write_step() noted; None where it cannot be told."""
+    try:
+        state = json.loads((folder / STATE).read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return state["step"] if isinstance(state, dict) and type(state.get("step")) is int else None
 
 
 def latest_good(run: HasCheckpoints) -> tuple[Path | None, list[tuple[Path, str]]]:
@@ -288,7 +315,7 @@ def prune(run: HasCheckpoints, keep: int) -> None:
     for folder in (run.checkpoints, run.checkpoints.parent):
         put_back(folder)
         for path, _kind, _name in _leftovers(folder):
-            shutil.rmtree(path, ignore_errors=True)
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
     for _step, path in _numbered(run.checkpoints)[keep:]:
         if path != good:
             _delete(path)
@@ -301,13 +328,7 @@ def _numbered(checkpoints: Path) -> list[tuple[int, Path]]:
 
 
 def _state_fault(path: Path, step: int) -> str | None:
-    try:
-        state = json.loads((path / STATE).read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        return _("{file} cannot be read: {problem}").format(file=STATE, problem=error)
-    if isinstance(state, dict) and type(state.get("step")) is int and state["step"] == step:
-        return None
-    return _("{file} is not that of step {step}").format(file=STATE, step=step)
+    return None if step_of(path) == step else _("{file} is not that of step {step}").format(file=STATE, step=step)
 
 
 def _delete(path: Path) -> None:

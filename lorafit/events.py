@@ -181,7 +181,7 @@ def read_events(path: Path) -> list[Event]:
 def _lines(path: Path) -> Iterator[Event]:
     if not path.is_file():
         return
-    for line in path.read_text("utf-8", errors="replace").splitlines():
+    for line in path.read_text("utf-8", errors="replace").split("\n"):  # splitlines() also ends lines within a text
         try:
             event = from_line(line)
         except (ValueError, TypeError, AttributeError, RecursionError):

@@ -3,6 +3,8 @@
 import contextlib
 import os
 import re
+import signal
+import sys
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -75,7 +77,7 @@ def show_events(events: Iterable[Event], console: Console | None = None) -> int:
     try:
         for event in events:
             for reader in readers:
-                reader.see(event)
+                _let_see(reader, event)
             if isinstance(event, Stopped):
                 code = 128 + event.signal
     except LorafitError as error:
@@ -85,6 +87,17 @@ def show_events(events: Iterable[Event], console: Console | None = None) -> int:
         for reader in readers:
             reader.close()
     return code
+
+
+def _let_see(reader: Terminal | TensorBoard, event: Event) -> None:
+    """Show `event`; where the terminal or pipe is gone, that is a hang-up: training finishes its step, saves and ends."""
+    try:
+        reader.see(event)
+    except (OSError, SystemExit):  # rich makes an exit of a broken pipe
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nobody would save
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        signal.raise_signal(signal.SIGHUP)
 
 
 def chat(argv: list[str]) -> int:

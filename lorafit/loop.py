@@ -1,12 +1,13 @@
 """THE training loop: takes a plan, obeys it, yields what happened and prints nothing."""
 
+import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from lorafit.checkpoint import prune, save_checkpoint, whole_folder
+from lorafit.checkpoint import prune, save_checkpoint, whole_folder, write_step
 from lorafit.data.steps import Samples, StepBatch, batch, lr_at, step_samples, stream_length
 from lorafit.engines.base import Engine, OutOfMemory, StepResult
 from lorafit.events import EvalDone, Event, Finished, Saved, StepDone, Stopped, Warned
@@ -98,9 +99,17 @@ def _fitting(
         except OutOfMemory as error:
             if all(len(micro.sample_ids) == 1 for micro in data.micro_batches):
                 raise _too_long(error, data) from error
-            progress.token_budget = budget // 2
+            progress.token_budget = _smaller(budget, data)
             text = _("Memory ran out: computed again with {budget} tokens at a time.")
-            yield Warned(step=progress.done, text=text.format(budget=budget // 2))
+            yield Warned(step=progress.done, text=text.format(budget=progress.token_budget))
+
+
+def _smaller(budget: int, data: StepBatch) -> int:
+    """`budget` halved until `data` would be split otherwise: the same split would fail again."""
+    fullest = max(micro.num_tokens for micro in data.micro_batches if len(micro.sample_ids) > 1)
+    while budget >= fullest:
+        budget //= 2
+    return budget
 
 
 def _too_long(error: OutOfMemory, data: StepBatch) -> OutOfMemory:
@@ -153,16 +162,17 @@ def _evaluate(job: Job, progress: Progress, step: int) -> Iterator[Event]:
         job, progress, job.valid_set, rows, lambda d: job.engine.evaluate(d.micro_batches)
     )
     loss = total.mean
-    best = step > 0 and (progress.best_loss is None or loss < progress.best_loss)
+    best = step > 0 and math.isfinite(loss) and (progress.best_loss is None or loss < progress.best_loss)
     if best:
-        save_adapter(job, job.run.best_model)
+        save_adapter(job, job.run.best_model, step)
     seconds = time.monotonic() - began
     yield EvalDone(step=step, loss=loss, target_tokens=data.num_targets, seconds=seconds, best=best)
 
 
-def save_adapter(job: Job, target: Path) -> None:
-    """Write the adapter, and what chatting needs beside it, into `target`: whole or not at all."""
+def save_adapter(job: Job, target: Path, step: int) -> None:
+    """Write the adapter of `step`, and what chatting needs beside it, into `target`: whole or not at all."""
     with whole_folder(target) as folder:
+        write_step(folder, step)
         job.engine.save_adapter(folder)
         job.dress(folder)
 
@@ -179,7 +189,7 @@ def _save(job: Job, step: int) -> Saved:
 
 
 def _finish(job: Job, progress: Progress) -> Finished:
-    save_adapter(job, job.run.final_model)
+    save_adapter(job, job.run.final_model, job.plan.steps)
     return Finished(
         step=job.plan.steps,
         seconds=progress.seconds,

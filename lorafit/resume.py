@@ -1,16 +1,16 @@
 """Where does an interrupted run go on? Its settings, its latest good checkpoint, and what may not have changed."""
 
-import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from lorafit.checkpoint import latest_good
+from lorafit.checkpoint import latest_good, put_back, step_of
 from lorafit.config import COMMAND_FIELDS, TrainConfig, make_config, read_yaml, what_fields
-from lorafit.errors import RunError
+from lorafit.errors import ConfigError, RunError
 from lorafit.events import Finished, read_events
 from lorafit.hardware import Machine
 from lorafit.loop import Progress
 from lorafit.messages import _
+from lorafit.plan import numbers
 from lorafit.plan.plan import Plan
 from lorafit.rundir import RunDir, find
 
@@ -41,13 +41,32 @@ def interrupted(config: TrainConfig) -> Interrupted:
         )
     refuse_changes(run, saved_config(run), config)
     checkpoint, bad = latest_good(run)
-    done = 0 if checkpoint is None else int(json.loads((checkpoint / "state.json").read_text())["step"])
+    done = (checkpoint and step_of(checkpoint)) or 0
     progress = Progress()
     for event in read_events(run.events):
         if event.step <= done:
             progress.see(event)
     progress.done = done
+    put_back(run.path)
+    if (
+        step_of(run.best_model) != progress.best_step
+    ):  # it is of a step that is done anew, and may not be looked at again
+        progress.best_step = progress.best_loss = None
     return Interrupted(run, checkpoint, progress, bad)
+
+
+def refuse_other_state(old: Interrupted, config: TrainConfig) -> None:
+    """Raise RunError when `old` is no longer how the run stands: another process wrote it until just now."""
+    now = interrupted(config.model_copy(update={"resume": str(old.run.path)}))
+    if (now.checkpoint, now.progress) != (old.checkpoint, old.progress):
+        raise RunError(
+            _("Another process went on with this run in the meantime."),
+            where=old.run.path,
+            found=_("it has done {now} steps, and had done {before}").format(
+                now=now.progress.done, before=old.progress.done
+            ),
+            fix=_("Give the command again."),
+        )
 
 
 def refuse_changes(run: RunDir, saved: TrainConfig, config: TrainConfig) -> None:
@@ -74,17 +93,25 @@ def _changed(run: RunDir, name: str, before: object, now: object) -> RunError:
 
 
 def plan_for(run: RunDir, machine: Machine, config: TrainConfig, fresh: Plan) -> Plan:
-    """The run's own plan; on another machine, or with other how-settings, `fresh`, which was made for these.
-
-    On the same machine base weights stay quantised, and moments kept, as they were.
-    """
+    """The run's own plan; on another machine, or with other how-settings, `fresh`, which was made for these."""
     before = Plan.load(run.plan)
     refuse_other_data(run, before.data_digest, fresh.data_digest)
-    if _other_machine(run, machine):
-        return fresh
-    if _how_settings(saved_config(run)) == _how_settings(config):
-        return before
-    return replace(fresh, quantization=before.quantization, optimizer=before.optimizer)
+    same = not _other_machine(run, machine) and _how_settings(saved_config(run)) == _how_settings(config)
+    return before if same else fresh
+
+
+def as_before(run: RunDir, machine: Machine, config: TrainConfig) -> TrainConfig:
+    """`config` with what "auto" became when `run` began: wherever it goes on, it learns the same.
+
+    But for an optimizer that the device does not have: its moments are kept in a form that AdamW takes over.
+    """
+    before = Plan.load(run.plan)
+    kept = config.model_copy(update={"quantization": before.quantization, "optimizer": before.optimizer})
+    try:
+        numbers.choose_optimizer(kept, numbers.choose_device(config, machine).value)
+    except ConfigError:
+        return kept.model_copy(update={"optimizer": "auto"})
+    return kept
 
 
 def _how_settings(config: TrainConfig) -> dict[str, object]:

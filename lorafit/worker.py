@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from lorafit import awake, hardware, registry, rundir
-from lorafit.checkpoint import disk_errors
+from lorafit.checkpoint import disk_errors, whole_file
 from lorafit.config import TrainConfig, resolve_effective_batch, write_yaml
 from lorafit.data.dataset import Prepared, prepare_cached, write_rejects
 from lorafit.data.report import summary_lines
@@ -31,7 +31,7 @@ from lorafit.plan.numbers import choose_device
 from lorafit.plan.plan import Plan
 from lorafit.plan.planner import DataFacts, make_plan
 from lorafit.preflight import check_model, check_settings, init_adapter
-from lorafit.resume import Interrupted, interrupted, plan_for
+from lorafit.resume import Interrupted, as_before, interrupted, plan_for, refuse_other_state
 from lorafit.rundir import RunDir
 from lorafit.show import show_answers
 
@@ -63,7 +63,10 @@ def work(config: TrainConfig) -> Iterator[Event]:
     run = old.run if old else rundir.create(Path(config.output_dir), ready.spec.model_type)
     progress = old.progress if old else Progress()
     try:
-        yield from _logged(run, progress, _run(ready, run, old, progress))
+        with disk_errors(run.path), run.lock():
+            if old is not None:
+                refuse_other_state(old, config)
+            yield from _logged(run, progress, _run(ready, run, old, progress))
     except BaseException:
         if old is None and progress.done == 0:  # there is nothing to go on with
             rundir.discard(run)
@@ -72,7 +75,7 @@ def work(config: TrainConfig) -> Iterator[Event]:
 
 def _logged(run: RunDir, progress: Progress, events: Iterator[Event]) -> Iterator[Event]:
     """`events`, each in the run's log before anybody sees it."""
-    with disk_errors(run.path), run.lock(), EventLog(run.events) as log, awake.keep_awake():
+    with disk_errors(run.path), EventLog(run.events) as log, awake.keep_awake():
         try:
             for event in events:
                 with disk_errors(run.events):
@@ -104,7 +107,7 @@ def _get_ready(config: TrainConfig, old: Interrupted | None) -> Generator[Event,
     load = partial(shared_tokenizer, model.folder, template, config.trust_remote_code)
     data = yield from _as_stages(prepare_cached(config, model.folder, load, template))
     facts = DataFacts(data.train.lengths, data.valid.lengths, data.digest)
-    plan = make_plan(config, machine, spec, facts)
+    plan = make_plan(config if old is None else as_before(old.run, machine, config), machine, spec, facts)
     if config.plan is not None:
         plan = plan.computed_as(Plan.load(Path(config.plan)))
     if old is not None:
@@ -152,7 +155,7 @@ def _run(ready: Ready, run: RunDir, old: Interrupted | None, progress: Progress)
     engine = yield from _open_engine(ready)
     if old is not None:
         yield from _go_on(engine, old)
-    yield _started(ready, run, engine)
+    yield _started(ready, run, engine, progress.done)
     with stop_signals() as stop:
         yield from train(_job(ready, run, engine, stop), progress)
     if ready.config.demo and progress.done == ready.plan.steps:
@@ -164,9 +167,12 @@ def _write_facts(ready: Ready, run: RunDir) -> None:
     effective = resolve_effective_batch(ready.config)
     settled = ready.config.model_copy(update={"effective_batch": effective, "gradient_accumulation_steps": None})
     with disk_errors(run.path):
-        write_yaml(settled, run.config)
-        ready.plan.save(run.plan)
-        run.machine.write_text(ready.machine.to_json(), "utf-8")
+        with whole_file(run.config) as path:
+            write_yaml(settled, path)
+        with whole_file(run.plan) as path:
+            ready.plan.save(path)
+        with whole_file(run.machine) as path:
+            path.write_text(ready.machine.to_json(), "utf-8")
         write_rejects(run.rejects, ready.data.rejects)
 
 
@@ -201,9 +207,10 @@ def _go_on(engine: Engine, old: Interrupted) -> Iterator[Event]:
     yield Resumed(step=old.progress.done, checkpoint=name)
 
 
-def _started(ready: Ready, run: RunDir, engine: Engine) -> Started:
+def _started(ready: Ready, run: RunDir, engine: Engine, step: int) -> Started:
     plan = ready.plan
     return Started(
+        step=step,
         run=str(run.path),
         model=ready.config.model_name,
         engine=plan.engine,
@@ -224,7 +231,10 @@ def _job(ready: Ready, run: RunDir, engine: Engine, stop: Callable[[], int | Non
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], int | None]]:
-    """A function that gives the number of the signal that asked to stop, or None. A second Ctrl-C stops at once."""
+    """A function that gives the number of the signal that asked to stop, or None. A second Ctrl-C stops at once.
+
+    What is ignored stays ignored: `nohup` means that training outlives its terminal.
+    """
     received: list[int] = []
 
     def note(number: int, _frame: FrameType | None) -> None:
@@ -235,7 +245,8 @@ def stop_signals() -> Iterator[Callable[[], int | None]]:
     if threading.current_thread() is not threading.main_thread():  # a notebook's or server's thread gets no signals
         yield lambda: None
         return
-    before = {number: signal.signal(number, note) for number in SIGNALS}
+    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, note) for number in heard}
     try:
         yield lambda: received[0] if received else None
     finally:

@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from lorafit import checkpoint
-from lorafit.checkpoint import latest_good, prune, put_back, save_checkpoint, verify, whole_folder
+from lorafit.checkpoint import latest_good, prune, put_back, save_checkpoint, verify, whole_file, whole_folder
 from lorafit.errors import DiskError
 from lorafit.rundir import RunDir
 
@@ -327,3 +327,22 @@ def test_other_errors_pass_as_they_are(run: RunDir) -> None:
     with pytest.raises(FileNotFoundError):
         save_checkpoint(run, 1, bug)
     assert list(run.checkpoints.iterdir()) == []
+
+
+@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()])
+def test_a_file_that_cannot_be_written_leaves_the_older_one_as_it_was(tmp_path: Path, failure: BaseException) -> None:
+    target = tmp_path / "config.yaml"
+    with whole_file(target) as path:
+        path.write_text("old")
+    with pytest.raises((DiskError, KeyboardInterrupt)), whole_file(target) as path:  # noqa: PT012
+        path.write_text("new, but to")
+        raise failure
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("config.yaml", "old")]
+
+
+def test_prune_sweeps_a_file_that_a_dead_process_left(run: RunDir) -> None:
+    save_checkpoint(run, 1, writes())
+    left = run.path / f".tmp-{dead_pid()}-00000000-config.yaml"
+    left.write_text("half")
+    prune(run, 2)
+    assert not left.exists()

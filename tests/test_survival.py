@@ -134,6 +134,27 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(
     assert adapter(tmp_path) == adapter(undisturbed)
 
 
+def test_when_nobody_reads_the_output_any_more_the_step_is_finished_and_saved(model: Path, tmp_path: Path) -> None:
+    process = started(flags(model, tmp_path, save_steps=1000, max_steps=2000))
+    wait_for_step(tmp_path, 2)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait(timeout=60) == 128 + signal.SIGHUP
+    events = read_events(the_run(tmp_path) / "events.jsonl")
+    assert isinstance(events[-1], Stopped)
+    assert any(isinstance(e, Saved) and e.step == events[-1].step for e in events)
+
+
+def test_training_begun_with_nohup_outlives_its_terminal(model: Path, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "lorafit", "train", *flags(model, tmp_path)]
+    with (tmp_path.parent / "nohup.out").open("w") as out:
+        process = subprocess.Popen(["nohup", *words], stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+        wait_for_step(tmp_path, 2)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(timeout=60) == 0
+    assert any(isinstance(e, Finished) for e in read_events(the_run(tmp_path) / "events.jsonl"))
+
+
 def test_a_damaged_newest_checkpoint_is_said_and_the_one_before_it_used(
     model: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
