@@ -208,8 +208,8 @@ def test_a_validation_set_of_its_own_shares_no_row_with_the_training_rows(tokeni
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("LORAFIT_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache/data"
+    monkeypatch.setenv("LORAFIT_DATA_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 def write_rows(path: Path, values: list[object]) -> Path:

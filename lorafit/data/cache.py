@@ -64,6 +64,7 @@ class Entry:
     file_names: list[str]
     formats: dict[str, int]  # rows of each
     copies: int  # rows that repeat an earlier one
+    num_targets: int
     dropped_rows: int  # of which the template left something out
     content: str  # sha256 of the samples
     rejects: RejectFile
@@ -90,7 +91,9 @@ def tokenizer_digest(folder: Path, template: str | None) -> str:
 
 
 def data_cache() -> Path:
-    return cache_folder() / "data"
+    """LORAFIT_DATA_CACHE, or a folder in the user's cache."""
+    own = os.environ.get("LORAFIT_DATA_CACHE")
+    return Path(own).expanduser().absolute() if own else cache_folder() / "data"
 
 
 def content_of(path: Path) -> str:
@@ -145,7 +148,7 @@ def find_or_build(
     except _Other:
         pass
     except DiskError as error:
-        fix = _("Make room there, or set LORAFIT_CACHE to a folder that can be written.")
+        fix = _("Make room there, or set LORAFIT_DATA_CACHE to a folder that can be written.")
         raise DiskError(error.what, where=error.where, found=error.found, fix=fix) from None
     return find(key, source.files) or open_entry(folder, source.files)
 
@@ -160,12 +163,14 @@ def write_entry(
     """Build an entry from the source's rows (the first `max_samples` good ones) in the empty `folder`."""
     rows, files = (source.rows(), source.files) if isinstance(source, Source) else (source, [])
     with _Writer(folder, recipe, files) as writer:
-        began = said = time.monotonic()
+        began = said = 0.0
         for share, made in make_all(rows, recipe, load):
             writer.add(share, made if max_samples is None else made.first(max_samples - writer.rows))
             if writer.rows == max_samples:
                 break
-            if (now := time.monotonic()) - said > REPORT_SECONDS:
+            now = time.monotonic()
+            began, said = began or now, said or now  # loading the tokenizer does not count
+            if now - said > REPORT_SECONDS:
                 said, speed = now, writer.rows / (now - began)
                 text = _("Tokenising: {rows} rows, {speed} a second")
                 yield text.format(rows=count_text(writer.rows), speed=count_text(round(speed)))
@@ -179,7 +184,7 @@ class _Writer:
         self.stack = ExitStack()
         self.file_places = {file: place for place, file in enumerate(dict.fromkeys(files))}
         self.formats: Counter[str] = Counter()
-        self.dropped = 0
+        self.targets, self.dropped = 0, 0
         self.smallest: dict[bytes, Conversation] = {}
         self.highest = b"\xff" * 32  # keys above it are not among the smallest
 
@@ -201,6 +206,7 @@ class _Writer:
             "files": list(self.file_places),
             "formats": dict(self.formats.most_common()),
             "copies": self.rows - len(np.unique(mapped(self.folder / "keys.npy"))),
+            "targets": self.targets,
             "dropped": self.dropped,
             "content": content,
         }
@@ -213,6 +219,7 @@ class _Writer:
         for name, column in self.columns.items():
             column.append(values[name] if name in values else getattr(made, name))
         self.rows += len(good)
+        self.targets += int(made.target_mask.sum())
         self.dropped += int(made.dropped.sum())
         self.formats.update(FORMAT_NAMES[number] for number in made.formats)
         for place, reason in made.rejects:
@@ -248,6 +255,7 @@ def open_entry(folder: Path, files: list[str] | None = None) -> Entry:
         file_names=now,
         formats=meta["formats"],
         copies=meta["copies"],
+        num_targets=meta["targets"],
         dropped_rows=meta["dropped"],
         content=meta["content"],
         rejects=RejectFile(folder / "rejects.jsonl", renamed),

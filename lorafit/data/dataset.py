@@ -151,7 +151,6 @@ def split(entry: Entry, valid: Entry | None, config: TrainConfig) -> Prepared:
         kept_N, notes = _without_copies(entry, valid)
         samples, conversations = valid.samples, valid.conversations()
     digest = hashlib.sha256((entry.content + (valid.content if valid else "")).encode() + kept_N.tobytes())
-    mask_T = entry.samples.target_mask
     cut_N = entry.whole_lengths > entry.samples.lengths
     return Prepared(
         train=entry.samples.select(np.flatnonzero(kept_N)),
@@ -161,9 +160,9 @@ def split(entry: Entry, valid: Entry | None, config: TrainConfig) -> Prepared:
         formats=entry.formats,
         copies=entry.copies,
         truncated_rows=int(cut_N.sum()),
-        truncated_tokens=int(entry.whole_lengths.sum(dtype=np.int64)) - len(mask_T),
-        total_tokens=len(mask_T),
-        total_targets=int(mask_T.sum()),
+        truncated_tokens=int(entry.whole_lengths.sum(dtype=np.int64)) - len(entry.samples.input_ids),
+        total_tokens=len(entry.samples.input_ids),
+        total_targets=entry.num_targets,
         digest=digest.hexdigest(),
         notes=[*notes, *_notes(entry, config)],
     )

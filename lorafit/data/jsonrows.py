@@ -164,13 +164,14 @@ def read_jsonl(path: Path) -> Iterator[Row]:
     """One JSON value a line; blank lines are passed over. An array over several lines is read as one."""
     with open_text(path) as file:
         first = next((line for line in _lines(file) if line.strip()), "")
-    if first.lstrip().startswith("[") and isinstance(_one_value(first, 1), Broken):
+    if first.lstrip().startswith("[") and isinstance(_one_value(_Decoder(), first, 1), Broken):
         yield from read_json(path)
         return
+    decoder = _Decoder()
     with open_text(path) as file:
         for number, line in enumerate(_lines(file), 1):
             if line.strip():
-                yield Row(_one_value(line, number), str(path), number)
+                yield Row(_one_value(decoder, line, number), str(path), number)
 
 
 def _lines(file: TextIO) -> Iterator[str]:
@@ -181,8 +182,8 @@ def _lines(file: TextIO) -> Iterator[str]:
             line = file.readline(LONGEST)
 
 
-def _one_value(line: str, number: int) -> object:
-    decoder = _Decoder()
+def _one_value(decoder: _Decoder, line: str, number: int) -> object:
+    decoder.twice = []
     start = len(line) - len(line.lstrip())
     try:
         value, end = decoder.raw_decode(line, start)

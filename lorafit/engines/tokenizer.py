@@ -193,6 +193,7 @@ def read_template(given: str | None) -> str | None:
         raise ConfigError(_("The chat template cannot be read."), where="chat_template", found=error, fix=fix) from None
 
 
+@lru_cache(maxsize=4)
 def _without_clock(template: str, date_string: str) -> str:
     """The template with `date_string` (the default where it is no such date) for each time it asks for the time of day."""
     try:
