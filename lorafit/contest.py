@@ -100,9 +100,8 @@ def compare(request: CompareRequest, read_lines: Callable[[Path], list[str]], sa
     sides, left_out = compare_models(contestants, questions, sampling, say)
     setting = [base.device, base.precision, *([base.quantization] if base.quantization != "none" else [])]
     source = _("{n} of {total} questions, {source}").format(n=len(questions), total=len(asked), source=source)
-    return Comparison(
-        base.found.name, ", ".join(setting), source, sampling, questions, sides[0], sides[1:], notes + left_out
-    )
+    name = base.found.folder.name if Path(base.found.name).is_absolute() else base.found.name  # pages travel
+    return Comparison(name, ", ".join(setting), source, sampling, questions, sides[0], sides[1:], notes + left_out)
 
 
 def _check(request: CompareRequest) -> None:
