@@ -389,7 +389,26 @@ def retype(data: bytes, rng: random.Random) -> bytes:
     return data.replace(rng.choice([b'"output"', b'"b"', b'"a"', b"[["]), rng.choice(words), rng.randrange(1, 4))
 
 
-MUTATIONS: list[Callable[[bytes, random.Random], bytes]] = [cut, flip, drop, double, insert, retype]
+def recode(data: bytes, rng: random.Random) -> bytes:
+    """Some lines in another encoding."""
+    lines = data.decode("utf-8", "replace").splitlines(keepends=True)
+    coding = rng.choice(["gb18030", "utf-16-le", "latin-1", "utf-8-sig"])
+    return b"".join(line.encode(coding if rng.random() < 0.3 else "utf-8", "replace") for line in lines)
+
+
+def repeat_key(data: bytes, rng: random.Random) -> bytes:
+    return data.replace(b'"output":', b'"output": "x", "output":', rng.randrange(1, 3))
+
+
+def swell(data: bytes, rng: random.Random) -> bytes:
+    """A huge number, a huge text, or deep nesting in place of a value."""
+    huge = rng.choice([b"9" * 5000, b'"' + "长".encode() * 100_000 + b'"', b'{"a":' * 3000, b"[" * 3000 + b"]" * 3000])
+    return data.replace(b"[]", huge, 1)
+
+
+MUTATIONS: list[Callable[[bytes, random.Random], bytes]] = [
+    cut, flip, drop, double, insert, retype, recode, repeat_key, swell,
+]  # fmt: skip
 
 
 def mutated(seed: int) -> tuple[str, bytes]:
