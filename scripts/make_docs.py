@@ -1,31 +1,47 @@
-"""What can be set? Writes docs/cli.md from lorafit/config.py, where alone each setting is written; `--check` only compares."""
+"""Which flags has each command? Writes docs/cli.md from the settings, where alone each is written; `--check` only compares."""
 
 import sys
 from pathlib import Path
 
+import tyro
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from lorafit.completion import SETTINGS
 from lorafit.config import TrainConfig
 
 PAGE = Path(__file__).parents[1] / "docs/cli.md"
-HEAD = """# Settings of `lorafit train`
+HEAD = """# Commands and their flags
 
-Made by `make docs` from `lorafit/config.py`; do not edit. Each is a flag (`--lora_r 16`, hyphens do too) and a key of a
-YAML file (`--config FILE`). *What* decides what is learned and is kept on resume; *how* changes only speed, memory and
-where things lie. `None` means that the program chooses and says why.
-
-| flag | default | kind | meaning |
-|---|---|---|---|
+Made by `make docs` from the settings in the code; do not edit. Flags take underscores or hyphens. `None` means that the
+program chooses, and says why. Exit codes: 0 done, 2 something you can mend, 1 a bug of ours, 128 + number after a signal.
+"""
+TRAIN = """
+Each is a key of a YAML file too (`--config FILE`; flags beside it win). *What* decides what is learned and is kept on
+resume; *how* changes only speed, memory and where things lie. `python train.py` and `lorafit resume [RUN]` take the same.
 """
 
 
 def page() -> str:
-    """The whole page."""
-    return HEAD + "".join(_row(name) for name in TrainConfig.model_fields)
+    """The whole page: one table a command, those with the same flags together."""
+    names: dict[type[BaseModel], list[str]] = {}
+    for command, kind in SETTINGS.items():
+        names.setdefault(kind, []).append(f"`lorafit {command}`")
+    return HEAD + "".join(_section(kind, commands) for kind, commands in names.items())
 
 
-def _row(name: str) -> str:
-    field = TrainConfig.model_fields[name]
-    kind = field.json_schema_extra["kind"] if isinstance(field.json_schema_extra, dict) else ""
-    return f"| `--{name}` | `{field.default}` | {kind} | {field.description} |\n"
+def _section(kind: type[BaseModel], commands: list[str]) -> str:
+    text = f"\n## {', '.join(commands)}\n{TRAIN if kind is TrainConfig else ''}\n"
+    columns = ("flag", "default", "kind", "meaning") if kind is TrainConfig else ("flag", "default", "meaning")
+    text += f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}\n"
+    return text + "".join(_row(name, field, kind) for name, field in kind.model_fields.items())
+
+
+def _row(name: str, field: FieldInfo, kind: type[BaseModel]) -> str:
+    flag = name.upper() if tyro.conf.Positional in field.metadata else f"--{name}"
+    effect = field.json_schema_extra["kind"] if isinstance(field.json_schema_extra, dict) else "how"
+    cells = [f"`{flag}`", f"`{field.default}`", *([str(effect)] if kind is TrainConfig else []), str(field.description)]
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n"
 
 
 def main() -> int:

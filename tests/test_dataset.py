@@ -78,6 +78,18 @@ def test_equal_conversations_stay_on_one_side_and_order_does_not_matter(tokenize
     assert (len(first.valid), len(first.train), len(first.valid_conversations)) == (9, 51, 3)
 
 
+def test_rows_that_equal_a_held_out_row_once_cut_are_not_trained_on(tokenizer: ChatTokenizer) -> None:
+    long = [{"question": "问", "answer": "甲" * 200 + str(i)} for i in range(20)]
+    data = prepare(rows_of(long + questions(5)), tokenizer, TrainConfig(val_size=6, max_length=64))
+    train, valid = said(data, tokenizer)
+    assert any("甲" in text for text in valid)
+    assert not any("甲" in text for text in train)
+    assert any("equal a held-out row once they are cut" in note for note in data.notes)
+    with pytest.raises(DataError) as error:
+        prepare(rows_of(long), tokenizer, TrainConfig(val_size=6, max_length=64))
+    assert "--max_length" in str(error.value.fix)
+
+
 def test_what_is_held_out_stays_held_out_when_rows_are_added(tokenizer: ChatTokenizer) -> None:
     fewer, more = (prepare(rows_of(questions(n)), tokenizer, TrainConfig(val_size=0.1)) for n in (100, 120))
     smallest = sorted(map(content_key, more.valid_conversations))

@@ -145,7 +145,12 @@ def split(entry: Entry, valid: Entry | None, config: TrainConfig) -> Prepared:
         held_out_N, notes = held_out_rows(entry.keys, config.val_size)
         samples = entry.samples.select(np.flatnonzero(held_out_N))
         conversations = entry.conversations(key_bytes(entry.keys[held_out_N]))
-        kept_N = ~held_out_N
+        twins_N = _same_once_cut(entry, held_out_N)
+        kept_N = ~held_out_N & ~twins_N
+        notes += _twins_note(int(twins_N.sum()))
+        if not kept_N.any():
+            what = _("No row is left to train on: cut to max_length {n}, all equal those that are held out.")
+            raise DataError(what.format(n=config.max_length), fix=_("Give a larger --max_length, or --val_size 0."))
     else:
         check_rejects(valid.rejects, len(valid.samples), config.max_rejects)
         kept_N, notes = _without_copies(entry, valid)
@@ -166,6 +171,22 @@ def split(entry: Entry, valid: Entry | None, config: TrainConfig) -> Prepared:
         digest=digest.hexdigest(),
         notes=[*notes, *_notes(entry, config)],
     )
+
+
+def _same_once_cut(entry: Entry, held_out_N: Bool) -> Bool:
+    """Which other rows have a held-out row's tokens: longer conversations, cut to where they still were the same."""
+    samples, lengths = entry.samples, entry.samples.lengths
+    seen = {samples[row].input_ids.tobytes() for row in np.flatnonzero(held_out_N)}
+    maybe_N = ~held_out_N & (entry.whole_lengths > lengths) & np.isin(lengths, lengths[held_out_N])
+    twins_N = np.zeros(len(lengths), np.bool_)
+    for row in np.flatnonzero(maybe_N):
+        twins_N[row] = samples[row].input_ids.tobytes() in seen
+    return twins_N
+
+
+def _twins_note(rows: int) -> list[str]:
+    text = _("{n} rows equal a held-out row once they are cut to max_length: they are not trained on.")
+    return [text.format(n=count_text(rows))] if rows else []
 
 
 def _without_copies(entry: Entry, valid: Entry) -> tuple[Bool, list[str]]:
