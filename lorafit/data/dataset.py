@@ -176,11 +176,11 @@ def split(entry: Entry, valid: Entry | None, config: TrainConfig) -> Prepared:
 def _same_once_cut(entry: Entry, held_out_N: Bool) -> Bool:
     """Which other rows have a held-out row's tokens: longer conversations, cut to where they still were the same."""
     samples, lengths = entry.samples, entry.samples.lengths
-    seen = {samples[row].input_ids.tobytes() for row in np.flatnonzero(held_out_N)}
+    seen = {samples[int(row)].input_ids.tobytes() for row in np.flatnonzero(held_out_N)}
     maybe_N = ~held_out_N & (entry.whole_lengths > lengths) & np.isin(lengths, lengths[held_out_N])
     twins_N = np.zeros(len(lengths), np.bool_)
     for row in np.flatnonzero(maybe_N):
-        twins_N[row] = samples[row].input_ids.tobytes() in seen
+        twins_N[row] = samples[int(row)].input_ids.tobytes() in seen
     return twins_N
 
 
