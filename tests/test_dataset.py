@@ -369,6 +369,24 @@ def test_other_processes_give_the_same_as_one(
             assert np.array_equal(getattr(made, name), getattr(expected, name)), name
 
 
+def test_a_script_without_a_guard_is_not_run_again_by_other_processes(demo_folder: Path, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from functools import partial; from pathlib import Path\n"
+        "from lorafit.config import TrainConfig; from lorafit.data import build\n"
+        "from lorafit.data.recipe import recipe_of; from lorafit.data.rows import Row\n"
+        "from lorafit.engines.tokenizer import shared_tokenizer\n"
+        "print('run'); build.BATCH = 16\n"
+        "rows = [Row({'question': f'{i}', 'answer': 'a'}, 'f', i) for i in range(100)]\n"
+        f"load = partial(shared_tokenizer, Path({str(demo_folder)!r}), None, False)\n"
+        "made = list(build.make_all(rows, recipe_of(TrainConfig()), load, cores=2, patience=0))\n"
+        "print(sum(len(one.lengths) for _, one in made))\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["run", "100"]
+    assert "Traceback" not in done.stderr
+
+
 def test_a_process_that_dies_costs_nothing_but_time(tokenizer: ChatTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "BATCH", 16)
     rows = rows_of(questions(100))

@@ -6,12 +6,15 @@ since each imports the tokenizer anew. What they give back does not depend on ho
 
 import itertools
 import os
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
+from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -146,7 +149,8 @@ class _Workers:
 
     def send(self, share: list[Row]) -> None:
         try:
-            self.waiting.append((share, None if self.broken else self.pool.submit(_make_there, share)))
+            with _no_main():
+                self.waiting.append((share, None if self.broken else self.pool.submit(_make_there, share)))
         except BrokenExecutor:
             self.broken = True
             self.waiting.append((share, None))
@@ -156,7 +160,7 @@ class _Workers:
         if future is not None and not self.broken:
             try:
                 return share, future.result()
-            except BrokenExecutor:  # out of memory, or a script that may not be imported again
+            except BrokenExecutor:  # out of memory, as a rule
                 self.broken = True
         return share, make(share, self.recipe, tokenizer)
 
@@ -165,6 +169,17 @@ class _Workers:
 
     def __exit__(self, *_error: object) -> None:
         self.pool.shutdown(wait=False, cancel_futures=True)
+
+
+@contextmanager
+def _no_main() -> Iterator[None]:
+    """New processes do not import the user's script, which would run it once more where it has no guard."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 _there: list[tuple[Recipe, Tokenizer]] = []  # in a worker: what it was begun with
