@@ -22,7 +22,6 @@ from lorafit.checkpoint import latest_good
 from lorafit.cli import main
 from lorafit.engines.torch.engine import TorchEngine
 from lorafit.events import Failed, StepDone, Warned, read_events
-from lorafit.modelspec import TOKENIZER_FILES
 from lorafit.rundir import RunDir
 
 Refused = Callable[..., str]
@@ -34,12 +33,7 @@ LLAMA = "meta-llama/Llama-3.2-3B-Instruct"
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory, demo_folder: Path) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    tiny.save_model("llama", folder, vocab_size=49_152)
-    for path in demo_folder.iterdir():
-        if path.name in TOKENIZER_FILES or path.suffix == ".jinja":
-            shutil.copy(path, folder)
-    return folder
+    return tiny.save_chat_model(tmp_path_factory.mktemp("tiny"), demo_folder)
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,6 @@ from lorafit.engines.base import LossSum
 from lorafit.errors import AdapterError, ConfigError, DataError
 from lorafit.events import Finished, read_events
 from lorafit.figures import Difference, Likeness
-from lorafit.modelspec import TOKENIZER_FILES
 from lorafit.reporters.compare_page import page
 from lorafit.reporters.compare_terminal import show_comparison
 from lorafit.reporters.compare_words import lines, pieces
@@ -42,12 +41,7 @@ def english(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory, demo_folder: Path) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    tiny.save_model("llama", folder, vocab_size=49_152)
-    for path in demo_folder.iterdir():
-        if path.name in TOKENIZER_FILES or path.suffix == ".jinja":
-            shutil.copy(path, folder)
-    return folder
+    return tiny.save_chat_model(tmp_path_factory.mktemp("tiny"), demo_folder)
 
 
 def rows(count: int) -> str:

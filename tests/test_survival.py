@@ -5,7 +5,6 @@ Real processes, the real command line, a tiny model with the demo's tokenizer; i
 
 import json
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +15,6 @@ import pytest
 import tiny
 
 from lorafit.events import Finished, Saved, StepDone, Stopped, read_events
-from lorafit.modelspec import TOKENIZER_FILES
 
 HERE = Path(__file__).parent
 STEPS = 8
@@ -24,13 +22,7 @@ STEPS = 8
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory, demo_folder: Path) -> Path:
-    """A tiny model that takes a second to train."""
-    folder = tmp_path_factory.mktemp("tiny")
-    tiny.save_model("llama", folder, vocab_size=49_152)
-    for path in demo_folder.iterdir():
-        if path.name in TOKENIZER_FILES or path.suffix == ".jinja":
-            shutil.copy(path, folder)
-    return folder
+    return tiny.save_chat_model(tmp_path_factory.mktemp("tiny"), demo_folder)
 
 
 def flags(model: Path, output: Path, **changes: object) -> list[str]:

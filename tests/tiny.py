@@ -1,5 +1,6 @@
 """Small real models with random weights, plans for them, and samples: what engine tests stand on."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import transformers
 from lorafit.data.batch import Sample
 from lorafit.engines.base import Setup
 from lorafit.engines.torch.engine import TorchEngine
+from lorafit.modelspec import TOKENIZER_FILES
 from lorafit.plan.plan import Plan
 
 VOCAB = 96
@@ -50,6 +52,15 @@ def save_model(family: str, folder: Path, **changes: Any) -> Path:
             if parameter.dim() > 1:
                 parameter.normal_(0, 0.2)
     model.save_pretrained(folder)
+    return folder
+
+
+def save_chat_model(folder: Path, demo_folder: Path) -> Path:
+    """A random model with the demo's tokenizer and template, whose training takes a second."""
+    save_model("llama", folder, vocab_size=49_152)
+    for path in demo_folder.iterdir():
+        if path.name in TOKENIZER_FILES or path.suffix == ".jinja":
+            shutil.copy(path, folder)
     return folder
 
 

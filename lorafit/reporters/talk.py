@@ -4,7 +4,6 @@ import json
 import sys
 from collections.abc import Callable
 from contextlib import closing, suppress
-from dataclasses import asdict
 from pathlib import Path
 
 from lorafit.errors import LorafitError
@@ -92,7 +91,8 @@ def _save(chat: Chat, rest: str) -> None:
         return
     try:
         with Path(rest).expanduser().open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"messages": [asdict(m) for m in chat.transcript()]}, ensure_ascii=False) + "\n")
+            turns = [{"role": turn.role, "content": turn.content} for turn in chat.transcript()]
+            file.write(json.dumps({"messages": turns}, ensure_ascii=False) + "\n")
     except OSError as error:
         print(_("Not saved: {error}").format(error=error))
         return
