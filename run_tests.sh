@@ -4,4 +4,5 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/scripts/setup.sh"
 setup dev
 cd "$root"
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # two processes test side by side, each with one thread
 exec "$venv/bin/python" -m pytest "$@"

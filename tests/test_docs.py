@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from lorafit import faces, verbs
+from lorafit import faces, run_faces, verbs
 from lorafit.cli import COMMANDS
 from lorafit.registry import load
 
@@ -60,7 +60,8 @@ def parse_only(monkeypatch: pytest.MonkeyPatch) -> None:
         real(*args, **kwargs)
         raise Parsed
 
-    monkeypatch.setattr(faces, "parse", parse)
+    for module in (faces, run_faces):
+        monkeypatch.setattr(module, "parse", parse)
     monkeypatch.setattr(faces, "read_yaml", lambda path: {})
     monkeypatch.setattr(verbs, "settings_of_run", lambda name, output_dir: {})
 
