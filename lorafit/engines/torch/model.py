@@ -176,8 +176,3 @@ class Recompute:
             return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
         return run
-
-
-def model_folder_has_code(folder: Path) -> bool:
-    """Does the model come with code of its own, which runs only with --trust_remote_code?"""
-    return any(folder.glob("modeling_*.py"))
