@@ -77,13 +77,18 @@ class RunDir:
         return self.path / "report.html"
 
     @property
+    def inputs(self) -> Path:
+        """What came along with a run that was moved here: data, template."""
+        return self.path / "inputs"
+
+    @property
     def lock_file(self) -> Path:
         return self.path / "lock"
 
     def foreign(self) -> list[Path]:
         """What lies in the folder and is none of a run's."""
         files = (self.config, self.plan, self.machine, self.events, self.rejects, self.report, self.lock_file)
-        folders = (self.logs, self.checkpoints, self.final_model, self.best_model)
+        folders = (self.logs, self.checkpoints, self.final_model, self.best_model, self.inputs)
         own = {path.name for path in files + folders} | {".DS_Store"}
         return [p for p in sorted(self.path.iterdir()) if p.name not in own and not HIDDEN.fullmatch(p.name)]
 
@@ -127,7 +132,11 @@ class RunInfo:
 def create(output_dir: Path, model_type: str) -> RunDir:
     """A new folder `<model_type>-lora-<YYYYmmdd_HHMMSS>`, with `_2` and so on where that is taken. Raises DiskError."""
     kind = re.sub(r"[^a-z0-9_.]+", "_", model_type.lower()).strip("._") or "model"
-    name = f"{kind}-lora-{time.strftime('%Y%m%d_%H%M%S')}"
+    return take_name(output_dir, f"{kind}-lora-{time.strftime('%Y%m%d_%H%M%S')}")
+
+
+def take_name(output_dir: Path, name: str) -> RunDir:
+    """A new, empty folder `name`, with `_2` and so on where that is taken. Raises DiskError."""
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         return RunDir(_new_folder(output_dir, name))
@@ -142,7 +151,7 @@ def discard(run: RunDir) -> None:
 
 def latest(output_dir: Path) -> RunDir | None:
     """The run that was begun last, by the time in its name (else its folder's); None when there is none."""
-    return max(_runs(output_dir), key=_begun, default=None)
+    return max(all_runs(output_dir), key=_begun, default=None)
 
 
 def find(name: str, output_dir: Path) -> RunDir:
@@ -155,7 +164,7 @@ def find(name: str, output_dir: Path) -> RunDir:
     for path in (Path(name).expanduser(), output_dir / name):
         if _is_run(path):
             return RunDir(path)
-    names = [run.name for run in _runs(output_dir)]
+    names = [run.name for run in all_runs(output_dir)]
     near = difflib.get_close_matches(Path(name).name, names, n=3, cutoff=0.5)
     raise RunError(
         _("There is no such run."),
@@ -167,7 +176,7 @@ def find(name: str, output_dir: Path) -> RunDir:
 
 def list_runs(output_dir: Path) -> list[RunInfo]:
     """All runs in `output_dir`, the latest first."""
-    return [info_of(run) for run in sorted(_runs(output_dir), key=_begun, reverse=True)]
+    return [info_of(run) for run in sorted(all_runs(output_dir), key=_begun, reverse=True)]
 
 
 def info_of(run: RunDir) -> RunInfo:
@@ -236,7 +245,8 @@ def _is_run(path: Path) -> bool:
     return RunDir(path).config.is_file() or RunDir(path).events.is_file()
 
 
-def _runs(output_dir: Path) -> list[RunDir]:
+def all_runs(output_dir: Path) -> list[RunDir]:
+    """All runs in `output_dir`, by name."""
     try:
         return [RunDir(path) for path in sorted(output_dir.iterdir()) if _is_run(path)]
     except OSError:
