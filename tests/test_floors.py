@@ -15,11 +15,12 @@ PACKAGE = ROOT / "lorafit"
 FLOORS = [
     "errors units events messages",  # 0 words
     "config registry hardware modelspec demo hub",  # 1 facts
-    "data plan adapter rundir checkpoint sampling hashing figures",  # 2 thinking (numpy at most)
+    "data plan adapter rundir checkpoint archive sampling hashing figures",  # 2 thinking (numpy at most)
     "engines",  # 3 muscle (torch)
-    "loop worker awake generate resume modelcard preflight show history checkup opening heldout compare contest",  # 4 jobs
-    "verbs",  # 5 use cases
-    "cli faces run_faces completion arguments reporters",  # 6 faces
+    "loop worker awake generate resume modelcard preflight show history checkup opening heldout compare contest "
+    "bundle unbundle fetch cloud",  # 4 jobs
+    "verbs moving",  # 5 use cases
+    "cli faces run_faces move_faces completion arguments reporters",  # 6 faces
     "__main__",
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}
