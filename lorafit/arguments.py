@@ -7,23 +7,20 @@ import difflib
 import itertools
 from collections.abc import Sequence
 
+import tyro
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from lorafit.config import is_switch, setting_error, wanted
 from lorafit.errors import ConfigError
-from lorafit.messages import _, translate
+from lorafit.messages import _
 
 HELP = ("-h", "--help")
 
 
-_english: dict[tuple[type[BaseModel], str], str] = {}
-
-
-def speak(kind: type[BaseModel]) -> None:
-    """Put the help of `kind`'s fields into the language spoken now."""
-    for name, field in kind.model_fields.items():
-        english = _english.setdefault((kind, name), field.description or "")
-        field.description = translate(english)
+def is_word(field: FieldInfo) -> bool:
+    """Whether `field` is given as words without a flag."""
+    return tyro.conf.Positional in field.metadata
 
 
 def check_arguments(kind: type[BaseModel], argv: Sequence[str], verb: str) -> None:

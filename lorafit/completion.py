@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 
-import tyro
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from lorafit.arguments import is_word
 from lorafit.cli import COMMANDS
-from lorafit.config import TrainConfig, is_switch
+from lorafit.config import TrainConfig, choices, is_switch
 from lorafit.contest import CompareRequest
 from lorafit.errors import ConfigError
 from lorafit.faces import DoctorFlags
@@ -91,7 +91,7 @@ def script(shell: str) -> str:
 
 def _fields(kind: type[BaseModel]) -> dict[str, FieldInfo]:
     """The settings that are flags."""
-    return {name: field for name, field in kind.model_fields.items() if tyro.conf.Positional not in field.metadata}
+    return {name: field for name, field in kind.model_fields.items() if not is_word(field)}
 
 
 def _values(kinds: Mapping[str, Mapping[str, FieldInfo]]) -> Iterator[str]:
@@ -100,7 +100,7 @@ def _values(kinds: Mapping[str, Mapping[str, FieldInfo]]) -> Iterator[str]:
     for command, fields in kinds.items():
         for name, field in fields.items():
             if not is_switch(field):
-                words = "$(_lorafit_runs)" if name in RUN_FLAGS else " ".join(_choices(field.annotation))
+                words = "$(_lorafit_runs)" if name in RUN_FLAGS else " ".join(choices(field))
                 cases.setdefault(words, []).append(f'"{command} --{name}"')
     for words, patterns in cases.items():
         yield f'            {"|".join(patterns)}) words="{words}" ;;'
@@ -113,9 +113,3 @@ def _flags(kinds: Mapping[str, Mapping[str, FieldInfo]]) -> Iterator[str]:
         runs = ["$(_lorafit_runs)latest"] if command in TAKES_RUNS else []
         words = " ".join([*seconds, *runs, *(f"--{name}" for name in fields), "--help"])
         yield f'                "{command}") words="{words}" ;;'
-
-
-def _choices(annotation: object) -> list[str]:
-    """The words of a Literal, alone or in a union."""
-    parts = getattr(annotation, "__args__", ())
-    return [word for part in parts for word in ([part] if isinstance(part, str) else _choices(part))]

@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.text import Text
 
 from lorafit import verbs
-from lorafit.arguments import HELP, check_arguments, part_words, speak
-from lorafit.cli import OK, USER, flag_value
+from lorafit.arguments import HELP, check_arguments, part_words
+from lorafit.cli import COMMANDS, OK, USER, flag_value
 from lorafit.config import DEMO_PRESET, TrainConfig, make_config, read_yaml
 from lorafit.contest import CompareRequest, page_path
 from lorafit.demo import silent
@@ -29,6 +29,7 @@ from lorafit.reporters.answers import check_output, write_answers
 from lorafit.reporters.compare_terminal import show_comparison
 from lorafit.reporters.data_terminal import show_data, show_figures
 from lorafit.reporters.doctor import show_report
+from lorafit.reporters.help import show_help
 from lorafit.reporters.pages import check_page, write_page
 from lorafit.reporters.status import told
 from lorafit.reporters.talk import stream, talk
@@ -59,14 +60,14 @@ with warnings.catch_warnings():  # pydantic has an old method `json`, which nobo
         )
 
 
-def train(argv: list[str]) -> int:
-    return show_events(verbs.train(train_config(argv)))
+def train(argv: list[str], verb: str = "train") -> int:
+    return show_events(verbs.train(train_config(argv, verb)))
 
 
 def resume(argv: list[str]) -> int:
     """`resume [RUN] [flags]` is `train --resume RUN [flags]`."""
     named = argv and not argv[0].startswith("-")
-    return train(["--resume", *argv] if named else ["--resume", LATEST, *argv])
+    return train(["--resume", *argv] if named else ["--resume", LATEST, *argv], "resume")
 
 
 def show_events(events: Iterable[Event], console: Console | None = None) -> int:
@@ -178,10 +179,10 @@ def spell_out_resume(argv: list[str]) -> list[str]:
     return spelled
 
 
-def train_config(argv: list[str]) -> TrainConfig:
+def train_config(argv: list[str], verb: str = "train") -> TrainConfig:
     """Preset < the resumed run's own settings < YAML < flags, the later winning."""
     argv = spell_out_resume(argv)
-    check_arguments(TrainConfig, argv, "train")
+    check_arguments(TrainConfig, argv, verb)
     file = flag_value(argv, "config")
     written = read_yaml(Path(file)) if file else {}
     demo = flag_value(argv, "demo") is not None or written.get("demo") is True
@@ -190,12 +191,20 @@ def train_config(argv: list[str]) -> TrainConfig:
     if run and not set(HELP) & set(argv):
         output_dir = flag_value(argv, "output_dir") or settings.get("output_dir", "output")
         settings = verbs.settings_of_run(str(run), Path(output_dir)) | settings
-    return parse(TrainConfig, argv, "train", make_config(settings, file or _("the command line")))
+    return parse(TrainConfig, argv, verb, make_config(settings, file or _("the command line")))
 
 
-def parse(kind: type[Settings], argv: list[str], verb: str, default: Settings | None = None) -> Settings:
-    """`argv` as settings of `kind`, by tyro: hyphens and underscores, help from the fields, near names suggested."""
-    speak(kind)
+def parse(
+    kind: type[Settings], argv: list[str], verb: str, default: Settings | None = None, about: str = ""
+) -> Settings:
+    """`argv` as settings of `kind`: hyphens and underscores, near names suggested; help, and the end, where it asks for that.
+
+    `about` says what `verb` does, where it is not one of cli.COMMANDS.
+    """
     check_arguments(kind, argv, verb)
+    default = default or kind()
+    if set(HELP) & set(argv):
+        show_help(default, verb, about or COMMANDS[verb].help(), Console(highlight=False))
+        raise SystemExit(OK)
     os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")
-    return tyro.cli(kind, args=argv, default=default or kind(), prog=f"lorafit {verb}", use_underscores=True)
+    return tyro.cli(kind, args=argv, default=default, prog=f"lorafit {verb}", use_underscores=True)

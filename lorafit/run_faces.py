@@ -2,6 +2,8 @@
 
 import difflib
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,7 +14,7 @@ from rich.text import Text
 
 from lorafit import history, verbs
 from lorafit.arguments import part_words
-from lorafit.cli import OK
+from lorafit.cli import COMMANDS, OK
 from lorafit.errors import ConfigError
 from lorafit.faces import FolderFlags, parse
 from lorafit.history import Record
@@ -28,24 +30,24 @@ LATEST = "latest"
 
 
 class ListFlags(FolderFlags):
-    """The runs, the latest first. `lorafit runs show | diff | remove --help` tells what else there is."""
+    """The flags of `runs` and `runs list`."""
 
 
 class ShowFlags(FolderFlags):
-    """One run: settings, plan with reasons, losses, curves, restarts, and how to go on."""
+    """The flags of `runs show`."""
 
     runs: tyro.conf.Positional[list[str]] = Field([], description="RUN: its name, its folder, or `latest` (if none).")
     plot: str | None = Field(None, description="Draw the curves into this picture, e.g. curves.png (None: no picture).")
 
 
 class DiffFlags(FolderFlags):
-    """Two runs: what differs in settings and plan, and what came of each."""
+    """The flags of `runs diff`."""
 
     runs: tyro.conf.Positional[list[str]] = Field([], description="RUN RUN: names, folders, or `latest`.")
 
 
 class RemoveFlags(FolderFlags):
-    """Delete a run: its whole folder, checkpoints and adapter too."""
+    """The flags of `runs remove`."""
 
     runs: tyro.conf.Positional[list[str]] = Field([], description="RUN: its name, its folder, or `latest`.")
     yes: bool = Field(False, description="Do not ask.")
@@ -55,7 +57,7 @@ def runs(argv: list[str]) -> int:
     """`runs [list | show RUN | diff RUN RUN | remove RUN] [flags]`."""
     name, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("list", argv)
     if name in DEEDS:
-        return DEEDS[name](rest)
+        return DEEDS[name].face(rest)
     near = difflib.get_close_matches(name, DEEDS, n=1)
     raise ConfigError(
         _("There is no command `{name}`.").format(name=f"runs {name}"),
@@ -65,7 +67,8 @@ def runs(argv: list[str]) -> int:
 
 
 def list_(argv: list[str]) -> int:
-    flags = parse(ListFlags, argv, "runs")
+    deeds = [f"  {name:<8}{deed.help()}" for name, deed in DEEDS.items()]
+    flags = parse(ListFlags, argv, "runs", about="\n\n".join([COMMANDS["runs"].help(), "\n".join(deeds)]))
     found = verbs.runs(Path(flags.output_dir))
     if found:
         show_runs(found, Console(highlight=False))
@@ -110,12 +113,25 @@ def remove(argv: list[str]) -> int:
     return OK
 
 
-DEEDS = {"list": list_, "show": show, "diff": diff, "remove": remove}
+@dataclass(frozen=True)
+class Deed:
+    """What stands behind `runs NAME`, and its line in the help."""
+
+    face: Callable[[list[str]], int]
+    help: Callable[[], str]
+
+
+DEEDS = {
+    "list": Deed(list_, lambda: _("the runs, the latest first; also without a word")),
+    "show": Deed(show, lambda: _("one run: settings, plan, losses, curves, how to go on")),
+    "diff": Deed(diff, lambda: _("two runs: what differs, and what came of each")),
+    "remove": Deed(remove, lambda: _("delete a run: its whole folder")),
+}
 
 
 def _parse(kind: type[Flags], argv: list[str], deed: str) -> Flags:
     names, flags = part_words(kind, argv)
-    return parse(kind, flags, f"runs {deed}", kind.model_validate({"runs": names}))
+    return parse(kind, flags, f"runs {deed}", kind.model_validate({"runs": names}), DEEDS[deed].help())
 
 
 def _names(names: list[str], count: int, usage: str) -> list[str]:

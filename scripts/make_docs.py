@@ -3,10 +3,10 @@
 import sys
 from pathlib import Path
 
-import tyro
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from lorafit.arguments import is_word
 from lorafit.completion import SETTINGS
 from lorafit.config import TrainConfig
 
@@ -38,7 +38,7 @@ def _section(kind: type[BaseModel], commands: list[str]) -> str:
 
 
 def _row(name: str, field: FieldInfo, kind: type[BaseModel]) -> str:
-    flag = name.upper() if tyro.conf.Positional in field.metadata else f"--{name}"
+    flag = name.upper() if is_word(field) else f"--{name}"
     effect = field.json_schema_extra["kind"] if isinstance(field.json_schema_extra, dict) else "how"
     cells = [f"`{flag}`", f"`{field.default}`", *([str(effect)] if kind is TrainConfig else []), str(field.description)]
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n"

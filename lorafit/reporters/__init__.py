@@ -1,1 +1,5 @@
-"""Who reads a run's events? Each reader has `see(event)` and `close()`."""
+"""Who reads a run's events and a verb's results, and shows them? Whatever is printed, its lines are broken as breaks.py says."""
+
+from lorafit.reporters.breaks import teach_rich
+
+teach_rich()

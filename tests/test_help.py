@@ -1,0 +1,69 @@
+"""Is each command's help whole, as wide as the terminal, and in one language?"""
+
+import re
+
+import pytest
+from rich.cells import cell_len
+
+from lorafit.cli import COMMANDS, main
+from lorafit.completion import SETTINGS
+from lorafit.messages import set_language, translate
+
+Output = pytest.CaptureFixture[str]
+
+CJK = re.compile(r"[\u3000-\u303f\u3400-\u9fff\uff00-\uffef]")
+ENGLISH = re.compile(r"\b(?:usage|flags?|default|TEXT)\b|[a-z]{2,} [a-z]{2,}")  # of the frame, or a sentence
+NAMES = re.compile(r"`[^`]*`|--\w+|lorafit [a-z ]+|Hugging Face")  # said alike in every language
+
+
+def help_of(command: str, language: str, capsys: Output) -> str:
+    capsys.readouterr()
+    assert main([*command.split(), "--help", "--lang", language]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.fixture(params=[80, 140])
+def width(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setenv("COLUMNS", str(request.param))
+    return int(request.param)
+
+
+@pytest.mark.parametrize("command", ["", *SETTINGS])
+def test_no_word_of_the_frame_is_english_in_chinese_help(command: str, capsys: Output) -> None:
+    text = help_of(command, "zh", capsys)
+    assert CJK.search(text)
+    assert not ENGLISH.findall(NAMES.sub("", text))
+
+
+@pytest.mark.parametrize("command", ["", *SETTINGS])
+def test_english_help_has_no_chinese(command: str, capsys: Output) -> None:
+    assert not CJK.search(help_of(command, "en", capsys))
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("command", SETTINGS)
+def test_every_flag_stands_with_its_meaning(command: str, language: str, capsys: Output) -> None:
+    text = "".join(help_of(command, language, capsys).split())
+    set_language(language)
+    for name, field in SETTINGS[command].model_fields.items():
+        assert name in text or name.upper() in text
+        assert "".join(translate(field.description or "").split()) in text
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("command", SETTINGS)
+def test_no_line_is_wider_than_the_terminal(command: str, language: str, width: int, capsys: Output) -> None:
+    lines = help_of(command, language, capsys).splitlines()
+    assert max(map(cell_len, lines)) <= width
+    assert not [line for line in lines if line != line.rstrip()]
+
+
+def test_defaults_are_those_that_would_hold(capsys: Output) -> None:
+    assert main(["train", "--demo", "--help"]) == 0
+    assert re.search(r"--lora_r N .* Default: 16\.", capsys.readouterr().out)
+
+
+def test_the_overview_tells_what_each_command_does(capsys: Output) -> None:
+    for language in ("en", "zh"):
+        text = help_of("", language, capsys)
+        assert all(command.help() in text for command in COMMANDS.values())
