@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,6 +14,7 @@ from lorafit.events import EvalDone, Event, Finished, Saved, StepDone, Stopped, 
 from lorafit.messages import _
 from lorafit.plan.plan import Plan
 from lorafit.rundir import RunDir
+from lorafit.watch.link import Link
 
 Result = TypeVar("Result")
 SAVE_SECONDS = 600.0  # what a crash costs at most, where --save_steps does not say otherwise
@@ -45,7 +46,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Job:
-    """All that training needs. `dress` adds to an adapter's folder what chatting needs; `stop` gives a signal's number."""
+    """All that training needs. `dress` adds to an adapter's folder what chatting needs; `link` tells when to stop."""
 
     engine: Engine
     train_set: Samples
@@ -53,7 +54,7 @@ class Job:
     run: RunDir
     plan: Plan
     dress: Callable[[Path], None]
-    stop: Callable[[], int | None]
+    link: Link
 
 
 def train(job: Job, progress: Progress) -> Iterator[Event]:
@@ -71,7 +72,7 @@ def _events(job: Job, progress: Progress) -> Iterator[Event]:
         yield from _step(job, progress, step)
         if step == plan.steps or (plan.eval_steps > 0 and step % plan.eval_steps == 0):
             yield from _evaluate(job, progress, step)
-        signal = job.stop() if step < plan.steps else None
+        signal = job.link.stop_signal if step < plan.steps else None
         if signal or _save_due(plan, step, time.monotonic() - saved_at):
             yield _save(job, step)
             saved_at = time.monotonic()
@@ -95,7 +96,7 @@ def _fitting(
         budget = progress.token_budget or job.plan.token_budget
         data = batch(samples, rows, budget, job.plan.max_micro_batch)
         try:
-            return data, compute(data)
+            return data, compute(replace(data, micro_batches=job.link.beating(data.micro_batches)))
         except OutOfMemory as error:
             if all(len(micro.sample_ids) == 1 for micro in data.micro_batches):
                 raise _too_long(error, data) from error

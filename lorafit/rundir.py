@@ -93,8 +93,11 @@ class RunDir:
         return [p for p in sorted(self.path.iterdir()) if p.name not in own and not HIDDEN.fullmatch(p.name)]
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Be the one writer of this run. Raises RunError, with the other's process id, when there is one already."""
+    def lock(self, owner: int | None = None) -> Iterator[None]:
+        """Be the one writer of this run. Raises RunError, with the other's process id, when there is one already.
+
+        `owner` is the process to name to others, None: this one.
+        """
         try:
             file = self.lock_file.open("a+", encoding="utf-8")
         except OSError as error:
@@ -109,7 +112,7 @@ class RunDir:
                     fix=_("Wait for it, or stop it with Ctrl-C where it runs."),
                 )
             file.truncate(0)
-            file.write(f"{os.getpid()}\n")
+            file.write(f"{owner or os.getpid()}\n")
             file.flush()
             yield
 

@@ -1,6 +1,7 @@
 """What can a user ask for? One function a verb; each returns data or events and prints nothing."""
 
 import copy
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -8,7 +9,7 @@ from typing import Any, Literal
 import tyro
 from pydantic import BaseModel, ConfigDict, Field
 
-from lorafit import contest, hardware, history, registry, rundir
+from lorafit import awake, contest, hardware, history, registry, rundir
 from lorafit.adapter import ChatSettings, check_shapes, read_chat_settings
 from lorafit.checkup.examine import examine
 from lorafit.checkup.finding import Report
@@ -31,12 +32,15 @@ from lorafit.modelspec import read_spec
 from lorafit.opening import AnswerRequest, base_name, device_and_precision, tokenizer_folder
 from lorafit.rundir import RunInfo
 from lorafit.sampling import Sampling
+from lorafit.supervise import supervise
 from lorafit.worker import work
 
 
 def train(config: TrainConfig) -> Iterator[Event]:
     """Fine-tune as `config` says, or go on with a run (config.resume); what happens comes as events. Raises LorafitErrors."""
-    return work(config)
+    alone = config.no_supervisor or "RANK" in os.environ  # torchrun has its own way of looking after processes
+    with awake.keep_awake():
+        yield from work(config) if alone else supervise(config)
 
 
 def settings_of_run(name: str, output_dir: Path) -> dict[str, Any]:

@@ -5,14 +5,14 @@ It writes all that a run leaves on the disk, and prints nothing: every face read
 
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from lorafit import awake, hardware, registry, rundir
+from lorafit import hardware, registry, rundir
 from lorafit.checkpoint import disk_errors, whole_file
 from lorafit.config import TrainConfig, resolve_effective_batch, write_yaml
 from lorafit.data.dataset import Prepared, prepare_cached, write_rejects
@@ -34,6 +34,8 @@ from lorafit.preflight import check_model, check_settings, init_adapter
 from lorafit.resume import Interrupted, as_before, interrupted, plan_for, refuse_other_state
 from lorafit.rundir import RunDir
 from lorafit.show import show_answers
+from lorafit.watch.link import Link
+from lorafit.watch.wire import RunFolder
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -52,8 +54,12 @@ class Ready:
     start: Path | None  # an adapter's folder
 
 
-def work(config: TrainConfig) -> Iterator[Event]:
-    """Do what `config` asks for, and say so in events. Raises LorafitErrors; what was saved until then stays whole."""
+def work(config: TrainConfig, link: Link | None = None) -> Iterator[Event]:
+    """Do what `config` asks for, and say so in events. Raises LorafitErrors; what was saved until then stays whole.
+
+    `link` leads to the supervisor; without one, signals alone tell when to stop.
+    """
+    link = link or Link()
     old = None if config.resume is None else interrupted(config)
     ready = yield from _get_ready(config, old)
     if config.dry_run:
@@ -63,10 +69,11 @@ def work(config: TrainConfig) -> Iterator[Event]:
     run = old.run if old else rundir.create(Path(config.output_dir), ready.spec.model_type)
     progress = old.progress if old else Progress()
     try:
-        with disk_errors(run.path), run.lock():
+        with disk_errors(run.path), run.lock(link.owner):
+            link.send(RunFolder(str(run.path.absolute())))
             if old is not None:
                 refuse_other_state(old, config)
-            yield from _logged(run, progress, _run(ready, run, old, progress))
+            yield from _logged(run, progress, _run(ready, run, old, progress, link))
     except BaseException:
         if old is None and progress.done == 0:  # there is nothing to go on with
             rundir.discard(run)
@@ -75,7 +82,7 @@ def work(config: TrainConfig) -> Iterator[Event]:
 
 def _logged(run: RunDir, progress: Progress, events: Iterator[Event]) -> Iterator[Event]:
     """`events`, each in the run's log before anybody sees it."""
-    with disk_errors(run.path), EventLog(run.events) as log, awake.keep_awake():
+    with disk_errors(run.path), EventLog(run.events) as log:
         try:
             for event in events:
                 with disk_errors(run.events):
@@ -148,7 +155,7 @@ def _planned(ready: Ready) -> Iterator[Event]:
     yield Planned(choices=choices, predicted_peak_bytes=plan.predicted_peak_bytes, available_bytes=plan.available_bytes)
 
 
-def _run(ready: Ready, run: RunDir, old: Interrupted | None, progress: Progress) -> Iterator[Event]:
+def _run(ready: Ready, run: RunDir, old: Interrupted | None, progress: Progress, link: Link) -> Iterator[Event]:
     """From an empty or interrupted run's folder to its end."""
     yield from _planned(ready)
     _write_facts(ready, run)
@@ -156,8 +163,8 @@ def _run(ready: Ready, run: RunDir, old: Interrupted | None, progress: Progress)
     if old is not None:
         yield from _go_on(engine, old)
     yield _started(ready, run, engine, progress.done)
-    with stop_signals() as stop:
-        yield from train(_job(ready, run, engine, stop), progress)
+    with stop_signals(link):
+        yield from train(_job(ready, run, engine, link), progress)
     if ready.config.demo and progress.done == ready.plan.steps:
         conversations = ready.data.valid_conversations
         yield from show_answers(engine, ready.tokenizer, conversations, ready.config, progress.done)
@@ -222,33 +229,33 @@ def _started(ready: Ready, run: RunDir, engine: Engine, step: int) -> Started:
     )
 
 
-def _job(ready: Ready, run: RunDir, engine: Engine, stop: Callable[[], int | None]) -> Job:
+def _job(ready: Ready, run: RunDir, engine: Engine, link: Link) -> Job:
     def dress_folder(folder: Path) -> None:
         dress(folder, ready.config, ready.model.name, run.name, ready.tokenizer)
 
-    return Job(engine, ready.data.train, ready.data.valid, run, ready.plan, dress_folder, stop)
+    return Job(engine, ready.data.train, ready.data.valid, run, ready.plan, dress_folder, link)
 
 
 @contextmanager
-def stop_signals() -> Iterator[Callable[[], int | None]]:
-    """A function that gives the number of the signal that asked to stop, or None. A second Ctrl-C stops at once.
+def stop_signals(link: Link) -> Iterator[None]:
+    """Inside, a signal that asks to stop becomes an order to do so. A second Ctrl-C stops at once.
 
-    What is ignored stays ignored: `nohup` means that training outlives its terminal.
+    What is ignored stays ignored: `nohup` means that training outlives its terminal, and a child leaves Ctrl-C to its
+    supervisor.
     """
-    received: list[int] = []
 
     def note(number: int, _frame: FrameType | None) -> None:
-        if received and number == signal.SIGINT:
+        if link.stop_signal and number == signal.SIGINT:
             raise KeyboardInterrupt
-        received.append(number)
+        link.stop_signal = link.stop_signal or number
 
     if threading.current_thread() is not threading.main_thread():  # a notebook's or server's thread gets no signals
-        yield lambda: None
+        yield
         return
     heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, note) for number in heard}
     try:
-        yield lambda: received[0] if received else None
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -37,4 +37,4 @@ def deadly(real: Callable[..., Any], count: int) -> Callable[..., Any]:
 if __name__ == "__main__":
     owner, name = MOMENTS[sys.argv[1]]
     setattr(owner, name, deadly(getattr(owner, name), int(sys.argv[2])))
-    sys.exit(main(["train", *sys.argv[3:]]))
+    sys.exit(main(["train", "--no_supervisor", *sys.argv[3:]]))

@@ -52,7 +52,7 @@ def flags(model: Path, data: Path, tmp_path: Path) -> Callable[..., Words]:
         settings = {"model_name": model, "dataset_name": data, "max_length": 96, "max_steps": 2, "effective_batch": 4,
                     "lora_r": 4, "lora_alpha": 8, "output_dir": tmp_path / "output"}  # fmt: skip
         words = [word for name, value in (settings | changes).items() for word in (f"--{name}", str(value))]
-        return ["train", *words, *map(str, more)]
+        return ["train", "--no_supervisor", *words, *map(str, more)]
 
     return make
 
@@ -565,7 +565,7 @@ def test_a_disk_that_fills_up_ends_in_words_and_with_room_the_run_goes_on_to_the
     assert bad == []
     assert not list(run.path.rglob(".*"))
     disk("size=64m")
-    assert main(["resume", str(run.path)]) == 0
+    assert main(["resume", str(run.path), "--no_supervisor"]) == 0
     assert main(flags(**steps, output_dir=tmp_path / "undisturbed")) == 0
     assert adapter_bytes(output) == adapter_bytes(tmp_path / "undisturbed")
     both = [read_events(the_run(folder).events) for folder in (output, tmp_path / "undisturbed")]

@@ -1,7 +1,7 @@
 """Does the loop obey the plan, save, stop and go on, whatever the engine? On the shipped fake engine."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,17 +16,17 @@ from lorafit.events import EvalDone, Event, Finished, Saved, StepDone, Stopped, 
 from lorafit.loop import Job, Progress, train
 from lorafit.plan.plan import Plan
 from lorafit.rundir import RunDir
+from lorafit.watch.link import Link
+from lorafit.watch.wire import Order
 
 Kind = TypeVar("Kind", bound=Event)
 SAMPLES = tiny.make_samples(40)
 
 
-def make_job(
-    path: Path, plan: Plan, memory_tokens: int | None = None, stop: Callable[[], int | None] = lambda: None
-) -> Job:
+def make_job(path: Path, plan: Plan, memory_tokens: int | None = None, link: Link | None = None) -> Job:
     path.mkdir(exist_ok=True)
     engine = FakeEngine(Setup(path, "fake", "cpu", "fp32", plan=plan), memory_tokens)
-    return Job(engine, SAMPLES[:32], SAMPLES[32:], RunDir(path), plan, lambda _folder: None, stop)
+    return Job(engine, SAMPLES[:32], SAMPLES[32:], RunDir(path), plan, lambda _folder: None, link or Link())
 
 
 def adapter_bytes(folder: Path) -> bytes:
@@ -57,7 +57,7 @@ def test_a_run_steps_evaluates_saves_and_finishes(tmp_path: Path) -> None:
 
 def test_without_a_validation_set_nothing_is_evaluated_and_nothing_is_best(tmp_path: Path) -> None:
     job = make_job(tmp_path, tiny.make_plan())
-    job = Job(job.engine, job.train_set, [], job.run, job.plan, job.dress, job.stop)
+    job = Job(job.engine, job.train_set, [], job.run, job.plan, job.dress, job.link)
     events = list(train(job, Progress()))
     assert of(EvalDone, events) == []
     assert of(Finished, events)[0].valid_loss_after is None
@@ -69,15 +69,14 @@ def test_a_stopped_run_goes_on_to_the_bit(tmp_path: Path, stop_after: int) -> No
     plan = tiny.make_plan(eval_steps=2, valid_samples=8)
     whole = make_job(tmp_path / "whole", plan)
     wanted = list(train(whole, Progress()))
-    count: list[int] = []
-
-    def stop() -> int | None:
-        count.append(1)
-        return 15 if len(count) == stop_after else None
-
-    job = make_job(tmp_path / "halves", plan, stop=stop)
+    link = Link()
+    job = make_job(tmp_path / "halves", plan, link=link)
     progress = Progress()
-    first = list(train(job, progress))
+    first = []
+    for event in train(job, progress):
+        first.append(event)
+        if isinstance(event, StepDone) and event.step == stop_after:
+            link.take(Order("stop", signal=15))
     assert isinstance(first[-1], Stopped)
     assert first[-1].step == stop_after
     assert first[-1].signal == 15
@@ -116,7 +115,7 @@ def test_the_best_is_not_the_last_where_the_loss_rises_again(tmp_path: Path) -> 
     plan = tiny.make_plan(eval_steps=1, valid_samples=8, learning_rate=0.05, steps=40, num_epochs=20.0)
     job = make_job(tmp_path, plan)
     few_words = tiny.make_samples(32, vocab=30, seed=5)  # what is learned of them hurts the other words
-    job = Job(job.engine, few_words, job.valid_set, job.run, plan, job.dress, job.stop)
+    job = Job(job.engine, few_words, job.valid_set, job.run, plan, job.dress, job.link)
     events = list(train(job, Progress()))
     evals = of(EvalDone, events)[1:]
     best = min(evals, key=lambda e: e.loss)

@@ -54,7 +54,7 @@ def test_a_best_model_of_a_step_that_is_done_anew_is_not_taken_for_an_older_one(
     assert isinstance(job.engine, FakeEngine)
     assert old.checkpoint is not None
     job.engine.load(old.checkpoint)
-    late = Job(job.engine, job.train_set, job.valid_set, job.run, replace(plan, eval_steps=0), job.dress, job.stop)
+    late = Job(job.engine, job.train_set, job.valid_set, job.run, replace(plan, eval_steps=0), job.dress, job.link)
     list(train(late, old.progress))
     assert old.progress.best_step == 10
     state = json.loads((job.run.best_model / "state.json").read_text())

@@ -71,7 +71,7 @@ def split(lengths: Sequence[int], token_budget: int, max_samples: int) -> list[l
 class StepBatch:
     """A step, ready for the engine: its micro-batches and the sums over all of them."""
 
-    micro_batches: list[MicroBatch]
+    micro_batches: Sequence[MicroBatch]
     num_targets: int
     num_tokens: int
 

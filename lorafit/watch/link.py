@@ -1,0 +1,99 @@
+"""What was the worker told to do, and how does it show that it lives? Its end of the pipes; the loop looks here between steps."""
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar, overload
+
+from lorafit.watch.wire import Beat, Message, Order, read_order
+
+Item = TypeVar("Item")
+BEAT_SECONDS = 1.0  # at most one beat in this time goes over the pipe
+GRACE_SECONDS = 60.0  # for the step and its checkpoint, once nobody is there any more
+HANG_UP = 1  # SIGHUP: what a vanished supervisor counts as
+
+
+def _to_nobody(_message: Message) -> None:
+    pass
+
+
+class Link:
+    """Orders as they stand, and a way to say something; without a supervisor there are none, and nobody hears.
+
+    A thread writes the orders and the loop reads them: each is a single assignment.
+    """
+
+    def __init__(self, send: Callable[[Message], None] = _to_nobody, owner: int | None = None) -> None:
+        self.send = send
+        self.owner = owner or os.getpid()  # the process that a user stops with Ctrl-C
+        self.stop_signal: int | None = None
+        self.recycle = False
+        self.paused = False
+        self._shrink = False
+        self._texts: deque[str] = deque()
+        self._beaten = 0.0
+
+    def take(self, order: Order) -> None:
+        """Note what `order` says."""
+        match order.name:
+            case "stop":
+                self.stop_signal = order.signal
+            case "recycle":
+                self.recycle = True
+            case "shrink":
+                self._shrink = True
+            case "pause" | "go_on":
+                self.paused = order.name == "pause"
+            case "say":
+                self._texts.append(order.text)
+
+    def take_shrink(self) -> bool:
+        """Whether less memory was asked for since the last call."""
+        asked, self._shrink = self._shrink, False
+        return asked
+
+    def take_texts(self) -> list[str]:
+        """What the supervisor wants to stand in the run's events."""
+        return [self._texts.popleft() for _i in range(len(self._texts))]
+
+    def beat(self) -> None:
+        """The engine went on: something to say, though not too often."""
+        if (now := time.monotonic()) - self._beaten >= BEAT_SECONDS:
+            self._beaten = now
+            self.send(Beat())
+
+    def beating(self, items: Sequence[Item]) -> Sequence[Item]:
+        """`items`, with a beat each time that one is taken up."""
+        return _Beating(items, self.beat)
+
+
+class _Beating(Sequence[Item]):
+    def __init__(self, items: Sequence[Item], beat: Callable[[], None]) -> None:
+        self._items, self._beat = items, beat
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Item]: ...
+    def __getitem__(self, index: int | slice) -> Item | Sequence[Item]:
+        self._beat()
+        return self._items[index]
+
+
+def listen(link: Link, lines: Iterable[str]) -> None:
+    """Hear the orders in `lines` in a thread. Where they end, the supervisor is gone: what is done is saved, then all ends."""
+    threading.Thread(target=_hear, args=(link, lines), daemon=True).start()
+
+
+def _hear(link: Link, lines: Iterable[str]) -> None:
+    for line in lines:
+        link.take(read_order(line))
+    link.paused = False
+    link.stop_signal = link.stop_signal or HANG_UP
+    time.sleep(GRACE_SECONDS)
+    os._exit(128 + HANG_UP)
