@@ -122,6 +122,18 @@ class TrainConfig(BaseModel):
     lang: Literal["en", "zh"] | None = how(None, "Language to speak (None: by locale).")
 
 
+def sections() -> dict[str, str]:
+    """The titles under which help lists the settings, each by the first setting below it."""
+    return {
+        "model_name": _("What to train on what"),
+        "num_epochs": _("How long and how fast to learn"),
+        "lora_r": _("The adapter"),
+        "device": _("The machine"),
+        "hub": _("Where things come from and go"),
+        "config": _("This command"),
+    }
+
+
 COMMAND_FIELDS = ("config", "plan", "resume", "dry_run", "no_supervisor", "lang")
 DEMO_PRESET: dict[str, Any] = {
     "demo": True, "model_name": "demo", "dataset_name": "demo", "max_length": 384, "num_epochs": 1.0,
@@ -208,12 +220,11 @@ def setting_error(kind: type[BaseModel], name: str, value: object, where: object
 def wanted(field: FieldInfo) -> str:
     """What values `field` takes: "a whole number >= 1", "auto, cuda, mps, cpu"."""
     kinds = {bool: _("true or false"), int: _("a whole number"), float: _("a number"), str: _("text")}
-    kind = _without_none(field.annotation)
-    if get_origin(kind) is Literal:
-        return ", ".join(map(str, get_args(kind)))
+    if few := choices(field):
+        return ", ".join(few)
     signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
     limits = [f"{sign} {getattr(m, name)}" for m in field.metadata for name, sign in signs.items() if hasattr(m, name)]
-    return " ".join([kinds[kind], ", ".join(limits)]).strip()
+    return " ".join([kinds[without_none(field.annotation)], ", ".join(limits)]).strip()
 
 
 def is_switch(field: FieldInfo) -> bool:
@@ -221,7 +232,13 @@ def is_switch(field: FieldInfo) -> bool:
     return field.annotation is bool
 
 
-def _without_none(annotation: Any) -> Any:
+def choices(field: FieldInfo) -> list[str]:
+    """The few words that `field` takes; none where it takes others."""
+    kind = without_none(field.annotation)
+    return list(map(str, get_args(kind))) if get_origin(kind) is Literal else []
+
+
+def without_none(annotation: Any) -> Any:
     """`int` of `int | None`; anything else as it is."""
     kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
     return kinds[0] if type(None) in get_args(annotation) else annotation
