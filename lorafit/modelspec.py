@@ -56,16 +56,19 @@ class ModelSpec:
     parameters: int
     weight_bytes: int
     linears: list[Linear]
+    window: bool = False  # some layer sees a window only
+    activation: str = "silu"
 
 
 @dataclass(frozen=True)
 class Header:
-    """One tensor's line in a safetensors header; `size` in bytes."""
+    """One tensor's line in a safetensors header; `size` in bytes, `start` the place of its first in the file."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     size: int
+    start: int
 
 
 def read_spec(folder: Path) -> ModelSpec:
@@ -74,6 +77,11 @@ def read_spec(folder: Path) -> ModelSpec:
     config = _config(folder)
     headers = [header for file in weight_files(folder) for header in read_headers(file)]
     _require_tokenizer(folder)
+    return spec_from(config, headers, folder)
+
+
+def spec_from(config: dict[str, Any], headers: list[Header], folder: Path) -> ModelSpec:
+    """The shape that a config.json and the headers of all safetensors files tell; `folder` is named in errors."""
     text = {**config, **(config.get("text_config") or {})}
     hidden, heads = _fact(text, "hidden", folder), _fact(text, "heads", folder)
     return ModelSpec(
@@ -89,7 +97,14 @@ def read_spec(folder: Path) -> ModelSpec:
         parameters=sum(prod(h.shape) for h in headers),
         weight_bytes=sum(h.size for h in headers),
         linears=list(_linears(headers)),
+        window=_has_window(text),
+        activation=str(text.get("hidden_act") or text.get("hidden_activation") or "silu"),
     )
+
+
+def _has_window(text: dict[str, Any]) -> bool:
+    """Whether a layer looks at a window only; Qwen's configs name one that they do not use."""
+    return text.get("sliding_window") is not None and text.get("use_sliding_window") is not False
 
 
 def require_folder(folder: Path) -> None:
@@ -137,7 +152,7 @@ def read_headers(file: Path) -> list[Header]:
             length = int.from_bytes(stream.read(8), "little")
             lines = json.loads(stream.read(length)) if length <= size - 8 else {}
         lines.pop("__metadata__", None)
-        headers = [_header(name, line) for name, line in lines.items()]
+        headers = [_header(name, line, 8 + length) for name, line in lines.items()]
         end = 8 + length + max((line["data_offsets"][1] for line in lines.values()), default=0)
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise _broken(_("This file is not safetensors, or its head is damaged."), file, repr(error)) from None
@@ -147,9 +162,9 @@ def read_headers(file: Path) -> list[Header]:
     return headers
 
 
-def _header(name: str, line: dict[str, Any]) -> Header:
+def _header(name: str, line: dict[str, Any], origin: int) -> Header:
     start, end = line["data_offsets"]
-    return Header(name, str(line["dtype"]), tuple(line["shape"]), end - start)
+    return Header(name, str(line["dtype"]), tuple(line["shape"]), end - start, origin + start)
 
 
 def _linears(headers: list[Header]) -> Iterator[Linear]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from lorafit.engines.base import OutOfMemory
+from lorafit.engines.base import OutOfMemory, Setup
 from lorafit.errors import EngineError, HardwareError
 from lorafit.messages import _
 
@@ -28,6 +28,7 @@ class Device:
     empty_cache: Callable[[], None]
     recommended_bytes: Callable[[], int | None]  # what may be used in all, as the driver says
     fast_path: bool = False  # the packed decoder has been run and measured here
+    stores_bf16: bool = False  # bfloat16 is a way to store weights here, and arithmetic is in float32
     fused_adamw: bool = True  # MPS has no foreach kernels: without fused it would loop over tensors
 
 
@@ -67,7 +68,7 @@ DEVICES = {
         torch.mps.empty_cache,
         torch.mps.recommended_max_memory,
     ),
-    "cpu": Device("cpu", lambda: True, _cpu_peak_bytes, lambda: None, lambda: None, fast_path=True),
+    "cpu": Device("cpu", lambda: True, _cpu_peak_bytes, lambda: None, lambda: None, True, stores_bf16=True),
 }
 
 
@@ -93,6 +94,12 @@ def get_device(name: str) -> Device:
             fix=_("`lorafit doctor` says what is missing; --device cpu works everywhere."),
         )
     return device
+
+
+def computes_in(setup: Setup) -> torch.dtype:
+    """The numbers of the arithmetic; weights may be stored in fewer bits."""
+    stored = setup.precision == "bf16" and setup.quantization == "none" and DEVICES[setup.device].stores_bf16
+    return torch.float32 if stored else DTYPES[setup.precision]
 
 
 def measured_bytes(name: str) -> int | None:

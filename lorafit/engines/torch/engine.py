@@ -31,7 +31,7 @@ from lorafit.data.batch import MicroBatch
 from lorafit.engines.base import Facts, LossSum, OutOfMemory, Probe, Setup, StepResult
 from lorafit.engines.torch import checks
 from lorafit.engines.torch.attention import attention, own_attention
-from lorafit.engines.torch.device import DTYPES, get_device, translated
+from lorafit.engines.torch.device import DTYPES, computes_in, get_device, translated
 from lorafit.engines.torch.lora import DropoutKeys, LoRALinear
 from lorafit.engines.torch.loss import head_of, target_loss
 from lorafit.engines.torch.model import (
@@ -113,7 +113,7 @@ class TorchEngine:
     def _check_packing(self) -> list[str]:
         """Packed must equal one by one, else samples go one by one; the fast path must equal the generic one."""
         with self._plain_and_moving():
-            parameters, tolerance = list(self._parameters().values()), checks.TOLERANCE[DTYPES[self.setup.precision]]
+            parameters, tolerance = list(self._parameters().values()), checks.TOLERANCE[computes_in(self.setup)]
             off = checks.worst_packing_error(self.model, self.head, parameters, self.setup.device)
             self.packs = off <= tolerance
             if self.packs:

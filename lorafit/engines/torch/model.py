@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.utils import logging
 
 from lorafit.engines.base import Setup
 from lorafit.engines.torch.attention import NAME
-from lorafit.engines.torch.device import DTYPES
+from lorafit.engines.torch.device import DTYPES, computes_in
 from lorafit.engines.torch.lora import DropoutKeys, LoRALinear
+from lorafit.engines.torch.stored import StoredLinear, compute_in_float32
+from lorafit.engines.torch.weights import read_weights
 from lorafit.errors import ConfigError, ModelError
 from lorafit.messages import _
 
@@ -40,31 +42,54 @@ def load_base(setup: Setup) -> PreTrainedModel:
 
     The device is named even where it is the CPU: with quantisation transformers leaves weights on the CPU otherwise.
     """
-    options: dict[str, Any] = {"quantization_config": config} if (config := _quantization(setup)) else {}
-    loaded: Any
+    options: dict[str, Any] = {
+        "dtype": DTYPES[setup.precision],
+        "attn_implementation": NAME,
+        "device_map": {"": setup.device},
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # they are named below; the library prints a table and raises
+    }
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(
-            setup.folder,
-            dtype=DTYPES[setup.precision],
-            attn_implementation=NAME,
-            device_map={"": setup.device},
-            trust_remote_code=setup.trust_remote_code,
-            local_files_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are named below; the library prints a table and raises
-            **options,
-        )
+        model, info = _streamed(setup, options) or _loaded(setup, options)
     except (OSError, ValueError, KeyError, ImportError) as error:
         fix = _("Check that the folder is whole and the installed transformers knows this kind: {command}").format(
             command="pip install -U transformers"
         )
         raise ModelError(_("The base model cannot be loaded."), where=setup.folder, found=error, fix=fix) from error
-    model: PreTrainedModel = loaded[0]
-    _refuse_gaps(setup.folder, loaded[1])
+    _refuse_gaps(setup.folder, info)
+    if computes_in(setup) != DTYPES[setup.precision]:
+        compute_in_float32(model)
     model.eval().requires_grad_(False)
     if setup.plan is not None:
         _keep_gradients_of_quantised_layers(model)
     return model
+
+
+def _streamed(setup: Setup, options: dict[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]] | None:
+    """The model around weights that were read once into their places; None where that is not for us to do."""
+    known = {"trust_remote_code": setup.trust_remote_code, "local_files_only": True}
+    config = AutoConfig.from_pretrained(setup.folder, **known)
+    if setup.device != "cpu" or setup.quantization != "none" or hasattr(config, "quantization_config"):
+        return None
+    with torch.device("meta"):  # its class alone is wanted: weights can be handed to nothing else
+        kind = type(AutoModelForCausalLM.from_config(config, trust_remote_code=setup.trust_remote_code))
+    weights = read_weights(setup.folder, DTYPES[setup.precision])
+    if weights is None:
+        return None
+    loaded: tuple[PreTrainedModel, dict[str, Any]] = kind.from_pretrained(
+        None, config=config, state_dict=weights, **options
+    )
+    return loaded
+
+
+def _loaded(setup: Setup, options: dict[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model as transformers loads it."""
+    if config := _quantization(setup):
+        options = {**options, "quantization_config": config}
+    loaded: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
+        setup.folder, trust_remote_code=setup.trust_remote_code, local_files_only=True, **options
+    )
+    return loaded
 
 
 def _refuse_gaps(folder: Path, info: dict[str, Any]) -> None:
@@ -111,7 +136,8 @@ def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
 
 def _is_linear(module: nn.Module) -> bool:
     """A linear layer and nothing else: some routers are made of one, and return more than its product."""
-    plain = type(module).forward is nn.Linear.forward or type(module).__module__.startswith("bitsandbytes.")
+    known = type(module).forward in (nn.Linear.forward, StoredLinear.forward)
+    plain = known or type(module).__module__.startswith("bitsandbytes.")
     return isinstance(module, nn.Linear) and plain
 
 

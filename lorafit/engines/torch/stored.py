@@ -1,0 +1,115 @@
+"""How are weights multiplied that are stored in fewer bits than they are computed with?
+
+Block by block: rows of the weight are brought to the numbers of the computation in a small scratch buffer, which serves
+the next block too. bfloat16 storage halves a base's memory; where its file is in bfloat16, not a bit is lost.
+
+Letters: T tokens, I inputs, O outputs.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+BLOCK = 1 << 20  # numbers of a weight at once: 4 MB in float32, which a core's cache nearly holds
+
+
+def blocks(weights_OI: Sequence[Tensor], dtype: torch.dtype, most: int = BLOCK) -> Iterator[tuple[slice, Tensor]]:
+    """The rows of `weights_OI` end to end in `dtype`, some at a time: where they lie, and the weight there.
+
+    A block is valid until the next one is asked for. Weights that are in `dtype` already come whole.
+    """
+    begin = 0
+    for weight in weights_OI:
+        if weight.dtype == dtype:
+            yield slice(begin, begin + len(weight)), weight
+        else:
+            step = max(1, most // weight.shape[1])
+            scratch = weight.new_empty(min(step, len(weight)), weight.shape[1], dtype=dtype)
+            for first in range(0, len(weight), step):
+                part = weight[first : first + step]
+                yield (
+                    slice(begin + first, begin + first + len(part)),
+                    scratch[: len(part)].copy_(part),
+                )
+        begin += len(weight)
+
+
+def product(x_TI: Tensor, weights_OI: Sequence[Tensor], added: Tensor | None = None) -> Tensor:
+    """x W^T [T,O], plus what is `added`: a residual [T,O] or a bias [O]."""
+    outputs = sum(len(weight) for weight in weights_OI)
+    y_TO = x_TI.new_empty(len(x_TI), outputs)
+    for rows, weight in blocks(weights_OI, x_TI.dtype):
+        if added is None:
+            torch.mm(x_TI, weight.t(), out=y_TO[:, rows])
+        else:
+            torch.addmm(added[..., rows], x_TI, weight.t(), out=y_TO[:, rows])
+    return y_TO
+
+
+def transposed_product(grad_TO: Tensor, weights_OI: Sequence[Tensor]) -> Tensor:
+    """grad W [T,I]: the gradient at x."""
+    grad_TI: Tensor | None = None
+    for rows, weight in blocks(weights_OI, grad_TO.dtype):
+        part = grad_TO[:, rows]
+        grad_TI = part @ weight if grad_TI is None else grad_TI.addmm_(part, weight)
+    assert grad_TI is not None
+    return grad_TI
+
+
+class StoredLinear(nn.Linear):
+    """A frozen linear layer whose weight is in fewer bits than its input; it computes in those of the input."""
+
+    @classmethod
+    def around(cls, linear: nn.Linear) -> "StoredLinear":
+        """The same weight, not copied; the bias in float32."""
+        stored = cls(linear.in_features, linear.out_features, bias=False, device="meta")
+        stored.weight = linear.weight
+        if linear.bias is not None:
+            stored.bias = nn.Parameter(linear.bias.detach().float(), requires_grad=False)
+        return stored
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = _Product.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        return y
+
+
+class _Product(torch.autograd.Function):
+    """x W^T + b, which keeps nothing but the stored weight for its backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight)
+        return product(x.reshape(-1, x.shape[-1]), [weight], bias).view(*x.shape[:-1], len(weight))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (weight,), (grad,) = ctx.saved_tensors, grads
+        flat = transposed_product(grad.reshape(-1, grad.shape[-1]), [weight])
+        return flat.view(*grad.shape[:-1], weight.shape[1]), None, None
+
+
+def compute_in_float32(model: PreTrainedModel) -> None:
+    """Let `model`, loaded in bfloat16, compute in float32: linear layers and embeddings keep their storage.
+
+    All else (norms, and layers of a kind of their own) is small, and becomes float32.
+    """
+    kept: set[int] = set()
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) is nn.Embedding:
+                child.register_forward_hook(_in_float32)
+                kept.add(id(child.weight))
+            elif type(child) is nn.Linear:
+                setattr(module, name, StoredLinear.around(child))
+                kept.add(id(child.weight))
+    for parameter in model.parameters():
+        if id(parameter) not in kept:
+            parameter.data = parameter.data.float()
+    model.config.dtype = torch.float32
+
+
+def _in_float32(_module: nn.Module, _inputs: Any, embedded: Tensor) -> Tensor:
+    return embedded.float()

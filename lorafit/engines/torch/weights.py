@@ -1,0 +1,79 @@
+"""How do base weights come from the files into memory? Read once, straight into the place where they stay.
+
+Layers that share their input (query, key and value; gate and up) lie end to end in one buffer, so that one product can
+compute them all. What transformers needs besides (names that changed, tied heads, buffers) it does itself: the tensors
+are given to it, and its modules become views of them.
+"""
+
+import re
+from math import prod
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from lorafit.modelspec import Header, read_headers, weight_files
+
+TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+STORED = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+PIECE = 1 << 22  # numbers read at once where they are converted
+
+
+def read_weights(folder: Path, dtype: torch.dtype) -> dict[str, Tensor] | None:
+    """All tensors of `folder` by name, in `dtype`; None where a file holds other numbers than floats."""
+    files = {file: read_headers(file) for file in weight_files(folder)}
+    headers = {header.name: header for found in files.values() for header in found}
+    if any(header.dtype not in STORED for header in headers.values()):
+        return None
+    tensors = _places(headers, dtype)
+    for file, found in files.items():
+        with file.open("rb", buffering=0) as stream:
+            for header in sorted(found, key=lambda header: header.start):
+                _read(stream, header, tensors[header.name])
+    return tensors
+
+
+def _places(headers: dict[str, Header], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Room for each tensor, those of one product end to end."""
+    places: dict[str, Tensor] = {}
+    for name in headers:
+        if name in places:
+            continue
+        names = _siblings(name, headers)
+        whole = torch.empty(sum(prod(headers[n].shape) for n in names), dtype=dtype)
+        for one, part in zip(names, whole.split([prod(headers[n].shape) for n in names]), strict=True):
+            places[one] = part.view(headers[one].shape)
+    return places
+
+
+def _siblings(name: str, headers: dict[str, Header]) -> list[str]:
+    """The names that share a product with `name`, in their order; itself alone where there are none."""
+    for group in TOGETHER:
+        if found := re.fullmatch(rf"(.*\.)({'|'.join(group)})(\.weight|\.bias)", name):
+            names = [f"{found[1]}{part}{found[3]}" for part in group]
+            if all(n in headers and headers[n].shape[1:] == headers[name].shape[1:] for n in names):
+                return names
+    return [name]
+
+
+def _read(stream: BinaryIO, header: Header, place: Tensor) -> None:
+    stored, flat = STORED[header.dtype], place.view(-1)
+    stream.seek(header.start)
+    if stored == place.dtype:
+        _fill(stream, flat)
+        return
+    piece = torch.empty(min(PIECE, flat.numel()), dtype=stored)
+    for part in flat.split(PIECE):
+        _fill(stream, piece[: len(part)])
+        part.copy_(piece[: len(part)])
+
+
+def _fill(stream: BinaryIO, flat: Tensor) -> None:
+    """Read into the memory of `flat`; a system may give less at once than is asked for."""
+    left = memoryview(flat.view(torch.uint8).numpy())
+    while left:
+        got = stream.readinto(left)  # type: ignore[attr-defined]
+        if not got:
+            raise OSError(f"the file ended {len(left)} bytes too early")
+        left = left[got:]
