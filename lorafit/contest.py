@@ -201,7 +201,8 @@ def _setup(base: Base, trained: Trained | None, trust: bool) -> Setup:
     """With the run's plan where there is one: then the engine tries its arithmetic on this model, as for training."""
     numbers = {"device": base.device, "precision": base.precision, "quantization": base.quantization}
     plan = None if trained is None else replace(trained.plan, **numbers, optimizer="adamw")  # type: ignore[arg-type]
-    return Setup(base.found.folder, base.found.name, **numbers, trust_remote_code=trust, plan=plan)
+    found = base.found
+    return Setup(found.folder, found.name, base.device, base.precision, base.quantization, trust, plan)
 
 
 def _held_out(entrant: Entrant, base: Base, trust: bool, notes: list[str], say: Say) -> HeldOut | None:

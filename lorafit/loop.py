@@ -3,13 +3,15 @@
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from lorafit.checkpoint import prune, save_checkpoint, whole_folder, write_step
+from lorafit.data.batch import MicroBatch
 from lorafit.data.steps import Samples, StepBatch, batch, lr_at, step_samples, stream_length
 from lorafit.engines.base import Engine, OutOfMemory, StepResult
+from lorafit.engines.ranks import ALONE, RankLost, Ranks
 from lorafit.events import EvalDone, Event, Finished, Saved, StepDone, Stopped, Warned
 from lorafit.messages import _
 from lorafit.plan.plan import Plan
@@ -17,6 +19,7 @@ from lorafit.rundir import RunDir
 from lorafit.watch.link import Link
 
 Result = TypeVar("Result")
+Compute = Callable[[Sequence[MicroBatch], StepBatch], Result]
 SAVE_SECONDS = 600.0  # what a crash costs at most, where --save_steps does not say otherwise
 
 
@@ -46,7 +49,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class Job:
-    """All that training needs. `dress` adds to an adapter's folder what chatting needs; `link` tells when to stop."""
+    """All that training needs. `dress` adds to an adapter's folder what chatting needs; `link` tells when to stop.
+
+    Of several `ranks` every one has a job, and the leader alone writes.
+    """
 
     engine: Engine
     train_set: Samples
@@ -55,13 +61,19 @@ class Job:
     plan: Plan
     dress: Callable[[Path], None]
     link: Link
+    ranks: Ranks = ALONE
 
 
 def train(job: Job, progress: Progress) -> Iterator[Event]:
     """All steps after `progress.done`, with evaluations and checkpoints; final_model/ at the end."""
-    for event in _events(job, progress):
-        progress.see(event)
-        yield event
+    try:
+        for event in _events(job, progress):
+            progress.see(event)
+            yield event
+    except RankLost:
+        if progress.done > 0 and job.ranks.place.leads:
+            yield _save(job, progress.done)
+        raise
 
 
 def _events(job: Job, progress: Progress) -> Iterator[Event]:
@@ -72,8 +84,8 @@ def _events(job: Job, progress: Progress) -> Iterator[Event]:
         yield from _step(job, progress, step)
         if step == plan.steps or (plan.eval_steps > 0 and step % plan.eval_steps == 0):
             yield from _evaluate(job, progress, step)
-        signal = job.link.stop_signal if step < plan.steps else None
-        if signal or _save_due(plan, step, time.monotonic() - saved_at):
+        signal = int(job.ranks.most(job.link.stop_signal or 0)) if step < plan.steps else 0
+        if job.ranks.place.leads and (signal or _save_due(plan, step, time.monotonic() - saved_at)):
             yield _save(job, step)
             saved_at = time.monotonic()
         if signal:
@@ -89,14 +101,15 @@ def _save_due(plan: Plan, step: int, seconds: float) -> bool:
 
 
 def _fitting(
-    job: Job, progress: Progress, samples: Samples, rows: Sequence[int], compute: Callable[[StepBatch], Result]
+    job: Job, progress: Progress, samples: Samples, rows: Sequence[int], compute: Compute[Result]
 ) -> Generator[Event, None, tuple[StepBatch, Result]]:
-    """compute(rows as micro-batches); when memory runs out they are split smaller and it is computed again."""
+    """compute(our share of `rows`, all of them); when memory runs out they are split smaller and it is computed again."""
+    here = job.ranks.place
     while True:
         budget = progress.token_budget or job.plan.token_budget
-        data = batch(samples, rows, budget, job.plan.max_micro_batch)
+        data = batch(samples, rows, budget, job.plan.max_micro_batch, here.count)
         try:
-            return data, compute(replace(data, micro_batches=job.link.beating(data.micro_batches)))
+            return data, compute(job.link.beating(data.share(here.rank)), data)
         except OutOfMemory as error:
             if all(len(micro.sample_ids) == 1 for micro in data.micro_batches):
                 raise _too_long(error, data) from error
@@ -131,8 +144,8 @@ def _step(job: Job, progress: Progress, step: int) -> Iterator[Event]:
     """One update; nothing is lost or skipped."""
     plan, began = job.plan, time.monotonic()
 
-    def update(data: StepBatch) -> StepResult:
-        return job.engine.step(step, data.micro_batches, data.num_targets, lr_at(step, plan))
+    def update(share: Sequence[MicroBatch], data: StepBatch) -> StepResult:
+        return job.engine.step(step, share, data.num_targets, lr_at(step, plan))
 
     data, result = yield from _fitting(job, progress, job.train_set, step_samples(plan, step), update)
     yield _step_done(plan, step, data, result, time.monotonic() - began)
@@ -160,7 +173,7 @@ def _evaluate(job: Job, progress: Progress, step: int) -> Iterator[Event]:
     began = time.monotonic()
     rows = range(len(job.valid_set))
     data, total = yield from _fitting(
-        job, progress, job.valid_set, rows, lambda d: job.engine.evaluate(d.micro_batches)
+        job, progress, job.valid_set, rows, lambda share, _data: job.engine.evaluate(share)
     )
     loss = total.mean
     best = step > 0 and math.isfinite(loss) and (progress.best_loss is None or loss < progress.best_loss)
@@ -172,6 +185,8 @@ def _evaluate(job: Job, progress: Progress, step: int) -> Iterator[Event]:
 
 def save_adapter(job: Job, target: Path, step: int) -> None:
     """Write the adapter of `step`, and what chatting needs beside it, into `target`: whole or not at all."""
+    if not job.ranks.place.leads:
+        return
     with whole_folder(target) as folder:
         write_step(folder, step)
         job.engine.save_adapter(folder)

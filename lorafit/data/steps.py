@@ -1,4 +1,4 @@
-"""Which samples does a step learn from, and how are they shared out over micro-batches?
+"""Which samples does a step learn from, and how are they shared out over processes and micro-batches?
 
 Both are pure functions: no iterator has a state, so a checkpoint needs only the step's number (the law,
 docs/architecture.md). The split into micro-batches changes how fast a step runs, never what it learns.
@@ -67,21 +67,43 @@ def split(lengths: Sequence[int], token_budget: int, max_samples: int) -> list[l
     return shares
 
 
+def deal(lengths: Sequence[int], ranks: int) -> list[list[int]]:
+    """Indices of `lengths` shared out over `ranks`, each with about as many tokens: longest first, to who has fewest."""
+    shares: list[list[int]] = [[] for _rank in range(ranks)]
+    used = [0] * ranks
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        rank = used.index(min(used))
+        shares[rank].append(index)
+        used[rank] += lengths[index]
+    return [sorted(share) for share in shares]
+
+
 @dataclass(frozen=True)
 class StepBatch:
-    """A step, ready for the engine: its micro-batches and the sums over all of them."""
+    """A step, ready for the engine: its micro-batches, the rank that each belongs to, and the sums over all of them."""
 
     micro_batches: Sequence[MicroBatch]
+    owners: Sequence[int]
     num_targets: int
     num_tokens: int
 
+    def share(self, rank: int) -> list[MicroBatch]:
+        """What `rank` computes; nothing, where a step has fewer samples than there are ranks."""
+        return [micro for micro, owner in zip(self.micro_batches, self.owners, strict=True) if owner == rank]
 
-def batch(samples: Samples, rows: Sequence[int], token_budget: int, max_samples: int) -> StepBatch:
+
+def batch(samples: Samples, rows: Sequence[int], token_budget: int, max_samples: int, ranks: int = 1) -> StepBatch:
     """The micro-batches that hold `rows` of `samples`; a sample's place is its index in `rows`."""
     taken = [samples[row] for row in rows]
-    shares = split([len(sample) for sample in taken], token_budget, max_samples)
-    micro_batches = [pack([taken[i] for i in share], [rows[i] for i in share], share) for share in shares]
-    return StepBatch(micro_batches, sum(m.num_targets for m in micro_batches), sum(m.num_tokens for m in micro_batches))
+    lengths = [len(sample) for sample in taken]
+    micro_batches, owners = [], []
+    for rank, dealt in enumerate(deal(lengths, ranks)):
+        for share in split([lengths[i] for i in dealt], token_budget, max_samples):
+            places = [dealt[i] for i in share]
+            micro_batches.append(pack([taken[i] for i in places], [rows[i] for i in places], places))
+            owners.append(rank)
+    totals = sum(m.num_targets for m in micro_batches), sum(m.num_tokens for m in micro_batches)
+    return StepBatch(micro_batches, owners, *totals)
 
 
 def lr_at(step: int, plan: Plan) -> float:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from lorafit.data.batch import MicroBatch
+from lorafit.engines.ranks import ALONE, Ranks
 from lorafit.errors import EngineError
 from lorafit.plan.plan import Plan
 from lorafit.sampling import Sampling
@@ -26,6 +27,7 @@ class Setup:
     quantization: str = "none"  # none | 4bit | 8bit
     trust_remote_code: bool = False
     plan: Plan | None = None
+    ranks: Ranks = ALONE  # who trains this run together; steps and evaluations are sums over all of them
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Engine(Protocol):
     def step(self, step: int, micro_batches: Sequence[MicroBatch], total_targets: int, lr: float) -> StepResult:
         """Forward, backward, clip, update: once. Gradients are sums over target tokens / `total_targets`.
 
+        Of several ranks each gives its own micro-batches, perhaps none; the result is that of the whole step.
         Raises OutOfMemory (state as before the call; split the step anew and call again) or EngineError.
         """
         ...
@@ -88,7 +91,7 @@ class Engine(Protocol):
         ...
 
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> LossSum:
-        """Loss without gradients or dropout."""
+        """Loss without gradients or dropout, over the micro-batches of all ranks."""
         ...
 
     def save(self, folder: Path) -> None:

@@ -1,0 +1,133 @@
+"""Are the other processes alive? Each writes a pulse into the shared store and reads those of the others.
+
+A process that leaves says so, with the reason where there is one, so that the others need not wait to find out.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from lorafit.engines.ranks import RankLost
+from lorafit.messages import _
+from lorafit.ranks import Dead, Place
+
+BEAT_SECONDS = 1.0
+PATIENCE_BEATS = 60  # counted in own beats: where all slept, as a laptop does, nobody is late
+# A main thread that waits in a collective of torch's own (sharded weights) hears nothing. The time is that of a long
+# step of its own, after which it would notice by itself.
+GRACE_SECONDS = 600.0
+
+
+@dataclass
+class Pulse:
+    """What is known of another rank: its last beat, and own beats since it changed; `left` once it has gone in peace."""
+
+    beat: int = -1
+    silent: int = 0
+    left: bool = False
+
+
+class Heartbeat:
+    """`store` is a connection of this thread's own: a store's client waits for one answer at a time."""
+
+    def __init__(self, store: Any, place: Place, dead: Dead) -> None:
+        self.store, self.place, self.dead = store, place, dead
+        self.lost: RankLost | None = None
+        self._pulses = {rank: Pulse() for rank in range(place.count) if rank != place.rank}
+        self._beat, self._over = 0, threading.Event()
+        self._lock = threading.Lock()
+        self._say({"beat": 0})
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def start(self) -> None:
+        """Begin to look at the others; all have a beat in the store by now."""
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raise RankLost where a rank is lost."""
+        if self.lost is not None:
+            raise self.lost
+
+    def blame(self, error: BaseException, seconds: float = 5.0) -> RankLost:
+        """Who is to blame for a failed collective: known in a moment, else just that `error` broke the connection."""
+        deadline = time.monotonic() + seconds
+        while self.lost is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return self.lost or RankLost(next(iter(self._pulses)), self.place.count, error)
+
+    def leave(self, error: BaseException | None) -> None:
+        """Stop, and tell the others why: None in peace."""
+        self._over.set()
+        if self._thread.is_alive():
+            self._thread.join(2 * BEAT_SECONDS)
+        if isinstance(error, RankLost):
+            self._say({"left": error.found, "rank": error.rank})
+        else:
+            self._say({"left": None if error is None else str(error)})
+
+    def all_left(self, seconds: float) -> None:
+        """Wait until the others have left, or have died: the leader keeps the store and goes last."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and not self.dead():
+            self._look()
+            if all(pulse.left for pulse in self._pulses.values()):
+                return
+            time.sleep(0.05)
+
+    def _run(self) -> None:
+        found_at = None
+        while not self._over.wait(BEAT_SECONDS):
+            if self.lost is None:
+                self._beat += 1
+                self._say({"beat": self._beat})
+                self._look()
+            elif found_at is None:
+                found_at = time.monotonic()
+            elif time.monotonic() - found_at > GRACE_SECONDS:
+                print(self.lost, file=sys.stderr, flush=True)
+                os._exit(2)
+
+    def _say(self, fact: dict[str, Any]) -> None:
+        try:
+            with self._lock:
+                self.store.set(f"pulse/{self.place.rank}", json.dumps(fact))
+        except RuntimeError as error:
+            self._store_is_gone(error)
+
+    def _look(self) -> None:
+        try:
+            with self._lock:
+                facts = self.store.multi_get([f"pulse/{rank}" for rank in self._pulses])
+        except RuntimeError as error:
+            self._store_is_gone(error)
+            return
+        if dead := self.dead():
+            self._lose(*dead)
+        for (rank, pulse), fact in zip(self._pulses.items(), facts, strict=True):
+            self._take(rank, pulse, json.loads(fact))
+
+    def _take(self, rank: int, pulse: Pulse, fact: dict[str, Any]) -> None:
+        if "left" in fact:
+            pulse.left = True
+            if fact["left"] is not None:
+                self._lose(fact.get("rank", rank), fact["left"])
+            return
+        pulse.silent = 0 if fact["beat"] != pulse.beat else pulse.silent + 1
+        pulse.beat = fact["beat"]
+        if pulse.silent >= PATIENCE_BEATS:
+            self._lose(rank, _("it gives no sign of life"))
+
+    def _store_is_gone(self, error: RuntimeError) -> None:
+        """The leader, or torchrun beside it, keeps the store."""
+        if self.place.leads:
+            self._lose(1, error)
+        elif not self._pulses[0].left:
+            self._lose(0, _("the connection to it is closed"))
+
+    def _lose(self, rank: int, reason: object) -> None:
+        if self.lost is None and not self._over.is_set():
+            self.lost = RankLost(rank, self.place.count, reason)

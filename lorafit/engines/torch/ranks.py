@@ -1,0 +1,173 @@
+"""How do several processes train as one under torch? gloo between CPUs, NCCL between GPUs, and no pickle anywhere.
+
+Every wait is a look at the others' pulse too, so that a lost process ends a run with words and never hangs it.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
+
+from lorafit.engines.base import OutOfMemory
+from lorafit.engines.ranks import RankLost
+from lorafit.engines.torch.heartbeat import Heartbeat
+from lorafit.errors import EngineError
+from lorafit.messages import _
+from lorafit.ranks import Dead, Place, nobody, place, started
+
+MEET_SECONDS = 600.0  # for all processes to come
+WAIT_SECONDS = 3600.0  # for a live one to finish its share of a step
+LEAVE_SECONDS = 20.0
+STORES: Any = dist  # its stores are there, but not in what mypy is told of
+LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
+
+
+class TorchRanks:
+    """engines/ranks.py over torch.distributed's default group."""
+
+    def __init__(self, here: Place, store: Any, heartbeat: Heartbeat) -> None:
+        self.place, self.store, self.heartbeat = here, store, heartbeat
+        self._told = 0
+
+    def tell(self, facts: dict[str, Any] | None = None) -> dict[str, Any]:
+        self._told += 1
+        key = f"told/{self._told}"
+        if self.place.leads:
+            self.store.set(key, json.dumps(facts))
+        with self._connected():
+            while not self.store.check([key]):
+                self.heartbeat.check()
+                time.sleep(0.02)
+            found: dict[str, Any] = json.loads(self.store.get(key))
+            return found
+
+    def most(self, number: float) -> float:
+        return self._reduced(number, dist.ReduceOp.MAX)
+
+    def sum(self, number: float) -> float:
+        return self._reduced(number, dist.ReduceOp.SUM)
+
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        self._reduce(flat, dist.ReduceOp.SUM)
+        parts = flat.split([tensor.numel() for tensor in tensors])
+        for tensor, part in zip(tensors, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+    @contextlib.contextmanager
+    def all_or_none(self) -> Iterator[None]:
+        problem: OutOfMemory | None = None
+        try:
+            yield
+        except OutOfMemory as error:
+            problem = error
+        if self.most(float(problem is not None)):
+            raise problem or OutOfMemory(_("Out of memory in another process."))
+
+    def _reduced(self, number: float, how: dist.ReduceOp.RedOpType) -> float:
+        tensor = torch.tensor([number], dtype=torch.float64)
+        self._reduce(tensor, how)
+        return float(tensor)
+
+    def _reduce(self, tensor: Tensor, how: dist.ReduceOp.RedOpType) -> None:
+        with self._connected():
+            work: Any = dist.all_reduce(tensor, how, async_op=True)
+            while not work.is_completed():
+                self.heartbeat.check()
+                time.sleep(1e-4)
+            work.wait()
+
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[None]:
+        """What a broken connection raises inside becomes RankLost, once it is known who is to blame."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise self.heartbeat.blame(error) from error
+
+
+@contextlib.contextmanager
+def joined(processes: int) -> Iterator[TorchRanks]:
+    """Inside, this process is one of several: of those that torchrun started, else the first of `processes` of its own.
+
+    Raises EngineError when they do not find each other.
+    """
+    if "RANK" in os.environ:
+        with _group(place(), _meet(), nobody) as ranks:
+            yield ranks
+        return
+    store = STORES.TCPStore(
+        "127.0.0.1", 0, processes, is_master=True, wait_for_workers=False, timeout=_time(MEET_SECONDS)
+    )
+    with (
+        started(processes, store.port) as others,
+        _group(Place(0, processes, 0, processes), store, others.dead) as ranks,
+    ):
+        yield ranks
+
+
+def _meet() -> Any:
+    """The store whose address is in the environment."""
+    try:
+        return next(rendezvous("env://", timeout=_time(MEET_SECONDS)))[0]
+    except (RuntimeError, ValueError) as error:
+        raise _not_met(error) from error
+
+
+def _not_met(error: object) -> EngineError:
+    return EngineError(
+        _("The processes did not find each other."),
+        where="{}:{}".format(os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")),
+        found=error,
+        fix=_("Check that all of them were started, and that MASTER_ADDR and MASTER_PORT can be reached from each."),
+    )
+
+
+@contextlib.contextmanager
+def _group(here: Place, store: Any, dead: Dead) -> Iterator[TorchRanks]:
+    """Join the group that meets in `store`, and leave it whatever happens inside."""
+    _take_share_of_machine(here)
+    heartbeat = Heartbeat(STORES.PrefixStore("heartbeat", store.clone()), here, dead)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    meeting = STORES.PrefixStore("group", store)
+    try:
+        dist.init_process_group(
+            backend, store=meeting, rank=here.rank, world_size=here.count, timeout=_time(WAIT_SECONDS)
+        )
+    except RuntimeError as error:
+        raise _not_met(error) from error
+    heartbeat.start()
+    problem: BaseException | None = None
+    try:
+        yield TorchRanks(here, store, heartbeat)
+    except BaseException as error:
+        problem = error
+        raise
+    finally:
+        heartbeat.leave(problem)
+        if here.leads and problem is None:
+            heartbeat.all_left(LEAVE_SECONDS)
+        if not isinstance(problem, RankLost):  # NCCL would wait for the lost one
+            dist.destroy_process_group()
+
+
+def _take_share_of_machine(here: Place) -> None:
+    """A GPU of its own, and its share of the cores: torchrun leaves one thread to each, whatever there are."""
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK) if here.local_count == here.count else None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(max(cores // here.local_count, 1))
+    if torch.cuda.is_available():
+        torch.cuda.set_device(here.local_rank)
+
+
+def _time(seconds: float) -> timedelta:
+    return timedelta(seconds=seconds)
