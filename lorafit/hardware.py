@@ -55,6 +55,7 @@ class Machine:
     python: str
     torch_version: str | None
     torch_cuda: str | None
+    described: bool = False  # by its name, from the catalogue: it is not here
 
     def gpu(self, kind: str) -> Gpu | None:
         """The first GPU of that kind."""

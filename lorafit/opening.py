@@ -11,7 +11,7 @@ from lorafit.errors import AdapterError, ConfigError
 from lorafit.hardware import Machine
 from lorafit.messages import _
 from lorafit.modelspec import TOKENIZER_FILES, ModelSpec
-from lorafit.plan import fit, numbers
+from lorafit.plan import numbers, room
 
 FLOAT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
@@ -69,6 +69,6 @@ def device_and_precision(request: AnswerRequest, machine: Machine, spec: ModelSp
     config = TrainConfig(device=request.device, precision=request.precision)
     device = numbers.choose_device(config, machine).value
     precisions = numbers.precisions(config, machine, device)
-    available = fit.available_bytes(machine, device)
-    fitting = [p for p in precisions if spec.parameters * FLOAT_BYTES[p] <= fit.MARGIN * available]
+    available = room.available_bytes(machine, device)
+    fitting = [p for p in precisions if spec.parameters * FLOAT_BYTES[p] <= room.MARGIN * available]
     return device, (fitting or precisions[-1:])[0]

@@ -1,26 +1,30 @@
 """How many bytes will training take at its peak? One function a term; nothing here decides anything.
 
-The formula for activations was checked against what hooks count (0.02% off) for transformers' decoder layers with LoRA
-on all seven projections. Letters: T tokens of a micro-batch, H hidden, I intermediate, V vocabulary, r rank,
-nh/nk heads and key-value heads of size hd.
+docs/memory-model.md has each term's formula, its source and its measured error (`python benchmarks/plan_accuracy.py`).
+Letters: T tokens of a micro-batch, S of its longest sample, N targets, L layers, H hidden, I intermediate, V vocabulary,
+r rank, nh/nk heads and key-value heads of size hd.
 """
 
 from dataclasses import dataclass
 
 from lorafit.modelspec import Linear, ModelSpec
+from lorafit.plan.path import FAST, GENERIC
 from lorafit.units import MIB
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}  # of a number
-# Python, PyTorch and its libraries before any model. CPU measured; CUDA (context, workspace) and MPS (graphs) assumed.
-BASE_BYTES = {"cpu": 420 * MIB, "cuda": 700 * MIB, "mps": 600 * MIB}
-# What the allocator keeps unused: bytes, and a share of the activations. CPU (glibc) measured, the others assumed.
+
+# The constants that are fitted or assumed, by what is measured: a process on the CPU, a device otherwise.
+# Python, PyTorch, its libraries and the tokenizer before any model. CPU measured; CUDA (context, workspace) and MPS
+# (graphs) assumed, as are MLX's kernels.
+BASE_BYTES = {"cpu": 440 * MIB, "cuda": 700 * MIB, "mps": 600 * MIB}
+# What the allocator keeps unused: bytes, and a share of what comes and goes. CPU (glibc) measured, the others assumed.
 SLACK_BYTES = {"cpu": 256 * MIB, "cuda": 0, "mps": 0}
 SLACK_SHARE = {"cpu": 0.2, "cuda": 0.15, "mps": 0.25}
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a model would be trained: all that decides about memory besides the model's shape."""
+    """How a model would be trained: all that decides about memory and speed besides the model's shape."""
 
     device: str
     precision: str
@@ -29,9 +33,21 @@ class Layout:
     lora_r: int
     lora_targets: str
     tokens: int  # T, of the largest micro-batch
-    longest: int  # tokens of the longest sample in it
+    longest: int  # S, of the longest sample in it
     recompute: int  # layers
     loss_chunk: int  # target tokens
+    engine: str = "torch"
+    path: str = GENERIC
+    target_share: float = 1.0  # N / T
+
+    @property
+    def targets(self) -> int:
+        return round(self.tokens * self.target_share)
+
+    @property
+    def size(self) -> int:
+        """Bytes of a number in an activation: a CPU stores in bf16 and computes in float32."""
+        return 4 if self.device == "cpu" else BYTES[self.precision]
 
 
 def targeted(spec: ModelSpec, lora_targets: str) -> list[Linear]:
@@ -47,11 +63,21 @@ def adapter_parameters(spec: ModelSpec, lora_r: int, lora_targets: str) -> int:
     return sum(lora_r * (linear.in_features + linear.out_features) for linear in targeted(spec, lora_targets))
 
 
+def linear_weights(spec: ModelSpec) -> int:
+    """Numbers in the matrices of all layers."""
+    return sum(linear.in_features * linear.out_features for linear in spec.linears)
+
+
+def framework_bytes(layout: Layout) -> int:
+    """Interpreter and libraries before any model."""
+    return BASE_BYTES[layout.device]
+
+
 def weights_bytes(spec: ModelSpec, precision: str, quantization: str) -> int:
     """The base. Its linears, quantised: 4 bits and a float32 per 64 numbers, or 8 bits and a float32 per row."""
     if quantization == "none":
         return spec.parameters * BYTES[precision]
-    linears = sum(linear.in_features * linear.out_features for linear in spec.linears)
+    linears = linear_weights(spec)
     rows = sum(linear.out_features for linear in spec.linears)
     packed = linears // 2 + linears // 64 * 4 if quantization == "4bit" else linears + rows * 4
     return packed + (spec.parameters - linears) * BYTES[precision]
@@ -64,57 +90,111 @@ def adapter_bytes(parameters: int, optimizer: str) -> int:
     return parameters * 16
 
 
+def _widths(spec: ModelSpec) -> tuple[int, int]:
+    """nh hd and nk hd."""
+    return spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+
+
+def _ranks(spec: ModelSpec, layout: Layout) -> int:
+    """r for every adapter in a layer."""
+    return layout.lora_r * len(targeted(spec, layout.lora_targets)) // max(spec.layers, 1)
+
+
 def layer_bytes(spec: ModelSpec, layout: Layout) -> int:
-    """What one layer keeps for its backward pass over T tokens."""
-    q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
-    size = BYTES[layout.precision]
+    """What one layer keeps for its backward pass over T tokens.
+
+    Generic: 4H + 4I + 7r + 2 nh hd + 2 nk hd + nh + 2 numbers a token (transformers with our LoRA; hooks counted 0.02% more).
+    Fast: 2H + 2I + 7r + 3 nh hd + 2 nk hd + nh + 2 (the fields of packed/layer.py's Saved).
+    """
+    q, kv = _widths(spec)
+    lora, statistics = _ranks(spec, layout), spec.heads + 2
+    if layout.path == FAST:
+        floats = 2 * spec.hidden + 2 * spec.intermediate + 3 * q + 2 * kv
+        return layout.tokens * (floats * layout.size + (lora + statistics) * 4)
     # Norms compute in fp32 whatever the precision, and keep what they computed with.
     norms = 4 * spec.hidden * 4
-    rest = (4 * spec.intermediate + 2 * q + 2 * kv) * size
-    lora = 7 * layout.lora_r * 4
-    statistics = (spec.heads + 2) * 4
-    return layout.tokens * (norms + rest + lora + statistics)
+    rest = (4 * spec.intermediate + 2 * q + 2 * kv + lora) * layout.size
+    return layout.tokens * (norms + rest + statistics * 4)
 
 
 def attention_bytes(spec: ModelSpec, layout: Layout) -> int:
-    """Attention weights that one layer keeps: none with fused attention; MPS trains without, and keeps [nh, S, S]."""
-    if layout.device != "mps":
+    """Attention weights that one layer keeps: none with fused attention; torch's MPS trains without, and keeps [nh, T, S]."""
+    if layout.device != "mps" or layout.engine == "mlx":
         return 0
     return spec.heads * layout.tokens * layout.longest * BYTES[layout.precision]
 
 
+def _last_layer_bytes(spec: ModelSpec, layout: Layout) -> int:
+    """The fast path computes the last layer's MLP at the targets alone."""
+    q, kv = _widths(spec)
+    everywhere = (spec.hidden + 2 * q + 2 * kv) * layout.size * layout.tokens
+    at_targets = (spec.hidden + 2 * spec.intermediate + q) * layout.size * layout.targets
+    return everywhere + at_targets + (_ranks(spec, layout) + spec.heads + 2) * 4 * layout.tokens
+
+
 def activation_bytes(spec: ModelSpec, layout: Layout) -> int:
-    """All layers' activations: a recomputed layer keeps only its input; one layer is at work while it goes backward."""
+    """What all layers keep: a layer that recomputes keeps only its input."""
     layer = layer_bytes(spec, layout) + attention_bytes(spec, layout)
-    kept = spec.layers - min(layout.recompute, spec.layers)
-    inputs = layout.tokens * spec.hidden * BYTES[layout.precision] * (spec.layers - kept)
-    return layer * (kept + 1) + inputs
+    recomputed = min(layout.recompute, spec.layers)
+    inputs = layout.tokens * spec.hidden * layout.size * recomputed
+    kept = layer * (spec.layers - recomputed)
+    if layout.path == FAST and recomputed < spec.layers:
+        kept += _last_layer_bytes(spec, layout) - layer
+    return kept + inputs
+
+
+def work_bytes(spec: ModelSpec, layout: Layout) -> int:
+    """The layer that goes backward: its gradients, and what it computes again where it recomputes."""
+    layer = layer_bytes(spec, layout) + attention_bytes(spec, layout)
+    again = layer if layout.recompute else 0
+    if layout.engine == "mlx":  # its attention has no fused backward: scores, weights and their gradients of one layer
+        return layer + again + 3 * spec.heads * layout.longest**2 * layout.size
+    if layout.path == GENERIC:  # with or without recompute one layer's whole state is there: 1.8 of it was measured
+        return int(1.8 * layer)
+    return layout.tokens * (4 * spec.intermediate + 3 * spec.hidden) * layout.size + again
+
+
+def loss_bytes(spec: ModelSpec, layout: Layout) -> int:
+    """Logits, their log-softmax and the gradients of both for one chunk of target tokens, fp32: 3.8 were measured."""
+    return 4 * layout.loss_chunk * spec.vocab * 4
 
 
 def dequantized_bytes(spec: ModelSpec, layout: Layout) -> int:
-    """The largest quantised linear, unpacked while it multiplies."""
-    if layout.quantization == "none":
+    """The largest linear that is stored in fewer bits, unpacked while it multiplies; MLX multiplies without unpacking.
+
+    The fast path multiplies gate and up as one.
+    """
+    stored = layout.device == "cpu" and layout.precision != "fp32"
+    if (layout.quantization == "none" and not stored) or layout.engine == "mlx":
         return 0
     largest = max((linear.in_features * linear.out_features for linear in spec.linears), default=0)
-    return largest * BYTES[layout.precision]
+    return largest * layout.size * (2 if layout.path == FAST else 1)
 
 
-def loss_bytes(spec: ModelSpec, loss_chunk: int) -> int:
-    """Logits, their log-softmax and the gradients of both for one chunk of target tokens, fp32: 3.8 were measured."""
-    return 4 * loss_chunk * spec.vocab * 4
+def batch_bytes(spec: ModelSpec, layout: Layout) -> int:
+    """The micro-batch as ids, positions and mask (numpy and tensors: 33 a token), rotary tables, first and last hidden states."""
+    return layout.tokens * (33 + 2 * spec.head_dim * 4 + 2 * spec.hidden * layout.size)
+
+
+def slack_bytes(layout: Layout, moving: int) -> int:
+    """What the allocator keeps and nobody uses; `moving` bytes come and go."""
+    return SLACK_BYTES[layout.device] + int(moving * SLACK_SHARE[layout.device])
 
 
 def terms(spec: ModelSpec, layout: Layout) -> dict[str, int]:
-    """Peak bytes by term, as named in messages."""
+    """Peak bytes by term, as named in messages. The loss is over before the last layer goes backward: the larger counts."""
     activations = activation_bytes(spec, layout)
+    work = max(work_bytes(spec, layout), loss_bytes(spec, layout))
+    batch = batch_bytes(spec, layout)
     return {
-        "framework": BASE_BYTES[layout.device],
+        "framework": framework_bytes(layout),
         "weights": weights_bytes(spec, layout.precision, layout.quantization),
         "adapter": adapter_bytes(adapter_parameters(spec, layout.lora_r, layout.lora_targets), layout.optimizer),
         "activations": activations,
+        "work": work,
         "unpacking": dequantized_bytes(spec, layout),
-        "loss": loss_bytes(spec, layout.loss_chunk),
-        "allocator": SLACK_BYTES[layout.device] + int(activations * SLACK_SHARE[layout.device]),
+        "batch": batch,
+        "allocator": slack_bytes(layout, activations + work),
     }
 
 

@@ -1,5 +1,8 @@
 """On which device, in which numbers, with which optimizer? Each a Choice whose reason is a whole line for the user."""
 
+from importlib.util import find_spec
+
+from lorafit import registry
 from lorafit.config import TrainConfig
 from lorafit.errors import ConfigError, HardwareError
 from lorafit.hardware import Gpu, Machine
@@ -33,10 +36,23 @@ def choose_device(config: TrainConfig, machine: Machine) -> Choice:
     return Choice("device", "cpu", _cpu_reason(machine, cuda))
 
 
-def precisions(config: TrainConfig, machine: Machine, device: str) -> list[str]:
-    """Number formats to try, the best first. Raises ConfigError for one that the processor would only imitate."""
+def choose_engine(config: TrainConfig, machine: Machine, device: str) -> Choice:
+    """MLX on Apple's GPU where it is installed (or the machine is only described), else PyTorch; or what was asked."""
+    asked = str(getattr(config, "engine", "auto"))
+    if asked != "auto":
+        return Choice("engine", asked, _("as asked"))
+    if device == "mps" and "mlx" in registry.ENGINES and (machine.described or find_spec("mlx")):
+        return Choice("engine", "mlx", _("the fastest on Apple Silicon"))
+    return Choice("engine", "torch", _("PyTorch"))
+
+
+def precisions(config: TrainConfig, machine: Machine, device: str, engine: str = "torch") -> list[str]:
+    """Number formats to try, the best first. Raises ConfigError for one that the processor would only imitate.
+
+    On a CPU bfloat16 is how weights are stored; arithmetic is in float32.
+    """
     if device == "cpu":
-        if config.precision == "fp16" or (config.precision == "bf16" and not machine.cpu_bf16):
+        if config.precision == "fp16":
             raise ConfigError(
                 _("This processor does not compute in {precision}: it would be 10 to 40 times slower.").format(
                     precision=config.precision
@@ -45,9 +61,11 @@ def precisions(config: TrainConfig, machine: Machine, device: str) -> list[str]:
                 found=machine.chip,
                 fix=_("Use --precision fp32."),
             )
-        return ["fp32"] if config.precision == "auto" else [config.precision]
+        return ["fp32", "bf16"] if config.precision == "auto" else [config.precision]
     if config.precision != "auto":
         return [config.precision]
+    if engine == "mlx":
+        return ["bf16"]
     return [_cuda_precision(machine)] if device == "cuda" else ["fp32", "bf16"]
 
 
@@ -59,6 +77,8 @@ def precision_choice(config: TrainConfig, device: str, precision: str) -> Choice
         reason = _("✓ Using float32 precision (most compatible on MPS)")
     elif device == "mps":
         reason = _("⚠️  float32 does not fit in memory: using bfloat16, which takes half")
+    elif device == "cpu" and precision == "bf16":
+        reason = _("⚠️  float32 does not fit in memory: weights are stored in bfloat16, arithmetic is in float32")
     elif device == "cpu":
         reason = _("✓ Using float32 precision (fastest on most processors)")
     elif precision == "bf16":
@@ -68,10 +88,17 @@ def precision_choice(config: TrainConfig, device: str, precision: str) -> Choice
     return Choice("precision", precision, reason.format(precision=precision))
 
 
-def choose_quantization(config: TrainConfig, device: str) -> Choice:
+def only_4bit_fits(device: str) -> Choice:
+    """Where nothing else fits, the base is quantised without being asked; it changes what is learned, so it is said."""
+    how = _("MLX's own") if device == "mlx" else "NF4"
+    reason = _("⚠️  4-bit base weights ({how}): nothing else fits in memory (`--quantization none` refuses instead)")
+    return Choice("quantization", "4bit", reason.format(how=how))
+
+
+def choose_quantization(config: TrainConfig, device: str, engine: str = "torch") -> Choice:
     """4-bit NF4 on CUDA, none elsewhere; or what was asked. Raises ConfigError where there is no kernel."""
     asked = config.quantization
-    if device == "mps" and asked == "8bit":
+    if device == "mps" and asked == "8bit" and engine == "torch":
         raise ConfigError(
             _("There is no 8-bit matrix product on MPS."),
             where="--quantization",

@@ -1,7 +1,7 @@
 """What will be done? The config resolved for one machine, one model and one data set: no None, no "auto", no -1."""
 
 import json
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,10 @@ class Choice:
     setting: str
     value: str
     reason: str
+
+
+def _must_be_there(field: Field[Any]) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
 
 
 # Fields that decide only how a run is computed; quantization and optimizer change what is learned, and go with them.
@@ -64,6 +68,10 @@ class Plan:
     predicted_peak_bytes: int
     available_bytes: int
     choices: list[Choice] = field(default_factory=list)
+    predicted_seconds: float = 0.0  # of the whole run
+    predicted_range: tuple[float, float] = (0.0, 0.0)
+    predicted_tokens_per_second: float = 0.0
+    memory_terms: dict[str, int] = field(default_factory=dict)  # bytes
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), ensure_ascii=False, indent=1) + "\n", "utf-8")
@@ -73,12 +81,13 @@ class Plan:
         """The plan in `path`. Raises RunError when the file is not a plan."""
         try:
             facts: dict[str, Any] = json.loads(path.read_text("utf-8"))
-            if lacking := [f.name for f in fields(cls) if f.name not in facts and f.name != "choices"]:
+            if lacking := [f.name for f in fields(cls) if f.name not in facts and _must_be_there(f)]:
                 raise ValueError(
                     _("it lacks {names}").format(names=", ".join(lacking[:3]) + (", ..." if lacking[3:] else ""))
                 )
             known = {f.name for f in fields(cls)}
             choices = [Choice(**c) for c in facts.pop("choices", [])]
+            facts["predicted_range"] = tuple(facts.get("predicted_range", (0.0, 0.0)))
             return cls(**{k: v for k, v in facts.items() if k in known}, choices=choices)
         except (OSError, ValueError, TypeError, AttributeError) as error:
             fix = _("Give a run's plan.json: {example}.").format(example="--plan output/RUN/plan.json")

@@ -1,69 +1,103 @@
 """How will this run go? Config, machine, model and data lengths -> a Plan, each decision with its reason."""
 
 import math
-from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
+from dataclasses import dataclass, replace
 
 from lorafit.config import TrainConfig, resolve_effective_batch
 from lorafit.hardware import Machine
-from lorafit.messages import _
 from lorafit.modelspec import ModelSpec
-from lorafit.plan import fit, numbers
-from lorafit.plan.memory import Layout
+from lorafit.plan import numbers, reasons, remedies
+from lorafit.plan.calibrate import NOTHING, Known
+from lorafit.plan.estimate import Estimate, Schedule, Work, estimate
+from lorafit.plan.facts import DataFacts
+from lorafit.plan.memory import Layout, terms
+from lorafit.plan.path import path_of
 from lorafit.plan.plan import Choice, Plan
-from lorafit.units import bytes_text, count_text
+from lorafit.plan.room import available_bytes
+from lorafit.plan.search import NO_LIMIT, Candidate, Question, best, candidates, loss_chunk
+
+__all__ = ["DataFacts", "Planned", "Schedule", "consider", "make_plan", "make_schedule"]
 
 EVAL_SHARE = 0.05  # of the time that scheduled evaluations may take
 MOST_EVALS = 20
-NO_LIMIT = 4096  # samples in a micro-batch
 
 
 @dataclass(frozen=True)
-class DataFacts:
-    """What the planner must know of the data: tokens of each sample, and a digest of all of them."""
+class Planned:
+    """A plan, what it rests on, and what else was considered."""
 
-    train_lengths: NDArray[np.integer]
-    valid_lengths: NDArray[np.integer]
-    digest: str
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Steps of a run; `eval_steps` 0: no validation set."""
-
-    steps: int
-    warmup_steps: int
-    eval_steps: int
+    plan: Plan
+    question: Question
+    chosen: Candidate
+    considered: list[Candidate]
+    estimate: Estimate
+    work: Work
 
 
-def make_plan(config: TrainConfig, machine: Machine, spec: ModelSpec, data: DataFacts) -> Plan:
+def make_plan(
+    config: TrainConfig, machine: Machine, spec: ModelSpec, data: DataFacts, known: Known = NOTHING
+) -> Plan:  # fmt: skip
     """The plan for this run. Raises ConfigError, HardwareError or DoesNotFit."""
+    return consider(config, machine, spec, data, known).plan
+
+
+def consider(
+    config: TrainConfig, machine: Machine, spec: ModelSpec, data: DataFacts, known: Known = NOTHING
+) -> Planned:
+    """The plan, with all that was considered. Raises ConfigError, HardwareError or DoesNotFit."""
+    device = numbers.choose_device(config, machine)
+    engine = numbers.choose_engine(config, machine, device.value)
+    quantization = numbers.choose_quantization(config, device.value, engine.value)
+    optimizer = numbers.choose_optimizer(config, device.value)
+    base = _base(config, spec, data, engine.value, device.value, quantization.value, optimizer.value)
+    question = _asked(config, machine, spec, data, base, known)
+    found = candidates(question)
+    if not best(found).fits and config.quantization == "auto" and quantization.value == "none":
+        packed = _asked(config, machine, spec, data, replace(base, quantization="4bit"), known)
+        if best(tried := candidates(packed)).fits:
+            question, found, quantization = packed, tried, numbers.only_4bit_fits(engine.value)
+    chosen = best(found)
+    if not chosen.fits and config.token_budget is None:
+        raise remedies.does_not_fit(question, chosen)
     effective_batch = resolve_effective_batch(config)
     schedule = make_schedule(config, effective_batch, data)
-    device = numbers.choose_device(config, machine)
-    quantization = numbers.choose_quantization(config, device.value)
-    optimizer = numbers.choose_optimizer(config, device.value)
-    available = fit.available_bytes(machine, device.value)
-    base = Layout(
-        device=device.value,
+    work = Work(spec, data, schedule, effective_batch, question.max_samples, config.seed)
+    expected = estimate(work, chosen.layout, chosen.token_budget, machine, known)
+    precision = numbers.precision_choice(config, device.value, chosen.layout.precision)
+    what = [device, engine, quantization, precision, optimizer]
+    how = reasons.how(question, chosen, expected)
+    choices = [*what, *how, *_schedule_choices(config, effective_batch, schedule, len(data.train_lengths))]
+    plan = _plan(question, schedule, chosen, expected, choices)
+    return Planned(plan, question, chosen, found, expected, work)
+
+
+def _base(
+    config: TrainConfig, spec: ModelSpec, data: DataFacts, engine: str, device: str, quantization: str, optimizer: str
+) -> Layout:  # fmt: skip
+    return Layout(
+        device=device,
         precision="",
-        quantization=quantization.value,
-        optimizer=optimizer.value,
+        quantization=quantization,
+        optimizer=optimizer,
         lora_r=config.lora_r,
         lora_targets=config.lora_targets,
         tokens=0,
-        longest=int(data.train_lengths.max()),
+        longest=data.longest,
         recompute=0,
-        loss_chunk=fit.loss_chunk(spec.vocab),
+        loss_chunk=loss_chunk(spec.vocab),
+        engine=engine,
+        target_share=data.target_share,
     )
-    chosen = _first_fit(config, machine, spec, base, available)
-    precision = numbers.precision_choice(config, device.value, chosen.layout.precision)
-    what = [device, quantization, precision, optimizer]
-    how = [_memory_choice(machine, chosen, available), *_split_choices(config, spec, chosen)]
-    when = _schedule_choices(config, effective_batch, schedule, len(data.train_lengths))
-    return _plan(config, data, schedule, chosen, available, [*what, *how, *when])
+
+
+def _asked(
+    config: TrainConfig, machine: Machine, spec: ModelSpec, data: DataFacts, base: Layout, known: Known
+) -> Question:  # fmt: skip
+    """`base` with the way that the engine will take, and what was learnt of its memory."""
+    path = path_of(spec, config.lora_dropout, base.quantization, base.device)
+    precisions = numbers.precisions(config, machine, base.device, base.engine)
+    base = replace(base, path=path, precision=precisions[0])
+    return Question(config, machine, spec, data, base, precisions, known.memory_factor(base, spec))
 
 
 def make_schedule(config: TrainConfig, effective_batch: int, data: DataFacts) -> Schedule:
@@ -88,64 +122,19 @@ def _eval_interval(steps: int, step_tokens: float, valid_tokens: int) -> int:
     return min(math.ceil(steps / max(min(affordable, MOST_EVALS), 1)), steps)
 
 
-def _first_fit(config: TrainConfig, machine: Machine, spec: ModelSpec, base: Layout, available: int) -> fit.Fit:
-    """The first precision that fits. Raises DoesNotFit, unless a token budget was asked for: that is obeyed."""
-    attempts = []
-    for precision in numbers.precisions(config, machine, base.device):
-        layout = Layout(**{**vars(base), "precision": precision})
-        attempts.append(fit.best_fit(config, spec, layout, available))
-        if attempts[-1].fits:
-            return attempts[-1]
-    if config.token_budget is None:
-        raise fit.does_not_fit(config, spec, attempts[-1], available)
-    return attempts[-1]
-
-
-def _memory_choice(machine: Machine, chosen: fit.Fit, available: int) -> Choice:
-    gpu = machine.gpu(chosen.layout.device)
-    facts = {"peak": bytes_text(chosen.peak_bytes), "available": bytes_text(available)}
-    if not chosen.fits:
-        text = _(
-            "⚠️  About {peak} are needed, more than may be used of {available}; going on, since --token_budget was given"
-        )
-    elif chosen.layout.device == "mps" and gpu and gpu.available_bytes is None:
-        text = _("✓ About {peak} of {available} (a guess: two thirds of the memory)")
-    else:
-        text = _("✓ About {peak} of {available}")
-    return Choice("memory", facts["peak"], text.format(**facts))
-
-
-def _split_choices(config: TrainConfig, spec: ModelSpec, chosen: fit.Fit) -> list[Choice]:
-    budget, recompute = chosen.token_budget, chosen.layout.recompute
-    longest = _("the longest sample has {longest}").format(longest=count_text(chosen.layout.longest))
-    asked = _("as asked; {longest}") if config.token_budget else _("the largest useful that fits; {longest}")
-    choices = [Choice("token_budget", str(budget), asked.format(longest=longest))]
-    if recompute:
-        text = _("{layers} of {all} layers compute their activations twice, as asked")
-        if config.recompute is None:
-            text = _("{layers} of {all} layers compute their activations twice: else they would not fit")
-        choices.append(Choice("recompute", str(recompute), text.format(layers=recompute, all=spec.layers)))
-    return choices
-
-
 def _schedule_choices(config: TrainConfig, effective_batch: int, schedule: Schedule, rows: int) -> list[Choice]:
-    text = _("{rows} rows, {batch} a step, num_epochs {epochs:g}")
-    if config.max_steps:
-        text = _("as asked; {rows} rows, {batch} a step")
-    reason = text.format(rows=count_text(rows), epochs=config.num_epochs, batch=effective_batch)
-    choices = [Choice("steps", str(schedule.steps), reason)]
+    choices = [reasons.steps(config, effective_batch, schedule, rows)]
     if schedule.eval_steps:
-        share = _("as asked") if config.eval_steps else _("so that evaluating takes at most {share:.0%} of the time")
-        choices.append(Choice("eval_steps", str(schedule.eval_steps), share.format(share=EVAL_SHARE)))
+        choices.append(reasons.evaluations(config, schedule, EVAL_SHARE))
     return choices
 
 
 def _plan(
-    config: TrainConfig, data: DataFacts, schedule: Schedule, chosen: fit.Fit, available: int, choices: list[Choice]
-) -> Plan:
-    layout = chosen.layout
+    question: Question, schedule: Schedule, chosen: Candidate, expected: Estimate, choices: list[Choice]
+) -> Plan:  # fmt: skip
+    layout, config, data = chosen.layout, question.config, question.data
     return Plan(
-        engine="torch",
+        engine=layout.engine,
         device=layout.device,
         precision=layout.precision,
         quantization=layout.quantization,
@@ -177,6 +166,10 @@ def _plan(
         eval_steps=schedule.eval_steps,
         keep_checkpoints=config.keep_checkpoints,
         predicted_peak_bytes=chosen.peak_bytes,
-        available_bytes=available,
+        available_bytes=available_bytes(question.machine, layout.device),
         choices=choices,
+        predicted_seconds=expected.total,
+        predicted_range=(expected.low, expected.high),
+        predicted_tokens_per_second=expected.tokens_per_second,
+        memory_terms=terms(question.spec, layout),
     )

@@ -1,0 +1,148 @@
+"""What was measured on this machine before? Speeds and peaks over what was predicted, kept in one file of the user's.
+
+Measured speed corrects the time that is told and decides nothing. Measured memory counts only where it was more than
+predicted, and in steps of 5%, so that noise does not make two equal runs take different plans.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lorafit.demo import cache_folder
+from lorafit.hardware import Machine
+from lorafit.modelspec import ModelSpec
+from lorafit.plan.memory import Layout
+
+MEMORY_STEP = 0.05
+LEARNT = 0.5  # weight of the newest measurement
+SIDE = 768  # of the matrices whose product is timed
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds and peak bytes of training over what was predicted, for one way of computing one model's shape."""
+
+    slowness: float
+    memory: float | None
+    times: int
+    when: str  # date
+
+
+@dataclass(frozen=True)
+class Known:
+    """All that was measured on one machine. `core_gflops`: its processor's product, all cores together."""
+
+    core_gflops: float | None = None
+    measured: dict[str, Measured] = field(default_factory=dict)
+
+    def slowness(self, layout: Layout, spec: ModelSpec) -> float | None:
+        """Measured over predicted seconds: of this very shape, else the middle one of this way of computing."""
+        if exact := self.measured.get(key_of(layout, spec)):
+            return exact.slowness
+        alike = sorted(m.slowness for key, m in self.measured.items() if key.startswith(_way(layout) + " "))
+        return alike[len(alike) // 2] if alike else None
+
+    def memory_factor(self, layout: Layout, spec: ModelSpec) -> float:
+        """By how much the predicted peak is multiplied: at least 1, in steps of MEMORY_STEP."""
+        exact = self.measured.get(key_of(layout, spec))
+        return 1.0 if exact is None else rounded_factor(exact.memory)
+
+
+NOTHING = Known()
+
+
+def rounded_factor(memory: float | None) -> float:
+    """A measured peak over the predicted one, as far as it counts."""
+    return max(1.0, 1 + math.floor(((memory or 1.0) - 1) / MEMORY_STEP + 1e-9) * MEMORY_STEP)
+
+
+def _way(layout: Layout) -> str:
+    return f"{layout.engine}/{layout.device}/{layout.path}/{layout.precision}/{layout.quantization}"
+
+
+def key_of(layout: Layout, spec: ModelSpec) -> str:
+    """The name of a way of computing a shape: "torch/cpu/fast/fp32/none llama 30x576"."""
+    return f"{_way(layout)} {spec.model_type} {spec.layers}x{spec.hidden}"
+
+
+def file() -> Path:
+    """LORAFIT_CALIBRATIONS, or a file in the user's cache."""
+    own = os.environ.get("LORAFIT_CALIBRATIONS")
+    return Path(own).expanduser().absolute() if own else cache_folder() / "calibrations.json"
+
+
+def machine_key(machine: Machine) -> str:
+    """What must be the same for a measurement to hold."""
+    gpus = ", ".join(gpu.name for gpu in machine.gpus)
+    return f"{machine.chip}, {machine.cores} cores, {gpus or 'no GPU'}, torch {machine.torch_version}"
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The file's content; empty where it is absent or damaged."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def known(machine: Machine, path: Path | None = None, measure: Callable[[], float] | None = None) -> Known:
+    """What was measured on `machine`; a described one has been nowhere. `measure` is asked where no product was timed."""
+    if machine.described:
+        return NOTHING
+    path = path or file()
+    facts = read(path).get(machine_key(machine), {})
+    gflops = facts.get("core_gflops")
+    if gflops is None and measure is not None:
+        gflops = round(measure(), 1)
+        _write(path, machine, {**facts, "core_gflops": gflops})
+    try:
+        return Known(gflops, {key: Measured(**value) for key, value in facts.get("measured", {}).items()})
+    except (TypeError, AttributeError):
+        return Known(gflops)
+
+
+def note(
+    machine: Machine, key: str, slowness: float, memory: float | None, path: Path | None = None
+) -> None:  # fmt: skip
+    """Keep a measurement: speed leans to the newest, memory keeps the largest. A file that cannot be written is let be."""
+    path = path or file()
+    facts = read(path).get(machine_key(machine), {})
+    before = known(machine, path).measured.get(key)
+    today = time.strftime("%Y-%m-%d")
+    fresh = Measured(round(slowness, 4), None if memory is None else round(memory, 4), 1, today)
+    if before is not None:
+        largest = max((m for m in (before.memory, fresh.memory) if m is not None), default=None)
+        mixed = before.slowness + LEARNT * (slowness - before.slowness)
+        fresh = Measured(round(mixed, 4), largest, before.times + 1, today)
+    _write(path, machine, {**facts, "measured": {**facts.get("measured", {}), key: asdict(fresh)}})
+
+
+def _write(path: Path, machine: Machine, facts: dict[str, Any]) -> None:
+    content = {**read(path), machine_key(machine): facts}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_suffix(f".{os.getpid()}")
+        beside.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", "utf-8")
+        beside.replace(path)
+    except OSError:
+        return
+
+
+def product_gflops() -> float:
+    """float32 GFLOP/s of numpy's product on all cores: the best of a few, about a tenth of a second."""
+    rng = np.random.default_rng(0)
+    left, right = (rng.standard_normal((SIDE, SIDE), np.float32) for _side in range(2))
+    best = math.inf
+    for _round in range(6):
+        began = time.perf_counter()
+        left @ right
+        best = min(best, time.perf_counter() - began)
+    return 2 * SIDE**3 / best / 1e9

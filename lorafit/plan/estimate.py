@@ -1,0 +1,85 @@
+"""How long will the whole run take, and how sure is that? Steps, evaluations, saving and loading added up."""
+
+from dataclasses import dataclass
+
+from lorafit.hardware import Machine
+from lorafit.modelspec import ModelSpec
+from lorafit.plan.calibrate import Known
+from lorafit.plan.facts import DataFacts, as_shares, steps_as_shares
+from lorafit.plan.memory import Layout
+from lorafit.plan.rates import rates
+from lorafit.plan.speed import Share, evaluation_seconds, load_seconds, save_seconds, step_seconds
+
+SAVE_SECONDS = 600.0  # between checkpoints (loop.py)
+# How far the time may be off, down and up, by what it rests on.
+SPREAD = {"measured": (0.9, 1.15), "calibrated": (0.85, 1.2), "catalogue": (0.65, 1.6), "guess": (0.4, 3.0)}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds of a run: `step` of one update, `total` of all, `low` to `high` its range; `source` what it rests on."""
+
+    step: float
+    total: float
+    low: float
+    high: float
+    tokens_per_second: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Steps of a run; `eval_steps` 0: no validation set."""
+
+    steps: int
+    warmup_steps: int
+    eval_steps: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a run has to do."""
+
+    spec: ModelSpec
+    data: DataFacts
+    schedule: Schedule
+    effective_batch: int
+    max_samples: int
+    seed: int
+
+
+def estimate(work: Work, layout: Layout, token_budget: int, machine: Machine, known: Known) -> Estimate:
+    """By the catalogue's speeds, corrected by what was measured on this machine before."""
+    spec, rate = work.spec, rates(machine, layout, known.core_gflops)
+    steps = steps_as_shares(work.data, work.effective_batch, token_budget, work.max_samples, work.seed)
+    step = sum(step_seconds(spec, layout, rate, shares) for shares in steps) / len(steps)
+    slowness = known.slowness(layout, spec)
+    source = "catalogue" if rate.source == "measured" else rate.source
+    if slowness is not None:
+        step, source = step * slowness, "calibrated"
+    valid = sum(evaluation_seconds(spec, layout, rate, s) for s in _validation(work, token_budget)) * (slowness or 1.0)
+    tokens = sum(share.tokens for shares in steps for share in shares) / len(steps)
+    return as_estimate(work, layout, step, valid, tokens, source)
+
+
+def as_estimate(
+    work: Work, layout: Layout, step: float, evaluation: float, step_tokens: float, source: str
+) -> Estimate:
+    """The whole run's time from that of a step and of an evaluation, in seconds."""
+    schedule = work.schedule
+    evaluations = 0 if schedule.eval_steps == 0 else 1 + -(-schedule.steps // schedule.eval_steps)
+    training = schedule.steps * step + evaluations * evaluation
+    saves = (1 + training / SAVE_SECONDS) * save_seconds(work.spec, layout)
+    fixed, (down, up) = load_seconds(work.spec) + saves, SPREAD[source]
+    return Estimate(
+        step=step,
+        total=training + fixed,
+        low=training * down + fixed,
+        high=training * up + fixed,
+        tokens_per_second=step_tokens / step,
+        source=source,
+    )
+
+
+def _validation(work: Work, token_budget: int) -> list[Share]:
+    return as_shares(work.data.valid_lengths, work.data.target_share, token_budget)

@@ -1,0 +1,65 @@
+"""How fast is the machine? Products a second, memory's bandwidth and what of both an engine gets out of it."""
+
+from dataclasses import dataclass
+
+from lorafit.catalogue import cpus
+from lorafit.catalogue.find import chip_of
+from lorafit.hardware import Machine
+from lorafit.plan.memory import Layout
+from lorafit.plan.path import FAST
+
+GIGA, TERA = 1e9, 1e12
+# Share of the stated rate that an engine reaches in training's products. CPU: measured against products of 1024 x 1024
+# (fast path 79-88%, generic 56-60%). CUDA: 0.55 is what published LoRA runs on an A100 come to. Apple: assumed from
+# products alone (55-70% of the table); MLX's 4-bit products lose a third of it.
+EFFICIENCY = {("torch", "cpu"): 0.60, ("torch", "cuda"): 0.55, ("torch", "mps"): 0.45, ("mlx", "mps"): 0.60}
+FAST_EFFICIENCY = 0.85
+QUANTISED_SHARE = {("mlx", "mps"): 0.67}  # of the efficiency, where products take packed weights
+# Seconds before a layer's kernels run, forward or backward: dozens of launches. Assumed, CPU measured.
+LAUNCH_SECONDS = {"cpu": 0.3e-3, "cuda": 0.4e-3, "mps": 1.0e-3}
+# Tokens of a micro-batch at which products run at half their rate: smaller matrices fill the device less. Assumed.
+HALF_RATE_TOKENS = {"cpu": 32, "cuda": 400, "mps": 150}
+UNKNOWN_GPU = {"cuda": (15.0, 400.0), "mps": (3.0, 100.0)}  # TFLOP/s in half precision and GB/s: careful
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a device does in a second, and where that is from: catalogue | measured | guess."""
+
+    flops: float  # in training's products
+    bytes: float
+    launch_seconds: float  # a layer and pass
+    half_rate_tokens: int
+    source: str
+
+
+def rates(machine: Machine, layout: Layout, core_gflops: float | None = None) -> Rates:
+    """The rates of `machine` for `layout`. `core_gflops`: a product measured on this machine's CPU, all cores together."""
+    if layout.device == "cpu":
+        return _cpu(machine, layout, core_gflops)
+    gpu = machine.gpu(layout.device)
+    chip = chip_of(gpu.name) if gpu else None
+    share = EFFICIENCY.get((layout.engine, layout.device), 0.5)
+    if layout.quantization != "none":
+        share *= QUANTISED_SHARE.get((layout.engine, layout.device), 1.0)
+    if chip is None:
+        teraflops, gigabytes = UNKNOWN_GPU[layout.device]
+        source = "guess"
+    else:
+        # A precision that the chip does not compute in hardware runs as float32.
+        teraflops = chip.teraflops.get(layout.precision, chip.teraflops["fp32"]) * chip.sustained
+        gigabytes, source = chip.gigabytes_per_second, "catalogue"
+    return Rates(
+        teraflops * TERA * share,
+        gigabytes * GIGA * 0.7,
+        LAUNCH_SECONDS[layout.device],
+        HALF_RATE_TOKENS[layout.device],
+        source,
+    )
+
+
+def _cpu(machine: Machine, layout: Layout, gflops: float | None) -> Rates:
+    share = FAST_EFFICIENCY if layout.path == FAST else EFFICIENCY["torch", "cpu"]
+    rate = gflops or cpus.core_gflops(machine.chip) * machine.cores
+    source = "measured" if gflops else "catalogue"
+    return Rates(rate * GIGA * share, cpus.BYTES_PER_SECOND, LAUNCH_SECONDS["cpu"], HALF_RATE_TOKENS["cpu"], source)

@@ -1,0 +1,115 @@
+"""What would fit, where nothing does? Flags to paste, each tried with the same formula; then machines that could."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from lorafit.catalogue.find import described
+from lorafit.catalogue.models import SHAPES, known_spec
+from lorafit.errors import DoesNotFit
+from lorafit.messages import _
+from lorafit.modelspec import ModelSpec
+from lorafit.plan import numbers
+from lorafit.plan.memory import linear_weights, terms
+from lorafit.plan.path import path_of
+from lorafit.plan.reasons import term_names
+from lorafit.plan.room import MARGIN, available_bytes
+from lorafit.plan.search import Candidate, Question, best, candidates
+from lorafit.units import bytes_text
+
+SHORTER = (1024, 512, 384, 256, 128)
+LARGER_MACHINES = ("colab-t4", "M2 Pro 32GB", "RTX 3090", "M3 Max 64GB", "A100 80GB", "H100")  # the cheap ones first
+
+
+def does_not_fit(question: Question, nearest: Candidate) -> DoesNotFit:
+    """The error that names what was predicted, term by term, and the flags that would fit."""
+    names, layout = term_names(), nearest.layout
+    parts = [f"{names[name]} {bytes_text(size)}" for name, size in terms(question.spec, layout).items() if size]
+    available = available_bytes(question.machine, layout.device)
+    return DoesNotFit(
+        _("This does not fit: training needs {need}, and {share:.0%} of {available} may be used.").format(
+            need=bytes_text(nearest.peak_bytes), share=MARGIN, available=bytes_text(available)
+        ),
+        where=_("{device}, {precision}, longest sample {longest}").format(
+            device=layout.device, precision=layout.precision, longest=layout.longest
+        ),
+        found=", ".join(parts),
+        fix="\n".join(remedies(question)),
+    )
+
+
+def remedies(question: Question) -> Iterator[str]:
+    """The nearest things that would fit: shorter, 4-bit, both, a smaller model, another machine; to try all the same."""
+    packs = question.base.quantization == "none" and question.base.device != "mps"
+    yield from _flags(question, packs)
+    smaller = _smaller_model(question)
+    if smaller:
+        yield _("--model_name {name}: the largest of its kind that fits").format(name=smaller)
+    else:
+        yield _("--model_name NAME: a smaller model (`demo` is the smallest)")
+    machine = _larger_machine(question)
+    if machine:
+        yield _('--machine "{name}" would do: `lorafit plan` with it tells how').format(name=machine)
+    yield _("--token_budget {budget}: to try all the same").format(budget=_lowest(question))
+
+
+def _flags(question: Question, packs: bool) -> Iterator[str]:
+    if packs and fits(question, quantization="4bit"):
+        yield _("--quantization 4bit: base weights in an eighth of float32's memory")
+    shorter = [n for n in SHORTER if n < question.data.longest]
+    alone = next((n for n in shorter if fits(question, longest=n)), None)
+    if alone:
+        yield _("--max_length {length}: shorter samples").format(length=alone)
+        return
+    both = next((n for n in shorter if packs and fits(question, longest=n, quantization="4bit")), None)
+    if both:
+        yield _("--quantization 4bit --max_length {length}: both together").format(length=both)
+
+
+def fits(question: Question, longest: int | None = None, **changes: Any) -> bool:
+    """Whether something fits with `changes` to the layout, and no sample longer than `longest`."""
+    base = replace(question.base, **changes)
+    base = replace(base, path=path_of(question.spec, question.config.lora_dropout, base.quantization, base.device))
+    data = question.data
+    if longest is not None:
+        cut = np.minimum(data.train_lengths, longest)
+        data, base = replace(data, train_lengths=cut), replace(base, longest=longest)
+    return best(candidates(replace(question, base=base, data=data))).fits
+
+
+def _smaller_model(question: Question) -> str | None:
+    """The largest smaller model of the catalogue that fits as it is, first of the same kind."""
+    size = linear_weights(question.spec)
+    known = [(name, known_spec(name)) for name in SHAPES]
+    smaller = [(name, spec) for name, spec in known if spec is not None and linear_weights(spec) < size]
+    alike = [pair for pair in smaller if pair[1].model_type == question.spec.model_type] or smaller
+    for name, spec in sorted(alike, key=lambda pair: -pair[1].parameters):
+        if _fits_model(question, spec):
+            return name
+    return None
+
+
+def _fits_model(question: Question, spec: ModelSpec) -> bool:
+    return fits(replace(question, spec=spec))
+
+
+def _larger_machine(question: Question) -> str | None:
+    for name in LARGER_MACHINES:
+        machine = described(name)
+        device = machine.gpus[0].kind
+        engine = numbers.choose_engine(question.config, machine, device).value
+        auto = question.config.model_copy(update={"precision": "auto", "device": "auto", "recompute": None})
+        quantization = numbers.choose_quantization(auto, device, engine).value
+        precisions = numbers.precisions(auto, machine, device, engine)
+        base = replace(question.base, device=device, engine=engine, quantization=quantization, precision=precisions[0])
+        there = replace(question, config=auto, machine=machine, base=base, precisions=precisions, memory_factor=1.0)
+        if machine.gpus[0].memory_bytes > available_bytes(question.machine, question.base.device) and fits(there):
+            return name
+    return None
+
+
+def _lowest(question: Question) -> int:
+    from_ladder = candidates(question)
+    return min(candidate.token_budget for candidate in from_ladder)

@@ -1,0 +1,24 @@
+"""How much memory may training take? What the device can still give, and the share of it that a plan may use.
+
+Counted: free memory and caches that the system gives up, within every control group and resource limit above this process
+(hardware.detect); what other processes hold of a GPU is gone. Not counted: swap, and what a Mac would have to compress.
+"""
+
+from lorafit.hardware import Machine
+
+MARGIN = 0.9  # of the available memory; the rest is for what the formula does not know
+
+
+def available_bytes(machine: Machine, device: str) -> int:
+    """Memory that `device` can still give; for MPS two thirds of the RAM, a guess, until the engine has measured it."""
+    gpu = machine.gpu(device)
+    if gpu is None:
+        return machine.available_bytes
+    if gpu.available_bytes is not None:
+        return gpu.available_bytes
+    return gpu.memory_bytes * 2 // 3 if device == "mps" else gpu.memory_bytes
+
+
+def usable_bytes(machine: Machine, device: str) -> int:
+    """What a plan may come to."""
+    return int(MARGIN * available_bytes(machine, device))

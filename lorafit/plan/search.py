@@ -1,0 +1,135 @@
+"""Which way of computing is the fastest that fits? Precision, token budget, recomputed layers and loss chunk, all tried.
+
+Nothing here changes what is learned. Speed is the catalogue's, not what was measured here, so that two equal runs on one
+machine take one plan; measured memory (`memory_factor`) may make a budget smaller.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from lorafit.config import TrainConfig, resolve_effective_batch
+from lorafit.hardware import Machine
+from lorafit.modelspec import ModelSpec
+from lorafit.plan.facts import DataFacts, steps_as_shares
+from lorafit.plan.memory import Layout, peak_bytes
+from lorafit.plan.rates import rates
+from lorafit.plan.room import usable_bytes
+from lorafit.plan.speed import Share, step_seconds
+from lorafit.units import MIB
+
+# Few rungs, so that two runs on one machine split their steps alike though free memory differs a little.
+LADDER = (256, 512, 1024, 2048, 4096)
+USEFUL_TOKENS = {"cpu": 2048, "mps": 2048, "cuda": 4096}  # a larger micro-batch is not faster
+LOGITS_BYTES = (128 * MIB, 32 * MIB)  # of one chunk of the loss
+NO_LIMIT = 4096  # samples in a micro-batch
+WORTH = 0.03  # a plan that is faster by less than this is not worth more memory
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is to be trained where. `base` says what is settled; `memory_factor` what measuring has taught, at least 1."""
+
+    config: TrainConfig
+    machine: Machine
+    spec: ModelSpec
+    data: DataFacts
+    base: Layout
+    precisions: list[str]
+    memory_factor: float = 1.0
+
+    @property
+    def room(self) -> int:
+        return usable_bytes(self.machine, self.base.device)
+
+    @property
+    def max_samples(self) -> int:
+        return self.config.batch_size or NO_LIMIT
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to train; `seconds` a step, by the catalogue's speeds."""
+
+    layout: Layout
+    token_budget: int
+    peak_bytes: int
+    seconds: float
+    fits: bool
+
+
+def loss_chunk(vocab: int, logits_bytes: int = LOGITS_BYTES[0]) -> int:
+    """Target tokens whose logits are made at once."""
+    return min(max(logits_bytes // (vocab * 4), 32), 512)
+
+
+def candidates(question: Question) -> list[Candidate]:
+    """For every precision, budget and chunk the fewest recomputed layers that fit, or all of them where none fits."""
+    return [
+        _leanest_needed(question, layout, budget, shares)
+        for budget, shares in _budgets(question)
+        for layout in _layouts(question, budget)
+    ]
+
+
+def best(found: list[Candidate]) -> Candidate:
+    """The fastest that fits, of equally fast ones the leanest; where nothing fits, the leanest of all."""
+    fitting = [candidate for candidate in found if candidate.fits]
+    if not fitting:
+        return min(found, key=lambda candidate: candidate.peak_bytes)
+    precision = fitting[0].layout.precision  # they come in the order in which they are wanted
+    fitting = [candidate for candidate in fitting if candidate.layout.precision == precision]
+    fastest = min(candidate.seconds for candidate in fitting)
+    return min((c for c in fitting if c.seconds <= fastest * (1 + WORTH)), key=lambda candidate: candidate.peak_bytes)
+
+
+def _budgets(question: Question) -> Iterator[tuple[int, list[list[Share]]]]:
+    config = question.config
+    for budget in [config.token_budget] if config.token_budget else rungs(question.base.device, question.data.longest):
+        batch = resolve_effective_batch(config)
+        yield budget, steps_as_shares(question.data, batch, budget, question.max_samples, config.seed)
+
+
+def rungs(device: str, longest: int) -> list[int]:
+    """From the largest useful one down to the longest sample: it is never split, so less would save nothing."""
+    useful = [rung for rung in reversed(LADDER) if longest <= rung <= USEFUL_TOKENS[device]]
+    return useful or [next((rung for rung in LADDER if rung >= longest), longest)]
+
+
+def _layouts(question: Question, budget: int) -> Iterator[Layout]:
+    tokens = _largest_micro_batch(question, budget)
+    chunks = dict.fromkeys(loss_chunk(question.spec.vocab, size) for size in LOGITS_BYTES)
+    for precision in question.precisions:
+        for chunk in chunks:
+            yield replace(question.base, precision=precision, tokens=tokens, loss_chunk=chunk)
+
+
+def _largest_micro_batch(question: Question, budget: int) -> int:
+    """Tokens that a micro-batch can really come to."""
+    longest = question.data.longest
+    samples = min(question.config.batch_size or budget, resolve_effective_batch(question.config))
+    return max(longest, min(budget, samples * longest))
+
+
+def _leanest_needed(question: Question, layout: Layout, budget: int, steps: list[list[Share]]) -> Candidate:
+    layers, asked = question.spec.layers, question.config.recompute
+    if asked is not None:
+        return judged(question, replace(layout, recompute=min(asked, layers)), budget, steps)
+    low, high = 0, layers  # each recomputed layer saves memory: halve until the first that fits
+    while low < high:
+        middle = (low + high) // 2
+        if _peak(question, replace(layout, recompute=middle)) <= question.room:
+            high = middle
+        else:
+            low = middle + 1
+    return judged(question, replace(layout, recompute=low), budget, steps)
+
+
+def judged(question: Question, layout: Layout, budget: int, steps: list[list[Share]]) -> Candidate:
+    """What `layout` would take."""
+    peak, rate = _peak(question, layout), rates(question.machine, layout)
+    seconds = sum(step_seconds(question.spec, layout, rate, shares) for shares in steps) / len(steps)
+    return Candidate(layout, budget, peak, seconds, peak <= question.room)
+
+
+def _peak(question: Question, layout: Layout) -> int:
+    return int(peak_bytes(question.spec, layout) * question.memory_factor)

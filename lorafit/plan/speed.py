@@ -1,0 +1,118 @@
+"""How many seconds will it take? Operations and bytes of a step over what the machine does in a second.
+
+docs/speed-model.md has the terms with their sources and measured errors. Letters as in memory.py.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lorafit.modelspec import ModelSpec
+from lorafit.plan.memory import BYTES, Layout, adapter_parameters, layer_bytes, linear_weights, weights_bytes
+from lorafit.plan.path import FAST
+from lorafit.plan.rates import Rates
+
+DISK_BYTES_PER_SECOND = 0.5e9
+START_SECONDS = 6.0  # libraries, checks, first step
+# Seconds to unpack a number, over the time that writing it takes: bitsandbytes' CPU kernel is bound by arithmetic.
+UNPACK_SLOWNESS = {"cpu": 6.0, "cuda": 1.5, "mps": 4.0}
+TOUCHES = 3  # times that what a layer keeps is read or written outside of products
+
+
+@dataclass(frozen=True)
+class Share:
+    """A micro-batch by its lengths: T tokens, N targets, and the squares of its samples' lengths summed."""
+
+    tokens: int
+    targets: int
+    squares: int
+
+
+def linear_flops(spec: ModelSpec, share: Share) -> float:
+    """2 W forward and 2 W backward to the inputs, a token: frozen weights get no gradient."""
+    return 4.0 * linear_weights(spec) * share.tokens
+
+
+def lora_flops(spec: ModelSpec, layout: Layout, share: Share) -> float:
+    """2 A forward; 2 A to the inputs and 2 A to the weights backward."""
+    return 6.0 * adapter_parameters(spec, layout.lora_r, layout.lora_targets) * share.tokens
+
+
+def head_flops(spec: ModelSpec, share: Share) -> float:
+    """Logits and the gradient back, at targets only."""
+    return 4.0 * spec.hidden * spec.vocab * share.targets
+
+
+def attention_flops(spec: ModelSpec, share: Share) -> float:
+    """Scores and sums over half of S x S forward (2 nh hd S^2 in all), two and a half times that backward."""
+    return 7.0 * spec.layers * spec.heads * spec.head_dim * share.squares
+
+
+def recompute_flops(spec: ModelSpec, layout: Layout, share: Share) -> float:
+    """The forward pass of the layers that compute it again."""
+    adapter = adapter_parameters(spec, layout.lora_r, layout.lora_targets)
+    attention = 2.0 * spec.layers * spec.heads * spec.head_dim * share.squares
+    forward = 2.0 * (linear_weights(spec) + adapter) * share.tokens + attention
+    return forward * min(layout.recompute, spec.layers) / spec.layers
+
+
+def flops(spec: ModelSpec, layout: Layout, share: Share) -> float:
+    """Operations of a micro-batch, forward and backward."""
+    fixed = linear_flops(spec, share) + lora_flops(spec, layout, share) + head_flops(spec, share)
+    return fixed + attention_flops(spec, share) + recompute_flops(spec, layout, share)
+
+
+def _passes(spec: ModelSpec, layout: Layout) -> float:
+    """How often each weight is read for a micro-batch."""
+    return 2.0 + min(layout.recompute, spec.layers) / spec.layers
+
+
+def traffic_bytes(spec: ModelSpec, layout: Layout, share: Share) -> float:
+    """Bytes moved outside of products: activations, head weights once a chunk and way, base weights once a pass."""
+    one = layer_bytes(spec, layout) / max(layout.tokens, 1) * spec.layers
+    chunks = -(-share.targets // layout.loss_chunk)
+    head = 2.0 * chunks * spec.hidden * spec.vocab * BYTES[layout.precision]
+    weights = _passes(spec, layout) * weights_bytes(spec, layout.precision, layout.quantization)
+    return TOUCHES * one * share.tokens + head + weights
+
+
+def unpack_seconds(spec: ModelSpec, layout: Layout, rate: Rates) -> float:
+    """Quantised weights are unpacked once a pass; MLX multiplies them as they are."""
+    if layout.quantization == "none" or layout.engine == "mlx":
+        return 0.0
+    written = linear_weights(spec) * BYTES[layout.precision] * _passes(spec, layout)
+    return written * UNPACK_SLOWNESS[layout.device] / rate.bytes
+
+
+def micro_batch_seconds(spec: ModelSpec, layout: Layout, rate: Rates, share: Share) -> float:
+    """Forward and backward of one micro-batch."""
+    launches = rate.launch_seconds * spec.layers * _passes(spec, layout)
+    moved = 0.0 if layout.path == FAST else traffic_bytes(spec, layout, share) / rate.bytes
+    products = flops(spec, layout, share) / rate.flops * (1 + rate.half_rate_tokens / max(share.tokens, 1))
+    return products + moved + unpack_seconds(spec, layout, rate) + launches
+
+
+def update_seconds(spec: ModelSpec, layout: Layout, rate: Rates) -> float:
+    """The optimizer and the norm: adapter, gradient and moments read and written."""
+    return 32.0 * adapter_parameters(spec, layout.lora_r, layout.lora_targets) / rate.bytes
+
+
+def step_seconds(spec: ModelSpec, layout: Layout, rate: Rates, shares: Sequence[Share]) -> float:
+    """One optimizer step over its micro-batches."""
+    work = sum(micro_batch_seconds(spec, layout, rate, share) for share in shares)
+    return work + update_seconds(spec, layout, rate)
+
+
+def evaluation_seconds(spec: ModelSpec, layout: Layout, rate: Rates, share: Share) -> float:
+    """Forward only: a third to a half of a training pass, without recompute."""
+    plain = flops(spec, layout, share) - recompute_flops(spec, layout, share)
+    return plain / 2 / rate.flops + rate.launch_seconds * spec.layers
+
+
+def load_seconds(spec: ModelSpec) -> float:
+    """Reading the files, and what every start costs."""
+    return START_SECONDS + spec.weight_bytes / DISK_BYTES_PER_SECOND
+
+
+def save_seconds(spec: ModelSpec, layout: Layout) -> float:
+    """Adapter and moments, written and flushed."""
+    return 0.2 + 12.0 * adapter_parameters(spec, layout.lora_r, layout.lora_targets) / (DISK_BYTES_PER_SECOND / 2)
