@@ -1,0 +1,67 @@
+"""Where does MLX compute, how much memory may it take, and what do its errors mean?"""
+
+import os
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import mlx.core as mx
+
+from lorafit.engines.base import OutOfMemory
+from lorafit.errors import EngineError, HardwareError
+from lorafit.messages import _
+from lorafit.units import GIB
+
+# Substrings of what MLX says, lower case (docs/architecture.md, "Failures").
+OUT_OF_MEMORY = ("[malloc", "[metal::malloc]", "unable to allocate", "std::bad_alloc", "maximum allowed buffer size")
+GPU_FAILED = ("command buffer execution failed", "kiogpucommandbuffer")
+MOST_CACHE = 2 * GIB  # freed buffers that MLX may keep
+
+
+def use_device(name: str, precision: str) -> None:
+    """Compute on `name` (mps: Apple's GPU; cpu) from now on. Raises HardwareError where MLX has no such device."""
+    if name == "mps" and not mx.metal.is_available():
+        raise HardwareError(
+            _("MLX finds no Apple GPU here."), found=f"mlx {mx.__version__}", fix=_("Give --device cpu.")
+        )
+    if precision == "fp32":
+        os.environ.setdefault("MLX_ENABLE_TF32", "0")  # M5 would multiply float32 with 11 bits; read at first use
+    mx.set_default_device(mx.gpu if name == "mps" else mx.cpu)
+    if name == "cpu":
+        mx.disable_compile()  # it would call a C++ compiler, which need not be there, and gains nothing
+
+
+def limit_memory(available_bytes: int) -> None:
+    """Let MLX give freed buffers back early. It never wires memory: that is linked to kernel panics."""
+    if available_bytes > 0:
+        mx.set_memory_limit(available_bytes)
+        mx.set_cache_limit(min(MOST_CACHE, available_bytes // 8))
+
+
+def recommended_bytes(_device: str) -> int | None:
+    """What Metal recommends to use in all; None on the CPU. (For registry.MEASURED_BYTES.)"""
+    found = mx.device_info().get("max_recommended_working_set_size") if mx.metal.is_available() else None
+    return int(found) if found else None
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn MLX's exceptions into OutOfMemory and EngineError. Others are our own bugs and pass.
+
+    A failed command buffer is never gone on from: MLX raises once, and what it computes afterwards may be garbage.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        text = str(error).lower()
+        if any(t in text for t in GPU_FAILED):
+            fix = _(
+                "Start again with --resume: a new process is needed. Of memory, a smaller --token_budget takes less."
+            )
+            raise EngineError(_("The Apple GPU failed or was taken away."), found=error, fix=fix) from error
+        if isinstance(error, MemoryError) or any(t in text for t in OUT_OF_MEMORY):
+            traceback.clear_frames(error.__traceback__)  # their arrays would stay as long as the error
+            mx.clear_cache()
+            fix = _("Close other programs that use this memory, or take a smaller model.")
+            raise OutOfMemory(_("Out of memory on {device}.").format(device="MLX"), found=error, fix=fix) from error
+        raise

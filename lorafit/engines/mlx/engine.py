@@ -1,0 +1,291 @@
+"""The MLX engine: the Engine protocol (engines/base.py) over models that mlx_lm loads, padding-free.
+
+All that training changes is in two dicts, `params` and the optimizer's moments; a step makes new ones and puts them in
+place at its end, so that whatever fails before leaves the engine as it was. Letters: T tokens, N targets, H hidden.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_map
+
+from lorafit import hashing
+from lorafit.adapter import (
+    AdapterConfig,
+    lora_names,
+    module_of,
+    other_base,
+    other_layers,
+    read_adapter,
+    target_names,
+    write_adapter,
+)
+from lorafit.data.batch import MicroBatch
+from lorafit.engines.base import Facts, LossSum, OutOfMemory, Probe, Setup, StepResult
+from lorafit.engines.mlx import blas, checks, device
+from lorafit.engines.mlx.decoder import Decoder, Rows, layer_facts
+from lorafit.engines.mlx.generic import GenericDecoder
+from lorafit.engines.mlx.load import Base, load_base
+from lorafit.engines.mlx.lora import Delta, Params, fresh_a
+from lorafit.engines.mlx.loss import plain_loss, target_loss
+from lorafit.engines.mlx.optimizer import Optimizer
+from lorafit.engines.mlx.targets import find_targets
+from lorafit.errors import EngineError, ModelError
+from lorafit.messages import _
+from lorafit.plan.plan import Plan
+from lorafit.sampling import Sampling, pick
+from lorafit.units import bytes_text
+
+DEFAULT_CHUNK = 128  # targets whose logits are made at once, where no plan says otherwise
+
+
+class MLXEngine:
+    """One base model on one device, with at most one adapter."""
+
+    @classmethod
+    def open(cls, setup: Setup) -> "MLXEngine":
+        """Load the base, put a fresh adapter on it where there is a plan, and check it. Raises LorafitErrors."""
+        engine = cls(setup)
+        if setup.plan is not None:
+            engine._start_training(setup.plan)
+        return engine
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup, self.delta = setup, Delta()
+        device.use_device(setup.device, setup.precision)
+        mx.reset_peak_memory()
+        if setup.plan is not None:
+            device.limit_memory(setup.plan.available_bytes)
+        with device.translated():
+            base = load_base(setup)
+            self.packs, notes = True, [_slow_blas()] if blas.is_slow() else []
+            self.body = self._body(base, notes)
+            mx.eval(base.model.parameters())
+        self.params: Params = {}
+        self.adapter: AdapterConfig | None = None
+        self.chunk, self.seed = DEFAULT_CHUNK, 0
+        self.facts = Facts(0, [], self.packs, notes)
+
+    def _body(self, base: Base, notes: list[str]) -> Decoder | GenericDecoder:
+        """Our decoder where it computes what mlx_lm's model does, else that model; in `notes`, which and why."""
+        tolerance, off = checks.TOLERANCE[self.setup.precision], math.inf
+        if layer_facts(base.model.model.layers, base.prefix, base.config) is not None:
+            ours = Decoder(base.model, base.prefix, base.config, self.delta)
+            off = checks.packing_error(ours, base, {})
+            if off <= tolerance:
+                notes.append(_("✓ Fast path: own packed decoder (equal to mlx_lm's within {off:.0e})").format(off=off))
+                return ours
+        generic = GenericDecoder(base.model, base.prefix, base.config, self.delta)
+        reason = _("this kind of model has no fast path")
+        if math.isfinite(off):
+            reason = _("the fast path computes this model otherwise (off by {off:.1%})").format(off=off)
+        notes.append(_("✓ Generic path of mlx_lm: {reason}").format(reason=reason))
+        self._check_generic(generic, base, tolerance, notes)
+        return generic
+
+    def _check_generic(self, body: GenericDecoder, base: Base, tolerance: float, notes: list[str]) -> None:
+        """Packed where that equals single samples; refused where even these do not give mlx_lm's own logits."""
+        if checks.packing_error(body, base, {}) <= tolerance:
+            return
+        self.packs = False
+        notes.append(_("This model does not take packed samples: it trains sample by sample."))
+        alone = checks.single_error(body, base, {})
+        if not alone <= tolerance:
+            what = _("lorafit cannot train this kind of model: it makes its predictions in a way of its own.")
+            found = _("{kind}: off by {off:.1%}").format(kind=base.config.model_type, off=alone)
+            raise ModelError(what, found=found, fix=_("Try --engine torch."))
+
+    # --- the adapter
+
+    def _start_training(self, plan: Plan) -> None:
+        self.plan, self.chunk, self.seed = plan, plan.loss_chunk, plan.seed
+        self.delta.dropout = plan.lora_dropout
+        names = find_targets(list(self.body.modules), plan.lora_targets)
+        self.adapter = AdapterConfig(self.setup.model_name, plan.lora_r, plan.lora_alpha, plan.lora_dropout, names)
+        self.delta.scale = self.adapter.scale
+        for name in names:
+            outputs, inputs = self._shape(name)
+            a, b = lora_names(name)
+            self.params[a] = mx.array(fresh_a(name, plan.lora_r, inputs, plan.seed))
+            self.params[b] = mx.zeros((outputs, plan.lora_r))
+        self.optimizer = Optimizer(self.params, plan)
+        self.set_recompute(plan.recompute)
+        with device.translated():
+            mx.eval(self.params, self.optimizer.moments)
+        self.facts = replace(self.facts, trainable_parameters=self._count(), target_modules=names)
+
+    def _shape(self, name: str) -> tuple[int, int]:
+        """[out, in] of a linear layer; of a packed one, a number of 32 bits holds several."""
+        module = self.body.modules[name]
+        outputs, inputs = module.weight.shape
+        return outputs, inputs * 32 // module.bits if "scales" in module else inputs
+
+    def _count(self) -> int:
+        return sum(p.size for p in self.params.values())
+
+    # --- training
+
+    def step(self, step: int, micro_batches: Sequence[MicroBatch], total_targets: int, lr: float) -> StepResult:
+        """One update (see engines/base.py)."""
+        with device.translated():
+            loss_sum, grads = self._accumulate(step, micro_batches)
+            norm = _norm(grads) / total_targets
+            if not math.isfinite(norm):
+                raise self._diverged(step, norm)
+            limit = self.plan.max_grad_norm
+            factor = (min(1.0, limit / (norm + 1e-6)) if limit > 0 else 1.0) / total_targets
+            grads = {name: grad * factor for name, grad in grads.items()}
+            params, moments = self.optimizer.updated(self.params, grads, lr)
+            mx.eval(params, moments)
+        self.params = params
+        self.optimizer.commit(moments)
+        return StepResult(loss_sum, norm, self.peak_bytes())
+
+    def _diverged(self, step: int, norm: float) -> EngineError:
+        fix = _(
+            "Go on from the last checkpoint with a lower --learning_rate in a new run, or look at the data of this step."
+        )
+        return EngineError(_("The gradient of step {step} is not a number.").format(step=step), found=norm, fix=fix)
+
+    def _accumulate(self, step: int, micro_batches: Sequence[MicroBatch]) -> tuple[float, Params]:
+        """The sum of the losses of all micro-batches, and of their gradients."""
+        losses, total = [], {name: mx.zeros_like(p) for name, p in self.params.items()}
+        for micro in micro_batches:
+            for part in self._packable(micro):
+                loss, grads = self._loss_and_gradients(step, part)
+                total = tree_map(mx.add, total, grads)
+                del grads
+                mx.eval(loss, total)
+                losses.append(float(loss))
+            self._watch_memory(micro)
+        return math.fsum(losses), total
+
+    def _loss_and_gradients(self, step: int, micro: MicroBatch) -> tuple[mx.array, Params]:
+        rows = Rows.of(micro)
+        if self.delta.dropout > 0:
+            places = np.repeat(micro.places, np.diff(micro.segments))
+            self.delta.rows_T = mx.array(hashing.dropout_row_keys(self.seed, step, places, micro.position_ids))
+
+        def loss_of(params: Params) -> mx.array:
+            return target_loss(self.body.head, self.body.hidden(params, rows), rows.targets, self.chunk)
+
+        try:
+            loss, grads = mx.value_and_grad(loss_of)(self.params)
+        finally:
+            self.delta.rows_T = None
+        return loss, grads
+
+    def _packable(self, micro: MicroBatch) -> Iterator[MicroBatch]:
+        """`micro` as it is, or, for a model that does not pack, each of its samples alone."""
+        if self.packs:
+            yield micro
+            return
+        for index in range(len(micro.sample_ids)):
+            yield micro.only(index)
+
+    def _watch_memory(self, micro: MicroBatch) -> None:
+        """Raise OutOfMemory when MLX took more than there is: it has no limit of its own, and the system would end the process.
+
+        A sample alone is gone on with: it could not be split.
+        """
+        limit, taken = self.plan.available_bytes, mx.get_peak_memory()
+        if 0 < limit < taken and len(micro.sample_ids) > 1:
+            mx.reset_peak_memory()
+            mx.clear_cache()
+            found = _("{taken} of {limit}").format(taken=bytes_text(taken), limit=bytes_text(limit))
+            raise OutOfMemory(_("MLX took more memory than may be used."), found=found)
+
+    def probe(self, micro_batch: MicroBatch) -> Probe:
+        began = time.monotonic()
+        with device.translated():
+            for part in self._packable(micro_batch):
+                mx.eval(self._loss_and_gradients(0, part))
+        return Probe(time.monotonic() - began, self.peak_bytes())
+
+    def set_recompute(self, layers: int) -> None:
+        self.body.recompute = layers
+
+    def evaluate(self, micro_batches: Sequence[MicroBatch]) -> LossSum:
+        losses, num_targets = [], 0
+        with device.translated():
+            for micro in (m for packed in micro_batches for m in self._packable(packed)):
+                rows = Rows.of(micro)
+                hidden_NH = self.body.hidden(self.params, rows)
+                losses.append(float(plain_loss(self.body.head, hidden_NH, rows.targets, self.chunk)))
+                num_targets += micro.num_targets
+        return LossSum(math.fsum(losses), num_targets)
+
+    # --- disk
+
+    def save(self, folder: Path) -> None:
+        self.save_adapter(folder)
+        self.optimizer.save(folder)
+
+    def load(self, folder: Path) -> None:
+        self._copy_weights(folder)
+        self.optimizer.load(folder)
+
+    def save_adapter(self, folder: Path) -> None:
+        assert self.adapter is not None
+        tensors = {name: np.array(p) for name, p in self.params.items()}
+        names = target_names(self.facts.target_modules, self.body.modules)
+        write_adapter(folder, replace(self.adapter, target_modules=names), tensors)
+
+    def load_adapter(self, folder: Path) -> None:
+        if self.adapter is None:
+            config, tensors = read_adapter(folder)
+            modules = sorted({parts[0] for name in tensors if (parts := module_of(name))})
+            if missing := [m for m in modules if m not in self.body.modules]:
+                raise other_base(folder, config.base_model, missing[0])
+            for module in modules:
+                outputs, inputs = self._shape(module)
+                a, b = lora_names(module)
+                self.params |= {a: mx.zeros((config.r, inputs)), b: mx.zeros((outputs, config.r))}
+            self.adapter = replace(config, target_modules=modules)
+            self.delta.scale = config.scale
+            self.facts = replace(self.facts, trainable_parameters=self._count(), target_modules=modules)
+        self._copy_weights(folder)
+
+    def _copy_weights(self, folder: Path) -> None:
+        config, tensors = read_adapter(folder)
+        if differing := sorted(tensors.keys() ^ self.params.keys()):
+            raise other_layers(folder, config, ", ".join(differing[:2]))
+        for name, array in tensors.items():
+            if array.shape != tuple(self.params[name].shape):
+                found = f"{name}: {array.shape} != {tuple(self.params[name].shape)}"
+                raise other_base(folder, config.base_model, found)
+        self.params = {name: mx.array(tensors[name]) for name in self.params}
+
+    # --- answering
+
+    def set_adapter(self, on: bool) -> None:
+        self.delta.on = on
+
+    def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Iterator[int]:
+        rng = np.random.default_rng(sampling.seed)
+        cache, ids = self.body.new_cache(), list(prompt_ids)
+        for _i in range(sampling.max_new_tokens):
+            with device.translated():
+                logits_V = np.array(self.body.next_logits(self.params, ids, cache))
+                token = pick(logits_V, sampling, rng)
+            if token in sampling.stop_ids:
+                return
+            yield token
+            ids = [token]
+
+    def peak_bytes(self) -> int | None:
+        return int(mx.get_peak_memory()) or None
+
+
+def _norm(grads: Params) -> float:
+    return float(mx.sqrt(mx.stack([mx.square(grad).sum() for grad in grads.values()]).sum()))
+
+
+def _slow_blas() -> str:
+    text = _("⚠️  MLX has only its own slow matrix product here (some 40 times slower): {command}")
+    return text.format(command=blas.INSTALL)

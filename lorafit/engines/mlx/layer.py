@@ -1,0 +1,126 @@
+"""What does one decoder layer compute over packed samples? Ours, with few products and little kept for the backward pass.
+
+The pieces that are checkpointed end in a matrix product whose result their own backward does not need. MLX is lazy, so
+that product is not made again: only norms, the activation and the narrow A x are, and nothing between them is kept.
+Letters: T tokens, H hidden, D head width, I intermediate.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+from mlx import nn
+
+from lorafit.adapter import lora_names
+from lorafit.engines.mlx.attention import Kind, attention, trained_attention
+from lorafit.engines.mlx.lora import Delta, Params, Stack
+from lorafit.engines.mlx.rope import Rope
+
+Norm = Callable[[mx.array], mx.array]
+
+
+@dataclass(frozen=True)
+class LayerFacts:
+    """What a layer's modules do not say of themselves. `gate` is swiglu or geglu; `own_norms`: each branch's output is normalised too."""
+
+    name: str  # model.layers.0, as in PEFT's files
+    kind: Kind
+    rope: Rope
+    heads: int
+    key_heads: int
+    gate: Callable[[mx.array, mx.array], mx.array]
+    own_norms: bool
+
+
+class Layer:
+    """One layer of a dense decoder of Llama's shape, or Gemma's; its weights are those of MLX's `module`."""
+
+    def __init__(self, module: Any, facts: LayerFacts, delta: Delta) -> None:
+        self.facts, attn, mlp = facts, module.self_attn, module.mlp
+        self.qkv = self._stack("self_attn", attn, ("qkv_proj",), ("q_proj", "k_proj", "v_proj"), delta)
+        self.o = self._stack("self_attn", attn, ("o_proj",), (), delta)
+        self.gate_up = self._stack("mlp", mlp, ("gate_up_proj",), ("gate_proj", "up_proj"), delta)
+        self.down = self._stack("mlp", mlp, ("down_proj",), (), delta)
+        self.q_norm, self.k_norm = norm_of(attn, "q_norm"), norm_of(attn, "k_norm")
+        self.before_attention = norm_of(module, "input_layernorm")
+        after, before_mlp = "post_attention_layernorm", "pre_feedforward_layernorm"
+        self.after_attention = norm_of(module, after if facts.own_norms else None)
+        self.before_mlp = norm_of(module, before_mlp if facts.own_norms else after)
+        self.after_mlp = norm_of(module, "post_feedforward_layernorm" if facts.own_norms else None)
+
+    def _stack(self, parent: str, owner: Any, fused: Sequence[str], apart: Sequence[str], delta: Delta) -> Stack:
+        names = fused if fused[0] in owner else apart
+        return Stack({f"{self.facts.name}.{parent}.{name}": owner[name] for name in names}, delta)
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """The layers that LoRA can take, by name."""
+        return {**self.qkv.modules, **self.o.modules, **self.gate_up.modules, **self.down.modules}
+
+    def own(self, params: Params) -> Params:
+        """The adapter weights of this layer."""
+        return {name: params[name] for module in self.modules for name in lora_names(module) if name in params}
+
+    def __call__(self, params: Params, x_TH: mx.array, lengths: list[int], rows: mx.array | None) -> mx.array:
+        """x [T,H] -> [T,H]; with `rows` only these come out, and only they go through the MLP."""
+        q, k, v = mx.checkpoint(self._queries_keys_values)(params, x_TH)
+        out = self._attend_samples(self._turned_in(q, k, v), lengths)
+        if rows is not None:
+            x_TH, out = x_TH[rows], out[rows]
+        x_TH = x_TH + self.after_attention(self.o(params, out)[0])
+        gate, up = mx.checkpoint(self._gates)(params, x_TH)
+        return x_TH + self.after_mlp(mx.checkpoint(self._shrink)(params, gate, up))
+
+    def answer(self, params: Params, x_TH: mx.array, cache: Any) -> mx.array:
+        """The same for one sample that goes on, whose earlier keys and values are in `cache` (of mlx_lm)."""
+        seen = cache.offset
+        q, k, v = self._turned_in(*self._queries_keys_values(params, x_TH))
+        k, v = cache.update_and_fetch(self.facts.rope(k, seen), v)
+        out = attention(self.facts.kind, self.facts.rope(q, seen), k, v)
+        x_TH = x_TH + self.after_attention(self.o(params, _flat(out))[0])
+        return x_TH + self.after_mlp(self._shrink(params, *self._gates(params, x_TH)))
+
+    def _queries_keys_values(self, params: Params, x_TH: mx.array) -> list[mx.array]:
+        outs = self.qkv(params, self.before_attention(x_TH))
+        if len(outs) > 1:
+            return outs
+        width = outs[0].shape[-1] // (self.facts.heads + 2 * self.facts.key_heads)
+        ends = [width * self.facts.heads, width * (self.facts.heads + self.facts.key_heads)]
+        return mx.split(outs[0], ends, axis=-1)
+
+    def _gates(self, params: Params, x_TH: mx.array) -> list[mx.array]:
+        outs = self.gate_up(params, self.before_mlp(x_TH))
+        return outs if len(outs) > 1 else mx.split(outs[0], 2, axis=-1)
+
+    def _shrink(self, params: Params, gate_TI: mx.array, up_TI: mx.array) -> mx.array:
+        return self.down(params, self.facts.gate(gate_TI, up_TI))[0]
+
+    def _turned_in(self, q: mx.array, k: mx.array, v: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        """By heads: [T, heads x D] -> [1,heads,T,D], queries and keys normalised where the model does that."""
+        tokens, heads, key_heads = q.shape[0], self.facts.heads, self.facts.key_heads
+        q = self.q_norm(q.reshape(1, tokens, heads, -1)).transpose(0, 2, 1, 3)
+        k = self.k_norm(k.reshape(1, tokens, key_heads, -1)).transpose(0, 2, 1, 3)
+        return q, k, v.reshape(1, tokens, key_heads, -1).transpose(0, 2, 1, 3)
+
+    def _attend_samples(self, qkv: tuple[mx.array, mx.array, mx.array], lengths: list[int]) -> mx.array:
+        """Attention of each sample to itself -> [T, heads x D]."""
+        attend, rope = trained_attention(self.facts.kind), self.facts.rope
+        cuts = [sum(lengths[: i + 1]) for i in range(len(lengths) - 1)]
+        parts = zip(*(mx.split(t, cuts, axis=2) for t in qkv), strict=True)
+        outs = [attend(rope(q), rope(k), v) for q, k, v in parts]
+        return _flat(outs[0] if len(outs) == 1 else mx.concatenate(outs, axis=2))
+
+
+def norm_of(owner: Any, name: str | None) -> Norm:
+    """The RMS norm called `name`; none where there is none. Gemma's weights are kept as their distance from 1."""
+    if name is None or name not in owner:
+        return lambda x: x
+    module = owner[name]
+    weight = module.weight if isinstance(module, nn.RMSNorm) else 1.0 + module.weight
+    return lambda x: mx.fast.rms_norm(x, weight, module.eps)
+
+
+def _flat(x: mx.array) -> mx.array:
+    """[1,heads,S,D] -> [S, heads x D]."""
+    return x.transpose(0, 2, 1, 3).reshape(x.shape[2], -1)

@@ -1,0 +1,112 @@
+"""How does a base model come into memory? By mlx_lm, told by transformers what the model's config.json means.
+
+mlx_lm reads some settings only where older files have them, and without them takes its own defaults without a word:
+a model of transformers 5 (rope_parameters) then computes nonsense. So the settings are put where it looks for them.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx import nn
+from mlx.utils import tree_map
+from mlx_lm.utils import load_model
+from transformers import AutoConfig, PretrainedConfig
+
+from lorafit.engines.base import Setup
+from lorafit.engines.mlx.rope import rope_parameters
+from lorafit.errors import ModelError
+from lorafit.messages import _
+
+DTYPES = {"fp32": mx.float32, "bf16": mx.bfloat16, "fp16": mx.float16}
+GROUP, BITS = 64, {"4bit": 4, "8bit": 8}
+ROUTER = re.compile(r"\.(gate|router)$")  # sends tokens to experts: a linear layer only in mlx_lm
+
+
+@dataclass(frozen=True)
+class Base:
+    """A loaded model: mlx_lm's text model, its decoder's name in transformers, its settings as transformers reads them."""
+
+    model: Any
+    prefix: str
+    config: PretrainedConfig
+    quantised: bool
+
+
+def load_base(setup: Setup) -> Base:
+    """The base model in the asked numbers. Raises ModelError."""
+    try:
+        facts = json.loads((setup.folder / "config.json").read_text("utf-8"))
+        config = AutoConfig.from_pretrained(
+            setup.folder, local_files_only=True, trust_remote_code=setup.trust_remote_code
+        )
+        model, _facts = load_model(setup.folder, lazy=True, model_config=completed(facts, config))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        fix = _(
+            "Check that the folder is whole and the installed mlx-lm knows this kind: {command}; or --engine torch."
+        )
+        raise ModelError(
+            _("MLX cannot load the base model."),
+            where=setup.folder,
+            found=error,
+            fix=fix.format(command="pip install -U mlx-lm"),
+        ) from error
+    model.eval()
+    model.freeze()
+    already = bool(facts.get("quantization"))
+    _cast(model, DTYPES[setup.precision])
+    inner = "language_model" in model
+    if not hasattr(model.language_model if inner else model, "model"):
+        what = _("lorafit cannot train this kind of model with MLX.")
+        raise ModelError(what, where=setup.folder, found=config.model_type, fix=_("Try --engine torch."))
+    if not already and setup.quantization in BITS:
+        quantise(model, BITS[setup.quantization])
+    text = config.get_text_config()
+    return Base(model.language_model if inner else model, "model.language_model" if inner else "model", text, already)
+
+
+def completed(facts: dict[str, Any], config: PretrainedConfig) -> dict[str, Any]:
+    """Settings for mlx_lm beside those in config.json (`facts`): what transformers takes as default, and rotary settings at the top."""
+    text = config.get_text_config()
+    own = facts.get("text_config", facts)
+    known = {key: value for key, value in text.to_dict().items() if value is not None and key not in facts}
+    known.pop("quantization_config", None)
+    extra = {**known, **_rotary(text)} if own is facts else _rotary(text)
+    return extra if own is facts else {"text_config": {**known, **own, **extra}}
+
+
+def _rotary(text: PretrainedConfig) -> dict[str, Any]:
+    if not getattr(text, "rope_parameters", None):
+        return {}
+    full = rope_parameters(text, "full_attention")
+    settings: dict[str, Any] = {"rope_theta": full["rope_theta"], "rope_scaling": None}
+    if full.get("rope_type", "default") != "default":
+        settings["rope_scaling"] = {**full, "type": full["rope_type"]}
+    if full.get("rope_type") == "longrope":  # mlx_lm takes the long factors always, transformers in long texts only
+        settings["rope_scaling"]["long_factor"] = full["short_factor"]
+    if "partial_rotary_factor" in full:
+        settings["partial_rotary_factor"] = full["partial_rotary_factor"]
+    if "sliding_attention" in text.rope_parameters:
+        settings["rope_local_base_freq"] = rope_parameters(text, "sliding_attention")["rope_theta"]
+    kinds = getattr(text, "layer_types", None) or []
+    if "full_attention" in kinds and "sliding_attention" in kinds:
+        settings["sliding_window_pattern"] = kinds.index("full_attention") + 1
+    return settings
+
+
+def quantise(model: nn.Module, bits: int) -> None:
+    """Quantise the linear layers of the decoder in groups of 64; embedding and head stay, as with NF4."""
+
+    def fits(name: str, module: nn.Module) -> bool:
+        inside = ".layers." in f".{name}" and isinstance(module, nn.Linear) and not ROUTER.search(name)
+        return inside and module.weight.shape[-1] % GROUP == 0
+
+    nn.quantize(model, group_size=GROUP, bits=bits, class_predicate=fits)
+
+
+def _cast(model: nn.Module, dtype: mx.Dtype) -> None:
+    """Numbers in `dtype`; packed ones stay."""
+    model.update(tree_map(lambda a: a.astype(dtype) if mx.issubdtype(a.dtype, mx.floating) else a, model.parameters()))

@@ -1,0 +1,93 @@
+"""How do frozen layers learn? A low-rank delta beside each, in PEFT's layout, with the dropout that every engine draws.
+
+y = W x + scale x B A dropout(x) (Hu et al. 2021, https://arxiv.org/abs/2106.09685). Adapter weights live in one flat
+dict by their names in PEFT's files, so that a function of them can be differentiated, saved and compared.
+Letters: T tokens, I inputs, O outputs, R rank.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import mlx.core as mx
+import numpy as np
+from mlx import nn
+from numpy.typing import NDArray
+
+from lorafit import hashing
+from lorafit.adapter import lora_names
+from lorafit.engines.mlx.matrix import matrix_of, stacked
+
+Params = dict[str, mx.array]  # lora_A [R,I] and lora_B [O,R], fp32, by name
+
+
+@dataclass
+class Delta:
+    """What all adapters of a model share: its scale, whether they count, and the dropout of this micro-batch."""
+
+    scale: float = 1.0
+    on: bool = True
+    dropout: float = 0.0
+    rows_T: mx.array | None = None  # a key for each token; None: no dropout
+
+    def dropped(self, x_TI: mx.array, module: str) -> mx.array:
+        """dropout(x): the same channels for the same keys, whenever it is called."""
+        if self.rows_T is None or self.dropout == 0:
+            return x_TI
+        rows_T = mix(self.rows_T ^ mx.array(int(hashing.fold(module)), mx.uint32))
+        words_TI = mix(rows_T[:, None] ^ mx.arange(x_TI.shape[-1], dtype=mx.uint32))
+        keep_TI = (words_TI >> (32 - hashing.UNIT_BITS)) >= hashing.dropout_threshold(self.dropout)
+        scaled: mx.array = x_TI * keep_TI.astype(x_TI.dtype) * (1 / (1 - self.dropout))
+        return scaled
+
+
+def mix(x: mx.array) -> mx.array:
+    """`hashing.mix` in uint32 arithmetic, which wraps."""
+    for shift, multiplier in zip(hashing.SHIFTS, (*hashing.MULTIPLIERS, None), strict=True):
+        x = x ^ (x >> shift)
+        if multiplier is not None:
+            x = x * mx.array(multiplier, mx.uint32)
+    return x
+
+
+class Stack:
+    """Frozen layers that read the same input, computed as one product where they are alike; each with its adapter, or none.
+
+    `modules` are by the names that they have in PEFT's files.
+    """
+
+    def __init__(self, modules: dict[str, nn.Module], delta: Delta) -> None:
+        self.modules, self.delta = modules, delta
+        whole = stacked(list(modules.values())) if len(modules) > 1 else None
+        self._parts = [whole] if whole else [matrix_of(module) for module in modules.values()]
+        self._cuts = list(accumulate(matrix_of(module).outputs for module in modules.values()))[:-1]
+
+    def __call__(self, params: Params, x_TI: mx.array) -> list[mx.array]:
+        """Each layer's output [T,O]."""
+        outs = [part(x_TI) for part in self._parts]
+        if len(outs) < len(self.modules):
+            outs = mx.split(outs[0], self._cuts, axis=-1)
+        if not self.delta.on:
+            return outs
+        learning = [name for name in self.modules if lora_names(name)[0] in params]
+        lows = dict(zip(learning, self._down(params, learning, x_TI), strict=True))
+        return [self._added(params, out, name, lows.get(name)) for out, name in zip(outs, self.modules, strict=True)]
+
+    def _down(self, params: Params, names: Sequence[str], x_TI: mx.array) -> list[mx.array]:
+        """A dropout(x) for each adapter [T,R]; without dropout they are one product."""
+        downs = [params[lora_names(name)[0]].astype(x_TI.dtype) for name in names]
+        if len(downs) < 2 or self.delta.rows_T is not None:
+            return [self.delta.dropped(x_TI, name) @ a.T for name, a in zip(names, downs, strict=True)]
+        return mx.split(x_TI @ mx.concatenate(downs).T, len(downs), axis=-1)
+
+    def _added(self, params: Params, out: mx.array, name: str, low_TR: mx.array | None) -> mx.array:
+        if low_TR is None:
+            return out
+        up = params[lora_names(name)[1]].astype(low_TR.dtype)
+        return mx.addmm(out, low_TR, up.T, alpha=self.delta.scale)
+
+
+def fresh_a(module: str, r: int, inputs: int, seed: int) -> NDArray[np.float32]:
+    """lora_A's start [R,I]: uniform in +-1/sqrt(in) (PEFT's kaiming_uniform with a = sqrt(5)) from (seed, module)."""
+    uniform = hashing.uniform(int(hashing.fold("init", seed, module)), r * inputs).reshape(r, inputs)
+    return ((2 * uniform - 1) / np.float32(np.sqrt(inputs))).astype(np.float32)

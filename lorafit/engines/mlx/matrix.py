@@ -1,0 +1,105 @@
+"""How is a frozen matrix multiplied, plain or quantised? Forward, backward, and several as one.
+
+MLX quantises groups of a row's numbers to `bits` with a scale and an offset each.
+Letters: T tokens, I inputs, O outputs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import mlx.core as mx
+from mlx import nn
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A frozen weight [O,I] (quantised: packed in uint32, with `scales` and `offsets` by group), and a bias [O] or none."""
+
+    weight: mx.array
+    bias: mx.array | None = None
+    scales: mx.array | None = None
+    offsets: mx.array | None = None
+    group_size: int = 0
+    bits: int = 0
+    mode: str = "affine"
+
+    @property
+    def outputs(self) -> int:
+        return int(self.weight.shape[0])
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """x [T,I] -> [T,O]."""
+        if self.scales is None:
+            product = x @ self.weight.T if self.bias is None else mx.addmm(self.bias, x, self.weight.T)
+            return product
+        product = self._quantised(x, transpose=True)
+        return product if self.bias is None else product + self.bias
+
+    def back(self, grad: mx.array) -> mx.array:
+        """The gradient at x: grad [T,O] -> [T,I]."""
+        return grad @ self.weight if self.scales is None else self._quantised(grad, transpose=False)
+
+    def rows(self, index: mx.array) -> mx.array:
+        """Rows of the weight, as numbers: [N] -> [N,I]."""
+        if self.scales is None:
+            return self.weight[index]
+        offsets = None if self.offsets is None else self.offsets[index]
+        return mx.dequantize(
+            self.weight[index], self.scales[index], offsets, group_size=self.group_size, bits=self.bits, mode=self.mode
+        )
+
+    def _quantised(self, x: mx.array, transpose: bool) -> mx.array:
+        return mx.quantized_matmul(
+            x, self.weight, self.scales, self.offsets,
+            transpose=transpose, group_size=self.group_size, bits=self.bits, mode=self.mode,
+        )  # fmt: skip
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        return [a for a in (self.weight, self.bias, self.scales, self.offsets) if a is not None]
+
+
+def matrix_of(module: nn.Module) -> Matrix:
+    """The frozen matrix of a linear or embedding layer of MLX."""
+    m: Any = module
+    bias = m.bias if "bias" in m else None
+    if "scales" not in m:
+        return Matrix(m.weight, bias)
+    return Matrix(m.weight, bias, m.scales, m.get("biases"), m.group_size, m.bits, getattr(m, "mode", "affine"))
+
+
+def stacked(modules: Sequence[nn.Module]) -> Matrix | None:
+    """The layers' matrices as one, whose parts the layers then look into, so that nothing is kept twice; None where they are not alike."""
+    parts = [matrix_of(module) for module in modules]
+    kinds = {(p.bias is None, p.scales is None, p.offsets is None, p.group_size, p.bits, p.mode) for p in parts}
+    if len(kinds) > 1:
+        return None
+
+    def joined(arrays: list[Any]) -> mx.array | None:
+        return None if arrays[0] is None else mx.concatenate(arrays)
+
+    first = parts[0]
+    whole = Matrix(
+        mx.concatenate([p.weight for p in parts]),
+        joined([p.bias for p in parts]),
+        joined([p.scales for p in parts]),
+        joined([p.offsets for p in parts]),
+        first.group_size,
+        first.bits,
+        first.mode,
+    )
+    mx.eval(whole.arrays)
+    ends = list(accumulate((p.outputs for p in parts), initial=0))
+    for module, start, end in zip(modules, ends, ends[1:], strict=False):
+        for name, array in (
+            ("weight", whole.weight),
+            ("bias", whole.bias),
+            ("scales", whole.scales),
+            ("biases", whole.offsets),
+        ):
+            if array is not None:
+                module[name] = array[start:end]  # a view
+        mx.eval(module.parameters())
+    return whole

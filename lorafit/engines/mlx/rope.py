@@ -1,0 +1,56 @@
+"""How does a token know its place? Rotary embeddings with the frequencies that transformers itself computes for a model.
+
+Each sample begins at place 0, so that rounding does not depend on what lies before it in a micro-batch.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+from transformers import PretrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Periods of the first `dims` channels; others beyond `longest` tokens (longrope); `factor` scales what is turned."""
+
+    dims: int
+    periods: mx.array
+    factor: float = 1.0
+    long_periods: mx.array | None = None
+    longest: int = 0
+
+    def __call__(self, x: mx.array, offset: int = 0) -> mx.array:
+        """x [1,heads,S,D], whose first token stands at `offset`."""
+        if self.factor != 1.0:
+            x = mx.concatenate([x[..., : self.dims] * self.factor, x[..., self.dims :]], axis=-1)
+        long = self.long_periods is not None and offset + x.shape[2] > self.longest
+        return mx.fast.rope(
+            x, self.dims, traditional=False, base=None, scale=1.0, offset=offset,
+            freqs=self.long_periods if long else self.periods,
+        )  # fmt: skip
+
+
+def rope_parameters(config: PretrainedConfig, layer_type: str | None) -> dict[str, Any]:
+    """The model's rotary settings, of one kind of layer where they differ by kind."""
+    facts: dict[str, Any] = config.rope_parameters or {}
+    return facts[layer_type] if layer_type in facts else facts
+
+
+def make_rope(config: PretrainedConfig, layer_type: str | None, head_dim: int) -> Rope | None:
+    """The rotary embedding of one kind of layer; None for a kind that grows with the text, which we do not compute."""
+    facts = rope_parameters(config, layer_type)
+    kind, layer_type = facts.get("rope_type", "default"), layer_type if layer_type in config.rope_parameters else None
+    if kind == "dynamic":
+        return None
+    if kind == "default":
+        dims = int(head_dim * facts.get("partial_rotary_factor", 1.0))
+        return Rope(dims, float(facts["rope_theta"]) ** (mx.arange(0, dims, 2) / dims))
+    frequencies, factor = ROPE_INIT_FUNCTIONS[kind](config, layer_type=layer_type)
+    rope = Rope(2 * len(frequencies), 1 / mx.array(frequencies.numpy()), float(factor))
+    if kind != "longrope":
+        return rope
+    longest = int(facts["original_max_position_embeddings"])
+    frequencies, _factor = ROPE_INIT_FUNCTIONS[kind](config, seq_len=longest + 1, layer_type=layer_type)
+    return Rope(rope.dims, rope.periods, rope.factor, 1 / mx.array(frequencies.numpy()), longest)
