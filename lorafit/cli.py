@@ -46,6 +46,9 @@ COMMANDS = {
     "runs": Command(
         Entry("lorafit.run_faces:runs", PACKAGES), lambda: _("list the runs; show, compare or remove them")
     ),
+    "bundle": Command(
+        Entry("lorafit.move_faces:bundle", PACKAGES), lambda: _("pack a run for another machine: `lorafit train run.zip`")
+    ),
     "doctor": Command(_face("doctor"), lambda: _("look at this machine, and say what is wrong with it")),
 }
 

@@ -12,6 +12,7 @@ from lorafit.contest import CompareRequest
 from lorafit.errors import ConfigError
 from lorafit.faces import DoctorFlags
 from lorafit.messages import _
+from lorafit.moving import BundleRequest
 from lorafit.run_faces import DiffFlags, ListFlags, RemoveFlags, ShowFlags
 from lorafit.verbs import ChatRequest, DataRequest
 
@@ -27,10 +28,11 @@ SETTINGS: dict[str, type[BaseModel]] = {
     "runs show": ShowFlags,
     "runs diff": DiffFlags,
     "runs remove": RemoveFlags,
+    "bundle": BundleRequest,
     "doctor": DoctorFlags,
 }
 RUN_FLAGS = ("resume", "lora_weights", "init_adapter")  # their value is a run's folder
-TAKES_RUNS = ("resume", "runs show", "runs diff", "runs remove")  # so is a word behind these
+TAKES_RUNS = ("resume", "runs show", "runs diff", "runs remove", "bundle")  # so is a word behind these
 
 SCRIPT = """\
 # Completion of lorafit for {shell}, made by `lorafit --print_completion {shell}`.

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 from rich.console import Console
 from rich.text import Text
 
-from lorafit import verbs
+from lorafit import moving, verbs
 from lorafit.arguments import HELP, check_arguments, part_words
 from lorafit.cli import COMMANDS, OK, USER, flag_value
 from lorafit.config import DEMO_PRESET, TrainConfig, make_config, read_yaml
@@ -61,7 +61,9 @@ with warnings.catch_warnings():  # pydantic has an old method `json`, which nobo
 
 
 def train(argv: list[str], verb: str = "train") -> int:
-    return show_events(verbs.train(train_config(argv, verb)))
+    """`train [BUNDLE] [flags]`; a bundle is gone on with, from wherever it stands."""
+    bundle = argv and argv[0].lower().endswith(".zip")
+    return show_events(verbs.train(train_config(["--resume", *argv] if bundle else argv, verb)))
 
 
 def resume(argv: list[str]) -> int:
@@ -179,10 +181,21 @@ def spell_out_resume(argv: list[str]) -> list[str]:
     return spelled
 
 
+def take_over(argv: list[str]) -> list[str]:
+    """`argv`, and behind it the run that a bundle behind --resume becomes here."""
+    bundle = flag_value(argv, "resume") or ""
+    if not bundle.lower().endswith(".zip") or set(HELP) & set(argv):
+        return argv
+    output_dir = Path(flag_value(argv, "output_dir") or "output")
+    run = moving.take_over(Path(bundle).expanduser(), output_dir, flag_value(argv, "model_name"))
+    return [*argv, "--resume", str(run.path)]
+
+
 def train_config(argv: list[str], verb: str = "train") -> TrainConfig:
     """Preset < the resumed run's own settings < YAML < flags, the later winning."""
     argv = spell_out_resume(argv)
     check_arguments(TrainConfig, argv, verb)
+    argv = take_over(argv)
     file = flag_value(argv, "config")
     written = read_yaml(Path(file)) if file else {}
     demo = flag_value(argv, "demo") is not None or written.get("demo") is True

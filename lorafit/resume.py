@@ -1,18 +1,21 @@
 """Where does an interrupted run go on? Its settings, its latest good checkpoint, and what may not have changed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lorafit.checkpoint import latest_good, put_back, step_of
-from lorafit.config import COMMAND_FIELDS, TrainConfig, make_config, read_yaml, what_fields
+from lorafit.config import COMMAND_FIELDS, SUPERVISOR_FIELDS, TrainConfig, make_config, read_yaml, what_fields
 from lorafit.errors import ConfigError, RunError
-from lorafit.events import Finished, read_events
-from lorafit.hardware import Machine
+from lorafit.events import Finished, Shrunk, read_events
+from lorafit.hardware import Machine, detect
 from lorafit.loop import Progress
 from lorafit.messages import _
 from lorafit.plan import numbers
-from lorafit.plan.plan import Plan
+from lorafit.plan.plan import Choice, Plan
 from lorafit.rundir import RunDir, find
+
+# May differ where a run goes on on another machine: what its base is called there, and in how many bits it fits.
+MOVABLE = ("model_name", "quantization")
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ def interrupted(config: TrainConfig) -> Interrupted:
     done = (checkpoint and step_of(checkpoint)) or 0
     progress = Progress()
     for event in read_events(run.events):
-        if event.step <= done:
+        if event.step <= done or isinstance(event, Shrunk):  # what was too much once stays so
             progress.see(event)
     progress.done = done
     put_back(run.path)
@@ -70,10 +73,13 @@ def refuse_other_state(old: Interrupted, config: TrainConfig) -> None:
 
 
 def refuse_changes(run: RunDir, saved: TrainConfig, config: TrainConfig) -> None:
-    """Raise RunError when a setting that decides what is learned differs from the run's own."""
-    for name in what_fields():
+    """Raise RunError when a setting that decides what is learned differs from the run's own.
+
+    A run without a plan was only unpacked (unbundle.py): it may begin as one likes.
+    """
+    for name in what_fields() if run.plan.is_file() else []:
         before, now = getattr(saved, name), getattr(config, name)
-        if before != now:
+        if before != now and not (name in MOVABLE and _other_machine(run, detect())):
             raise _changed(run, name, before, now)
 
 
@@ -94,10 +100,24 @@ def _changed(run: RunDir, name: str, before: object, now: object) -> RunError:
 
 def plan_for(run: RunDir, machine: Machine, config: TrainConfig, fresh: Plan) -> Plan:
     """The run's own plan; on another machine, or with other how-settings, `fresh`, which was made for these."""
+    if not run.plan.is_file():
+        return fresh
     before = Plan.load(run.plan)
     refuse_other_data(run, before.data_digest, fresh.data_digest)
-    same = not _other_machine(run, machine) and _how_settings(saved_config(run)) == _how_settings(config)
-    return before if same else fresh
+    if _other_machine(run, machine):
+        return replace(fresh, choices=[*fresh.choices, *_moved(before, fresh)])
+    return before if _how_settings(saved_config(run)) == _how_settings(config) else fresh
+
+
+def _moved(before: Plan, now: Plan) -> list[Choice]:
+    """What is said of a run that goes on elsewhere."""
+    then = " ".join(bits for bits in (before.device, before.precision, before.quantization) if bits != "none")
+    text = _("goes on from another machine, where it was {then}; plan made anew, learned state kept").format(then=then)
+    if before.quantization != now.quantization:
+        text = _(
+            "⚠️  goes on from another machine, where it was {then}: from here on it learns with another base"
+        ).format(then=then)
+    return [Choice("moved", now.device, text)]
 
 
 def as_before(run: RunDir, machine: Machine, config: TrainConfig) -> TrainConfig:
@@ -105,17 +125,21 @@ def as_before(run: RunDir, machine: Machine, config: TrainConfig) -> TrainConfig
 
     But for an optimizer that the device does not have: its moments are kept in a form that AdamW takes over.
     """
-    before = Plan.load(run.plan)
-    kept = config.model_copy(update={"quantization": before.quantization, "optimizer": before.optimizer})
+    if not run.plan.is_file():
+        return config
+    before, asked = Plan.load(run.plan), config.quantization
+    bits = before.quantization if asked == saved_config(run).quantization else asked
+    kept = config.model_copy(update={"quantization": bits, "optimizer": before.optimizer})
     try:
-        numbers.choose_optimizer(kept, numbers.choose_device(config, machine).value)
+        device = numbers.choose_device(config, machine).value
+        numbers.choose_optimizer(kept, device, numbers.choose_engine(config, machine, device).value)
     except ConfigError:
         return kept.model_copy(update={"optimizer": "auto"})
     return kept
 
 
 def _how_settings(config: TrainConfig) -> dict[str, object]:
-    return config.model_dump(exclude={*what_fields(), *COMMAND_FIELDS, "output_dir", "demo"})
+    return config.model_dump(exclude={*what_fields(), *COMMAND_FIELDS, *SUPERVISOR_FIELDS, "output_dir", "demo"})
 
 
 def _other_machine(run: RunDir, machine: Machine) -> bool:

@@ -159,6 +159,17 @@ def check_source(name: str, split: str) -> None:
             _local_parts(one, part.name)
 
 
+def local_files(name: str, split: str) -> Iterator[tuple[str, list[Path]]]:
+    """Each of the names in `name`, and the files on the disk that it stands for: none for `demo` and a hub's id.
+
+    Raises DataError.
+    """
+    part = parse_split(split)
+    for one in _names(name):
+        parts = [] if one == "demo" or _is_hub_id(one) else _local_parts(one, part.name)
+        yield one, [found.path for found in parts if isinstance(found, FilePart)]
+
+
 def read_rows(name: str, split: str, *, hub: str = "huggingface", endpoint: str | None = None) -> Iterator[Row]:
     """The rows of data set `name`, streamed. Raises DataError or HubError, at once where it can, else on the way."""
     return open_source(name, split, hub=hub, endpoint=endpoint).rows()

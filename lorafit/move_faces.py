@@ -1,0 +1,80 @@
+"""What do `bundle`, `cloud` and `fetch` do at a terminal? Arguments to a verb of moving.py, and what comes back shown."""
+
+import itertools
+import re
+from pathlib import Path
+
+from pydantic import BaseModel
+from rich.console import Console
+from rich.text import Text
+
+from lorafit import moving
+from lorafit.arguments import HELP
+from lorafit.bundle import BEGIN, GO_ON, Facts
+from lorafit.cli import OK
+from lorafit.config import TrainConfig, is_switch
+from lorafit.errors import ConfigError
+from lorafit.faces import parse, train_config
+from lorafit.messages import _
+from lorafit.moving import BundleRequest
+from lorafit.units import bytes_text
+
+
+def bundle(argv: list[str]) -> int:
+    """`bundle [RUN] -o run.zip`, or `bundle [flags of a training] -o run.zip`."""
+    words, own, others = share_out(BundleRequest, argv)
+    request = parse(BundleRequest, own, "bundle", BundleRequest.model_validate({"run": words}))
+    name = one_run(words, others, "bundle")
+    target = Path(request.output).expanduser()
+    facts = moving.bundle(name, training(name, others, "bundle"), Path(request.output_dir), target)
+    console = Console(highlight=False)
+    _say(console, _("✓ bundle: {path} ({size}): {what}"), path=target, size=bytes_text(target.stat().st_size),
+         what=_what(facts))  # fmt: skip
+    _say(console, _("On the other machine: {command}"), command=f"lorafit train {target.name}{_base_flag(facts)}")
+    return OK
+
+
+def share_out(own: type[BaseModel], argv: list[str]) -> tuple[list[str], list[str], list[str]]:
+    """Words without a flag, flags that `own` has, and the other flags, which are a training's; each with its value."""
+    words: list[str] = []
+    mine: list[str] = []
+    others: list[str] = []
+    rest = iter(re.sub(r"^-o(=|$)", r"--output\1", word) for word in argv)
+    for word in rest:
+        name = word.removeprefix("--").replace("-", "_")
+        kind = own if name.partition("=")[0] in own.model_fields or word in HELP else TrainConfig
+        flags = words if not word.startswith("-") else mine if kind is own else others
+        flags.append(word)
+        if word.startswith("--") and name in kind.model_fields and not is_switch(kind.model_fields[name]):
+            flags += itertools.islice(rest, 1)
+    return words, mine, others
+
+
+def one_run(words: list[str], flags: list[str], verb: str) -> str | None:
+    """The run that is named, or None. Raises ConfigError for two, and for a run with flags of a training."""
+    usage = _("{command}, or the flags of a training without a run.").format(command=f"lorafit {verb} RUN")
+    if len(words) > 1 or (not words and not flags):
+        raise ConfigError(_("Which run?"), found=" ".join(words) or None, fix=usage)
+    if words and flags:
+        raise ConfigError(_("A run keeps the settings that it was begun with."), found=" ".join(flags), fix=usage)
+    return words[0] if words else None
+
+
+def training(name: str | None, flags: list[str], verb: str) -> TrainConfig:
+    """What the flags say, where no run is named."""
+    return TrainConfig() if name is not None else train_config(flags, verb)
+
+
+def _what(facts: Facts) -> str:
+    if facts.kind == BEGIN:
+        return _("settings and data of a run to begin")
+    text = _("run {run} after {step} steps") if facts.kind == GO_ON else _("finished run {run}, its adapter")
+    return text.format(run=facts.run, step=facts.step)
+
+
+def _base_flag(facts: Facts) -> str:
+    return " --model_name FOLDER" if facts.base_is_local else ""
+
+
+def _say(console: Console, text: str, **values: object) -> None:
+    console.print(Text(text.format(**values)), soft_wrap=True)

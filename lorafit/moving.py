@@ -1,0 +1,67 @@
+"""What can a user ask for when a run is to move: pack it, take it over, send it to a cloud, fetch what came of it?
+
+One function a verb, as in verbs.py; each returns data and prints nothing.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from pydantic import BaseModel, Field
+
+from lorafit import bundle as bundles
+from lorafit import rundir
+from lorafit.config import TrainConfig, write_yaml
+from lorafit.errors import ConfigError, RunError
+from lorafit.messages import _
+from lorafit.resume import saved_config
+from lorafit.rundir import RunDir
+from lorafit.unbundle import unbundle
+
+
+class MoveRequest(BaseModel):
+    """What all that move a run have in common."""
+
+    output_dir: str = Field("output", description="Folder for runs.")
+    lang: Literal["en", "zh"] | None = Field(None, description="Language to speak (None: by locale).")
+
+
+class BundleRequest(MoveRequest):
+    """Pack a run, or the settings of one to begin, for another machine; there `lorafit train run.zip` takes it."""
+
+    run: tyro.conf.Positional[list[str]] = Field(
+        [], description="RUN: its name, its folder, or `latest`; or none, and the flags of a training."
+    )
+    output: str = Field("run.zip", description="The zip to write; short: -o.")
+
+
+def bundle(name: str | None, config: TrainConfig, output_dir: Path, target: Path) -> bundles.Facts:
+    """Pack the run called `name`, or without one what `config` would begin, into the zip `target`. Raises LorafitErrors."""
+    if target.suffix.lower() != ".zip":
+        fix = _("Give it a name that ends in .zip.")
+        raise ConfigError(_("A bundle is a zip file."), where="--output", found=str(target), fix=fix)
+    run = None if name is None else rundir.find(name, output_dir)
+    return bundles.bundle(run, config if run is None else saved_config(run), target)
+
+
+def take_over(path: Path, output_dir: Path, base: str | None) -> RunDir:
+    """The run that the bundle `path` is, unpacked into `output_dir` unless it is there already; to be gone on with.
+
+    `base` is what the user calls the base model here. Raises RunError and ConfigError.
+    """
+    moved = unbundle(path, output_dir)
+    if moved.facts.kind == bundles.RESULT:
+        fix = _("Try it: {command}").format(command=f"lorafit chat --lora_weights {moved.run.path} --interactive")
+        raise RunError(_("This bundle holds a finished run: there is nothing to go on with."), where=path, fix=fix)
+    config = saved_config(moved.run)
+    if not moved.facts.base_is_local or config.model_name != moved.facts.base:
+        return moved.run
+    if base is None:
+        raise ConfigError(
+            _("The base model was a folder on the machine that this bundle comes from; it is not in the bundle."),
+            where=path,
+            found=moved.facts.base,
+            fix=_("Say where it is here: --model_name with a folder, or a hub id of the same model."),
+        )
+    write_yaml(config.model_copy(update={"model_name": base}), moved.run.config)
+    return moved.run
