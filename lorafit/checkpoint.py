@@ -29,6 +29,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EIO)
 FULL_SYNC: int | None = getattr(fcntl, "F_FULLFSYNC", None)  # macOS: fsync alone stops at the drive's own cache
 TOKEN = os.urandom(4).hex()  # tells us from an earlier process with the same id, as is usual in containers
+ROOM_SHARE = 1.1  # of the last checkpoint's size, wanted for the next one
 HIDDEN = re.compile(r"\.(tmp|old)-([0-9]+)-([0-9a-f]+)-(.+)")
 
 
@@ -279,8 +280,20 @@ def save_checkpoint(run: HasCheckpoints, step: int, write: Callable[[Path], None
     with whole_folder(target) as folder:
         write(folder)
         write_step(folder, step)
-    size = sum(p.stat().st_size for p in target.rglob("*") if p.is_file())
-    return SavedCheckpoint(target, size, time.perf_counter() - start)
+    return SavedCheckpoint(target, _bytes(target), time.perf_counter() - start)
+
+
+def make_room(run: HasCheckpoints) -> None:
+    """Raise DiskError where the next checkpoint will not fit, as the last one was large; of several an older one goes first."""
+    sizes = [_bytes(path) for _step, path in _numbered(run.checkpoints)[:1]]
+    if not sizes:
+        return
+    needed = int(sizes[0] * ROOM_SHARE)
+    try:
+        ensure_room(run.checkpoints, needed)
+    except DiskError:
+        prune(run, 1)
+        ensure_room(run.checkpoints, needed)
 
 
 def write_step(folder: Path, step: int) -> None:
@@ -309,6 +322,13 @@ def latest_good(run: HasCheckpoints) -> tuple[Path | None, list[tuple[Path, str]
     return None, bad
 
 
+def discard_from(run: HasCheckpoints, step: int) -> None:
+    """Delete the checkpoints of `step` and later: what is in them may be wrong."""
+    for number, path in _numbered(run.checkpoints):
+        if number >= step:
+            _delete(path)
+
+
 def prune(run: HasCheckpoints, keep: int) -> None:
     """Delete all but the `keep` newest checkpoints and the last good one, and what dead processes left half done."""
     good, _bad = latest_good(run)
@@ -319,6 +339,10 @@ def prune(run: HasCheckpoints, keep: int) -> None:
     for _step, path in _numbered(run.checkpoints)[keep:]:
         if path != good:
             _delete(path)
+
+
+def _bytes(folder: Path) -> int:
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
 
 
 def _numbered(checkpoints: Path) -> list[tuple[int, Path]]:

@@ -15,7 +15,7 @@ from lorafit.errors import LorafitError
 from lorafit.events import Event
 from lorafit.messages import set_language
 from lorafit.watch.link import Link, listen
-from lorafit.watch.wire import Ended, Message, Order, bug_of, message_line, read_start
+from lorafit.watch.wire import Ended, Message, bug_of, message_line, read_start
 from lorafit.worker import work
 
 
@@ -29,8 +29,7 @@ def main(work: Callable[[TrainConfig, Link], Iterator[Event]]) -> int:
     start = read_start(sys.stdin.readline())
     set_language(start.language)
     link = Link(send, start.supervisor)
-    if start.shrink:
-        link.take(Order("shrink"))
+    link.must_shrink, link.save_seconds = start.shrink, start.save_seconds
     listen(link, sys.stdin)
     try:
         for event in work(start.config, link):

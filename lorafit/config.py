@@ -90,6 +90,9 @@ class TrainConfig(BaseModel):
     )
 
     # The machine
+    engine: Literal["auto", "mlx", "torch"] = how(
+        "auto", "What computes (auto: MLX on Apple Silicon where it is installed, else PyTorch)."
+    )
     device: Literal["auto", "cuda", "mps", "cpu"] = how("auto", "Device to train on.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = how("auto", "Number format of base weights and arithmetic.")
     quantization: Literal["auto", "none", "4bit", "8bit"] = what("auto", "Quantise the base weights.")
@@ -101,6 +104,15 @@ class TrainConfig(BaseModel):
         None, "Layers that recompute their activations to save memory (None: the planner chooses).", ge=0
     )
     trust_remote_code: bool = how(False, "Run code that comes with the model. Only for models whose author you trust.")
+    hang_seconds: float = how(300.0, "Restart the worker after this long without progress.", gt=0)
+    recycle_every: int | None = how(
+        None,
+        "Take a fresh process every so many steps; the result is the same (None: only where handles run out).",
+        ge=1,
+    )
+    pause_battery: float = how(
+        20.0, "On battery below this many percent: save and pause until there is power.", ge=0, le=100
+    )
 
     # Where things come from and go
     hub: Literal["huggingface", "modelscope"] = how("huggingface", "Hub that names are looked up on.")
@@ -134,6 +146,7 @@ def sections() -> dict[str, str]:
     }
 
 
+SUPERVISOR_FIELDS = ("hang_seconds", "recycle_every", "pause_battery")  # no part of a plan
 COMMAND_FIELDS = ("config", "plan", "resume", "dry_run", "no_supervisor", "lang")
 DEMO_PRESET: dict[str, Any] = {
     "demo": True, "model_name": "demo", "dataset_name": "demo", "max_length": 384, "num_epochs": 1.0,

@@ -111,6 +111,26 @@ class Resumed(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Shrunk(Event):
+    """From here on less is computed at a time; None: as planned. Said again after a resume, so that it is kept."""
+
+    name: ClassVar[str] = "shrunk"
+    text: str
+    token_budget: int | None
+    recompute: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restarted(Event):
+    """The process that trains died of `cause` and a new one goes on from `step`; `lost_steps` are done again."""
+
+    name: ClassVar[str] = "restarted"
+    text: str
+    cause: str
+    lost_steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Stopped(Event):
     """A signal ended the run early; everything up to `step` is saved."""
 

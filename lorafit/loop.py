@@ -7,20 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from lorafit.checkpoint import prune, save_checkpoint, whole_folder, write_step
+from lorafit.checkpoint import make_room, prune, save_checkpoint, whole_folder, write_step
 from lorafit.data.batch import MicroBatch
 from lorafit.data.steps import Samples, StepBatch, batch, lr_at, step_samples, stream_length
 from lorafit.engines.base import Engine, OutOfMemory, StepResult
 from lorafit.engines.ranks import ALONE, RankLost, Ranks
-from lorafit.events import EvalDone, Event, Finished, Saved, StepDone, Stopped, Warned
+from lorafit.events import EvalDone, Event, Finished, Saved, Shrunk, StepDone, Stopped, Warned
 from lorafit.messages import _
 from lorafit.plan.plan import Plan
 from lorafit.rundir import RunDir
-from lorafit.watch.link import Link
+from lorafit.watch.link import RECYCLE, Link
 
 Result = TypeVar("Result")
 Compute = Callable[[Sequence[MicroBatch], StepBatch], Result]
 SAVE_SECONDS = 600.0  # what a crash costs at most, where --save_steps does not say otherwise
+PAUSE_SECONDS = 0.5  # between looks whether a pause is over
+ALL_LAYERS = 999  # more than any model has
 
 
 @dataclass
@@ -30,6 +32,7 @@ class Progress:
     done: int = 0  # steps
     seconds: float = 0.0  # spent in steps
     token_budget: int | None = None  # lower than the plan's after memory ran out
+    recompute: int | None = None  # more layers than the plan's, where a lower budget is of no help
     first_loss: float | None = None  # on the validation set, before the first step
     last_loss: float | None = None
     best_step: int | None = None
@@ -45,6 +48,8 @@ class Progress:
                 self.first_loss = event.loss
             if event.best:
                 self.best_step, self.best_loss = event.step, event.loss
+        elif isinstance(event, Shrunk):
+            self.token_budget, self.recompute = event.token_budget, event.recompute
 
 
 @dataclass(frozen=True)
@@ -84,20 +89,37 @@ def _events(job: Job, progress: Progress) -> Iterator[Event]:
         yield from _step(job, progress, step)
         if step == plan.steps or (plan.eval_steps > 0 and step % plan.eval_steps == 0):
             yield from _evaluate(job, progress, step)
-        signal = int(job.ranks.most(job.link.stop_signal or 0)) if step < plan.steps else 0
-        if job.ranks.place.leads and (signal or _save_due(plan, step, time.monotonic() - saved_at)):
+        yield from _told(job, step)
+        leave = int(job.ranks.most(job.link.leave)) if step < plan.steps else 0
+        if job.ranks.place.leads and (leave or job.link.paused or _save_due(job, step, time.monotonic() - saved_at)):
             yield _save(job, step)
             saved_at = time.monotonic()
-        if signal:
-            yield Stopped(step=step, signal=signal)
+        if leave:
+            if leave != RECYCLE:
+                yield Stopped(step=step, signal=leave)
             return
+        _pause(job.link)
     yield _finish(job, progress)
 
 
-def _save_due(plan: Plan, step: int, seconds: float) -> bool:
-    if step == plan.steps:
+def _told(job: Job, step: int) -> Iterator[Event]:
+    """What the supervisor has to say: the run's events are written by one process alone."""
+    for text in job.link.take_texts():
+        yield Warned(step=step, text=text)
+
+
+def _pause(link: Link) -> None:
+    """Wait, with everything saved, for as long as the supervisor wants."""
+    while link.paused and not link.leave:
+        time.sleep(PAUSE_SECONDS)
+
+
+def _save_due(job: Job, step: int, seconds: float) -> bool:
+    if step == job.plan.steps:
         return True
-    return step % plan.save_steps == 0 if plan.save_steps > 0 else seconds >= SAVE_SECONDS
+    if job.plan.save_steps > 0:
+        return step % job.plan.save_steps == 0
+    return seconds >= (job.link.save_seconds or SAVE_SECONDS)
 
 
 def _fitting(
@@ -108,14 +130,35 @@ def _fitting(
     while True:
         budget = progress.token_budget or job.plan.token_budget
         data = batch(samples, rows, budget, job.plan.max_micro_batch, here.count)
+        if job.ranks.most(int(job.link.take_shrink())):
+            less = _less(job, progress, budget, data, _("Memory is short"))
+            if less is None and job.link.must_shrink:
+                raise _too_long(None, data)
+            job.link.must_shrink = False
+            if less is not None:
+                yield less
+                continue
         try:
             return data, compute(job.link.beating(data.share(here.rank)), data)
         except OutOfMemory as error:
-            if all(len(micro.sample_ids) == 1 for micro in data.micro_batches):
+            less = _less(job, progress, budget, data, _("Memory ran out"))
+            if less is None:
                 raise _too_long(error, data) from error
-            progress.token_budget = _smaller(budget, data)
-            text = _("Memory ran out: computed again with {budget} tokens at a time.")
-            yield Warned(step=progress.done, text=text.format(budget=progress.token_budget))
+            yield less
+
+
+def _less(job: Job, progress: Progress, budget: int, data: StepBatch, why: str) -> Shrunk | None:
+    """Take less memory from here on: fewer tokens at a time, else layers that compute twice. None: nothing is left to do."""
+    if any(len(micro.sample_ids) > 1 for micro in data.micro_batches):
+        progress.token_budget = _smaller(budget, data)
+        text = _("{why}: from here on {budget} tokens at a time.").format(why=why, budget=progress.token_budget)
+    elif progress.recompute is None:
+        progress.recompute = ALL_LAYERS
+        job.engine.set_recompute(ALL_LAYERS)
+        text = _("{why}: from here on each layer computes its activations twice.").format(why=why)
+    else:
+        return None
+    return Shrunk(step=progress.done, text=text, token_budget=progress.token_budget, recompute=progress.recompute)
 
 
 def _smaller(budget: int, data: StepBatch) -> int:
@@ -126,16 +169,16 @@ def _smaller(budget: int, data: StepBatch) -> int:
     return budget
 
 
-def _too_long(error: OutOfMemory, data: StepBatch) -> OutOfMemory:
+def _too_long(error: OutOfMemory | None, data: StepBatch) -> OutOfMemory:
     """The words for memory that one sample alone is too much for."""
     longest = max(micro.num_tokens for micro in data.micro_batches)
     return OutOfMemory(
         _("Memory ran out over a single sample of {tokens} tokens: it cannot be split.").format(tokens=longest),
-        where=error.what,
-        found=error.found,
+        where=error and error.what,
+        found=error and error.found,
         fix=_(
-            "Go on with `--recompute 999` (each layer computes its activations twice), or begin a new run with a smaller "
-            "`--max_length`, `--quantization 4bit` or a smaller model; close other programs that use this memory."
+            "Begin a new run with a smaller `--max_length`, `--quantization 4bit` or a smaller model; or close other "
+            "programs that use this memory, and go on."
         ),
     )
 
@@ -198,6 +241,7 @@ def _save(job: Job, step: int) -> Saved:
         job.engine.save(folder)
         job.dress(folder)
 
+    make_room(job.run)
     saved = save_checkpoint(job.run, step, write)
     prune(job.run, job.plan.keep_checkpoints)
     path = saved.path.relative_to(job.run.path).as_posix()

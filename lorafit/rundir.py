@@ -82,12 +82,26 @@ class RunDir:
         return self.path / "inputs"
 
     @property
+    def worker_log(self) -> Path:
+        """What the process with the engine wrote to stderr while it trained."""
+        return self.path / "worker.log"
+
+    @property
     def lock_file(self) -> Path:
         return self.path / "lock"
 
     def foreign(self) -> list[Path]:
         """What lies in the folder and is none of a run's."""
-        files = (self.config, self.plan, self.machine, self.events, self.rejects, self.report, self.lock_file)
+        files = (
+            self.config,
+            self.plan,
+            self.machine,
+            self.events,
+            self.rejects,
+            self.report,
+            self.worker_log,
+            self.lock_file,
+        )
         folders = (self.logs, self.checkpoints, self.final_model, self.best_model, self.inputs)
         own = {path.name for path in files + folders} | {".DS_Store"}
         return [p for p in sorted(self.path.iterdir()) if p.name not in own and not HIDDEN.fullmatch(p.name)]

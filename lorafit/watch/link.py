@@ -12,6 +12,7 @@ from lorafit.watch.wire import Beat, Message, Order, read_order
 Item = TypeVar("Item")
 BEAT_SECONDS = 1.0  # at most one beat in this time goes over the pipe
 GRACE_SECONDS = 60.0  # for the step and its checkpoint, once nobody is there any more
+RECYCLE = 1000  # no signal has this number
 HANG_UP = 1  # SIGHUP: what a vanished supervisor counts as
 
 
@@ -31,6 +32,8 @@ class Link:
         self.stop_signal: int | None = None
         self.recycle = False
         self.paused = False
+        self.save_seconds: float | None = None  # None: as the loop is used to
+        self.must_shrink = False  # before the first step: the one before died of what it took
         self._shrink = False
         self._texts: deque[str] = deque()
         self._beaten = 0.0
@@ -49,9 +52,14 @@ class Link:
             case "say":
                 self._texts.append(order.text)
 
+    @property
+    def leave(self) -> int:
+        """The signal for which to save and leave, RECYCLE to be followed by another process; 0: go on."""
+        return self.stop_signal or (RECYCLE if self.recycle else 0)
+
     def take_shrink(self) -> bool:
         """Whether less memory was asked for since the last call."""
-        asked, self._shrink = self._shrink, False
+        asked, self._shrink = self._shrink or self.must_shrink, False
         return asked
 
     def take_texts(self) -> list[str]:

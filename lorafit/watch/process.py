@@ -21,7 +21,7 @@ REAP_SECONDS = 10.0  # for a process that has closed its pipes to be gone
 
 
 class Worker:
-    """One process, in our process group. Its stderr is read while it lives: `heard(line)` for every line there."""
+    """One process, in our process group. Its stderr is read while it lives: `heard(line)` for every line there, its end included."""
 
     def __init__(
         self,
@@ -91,25 +91,26 @@ class Worker:
     def _said(self, descriptor: int) -> Iterator[Message]:
         for line in self._lines(descriptor):
             if descriptor == self._errors:
-                self.tail.append(line)
+                self.tail.append(line.rstrip())
                 self._heard(line)
             elif message := read_message(line):
                 yield message
 
     def _lines(self, descriptor: int) -> Iterator[str]:
-        """The whole lines that are there; a descriptor at its end is not listened to any more."""
+        """The whole lines that are there, each with its end (bars of progress end in a carriage return)."""
         while True:
             try:
                 data = os.read(descriptor, CHUNK)
             except BlockingIOError:
                 return
+            lines = (self._rests[descriptor] + data).splitlines(keepends=True)
             if not data:
-                rest = self._rests.pop(descriptor)
-                if rest:
-                    yield rest.decode(errors="replace")
+                del self._rests[descriptor]
+            else:
+                self._rests[descriptor] = b"" if lines[-1].endswith((b"\n", b"\r")) else lines.pop()
+            yield from (line.decode(errors="replace") for line in lines)
+            if not data:
                 return
-            *whole, self._rests[descriptor] = (self._rests[descriptor] + data).split(b"\n")
-            yield from (line.decode(errors="replace") for line in whole)
 
     def _last_words(self) -> Iterator[Message]:
         """What is still in the pipes. Stderr may be held open by others that the worker started: it is not waited for."""

@@ -23,7 +23,8 @@ class Start:
     config: TrainConfig
     language: str
     supervisor: int
-    shrink: bool = False  # take less memory than before from the first step on
+    shrink: bool = False  # take less memory than before from the first step on, or say that it cannot be
+    save_seconds: float | None = None  # save as often as that, where no --save_steps says otherwise
 
 
 @dataclass(frozen=True)

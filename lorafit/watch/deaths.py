@@ -1,0 +1,141 @@
+"""What did the worker die of? Told from how it ended, what it wrote last, and what the system counted; in one sentence."""
+
+import signal
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from lorafit.errors import EngineError, LorafitError
+from lorafit.messages import _
+from lorafit.units import seconds_text
+
+# Substrings of what backends write, in lower case, and the cause that they mean; the first that is found counts.
+TEXTS = (
+    ("callbackerroroutofmemory", "metal_memory"),
+    ("callbackerrorimpactinginteractivity", "watchdog"),
+    ("callbackerrortimeout", "watchdog"),
+    ("callbackerrorhang", "watchdog"),
+    ("0000000e:internal error", "watchdog"),
+    ("callbackerrorsubmissionsignored", "banned"),
+    ("resource limit (", "handles"),
+    ("command buffer exited with error status", "command_buffer"),
+    ("llvm error", "metal_bug"),
+    ("failed assertion", "metal_bug"),
+    ("cuda error", "cuda"),
+    ("cublas_status", "cuda"),
+    ("fallen off the bus", "cuda"),
+    ("std::bad_alloc", "memory"),
+    ("out of memory", "memory"),
+    ("unable to allocate", "memory"),
+    ("cannot allocate memory", "memory"),
+    ("no space left on device", "disk"),
+)
+# What a living worker writes when it goes on with garbage, since PyTorch raises nothing.
+FATAL = ("command buffer exited with error status", "kiogpucommandbuffercallbackerror")
+CRASHES = tuple(-number for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE))
+ASKED = tuple(-number for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT))
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What was seen of a worker's end. `code` is negative for a signal; `oom_kills` counts the system's since it began."""
+
+    code: int | None
+    tail: Sequence[str] = ()
+    error: LorafitError | None = None
+    oom_kills: int = 0
+    silent_seconds: float | None = None  # how long it had given no sign of life when we ended it
+    heard: str | None = None  # the line for which we ended it
+
+
+@dataclass(frozen=True)
+class Death:
+    """A cause, by a name that programs can read, and the same in a sentence; `words` is the line that told."""
+
+    cause: str
+    text: str
+    words: str | None = None
+
+
+def death_of(end: Ending) -> Death:
+    """The cause of the worker's end."""
+    if end.silent_seconds is not None:
+        return _death("hung", None, time=seconds_text(end.silent_seconds))
+    if end.heard is not None:
+        return _death(_cause((end.heard,)) or "command_buffer", end.heard)
+    if end.error is not None:
+        return _of_error(end.error)
+    if end.code == -signal.SIGKILL:
+        return _death("oom_killer" if end.oom_kills else "killed", None)
+    if end.code in ASKED:
+        return _death("asked", None, signal=_name(end.code))
+    cause = _cause(end.tail)
+    if cause is not None:
+        return _death(cause, _line(end.tail, cause))
+    if end.code in CRASHES:
+        return _death("crashed", _last(end.tail), signal=_name(end.code))
+    if end.code == -signal.SIGABRT:
+        return _death("aborted", _last(end.tail))
+    return _death("vanished", _last(end.tail), code=end.code)
+
+
+def is_fatal(line: str) -> bool:
+    """Whether a living worker that writes `line` computes garbage from here on."""
+    return any(text in line.lower() for text in FATAL)
+
+
+def sentence(cause: str) -> str:
+    """What is told of `cause`, with {names} to be filled in."""
+    return {
+        "oom_killer": _("The system ran out of memory and killed the process that trains."),
+        "memory": _("Memory ran out in the process that trains, and it died of it."),
+        "metal_memory": _("The GPU ran out of memory (Metal)."),
+        "watchdog": _("macOS broke off the GPU's work, because it held up the display for too long."),
+        "banned": _("macOS lets the process no longer use the GPU, after earlier errors."),
+        "command_buffer": _("A piece of work failed on the GPU (Metal); what was computed after it may be wrong."),
+        "handles": _("Metal ran out of buffers for this process."),
+        "metal_bug": _("Metal could not compile or run an operation, and ended the process."),
+        "cuda": _("The CUDA device failed."),
+        "disk": _("The disk is full."),
+        "lost": _("One of the processes that train together was lost."),
+        "hung": _("The process that trains showed no progress for {time}."),
+        "killed": _("The process that trains was killed from outside (SIGKILL)."),
+        "asked": _("The process that trains was told by others to end ({signal})."),
+        "crashed": _("The process that trains crashed ({signal})."),
+        "aborted": _("The process that trains broke off (SIGABRT)."),
+        "vanished": _("The process that trains ended without a word (code {code})."),
+        "error": "{what}",
+    }[cause]
+
+
+def _of_error(error: LorafitError) -> Death:
+    """Only a failed device is cured by a new process; what else is raised stands as it is."""
+    if isinstance(error, EngineError):
+        if type(error).__name__ == "RankLost":  # its home is above torch
+            return _death("lost", error.found)
+        cause = _cause(filter(None, (error.found, error.what)))
+        if cause in ("metal_memory", "watchdog", "banned", "handles", "command_buffer", "cuda"):
+            return _death(cause, error.found)
+    return Death("error", error.what, error.found)
+
+
+def _death(cause: str, words: str | None, **facts: object) -> Death:
+    return Death(cause, sentence(cause).format(**facts), words)
+
+
+def _cause(lines: Iterable[str]) -> str | None:
+    text = "\n".join(lines).lower()
+    return next((cause for part, cause in TEXTS if part in text), None)
+
+
+def _line(lines: Sequence[str], cause: str) -> str | None:
+    """The last line that tells of `cause`."""
+    parts = [part for part, told in TEXTS if told == cause]
+    return next((line for line in reversed(lines) if any(part in line.lower() for part in parts)), None)
+
+
+def _last(lines: Sequence[str]) -> str | None:
+    return next((line.strip() for line in reversed(lines) if line.strip()), None)
+
+
+def _name(code: int | None) -> str:
+    return signal.Signals(-(code or 0)).name
