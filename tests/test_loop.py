@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
+import plans
 import pytest
-import tiny
 
 from lorafit.checkpoint import latest_good
 from lorafit.data.batch import MicroBatch
 from lorafit.engines.base import LossSum, OutOfMemory, Setup
 from lorafit.engines.fake import FakeEngine
-from lorafit.events import EvalDone, Event, Finished, Saved, StepDone, Stopped, Warned
+from lorafit.events import EvalDone, Event, Finished, Saved, Shrunk, StepDone, Stopped
 from lorafit.loop import Job, Progress, train
 from lorafit.plan.plan import Plan
 from lorafit.rundir import RunDir
@@ -20,7 +20,7 @@ from lorafit.watch.link import Link
 from lorafit.watch.wire import Order
 
 Kind = TypeVar("Kind", bound=Event)
-SAMPLES = tiny.make_samples(40)
+SAMPLES = plans.make_samples(40)
 
 
 def make_job(path: Path, plan: Plan, memory_tokens: int | None = None, link: Link | None = None) -> Job:
@@ -38,7 +38,7 @@ def of(kind: type[Kind], events: list[Event]) -> list[Kind]:
 
 
 def test_a_run_steps_evaluates_saves_and_finishes(tmp_path: Path) -> None:
-    plan = tiny.make_plan(eval_steps=3, save_steps=4, valid_samples=8)
+    plan = plans.make_plan(eval_steps=3, save_steps=4, valid_samples=8)
     job = make_job(tmp_path, plan)
     events = list(train(job, Progress()))
     assert [e.step for e in of(StepDone, events)] == list(range(1, 11))
@@ -56,7 +56,7 @@ def test_a_run_steps_evaluates_saves_and_finishes(tmp_path: Path) -> None:
 
 
 def test_without_a_validation_set_nothing_is_evaluated_and_nothing_is_best(tmp_path: Path) -> None:
-    job = make_job(tmp_path, tiny.make_plan())
+    job = make_job(tmp_path, plans.make_plan())
     job = Job(job.engine, job.train_set, [], job.run, job.plan, job.dress, job.link)
     events = list(train(job, Progress()))
     assert of(EvalDone, events) == []
@@ -66,7 +66,7 @@ def test_without_a_validation_set_nothing_is_evaluated_and_nothing_is_best(tmp_p
 
 @pytest.mark.parametrize("stop_after", [1, 5, 9])
 def test_a_stopped_run_goes_on_to_the_bit(tmp_path: Path, stop_after: int) -> None:
-    plan = tiny.make_plan(eval_steps=2, valid_samples=8)
+    plan = plans.make_plan(eval_steps=2, valid_samples=8)
     whole = make_job(tmp_path / "whole", plan)
     wanted = list(train(whole, Progress()))
     link = Link()
@@ -93,28 +93,28 @@ def test_a_stopped_run_goes_on_to_the_bit(tmp_path: Path, stop_after: int) -> No
 
 
 def test_when_memory_runs_out_the_step_is_split_smaller_and_nothing_is_lost(tmp_path: Path) -> None:
-    plan = tiny.make_plan(token_budget=4096)
+    plan = plans.make_plan(token_budget=4096)
     whole = make_job(tmp_path / "whole", plan)
     list(train(whole, Progress()))
     small = make_job(tmp_path / "small", plan, memory_tokens=70)
     progress = Progress()
     events = list(train(small, progress))
     assert progress.token_budget == 64
-    assert len(of(Warned, events)) == 1  # 2048, 1024 and so on would have been split alike
+    assert len(of(Shrunk, events)) == 1  # 2048, 1024 and so on would have been split alike
     assert [e.step for e in of(StepDone, events)] == list(range(1, 11))
     assert small.engine.weights_V == pytest.approx(whole.engine.weights_V, rel=1e-9, abs=1e-12)  # type: ignore[attr-defined]
 
 
 def test_a_single_sample_that_does_not_fit_ends_the_run_with_words(tmp_path: Path) -> None:
-    job = make_job(tmp_path, tiny.make_plan(), memory_tokens=5)
+    job = make_job(tmp_path, plans.make_plan(), memory_tokens=5)
     with pytest.raises(OutOfMemory):
         list(train(job, Progress()))
 
 
 def test_the_best_is_not_the_last_where_the_loss_rises_again(tmp_path: Path) -> None:
-    plan = tiny.make_plan(eval_steps=1, valid_samples=8, learning_rate=0.05, steps=40, num_epochs=20.0)
+    plan = plans.make_plan(eval_steps=1, valid_samples=8, learning_rate=0.05, steps=40, num_epochs=20.0)
     job = make_job(tmp_path, plan)
-    few_words = tiny.make_samples(32, vocab=30, seed=5)  # what is learned of them hurts the other words
+    few_words = plans.make_samples(32, vocab=30, seed=5)  # what is learned of them hurts the other words
     job = Job(job.engine, few_words, job.valid_set, job.run, plan, job.dress, job.link)
     events = list(train(job, Progress()))
     evals = of(EvalDone, events)[1:]
@@ -126,7 +126,7 @@ def test_the_best_is_not_the_last_where_the_loss_rises_again(tmp_path: Path) -> 
 
 
 def test_a_loss_that_is_not_a_number_is_never_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = tiny.make_plan(eval_steps=2, valid_samples=8)
+    plan = plans.make_plan(eval_steps=2, valid_samples=8)
     job = make_job(tmp_path, plan)
     real, calls = job.engine.evaluate, []
 

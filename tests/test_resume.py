@@ -4,8 +4,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import plans
 import pytest
-import tiny
 from test_loop import make_job
 from test_planner import CPU, M2_MAX, RTX_3090, cuda
 
@@ -43,7 +43,7 @@ def killed(job: Job, progress: Progress, steps: int) -> list[Event]:
 
 
 def test_a_best_model_of_a_step_that_is_done_anew_is_not_taken_for_an_older_one(tmp_path: Path) -> None:
-    plan = tiny.make_plan(eval_steps=3, save_steps=4, valid_samples=8)
+    plan = plans.make_plan(eval_steps=3, save_steps=4, valid_samples=8)
     job = make_job(tmp_path / "run", plan)
     begun(job.run.path, plan)
     killed(job, Progress(), 6)  # the best of step 3 gave way to that of step 6; the last checkpoint is of step 4
@@ -62,7 +62,7 @@ def test_a_best_model_of_a_step_that_is_done_anew_is_not_taken_for_an_older_one(
 
 
 def test_a_best_model_that_is_still_the_best_is_kept(tmp_path: Path) -> None:
-    plan = tiny.make_plan(eval_steps=3, save_steps=4, valid_samples=8)
+    plan = plans.make_plan(eval_steps=3, save_steps=4, valid_samples=8)
     job = make_job(tmp_path / "run", plan)
     begun(job.run.path, plan)
     killed(job, Progress(), 3)
@@ -73,27 +73,27 @@ def test_a_best_model_that_is_still_the_best_is_kept(tmp_path: Path) -> None:
 
 def test_what_auto_became_stays_on_another_machine(tmp_path: Path) -> None:
     config = TrainConfig()
-    run = begun(tmp_path, tiny.make_plan(quantization="none", optimizer="adamw"), M2_MAX)
+    run = begun(tmp_path, plans.make_plan(quantization="none", optimizer="adamw"), M2_MAX)
     kept = as_before(run, cuda(RTX_3090), config)
     assert (kept.quantization, kept.optimizer) == ("none", "adamw")
-    run = begun(tmp_path, tiny.make_plan(quantization="4bit", optimizer="paged_adamw_8bit"), cuda(RTX_3090))
+    run = begun(tmp_path, plans.make_plan(quantization="4bit", optimizer="paged_adamw_8bit"), cuda(RTX_3090))
     kept = as_before(run, M2_MAX, config)
     assert (kept.quantization, kept.optimizer) == ("4bit", "auto")  # MPS has no 8-bit optimizer
 
 
 def test_the_plan_is_asked_anew_on_another_machine_and_taken_as_it_is_on_the_same(tmp_path: Path) -> None:
     config = TrainConfig(output_dir=str(tmp_path.parent))
-    before, fresh = tiny.make_plan(token_budget=256), tiny.make_plan(token_budget=512)
+    before, fresh = plans.make_plan(token_budget=256), plans.make_plan(token_budget=512)
     run = begun(tmp_path, before)
     assert plan_for(run, CPU, config, fresh).token_budget == 256
     assert plan_for(run, cuda(RTX_3090), config, fresh).token_budget == 256  # what counts is chip, memory and PyTorch
     assert plan_for(run, M2_MAX, config, fresh).token_budget == 512
     with pytest.raises(RunError, match="data_digest"):
-        plan_for(run, CPU, config, tiny.make_plan(data_digest="other"))
+        plan_for(run, CPU, config, plans.make_plan(data_digest="other"))
 
 
 def test_a_run_that_another_process_went_on_with_is_looked_at_again(tmp_path: Path) -> None:
-    plan = tiny.make_plan(eval_steps=3, save_steps=4, valid_samples=8)
+    plan = plans.make_plan(eval_steps=3, save_steps=4, valid_samples=8)
     job = make_job(tmp_path / "run", plan)
     begun(job.run.path, plan)
     progress = Progress()

@@ -4,17 +4,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
+from plans import VOCAB as VOCAB
+from plans import make_plan as make_plan
+from plans import make_samples as make_samples
 
-from lorafit.data.batch import Sample
 from lorafit.engines.base import Setup
 from lorafit.engines.torch.engine import TorchEngine
 from lorafit.modelspec import TOKENIZER_FILES
 from lorafit.plan.plan import Plan
 
-VOCAB = 96
 SHAPE: dict[str, Any] = {
     "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 256, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
@@ -62,29 +62,6 @@ def save_chat_model(folder: Path, demo_folder: Path) -> Path:
         if path.name in TOKENIZER_FILES or path.suffix == ".jinja":
             shutil.copy(path, folder)
     return folder
-
-
-def make_plan(**changes: Any) -> Plan:
-    facts: dict[str, Any] = {
-        "engine": "torch", "device": "cpu", "precision": "fp32", "quantization": "none", "optimizer": "adamw",
-        "steps": 10, "effective_batch": 16, "train_samples": 32, "valid_samples": 0, "num_epochs": 5.0, "seed": 42,
-        "learning_rate": 1e-3, "lr_scheduler": "cosine", "warmup_steps": 1, "weight_decay": 0.0, "adam_beta1": 0.9,
-        "adam_beta2": 0.999, "adam_epsilon": 1e-8, "max_grad_norm": 1.0, "lora_r": 4, "lora_alpha": 8.0,
-        "lora_dropout": 0.0, "lora_targets": "all-linear", "data_digest": "", "token_budget": 4096,
-        "max_micro_batch": 4096, "recompute": 0, "loss_chunk": 7, "save_steps": 0, "eval_steps": 0,
-        "keep_checkpoints": 2, "predicted_peak_bytes": 0, "available_bytes": 0,
-    }  # fmt: skip
-    return Plan(**{**facts, **changes})
-
-
-def make_samples(count: int, vocab: int = VOCAB, longest: int = 24, seed: int = 0) -> list[Sample]:
-    """`count` random samples of different lengths, the later half of each its targets."""
-    rng = np.random.default_rng(seed)
-    samples = []
-    for length in rng.integers(4, longest, count):
-        mask = np.arange(length) >= length // 2
-        samples.append(Sample(rng.integers(3, vocab, length).astype(np.int32), mask))
-    return samples
 
 
 def open_engine(folder: Path, plan: Plan | None) -> TorchEngine:
