@@ -64,9 +64,9 @@ class FaultyEngine(FakeEngine):
         time.sleep(float(os.environ.get("SECONDS", "0")))
         for micro in micro_batches:
             for fault in self.faults:
-                if fault["step"] == step and fault.get("life", 1) in (self.life, 0):
-                    if micro.num_tokens > fault.get("above", 0):
-                        deeds()[fault["deed"]]()
+                now = fault["step"] == step and fault.get("life", 1) in (self.life, 0)
+                if now and micro.num_tokens > fault.get("above", 0):
+                    deeds()[fault["deed"]]()
         return super().step(step, micro_batches, total_targets, lr)
 
 

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faulty import METAL
 
 from lorafit.config import TrainConfig
-from lorafit.events import Event, Failed, Restarted, StepDone, read_events
+from lorafit.errors import EngineError, LorafitError
+from lorafit.events import Event, Failed, Finished, Restarted, Saved, Shrunk, StepDone, Stopped, read_events
 from lorafit.rundir import RunDir
 from lorafit.supervise import supervise
 from lorafit.watch.care import Senses
@@ -71,3 +73,87 @@ def test_after_a_death_the_run_goes_on_to_the_same_bytes(
     assert [e.step for e in of(StepDone, record)] == list(range(1, 11))
     assert of(Restarted, record) == [restarted]
     assert not of(Failed, events)
+
+
+# what is taken, and for how long
+
+
+def test_a_run_that_dies_at_the_same_step_again_and_again_ends_with_words(train: Train, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="killed from outside") as raised:
+        train({"step": 6, "deed": "kill", "life": 0})
+    run = the_run(tmp_path / "output")
+    record = read_events(run.events)
+    assert len(of(Restarted, record)) == 3
+    assert isinstance(record[-1], Failed)
+    assert str(run.path) == raised.value.where
+    assert "--resume" in (raised.value.fix or "")
+    events = train(resume="latest")
+    assert of(Finished, events)
+
+
+def test_an_error_keeps_its_kind_and_words_and_is_not_tried_again(train: Train, tmp_path: Path) -> None:
+    with pytest.raises(EngineError) as raised:
+        train({"step": 3, "deed": "error"})
+    error = raised.value
+    assert (error.what, error.where, error.found, error.fix) == ("It cannot be.", "here", "this", "Do that.")
+    assert not of(Restarted, read_events(the_run(tmp_path / "output").events))
+
+
+def test_a_bug_keeps_its_traceback(train: Train) -> None:
+    with pytest.raises(RuntimeError, match="of our own") as raised:
+        train({"step": 3, "deed": "bug"})
+    assert not isinstance(raised.value, LorafitError)
+    assert "faulty.py" in str(raised.value.__cause__)
+    assert "ZeroDivisionError" in str(raised.value.__cause__)
+
+
+def test_a_worker_that_hangs_is_ended_and_where_it_hung_is_kept(
+    train: Train, undisturbed: RunDir, tmp_path: Path
+) -> None:
+    (restarted,) = of(Restarted, train({"step": 6, "deed": "hang"}, hang_seconds=1))
+    assert restarted.cause == "hung"
+    run = the_run(tmp_path / "output")
+    assert "faulty.py" in run.worker_log.read_text()
+    assert adapter(run) == adapter(undisturbed)
+
+
+def test_who_ends_the_worker_alone_has_stopped_the_run(train: Train, tmp_path: Path) -> None:
+    events = train({"step": 3, "deed": "terminate"})
+    assert isinstance(events[-1], Stopped)
+    assert [e.step for e in of(Saved, events)] == [2, 3]
+    assert of(Finished, train(resume="latest"))
+
+
+def test_work_that_failed_without_a_word_is_thrown_away_with_what_was_saved_of_it(train: Train, tmp_path: Path) -> None:
+    (restarted,) = of(Restarted, train({"step": 7, "deed": "metal"}))  # step 6 was saved, and may have been garbage
+    assert restarted.step == 4
+    assert METAL in the_run(tmp_path / "output").worker_log.read_text()
+
+
+# less at a time
+
+
+def test_metals_watchdog_is_first_asked_to_wait_then_given_less(train: Train, tmp_path: Path) -> None:
+    events = train({"step": 6, "deed": "watchdog"}, {"step": 6, "deed": "watchdog", "life": 2})
+    first, second = of(Restarted, events)
+    assert first.cause == second.cause == "watchdog"
+    assert "AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1" in first.text
+    (shrunk,) = of(Shrunk, events)
+    assert shrunk.token_budget < 4096
+    assert of(Finished, events)
+
+
+def test_when_the_system_kills_for_memory_the_run_goes_on_as_one_that_took_less_from_that_step_on(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = iter(range(10))
+    monkeypatch.setattr("lorafit.watch.pressure.oom_kills", lambda: next(count))
+    events = train({"step": 6, "deed": "kill"})
+    (restarted,) = of(Restarted, events)
+    assert restarted.cause == "oom_killer"
+    killed = the_run(tmp_path / "output")
+    killed.path.parent.rename(tmp_path / "killed")
+    events = train({"step": 5, "deed": "memory", "above": 60, "life": 0})  # in the process: the same budgets, step by step
+    assert len(of(Shrunk, events)) > 0
+    one, other = (adapter(RunDir(p)) for p in (next((tmp_path / "killed").iterdir()), the_run(tmp_path / "output").path))
+    assert one == other
