@@ -17,15 +17,20 @@ class Entry:
 
 
 _TORCH = "pip install lorafit torch transformers"
+_MLX = "pip install 'lorafit[mlx]'"
 
 ENGINES: dict[str, Entry] = {
     "torch": Entry("lorafit.engines.torch.engine:TorchEngine", _TORCH),
+    "mlx": Entry("lorafit.engines.mlx.engine:MLXEngine", _MLX),
 }
 EXPORTERS: dict[str, Entry] = {}
 CLOUDS: dict[str, Entry] = {}
 
-# What the driver lets a device use; a function (device name).
-MEASURED_BYTES = Entry("lorafit.engines.torch.device:measured_bytes", _TORCH)
+# What the driver lets a device use, as an engine's library tells it; functions (device name).
+MEASURED_BYTES: dict[str, Entry] = {
+    "torch": Entry("lorafit.engines.torch.device:measured_bytes", _TORCH),
+    "mlx": Entry("lorafit.engines.mlx.device:recommended_bytes", _MLX),
+}
 
 # What `lorafit doctor` tries: functions (device, precision) that return words, or raise where something is wrong.
 SELF_TESTS: dict[str, Entry] = {

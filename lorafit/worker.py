@@ -20,14 +20,14 @@ from lorafit.data.report import summary_lines
 from lorafit.engines.base import Engine, Setup
 from lorafit.engines.tokenizer import ChatTokenizer, read_template, shared_tokenizer
 from lorafit.errors import LorafitError
-from lorafit.events import Event, EventLog, Failed, Planned, Resumed, Stage, Started, Warned
+from lorafit.events import Event, EventLog, Failed, Planned, Resumed, Shrunk, Stage, Started, Warned
 from lorafit.hardware import Machine
 from lorafit.hub import Found, find_model
 from lorafit.loop import Job, Progress, train
 from lorafit.messages import _
 from lorafit.modelcard import dress
 from lorafit.modelspec import ModelSpec, read_spec
-from lorafit.plan.numbers import choose_device
+from lorafit.plan.numbers import choose_device, choose_engine
 from lorafit.plan.plan import Plan
 from lorafit.plan.planner import DataFacts, make_plan
 from lorafit.preflight import check_model, check_settings, init_adapter
@@ -104,7 +104,8 @@ def _get_ready(config: TrainConfig, old: Interrupted | None) -> Generator[Event,
     start = init_adapter(config.init_adapter) if config.init_adapter and not from_checkpoint else None
     folder = old.run.path if old else Path(config.output_dir)
     check_settings(config, machine, folder, start)
-    machine = _measured(machine, choose_device(config, machine).value)
+    device = choose_device(config, machine).value
+    machine = _measured(machine, device, choose_engine(config, machine, device).value)
     yield Stage(text=_("Looking for the model {name}").format(name=config.model_name))
     model = find_model(config.model_name, hub=config.hub, endpoint=config.hf_endpoint)
     spec = read_spec(model.folder)
@@ -118,7 +119,9 @@ def _get_ready(config: TrainConfig, old: Interrupted | None) -> Generator[Event,
     if config.plan is not None:
         plan = plan.computed_as(Plan.load(Path(config.plan)))
     if old is not None:
-        plan = plan_for(old.run, machine, config, plan)
+        fresh, plan = plan, plan_for(old.run, machine, config, plan)
+        if plan is fresh:  # limits of another machine or other settings
+            old.progress.token_budget = old.progress.recompute = None
     return Ready(config, machine, model, spec, load(), data, plan, start)
 
 
@@ -132,11 +135,11 @@ def _as_stages(texts: Generator[str, None, Prepared]) -> Generator[Event, None, 
             return prepared
 
 
-def _measured(machine: Machine, device: str) -> Machine:
+def _measured(machine: Machine, device: str, engine: str) -> Machine:
     """`machine` with what Metal itself says may be used: that figure is read, never computed."""
     if device != "mps":
         return machine
-    measured = registry.load(registry.MEASURED_BYTES)(device)
+    measured = registry.load(registry.MEASURED_BYTES[engine])(device)
     return replace(
         machine, gpus=tuple(replace(g, available_bytes=measured) if g.kind == device else g for g in machine.gpus)
     )
@@ -211,7 +214,13 @@ def _go_on(engine: Engine, old: Interrupted) -> Iterator[Event]:
     if old.checkpoint is not None:
         engine.load(old.checkpoint)
     name = old.checkpoint.name if old.checkpoint else ""
-    yield Resumed(step=old.progress.done, checkpoint=name)
+    done, budget, recompute = old.progress.done, old.progress.token_budget, old.progress.recompute
+    yield Resumed(step=done, checkpoint=name)
+    if recompute is not None:
+        engine.set_recompute(recompute)
+    if budget is not None or recompute is not None:
+        text = _("Memory ran out before: the run goes on with less at a time.")
+        yield Shrunk(step=done, text=text, token_budget=budget, recompute=recompute)
 
 
 def _started(ready: Ready, run: RunDir, engine: Engine, step: int) -> Started:

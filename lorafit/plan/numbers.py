@@ -2,7 +2,6 @@
 
 from importlib.util import find_spec
 
-from lorafit import registry
 from lorafit.config import TrainConfig
 from lorafit.errors import ConfigError, HardwareError
 from lorafit.hardware import Gpu, Machine
@@ -10,6 +9,7 @@ from lorafit.messages import _
 from lorafit.plan.plan import Choice
 from lorafit.units import bytes_text
 
+MLX_INSTALL = "pip install 'lorafit[mlx]'"
 MPS_RIGHT_SINCE = (2, 14)  # older PyTorch multiplies wrongly, without a word, on M1 and M2 where a side is over 32767
 
 
@@ -37,13 +37,40 @@ def choose_device(config: TrainConfig, machine: Machine) -> Choice:
 
 
 def choose_engine(config: TrainConfig, machine: Machine, device: str) -> Choice:
-    """MLX on Apple's GPU where it is installed (or the machine is only described), else PyTorch; or what was asked."""
-    asked = str(getattr(config, "engine", "auto"))
-    if asked != "auto":
-        return Choice("engine", asked, _("as asked"))
-    if device == "mps" and "mlx" in registry.ENGINES and (machine.described or find_spec("mlx")):
-        return Choice("engine", "mlx", _("the fastest on Apple Silicon"))
-    return Choice("engine", "torch", _("PyTorch"))
+    """MLX on Apple's GPU where it is installed (or the machine is only described), else PyTorch; or what was asked.
+
+    Raises ConfigError where what was asked is not there, or cannot compute on `device`.
+    """
+    if config.engine == "mlx":
+        _refuse_no_mlx(machine, device)
+        return Choice("engine", "mlx", _("✓ MLX, as asked"))
+    if config.engine == "torch":
+        return Choice("engine", "torch", _("✓ PyTorch, as asked"))
+    if device == "mps" and has_mlx(machine):
+        return Choice("engine", "mlx", _("✓ MLX: the fastest on Apple Silicon (`--engine torch` takes PyTorch's MPS)"))
+    if device == "mps":
+        text = _("⚠️  MLX, the fastest on Apple Silicon, is not installed ({command}): PyTorch's MPS is used")
+        return Choice("engine", "torch", text.format(command=MLX_INSTALL))
+    return Choice("engine", "torch", _("✓ PyTorch"))
+
+
+def has_mlx(machine: Machine) -> bool:
+    """Whether MLX can be used: it is installed, or the machine is only described."""
+    return machine.described or all(find_spec(name) is not None for name in ("mlx", "mlx_lm"))
+
+
+def _refuse_no_mlx(machine: Machine, device: str) -> None:
+    if device == "cuda":
+        raise ConfigError(
+            _("MLX computes on Apple's GPU, or on the CPU."),
+            where="--engine mlx",
+            found=device,
+            fix=_("Leave --engine out, or give --device cpu."),
+        )
+    if not has_mlx(machine):
+        raise ConfigError(
+            _("MLX is not installed."), where="--engine mlx", fix=_("Install it: {command}").format(command=MLX_INSTALL)
+        )
 
 
 def precisions(config: TrainConfig, machine: Machine, device: str, engine: str = "torch") -> list[str]:
@@ -51,6 +78,8 @@ def precisions(config: TrainConfig, machine: Machine, device: str, engine: str =
 
     On a CPU bfloat16 is how weights are stored; arithmetic is in float32.
     """
+    if engine == "mlx":
+        return _mlx_precisions(config, device)
     if device == "cpu":
         if config.precision == "fp16":
             raise ConfigError(
@@ -64,15 +93,28 @@ def precisions(config: TrainConfig, machine: Machine, device: str, engine: str =
         return ["fp32", "bf16"] if config.precision == "auto" else [config.precision]
     if config.precision != "auto":
         return [config.precision]
-    if engine == "mlx":
-        return ["bf16"]
     return [_cuda_precision(machine)] if device == "cuda" else ["fp32", "bf16"]
 
 
-def precision_choice(config: TrainConfig, device: str, precision: str) -> Choice:
+def _mlx_precisions(config: TrainConfig, device: str) -> list[str]:
+    """bfloat16 on Apple's GPU, float32 on a CPU, where bfloat16 is imitated. Nothing scales a loss, as float16 would need."""
+    if config.precision == "fp16":
+        raise ConfigError(
+            _("With MLX nothing is trained in float16: it has the range of bfloat16 for the same memory."),
+            where="--precision",
+            found=config.precision,
+            fix=_("Use --precision bf16 or fp32."),
+        )
+    own = "fp32" if device == "cpu" else "bf16"
+    return [own if config.precision == "auto" else config.precision]
+
+
+def precision_choice(config: TrainConfig, device: str, precision: str, engine: str = "torch") -> Choice:
     """The chosen precision in words."""
     if config.precision != "auto":
         reason = _("✓ {precision}, as asked")
+    elif engine == "mlx" and precision == "bf16":
+        reason = _("✓ Using bfloat16 precision (half the memory; adapter and moments stay in float32)")
     elif device == "mps" and precision == "fp32":
         reason = _("✓ Using float32 precision (most compatible on MPS)")
     elif device == "mps":
@@ -106,9 +148,11 @@ def choose_quantization(config: TrainConfig, device: str, engine: str = "torch")
             fix=_("Use --quantization none, or try --quantization 4bit."),
         )
     if asked == "auto":
-        return _automatic_quantization(device)
+        return _automatic_quantization(device, engine)
     if asked == "none":
         reason = _("✓ Base weights not quantised, as asked")
+    elif engine == "mlx":
+        reason = _("✓ {bits} base weights (MLX, groups of 64; embedding and head stay), as asked")
     elif device == "mps":
         reason = _("⚠️  4-bit on MPS, as asked: bitsandbytes' MPS operators are tried (slower, saves memory)")
     elif device == "cpu":
@@ -118,11 +162,11 @@ def choose_quantization(config: TrainConfig, device: str, engine: str = "torch")
     return Choice("quantization", asked, reason.format(bits=asked.replace("bit", "-bit")))
 
 
-def choose_optimizer(config: TrainConfig, device: str) -> Choice:
+def choose_optimizer(config: TrainConfig, device: str, engine: str = "torch") -> Choice:
     """paged_adamw_8bit on CUDA, AdamW elsewhere; or what was asked. Raises ConfigError where there is no kernel."""
-    if device == "mps" and config.optimizer == "paged_adamw_8bit":
+    if config.optimizer == "paged_adamw_8bit" and (device == "mps" or engine == "mlx"):
         raise ConfigError(
-            _("There is no 8-bit optimizer on MPS: bitsandbytes has no kernel for it."),
+            _("There is no 8-bit optimizer on MPS or in MLX: bitsandbytes has no kernel for them."),
             where="--optimizer",
             found=config.optimizer,
             fix=_("Use --optimizer adamw; for an adapter it costs little."),
@@ -131,10 +175,15 @@ def choose_optimizer(config: TrainConfig, device: str) -> Choice:
         return Choice("optimizer", config.optimizer, _("✓ {optimizer}, as asked").format(optimizer=config.optimizer))
     if device == "cuda":
         return Choice("optimizer", "paged_adamw_8bit", _("✓ AdamW with paged 8-bit moments (bitsandbytes)"))
-    return Choice("optimizer", "adamw", _("✓ AdamW, fused, moments in float32"))
+    return Choice("optimizer", "adamw", _("✓ AdamW, moments in float32"))
 
 
-def _automatic_quantization(device: str) -> Choice:
+def _automatic_quantization(device: str, engine: str) -> Choice:
+    if engine == "mlx":
+        text = _(
+            "✓ Base weights not quantised (`--quantization 4bit` takes MLX's own 4-bit: a quarter of bfloat16's memory)"
+        )
+        return Choice("quantization", "none", text)
     if device == "cuda":
         return Choice("quantization", "4bit", _("✓ 4-bit NF4 base weights (bitsandbytes)"))
     if device == "mps":

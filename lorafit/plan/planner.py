@@ -48,7 +48,7 @@ def consider(
     device = numbers.choose_device(config, machine)
     engine = numbers.choose_engine(config, machine, device.value)
     quantization = numbers.choose_quantization(config, device.value, engine.value)
-    optimizer = numbers.choose_optimizer(config, device.value)
+    optimizer = numbers.choose_optimizer(config, device.value, engine.value)
     base = _base(config, spec, data, engine.value, device.value, quantization.value, optimizer.value)
     question = _asked(config, machine, spec, data, base, known)
     found = candidates(question)
@@ -63,12 +63,25 @@ def consider(
     schedule = make_schedule(config, effective_batch, data)
     work = Work(spec, data, schedule, effective_batch, question.max_samples, config.seed)
     expected = estimate(work, chosen.layout, chosen.token_budget, machine, known)
-    precision = numbers.precision_choice(config, device.value, chosen.layout.precision)
+    precision = numbers.precision_choice(config, device.value, chosen.layout.precision, engine.value)
     what = [device, engine, quantization, precision, optimizer]
     how = reasons.how(question, chosen, expected)
     choices = [*what, *how, *_schedule_choices(config, effective_batch, schedule, len(data.train_lengths))]
     plan = _plan(question, schedule, chosen, expected, choices)
     return Planned(plan, question, chosen, found, expected, work)
+
+
+def alternatives(planned: Planned, known: Known = NOTHING) -> list[Choice]:
+    """The runners-up with why not, and 4-bit where it would fit and was not asked for."""
+    question, chosen = planned.question, planned.chosen
+    found = reasons.others(question, chosen, planned.considered)
+    config, base = question.config, question.base
+    if config.quantization == "auto" and base.quantization == "none" and (base.device == "cpu" or base.engine == "mlx"):
+        base = replace(base, quantization="4bit")
+        packed = best(candidates(_asked(config, question.machine, question.spec, question.data, base, known)))
+        if packed.fits:
+            found.append(reasons.proposal(question, chosen, packed))
+    return found
 
 
 def _base(
