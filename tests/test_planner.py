@@ -80,7 +80,7 @@ def numbers_of(plan: Plan) -> tuple[str, str, str, str]:
     ("machine", "chosen"),
     [
         (CPU, ("cpu", "fp32", "none", "adamw")),
-        (M2_MAX, ("mps", "fp32", "none", "adamw")),
+        (replace(M2_MAX, described=True), ("mps", "bf16", "none", "adamw")),
         (cuda(RTX_3090), ("cuda", "bf16", "4bit", "paged_adamw_8bit")),
         (cuda(T4), ("cuda", "fp16", "4bit", "paged_adamw_8bit")),
         (cuda(P100), ("cuda", "fp16", "4bit", "paged_adamw_8bit")),
@@ -129,20 +129,34 @@ def test_bf16_on_a_processor_is_how_weights_are_stored_where_float32_does_not_fi
 @pytest.mark.parametrize("setting", [{"optimizer": "paged_adamw_8bit"}, {"quantization": "8bit"}])
 def test_what_has_no_kernel_on_mps_is_refused(setting: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match="8-bit"):
-        plan_for(M2_MAX, **setting)
+        plan_for(M2_MAX, engine="torch", **setting)
+
+
+def test_mlx_is_taken_on_apple_silicon_and_says_what_is_true_of_4bit_there() -> None:
+    mac_with_mlx = replace(M2_MAX, described=True)
+    plan = plan_for(mac_with_mlx)
+    assert plan.engine == "mlx"
+    assert "MLX's own 4-bit" in reason(plan, "quantization")
+    assert plan_for(mac_with_mlx, quantization="8bit").quantization == "8bit"
+    assert plan_for(mac_with_mlx, engine="torch").engine == "torch"
+    for setting in ({"precision": "fp16"}, {"optimizer": "paged_adamw_8bit"}):
+        with pytest.raises(ConfigError):
+            plan_for(mac_with_mlx, **setting)
+    with pytest.raises(ConfigError, match="MLX computes on Apple's GPU"):
+        plan_for(cuda(T4), engine="mlx")
 
 
 def test_mps_with_a_pytorch_that_multiplies_wrongly_is_refused_on_m1_and_m2_only() -> None:
     with pytest.raises(HardwareError, match="wrongly"):
-        plan_for(mac("Apple M1", 16, 11, torch_version="2.13.0"))
+        plan_for(mac("Apple M1", 16, 11, torch_version="2.13.0"), engine="torch")
     assert plan_for(mac("Apple M1", 16, 11, torch_version="2.13.0"), device="cpu").device == "cpu"
-    assert plan_for(mac("Apple M3", 16, 11, torch_version="2.13.0")).device == "mps"
+    assert plan_for(mac("Apple M3", 16, 11, torch_version="2.13.0"), engine="torch").device == "mps"
 
 
 def test_on_mps_the_user_reads_these_lines_in_chinese() -> None:
     set_language("zh")
     try:
-        plan = plan_for(M2_MAX)
+        plan = plan_for(M2_MAX, engine="torch")
     finally:
         set_language("en")
     assert reason(plan, "device") == "✓ 检测到 Apple Silicon (MPS)"
@@ -153,7 +167,7 @@ def test_on_mps_the_user_reads_these_lines_in_chinese() -> None:
 
 
 def test_on_mps_the_user_reads_these_lines_in_english() -> None:
-    plan = plan_for(M2_MAX)
+    plan = plan_for(M2_MAX, engine="torch")
     assert reason(plan, "device") == "✓ Apple Silicon (MPS) found"
     assert reason(plan, "quantization").startswith(
         "⚠️  macOS does not support 4-bit quantization: disabled automatically"
@@ -162,7 +176,7 @@ def test_on_mps_the_user_reads_these_lines_in_english() -> None:
 
 
 def test_mps_takes_bf16_where_float32_cannot_fit() -> None:
-    plan = plan_for(M1)
+    plan = plan_for(M1, engine="torch")
     assert plan.precision == "bf16"
     assert "float32 does not fit" in reason(plan, "precision")
 

@@ -31,7 +31,8 @@ def choose_device(config: TrainConfig, machine: Machine) -> Choice:
     if cuda and machine.torch_cuda and config.device != "mps":
         return Choice("device", "cuda", _("✓ NVIDIA GPU (CUDA) found: {gpu}").format(gpu=_gpu_text(cuda)))
     if mps:
-        _refuse_wrong_mps(machine)
+        if config.engine == "torch" or not has_mlx(machine):
+            _refuse_wrong_mps(machine)
         return Choice("device", "mps", _("✓ Apple Silicon (MPS) found"))
     return Choice("device", "cpu", _cpu_reason(machine, cuda))
 
