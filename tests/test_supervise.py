@@ -1,8 +1,15 @@
 """Does a run outlive its process? Workers that die in every way, on the fake engine; the supervisor, pipes and disk are real."""
 
 import json
+import os
+import random
+import shutil
+import signal
+import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +17,8 @@ import pytest
 from faulty import METAL
 
 from lorafit.config import TrainConfig
-from lorafit.errors import EngineError, LorafitError
-from lorafit.events import Event, Failed, Finished, Restarted, Saved, Shrunk, StepDone, Stopped, read_events
+from lorafit.errors import EngineError, LorafitError, RunError
+from lorafit.events import Event, Failed, Finished, Restarted, Resumed, Saved, Shrunk, StepDone, Stopped, read_events
 from lorafit.rundir import RunDir
 from lorafit.supervise import supervise
 from lorafit.watch.care import Senses
@@ -19,6 +26,7 @@ from lorafit.watch.clock import Clocks
 
 HERE = Path(__file__).parent
 CALM = Senses(battery=lambda: None, heat=lambda: None, clocks=lambda: Clocks(0, 0, 0))
+SETTINGS: dict[str, Any] = {"save_steps": 2, "max_steps": 10, "effective_batch": 16}
 Train = Callable[..., list[Event]]
 
 
@@ -31,7 +39,7 @@ def train(tmp_path: Path) -> Train:
     """Train for ten steps with faults; the events that a face sees."""
 
     def go(*faults: dict[str, Any], **settings: Any) -> list[Event]:
-        config = TrainConfig(output_dir=str(tmp_path / "output"), **{"save_steps": 2, "max_steps": 10, **settings})
+        config = TrainConfig(output_dir=str(tmp_path / "output"), **{**SETTINGS, **settings})
         return list(supervise(config, faulty(*faults), CALM))
 
     return go
@@ -40,7 +48,7 @@ def train(tmp_path: Path) -> Train:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     output = tmp_path_factory.mktemp("undisturbed") / "output"
-    list(supervise(TrainConfig(output_dir=str(output), save_steps=2, max_steps=10), faulty(), CALM))
+    list(supervise(TrainConfig(output_dir=str(output), **SETTINGS), faulty(), CALM))
     return the_run(output)
 
 
@@ -153,7 +161,79 @@ def test_when_the_system_kills_for_memory_the_run_goes_on_as_one_that_took_less_
     assert restarted.cause == "oom_killer"
     killed = the_run(tmp_path / "output")
     killed.path.parent.rename(tmp_path / "killed")
-    events = train({"step": 5, "deed": "memory", "above": 60, "life": 0})  # in the process: the same budgets, step by step
+    events = train(
+        {"step": 5, "deed": "memory", "above": 60, "life": 0}
+    )  # in the process: the same budgets, step by step
     assert len(of(Shrunk, events)) > 0
-    one, other = (adapter(RunDir(p)) for p in (next((tmp_path / "killed").iterdir()), the_run(tmp_path / "output").path))
+    one, other = (
+        adapter(RunDir(p)) for p in (next((tmp_path / "killed").iterdir()), the_run(tmp_path / "output").path)
+    )
     assert one == other
+
+
+# moving, and many ends
+
+
+def test_a_recycled_worker_leaves_no_trace_in_the_result(train: Train, undisturbed: RunDir, tmp_path: Path) -> None:
+    events = train(recycle_every=3)
+    run = the_run(tmp_path / "output")
+    assert len(of(Resumed, events)) >= 2
+    assert not of(Stopped, events)
+    assert adapter(run) == adapter(undisturbed)
+
+
+def test_a_run_that_was_copied_elsewhere_goes_on_there_and_the_old_place_is_not_touched(
+    train: Train, undisturbed: RunDir, tmp_path: Path
+) -> None:
+    train({"step": 5, "deed": "terminate"})
+    old = the_run(tmp_path / "output")
+    moved = tmp_path / "elsewhere" / "under another name"
+    shutil.copytree(old.path, moved)
+    before = {path: path.read_bytes() for path in old.path.rglob("*") if path.is_file()}
+    train(resume=str(moved))
+    assert adapter(RunDir(moved)) == adapter(undisturbed)
+    assert {path: path.read_bytes() for path in old.path.rglob("*") if path.is_file()} == before
+
+
+def test_resumed_again_and_again_at_random_steps_the_losses_are_those_of_the_straight_run(
+    train: Train, undisturbed: RunDir, tmp_path: Path
+) -> None:
+    steps = sorted(random.Random(8).sample(range(1, 10), 5))
+    train(*({"step": step, "deed": "kill", "life": life} for life, step in enumerate(steps, 1)), save_steps=1)
+    run = the_run(tmp_path / "output")
+    assert adapter(run) == adapter(undisturbed)
+    losses, wanted = ([e.loss for e in of(StepDone, read_events(r.events))] for r in (run, undisturbed))
+    assert losses == wanted
+
+
+def test_when_the_supervisor_is_killed_the_worker_finishes_its_step_saves_and_ends(tmp_path: Path) -> None:
+    script = f"""
+import sys; sys.path[:0] = [{str(HERE)!r}, {str(HERE.parent)!r}]
+from lorafit.config import TrainConfig
+from lorafit.supervise import supervise
+import os, signal, test_supervise as t
+settings = {{**t.SETTINGS, "save_steps": 1000, "max_steps": 1000}}
+for event in supervise(TrainConfig(output_dir={str(tmp_path / "output")!r}, **settings), t.faulty(), t.CALM):
+    if event.name == "step" and event.step == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", script], env={**os.environ, "SECONDS": "0.05"}, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    run = the_run(tmp_path / "output")
+    with wait_for(run):
+        events = read_events(run.events)
+    assert isinstance(events[-1], Stopped)
+    assert any(isinstance(e, Saved) and e.step == events[-1].step for e in events)
+
+
+@contextmanager
+def wait_for(run: RunDir) -> Iterator[None]:
+    """As soon as nobody writes `run` any more."""
+    for _attempt in range(100):
+        try:
+            with run.lock():
+                yield
+                return
+        except RunError:
+            time.sleep(0.1)
+    raise AssertionError("the worker never ended")
