@@ -43,11 +43,18 @@ COMMANDS = {
     "chat": Command(_face("chat"), lambda: _("talk to a model, or let it answer a prompt or a file")),
     "compare": Command(_face("compare"), lambda: _("compare base and tuned: held-out loss, answers side by side")),
     "data": Command(_face("data"), lambda: _("look at data: formats, rejects, copies, lengths, samples")),
+    "plan": Command(
+        Entry("lorafit.plan_faces:plan", PACKAGES), lambda: _("what fits, how long it takes and why, before a run")
+    ),
+    "machines": Command(
+        Entry("lorafit.plan_faces:machines", PACKAGES), lambda: _("list the machines that a plan can be made for")
+    ),
     "runs": Command(
         Entry("lorafit.run_faces:runs", PACKAGES), lambda: _("list the runs; show, compare or remove them")
     ),
     "bundle": Command(
-        Entry("lorafit.move_faces:bundle", PACKAGES), lambda: _("pack a run for another machine: `lorafit train run.zip`")
+        Entry("lorafit.move_faces:bundle", PACKAGES),
+        lambda: _("pack a run for another machine: `lorafit train run.zip`"),
     ),
     "doctor": Command(_face("doctor"), lambda: _("look at this machine, and say what is wrong with it")),
 }

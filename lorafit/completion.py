@@ -13,6 +13,7 @@ from lorafit.errors import ConfigError
 from lorafit.faces import DoctorFlags
 from lorafit.messages import _
 from lorafit.moving import BundleRequest
+from lorafit.plan_faces import MachinesFlags, PlanFlags
 from lorafit.run_faces import DiffFlags, ListFlags, RemoveFlags, ShowFlags
 from lorafit.verbs import ChatRequest, DataRequest
 
@@ -23,6 +24,8 @@ SETTINGS: dict[str, type[BaseModel]] = {
     "chat": ChatRequest,
     "compare": CompareRequest,
     "data": DataRequest,
+    "plan": PlanFlags,
+    "machines": MachinesFlags,
     "runs": ListFlags,
     "runs list": ListFlags,
     "runs show": ShowFlags,

@@ -151,8 +151,7 @@ def read_headers(file: Path) -> list[Header]:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             lines = json.loads(stream.read(length)) if length <= size - 8 else {}
-        lines.pop("__metadata__", None)
-        headers = [_header(name, line, 8 + length) for name, line in lines.items()]
+        headers = as_headers(lines, 8 + length)
         end = 8 + length + max((line["data_offsets"][1] for line in lines.values()), default=0)
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise _broken(_("This file is not safetensors, or its head is damaged."), file, repr(error)) from None
@@ -160,6 +159,12 @@ def read_headers(file: Path) -> list[Header]:
         found = _("{size} bytes, where its head announces {end}").format(size=size, end=end)
         raise _broken(_("This file of weights is cut short."), file, found)
     return headers
+
+
+def as_headers(lines: dict[str, Any], origin: int) -> list[Header]:
+    """The tensors that a safetensors head, read as JSON, names; they begin at byte `origin`. Its metadata goes."""
+    lines.pop("__metadata__", None)
+    return [_header(name, line, origin) for name, line in lines.items()]
 
 
 def _header(name: str, line: dict[str, Any], origin: int) -> Header:

@@ -98,8 +98,9 @@ LAWYER_LLAMA = Lengths(
         0,
     ),
     target_share=0.68,
-    source="counted over 7,465 of its rows (Apache-2.0, github.com/AndrewZhe/lawyer-llama): 0.65 tokens a Chinese character, "
-    "as Llama-3's tokenizer gives, and 26 + 10 a turn for the template; 1 rows over 1024 tokens left out",
+    # Apache-2.0, github.com/AndrewZhe/lawyer-llama; 0.65 tokens a Chinese character is what Llama-3's tokenizer gives,
+    # 26 + 10 a turn what its template adds; one row over 1024 tokens is left out.
+    source="7,465 of its rows at 0.65 tokens a character",
 )
 KNOWN = {"Skepsun/lawyer_llama_data": LAWYER_LLAMA}
 

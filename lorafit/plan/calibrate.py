@@ -94,14 +94,15 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def known(machine: Machine, path: Path | None = None, measure: Callable[[], float] | None = None) -> Known:
-    """What was measured on `machine`; a described one has been nowhere. `measure` is asked where no product was timed."""
+    """What was measured on `machine`; a described one has been nowhere. `measure` times its product: the best counts,
+    since neighbours can only make it slower."""
     if machine.described:
         return NOTHING
     path = path or file()
     facts = read(path).get(machine_key(machine), {})
     gflops = facts.get("core_gflops")
-    if gflops is None and measure is not None:
-        gflops = round(measure(), 1)
+    if measure is not None and (fresh := round(measure(), 1)) > (gflops or 0.0):
+        gflops = fresh
         _write(path, machine, {**facts, "core_gflops": gflops})
     try:
         return Known(gflops, {key: Measured(**value) for key, value in facts.get("measured", {}).items()})

@@ -67,6 +67,8 @@ class Plan:
     keep_checkpoints: int
     predicted_peak_bytes: int
     available_bytes: int
+    processes: int = 1
+    shard: bool = False  # each process holds its share of the base's weights
     choices: list[Choice] = field(default_factory=list)
     predicted_seconds: float = 0.0  # of the whole run
     predicted_range: tuple[float, float] = (0.0, 0.0)
@@ -80,18 +82,22 @@ class Plan:
     def load(cls, path: Path) -> "Plan":
         """The plan in `path`. Raises RunError when the file is not a plan."""
         try:
-            facts: dict[str, Any] = json.loads(path.read_text("utf-8"))
-            if lacking := [f.name for f in fields(cls) if f.name not in facts and _must_be_there(f)]:
-                raise ValueError(
-                    _("it lacks {names}").format(names=", ".join(lacking[:3]) + (", ..." if lacking[3:] else ""))
-                )
-            known = {f.name for f in fields(cls)}
-            choices = [Choice(**c) for c in facts.pop("choices", [])]
-            facts["predicted_range"] = tuple(facts.get("predicted_range", (0.0, 0.0)))
-            return cls(**{k: v for k, v in facts.items() if k in known}, choices=choices)
+            return cls.of(json.loads(path.read_text("utf-8")))
         except (OSError, ValueError, TypeError, AttributeError) as error:
             fix = _("Give a run's plan.json: {example}.").format(example="--plan output/RUN/plan.json")
             raise RunError(_("This is not a plan."), where=path, found=error, fix=fix) from None
+
+    @classmethod
+    def of(cls, facts: dict[str, Any]) -> "Plan":
+        """The plan that `facts`, read from JSON, tell. Raises ValueError or TypeError."""
+        if lacking := [f.name for f in fields(cls) if f.name not in facts and _must_be_there(f)]:
+            raise ValueError(
+                _("it lacks {names}").format(names=", ".join(lacking[:3]) + (", ..." if lacking[3:] else ""))
+            )
+        known = {f.name: facts[f.name] for f in fields(cls) if f.name in facts}
+        choices = [Choice(**c) for c in facts.get("choices", [])]
+        predicted_range = tuple(facts.get("predicted_range", (0.0, 0.0)))
+        return cls(**{**known, "choices": choices, "predicted_range": predicted_range})
 
     def computed_as(self, other: "Plan") -> "Plan":
         """This plan, computed the way `other` is."""

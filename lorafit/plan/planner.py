@@ -180,6 +180,7 @@ def _plan(
         keep_checkpoints=config.keep_checkpoints,
         predicted_peak_bytes=chosen.peak_bytes,
         available_bytes=available_bytes(question.machine, layout.device),
+        processes=config.processes or 1,
         choices=choices,
         predicted_seconds=expected.total,
         predicted_range=(expected.low, expected.high),

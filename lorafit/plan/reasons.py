@@ -118,16 +118,29 @@ def evaluations(config: TrainConfig, schedule: Schedule, most: float) -> Choice:
 
 def others(question: Question, chosen: Candidate, considered: list[Candidate]) -> list[Choice]:
     """What was considered and not taken, and why not: the faster ones that do not fit, then the slower ones that do."""
-    rest = [candidate for candidate in considered if candidate is not chosen]
+    rest = [candidate for candidate in considered if _flags(candidate) != _flags(chosen)]
     faster = sorted((c for c in rest if not c.fits), key=lambda c: c.seconds)
     slower = sorted((c for c in rest if c.fits), key=lambda c: c.seconds)
-    return [_other(question, chosen, candidate) for candidate in (faster[:2] + slower)[:MOST_OTHERS]]
+    found: dict[str, Choice] = {}
+    for candidate in faster[:2] + slower:
+        found.setdefault(_flags(candidate), _other(question, chosen, candidate))
+    return list(found.values())[:MOST_OTHERS]
+
+
+def proposal(question: Question, chosen: Candidate, packed: Candidate) -> Choice:
+    """4-bit beside a base that is not quantised: it learns something else, so it is only proposed."""
+    text = _("{ratio:.0%} of the speed, {peak}; learns on a rounded base")
+    reason = text.format(ratio=chosen.seconds / packed.seconds, peak=bytes_text(packed.peak_bytes))
+    return Choice("quantization", f"--quantization {packed.layout.quantization} {_flags(packed)}", reason)
+
+
+def _flags(candidate: Candidate) -> str:
+    layout = candidate.layout
+    return f"--precision {layout.precision} --token_budget {candidate.token_budget} --recompute {layout.recompute}"
 
 
 def _other(question: Question, chosen: Candidate, other: Candidate) -> Choice:
     layout, usable = other.layout, int(MARGIN * available_bytes(question.machine, other.layout.device))
-    text = "--precision {precision} --token_budget {budget} --recompute {recompute}"
-    flags = text.format(precision=layout.precision, budget=other.token_budget, recompute=layout.recompute)
     ratio = other.seconds / chosen.seconds
     if not other.fits:
         reason = _("needs {need}, {usable} may be used").format(
@@ -139,4 +152,4 @@ def _other(question: Question, chosen: Candidate, other: Candidate) -> Choice:
         reason = _("{ratio:.0%} of the speed, {peak}").format(ratio=1 / ratio, peak=bytes_text(other.peak_bytes))
     else:
         reason = _("as fast, and takes more memory: {peak}").format(peak=bytes_text(other.peak_bytes))
-    return Choice(f"loss_chunk {layout.loss_chunk}", flags, reason)
+    return Choice("plan", _flags(other), reason)

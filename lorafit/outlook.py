@@ -1,0 +1,144 @@
+"""What would a run be: here or on a machine that is named, before anything is fetched, loaded or spent?
+
+No tensor library is imported. What is not on this disk is asked of the hub in small pieces; where no hub answers the
+catalogue stands in, and that is said.
+"""
+
+from dataclasses import dataclass
+
+from lorafit import hardware
+from lorafit.catalogue.find import described
+from lorafit.catalogue.lengths import known_lengths
+from lorafit.catalogue.models import SOURCE, known_spec
+from lorafit.config import TrainConfig
+from lorafit.data.dataset import Prepared, cached
+from lorafit.demo import Say, silent
+from lorafit.engines.tokenizer import read_template
+from lorafit.errors import ConfigError, DataError, HubError
+from lorafit.hardware import Machine
+from lorafit.measure_lengths import fill_cache
+from lorafit.messages import _
+from lorafit.modelspec import ModelSpec, read_spec
+from lorafit.plan import calibrate
+from lorafit.plan.facts import DataFacts
+from lorafit.plan.plan import Choice, Plan
+from lorafit.plan.planner import Planned, alternatives, consider
+from lorafit.remotespec import local_folder, remote_spec
+from lorafit.units import bytes_text, count_text
+
+MOST_VALID = 200  # rows that a share of val_size holds out at most (config.val_size)
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """A plan and what it rests on; `notes` are words on what stands in for what is not here."""
+
+    machine: Machine
+    model: str
+    spec: ModelSpec
+    data: DataFacts
+    planned: Planned
+    others: list[Choice]
+    notes: list[str]
+
+    @property
+    def plan(self) -> Plan:
+        return self.planned.plan
+
+
+def look_ahead(config: TrainConfig, machine_name: str | None, say: Say = silent) -> Outlook:
+    """The plan for `config` on the machine called `machine_name` (None: this one). Raises LorafitErrors."""
+    machine = described(machine_name) if machine_name else hardware.detect()
+    known = calibrate.known(machine, measure=calibrate.product_gflops)
+    spec, notes = find_spec(config)
+    data, more = find_data(config, say)
+    planned = consider(config, machine, spec, data, known)
+    return Outlook(machine, config.model_name, spec, data, planned, alternatives(planned, known), [*notes, *more])
+
+
+def find_spec(config: TrainConfig) -> tuple[ModelSpec, list[str]]:
+    """The model's shape: from this disk, from the hub's heads, from the catalogue; and words on the last."""
+    folder = local_folder(config.model_name)
+    if folder is not None:
+        return read_spec(folder), []
+    stand_in = known_spec(config.model_name)
+    try:
+        if config.model_name != "demo":
+            return remote_spec(config.model_name, config.hub, config.hf_endpoint), []
+    except HubError:
+        if stand_in is None:
+            raise
+    assert stand_in is not None
+    text = _("The model is not here and no hub was reached: its shape is the catalogue's ({source}).")
+    return stand_in, [text.format(source=SOURCE)]
+
+
+def find_data(config: TrainConfig, say: Say = silent) -> tuple[DataFacts, list[str]]:
+    """The data's lengths: from the cache, measured by a child, or the catalogue's; and words on the last."""
+    folder = local_folder(config.model_name)
+    stand_in = _from_catalogue(config)
+    if folder is None:
+        if stand_in is None:
+            raise _no_tokenizer(config)
+        text = _("The model's tokenizer is not here: lengths are the catalogue's ({source}).")
+        return stand_in, [text.format(source=stand_in.source)]
+    template = read_template(config.chat_template)
+    try:
+        found = cached(config, folder, template)
+        if found is None:
+            say(_("Counting the tokens of {name}, once").format(name=config.dataset_name))
+            fill_cache(config, folder)
+            found = cached(config, folder, template)
+    except (HubError, DataError):
+        if stand_in is None:
+            raise
+        text = _("The data are not here and no hub was reached: lengths are the catalogue's ({source}).")
+        return stand_in, [text.format(source=stand_in.source)]
+    assert found is not None
+    return facts_of(found), []
+
+
+def facts_of(data: Prepared) -> DataFacts:
+    """What the planner must know of prepared data."""
+    share = data.total_targets / max(data.total_tokens, 1)
+    return DataFacts(data.train.lengths, data.valid.lengths, data.digest, share)
+
+
+def _from_catalogue(config: TrainConfig) -> DataFacts | None:
+    known = known_lengths(config.dataset_name)
+    if known is None:
+        return None
+    rows = min(known.rows, config.max_samples or known.rows)
+    valid = min(int(config.val_size if config.val_size >= 1 else config.val_size * rows), rows - 1)
+    valid = min(valid, MOST_VALID) if config.val_size < 1 else valid
+    lengths = known.sample(rows, config.max_length)
+    return DataFacts(lengths[valid:], lengths[:valid], "", known.target_share, known.source)
+
+
+def _no_tokenizer(config: TrainConfig) -> ConfigError:
+    return ConfigError(
+        _("The rows' lengths in tokens cannot be told: the model's tokenizer is not on this disk."),
+        where=f"{config.model_name}, {config.dataset_name}",
+        fix=_("Fetch the model first (`lorafit train --dry_run` does), or plan with `--model_name demo`."),
+    )
+
+
+def described_facts(look: Outlook) -> list[Choice]:
+    """Machine, model and data in a line each."""
+    machine, spec, lengths = look.machine, look.spec, look.data.train_lengths
+    gpus = ", ".join(f"{gpu.name} {bytes_text(gpu.memory_bytes)}" for gpu in machine.gpus) or _("no GPU")
+    memory = _("{cores} cores, {memory} memory, {available} of it free; {gpus}").format(
+        cores=machine.cores, memory=bytes_text(machine.memory_bytes), available=bytes_text(machine.available_bytes),
+        gpus=gpus,
+    )  # fmt: skip
+    model = _("{layers} layers, {parameters} parameters, {size} in its files").format(
+        layers=spec.layers, parameters=count_text(spec.parameters), size=bytes_text(spec.weight_bytes)
+    )
+    data = _("{mean:.0f} tokens a row, longest {longest}; {share:.0%} of the tokens are learned").format(
+        mean=float(lengths.mean()), longest=int(lengths.max()), share=look.data.target_share
+    )
+    return [
+        Choice("machine", machine.chip, memory),
+        Choice("model", look.model, model),
+        Choice("data", _("{rows} rows").format(rows=count_text(len(lengths))), data),
+    ]
