@@ -1,0 +1,92 @@
+"""Does a disk that is full or read-only cost nothing that was saved? On real small disks where they can be mounted."""
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from wrong import Refused, Words, adapter_bytes, the_run
+
+from lorafit.checkpoint import latest_good
+from lorafit.cli import main
+from lorafit.events import StepDone, read_events
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mounts a small disk with the given options, and again with others; skips where that is not allowed."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted: list[str] = []
+
+    def mount(options: str) -> Path:
+        remount = "remount," if mounted else ""
+        command = ["mount", "-t", "tmpfs", "-o", remount + options, "tmpfs", str(folder)]
+        try:
+            subprocess.run(command, check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"no disk can be mounted here: {error}")
+        mounted.append(options)
+        return folder
+
+    yield mount
+    if mounted:
+        subprocess.run(["umount", str(folder)], check=False)
+
+
+def test_a_disk_without_the_room_is_told_before_the_data_are_read(
+    flags: Callable[..., Words], refused: Refused, disk: Callable[[str], Path]
+) -> None:
+    folder = disk("size=64k")
+    text = refused(flags(output_dir=folder / "output"), folder, "64 KiB", "--output_dir")
+    assert "Reading" not in text
+    assert list(folder.iterdir()) == []
+
+
+def test_a_read_only_disk_is_told_before_the_model_is_looked_for(
+    flags: Callable[..., Words], refused: Refused, disk: Callable[[str], Path]
+) -> None:
+    folder = disk("size=1m,ro")
+    text = refused(flags(output_dir=folder / "output"), folder, "Read-only", "--output_dir")
+    assert "Looking for the model" not in text
+
+
+def test_a_disk_that_fills_up_ends_in_words_and_with_room_the_run_goes_on_to_the_same_bytes(
+    flags: Callable[..., Words], disk: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = disk("size=12m") / "output"
+    steps = {"max_steps": 5, "save_steps": 1, "keep_checkpoints": 4}
+    assert main(flags(**steps, output_dir=output, lang="en")) == 2
+    seen = capsys.readouterr()
+    run = the_run(output)
+    assert "Traceback" not in seen.err
+    assert "The disk is full." in seen.err
+    assert f"resume {run.path}" in seen.out
+    good, bad = latest_good(run)
+    assert good is not None
+    assert bad == []
+    assert not list(run.path.rglob(".*"))
+    disk("size=64m")
+    assert main(["resume", str(run.path), "--no_supervisor"]) == 0
+    assert main(flags(**steps, output_dir=tmp_path / "undisturbed")) == 0
+    assert adapter_bytes(output) == adapter_bytes(tmp_path / "undisturbed")
+    both = [read_events(the_run(folder).events) for folder in (output, tmp_path / "undisturbed")]
+    losses, wanted = ([(e.step, e.loss) for e in events if isinstance(e, StepDone)] for events in both)
+    assert losses == wanted
+
+
+def test_an_output_folder_that_cannot_be_is_told_before_the_model_is_looked_for(
+    flags: Callable[..., Words], refused: Refused, data: Path
+) -> None:
+    before = data.read_bytes()
+    text = refused(flags(output_dir=data / "runs"), data / "runs", "--output_dir")
+    assert "Looking for the model" not in text
+    assert data.read_bytes() == before
+
+
+def test_answers_that_could_not_be_written_are_told_before_the_model_is_looked_for(
+    refused: Refused, adapter: Path, data: Path, tmp_path: Path
+) -> None:
+    argv = ["chat", "--lora_weights", str(adapter), "--base_model", str(tmp_path / "none"), "--test_file", str(data)]
+    refused([*argv, "--output", str(tmp_path)], tmp_path, "--output")
+    refused([*argv, "--output", str(data / "answers.jsonl")], data, "--output")

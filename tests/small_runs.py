@@ -1,0 +1,63 @@
+"""Runs of ten steps of the shipped fake engine, in a moment: what the tests of `lorafit runs` stand on."""
+
+from pathlib import Path
+
+import tiny
+
+from lorafit.config import TrainConfig, write_yaml
+from lorafit.engines.base import Setup
+from lorafit.engines.fake import FakeEngine
+from lorafit.events import EventLog, Resumed, Started
+from lorafit.loop import Job, Progress, train
+from lorafit.plan.plan import Choice, Plan
+from lorafit.rundir import RunDir
+
+SAMPLES = tiny.make_samples(40)
+CHOICES = [Choice("device", "cpu", "✓ No GPU found: training on the CPU"), Choice("steps", "10", "32 rows, 16 a step")]
+ONE, TWO = "llama-lora-20260101_120000", "llama-lora-20260102_120000"
+
+
+def make_job(run: RunDir, plan: Plan, stop_after: int | None = None) -> Job:
+    count: list[int] = []
+
+    def stop() -> int | None:
+        count.append(1)
+        return 15 if len(count) == stop_after else None
+
+    engine = FakeEngine(Setup(run.path, "fake", "cpu", "fp32", plan=plan))
+    return Job(engine, SAMPLES[:32], SAMPLES[32:], run, plan, lambda _folder: None, stop)
+
+
+def started(run: RunDir, plan: Plan) -> Started:
+    return Started(
+        run=str(run.path), model="demo", engine="fake", device="cpu", steps=plan.steps,
+        train_samples=32, valid_samples=8, trainable_parameters=512,
+    )  # fmt: skip
+
+
+def make_run(output: Path, name: str = ONE, stop_after: int | None = None, **settings: object) -> RunDir:
+    """A run of ten steps; with `stop_after` stopped there and not gone on with."""
+    run = RunDir(output / name)
+    run.path.mkdir(parents=True)
+    write_yaml(TrainConfig(lora_r=8, effective_batch=16, **settings), run.config)  # type: ignore[arg-type]
+    rate = settings.get("learning_rate", 1e-4)
+    plan = tiny.make_plan(eval_steps=3, save_steps=4, valid_samples=8, learning_rate=rate, choices=CHOICES)
+    plan.save(run.plan)
+    with EventLog(run.events) as log:
+        log.write(started(run, plan))
+        for event in train(make_job(run, plan, stop_after), Progress()):
+            log.write(event)
+    return run
+
+
+def go_on(run: RunDir) -> None:
+    """Resume a run that was stopped after its fifth step."""
+    plan = Plan.load(run.plan)
+    job = make_job(run, plan)
+    job.engine.load(run.checkpoints / "step-000005")
+    progress = Progress()
+    progress.done = 5
+    with EventLog(run.events) as log:
+        log.write(Resumed(step=5, checkpoint="step-000005"))
+        for event in train(job, progress):
+            log.write(event)
