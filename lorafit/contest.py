@@ -28,7 +28,7 @@ from lorafit.heldout import HeldOut, Trained, held_out_rows, read_trained, run_o
 from lorafit.hub import Found, find_model
 from lorafit.messages import _
 from lorafit.modelspec import read_spec
-from lorafit.opening import AnswerRequest, base_name, device_and_precision, tokenizer_folder
+from lorafit.opening import AnswerRequest, base_name, choose_way, tokenizer_folder
 from lorafit.sampling import Sampling
 
 PAGE = "compare.html"
@@ -71,6 +71,7 @@ class Base:
     """The base model of all, and where and in which numbers it computes."""
 
     found: Found
+    engine: str
     device: str
     precision: str
     quantization: str
@@ -168,11 +169,11 @@ def _base(request: CompareRequest, entrants: list[Entrant], say: Say) -> Base:
     spec = read_spec(found.folder)
     for entrant in entrants:
         check_shapes(entrant.folder, spec)
-    device, precision = device_and_precision(request, machine, spec)
+    way = choose_way(request, machine, spec)
     plan = entrants[0].trained.plan if entrants[0].trained else None
-    if plan is not None and plan.device == device and request.precision == "auto":
-        return Base(found, device, plan.precision, plan.quantization)
-    return Base(found, device, precision, "none")
+    if plan is not None and (plan.engine, plan.device) == way[:2] and request.precision == "auto":
+        return Base(found, way.engine, way.device, plan.precision, plan.quantization)
+    return Base(found, *way, "none")
 
 
 def _contestant(request: CompareRequest, entrant: Entrant, base: Base, notes: list[str], say: Say) -> Contestant:
@@ -183,7 +184,7 @@ def _contestant(request: CompareRequest, entrant: Entrant, base: Base, notes: li
 
     def open_engine() -> Engine:
         say(_("Loading {model} on {device} ...").format(model=base.found.name, device=base.device))
-        engine: Engine = registry.load(registry.ENGINES["torch"]).open(_setup(base, entrant.trained, trust))
+        engine: Engine = registry.load(registry.ENGINES[base.engine]).open(_setup(base, entrant.trained, trust))
         engine.load_adapter(entrant.folder)
         return engine
 
@@ -200,7 +201,7 @@ def _contestant(request: CompareRequest, entrant: Entrant, base: Base, notes: li
 def _setup(base: Base, trained: Trained | None, trust: bool) -> Setup:
     """With the run's plan where there is one: then the engine tries its arithmetic on this model, as for training."""
     numbers = {"device": base.device, "precision": base.precision, "quantization": base.quantization}
-    plan = None if trained is None else replace(trained.plan, **numbers, optimizer="adamw")  # type: ignore[arg-type]
+    plan = None if trained is None else replace(trained.plan, **numbers, engine=base.engine, optimizer="adamw")  # type: ignore[arg-type]
     found = base.found
     return Setup(found.folder, found.name, base.device, base.precision, base.quantization, trust, plan)
 

@@ -1,7 +1,7 @@
 """Which model answers, on which device, in which numbers? What chat and compare ask for alike, resolved."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -31,6 +31,9 @@ class AnswerRequest(BaseModel):
     max_new_tokens: int = Field(512, description="Longest answer in tokens.", ge=1)
     seed: int = Field(42, description="Decides the choices; the same seed gives the same answers.", ge=0)
     system_prompt: str | None = Field(None, description="System text (None: what the adapter was trained with).")
+    engine: Literal["auto", "mlx", "torch"] = Field(
+        "auto", description="What computes (auto: MLX on Apple Silicon where it is installed, else PyTorch)."
+    )
     device: Literal["auto", "cuda", "mps", "cpu"] = Field("auto", description="Device to answer on.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="Number format of the weights.")
     trust_remote_code: bool = Field(
@@ -64,11 +67,20 @@ def tokenizer_folder(adapter: Path | None, base: Path) -> Path:
     return adapter if adapter is not None and own else base
 
 
-def device_and_precision(request: AnswerRequest, machine: Machine, spec: ModelSpec) -> tuple[str, str]:
+class Way(NamedTuple):
+    """How answers are computed."""
+
+    engine: str
+    device: str
+    precision: str
+
+
+def choose_way(request: AnswerRequest, machine: Machine, spec: ModelSpec) -> Way:
     """As for training: the first precision whose weights fit, else the smallest."""
-    config = TrainConfig(device=request.device, precision=request.precision)
+    config = TrainConfig(engine=request.engine, device=request.device, precision=request.precision)
     device = numbers.choose_device(config, machine).value
-    precisions = numbers.precisions(config, machine, device)
+    engine = numbers.choose_engine(config, machine, device).value
+    precisions = numbers.precisions(config, machine, device, engine)
     available = room.available_bytes(machine, device)
     fitting = [p for p in precisions if spec.parameters * FLOAT_BYTES[p] <= room.MARGIN * available]
-    return device, (fitting or precisions[-1:])[0]
+    return Way(engine, device, (fitting or precisions[-1:])[0])

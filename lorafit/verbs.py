@@ -29,7 +29,7 @@ from lorafit.history import Record
 from lorafit.hub import find_model
 from lorafit.messages import _
 from lorafit.modelspec import read_spec
-from lorafit.opening import AnswerRequest, base_name, device_and_precision, tokenizer_folder
+from lorafit.opening import AnswerRequest, base_name, choose_way, tokenizer_folder
 from lorafit.rundir import RunInfo
 from lorafit.sampling import Sampling
 from lorafit.supervise import supervise
@@ -86,12 +86,12 @@ def open_chat(request: ChatRequest, say: Say = silent) -> Chat:
     spec = read_spec(base.folder)
     if adapter is not None:
         check_shapes(adapter, spec)
-    device, precision = device_and_precision(request, machine, spec)
+    way = choose_way(request, machine, spec)
     settings = ChatSettings() if adapter is None else read_chat_settings(adapter)
     tokenizer = load_tokenizer(tokenizer_folder(adapter, base.folder), trust_remote_code=request.trust_remote_code)
-    say(_("Loading {model} on {device} ...").format(model=base.name, device=device))
-    engine: Engine = registry.load(registry.ENGINES["torch"]).open(
-        Setup(base.folder, base.name, device, precision, trust_remote_code=request.trust_remote_code)
+    say(_("Loading {model} on {device} ...").format(model=base.name, device=way.device))
+    engine: Engine = registry.load(registry.ENGINES[way.engine]).open(
+        Setup(base.folder, base.name, way.device, way.precision, trust_remote_code=request.trust_remote_code)
     )
     if adapter is not None:
         engine.load_adapter(adapter)

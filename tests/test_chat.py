@@ -20,7 +20,7 @@ from lorafit.cli import main
 from lorafit.errors import AdapterError, ConfigError, HardwareError
 from lorafit.hardware import Machine, detect
 from lorafit.modelspec import read_spec
-from lorafit.opening import device_and_precision
+from lorafit.opening import choose_way
 from lorafit.units import GIB
 from lorafit.verbs import ChatRequest, open_chat
 
@@ -160,12 +160,12 @@ def mac(gibibytes: int) -> Machine:
 
 
 def test_float32_where_the_weights_fit_else_half(base: Path) -> None:
-    assert device_and_precision(ChatRequest(), machine(), read_spec(base)) == ("cpu", "fp32")
-    assert device_and_precision(ChatRequest(), mac(16), read_spec(base)) == ("mps", "fp32")
-    assert device_and_precision(ChatRequest(), mac(0), read_spec(base)) == ("mps", "bf16")
-    assert device_and_precision(ChatRequest(device="cpu"), mac(16), read_spec(base)) == ("cpu", "fp32")
+    assert choose_way(ChatRequest(), machine(), read_spec(base)) == ("torch", "cpu", "fp32")
+    assert choose_way(ChatRequest(engine="torch"), mac(16), read_spec(base)) == ("torch", "mps", "fp32")
+    assert choose_way(ChatRequest(engine="torch"), mac(0), read_spec(base)) == ("torch", "mps", "bf16")
+    assert choose_way(ChatRequest(device="cpu"), mac(16), read_spec(base)) == ("torch", "cpu", "fp32")
 
 
 def test_a_device_that_is_not_here_is_refused(base: Path) -> None:
     with pytest.raises(HardwareError):
-        device_and_precision(ChatRequest(device="cuda"), machine(), read_spec(base))
+        choose_way(ChatRequest(device="cuda"), machine(), read_spec(base))

@@ -7,7 +7,6 @@ a model of transformers 5 (rope_parameters) then computes nonsense. So the setti
 import json
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
