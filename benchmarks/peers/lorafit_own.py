@@ -1,0 +1,67 @@
+"""lorafit itself: its planner, its engine, its micro-batches. Options: any settings of `lorafit train`."""
+
+from pathlib import Path
+
+import numpy as np
+
+from lorafit import hardware, registry
+from lorafit.config import TrainConfig
+from lorafit.data.batch import Sample
+from lorafit.data.steps import batch
+from lorafit.engines.base import Engine, Setup
+from lorafit.modelspec import read_spec
+from lorafit.plan.plan import Plan
+from lorafit.plan.planner import DataFacts, make_plan
+from peers.protocol import Referee, Task
+
+
+def config_of(task: Task) -> TrainConfig:
+    settings = {
+        "model_name": task.model,
+        "effective_batch": len(task.steps[0]),
+        "max_steps": len(task.steps),
+        "max_length": task.max_length,
+        "lora_r": task.lora_r,
+        "lora_alpha": task.lora_alpha,
+        "learning_rate": task.learning_rate,
+        "lr_scheduler": "constant",
+        "warmup_ratio": 0.0,
+        "device": task.device,
+        "precision": "fp32",
+        "quantization": "none",
+        "optimizer": "adamw",
+    }
+    return TrainConfig.model_validate({**settings, **task.options})
+
+
+def plan_of(task: Task, steps: list[list[Sample]]) -> Plan:
+    lengths = np.asarray([len(sample) for samples in steps for sample in samples])
+    facts = DataFacts(lengths, np.zeros(0, np.int64), "")
+    return make_plan(config_of(task), hardware.detect(), read_spec(Path(task.model)), facts)
+
+
+def open_engine(task: Task, plan: Plan) -> Engine:
+    setup = Setup(Path(task.model), task.model, plan.device, plan.precision, plan.quantization, plan=plan)
+    engine: Engine = registry.load(registry.find(registry.ENGINES, plan.engine)).open(setup)
+    return engine
+
+
+def main() -> None:
+    task = Task.read()
+    referee = Referee(task)
+    steps = [
+        [Sample(np.asarray(ids, np.int32), np.asarray(targets, np.bool_)) for ids, targets in rows]
+        for rows in task.rows()
+    ]
+    plan = plan_of(task, steps)
+    engine = open_engine(task, plan)
+    for number, samples in enumerate(steps, 1):
+        referee.begin()
+        data = batch(samples, range(len(samples)), plan.token_budget, plan.max_micro_batch)
+        result = engine.step(number, data.micro_batches, data.num_targets, plan.learning_rate)
+        referee.stop()
+        referee.report(result.loss_sum / data.num_targets)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""What do the rounds say? Medians, and ratios to the reference within the same heat and round."""
+
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from race.contestants import REFERENCE
+from race.results import Line
+
+SAME_LOSS = 1e-3  # of the first step's mean loss, before anything is learned
+KEYS = {
+    "vs_naive": "naive",
+    "vs_trl_tuned": "trl tuned",
+    "vs_trl_packing": "trl packing",
+    "vs_lf_packing": "lf packing",
+    "vs_lf_tuned": "lf tuned",
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One contestant's medians. `behind` is its time over the reference's; 1 for that itself."""
+
+    name: str
+    rounds: int
+    tokens_per_second: float
+    targets_per_second: float
+    behind: float
+    utilisation: float
+    peak_bytes: int
+    load_seconds: float
+    first_step_seconds: float
+    first_loss: float
+
+
+def entries(lines: list[Line]) -> list[Entry]:
+    """Of all contestants that finished a round, in the order in which they entered. Times are as on a machine whose
+    matrix product always runs at its median speed."""
+    steps = [line for line in lines if "seconds" in line]
+    if not steps:
+        return []
+    typical = median(line["gflops"] for line in steps)
+    names = list(dict.fromkeys(line["contestant"] for line in steps))
+    return [
+        _entry(name, steps, typical) for name in names if any(s["contestant"] == name and s["round"] for s in steps)
+    ]
+
+
+def _entry(name: str, steps: list[Line], typical: float) -> Entry:
+    mine = [line for line in steps if line["contestant"] == name]
+    rounds = [line for line in mine if line["round"] > 0]
+    first = next(line for line in mine if line["round"] == 0)
+    seconds = [_seconds(line, typical) for line in rounds]
+    return Entry(
+        name=name,
+        rounds=len(rounds),
+        tokens_per_second=median(line["tokens"] / s for line, s in zip(rounds, seconds, strict=True)),
+        targets_per_second=median(line["targets"] / s for line, s in zip(rounds, seconds, strict=True)),
+        behind=_behind(rounds, steps, typical),
+        utilisation=median(line["flops"] / line["seconds"] / (line["gflops"] * 1e9) for line in rounds),
+        peak_bytes=max(line["peak_bytes"] for line in mine),
+        load_seconds=first["load_seconds"],
+        first_step_seconds=first["load_seconds"] + first["seconds"],
+        first_loss=first["loss"],
+    )
+
+
+def _seconds(line: Line, typical: float) -> float:
+    return float(line["seconds"] * line["gflops"] / typical)
+
+
+def _behind(rounds: list[Line], steps: list[Line], typical: float) -> float:
+    reference = {(s["heat"], s["round"]): _seconds(s, typical) for s in steps if s["contestant"] == REFERENCE}
+    ratios = [_seconds(line, typical) / reference[key] for line in rounds if (key := _place(line)) in reference]
+    return median(ratios) if ratios else float("nan")
+
+
+def _place(line: Line) -> tuple[str, int]:
+    return line["heat"], line["round"]
+
+
+def faults(lines: list[Line], wanted: list[str], rounds: int) -> list[str]:
+    """Why the run is not a whole one: who failed, fell short, or computed another loss."""
+    found = {entry.name: entry for entry in entries(lines)}
+    failed = {line["contestant"]: line["failed"] for line in lines if "failed" in line}
+    words = []
+    for name in wanted:
+        done = found[name].rounds if name in found else 0
+        if done < rounds:
+            words.append(f"{name}: {done} of {rounds} rounds; {failed.get(name, 'broken off')}")
+        elif REFERENCE in found and not abs(found[name].first_loss - found[REFERENCE].first_loss) <= SAME_LOSS:
+            words.append(f"{name}: loss {found[name].first_loss:.4f}, not {found[REFERENCE].first_loss:.4f}")
+    return words
+
+
+def flat(lines: list[Line], wanted: list[str], rounds: int) -> dict[str, Any]:
+    """The figures as one flat object; null where a peer did not take part."""
+    found = {entry.name: entry for entry in entries(lines)}
+    peers = [entry for entry in found.values() if not entry.name.startswith("lorafit")]
+    ours = [entry.peak_bytes for entry in found.values() if entry.name.startswith("lorafit")]
+    leanest = min((entry.peak_bytes for entry in peers), default=None)
+    why = faults(lines, wanted, rounds)
+    return {
+        "ok": not why,
+        **{key: round(found[name].behind, 3) if name in found else None for key, name in KEYS.items()},
+        "peak_vs_leanest": round(min(ours) / leanest, 3) if ours and leanest else None,
+        "roofline": round(found[REFERENCE].utilisation, 3) if REFERENCE in found else None,
+        "rounds": min((entry.rounds for entry in found.values()), default=0),
+        "peers": len(peers),
+        "why": "; ".join(why),
+    }
+
+
+def table(lines: list[Line]) -> list[list[str]]:
+    """Rows of text under a header, the fastest first."""
+    header = ["", "tokens/s", "target tokens/s", "lorafit fast is faster by", "of the roofline", "peak MB", "load s",
+              "to first step s"]  # fmt: skip
+    ordered = sorted(entries(lines), key=lambda entry: entry.behind)
+    return [header, *([*_figures(entry)] for entry in ordered)]
+
+
+def _figures(entry: Entry) -> list[str]:
+    return [
+        entry.name,
+        f"{entry.tokens_per_second:.1f}",
+        f"{entry.targets_per_second:.1f}",
+        f"{entry.behind:.2f}x",
+        f"{entry.utilisation:.0%}",
+        f"{entry.peak_bytes / 1e6:.0f}",
+        f"{entry.load_seconds:.1f}",
+        f"{entry.first_step_seconds:.1f}",
+    ]
