@@ -14,6 +14,17 @@ def demo_folder() -> Path:
     return demo_model()
 
 
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model of each family, under its name."""
+    import tiny  # torch and transformers, seconds that most tests need not wait for
+
+    folder = tmp_path_factory.mktemp("models")
+    for family in tiny.FAMILIES | tiny.LONERS:
+        tiny.save_model(family, folder / family)
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def english() -> None:
     """Every test begins in English, whatever language the one before it spoke."""

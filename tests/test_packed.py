@@ -12,7 +12,7 @@ import torch
 from lorafit.data.batch import MicroBatch, Sample, pack
 from lorafit.engines.torch.engine import TorchEngine
 from lorafit.engines.torch.packed import attention
-from lorafit.engines.torch.packed.decoder import shared_prefix
+from lorafit.engines.torch.packed.rows import shared_length
 
 FULL: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -32,8 +32,8 @@ def packed(samples: list[Sample]) -> MicroBatch:
     return pack(samples, range(len(samples)), range(len(samples)))
 
 
-def grads_of(engine: TorchEngine, micro: MicroBatch) -> tuple[float, dict[str, torch.Tensor]]:
-    loss = engine._accumulate(1, [micro], micro.num_targets)
+def grads_of(engine: TorchEngine, *micro_batches: MicroBatch) -> tuple[float, dict[str, torch.Tensor]]:
+    loss = engine._accumulate(1, micro_batches, sum(micro.num_targets for micro in micro_batches))
     grads = {name: p.grad.clone() for name, p in engine._parameters().items() if p.grad is not None}
     engine.optimizer.drop_gradients()
     return loss, grads
@@ -42,18 +42,24 @@ def grads_of(engine: TorchEngine, micro: MicroBatch) -> tuple[float, dict[str, t
 @pytest.mark.parametrize("family", FULL)
 @pytest.mark.parametrize("beginning", [0, 9])
 @pytest.mark.parametrize("recompute", [0, 2])
-def test_loss_and_gradients_equal_the_generic_path(tmp_path: Path, family: str, beginning: int, recompute: int) -> None:
+@pytest.mark.parametrize("changes", [{}, {"lora_dropout": 0.2}, {"precision": "bf16"}])
+def test_loss_and_gradients_equal_the_generic_path(
+    tmp_path: Path, family: str, beginning: int, recompute: int, changes: dict[str, Any]
+) -> None:
     folder = tiny.save_model(family, tmp_path, **FULL[family])
-    engine = tiny.open_engine(folder, tiny.make_plan(recompute=recompute))
+    engine = tiny.open_engine(folder, tiny.make_plan(recompute=recompute, **changes))
     assert engine.packed is not None, engine.facts.notes
     tiny.fill_b(engine)
-    micro = packed(with_beginning(tiny.make_samples(5, longest=200), beginning))
-    assert shared_prefix(micro) == beginning
-    loss, grads = grads_of(engine, micro)
+    samples = with_beginning(tiny.make_samples(9, longest=200), beginning)
+    micro_batches = [pack(samples[:4], range(4), range(4)), pack(samples[4:], range(5), range(4, 9))]
+    assert shared_length(micro_batches) == beginning
+    loss, grads = grads_of(engine, *micro_batches)
+    evaluated = engine.evaluate(micro_batches)
     engine.packed = None
-    wanted_loss, wanted = grads_of(engine, micro)
+    wanted_loss, wanted = grads_of(engine, *micro_batches)
     assert loss == pytest.approx(wanted_loss, rel=1e-6)
     assert tiny.worst(grads, wanted) < 1e-5
+    assert evaluated.loss_sum == pytest.approx(engine.evaluate(micro_batches).loss_sum, rel=1e-6)
 
 
 def test_only_some_layers_have_an_adapter(tmp_path: Path) -> None:
@@ -81,8 +87,8 @@ def test_a_window_longer_than_the_samples_of_the_check_is_not_overlooked(tmp_pat
     assert any("the whole sample" in note for note in engine.facts.notes)
 
 
-@pytest.mark.parametrize("changes", [{"lora_dropout": 0.1}, {"quantization": "4bit"}, {"precision": "bf16"}])
-def test_dropout_quantisation_and_half_precision_take_the_generic_path(tmp_path: Path, changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize("changes", [{"quantization": "4bit"}, {"precision": "fp16"}])
+def test_quantisation_and_half_precision_take_the_generic_path(tmp_path: Path, changes: dict[str, Any]) -> None:
     engine = tiny.open_engine(tiny.save_model("llama", tmp_path), dataclasses.replace(tiny.make_plan(), **changes))
     assert engine.packed is None
 
@@ -92,7 +98,7 @@ def test_weights_are_not_kept_twice_and_a_loaded_adapter_is_seen(tmp_path: Path)
     assert engine.packed is not None
     fused = engine.packed.layers[0].qkv
     q = engine.layers["model.layers.0.self_attn.q_proj"]
-    assert fused.weight_OI.data_ptr() == q.base.weight.data_ptr()
+    assert fused.weights[0].data_ptr() == q.base.weight.data_ptr()
     tiny.fill_b(engine)
     (tmp_path / "saved").mkdir()
     engine.save_adapter(tmp_path / "saved")
@@ -116,10 +122,12 @@ def test_attention_equals_a_float64_reference_with_a_mask(n: int, prefix: int) -
     scores = torch.einsum("kgnd,kld->kgnl", wanted[0], wanted[1]) * 0.3
     out = torch.softmax(scores.masked_fill(~allowed, float("-inf")), -1) @ wanted[2][:, None]
     out.backward(grad.double())
-    saved = attention.forward(q, k, v, 0.3)
-    found = attention.backward(grad, q, k, v, saved, 0.3)
-    assert float((saved[0] - out.detach()).norm() / out.detach().norm()) < 1e-6
-    for a, b in zip(found, wanted, strict=True):
+    found, lse, grad_q = torch.empty_like(q), torch.empty(keys, groups, n), torch.empty_like(q)
+    attention.forward(q, k, v, 0.3, found, lse)
+    assert float((found - out.detach()).norm() / out.detach().norm()) < 1e-6
+    dots = (grad * found).sum(-1)
+    grad_k, grad_v = attention.backward(grad, q, (k, v), (lse, dots), 0.3, grad_q)
+    for a, b in zip((grad_q, grad_k, grad_v), wanted, strict=True):
         assert b.grad is not None
         assert float((a - b.grad).norm()) <= 2e-6 * float(b.grad.norm())
 
@@ -127,7 +135,7 @@ def test_attention_equals_a_float64_reference_with_a_mask(n: int, prefix: int) -
 def test_the_shared_beginning_ends_before_the_first_prediction() -> None:
     ids = np.asarray([5, 6, 7, 8, 9], np.int32)
     mask = np.asarray([False, False, True, True, True])
-    assert shared_prefix(packed([Sample(ids, mask), Sample(ids, mask)])) == 1
-    assert shared_prefix(packed([Sample(ids, mask)])) == 0
+    assert shared_length([packed([Sample(ids, mask), Sample(ids, mask)])]) == 1
+    assert shared_length([packed([Sample(ids, mask)])]) == 0
     other = np.asarray([4, 6, 7, 8, 9], np.int32)
-    assert shared_prefix(packed([Sample(ids, mask), Sample(other, mask)])) == 0
+    assert shared_length([packed([Sample(ids, mask), Sample(other, mask)])]) == 0

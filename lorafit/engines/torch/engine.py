@@ -1,7 +1,4 @@
-"""The PyTorch engine: the Engine protocol (engines/base.py) over transformers' models, padding-free.
-
-Letters: T tokens of a micro-batch, N its targets, H hidden.
-"""
+"""The PyTorch engine: the Engine protocol (engines/base.py) over transformers' models, padding-free."""
 
 import math
 import time
@@ -9,14 +6,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from lorafit import hashing
 from lorafit.adapter import (
     AdapterConfig,
     lora_names,
@@ -32,13 +27,13 @@ from lorafit.engines.base import Facts, LossSum, OutOfMemory, Probe, Setup, Step
 from lorafit.engines.torch import checks
 from lorafit.engines.torch.attention import attention, own_attention
 from lorafit.engines.torch.device import DTYPES, computes_in, get_device, translated
+from lorafit.engines.torch.generic import GenericPath
 from lorafit.engines.torch.lora import DropoutKeys, LoRALinear
-from lorafit.engines.torch.loss import head_of, target_loss
+from lorafit.engines.torch.loss import head_of
 from lorafit.engines.torch.model import (
     Recompute,
     add_lora,
     decoder_layers,
-    decoder_of,
     find_targets,
     load_base,
     untrained_weights,
@@ -73,18 +68,18 @@ class TorchEngine:
             self.model = load_base(setup)
         self.head = head_of(self.model)
         self.recompute = Recompute(decoder_layers(self.model)[1])
-        self.dropout = DropoutKeys(0.0)
+        self.dropout = DropoutKeys(0.0, device=setup.device)
         self.layers: dict[str, LoRALinear] = {}
         self.adapter: AdapterConfig | None = None
-        self.packs, self.chunk, self.seed = True, DEFAULT_CHUNK, 0
+        self.generic = GenericPath(self.model, self.head, self.dropout, DEFAULT_CHUNK)
         self.packed: PackedDecoder | None = None
         self.facts = Facts(0, [], True)
 
     # --- the adapter
 
     def _start_training(self, plan: Plan) -> None:
-        self.plan, self.chunk, self.seed = plan, plan.loss_chunk, plan.seed
-        self.dropout.p = plan.lora_dropout
+        self.plan, self.generic.chunk = plan, plan.loss_chunk
+        self.dropout.p, self.dropout.seed = plan.lora_dropout, plan.seed
         names = find_targets(self.model, plan.lora_targets)
         self._attach(AdapterConfig(self.setup.model_name, plan.lora_r, plan.lora_alpha, plan.lora_dropout, names))
         for layer in self.layers.values():
@@ -97,7 +92,7 @@ class TorchEngine:
         if kinds := untrained_weights(self.model):
             notes.append(_("Not trained, since no linear layer carries them: {names}.").format(names=", ".join(kinds)))
         count = sum(p.numel() for p in self._parameters().values())
-        self.facts = Facts(count, list(self.layers), self.packs, notes)
+        self.facts = Facts(count, list(self.layers), self.generic.packs, notes)
 
     def _attach(self, config: AdapterConfig) -> None:
         self.adapter = config
@@ -115,8 +110,8 @@ class TorchEngine:
         with self._plain_and_moving():
             parameters, tolerance = list(self._parameters().values()), checks.TOLERANCE[computes_in(self.setup)]
             off = checks.worst_packing_error(self.model, self.head, parameters, self.setup.device)
-            self.packs = off <= tolerance
-            if self.packs:
+            self.generic.packs = off <= tolerance
+            if self.generic.packs:
                 return [self._take_fast_path()]
             checks.refuse_unknown_head(self.model, self.head, self.setup.device, tolerance)
         self.model.set_attn_implementation(own_attention(self.model))
@@ -149,7 +144,7 @@ class TorchEngine:
             return _("✓ Generic path of transformers: {reason}").format(reason=reason)
         micro = checks.tiny_micro_batch(self.model)
         wanted_loss, wanted = self._loss_and_gradients(micro)
-        self.packed = PackedDecoder(decoder, self.head, self.chunk, self.recompute)
+        self.packed = PackedDecoder(decoder, self.head, self.plan.loss_chunk, self.recompute, self.dropout)
         loss, found = self._loss_and_gradients(micro)
         off = checks.worst(abs(loss - wanted_loss) / wanted_loss, checks.difference(found, wanted))
         if off <= checks.TOLERANCE[torch.float32]:
@@ -172,12 +167,10 @@ class TorchEngine:
         """One update (see engines/base.py). In fp16 an overflow halves the scale and the same step is computed again."""
         try:
             with translated(self.device):
-                loss_sum = self._accumulate(step, micro_batches, total_targets)
-                norm = self._gradient_norm()
+                loss_sum, norm = self._over_all_ranks(step, micro_batches, total_targets)
                 while not math.isfinite(norm) and self.scale.shrink():
                     self.optimizer.drop_gradients()
-                    loss_sum = self._accumulate(step, micro_batches, total_targets)
-                    norm = self._gradient_norm()
+                    loss_sum, norm = self._over_all_ranks(step, micro_batches, total_targets)
                 if not math.isfinite(norm):
                     raise self._diverged(step, norm)
                 self._clip(norm)
@@ -196,58 +189,21 @@ class TorchEngine:
         )
         return EngineError(_("The gradient of step {step} is not a number.").format(step=step), found=norm, fix=fix)
 
+    def _over_all_ranks(
+        self, step: int, micro_batches: Sequence[MicroBatch], total_targets: int
+    ) -> tuple[float, float]:
+        """The whole step's gradients into .grad; the sum of its losses, and the gradients' norm, unscaled."""
+        ranks = self.setup.ranks
+        with ranks.all_or_none(), translated(self.device):
+            loss_sum = self._accumulate(step, micro_batches, total_targets)
+            gradients = [_gradient(parameter) for parameter in self._parameters().values()]
+        ranks.add_up(gradients)
+        norm = float(torch.stack([gradient.norm() for gradient in gradients]).norm())
+        return ranks.sum(loss_sum), norm / self.scale.value
+
     def _accumulate(self, step: int, micro_batches: Sequence[MicroBatch], total_targets: int) -> float:
         """Gradients of all micro-batches into .grad; the sum of their losses."""
-        weight = self.scale.value / total_targets
-        if self.packed is not None:
-            self.packed.begin()
-            return _sum([self.packed.forward_backward(micro, weight) for micro in micro_batches])
-        losses = [self._forward_backward(m, step, weight) for micro in micro_batches for m in self._packable(micro)]
-        return _sum(losses)
-
-    def _packable(self, micro: MicroBatch) -> Iterator[MicroBatch]:
-        """`micro` as it is, or, for a model that does not pack, each of its samples alone."""
-        if self.packs:
-            yield micro
-            return
-        for index in range(len(micro.sample_ids)):
-            yield micro.only(index)
-
-    def _forward_backward(self, micro: MicroBatch, step: int, weight: float) -> Tensor:
-        if self.dropout.p > 0:
-            places = np.repeat(micro.places, np.diff(micro.segments))
-            rows = hashing.dropout_row_keys(self.seed, step, places, micro.position_ids)
-            self.dropout.set_rows(rows, self.layers[next(iter(self.layers))].lora_A.device)
-        try:
-            hidden_TH, before, targets = self._hidden(micro)
-            picked_NH = hidden_TH.detach().index_select(0, before)
-            loss, grad_NH = target_loss(picked_NH, targets, self.head, self.chunk, weight)
-            assert grad_NH is not None
-            hidden_TH.backward(torch.zeros_like(hidden_TH).index_copy_(0, before, grad_NH))
-        finally:
-            self.dropout.rows_T = None
-        return loss
-
-    def _hidden(self, micro: MicroBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Last hidden states [T,H], the places [N] before each target, and the targets [N]."""
-        device = self.setup.device
-        input_ids = torch.from_numpy(micro.input_ids.astype(np.int64))
-        places = np.flatnonzero(micro.target_mask)
-        options: dict[str, Any] = {"input_ids": input_ids.to(device)[None], "use_cache": False}
-        if self.packs:
-            options["position_ids"] = torch.from_numpy(micro.position_ids.astype(np.int64)).to(device)[None]
-            options["cu_seq_lens_q"] = torch.from_numpy(micro.segments)
-        hidden: Tensor = decoder_of(self.model)(**options).last_hidden_state[0]
-        return hidden, torch.from_numpy(places - 1).to(device), input_ids[places].to(device)
-
-    def _gradient_norm(self) -> float:
-        """Norm over all parameters of the step's gradient, unscaled. What took no part in the step gets a zero gradient."""
-        norms = []
-        for parameter in self._parameters().values():
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            norms.append(parameter.grad.norm())
-        return float(torch.stack(norms).norm()) / self.scale.value
+        return _sum((self.packed or self.generic).accumulate(step, micro_batches, self.scale.value / total_targets))
 
     def _clip(self, norm: float) -> None:
         limit = self.plan.max_grad_norm
@@ -271,14 +227,10 @@ class TorchEngine:
         self.recompute.count = layers
 
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> LossSum:
-        losses, num_targets = [], 0
-        with translated(self.device), torch.no_grad():
-            for micro in (m for packed in micro_batches for m in self._packable(packed)):
-                hidden_TH, before, targets = self._hidden(micro)
-                loss, _grad = target_loss(hidden_TH.index_select(0, before), targets, self.head, self.chunk, None)
-                losses.append(loss)
-                num_targets += len(targets)
-        return LossSum(_sum(losses), num_targets)
+        ranks, num_targets = self.setup.ranks, sum(micro.num_targets for micro in micro_batches)
+        with ranks.all_or_none(), translated(self.device), torch.no_grad():
+            losses = (self.packed or self.generic).evaluate(micro_batches)
+        return LossSum(ranks.sum(_sum(losses)), int(ranks.sum(num_targets)))
 
     # --- disk
 
@@ -310,7 +262,7 @@ class TorchEngine:
             if missing := [m for m in modules if m not in known]:
                 raise other_base(folder, config.base_model, missing[0])
             self._attach(replace(config, target_modules=modules))
-            self.facts = Facts(sum(p.numel() for p in self._parameters().values()), modules, self.packs)
+            self.facts = Facts(sum(p.numel() for p in self._parameters().values()), modules, self.generic.packs)
         self._copy_weights(folder)
 
     def _copy_weights(self, folder: Path) -> None:
@@ -347,6 +299,13 @@ class TorchEngine:
 
     def peak_bytes(self) -> int | None:
         return self.device.peak_bytes()
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    """The gradient of `parameter`: zero where it took no part in the step."""
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
 
 
 def _sum(losses: list[Tensor]) -> float:

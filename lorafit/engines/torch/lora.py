@@ -6,6 +6,8 @@ of (seed, step, place, position, module, channel), so that every split, restart 
 Letters: T tokens, I inputs, O outputs, R rank.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,30 +16,55 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lorafit import hashing
+from lorafit.data.batch import MicroBatch
+
+MIXED = 64  # tokens whose channels are hashed at once: they stay in the cache
 
 
 class DropoutKeys:
     """The micro-batch's dropout: rate `p`, and one key a token, set before each forward pass."""
 
-    def __init__(self, p: float) -> None:
-        self.p = p
+    def __init__(self, p: float, seed: int = 0, device: str = "cpu") -> None:
+        self.p, self.seed, self.device = p, seed, device
         self.rows_T: Tensor | None = None
 
-    def set_rows(self, rows: NDArray[np.uint32], device: torch.device) -> None:
-        self.rows_T = torch.from_numpy(rows.view(np.int32)).to(device)
+    @contextmanager
+    def of(self, step: int, micro: MicroBatch) -> Iterator[None]:
+        """Drop by the keys of `micro` inside, whose tokens are computed in its order."""
+        if self.p > 0:
+            places = np.repeat(micro.places, np.diff(micro.segments))
+            self.set_rows(hashing.dropout_row_keys(self.seed, step, places, micro.position_ids))
+        try:
+            yield
+        finally:
+            self.rows_T = None
+
+    @contextmanager
+    def only(self, kept: Tensor | None) -> Iterator[None]:
+        """Of the tokens just these are computed inside; None: all."""
+        before = self.rows_T
+        if before is not None and kept is not None:
+            self.rows_T = before[kept]
+        try:
+            yield
+        finally:
+            self.rows_T = before
+
+    def set_rows(self, rows: NDArray[np.uint32]) -> None:
+        self.rows_T = torch.from_numpy(rows.view(np.int32)).to(self.device)
 
 
-def _shift(x: Tensor, bits: int) -> Tensor:
+def shift(x: Tensor, bits: int) -> Tensor:
     """Logical right shift of int32 (torch's is arithmetic)."""
-    return (x >> bits) & ((1 << (32 - bits)) - 1)
+    return (x >> bits).bitwise_and_((1 << (32 - bits)) - 1)
 
 
-def mix(x: Tensor) -> Tensor:
-    """`hashing.mix` in int32 arithmetic, which wraps as uint32 does."""
-    for shift, multiplier in zip(hashing.SHIFTS, (*hashing.MULTIPLIERS, None), strict=True):
-        x = x ^ _shift(x, shift)
+def mix_(x: Tensor) -> Tensor:
+    """`hashing.mix` in place, in int32 arithmetic, which wraps as uint32 does."""
+    for bits, multiplier in zip(hashing.SHIFTS, (*hashing.MULTIPLIERS, None), strict=True):
+        x ^= shift(x, bits)
         if multiplier is not None:
-            x = x * (multiplier - (1 << 32) if multiplier >= 1 << 31 else multiplier)
+            x *= multiplier - (1 << 32) if multiplier >= 1 << 31 else multiplier
     return x
 
 
@@ -79,16 +106,25 @@ class LoRALinear(nn.Module):
         out: Tensor = _Delta.apply(y, x, self.lora_A, self.lora_B, self)  # type: ignore[no-untyped-call]
         return out
 
+    @property
+    def drops(self) -> bool:
+        return self.dropout.rows_T is not None and self.dropout.p > 0
+
     def dropped(self, x_TI: Tensor) -> Tensor:
         """dropout(x): the same channels for the same keys, whenever it is called."""
-        rows_T = self.dropout.rows_T
-        if rows_T is None or self.dropout.p == 0:
-            return x_TI
-        rows_T = mix(rows_T ^ self._word)
-        channels_I = torch.arange(x_TI.shape[1], dtype=torch.int32, device=x_TI.device)
-        bits_TI = _shift(mix(rows_T[:, None] ^ channels_I), 32 - hashing.UNIT_BITS)
-        keep_TI = bits_TI >= hashing.dropout_threshold(self.dropout.p)
-        return x_TI * keep_TI.to(x_TI.dtype) * (1 / (1 - self.dropout.p))
+        return (x_TI * self.kept(x_TI.shape[1])).to(x_TI.dtype) if self.drops else x_TI
+
+    def kept(self, inputs: int) -> Tensor:
+        """[T,I] fp32: 0 where an input is dropped, 1 / (1 - p) where it stays."""
+        assert self.dropout.rows_T is not None
+        rows_T = mix_(self.dropout.rows_T ^ self._word)
+        channels_I = torch.arange(inputs, dtype=torch.int32, device=rows_T.device)
+        least, scale = hashing.dropout_threshold(self.dropout.p), 1 / (1 - self.dropout.p)
+        kept_TI = torch.empty(len(rows_T), inputs, device=rows_T.device)
+        for rows, part in zip(rows_T.split(MIXED), kept_TI.split(MIXED), strict=True):
+            bits = shift(mix_(rows[:, None] ^ channels_I), 32 - hashing.UNIT_BITS)
+            torch.mul(bits >= least, scale, out=part)
+        return kept_TI
 
 
 class _Delta(torch.autograd.Function):

@@ -1,23 +1,26 @@
 """What does a prediction cost? Cross-entropy at target positions only, in chunks, with its gradient made at once.
 
-The head is frozen, so the loss needs only the gradient at the hidden states: it is taken chunk by chunk in the
-forward pass and full logits [T, V] never exist. Letters: T tokens, N targets, H hidden, V vocabulary.
+The head is frozen, so the loss needs only the gradient at the hidden states: it is taken in the forward pass, and
+logits exist for one chunk of targets and one block of the vocabulary at a time.
+Letters: T tokens, N targets, H hidden, V vocabulary, B a block of it.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lorafit.engines.torch.stored import StoredLinear, blocks
+
 
 @dataclass(frozen=True)
 class Head:
     """Hidden states to logits, as the model does it: the linear layer, then scaling and soft-cap where it has them."""
 
-    linear: nn.Module
+    linear: Any
     scale: float = 1.0
     softcap: float | None = None
 
@@ -28,6 +31,20 @@ class Head:
         if self.softcap is not None:
             logits_NV = torch.tanh(logits_NV / self.softcap) * self.softcap
         return logits_NV
+
+    def after(self, product_NB: Tensor, rows: slice) -> Tensor:
+        """Logits in float32 from the product of the linear layer's `rows`."""
+        logits_NB = product_NB if self.linear.bias is None else product_NB + self.linear.bias[rows].detach()
+        logits_NB = logits_NB.float()
+        if self.scale != 1.0:
+            logits_NB = logits_NB.mul_(self.scale)
+        if self.softcap is not None:
+            logits_NB = logits_NB.div_(self.softcap).tanh_().mul_(self.softcap)
+        return logits_NB
+
+    def slope(self, logits: Tensor) -> Tensor | None:
+        """How much the soft-cap lets a change through; None where there is none."""
+        return None if self.softcap is None else 1 - (logits / self.softcap).square_()
 
 
 def head_of(model: PreTrainedModel) -> Head:
@@ -40,7 +57,7 @@ def head_of(model: PreTrainedModel) -> Head:
 
 
 def target_loss(
-    hidden_NH: Tensor, targets_N: Tensor, head: Callable[[Tensor], Tensor], chunk: int, weight: float | None
+    hidden_NH: Tensor, targets_N: Tensor, head: Head, chunk: int, weight: float | None
 ) -> tuple[Tensor, Tensor | None]:
     """Sum of the losses (nats, fp32 scalar) and, unless `weight` is None, the gradient of weight x sum at `hidden_NH`.
 
@@ -48,12 +65,62 @@ def target_loss(
     """
     total = torch.zeros((), dtype=torch.float32, device=hidden_NH.device)
     grad_NH = None if weight is None else torch.empty_like(hidden_NH)
+    chunk_loss = _linear_loss if type(head.linear) in (nn.Linear, StoredLinear) else _any_loss
     for start in range(0, len(targets_N), chunk):
         part = slice(start, start + chunk)
-        hidden = hidden_NH[part].detach().requires_grad_(weight is not None)
-        with torch.set_grad_enabled(weight is not None):
-            loss = F.cross_entropy(head(hidden).float(), targets_N[part], reduction="sum")
-        if grad_NH is not None and weight is not None:
-            (grad_NH[part],) = torch.autograd.grad(loss, hidden, torch.full_like(loss, weight))
-        total += loss.detach()
+        loss, grad = chunk_loss(hidden_NH[part].detach(), targets_N[part], head, weight)
+        total += loss
+        if grad_NH is not None and grad is not None:
+            grad_NH[part] = grad
     return total, grad_NH
+
+
+def _linear_loss(
+    hidden_NH: Tensor, targets_N: Tensor, head: Head, weight: float | None
+) -> tuple[Tensor, Tensor | None]:
+    """One pass over blocks of the vocabulary, as flash attention goes over keys (Dao 2022, arXiv 2205.14135).
+
+    The expected row of the head under the softmax is gathered with the largest logit so far taken off, and shrunk when
+    a larger one comes; the gradient is that row minus the target's.
+    """
+    greatest_N = hidden_NH.new_full((len(hidden_NH),), float("-inf"), dtype=torch.float32)
+    sum_N, picked_N = torch.zeros_like(greatest_N), torch.zeros_like(greatest_N)
+    expected_NH = None if weight is None else torch.zeros_like(hidden_NH, dtype=torch.float32)
+    for rows, head_BH in blocks([head.linear.weight.detach()], hidden_NH.dtype, whole=False):
+        logits_NB = head.after(hidden_NH @ head_BH.t(), rows)
+        at_N1 = targets_N[:, None] - rows.start
+        here_N = ((at_N1 >= 0) & (at_N1 < len(head_BH)))[:, 0]
+        picked_N = torch.where(here_N, logits_NB.gather(1, at_N1.clamp(0, len(head_BH) - 1))[:, 0], picked_N)
+        top_N = torch.maximum(greatest_N, logits_NB.amax(1))
+        shrink_N, greatest_N = (greatest_N - top_N).exp_(), top_N
+        slope_NB = head.slope(logits_NB)
+        shares_NB = logits_NB.sub_(top_N[:, None]).exp_()
+        sum_N = sum_N.mul_(shrink_N).add_(shares_NB.sum(1))
+        if expected_NH is not None:
+            shares_NB = shares_NB if slope_NB is None else shares_NB.mul_(slope_NB)
+            _add_product_(expected_NH.mul_(shrink_N[:, None]), shares_NB.to(hidden_NH.dtype), head_BH)
+    loss = (greatest_N + sum_N.log() - picked_N).sum()
+    if expected_NH is None or weight is None:
+        return loss, None
+    slope_N = head.slope(picked_N)
+    wanted_NH = head.linear.weight.detach()[targets_N].float()
+    wanted_NH = wanted_NH if slope_N is None else wanted_NH.mul_(slope_N[:, None])
+    return loss, expected_NH.div_(sum_N[:, None]).sub_(wanted_NH).mul_(head.scale * weight)
+
+
+def _add_product_(sum_NH: Tensor, a_NB: Tensor, b_BH: Tensor) -> None:
+    """In float32, whatever the factors are in."""
+    if a_NB.dtype == sum_NH.dtype:
+        sum_NH.addmm_(a_NB, b_BH)
+    else:
+        sum_NH += a_NB @ b_BH
+
+
+def _any_loss(hidden_NH: Tensor, targets_N: Tensor, head: Head, weight: float | None) -> tuple[Tensor, Tensor | None]:
+    """Through a head that is no plain linear layer, by autograd."""
+    hidden_NH.requires_grad_(weight is not None)
+    with torch.set_grad_enabled(weight is not None):
+        loss = F.cross_entropy(head(hidden_NH).float(), targets_N, reduction="sum")
+    if weight is None:
+        return loss, None
+    return loss.detach(), torch.autograd.grad(loss, hidden_NH, torch.full_like(loss, weight))[0]

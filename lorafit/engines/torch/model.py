@@ -76,10 +76,8 @@ def _streamed(setup: Setup, options: dict[str, Any]) -> tuple[PreTrainedModel, d
     weights = read_weights(setup.folder, DTYPES[setup.precision])
     if weights is None:
         return None
-    loaded: tuple[PreTrainedModel, dict[str, Any]] = kind.from_pretrained(
-        None, config=config, state_dict=weights, **options
-    )
-    return loaded
+    loaded: Any = kind.from_pretrained(None, config=config, state_dict=weights, **options)
+    return loaded[0], loaded[1]
 
 
 def _loaded(setup: Setup, options: dict[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]]:

@@ -16,25 +16,19 @@ from transformers import PreTrainedModel
 BLOCK = 1 << 20  # numbers of a weight at once: 4 MB in float32, which a core's cache nearly holds
 
 
-def blocks(weights_OI: Sequence[Tensor], dtype: torch.dtype, most: int = BLOCK) -> Iterator[tuple[slice, Tensor]]:
+def blocks(weights_OI: Sequence[Tensor], dtype: torch.dtype, whole: bool = True) -> Iterator[tuple[slice, Tensor]]:
     """The rows of `weights_OI` end to end in `dtype`, some at a time: where they lie, and the weight there.
 
-    A block is valid until the next one is asked for. Weights that are in `dtype` already come whole.
+    A block is valid until the next one is asked for. Weights that are in `dtype` already come `whole`, if that is right.
     """
     begin = 0
     for weight in weights_OI:
-        if weight.dtype == dtype:
-            yield slice(begin, begin + len(weight)), weight
-        else:
-            step = max(1, most // weight.shape[1])
-            scratch = weight.new_empty(min(step, len(weight)), weight.shape[1], dtype=dtype)
-            for first in range(0, len(weight), step):
-                part = weight[first : first + step]
-                yield (
-                    slice(begin + first, begin + first + len(part)),
-                    scratch[: len(part)].copy_(part),
-                )
-        begin += len(weight)
+        ready = weight.dtype == dtype
+        step = len(weight) if ready and whole else max(1, BLOCK // weight.shape[1])
+        scratch = weight if ready else weight.new_empty(min(step, len(weight)), weight.shape[1], dtype=dtype)
+        for part in weight.split(step):
+            yield slice(begin, begin + len(part)), part if ready else scratch[: len(part)].copy_(part)
+            begin += len(part)
 
 
 def product(x_TI: Tensor, weights_OI: Sequence[Tensor], added: Tensor | None = None) -> Tensor:

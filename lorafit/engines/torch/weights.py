@@ -71,7 +71,7 @@ def _read(stream: BinaryIO, header: Header, place: Tensor) -> None:
 
 def _fill(stream: BinaryIO, flat: Tensor) -> None:
     """Read into the memory of `flat`; a system may give less at once than is asked for."""
-    left = memoryview(flat.view(torch.uint8).numpy())
+    left = flat.view(torch.uint8).numpy().data
     while left:
         got = stream.readinto(left)  # type: ignore[attr-defined]
         if not got:

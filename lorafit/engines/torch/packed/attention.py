@@ -3,61 +3,72 @@
 Causal attention in blocks of queries: each block is one product with the keys it may see, and the grouped heads of one
 key share that product. Kept for the backward: outputs and the log of each row's sum (Dao 2022, arXiv 2205.14135).
 
-Letters: K key heads, G query heads a key head, n queries, L = prefix + n keys, D head width, m queries of a block.
+Letters: K key heads, G query heads a key head, n queries, L = shared + n keys, D head width, m queries of a block.
 """
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-BLOCK = 128
+BLOCK = 64
+LATER = torch.ones(BLOCK, BLOCK, dtype=torch.bool).triu_(1)  # what a row of a block on the diagonal may not see
 
 
-def forward(q_KGnD: Tensor, k_KLD: Tensor, v_KLD: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Output [K,G,n,D] and log-sum-exp [K,G,n]: query i sees the keys up to prefix + i."""
+def forward(q_KGnD: Tensor, k_KLD: Tensor, v_KLD: Tensor, scale: float, out_KGnD: Tensor, lse_KGn: Tensor) -> None:
+    """Fill in the output and the log-sum-exp: query i sees the keys up to shared + i."""
     heads, groups, n, width = q_KGnD.shape
-    prefix = k_KLD.shape[1] - n
-    out, lse = torch.empty_like(q_KGnD), q_KGnD.new_empty(heads, groups, n)
-    for first in range(0, n, BLOCK):
-        rows = slice(first, min(first + BLOCK, n))
-        m, seen = rows.stop - first, prefix + rows.stop
+    for rows, seen in _blocks(n, k_KLD.shape[1]):
+        m = rows.stop - rows.start
         q = q_KGnD[:, :, rows].reshape(heads, groups * m, width)
         scores = torch.bmm(q, k_KLD[:, :seen].transpose(1, 2)).mul_(scale)
-        _hide_later_(scores.view(heads, groups, m, seen)[..., prefix + first :], float("-inf"))
+        _hide_later_(scores, groups, m, float("-inf"))
         sums = torch.logsumexp(scores, -1, keepdim=True)
         weights = scores.sub_(sums).exp_()
-        out[:, :, rows] = torch.bmm(weights, v_KLD[:, :seen]).view(heads, groups, m, width)
-        lse[:, :, rows] = sums.view(heads, groups, m)
-    return out, lse
+        out_KGnD[:, :, rows] = torch.bmm(weights, v_KLD[:, :seen]).view(heads, groups, m, width)
+        lse_KGn[:, :, rows] = sums.view(heads, groups, m)
 
 
 def backward(
-    grad_KGnD: Tensor, q_KGnD: Tensor, k_KLD: Tensor, v_KLD: Tensor, saved: tuple[Tensor, Tensor], scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients at q, k and v; `saved` is what forward() gave. The weights are made again, block by block."""
-    out, lse = saved
+    grad_KGnD: Tensor,
+    q_KGnD: Tensor,
+    keys_values: tuple[Tensor, Tensor],
+    saved: tuple[Tensor, Tensor],
+    scale: float,
+    grad_q_KGnD: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Fill in the gradient at q; return those at k and v. `saved`: log-sum-exp, and grad . out, both [K,G,n].
+
+    The weights are made again, block by block.
+    """
+    k_KLD, v_KLD = keys_values
+    lse_KGn, dots_KGn = saved
     heads, groups, n, width = q_KGnD.shape
-    prefix = k_KLD.shape[1] - n
-    grad_q, grad_k, grad_v = torch.empty_like(q_KGnD), torch.zeros_like(k_KLD), torch.zeros_like(v_KLD)
-    dots = torch.linalg.vecdot(grad_KGnD, out)
-    for first in range(0, n, BLOCK):
-        rows = slice(first, min(first + BLOCK, n))
-        m, seen = rows.stop - first, prefix + rows.stop
+    grad_k, grad_v = torch.zeros_like(k_KLD), torch.zeros_like(v_KLD)
+    for rows, seen in _blocks(n, k_KLD.shape[1]):
+        m = rows.stop - rows.start
         q = q_KGnD[:, :, rows].reshape(heads, groups * m, width)
         grad = grad_KGnD[:, :, rows].reshape(heads, groups * m, width)
         k, v = k_KLD[:, :seen], v_KLD[:, :seen]
-        sums = lse[:, :, rows].reshape(heads, groups * m, 1)
+        sums = lse_KGn[:, :, rows].reshape(heads, groups * m, 1)
         weights = torch.baddbmm(sums, q, k.transpose(1, 2), beta=-1, alpha=scale).exp_()
-        _hide_later_(weights.view(heads, groups, m, seen)[..., prefix + first :], 0.0)
+        _hide_later_(weights, groups, m, 0.0)
         grad_v[:, :seen].baddbmm_(weights.transpose(1, 2), grad)
-        dot = dots[:, :, rows].reshape(heads, groups * m, 1)
-        grad_scores = torch.baddbmm(dot, grad, v.transpose(1, 2), beta=-1).mul_(weights)
-        grad_q[:, :, rows] = torch.bmm(grad_scores, k).mul_(scale).view(heads, groups, m, width)
+        dots = dots_KGn[:, :, rows].reshape(heads, groups * m, 1)
+        grad_scores = torch.baddbmm(dots, grad, v.transpose(1, 2), beta=-1).mul_(weights)
+        grad_q_KGnD[:, :, rows] = torch.bmm(grad_scores, k).mul_(scale).view(heads, groups, m, width)
         grad_k[:, :seen].baddbmm_(grad_scores.transpose(1, 2), q, alpha=scale)
-    return grad_q, grad_k, grad_v
+    return grad_k, grad_v
 
 
-def _hide_later_(corner: Tensor, value: float) -> None:
-    """Set what lies above the diagonal of the last two axes."""
-    m = corner.shape[-1]
-    later = torch.ones(m, m, dtype=torch.bool, device=corner.device).triu_(1)
-    corner.masked_fill_(later, value)
+def _blocks(n: int, keys: int) -> Iterator[tuple[slice, int]]:
+    """Queries, some at a time, and how many keys the last of them sees."""
+    for first in range(0, n, BLOCK):
+        last = min(first + BLOCK, n)
+        yield slice(first, last), keys - n + last
+
+
+def _hide_later_(scores: Tensor, groups: int, m: int, value: float) -> None:
+    """Set what lies above the diagonal of a block's own square: its last m columns."""
+    square = scores.view(len(scores), groups, m, -1)[..., -m:]
+    square.masked_fill_(LATER[:m, :m].to(scores.device), value)

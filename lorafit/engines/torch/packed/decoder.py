@@ -1,105 +1,116 @@
-"""A whole dense decoder over packed tokens: the shared prefix once, forward, loss, backward; no autograd in between.
+"""A whole dense decoder over packed tokens: what a step shares once, forward, loss, backward; no autograd in between.
 
 Letters: T rows, H hidden, N targets.
 """
 
-import itertools
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lorafit.data.batch import MicroBatch
 from lorafit.engines.torch.device import Device
+from lorafit.engines.torch.lora import DropoutKeys
 from lorafit.engines.torch.loss import Head, target_loss
 from lorafit.engines.torch.model import Recompute
-from lorafit.engines.torch.packed.layer import PackedLayer, Rows, Saved, looks_like_llama, norm_of
+from lorafit.engines.torch.packed.layer import PackedLayer, Saved, looks_like_llama, norm_of
+from lorafit.engines.torch.packed.prefix import SharedPrefix
+from lorafit.engines.torch.packed.rows import Shared, Tokens, own_tokens, shared_length
+from lorafit.engines.torch.stored import StoredLinear
 from lorafit.messages import _
 from lorafit.plan.plan import Plan
+
+FEWEST_SHARED = 8  # tokens that are worth a pass of their own
 
 
 class PackedDecoder:
     """Made from a model of transformers whose linear layers already carry their LoRA; weights become fused views."""
 
-    def __init__(self, decoder: Any, head: Head, chunk: int, recompute: Recompute) -> None:
+    def __init__(self, decoder: Any, head: Head, chunk: int, recompute: Recompute, dropout: DropoutKeys) -> None:
         self.embed, self.rotary, self.head, self.chunk = decoder.embed_tokens, decoder.rotary_emb, head, chunk
-        self.layers = [PackedLayer(layer) for layer in decoder.layers]
+        self.layers = [PackedLayer(layer, dropout) for layer in decoder.layers]
         self.norm = norm_of(decoder.norm)
-        self.recompute = recompute
+        self.recompute, self.dropout = recompute, dropout
 
-    def begin(self) -> None:
-        """Start a step: all gradients are zero."""
+    @torch.no_grad()
+    def accumulate(self, step: int, micro_batches: Sequence[MicroBatch], weight: float) -> list[Tensor]:
+        """The sums of the losses, one a micro-batch; gradients of weight x their sum become the parameters' .grad."""
         for layer in self.layers:
             for linear in layer.linears:
                 linear.begin()
+        prefix = self._shared(micro_batches)
+        losses = [self.forward_backward(step, micro, weight, prefix) for micro in micro_batches]
+        if prefix is not None:
+            prefix.backward()
+        return losses
 
     @torch.no_grad()
-    def forward_backward(self, micro: MicroBatch, weight: float) -> Tensor:
-        """The sum of the losses; gradients of weight x sum are added to the parameters'."""
-        ids, rows, before, targets = self._rows(micro)
-        x = self.embed(ids)
-        saved: list[Saved | Tensor] = []
-        last = len(self.layers) - 1
-        for index, layer in enumerate(self.layers):
-            y, kept = layer.forward(x, rows, before if index == last else None)
-            saved.append(x if index < self.recompute.count else kept)
-            x = y
-        h, inverse = self.norm.forward(x)
-        loss, grad = target_loss(h, targets, self.head, self.chunk, weight)
-        assert grad is not None
-        grad_x: Tensor | None = self.norm.backward(grad, x, inverse)
-        del h, x, y, kept
-        for index in range(last, -1, -1):
-            layer, state, only = self.layers[index], saved.pop(), before if index == last else None
-            if isinstance(state, Tensor):
-                state = layer.forward(state, rows, only)[1]
-            assert grad_x is not None
-            grad_x = layer.backward(grad_x, state, rows, only, to_input=index > 0)
+    def evaluate(self, micro_batches: Sequence[MicroBatch]) -> list[Tensor]:
+        """The sums of the losses without gradients."""
+        prefix = self._shared(micro_batches)
+        losses = []
+        for micro in micro_batches:
+            tokens = self._tokens(micro, prefix)
+            hidden, _saved = self._forward(tokens, prefix, keep=False)
+            losses.append(target_loss(self.norm.forward(hidden)[0], tokens.targets_N, self.head, self.chunk, None)[0])
+        return losses
+
+    def forward_backward(self, step: int, micro: MicroBatch, weight: float, prefix: SharedPrefix | None) -> Tensor:
+        """The sum of the losses of `micro`; gradients are added to what is there."""
+        tokens = self._tokens(micro, prefix)
+        with self.dropout.of(step, micro):
+            hidden, saved = self._forward(tokens, prefix, keep=True)
+            h, inverse = self.norm.forward(hidden)
+            loss, grad = target_loss(h, tokens.targets_N, self.head, self.chunk, weight)
+            assert grad is not None
+            grad_hidden = self.norm.backward(grad, hidden, inverse)
+            del h, hidden, grad
+            self._backward(grad_hidden, saved, tokens, prefix)
         return loss
 
-    def _rows(self, micro: MicroBatch) -> tuple[Tensor, Rows, Tensor, Tensor]:
-        """Token ids of the rows, their geometry, the row before each target, and the targets."""
-        prefix = shared_prefix(micro)
-        ends = micro.segments.tolist()
-        taken = [np.arange(0, prefix), *(np.arange(a + prefix, b) for a, b in itertools.pairwise(ends))]
-        order = np.concatenate(taken)
-        lengths = [len(part) for part in taken[1:]]
-        begins = (prefix + np.cumsum([0, *lengths])).tolist()
-        own = list(itertools.pairwise(begins))
-        ids = torch.from_numpy(micro.input_ids[order].astype(np.int64))
-        positions = torch.from_numpy(micro.position_ids[order].astype(np.int64))[None]
-        cos, sin = self.rotary(self.embed.weight[:1], positions)
-        half = cos.shape[-1] // 2
-        places = np.flatnonzero(micro.target_mask[order])
-        rows = Rows(prefix, own, cos[0, :, None, :half].contiguous(), sin[0, :, None, :half].contiguous())
-        return ids, rows, torch.from_numpy(places - 1), ids[places]
+    def _shared(self, micro_batches: Sequence[MicroBatch]) -> SharedPrefix | None:
+        """What all samples begin with, where that is worth it and dropout does not tell them apart."""
+        length = 0 if self.dropout.p > 0 else shared_length(micro_batches)
+        if length < FEWEST_SHARED:
+            return None
+        ids = micro_batches[0].input_ids[:length]
+        return SharedPrefix(ids, self.embed, self.rotary, self.layers, self.recompute.count)
+
+    def _tokens(self, micro: MicroBatch, prefix: SharedPrefix | None) -> Tokens:
+        return own_tokens(micro, len(prefix.shared[0].grad) if prefix else 0, self.rotary)
+
+    def _forward(self, tokens: Tokens, prefix: SharedPrefix | None, keep: bool) -> tuple[Tensor, list[Saved]]:
+        """The last layer's output at the rows before targets, and what each layer left."""
+        x, saved, last = self.embed(tokens.ids_T), [], len(self.layers) - 1
+        for index, layer in enumerate(self.layers):
+            rows = tokens.rows.but(tokens.before_N if index == last else None, _at(prefix, index))
+            x, left = layer.forward(x, rows, recompute=index < self.recompute.count)
+            if keep:
+                saved.append(left)
+        return x, saved
+
+    def _backward(self, grad: Tensor, saved: list[Saved], tokens: Tokens, prefix: SharedPrefix | None) -> None:
+        last = len(saved) - 1
+        grad_x: Tensor | None = grad
+        for index in range(last, -1, -1):
+            rows = tokens.rows.but(tokens.before_N if index == last else None, _at(prefix, index))
+            assert grad_x is not None
+            grad_x = self.layers[index].backward(grad_x, saved.pop(), rows, to_input=index > 0)
+
+
+def _at(prefix: SharedPrefix | None, index: int) -> Shared | None:
+    return prefix.shared[index] if prefix else None
 
 
 def unfit(decoder: Any, head: Head, plan: Plan, device: Device) -> str | None:
     """Why this cannot be computed here, in words; None when it can. Whether the numbers agree is checked at load."""
     parts = all(hasattr(decoder, name) for name in ("layers", "norm", "rotary_emb", "embed_tokens"))
-    if not (parts and all(looks_like_llama(layer) for layer in decoder.layers) and type(head.linear) is nn.Linear):
+    known = parts and all(looks_like_llama(layer) for layer in decoder.layers)
+    if not (known and type(head.linear) in (nn.Linear, StoredLinear)):
         return _("the fast path knows Llama's shape, and this model differs from it")
     if getattr(decoder.config, "sliding_window", None) is not None:  # longer than the samples that are compared at load
         return _("the fast path lets every token see the whole sample before it")
-    if plan.lora_dropout > 0:
-        return _("the fast path has no dropout")
-    if plan.precision != "fp32" or plan.quantization != "none":
+    if plan.precision == "fp16" or plan.quantization != "none":
         return _("the fast path computes in float32, with weights that are not quantised")
     return None if device.fast_path else _("the fast path has not been tried on {device}").format(device=device.name)
-
-
-def shared_prefix(micro: MicroBatch) -> int:
-    """How many tokens all samples begin with, before the first that predicts a target; 0 where one is alone."""
-    begins, ends = micro.segments[:-1], micro.segments[1:]
-    if len(begins) < 2:
-        return 0
-    first = micro.input_ids[begins[0] : ends[0]]
-    length = len(first)
-    for begin, end in zip(begins, ends, strict=True):
-        targets = np.flatnonzero(micro.target_mask[begin:end])
-        length = min(length, int(targets[0]) - 1 if len(targets) else end - begin - 1)
-        differs = np.flatnonzero(micro.input_ids[begin : begin + length] != first[:length])
-        length = int(differs[0]) if len(differs) else length
-    return max(length, 0)

@@ -1,56 +1,55 @@
 """One decoder layer over packed tokens: attention and MLP, forward and backward, saving only what the backward needs.
 
-Rows are the shared prefix first, then each sample's own tokens. Letters: T rows, S samples, H hidden, D head width.
+Letters: T rows, K key heads, G query heads a key head, D head width, n rows of one sample.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from lorafit.engines.torch.lora import DropoutKeys
 from lorafit.engines.torch.packed import attention
 from lorafit.engines.torch.packed.fused import FusedLinear
 from lorafit.engines.torch.packed.parts import RMSNorm, rotate_, swiglu, swiglu_backward
+from lorafit.engines.torch.packed.rows import Rows
+from lorafit.engines.torch.stored import StoredLinear
 
-
-@dataclass(frozen=True)
-class Rows:
-    """Where samples lie among a micro-batch's rows: `prefix` rows that all share, then [begin, end) of each one's own."""
-
-    prefix: int
-    own: list[tuple[int, int]]
-    cos_T1h: Tensor
-    sin_T1h: Tensor
-
-    def segments(self) -> list[tuple[int, int]]:
-        """The prefix as a segment of its own, if there is one, and each sample's part."""
-        return [(0, self.prefix), *self.own] if self.prefix else self.own
+Thing = TypeVar("Thing")
 
 
 @dataclass
-class Saved:
-    """What one layer's forward leaves for its backward."""
+class Rest:
+    """What can be made again from a layer's input and its attention's output, without attending."""
 
-    x: Tensor
     rms1: Tensor
     xa_qkv: Tensor
     qkv: Tensor
     raw_qk: tuple[Tensor, Tensor, Tensor] | None  # before q/k norm, with 1 / rms of each
-    attended: list[tuple[Tensor, Tensor]]
-    out: Tensor
     xa_o: Tensor
     x2: Tensor
     rms2: Tensor
     xa_gate_up: Tensor
     gate_up: Tensor
+
+
+@dataclass
+class Saved:
+    """What one layer's forward leaves for its backward; without `rest` where the layer recomputes."""
+
+    x: Tensor
+    out: Tensor  # attention's, at the kept rows
+    lse_KGT: Tensor
     xa_down: Tensor
+    rest: Rest | None
 
 
 class PackedLayer:
     """Made from a decoder layer of transformers with Llama's parts; `q_norm` and `k_norm` where the model has them."""
 
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, layer: Any, dropout: DropoutKeys) -> None:
+        self.dropout = dropout
         mixer, mlp = layer.self_attn, layer.mlp
         self.norm1, self.norm2 = norm_of(layer.input_layernorm), norm_of(layer.post_attention_layernorm)
         self.qkv = FusedLinear([mixer.q_proj, mixer.k_proj, mixer.v_proj])
@@ -64,35 +63,58 @@ class PackedLayer:
     def linears(self) -> list[FusedLinear]:
         return [self.qkv, self.o, self.gate_up, self.down]
 
-    def forward(self, x: Tensor, rows: Rows, kept: Tensor | None) -> tuple[Tensor, Saved]:
-        """The layer's output, at all rows, or only at those in `kept` (the last layer: nobody looks at the others)."""
+    def forward(self, x: Tensor, rows: Rows, recompute: bool = False) -> tuple[Tensor, Saved]:
+        """The layer's output at the kept rows."""
+        rms1, xa_qkv, qkv, raw_qk = self._project(x, rows)
+        out, lse = self._attend(qkv, rows)
+        with self.dropout.only(rows.kept):
+            rest = Rest(rms1, xa_qkv, qkv, raw_qk, *self._mix(x, out, rows))
+            y, xa_down = self.down.forward(swiglu(rest.gate_up)[0], residual_TO=rest.x2)
+        return y, Saved(x, out, lse, xa_down, None if recompute else rest)
+
+    def backward(self, grad: Tensor, s: Saved, rows: Rows, to_input: bool) -> Tensor | None:
+        """Add to the parameters' gradients; the gradient at x, unless this is the first layer."""
+        projected = None if s.rest else self._project(s.x, rows)
+        with self.dropout.only(rows.kept):
+            rest = s.rest or Rest(*_there(projected), *self._mix(s.x, s.out, rows))
+            grad_x2 = self._mlp_backward(grad, s, rest)
+            grad_out = _there(self.o.backward(grad_x2, s.out, rest.xa_o))
+        dots = self._heads_apart(grad_out * s.out).sum(-1)
+        if rows.kept is not None:
+            grad_out, grad_x2 = (_spread(g, rows.kept, len(s.x)) for g in (grad_out, grad_x2))
+            dots = dots.new_zeros(s.lse_KGT.shape).index_copy_(2, rows.kept, dots)
+        grad_qkv = self._attend_backward(grad_out, rest.qkv, (s.lse_KGT, dots), rows)
+        self._place_backward_(grad_qkv, rest.raw_qk, rows)
+        grad_h1 = self.qkv.backward(grad_qkv, self.norm1.again(s.x, rest.rms1), rest.xa_qkv, to_input)
+        return None if grad_h1 is None else self.norm1.backward(grad_h1, s.x, rest.rms1).add_(grad_x2)
+
+    def keys_values(self, saved: Saved) -> Tensor:
+        """Keys and values [T, 2*heads*D] that the layer's forward made."""
+        assert saved.rest is not None
+        return saved.rest.qkv[:, self.q_heads * self.width :]
+
+    # what lies before and after attention
+
+    def _project(self, x: Tensor, rows: Rows) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor, Tensor] | None]:
         h, rms1 = self.norm1.forward(x)
         qkv, xa_qkv = self.qkv.forward(h)
-        raw_qk = self._place_(qkv, rows)
-        out, attended = self._attend(qkv, rows)
-        x_kept = x
-        if kept is not None:
-            out, x_kept = out[kept], x[kept]
-        x2, xa_o = self.o.forward(out, residual_TO=x_kept)
+        return rms1, xa_qkv, qkv, self._place_(qkv, rows)
+
+    def _mix(self, x: Tensor, out: Tensor, rows: Rows) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        x2, xa_o = self.o.forward(out, residual_TO=x if rows.kept is None else x[rows.kept])
         h, rms2 = self.norm2.forward(x2)
         gate_up, xa_gate_up = self.gate_up.forward(h)
-        y, xa_down = self.down.forward(swiglu(gate_up), residual_TO=x2)
-        saved = Saved(x, rms1, xa_qkv, qkv, raw_qk, attended, out, xa_o, x2, rms2, xa_gate_up, gate_up, xa_down)
-        return y, saved
+        return xa_o, x2, rms2, xa_gate_up, gate_up
 
-    def backward(self, grad: Tensor, s: Saved, rows: Rows, kept: Tensor | None, to_input: bool) -> Tensor | None:
-        """Add to the parameters' gradients; the gradient at x, unless this is the first layer."""
-        grad_act = _there(self.down.backward(grad, swiglu(s.gate_up), s.xa_down))
-        grad_gate_up = swiglu_backward(grad_act, s.gate_up)
-        grad_h = _there(self.gate_up.backward(grad_gate_up, self.norm2.again(s.x2, s.rms2), s.xa_gate_up))
-        grad_x2 = self.norm2.backward(grad_h, s.x2, s.rms2).add_(grad)
-        grad_out = _there(self.o.backward(grad_x2, s.out, s.xa_o))
-        if kept is not None:
-            grad_out, grad_x2 = (_spread(g, kept, len(s.x)) for g in (grad_out, grad_x2))
-        grad_qkv = self._attend_backward(grad_out, s, rows)
-        self._place_backward_(grad_qkv, s.raw_qk, rows)
-        grad_h1 = self.qkv.backward(grad_qkv, self.norm1.again(s.x, s.rms1), s.xa_qkv, to_input)
-        return None if grad_h1 is None else self.norm1.backward(grad_h1, s.x, s.rms1).add_(grad_x2)
+    def _mlp_backward(self, grad: Tensor, s: Saved, rest: Rest) -> Tensor:
+        act, silu = swiglu(rest.gate_up)
+        grad_act = _there(self.down.backward(grad, act, s.xa_down))
+        del act
+        grad_gate_up = swiglu_backward(grad_act, rest.gate_up, silu)
+        del silu, grad_act
+        h = self.norm2.again(rest.x2, rest.rms2)
+        grad_h = _there(self.gate_up.backward(grad_gate_up, h, rest.xa_gate_up))
+        return self.norm2.backward(grad_h, rest.x2, rest.rms2).add_(grad)
 
     # heads
 
@@ -123,46 +145,47 @@ class PackedLayer:
         for part, x, inverse, norm in zip(self._qk(grad_qkv), self._qk(raw[0]), raw[1:], self.qk_norms, strict=True):
             part.copy_(norm.backward(part, x, inverse))
 
-    def _split(self, x: Tensor, begin: int, end: int) -> Tensor:
-        """Query-like rows [begin, end) of [T, heads*D] as [K,G,n,D]."""
-        groups = self.q_heads // self.kv_heads
-        return x[begin:end].view(end - begin, self.kv_heads, groups, self.width).permute(1, 2, 0, 3).contiguous()
+    def _heads_apart(self, x: Tensor) -> Tensor:
+        """Query-like rows [T, heads*D], perhaps with more columns behind, as a view [K,G,T,D]."""
+        x = x[:, : self.q_heads * self.width]
+        return x.view(len(x), self.kv_heads, self.q_heads // self.kv_heads, self.width).permute(1, 2, 0, 3)
 
-    def _keys_values(self, qkv: Tensor, prefix: int, begin: int, end: int) -> tuple[Tensor, Tensor]:
-        """Keys and values [K,L,D] that rows [begin, end) see: the prefix's and their own."""
-        heads = qkv.view(len(qkv), -1, self.width)[:, self.q_heads :]
-        seen = torch.cat([heads[:prefix], heads[begin:end]]) if prefix else heads[begin:end]
-        k, v = seen.permute(1, 0, 2).contiguous().split(self.kv_heads)
+    def _seen(self, qkv: Tensor, begin: int, end: int, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Keys and values [K,L,D] that rows [begin, end) see: the shared ones and their own."""
+        own = qkv[begin:end, self.q_heads * self.width :]
+        seen = own if rows.shared is None else torch.cat([rows.shared.keys_values, own])
+        k, v = seen.view(len(seen), -1, self.width).permute(1, 0, 2).contiguous().split(self.kv_heads)
         return k, v
 
-    def _attend(self, qkv: Tensor, rows: Rows) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    def _attend(self, qkv: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Attention's output at the kept rows, and the log-sum-exp at all [K,G,T]."""
         out = qkv.new_empty(len(qkv), self.q_heads * self.width)
-        attended = []
-        for begin, end in rows.segments():
-            k, v = self._keys_values(qkv, min(rows.prefix, begin), begin, end)
-            q = self._split(qkv[:, : self.q_heads * self.width], begin, end)
-            attended.append(attention.forward(q, k, v, self.scale))
-            out[begin:end] = _joined(attended[-1][0])
-        return out, attended
+        lse_KGT = qkv.new_empty(self.kv_heads, self.q_heads // self.kv_heads, len(qkv))
+        q_KGTD, out_KGTD = self._heads_apart(qkv), self._heads_apart(out)
+        for begin, end in rows.segments:
+            k, v = self._seen(qkv, begin, end, rows)
+            own = slice(begin, end)
+            attention.forward(q_KGTD[:, :, own], k, v, self.scale, out_KGTD[:, :, own], lse_KGT[:, :, own])
+        return out if rows.kept is None else out[rows.kept], lse_KGT
 
-    def _attend_backward(self, grad_out: Tensor, s: Saved, rows: Rows) -> Tensor:
-        """The gradient at q, k, v [T, heads*D], positions and norms still in; the prefix's keys sum over samples."""
-        grad_qkv = torch.empty_like(s.qkv)
-        grad_kv = grad_qkv.view(len(grad_qkv), -1, self.width)[:, self.q_heads :]
-        width = self.q_heads * self.width
-        grad_kv[: rows.prefix] = 0
-        for (begin, end), attended in zip(rows.segments(), s.attended, strict=True):
-            prefix = min(rows.prefix, begin)
-            k, v = self._keys_values(s.qkv, prefix, begin, end)
-            q, grad = self._split(s.qkv[:, :width], begin, end), self._split(grad_out, begin, end)
-            grad_q, grad_k, grad_v = attention.backward(grad, q, k, v, attended, self.scale)
-            grad_qkv[begin:end, :width] = _joined(grad_q)
-            both = torch.cat([grad_k, grad_v]).permute(1, 0, 2)
-            if begin >= rows.prefix:
-                grad_kv[begin:end] = both[prefix:]
-                grad_kv[:prefix] += both[:prefix]
-            else:
-                grad_kv[begin:end] += both
+    def _attend_backward(self, grad_out: Tensor, qkv: Tensor, saved: tuple[Tensor, Tensor], rows: Rows) -> Tensor:
+        """The gradient at q, k, v [T, heads*D], positions and norms still in; the shared keys' sum over samples."""
+        grad_qkv = torch.empty_like(qkv)
+        grad_kv = grad_qkv[:, self.q_heads * self.width :]
+        q_KGTD, grad_KGTD, grad_q_KGTD = (self._heads_apart(x) for x in (qkv, grad_out, grad_qkv))
+        for begin, end in rows.segments:
+            own = slice(begin, end)
+            seen = self._seen(qkv, begin, end, rows)
+            parts = tuple(x[:, :, own] for x in saved)
+            grad_k, grad_v = attention.backward(
+                grad_KGTD[:, :, own], q_KGTD[:, :, own], seen, (parts[0], parts[1]), self.scale, grad_q_KGTD[:, :, own]
+            )
+            both = torch.cat([grad_k, grad_v]).permute(1, 0, 2).flatten(1)
+            grad_kv[own] = both[begin - end :]
+            if rows.shared is not None:
+                rows.shared.grad.add_(both[: begin - end])
+        if rows.read is not None:
+            grad_kv += rows.read.grad
         return grad_qkv
 
 
@@ -170,16 +193,12 @@ def norm_of(module: Any) -> RMSNorm:
     return RMSNorm(module.weight.detach(), float(module.variance_epsilon))
 
 
-def _joined(x_KGnD: Tensor) -> Tensor:
-    return x_KGnD.permute(2, 0, 1, 3).reshape(x_KGnD.shape[2], -1)
-
-
 def _spread(x: Tensor, kept: Tensor, rows: int) -> Tensor:
     """`x` at the rows `kept` of `rows`, zero elsewhere."""
     return x.new_zeros(rows, x.shape[1]).index_copy_(0, kept, x)
 
 
-def _there(x: Tensor | None) -> Tensor:
+def _there(x: Thing | None) -> Thing:
     assert x is not None
     return x
 
@@ -192,6 +211,6 @@ def looks_like_llama(layer: nn.Module) -> bool:
     ]
     bases = [getattr(linear, "base", linear) for linear in linears]
     norms = [getattr(layer, name, None) for name in ("input_layernorm", "post_attention_layernorm")]
-    plain = all(type(base) is nn.Linear for base in bases) and all(hasattr(n, "variance_epsilon") for n in norms)
+    plain = all(type(base) in (nn.Linear, StoredLinear) for base in bases)
     silu = type(getattr(mlp, "act_fn", None)).__name__ in ("SiLU", "SiLUActivation")
-    return plain and silu and getattr(mixer, "sliding_window", None) is None and hasattr(mixer, "head_dim")
+    return plain and silu and all(hasattr(n, "variance_epsilon") for n in norms) and hasattr(mixer, "head_dim")

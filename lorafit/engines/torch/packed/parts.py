@@ -45,17 +45,18 @@ def rotate_(x_TND: Tensor, cos_T1h: Tensor, sin_T1h: Tensor) -> None:
     left.copy_(turned)
 
 
-def swiglu(gate_up_T2I: Tensor) -> Tensor:
-    """silu(gate) * up [T,I] (Shazeer 2020, https://arxiv.org/abs/2002.05202)."""
+def swiglu(gate_up_T2I: Tensor) -> tuple[Tensor, Tensor]:
+    """silu(gate) * up [T,I] (Shazeer 2020, https://arxiv.org/abs/2002.05202), and silu(gate), which the backward takes."""
     gate, up = gate_up_T2I.chunk(2, 1)
-    return F.silu(gate).mul_(up)
+    silu = F.silu(gate)
+    return silu * up, silu
 
 
-def swiglu_backward(grad_TI: Tensor, gate_up_T2I: Tensor) -> Tensor:
+def swiglu_backward(grad_TI: Tensor, gate_up_T2I: Tensor, silu_TI: Tensor) -> Tensor:
     """The gradient at gate and up [T,2I]. `grad_TI` is used up."""
     gate, up = gate_up_T2I.chunk(2, 1)
     grad_T2I = torch.empty_like(gate_up_T2I)
     grad_gate, grad_up = grad_T2I.chunk(2, 1)
-    torch.mul(grad_TI, F.silu(gate), out=grad_up)
-    grad_gate.copy_(torch.ops.aten.silu_backward(grad_TI.mul_(up), gate))
+    torch.mul(grad_TI, silu_TI, out=grad_up)
+    torch.ops.aten.silu_backward(grad_TI.mul_(up), gate, grad_input=grad_gate)
     return grad_T2I

@@ -1,0 +1,47 @@
+"""What do all samples of a step begin with, and how is it computed once?
+
+A template's opening, a system prompt, examples: the same tokens at the same positions have the same keys and values in
+every sample, since nothing before them differs. They are computed once a step; each micro-batch looks at them and adds
+to their gradients; their own backward runs once, at the end. Exact, as long as dropout does not tell samples apart.
+
+Letters: P shared tokens.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lorafit.engines.torch.packed.layer import PackedLayer, Saved
+from lorafit.engines.torch.packed.rows import Rows, Shared, rows_at
+
+
+class SharedPrefix:
+    """The shared tokens of one step, gone forward."""
+
+    def __init__(
+        self, ids_P: Any, embed: nn.Module, rotary: nn.Module, layers: list[PackedLayer], recompute: int
+    ) -> None:
+        self.layers = layers
+        self.saved: list[Saved] = []
+        self.shared: list[Shared] = []
+        rows = rows_at(np.arange(len(ids_P)), [(0, len(ids_P))], rotary)
+        x = embed(torch.from_numpy(ids_P.astype(np.int64)))
+        nobody = torch.empty(0, dtype=torch.long)  # the last layer's output: only its keys and values are looked at
+        self.rows = [rows] * (len(layers) - 1) + [rows.but(kept=nobody)]
+        for index, (layer, place) in enumerate(zip(layers, self.rows, strict=True)):
+            x, saved = layer.forward(x, place)
+            keys_values = layer.keys_values(saved)
+            if index < recompute:
+                keys_values, saved.rest = keys_values.clone(), None
+            self.saved.append(saved)
+            self.shared.append(Shared(keys_values, torch.zeros_like(keys_values)))
+
+    def backward(self) -> None:
+        """Add what the shared tokens have learned from all who looked at them."""
+        grad: Tensor | None = self.saved[-1].x.new_zeros(0, self.saved[-1].x.shape[1])
+        for index in range(len(self.layers) - 1, -1, -1):
+            rows: Rows = self.rows[index].but(kept=self.rows[index].kept, read=self.shared.pop())
+            assert grad is not None
+            grad = self.layers[index].backward(grad, self.saved.pop(), rows, to_input=index > 0)

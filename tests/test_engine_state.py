@@ -1,0 +1,80 @@
+"""Does what an engine saves bring it back: adapter, moments, to the bit?"""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from lorafit.data.steps import batch, lr_at, step_samples
+from lorafit.engines.torch.engine import TorchEngine
+from lorafit.errors import AdapterError
+
+
+def test_layers_that_take_no_part_are_saved_and_loaded_like_the_others(models: Path, tmp_path: Path) -> None:
+    plan, samples = tiny.make_plan(), tiny.make_samples(32)
+    engine = tiny.open_engine(models / "mamba", plan)
+    data = batch(samples, step_samples(plan, 1), 64, 4096)
+    engine.step(1, data.micro_batches, data.num_targets, 1e-3)
+    engine.save(tmp_path)
+    tiny.open_engine(models / "mamba", plan).load(tmp_path)
+
+
+def test_an_adapter_for_another_base_is_refused(models: Path, tmp_path: Path) -> None:
+    tiny.open_engine(models / "qwen3", tiny.make_plan()).save_adapter(tmp_path)
+    engine = tiny.open_engine(models / "llama", None)
+    with pytest.raises(AdapterError) as error:
+        engine.load_adapter(tmp_path)
+    assert str(models / "qwen3") in error.value.what
+
+
+def test_saved_and_loaded_it_goes_on_to_the_bit(models: Path, tmp_path: Path) -> None:
+    plan, samples = tiny.make_plan(lora_dropout=0.1), tiny.make_samples(32)
+
+    def run(engine: TorchEngine, steps: range) -> None:
+        for step in steps:
+            data = batch(samples, step_samples(plan, step), plan.token_budget, plan.max_micro_batch)
+            engine.step(step, data.micro_batches, data.num_targets, lr_at(step, plan))
+
+    straight = tiny.open_engine(models / "llama", plan)
+    run(straight, range(1, 7))
+    half = tiny.open_engine(models / "llama", plan)
+    run(half, range(1, 4))
+    half.save(tmp_path)
+    other = tiny.open_engine(models / "llama", plan)
+    other.load(tmp_path)
+    run(other, range(4, 7))
+    for name, parameter in straight._parameters().items():
+        assert torch.equal(parameter, other._parameters()[name]), name
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "paged_adamw_8bit"])
+def test_moments_move_from_one_optimizer_to_another(models: Path, tmp_path: Path, optimizer: str) -> None:
+    plan, samples = tiny.make_plan(optimizer=optimizer, lora_r=64), tiny.make_samples(32)
+    data = batch(samples, step_samples(plan, 1), plan.token_budget, plan.max_micro_batch)
+    engine = tiny.open_engine(models / "llama", plan)
+    for step in (1, 2):
+        engine.step(step, data.micro_batches, data.num_targets, 1e-3)
+    engine.save(tmp_path)
+    for kind, tolerance in ((optimizer, 0.0), ("adamw", 0.0), ("paged_adamw_8bit", 0.05)):
+        other = tiny.open_engine(models / "llama", dataclasses.replace(plan, optimizer=kind))
+        other.load(tmp_path)
+        for name, parameter in other.optimizer.parameters.items():
+            before, after = engine.optimizer.moments(engine._parameters()[name]), other.optimizer.moments(parameter)
+            for moment in ("exp_avg", "exp_avg_sq"):
+                off = np.linalg.norm(after[moment] - before[moment])
+                assert off <= tolerance * np.linalg.norm(before[moment]) + 1e-12, (kind, name, moment)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "paged_adamw_8bit"])
+def test_moments_stand_before_the_first_step_so_that_no_update_ends_half_way(
+    models: Path, tmp_path: Path, optimizer: str
+) -> None:
+    plan = tiny.make_plan(optimizer=optimizer)
+    engine = tiny.open_engine(models / "llama", plan)
+    states = engine.optimizer._torch.state
+    assert all(len(states[p]) >= 3 for p in engine._parameters().values())
+    engine.save(tmp_path)
+    tiny.open_engine(models / "llama", plan).load(tmp_path)

@@ -1,0 +1,37 @@
+"""Are gradients through a quantised base those through the weights that it stands for?"""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from lorafit.data.steps import batch, step_samples
+
+
+@pytest.mark.parametrize(("quantization", "tolerance"), [("4bit", 1e-5), ("8bit", 0.03)])
+def test_gradients_through_a_quantised_base_equal_those_through_its_dequantised_weights(
+    models: Path, quantization: str, tolerance: float
+) -> None:
+    """8-bit rounds the inputs too; 4-bit computes exactly with what its weights stand for."""
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    plan, samples = tiny.make_plan(quantization=quantization), tiny.make_samples(32)
+    engine = tiny.open_engine(models / "llama", plan)
+    exact = tiny.open_engine(models / "llama", dataclasses.replace(plan, quantization="none"))
+    exact.packed = None  # it would keep the weights that are replaced below
+    for name, layer in engine.layers.items():
+        base = layer.base
+        if quantization == "4bit":
+            weight = bitsandbytes.functional.dequantize_4bit(base.weight.data, base.weight.quant_state)
+        else:
+            held = base.weight if base.weight.CB is not None else base.state  # it moves at the first product
+            weight = held.CB.float() * held.SCB[:, None] / 127
+        assert type(base) is not torch.nn.Linear
+        exact.layers[name].base.weight.data = weight.float()
+    tiny.fill_b(engine)
+    tiny.fill_b(exact)
+    data = batch(samples, step_samples(plan, 1), 100, 4096)
+    grads = tiny.gradients(engine, 1, data.micro_batches, data.num_targets)
+    wanted = tiny.gradients(exact, 1, data.micro_batches, data.num_targets)
+    assert tiny.worst(grads, wanted) < tolerance
