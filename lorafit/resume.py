@@ -36,6 +36,7 @@ def saved_config(run: RunDir) -> TrainConfig:
 def interrupted(config: TrainConfig) -> Interrupted:
     """The run that `config.resume` names. Raises RunError when it is finished, or a what-setting differs."""
     run = find(config.resume or "latest", Path(config.output_dir))
+    run.let_orphan_end()
     if any(isinstance(event, Finished) for event in read_events(run.events)):
         fix = _("Try it: {command}. To train it further, start a new run with --init_adapter {adapter}.")
         command = f"python inference.py --lora_weights {run.path} --interactive"

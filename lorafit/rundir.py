@@ -23,6 +23,7 @@ from lorafit.events import EvalDone, Event, Failed, Finished, Resumed, Started, 
 from lorafit.messages import _
 
 STAMP = re.compile(r".*-([0-9]{8}_[0-9]{6})(?:_([0-9]+))?")
+ORPHAN_SECONDS = 60.0  # as long as a worker without a supervisor lives
 NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # some network disks
 
 
@@ -129,6 +130,20 @@ class RunDir:
             file.write(f"{owner or os.getpid()}\n")
             file.flush()
             yield
+
+
+    def let_orphan_end(self) -> None:
+        """Wait, though not for ever, where the supervisor of this run's writer is gone: it saves its last step just now."""
+        deadline = time.monotonic() + ORPHAN_SECONDS
+        while _is_running(self) and not _lives(self._owner()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+
+    def _owner(self) -> int | None:
+        """The process that the lock names; None where it names none."""
+        try:
+            return int(self.lock_file.read_text("utf-8")[:20])
+        except (OSError, ValueError):
+            return None
 
 
 @dataclass(frozen=True)
@@ -311,6 +326,18 @@ def _state(run: RunDir, events: list[Event]) -> str:
     if _is_running(run):
         return "running"
     return "stopped" if turns and isinstance(turns[-1], Stopped) else "interrupted"
+
+
+def _lives(pid: int | None) -> bool:
+    if pid is None:
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 def _planned_steps(run: RunDir) -> int | None:
