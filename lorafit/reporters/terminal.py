@@ -14,8 +14,10 @@ from lorafit.events import (
     Failed,
     Finished,
     Planned,
+    Restarted,
     Resumed,
     Saved,
+    Shrunk,
     Stage,
     Started,
     StepDone,
@@ -175,7 +177,7 @@ def line_of(event: Event) -> tuple[str, str]:
         case Saved():
             size = bytes_text(event.bytes)
             return _("step {step}: saved {path} ({size})").format(step=event.step, path=event.path, size=size), "dim"
-        case Warned():
+        case Warned() | Shrunk() | Restarted():
             return event.text if event.text.startswith(MARKS) else f"⚠  {event.text}", "yellow"
         case Resumed():
             return _("Going on after step {step} from {path}.").format(step=event.step, path=event.checkpoint), ""
