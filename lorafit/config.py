@@ -103,6 +103,14 @@ class TrainConfig(BaseModel):
     recompute: int | None = how(
         None, "Layers that recompute their activations to save memory (None: the planner chooses).", ge=0
     )
+    processes: int | None = how(
+        None,
+        "Processes on this machine that train together, one a GPU (None: one; torchrun sets its own number).",
+        ge=1,
+    )
+    shard: Literal["auto", "on", "off"] = how(
+        "auto", "Share the base's weights out over the processes (auto: where one alone cannot hold them)."
+    )
     trust_remote_code: bool = how(False, "Run code that comes with the model. Only for models whose author you trust.")
     hang_seconds: float = how(300.0, "Restart the worker after this long without progress.", gt=0)
     recycle_every: int | None = how(
@@ -130,6 +138,7 @@ class TrainConfig(BaseModel):
     resume: str | None = how(None, "Go on with a run: its folder, or nothing for the latest.")
     demo: bool = how(False, "Train the embedded model on the embedded Chinese legal questions; flags beside it win.")
     dry_run: bool = how(False, "Do everything up to the first step, then stop and leave nothing behind.")
+    no_preflight: bool = how(False, "Begin at once, without measuring a few micro-batches first.")
     no_supervisor: bool = how(False, "Train in this very process, e.g. under a debugger: nothing restarts it.")
     lang: Literal["en", "zh"] | None = how(None, "Language to speak (None: by locale).")
 
@@ -147,7 +156,7 @@ def sections() -> dict[str, str]:
 
 
 SUPERVISOR_FIELDS = ("hang_seconds", "recycle_every", "pause_battery")  # no part of a plan
-COMMAND_FIELDS = ("config", "plan", "resume", "dry_run", "no_supervisor", "lang")
+COMMAND_FIELDS = ("config", "plan", "resume", "dry_run", "no_preflight", "no_supervisor", "lang")
 DEMO_PRESET: dict[str, Any] = {
     "demo": True, "model_name": "demo", "dataset_name": "demo", "max_length": 384, "num_epochs": 1.0,
     "learning_rate": 5e-4, "lora_r": 16, "lora_alpha": 32.0, "val_size": 20.0,

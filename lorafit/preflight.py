@@ -36,6 +36,36 @@ def check_settings(config: TrainConfig, machine: Machine, folder: Path, start: P
         _check_start(config, start)
 
 
+def check_processes(config: TrainConfig, machine: Machine, local: int) -> None:
+    """Raise ConfigError where `local` processes cannot train together on `machine`."""
+    if (config.processes or 1) == 1:
+        if config.shard == "on":
+            fix = _("Add --processes N, or start with torchrun; or leave --shard out.")
+            raise ConfigError(_("One process has nobody to share weights with."), where="--shard on", fix=fix)
+        return
+    device = numbers.choose_device(config, machine).value
+    gpus = sum(1 for gpu in machine.gpus if gpu.kind == "cuda")
+    if device == "mps" or numbers.choose_engine(config, machine, device).value != "torch":
+        raise ConfigError(
+            _("A Mac's GPU, and MLX, are used by one process alone."),
+            where=f"--processes {config.processes}",
+            fix=_("Leave --processes out; or add --device cpu --engine torch."),
+        )
+    if device == "cuda" and local > gpus:
+        raise ConfigError(
+            _("Each process takes a GPU of its own, and there are not so many."),
+            where=f"--processes {local}",
+            found=_("{count} GPUs").format(count=gpus),
+            fix=_("Give --processes {count} at most, or --device cpu.").format(count=gpus),
+        )
+    if config.shard == "on" and config.quantization in ("4bit", "8bit"):
+        raise ConfigError(
+            _("Weights that are shared out over processes are not quantised."),
+            where=f"--shard on --quantization {config.quantization}",
+            fix=_("Leave one of the two out: quantised weights take less room by themselves."),
+        )
+
+
 def check_model(config: TrainConfig, spec: ModelSpec, folder: Path, start: Path | None) -> None:
     """What can be told from the model's shape, before the data are read; arguments as above. Raises LorafitErrors."""
     _check_targets(config.lora_targets, spec)

@@ -32,6 +32,9 @@ MEASURED_BYTES: dict[str, Entry] = {
     "mlx": Entry("lorafit.engines.mlx.device:recommended_bytes", _MLX),
 }
 
+# Several processes as one: a context (processes, what to do while waiting) -> Ranks.
+RANKS = Entry("lorafit.engines.torch.ranks:joined", _TORCH)
+
 # What `lorafit doctor` tries: functions (device, precision) that return words, or raise where something is wrong.
 SELF_TESTS: dict[str, Entry] = {
     "torch": Entry("lorafit.engines.torch.trials:try_device", "pip install torch transformers"),

@@ -24,12 +24,14 @@ from lorafit.engines.base import Engine, Setup
 from lorafit.engines.tokenizer import load_tokenizer, read_template
 from lorafit.errors import ConfigError, DataError
 from lorafit.events import Event
+from lorafit.follower import follow
 from lorafit.generate import Chat
 from lorafit.history import Record
 from lorafit.hub import find_model
 from lorafit.messages import _
 from lorafit.modelspec import read_spec
 from lorafit.opening import AnswerRequest, base_name, choose_way, tokenizer_folder
+from lorafit.ranks import place
 from lorafit.rundir import RunInfo
 from lorafit.sampling import Sampling
 from lorafit.supervise import supervise
@@ -38,6 +40,8 @@ from lorafit.worker import work
 
 def train(config: TrainConfig) -> Iterator[Event]:
     """Fine-tune as `config` says, or go on with a run (config.resume); what happens comes as events. Raises LorafitErrors."""
+    if not place().leads:
+        return follow()
     alone = config.no_supervisor or "RANK" in os.environ  # torchrun has its own way of looking after processes
     with awake.keep_awake():
         yield from work(config) if alone else supervise(config)

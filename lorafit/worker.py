@@ -3,6 +3,7 @@
 It writes all that a run leaves on the disk, and prints nothing: every face reads the events.
 """
 
+import os
 import signal
 import threading
 from collections.abc import Generator, Iterator
@@ -11,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from lorafit import hardware, registry, rundir
 from lorafit.checkpoint import disk_errors, whole_file
@@ -18,19 +20,25 @@ from lorafit.config import TrainConfig, resolve_effective_batch, write_yaml
 from lorafit.data.dataset import Prepared, prepare_cached, write_rejects
 from lorafit.data.report import summary_lines
 from lorafit.engines.base import Engine, Setup
+from lorafit.engines.ranks import ALONE, Ranks
 from lorafit.engines.tokenizer import ChatTokenizer, read_template, shared_tokenizer
 from lorafit.errors import LorafitError
 from lorafit.events import Event, EventLog, Failed, Planned, Resumed, Shrunk, Stage, Started, Warned
 from lorafit.hardware import Machine
 from lorafit.hub import Found, find_model
 from lorafit.loop import Job, Progress, train
-from lorafit.messages import _
+from lorafit.messages import _, language
 from lorafit.modelcard import dress
 from lorafit.modelspec import ModelSpec, read_spec
+from lorafit.outlook import facts_of
+from lorafit.plan import calibrate
 from lorafit.plan.numbers import choose_device, choose_engine
 from lorafit.plan.plan import Plan
-from lorafit.plan.planner import DataFacts, make_plan
-from lorafit.preflight import check_model, check_settings, init_adapter
+from lorafit.plan.planner import consider
+from lorafit.plan.room import share_of
+from lorafit.preflight import check_model, check_processes, check_settings, init_adapter
+from lorafit.ranks import place
+from lorafit.rehearsal import Expectation, compared, rehearse
 from lorafit.resume import Interrupted, as_before, interrupted, plan_for, refuse_other_state
 from lorafit.rundir import RunDir
 from lorafit.show import show_answers
@@ -52,6 +60,8 @@ class Ready:
     data: Prepared
     plan: Plan
     start: Path | None  # an adapter's folder
+    expected: Expectation
+    ranks: Ranks = ALONE
 
 
 def work(config: TrainConfig, link: Link | None = None) -> Iterator[Event]:
@@ -60,10 +70,28 @@ def work(config: TrainConfig, link: Link | None = None) -> Iterator[Event]:
     `link` leads to the supervisor; without one, signals alone tell when to stop.
     """
     link = link or Link()
+    with gathered(config, link) as ranks:
+        yield from _lead(config.model_copy(update={"processes": ranks.place.count}), link, ranks)
+
+
+@contextmanager
+def gathered(config: TrainConfig, link: Link) -> Iterator[Ranks]:
+    """All processes that train together: torchrun's, or --processes of our own, or this one alone. Raises EngineError."""
+    count = place().count if "RANK" in os.environ else config.processes or 1
+    if count == 1:
+        yield ALONE
+        return
+    with registry.load(registry.RANKS)(count, link.beat) as ranks:
+        yield ranks
+
+
+def _lead(config: TrainConfig, link: Link, ranks: Ranks) -> Iterator[Event]:
+    """Get ready alone, tell the others what is to be done, and do it with them."""
     old = None if config.resume is None else interrupted(config)
-    ready = yield from _get_ready(config, old)
+    ready = yield from _get_ready(config, old, ranks)
     if config.dry_run:
         yield from _planned(ready)
+        ranks.tell(_orders(ready, None, old))
         yield from _open_engine(ready)
         return
     run = old.run if old else rundir.create(Path(config.output_dir), ready.spec.model_type)
@@ -97,13 +125,14 @@ def _logged(run: RunDir, progress: Progress, events: Iterator[Event]) -> Iterato
             raise
 
 
-def _get_ready(config: TrainConfig, old: Interrupted | None) -> Generator[Event, None, Ready]:
+def _get_ready(config: TrainConfig, old: Interrupted | None, ranks: Ranks) -> Generator[Event, None, Ready]:
     machine = hardware.detect()
     hardware.check(machine)
     from_checkpoint = old is not None and old.checkpoint is not None
     start = init_adapter(config.init_adapter) if config.init_adapter and not from_checkpoint else None
     folder = old.run.path if old else Path(config.output_dir)
     check_settings(config, machine, folder, start)
+    check_processes(config, machine, ranks.place.local_count)
     device = choose_device(config, machine).value
     machine = _measured(machine, device, choose_engine(config, machine, device).value)
     yield Stage(text=_("Looking for the model {name}").format(name=config.model_name))
@@ -114,15 +143,19 @@ def _get_ready(config: TrainConfig, old: Interrupted | None) -> Generator[Event,
     template = read_template(config.chat_template)
     load = partial(shared_tokenizer, model.folder, template, config.trust_remote_code)
     data = yield from _as_stages(prepare_cached(config, model.folder, load, template))
-    facts = DataFacts(data.train.lengths, data.valid.lengths, data.digest)
-    plan = make_plan(config if old is None else as_before(old.run, machine, config), machine, spec, facts)
+    share = share_of(machine, ranks.place.local_count)
+    known = calibrate.known(share, measure=calibrate.product_gflops)
+    planned = consider(
+        config if old is None else as_before(old.run, machine, config), share, spec, facts_of(data), known
+    )
+    plan = planned.plan
     if config.plan is not None:
         plan = plan.computed_as(Plan.load(Path(config.plan)))
     if old is not None:
         fresh, plan = plan, plan_for(old.run, machine, config, plan)
         if plan is fresh:  # limits of another machine or other settings
             old.progress.token_budget = old.progress.recompute = None
-    return Ready(config, machine, model, spec, load(), data, plan, start)
+    return Ready(config, machine, model, spec, load(), data, plan, start, ranks)
 
 
 def _as_stages(texts: Generator[str, None, Prepared]) -> Generator[Event, None, Prepared]:
@@ -162,15 +195,41 @@ def _run(ready: Ready, run: RunDir, old: Interrupted | None, progress: Progress,
     """From an empty or interrupted run's folder to its end."""
     yield from _planned(ready)
     _write_facts(ready, run)
+    ready.ranks.tell(_orders(ready, run, old))
     engine = yield from _open_engine(ready)
     if old is not None:
         yield from _go_on(engine, old)
+    elif not ready.config.no_preflight and ready.ranks.place.count == 1:
+        ready = yield from _rehearsed(ready, run, engine)
     yield _started(ready, run, engine, progress.done)
     with stop_signals(link):
-        yield from train(_job(ready, run, engine, link), progress)
-    if ready.config.demo and progress.done == ready.plan.steps:
+        training = train(_job(ready, run, engine, link), progress)
+        yield from compared(training, ready.expected, whole=old is None)
+    if ready.config.demo and progress.done == ready.plan.steps and not ready.plan.shard:
         conversations = ready.data.valid_conversations
         yield from show_answers(engine, ready.tokenizer, conversations, ready.config, progress.done)
+
+
+def _rehearsed(ready: Ready, run: RunDir, engine: Engine) -> Generator[Event, None, Ready]:
+    """`ready` with a plan that measuring has corrected, which is the run's plan from now on."""
+    yield Stage(text=_("Measuring a few micro-batches"))
+    plan = yield from rehearse(engine, ready.data.train, ready.expected)
+    with disk_errors(run.path), whole_file(run.plan) as path:
+        plan.save(path)
+    return replace(ready, plan=plan, expected=replace(ready.expected, plan=plan))
+
+
+def _orders(ready: Ready, run: RunDir | None, old: Interrupted | None) -> dict[str, Any]:
+    """What the other processes must know (follower.py): JSON. Without a run they only open the engine."""
+    return {
+        "language": language(),
+        "config": ready.config.model_dump(),
+        "plan": asdict(ready.plan),
+        "run": None if run is None else str(run.path.absolute()),
+        "start": None if ready.start is None else str(ready.start.absolute()),
+        "checkpoint": None if old is None or old.checkpoint is None else str(old.checkpoint.absolute()),
+        "progress": asdict(old.progress if old else Progress()),
+    }
 
 
 def _write_facts(ready: Ready, run: RunDir) -> None:
@@ -189,21 +248,28 @@ def _write_facts(ready: Ready, run: RunDir) -> None:
 def _open_engine(ready: Ready) -> Generator[Event, None, Engine]:
     plan = ready.plan
     yield Stage(text=_("Loading the model on {device}").format(device=plan.device))
-    setup = Setup(
-        folder=ready.model.folder,
-        model_name=ready.model.name,
-        device=plan.device,
-        precision=plan.precision,
-        quantization=plan.quantization,
-        trust_remote_code=ready.config.trust_remote_code,
-        plan=plan,
-    )
-    engine: Engine = registry.load(registry.find(registry.ENGINES, plan.engine)).open(setup)
+    engine = open_engine(ready.config, ready.model, plan, ready.ranks, ready.start)
     yield Stage(text=_("✓ Model loaded on {device}").format(device=plan.device))
     for note in engine.facts.notes:
         yield Warned(text=note)
-    if ready.start is not None:
-        engine.load_adapter(ready.start)
+    return engine
+
+
+def open_engine(config: TrainConfig, model: Found, plan: Plan, ranks: Ranks, start: Path | None) -> Engine:
+    """The engine that `plan` names, with the adapter in `start` where there is one."""
+    setup = Setup(
+        folder=model.folder,
+        model_name=model.name,
+        device=plan.device,
+        precision=plan.precision,
+        quantization=plan.quantization,
+        trust_remote_code=config.trust_remote_code,
+        plan=plan,
+        ranks=ranks,
+    )
+    engine: Engine = registry.load(registry.find(registry.ENGINES, plan.engine)).open(setup)
+    if start is not None:
+        engine.load_adapter(start)
     return engine
 
 
@@ -242,7 +308,7 @@ def _job(ready: Ready, run: RunDir, engine: Engine, link: Link) -> Job:
     def dress_folder(folder: Path) -> None:
         dress(folder, ready.config, ready.model.name, run.name, ready.tokenizer)
 
-    return Job(engine, ready.data.train, ready.data.valid, run, ready.plan, dress_folder, link)
+    return Job(engine, ready.data.train, ready.data.valid, run, ready.plan, dress_folder, link, ready.ranks)
 
 
 @contextmanager

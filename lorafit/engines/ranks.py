@@ -15,13 +15,13 @@ from lorafit.ranks import Place
 class RankLost(EngineError):
     """Another process of the run died, hangs or gave up; this one's state is that after the last finished step."""
 
-    def __init__(self, rank: int, count: int, found: object) -> None:
+    def __init__(self, rank: int, count: int, found: object, told: bool = False) -> None:
         super().__init__(
             _("Process {rank} of 0 to {last} is lost, so the others stop too.").format(rank=rank, last=count - 1),
             found=found,
             fix=_("Go on from the last checkpoint with --resume; another number of processes learns the same."),
         )
-        self.rank = rank
+        self.rank, self.told = rank, told  # told: by itself, before it left
 
 
 class Ranks(Protocol):

@@ -71,6 +71,7 @@ class Plan:
     shard: bool = False  # each process holds its share of the base's weights
     choices: list[Choice] = field(default_factory=list)
     predicted_seconds: float = 0.0  # of the whole run
+    predicted_step_seconds: float = 0.0
     predicted_range: tuple[float, float] = (0.0, 0.0)
     predicted_tokens_per_second: float = 0.0
     memory_terms: dict[str, int] = field(default_factory=dict)  # bytes

@@ -183,6 +183,7 @@ def _plan(
         processes=config.processes or 1,
         choices=choices,
         predicted_seconds=expected.total,
+        predicted_step_seconds=expected.step,
         predicted_range=(expected.low, expected.high),
         predicted_tokens_per_second=expected.tokens_per_second,
         memory_terms=terms(question.spec, layout),

@@ -4,6 +4,8 @@ Counted: free memory and caches that the system gives up, within every control g
 (hardware.detect); what other processes hold of a GPU is gone. Not counted: swap, and what a Mac would have to compress.
 """
 
+from dataclasses import replace
+
 from lorafit.hardware import Machine
 
 MARGIN = 0.9  # of the available memory; the rest is for what the formula does not know
@@ -17,6 +19,11 @@ def available_bytes(machine: Machine, device: str) -> int:
     if gpu.available_bytes is not None:
         return gpu.available_bytes
     return gpu.memory_bytes * 2 // 3 if device == "mps" else gpu.memory_bytes
+
+
+def share_of(machine: Machine, processes: int) -> Machine:
+    """What each of several processes on `machine` has for itself: they share the memory, and each has a GPU of its own."""
+    return replace(machine, available_bytes=machine.available_bytes // processes)
 
 
 def usable_bytes(machine: Machine, device: str) -> int:

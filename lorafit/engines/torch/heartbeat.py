@@ -114,7 +114,7 @@ class Heartbeat:
         if "left" in fact:
             pulse.left = True
             if fact["left"] is not None:
-                self._lose(fact.get("rank", rank), fact["left"])
+                self._lose(fact.get("rank", rank), fact["left"], told="rank" not in fact)
             return
         pulse.silent = 0 if fact["beat"] != pulse.beat else pulse.silent + 1
         pulse.beat = fact["beat"]
@@ -128,6 +128,6 @@ class Heartbeat:
         elif not self._pulses[0].left:
             self._lose(0, _("the connection to it is closed"))
 
-    def _lose(self, rank: int, reason: object) -> None:
+    def _lose(self, rank: int, reason: object, told: bool = False) -> None:
         if self.lost is None and not self._over.is_set():
-            self.lost = RankLost(rank, self.place.count, reason)
+            self.lost = RankLost(rank, self.place.count, reason, told)

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -34,9 +34,12 @@ LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 class TorchRanks:
     """engines/ranks.py over torch.distributed's default group."""
 
-    def __init__(self, here: Place, store: Any, heartbeat: Heartbeat) -> None:
-        self.place, self.store, self.heartbeat = here, store, heartbeat
+    def __init__(self, here: Place, store: Any, heartbeat: Heartbeat, waiting: Callable[[], None]) -> None:
+        self.place, self.store, self.heartbeat, self.waiting = here, store, heartbeat, waiting
         self._told = 0
+        self._flat: Tensor | None = (
+            None  # kept: one that finds no room on one rank alone would leave the others waiting
+        )
 
     def tell(self, facts: dict[str, Any] | None = None) -> dict[str, Any]:
         self._told += 1
@@ -45,8 +48,7 @@ class TorchRanks:
             self.store.set(key, json.dumps(facts))
         with self._connected():
             while not self.store.check([key]):
-                self.heartbeat.check()
-                time.sleep(0.02)
+                self._wait(0.02)
             found: dict[str, Any] = json.loads(self.store.get(key))
             return found
 
@@ -57,7 +59,10 @@ class TorchRanks:
         return self._reduced(number, dist.ReduceOp.SUM)
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
-        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        size = sum(tensor.numel() for tensor in tensors)
+        if self._flat is None or self._flat.numel() != size:
+            self._flat = tensors[0].new_empty(size)
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors], out=self._flat)
         self._reduce(flat, dist.ReduceOp.SUM)
         parts = flat.split([tensor.numel() for tensor in tensors])
         for tensor, part in zip(tensors, parts, strict=True):
@@ -82,9 +87,13 @@ class TorchRanks:
         with self._connected():
             work: Any = dist.all_reduce(tensor, how, async_op=True)
             while not work.is_completed():
-                self.heartbeat.check()
-                time.sleep(1e-4)
+                self._wait(1e-4)
             work.wait()
+
+    def _wait(self, seconds: float) -> None:
+        self.heartbeat.check()
+        self.waiting()
+        time.sleep(seconds)
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[None]:
@@ -96,13 +105,14 @@ class TorchRanks:
 
 
 @contextlib.contextmanager
-def joined(processes: int) -> Iterator[TorchRanks]:
+def joined(processes: int, waiting: Callable[[], None]) -> Iterator[TorchRanks]:
     """Inside, this process is one of several: of those that torchrun started, else the first of `processes` of its own.
 
+    `waiting` is called again and again while it waits for the others, since a supervisor wants a sign of life.
     Raises EngineError when they do not find each other.
     """
     if "RANK" in os.environ:
-        with _group(place(), _meet(), nobody) as ranks:
+        with _group(place(), _meet(), nobody, waiting) as ranks:
             yield ranks
         return
     store = STORES.TCPStore(
@@ -110,7 +120,7 @@ def joined(processes: int) -> Iterator[TorchRanks]:
     )
     with (
         started(processes, store.port) as others,
-        _group(Place(0, processes, 0, processes), store, others.dead) as ranks,
+        _group(Place(0, processes, 0, processes), store, others.dead, waiting) as ranks,
     ):
         yield ranks
 
@@ -133,7 +143,7 @@ def _not_met(error: object) -> EngineError:
 
 
 @contextlib.contextmanager
-def _group(here: Place, store: Any, dead: Dead) -> Iterator[TorchRanks]:
+def _group(here: Place, store: Any, dead: Dead, waiting: Callable[[], None]) -> Iterator[TorchRanks]:
     """Join the group that meets in `store`, and leave it whatever happens inside."""
     _take_share_of_machine(here)
     heartbeat = Heartbeat(STORES.PrefixStore("heartbeat", store.clone()), here, dead)
@@ -148,7 +158,7 @@ def _group(here: Place, store: Any, dead: Dead) -> Iterator[TorchRanks]:
     heartbeat.start()
     problem: BaseException | None = None
     try:
-        yield TorchRanks(here, store, heartbeat)
+        yield TorchRanks(here, store, heartbeat, waiting)
     except BaseException as error:
         problem = error
         raise
@@ -166,7 +176,9 @@ def _take_share_of_machine(here: Place) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(max(cores // here.local_count, 1))
     if torch.cuda.is_available():
-        torch.cuda.set_device(here.local_rank)
+        torch.cuda.set_device(
+            here.local_rank % torch.cuda.device_count()
+        )  # too few of them are refused later, in words
 
 
 def _time(seconds: float) -> timedelta:
