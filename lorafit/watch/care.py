@@ -1,5 +1,6 @@
 """What does the supervisor look at while its worker lives? Memory, power, heat, clocks and the pulse; it answers with orders."""
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -29,10 +30,10 @@ class Senses:
 
 
 class Every:
-    """Whether it is time again, every so many seconds."""
+    """Whether it is time again, every so many seconds after `last`."""
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds, self._last = seconds, 0.0
+    def __init__(self, seconds: float, last: float = -math.inf) -> None:
+        self._seconds, self._last = seconds, last
 
     def due(self, now: float) -> bool:
         if now - self._last < self._seconds:
@@ -96,7 +97,6 @@ class Care:
         self._readings.append(self._senses.memory())
         if pressure.is_short(self._readings) and self._rest.due(now):
             self._readings.clear()
-            self._rest = Every(self._rested)
-            self._rest.due(now)
+            self._rest = Every(self._rested, now)
             self._rested *= 2
             yield Order("shrink")

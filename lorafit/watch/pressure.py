@@ -34,7 +34,7 @@ class Reading:
 
 def is_short(readings: Sequence[Reading]) -> bool:
     """Whether the last looks agree that memory is short: the next step should take less, before the machine thrashes."""
-    return len(readings) >= LOOKS and all(reading.high for reading in readings[-LOOKS:])
+    return len(readings) >= LOOKS and all(reading.high for reading in list(readings)[-LOOKS:])
 
 
 def read() -> Reading:

@@ -1,0 +1,146 @@
+"""Is every death told for what it is, and is what helps against it done, no more often than it helps? Described endings."""
+
+import re
+
+import pytest
+
+from lorafit.engines.base import OutOfMemory
+from lorafit.engines.ranks import RankLost
+from lorafit.errors import DiskError, EngineError
+from lorafit.messages import set_language
+from lorafit.watch.cures import MOST, MOST_SMALLER, Cure, Died, advice, cure
+from lorafit.watch.deaths import Ending, death_of, is_fatal, sentence
+
+MLX = "RuntimeError: [METAL] Command buffer execution failed: "
+CAUSES = [
+    "oom_killer", "memory", "metal_memory", "watchdog", "banned", "command_buffer", "handles", "metal_bug", "cuda", "disk",
+    "lost", "hung", "killed", "asked", "crashed", "aborted", "vanished",
+]  # fmt: skip
+ENDINGS = [
+    (Ending(-9, oom_kills=1), "oom_killer"),
+    (Ending(-9), "killed"),
+    (Ending(-9, ["torch.OutOfMemoryError: CUDA out of memory"]), "killed"),  # words of an error that was handled
+    (Ending(-9, silent_seconds=400.0), "hung"),
+    (Ending(-6, ["libc++abi: terminating", MLX + "Insufficient Memory (00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)"]), "metal_memory"),
+    (Ending(-6, [MLX + "Impacting Interactivity (0000000e:kIOGPUCommandBufferCallbackErrorImpactingInteractivity)"]), "watchdog"),
+    (Ending(-6, [MLX + "Caused GPU Timeout Error (00000002:kIOGPUCommandBufferCallbackErrorTimeout)"]), "watchdog"),
+    (Ending(-6, [MLX + "Caused GPU Hang Error (00000003:kIOGPUCommandBufferCallbackErrorHang)"]), "watchdog"),
+    (Ending(-6, [MLX + "Internal Error (0000000e:Internal Error)"]), "watchdog"),
+    (Ending(1, [MLX + "Ignored (for causing prior/excessive GPU errors) (00000004:kIOGPUCommandBufferCallbackErrorSubmissionsIgnored)"]), "banned"),
+    (Ending(-6, ["RuntimeError: [metal::malloc] Resource limit (499000) exceeded."]), "handles"),
+    (Ending(-6, ["LLVM ERROR: Failed to infer result type(s)"]), "metal_bug"),
+    (Ending(-6, ["/AppleInternal/Library/MPSCore.mm:124: failed assertion `no'"]), "metal_bug"),
+    (Ending(-9, heard="Error: command buffer exited with error status."), "command_buffer"),
+    (Ending(-9, heard="x (0000000e:kIOGPUCommandBufferCallbackErrorImpactingInteractivity)"), "watchdog"),
+    (Ending(-6, ["terminate called after throwing an instance of 'std::bad_alloc'"]), "memory"),
+    (Ending(-6, ["RuntimeError: [malloc] Unable to allocate 4096 bytes."]), "memory"),
+    (Ending(1, ["OSError: [Errno 28] No space left on device"]), "disk"),
+    (Ending(1, ["CUDA error: unspecified launch failure"]), "cuda"),
+    (Ending(2, error=EngineError("The device failed.", found="CUDA error: device lost")), "cuda"),
+    (Ending(2, error=RankLost(1, 2, "it ended")), "lost"),
+    (Ending(2, error=DiskError("The disk is full.")), "error"),
+    (Ending(2, error=OutOfMemory("Memory ran out over a single sample", found="CUDA out of memory")), "error"),
+    (Ending(-11), "crashed"),
+    (Ending(-7), "crashed"),
+    (Ending(-6), "aborted"),
+    (Ending(-15), "asked"),
+    (Ending(3), "vanished"),
+    (Ending(0), "vanished"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("end", "cause"), ENDINGS, ids=lambda value: str(value)[:60])
+def test_an_ending_has_its_cause_and_a_sentence(end: Ending, cause: str) -> None:
+    death = death_of(end)
+    assert death.cause == cause
+    assert death.text
+    assert "{" not in death.text
+
+
+def test_the_line_that_told_is_kept() -> None:
+    end = Ending(-6, ["loading", "LLVM ERROR: Failed to infer result type(s)", "Abort trap: 6"])
+    assert death_of(end).words == "LLVM ERROR: Failed to infer result type(s)"
+    assert death_of(Ending(-11, ["last words", ""])).words == "last words"
+
+
+def test_every_cause_is_told_in_both_languages_in_one_sentence() -> None:
+    for cause in CAUSES:
+        set_language("en")
+        english = sentence(cause)
+        assert english.endswith(".")
+        assert not re.search(r"\. [A-Z]", english)
+        set_language("zh")
+        assert set(re.findall(r"{\w+}", sentence(cause))) == set(re.findall(r"{\w+}", english))
+
+
+@pytest.mark.parametrize(
+    ("line", "fatal"),
+    [
+        ("Error: command buffer exited with error status.", True),
+        ("   (0000000e:kIOGPUCommandBufferCallbackErrorImpactingInteractivity)", True),
+        ("UserWarning: this may run out of memory", False),
+        ("", False),
+    ],
+)
+def test_a_living_worker_is_ended_for_garbage_and_for_nothing_else(line: str, fatal: bool) -> None:
+    assert is_fatal(line) == fatal
+
+
+def cures(cause: str, count: int, system: str = "Linux") -> list[Cure]:
+    """What is done when it dies of `cause` `count` times with no checkpoint in between."""
+    deaths: list[Died] = []
+    found = []
+    relaxed = False
+    for _i in range(count):
+        deaths.append(Died(cause, 10, 4))
+        found.append(cure(deaths, system, relaxed))
+        relaxed = relaxed or bool(found[-1].environ)
+    return found
+
+
+@pytest.mark.parametrize("cause", [c for c in CAUSES if c not in ("asked", "disk", "metal_bug")])
+def test_restarts_end_where_they_do_not_help(cause: str) -> None:
+    found = cures(cause, 12, "Darwin")
+    restarts = [c.restart for c in found]
+    assert restarts[0]
+    assert not restarts[-1]
+    assert restarts == sorted(restarts, reverse=True)
+    assert sum(restarts) <= (MOST_SMALLER if any(c.shrink for c in found) else MOST)
+    assert found[-1].text == advice(cause)
+
+
+@pytest.mark.parametrize("cause", ["oom_killer", "memory", "metal_memory"])
+def test_lack_of_memory_is_met_with_less_at_a_time(cause: str) -> None:
+    assert all(c.shrink for c in cures(cause, MOST_SMALLER))
+
+
+def test_the_watchdog_is_first_asked_to_wait_then_given_less() -> None:
+    first, second, third = cures("watchdog", 3, "Darwin")
+    assert (first.environ, first.shrink) == ({"AGX_RELAX_CDM_CTXSTORE_TIMEOUT": "1"}, False)
+    assert (second.environ, second.shrink) == ({}, True)
+    assert third.shrink
+    assert "display" in cures("watchdog", 12, "Darwin")[-1].text
+
+
+def test_what_does_not_change_the_plan_is_tried_as_it_was() -> None:
+    for cause in ("killed", "hung", "crashed", "cuda", "lost", "vanished"):
+        assert not any(c.shrink for c in cures(cause, 4, "Linux")), cause
+
+
+def test_macos_kills_for_memory_without_a_word_so_a_second_kill_is_taken_for_that() -> None:
+    assert [c.shrink for c in cures("killed", 2, "Darwin")] == [False, True]
+
+
+def test_a_process_that_ran_out_of_handles_is_recycled_before_it_does_again() -> None:
+    (found,) = cures("handles", 1)
+    assert found.recycle_every == 3  # it lasted six steps
+
+
+def test_a_checkpoint_between_two_deaths_is_progress_and_the_count_begins_anew() -> None:
+    deaths = [Died("killed", step + 3, step) for step in range(50)]
+    assert cure(deaths, "Linux", False).restart
+
+
+def test_what_cannot_be_cured_is_not_tried_again() -> None:
+    for cause in ("error", "asked", "disk"):
+        assert not cure([Died(cause, 5, 4)], "Linux", False).restart
