@@ -129,7 +129,7 @@ def _fitting(
     here = job.ranks.place
     while True:
         budget = progress.token_budget or job.plan.token_budget
-        data = batch(samples, rows, budget, job.plan.max_micro_batch, here.count)
+        data = batch(samples, rows, budget, job.plan.max_micro_batch, here.count, job.engine.facts.shares)
         if job.ranks.most(int(job.link.take_shrink())):
             less = _less(job, progress, budget, data, _("Memory is short"))
             if less is None and job.link.must_shrink:
@@ -164,6 +164,7 @@ def _less(job: Job, progress: Progress, budget: int, data: StepBatch, why: str) 
 def _smaller(budget: int, data: StepBatch) -> int:
     """`budget` halved until `data` would be split otherwise: the same split would fail again."""
     fullest = max(micro.num_tokens for micro in data.micro_batches if len(micro.sample_ids) > 1)
+    budget //= 2  # at least once: tokens that samples share may count once
     while budget >= fullest:
         budget //= 2
     return budget

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorafit.data.batch import MicroBatch, Sample, pack
+from lorafit.data.beginnings import shared_length
 from lorafit.hashing import permutation
 from lorafit.plan.plan import Plan
 
@@ -92,10 +93,17 @@ class StepBatch:
         return [micro for micro, owner in zip(self.micro_batches, self.owners, strict=True) if owner == rank]
 
 
-def batch(samples: Samples, rows: Sequence[int], token_budget: int, max_samples: int, ranks: int = 1) -> StepBatch:
-    """The micro-batches that hold `rows` of `samples`; a sample's place is its index in `rows`."""
+def batch(
+    samples: Samples, rows: Sequence[int], token_budget: int, max_samples: int, ranks: int = 1, shares: bool = False
+) -> StepBatch:
+    """The micro-batches that hold `rows` of `samples`; a sample's place is its index in `rows`.
+
+    Where the engine `shares` what all samples begin with, those tokens are in memory once: they count once a micro-batch.
+    """
     taken = [samples[row] for row in rows]
-    lengths = [len(sample) for sample in taken]
+    shared = shared_length(taken) if shares else 0
+    lengths = [len(sample) - shared for sample in taken]
+    token_budget = max(token_budget - shared, 1)
     micro_batches, owners = [], []
     for rank, dealt in enumerate(deal(lengths, ranks)):
         for share in split([lengths[i] for i in dealt], token_budget, max_samples):

@@ -20,8 +20,6 @@ def why_generic(spec: ModelSpec, dropout: float, quantization: str, device: str)
         return _("the fast path knows Llama's shape, and this model differs from it")
     if spec.window:
         return _("the fast path lets every token see the whole sample before it")
-    if dropout > 0:
-        return _("the fast path has no dropout")
     if quantization != "none":
         return _("the fast path computes in float32, with weights that are not quantised")
     if device != "cpu":

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lorafit.data.batch import MicroBatch, Sample, pack
+from lorafit.data.beginnings import FEWEST
 from lorafit.engines.torch.attention import attention, own_attention
 from lorafit.engines.torch.device import DEVICES, get_device, translated
 from lorafit.engines.torch.loss import Head
@@ -68,9 +69,9 @@ def tiny_micro_batch(model: PreTrainedModel) -> MicroBatch:
     rng, vocab = np.random.default_rng(0), model.config.get_text_config().vocab_size
     samples = []
     for length in SEGMENTS:
-        ids = rng.integers(0, vocab, length + 2).astype(np.int32)
-        ids[:2] = 0
-        samples.append(Sample(ids, np.arange(length + 2) >= length // 2 + 2))
+        ids = rng.integers(0, vocab, length + FEWEST).astype(np.int32)
+        ids[:FEWEST] = 0
+        samples.append(Sample(ids, np.arange(length + FEWEST) > length // 2 + FEWEST))
     return pack(samples, range(len(samples)), range(len(samples)))
 
 

@@ -65,7 +65,9 @@ class TorchEngine:
         with translated(self.device):
             if setup.device != "cpu":
                 checks.self_test(setup.device, DTYPES[setup.precision])
+            began = time.monotonic()
             self.model = load_base(setup)
+            self.load_seconds, self.load_peak_bytes = time.monotonic() - began, self.peak_bytes()
         self.head = head_of(self.model)
         self.recompute = Recompute(decoder_layers(self.model)[1])
         self.dropout = DropoutKeys(0.0, device=setup.device)
@@ -89,10 +91,15 @@ class TorchEngine:
         self.set_recompute(plan.recompute)
         with translated(self.device):
             notes = self._check_packing()
+        if self.packed is not None and not self.packed.shares:
+            notes.append(_("With dropout, what samples begin with is computed for each of them: no two drop the same."))
         if kinds := untrained_weights(self.model):
             notes.append(_("Not trained, since no linear layer carries them: {names}.").format(names=", ".join(kinds)))
         count = sum(p.numel() for p in self._parameters().values())
-        self.facts = Facts(count, list(self.layers), self.generic.packs, notes)
+        shares = self.packed is not None and self.packed.shares
+        self.facts = Facts(
+            count, list(self.layers), self.generic.packs, notes, shares, self.load_seconds, self.load_peak_bytes
+        )
 
     def _attach(self, config: AdapterConfig) -> None:
         self.adapter = config

@@ -10,18 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from lorafit.data.batch import MicroBatch
+from lorafit.data.beginnings import samples_of, shared_length
 from lorafit.engines.torch.device import Device
 from lorafit.engines.torch.lora import DropoutKeys
 from lorafit.engines.torch.loss import Head, target_loss
 from lorafit.engines.torch.model import Recompute
 from lorafit.engines.torch.packed.layer import PackedLayer, Saved, looks_like_llama, norm_of
 from lorafit.engines.torch.packed.prefix import SharedPrefix
-from lorafit.engines.torch.packed.rows import Shared, Tokens, own_tokens, shared_length
+from lorafit.engines.torch.packed.rows import Shared, Tokens, own_tokens
 from lorafit.engines.torch.stored import StoredLinear
 from lorafit.messages import _
 from lorafit.plan.plan import Plan
-
-FEWEST_SHARED = 8  # tokens that are worth a pass of their own
 
 
 class PackedDecoder:
@@ -32,6 +31,11 @@ class PackedDecoder:
         self.layers = [PackedLayer(layer, dropout) for layer in decoder.layers]
         self.norm = norm_of(decoder.norm)
         self.recompute, self.dropout = recompute, dropout
+
+    @property
+    def shares(self) -> bool:
+        """Whether what all samples of a step begin with is computed once: dropout tells them apart."""
+        return self.dropout.p == 0
 
     @torch.no_grad()
     def accumulate(self, step: int, micro_batches: Sequence[MicroBatch], weight: float) -> list[Tensor]:
@@ -71,8 +75,8 @@ class PackedDecoder:
 
     def _shared(self, micro_batches: Sequence[MicroBatch]) -> SharedPrefix | None:
         """What all samples begin with, where that is worth it and dropout does not tell them apart."""
-        length = 0 if self.dropout.p > 0 else shared_length(micro_batches)
-        if length < FEWEST_SHARED:
+        length = shared_length(samples_of(micro_batches)) if self.shares else 0
+        if length == 0:
             return None
         ids = micro_batches[0].input_ids[:length]
         return SharedPrefix(ids, self.embed, self.rotary, self.layers, self.recompute.count)

@@ -5,7 +5,6 @@ elsewhere (prefix.py), and only its keys and values are looked at. Letters: T ro
 """
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -66,22 +65,3 @@ def rows_at(positions: NDArray[np.integer], segments: list[tuple[int, int]], rot
     cos, sin = rotary(torch.empty(1), torch.from_numpy(positions.astype(np.int64))[None])
     half = cos.shape[-1] // 2
     return Rows(segments, cos[0, :, None, :half].contiguous(), sin[0, :, None, :half].contiguous())
-
-
-def shared_length(micro_batches: Sequence[MicroBatch]) -> int:
-    """How many tokens all samples begin with, before the first that predicts a target; 0 where one is alone."""
-    parts = [
-        (micro.input_ids[a:b], micro.target_mask[a:b])
-        for micro in micro_batches
-        for a, b in itertools.pairwise(micro.segments.tolist())
-    ]
-    if len(parts) < 2:
-        return 0
-    first = parts[0][0]
-    length = len(first)
-    for ids, mask in parts:
-        targets = np.flatnonzero(mask)
-        length = min(length, int(targets[0]) - 1 if len(targets) else len(ids) - 1)
-        differs = np.flatnonzero(ids[:length] != first[:length])
-        length = int(differs[0]) if len(differs) else length
-    return max(length, 0)
