@@ -155,7 +155,7 @@ def _get_ready(config: TrainConfig, old: Interrupted | None, ranks: Ranks) -> Ge
         fresh, plan = plan, plan_for(old.run, machine, config, plan)
         if plan is fresh:  # limits of another machine or other settings
             old.progress.token_budget = old.progress.recompute = None
-    return Ready(config, machine, model, spec, load(), data, plan, start, ranks)
+    return Ready(config, machine, model, spec, load(), data, plan, start, Expectation(planned, known, plan), ranks)
 
 
 def _as_stages(texts: Generator[str, None, Prepared]) -> Generator[Event, None, Prepared]:
@@ -204,7 +204,7 @@ def _run(ready: Ready, run: RunDir, old: Interrupted | None, progress: Progress,
     yield _started(ready, run, engine, progress.done)
     with stop_signals(link):
         training = train(_job(ready, run, engine, link), progress)
-        yield from compared(training, ready.expected, whole=old is None)
+        yield from compared(training, ready.expected, whole=old is None and ready.ranks.place.count == 1)
     if ready.config.demo and progress.done == ready.plan.steps and not ready.plan.shard:
         conversations = ready.data.valid_conversations
         yield from show_answers(engine, ready.tokenizer, conversations, ready.config, progress.done)
