@@ -37,7 +37,7 @@ def _swiglu(gate: mx.array, up: mx.array) -> tuple[mx.array, mx.array]:
     return gate * open_ * up, open_
 
 
-@_swiglu.vjp  # type: ignore[untyped-decorator]
+@_swiglu.vjp
 def _swiglu_backward(
     inputs: tuple[mx.array, mx.array], grads: tuple[mx.array, mx.array], outputs: tuple[mx.array, mx.array]
 ) -> tuple[mx.array, mx.array]:

@@ -34,7 +34,7 @@ def trained_attention(kind: Kind) -> Any:
     def attend(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
         return attention(kind, q, k, v)
 
-    @attend.vjp  # type: ignore[untyped-decorator]
+    @attend.vjp
     def backward(
         inputs: tuple[mx.array, mx.array, mx.array], grad: mx.array, out: mx.array
     ) -> tuple[mx.array, mx.array, mx.array]:

@@ -72,7 +72,7 @@ def _chunk_loss(head: Head, hidden_NH: mx.array, targets_N: mx.array) -> mx.arra
             gradient = head.back(powers / sums - hit, logits, hidden.dtype)
         return mx.depends(loss, gradient), gradient
 
-    @loss_and_gradient.vjp  # type: ignore[untyped-decorator]
+    @loss_and_gradient.vjp
     def backward(_inputs: mx.array, grads: tuple[mx.array, Any], outputs: tuple[mx.array, mx.array]) -> mx.array:
         return (grads[0] * outputs[1]).astype(outputs[1].dtype)
 

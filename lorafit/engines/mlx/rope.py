@@ -35,8 +35,7 @@ class Rope:
 def rope_parameters(config: PretrainedConfig, layer_type: str | None) -> dict[str, Any]:
     """The model's rotary settings, of one kind of layer where they differ by kind."""
     facts: dict[str, Any] = config.rope_parameters or {}
-    own: dict[str, Any] = facts.get(layer_type, facts)
-    return own
+    return dict(facts.get(layer_type or "", facts))
 
 
 def make_rope(config: PretrainedConfig, layer_type: str | None, head_dim: int) -> Rope | None:
