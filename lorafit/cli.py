@@ -56,6 +56,12 @@ COMMANDS = {
         Entry("lorafit.move_faces:bundle", PACKAGES),
         lambda: _("pack a run for another machine: `lorafit train run.zip`"),
     ),
+    "cloud": Command(
+        Entry("lorafit.move_faces:cloud", PACKAGES), lambda: _("get a run ready for Colab, Kaggle, SageMaker and others")
+    ),
+    "fetch": Command(
+        Entry("lorafit.move_faces:fetch", PACKAGES), lambda: _("take over what came back from another machine")
+    ),
     "doctor": Command(_face("doctor"), lambda: _("look at this machine, and say what is wrong with it")),
 }
 

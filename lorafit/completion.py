@@ -12,7 +12,7 @@ from lorafit.contest import CompareRequest
 from lorafit.errors import ConfigError
 from lorafit.faces import DoctorFlags
 from lorafit.messages import _
-from lorafit.moving import BundleRequest
+from lorafit.moving import BundleRequest, CloudRequest, FetchRequest
 from lorafit.plan_faces import MachinesFlags, PlanFlags
 from lorafit.run_faces import DiffFlags, ListFlags, RemoveFlags, ShowFlags
 from lorafit.verbs import ChatRequest, DataRequest
@@ -32,6 +32,8 @@ SETTINGS: dict[str, type[BaseModel]] = {
     "runs diff": DiffFlags,
     "runs remove": RemoveFlags,
     "bundle": BundleRequest,
+    "cloud": CloudRequest,
+    "fetch": FetchRequest,
     "doctor": DoctorFlags,
 }
 RUN_FLAGS = ("resume", "lora_weights", "init_adapter")  # their value is a run's folder

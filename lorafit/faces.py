@@ -62,8 +62,7 @@ with warnings.catch_warnings():  # pydantic has an old method `json`, which nobo
 
 def train(argv: list[str], verb: str = "train") -> int:
     """`train [BUNDLE] [flags]`; a bundle is gone on with, from wherever it stands."""
-    bundle = argv and argv[0].lower().endswith(".zip")
-    return show_events(verbs.train(train_config(["--resume", *argv] if bundle else argv, verb)))
+    return show_events(verbs.train(train_config(argv, verb)))
 
 
 def resume(argv: list[str]) -> int:
@@ -193,7 +192,8 @@ def take_over(argv: list[str]) -> list[str]:
 
 def train_config(argv: list[str], verb: str = "train") -> TrainConfig:
     """Preset < the resumed run's own settings < YAML < flags, the later winning."""
-    argv = spell_out_resume(argv)
+    bundle = argv and argv[0].lower().endswith(".zip")
+    argv = spell_out_resume(["--resume", *argv] if bundle else argv)
     check_arguments(TrainConfig, argv, verb)
     argv = take_over(argv)
     file = flag_value(argv, "config")

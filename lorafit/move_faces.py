@@ -1,5 +1,6 @@
 """What do `bundle`, `cloud` and `fetch` do at a terminal? Arguments to a verb of moving.py, and what comes back shown."""
 
+import difflib
 import itertools
 import re
 from pathlib import Path
@@ -9,14 +10,18 @@ from rich.console import Console
 from rich.text import Text
 
 from lorafit import moving
-from lorafit.arguments import HELP
-from lorafit.bundle import BEGIN, GO_ON, Facts
+from lorafit.arguments import HELP, part_words
+from lorafit.bundle import BEGIN, GO_ON, RESULT, Facts
 from lorafit.cli import OK
 from lorafit.config import TrainConfig, is_switch
 from lorafit.errors import ConfigError
 from lorafit.faces import parse, train_config
 from lorafit.messages import _
-from lorafit.moving import BundleRequest
+from lorafit.moving import BundleRequest, CloudRequest, FetchRequest
+from lorafit.registry import CLOUDS
+from lorafit.reporters import commands
+from lorafit.reporters.cloud import show_sent
+from lorafit.reporters.status import told
 from lorafit.units import bytes_text
 
 
@@ -30,7 +35,47 @@ def bundle(argv: list[str]) -> int:
     console = Console(highlight=False)
     _say(console, _("✓ bundle: {path} ({size}): {what}"), path=target, size=bytes_text(target.stat().st_size),
          what=_what(facts))  # fmt: skip
-    _say(console, _("On the other machine: {command}"), command=f"lorafit train {target.name}{_base_flag(facts)}")
+    verb = "fetch" if facts.kind == RESULT else "train"
+    _say(console, _("On the other machine: {command}"), command=f"lorafit {verb} {target.name}{_base_flag(facts)}")
+    return OK
+
+
+def cloud(argv: list[str]) -> int:
+    """`cloud PLACE [RUN] [-o DIR]`, or `cloud PLACE [flags of a training] [-o DIR]`."""
+    words, own, others = share_out(CloudRequest, argv)
+    request = parse(CloudRequest, own, "cloud", CloudRequest.model_validate({"words": words}))
+    if not words or words[0] not in CLOUDS:
+        near = difflib.get_close_matches(words[0] if words else "", CLOUDS, n=1)
+        raise ConfigError(
+            _("Which place?"),
+            found=words[0] if words else None,
+            fix=_("Did you mean `{name}`?").format(name=near[0]) if near else _("Known: {known}.").format(
+                known=", ".join(CLOUDS)),
+        )  # fmt: skip
+    name = one_run(words[1:], others, f"cloud {words[0]}")
+    order = moving.order(name, training(name, others, "cloud"), Path(request.output_dir), request.base_model)
+    with told(Console(stderr=True, highlight=False)) as say:
+        sent = moving.cloud(words[0], order, Path(request.output).expanduser(), say)
+    show_sent(sent, Console(highlight=False))
+    return OK
+
+
+def fetch(argv: list[str]) -> int:
+    """`fetch DIR_OR_ZIP`."""
+    words, flags = part_words(FetchRequest, argv)
+    request = parse(FetchRequest, flags, "fetch", FetchRequest.model_validate({"source": words}))
+    if len(words) != 1:
+        fix = _("Name one: {command}").format(command="lorafit fetch result.zip")
+        raise ConfigError(_("What should be fetched?"), found=" ".join(words) or None, fix=fix)
+    console = Console(highlight=False)
+    for fetched in moving.fetch(Path(words[0]).expanduser(), Path(request.output_dir)):
+        run = str(fetched.run.path)
+        _say(console, _("✓ fetched: {path}"), path=run)
+        if not fetched.finished:
+            _say(console, _("Not finished; go on: {command}"), command=commands.resume(run))
+            continue
+        base = "" if fetched.base_is_here else " --base_model FOLDER"
+        _say(console, _("Try it: {command}"), command=commands.chat(run) + base)
     return OK
 
 
@@ -73,7 +118,7 @@ def _what(facts: Facts) -> str:
 
 
 def _base_flag(facts: Facts) -> str:
-    return " --model_name FOLDER" if facts.base_is_local else ""
+    return " --model_name FOLDER" if facts.base_is_local and facts.kind != RESULT else ""
 
 
 def _say(console: Console, text: str, **values: object) -> None:

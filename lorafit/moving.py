@@ -10,9 +10,13 @@ import tyro
 from pydantic import BaseModel, Field
 
 from lorafit import bundle as bundles
+from lorafit import fetch as fetching
 from lorafit import rundir
+from lorafit.cloud.send import Order, Sent, send
 from lorafit.config import TrainConfig, write_yaml
+from lorafit.demo import Say, silent
 from lorafit.errors import ConfigError, RunError
+from lorafit.fetch import Fetched
 from lorafit.messages import _
 from lorafit.resume import saved_config
 from lorafit.rundir import RunDir
@@ -42,6 +46,41 @@ def bundle(name: str | None, config: TrainConfig, output_dir: Path, target: Path
         raise ConfigError(_("A bundle is a zip file."), where="--output", found=str(target), fix=fix)
     run = None if name is None else rundir.find(name, output_dir)
     return bundles.bundle(run, config if run is None else saved_config(run), target)
+
+
+class CloudRequest(MoveRequest):
+    """Get a run ready for a cloud: PLACE is colab, kaggle, paperspace, sagemaker or skypilot; then a run, or the flags of a
+    training."""
+
+    words: tyro.conf.Positional[list[str]] = Field(
+        [], description="PLACE, then RUN: its name, its folder, or `latest`; or PLACE and the flags of a training."
+    )
+    output: str = Field("cloud", description="The folder to write into; short: -o.")
+    base_model: str | None = Field(
+        None, description="What the base model is called there, where it is a folder here (None: as here)."
+    )
+
+
+def cloud(place: str, order: Order, folder: Path, say: Say = silent) -> Sent:
+    """Write into `folder` what `place` (a name in registry.CLOUDS) takes. Raises LorafitErrors."""
+    return send(place, order, folder, say)
+
+
+def order(name: str | None, config: TrainConfig, output_dir: Path, base: str | None) -> Order:
+    """What is to be sent: the run called `name`, or without one what `config` would begin. Raises RunError."""
+    run = None if name is None else rundir.find(name, output_dir)
+    return Order(run, config if run is None else saved_config(run), base)
+
+
+class FetchRequest(MoveRequest):
+    """Take over what came back from another machine: result.zip, model.tar.gz, or a folder. It is checked first."""
+
+    source: tyro.conf.Positional[list[str]] = Field([], description="A zip, a tar.gz, or a folder.")
+
+
+def fetch(path: Path, output_dir: Path) -> list[Fetched]:
+    """All runs in `path`, put into `output_dir`. Raises LorafitErrors, and then nothing of a damaged run is there."""
+    return fetching.fetch(path, output_dir)
 
 
 def take_over(path: Path, output_dir: Path, base: str | None) -> RunDir:

@@ -24,7 +24,10 @@ ENGINES: dict[str, Entry] = {
     "mlx": Entry("lorafit.engines.mlx.engine:MLXEngine", _MLX),
 }
 EXPORTERS: dict[str, Entry] = {}
-CLOUDS: dict[str, Entry] = {}
+CLOUDS: dict[str, Entry] = {
+    name: Entry(f"lorafit.cloud.{name}:TARGET", "pip install lorafit")
+    for name in ("colab", "kaggle", "paperspace", "sagemaker", "skypilot")
+}
 
 # What the driver lets a device use, as an engine's library tells it; functions (device name).
 MEASURED_BYTES: dict[str, Entry] = {
