@@ -43,6 +43,20 @@ class Planned(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rehearsed(Event):
+    """A few micro-batches were computed and dropped: what they took, and what the whole run is expected to take by that."""
+
+    name: ClassVar[str] = "rehearsed"
+    seconds: float
+    peak_bytes: int | None
+    predicted_peak_bytes: int
+    tokens_per_second: float
+    expected_seconds: float
+    low_seconds: float
+    high_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Started(Event):
     """The plan stands and training begins (again, after a resume)."""
 
@@ -148,7 +162,10 @@ class Failed(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Finished(Event):
-    """All steps are done and final_model/ stands. Losses are means over the validation set, None without one."""
+    """All steps are done and final_model/ stands. Losses are means over the validation set, None without one.
+
+    `seconds` were spent in steps; what the plan had predicted stands beside, None where nothing was predicted.
+    """
 
     name: ClassVar[str] = "finished"
     seconds: float
@@ -157,6 +174,9 @@ class Finished(Event):
     best_step: int | None
     best_loss: float | None
     path: str
+    predicted_seconds: float | None = None
+    peak_bytes: int | None = None
+    predicted_peak_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

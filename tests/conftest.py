@@ -1,5 +1,6 @@
 """What do several tests share?"""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for family in tiny.FAMILIES | tiny.LONERS:
         tiny.save_model(family, folder / family)
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_calibrations(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What tests measure is not kept for the user's plans, nor the other way round."""
+    os.environ["LORAFIT_CALIBRATIONS"] = str(tmp_path_factory.mktemp("calibrations") / "calibrations.json")
 
 
 @pytest.fixture(autouse=True)

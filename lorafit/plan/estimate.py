@@ -20,6 +20,7 @@ class Estimate:
     """Seconds of a run: `step` of one update, `total` of all, `low` to `high` its range; `source` what it rests on."""
 
     step: float
+    evaluation: float
     total: float
     low: float
     high: float
@@ -73,6 +74,7 @@ def as_estimate(
     fixed, (down, up) = load_seconds(work.spec) + saves, SPREAD[source]
     return Estimate(
         step=step,
+        evaluation=evaluation,
         total=training + fixed,
         low=training * down + fixed,
         high=training * up + fixed,

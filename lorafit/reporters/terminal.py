@@ -14,6 +14,7 @@ from lorafit.events import (
     Failed,
     Finished,
     Planned,
+    Rehearsed,
     Restarted,
     Resumed,
     Saved,
@@ -29,6 +30,7 @@ from lorafit.reporters import commands
 from lorafit.reporters.display import open_display
 from lorafit.reporters.errors import show_error
 from lorafit.reporters.pace import Pace
+from lorafit.reporters.plan_terminal import clock_text
 from lorafit.units import bytes_text, count_text, seconds_text
 
 MARKS = ("✓", "⚠", "✗")  # a text that begins with one of these is a sentence of its own
@@ -140,6 +142,10 @@ class Terminal:
     def _finished(self, event: Finished) -> None:
         self._display.close()
         self._say(_("✓ Finished in {time}.").format(time=seconds_text(event.seconds)), "bold green")
+        if event.predicted_seconds is not None and event.peak_bytes is not None:
+            text = _("Planned: {time}, {peak} of memory; it was {found}.")
+            peak, found = bytes_text(event.predicted_peak_bytes), bytes_text(event.peak_bytes)
+            self._say(text.format(time=seconds_text(event.predicted_seconds), peak=peak, found=found))
         if event.valid_loss_before is not None and event.valid_loss_after is not None:
             losses = _("Held-out loss: {before:.4f} before, {after:.4f} after.")
             self._say(losses.format(before=event.valid_loss_before, after=event.valid_loss_after))
@@ -179,7 +185,19 @@ def line_of(event: Event) -> tuple[str, str]:
             return _("step {step}: saved {path} ({size})").format(step=event.step, path=event.path, size=size), "dim"
         case Warned() | Shrunk() | Restarted():
             return event.text if event.text.startswith(MARKS) else f"⚠  {event.text}", "yellow"
+        case Rehearsed():
+            return _rehearsed_text(event), ""
         case Resumed():
             return _("Going on after step {step} from {path}.").format(step=event.step, path=event.checkpoint), ""
         case _:
             return "", ""
+
+
+def _rehearsed_text(event: Rehearsed) -> str:
+    text = _("✓ Measured: {rate:,.0f} tokens/s, so about {total} in all, done {when}; {peak} at the peak")
+    return text.format(
+        rate=event.tokens_per_second,
+        total=seconds_text(event.expected_seconds),
+        when=clock_text(event.expected_seconds),
+        peak=bytes_text(event.peak_bytes),
+    )

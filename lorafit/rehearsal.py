@@ -1,0 +1,198 @@
+"""Does a real pass cost what the plan says? A few before the run, then every step beside the plan; both correct what is told.
+
+The passes are `Engine.probe`: gradients are dropped and no state is touched, so the result is the same with and without.
+"""
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from lorafit.data.batch import MicroBatch
+from lorafit.data.steps import Samples, batch, step_samples
+from lorafit.engines.base import Engine, OutOfMemory
+from lorafit.errors import DoesNotFit
+from lorafit.events import Event, Finished, Rehearsed, StepDone, Warned
+from lorafit.messages import _
+from lorafit.plan import calibrate
+from lorafit.plan.calibrate import Known
+from lorafit.plan.estimate import Estimate, as_estimate, estimate
+from lorafit.plan.memory import Layout
+from lorafit.plan.path import path_of
+from lorafit.plan.plan import Plan
+from lorafit.plan.planner import Planned, consider
+from lorafit.plan.rates import rates
+from lorafit.plan.speed import Share, micro_batch_seconds
+
+LOOKED_AT = 6  # steps whose micro-batches are looked through for the longest and the median one
+FEW = 60  # micro-batches in a run, below which one pass is all that is spent
+SLOWER = 1.3  # over the plan, after which it is said
+SETTLED = 20  # steps
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What was planned, and on what grounds: everything that measuring may correct."""
+
+    planned: Planned
+    known: Known
+    plan: Plan  # as it is carried out: a resumed run's own
+
+    @property
+    def layout(self) -> Layout:
+        """How `plan` computes, for the formulas."""
+        plan, question = self.plan, self.planned.question
+        return replace(
+            question.base,
+            engine=plan.engine,
+            device=plan.device,
+            precision=plan.precision,
+            quantization=plan.quantization,
+            optimizer=plan.optimizer,
+            path=path_of(question.spec, plan.lora_dropout, plan.quantization, plan.device),
+            recompute=plan.recompute,
+            loss_chunk=plan.loss_chunk,
+            tokens=max(question.data.longest, min(plan.token_budget, self.planned.chosen.layout.tokens)),
+        )
+
+    @property
+    def key(self) -> str:
+        return calibrate.key_of(self.layout, self.planned.question.spec)
+
+    def by_formula(self) -> Estimate:
+        """The time without what earlier runs have taught."""
+        grounds = Known(self.known.core_gflops)
+        return estimate(self.planned.work, self.layout, self.plan.token_budget, self.planned.question.machine, grounds)
+
+
+def rehearse(engine: Engine, samples: Samples, expected: Expectation) -> Generator[Event, None, Plan]:
+    """Measure a few micro-batches and keep what that says; the plan, with less at a time where memory is short."""
+    plan = expected.plan
+    while True:
+        try:
+            seconds, predicted, peak = _passes(engine, samples, replace(expected, plan=plan))
+            break
+        except OutOfMemory:
+            plan = _smaller(plan, expected)
+            engine.set_recompute(plan.recompute)
+            text = _("Memory ran out in the rehearsal: {budget} tokens at a time, {recompute} layers recomputed.")
+            yield Warned(text=text.format(budget=plan.token_budget, recompute=plan.recompute))
+    slowness = seconds / predicted
+    memory = None if peak is None else peak / expected.plan.predicted_peak_bytes
+    calibrate.note(expected.planned.question.machine, expected.key, slowness, memory)
+    plan = _corrected(plan, expected, memory)
+    engine.set_recompute(plan.recompute)
+    total = _measured_time(replace(expected, plan=plan), slowness)
+    yield Rehearsed(
+        seconds=seconds,
+        peak_bytes=peak,
+        predicted_peak_bytes=plan.predicted_peak_bytes,
+        tokens_per_second=total.tokens_per_second,
+        expected_seconds=total.total,
+        low_seconds=total.low,
+        high_seconds=total.high,
+    )
+    return replace(plan, predicted_step_seconds=total.step, predicted_seconds=total.total)
+
+
+def _passes(engine: Engine, samples: Samples, expected: Expectation) -> tuple[float, float, int | None]:
+    """Seconds that were measured and predicted for the same micro-batches, and the peak in bytes after them."""
+    longest, median, few = _micro_batches(samples, expected.plan)
+    spec, layout = expected.planned.question.spec, expected.layout
+    rate = rates(expected.planned.question.machine, layout, expected.known.core_gflops)
+    order = [longest] if few else [median, longest, median]
+    found, predicted, peak = 0.0, 0.0, None
+    for place, micro in enumerate(order):
+        probe = engine.probe(micro)
+        peak = probe.peak_bytes
+        if place or few:  # the first of several warms up
+            found += probe.seconds
+            predicted += micro_batch_seconds(spec, layout, rate, _share(micro))
+    return found, predicted, peak
+
+
+def _micro_batches(samples: Samples, plan: Plan) -> tuple[MicroBatch, MicroBatch, bool]:
+    """The longest and the median micro-batch of the first steps, and whether the run has only a few."""
+    steps = range(1, min(plan.steps, LOOKED_AT) + 1)
+    split = [batch(samples, step_samples(plan, step), plan.token_budget, plan.max_micro_batch) for step in steps]
+    found: Sequence[MicroBatch] = sorted(
+        (micro for step in split for micro in step.micro_batches), key=lambda micro: micro.num_tokens
+    )
+    return found[-1], found[len(found) // 2], len(found) / len(steps) * plan.steps < FEW
+
+
+def _share(micro: MicroBatch) -> Share:
+    lengths = np.diff(micro.segments).astype(np.int64)
+    return Share(micro.num_tokens, micro.num_targets, int((lengths**2).sum()))
+
+
+def _smaller(plan: Plan, expected: Expectation) -> Plan:
+    """Half the tokens, down to the longest sample; then more layers recomputed. Raises OutOfMemory at the end of both."""
+    longest, layers = expected.planned.question.data.longest, expected.planned.question.spec.layers
+    if plan.token_budget > longest:
+        return replace(plan, token_budget=max(plan.token_budget // 2, longest))
+    if plan.recompute < layers:
+        return replace(plan, recompute=min(layers, plan.recompute + max(1, layers // 4)))
+    raise OutOfMemory(
+        _("Memory ran out over a single sample of {tokens} tokens: it cannot be split.").format(tokens=longest),
+        fix=_("Begin with a smaller `--max_length`, `--quantization 4bit` or a smaller model; close other programs."),
+    )
+
+
+def _corrected(plan: Plan, expected: Expectation, memory: float | None) -> Plan:
+    """`plan` with the budget that a run takes which knows the measured peak from the start; never a larger one."""
+    question = expected.planned.question
+    if question.config.plan is not None or calibrate.rounded_factor(memory) <= question.memory_factor:
+        return plan
+    taught = calibrate.known(question.machine)
+    try:
+        fresh = consider(question.config, question.machine, question.spec, question.data, taught).plan
+    except DoesNotFit:
+        return plan
+    if fresh.token_budget >= plan.token_budget and fresh.recompute <= plan.recompute:
+        return replace(plan, predicted_peak_bytes=max(plan.predicted_peak_bytes, fresh.predicted_peak_bytes))
+    return replace(
+        plan,
+        token_budget=min(plan.token_budget, fresh.token_budget),
+        recompute=max(plan.recompute, fresh.recompute),
+        predicted_peak_bytes=fresh.predicted_peak_bytes,
+    )
+
+
+def _measured_time(expected: Expectation, slowness: float) -> Estimate:
+    formula, work = expected.by_formula(), expected.planned.work
+    tokens = formula.tokens_per_second * formula.step
+    evaluation = formula.evaluation * slowness
+    return as_estimate(work, expected.layout, formula.step * slowness, evaluation, tokens, "measured")
+
+
+def compared(events: Iterator[Event], expected: Expectation, whole: bool) -> Iterator[Event]:
+    """`events` of a training, with a word where it is much slower than planned, and both figures at its end.
+
+    A run that was trained here as a `whole` is kept for later plans.
+    """
+    steps, seconds, peak, said = 0, 0.0, 0, False
+    planned = expected.plan.predicted_step_seconds
+    for event in events:
+        if isinstance(event, StepDone):
+            steps, seconds, peak = steps + 1, seconds + event.seconds, max(peak, event.peak_bytes or 0)
+        if isinstance(event, Finished) and steps:
+            if whole:
+                memory = peak / expected.plan.predicted_peak_bytes if peak else None
+                slowness = seconds / steps / expected.by_formula().step
+                calibrate.note(expected.planned.question.machine, expected.key, slowness, memory)
+            event = _with_both(event, expected.plan, peak)
+        yield event
+        if not said and planned and steps == SETTLED and seconds / steps > SLOWER * planned:
+            said = True
+            text = _("Slower than planned: {ratio:.1f} times the time a step. Is something else using this machine?")
+            yield Warned(step=event.step, text=text.format(ratio=seconds / steps / planned))
+
+
+def _with_both(event: Finished, plan: Plan, peak: int) -> Finished:
+    return replace(
+        event,
+        predicted_seconds=plan.predicted_step_seconds * plan.steps or None,
+        peak_bytes=peak or None,
+        predicted_peak_bytes=plan.predicted_peak_bytes or None,
+    )
