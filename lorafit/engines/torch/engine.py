@@ -41,6 +41,7 @@ from lorafit.engines.torch.model import (
 from lorafit.engines.torch.optimizer import Optimizer
 from lorafit.engines.torch.packed.decoder import PackedDecoder, unfit
 from lorafit.engines.torch.scaler import LossScale
+from lorafit.engines.torch.sharded import ShardedPath, is_sharded, load_sharded
 from lorafit.errors import EngineError
 from lorafit.messages import _
 from lorafit.plan.plan import Plan
@@ -66,7 +67,7 @@ class TorchEngine:
             if setup.device != "cpu":
                 checks.self_test(setup.device, DTYPES[setup.precision])
             began = time.monotonic()
-            self.model = load_base(setup)
+            self.model, shards = load_sharded(setup) if is_sharded(setup) else (load_base(setup), None)
             self.load_seconds, self.load_peak_bytes = time.monotonic() - began, self.peak_bytes()
         self.head = head_of(self.model)
         self.recompute = Recompute(decoder_layers(self.model)[1])
@@ -74,6 +75,8 @@ class TorchEngine:
         self.layers: dict[str, LoRALinear] = {}
         self.adapter: AdapterConfig | None = None
         self.generic = GenericPath(self.model, self.head, self.dropout, DEFAULT_CHUNK)
+        if shards is not None:
+            self.generic = ShardedPath(self.generic, setup, shards)
         self.packed: PackedDecoder | None = None
         self.facts = Facts(0, [], True)
 
@@ -114,7 +117,7 @@ class TorchEngine:
 
     def _check_packing(self) -> list[str]:
         """Packed must equal one by one, else samples go one by one; the fast path must equal the generic one."""
-        with self._plain_and_moving():
+        with self._plain_and_moving(), self.generic.ready():
             parameters, tolerance = list(self._parameters().values()), checks.TOLERANCE[computes_in(self.setup)]
             off = checks.worst_packing_error(self.model, self.head, parameters, self.setup.device)
             self.generic.packs = off <= tolerance

@@ -4,6 +4,7 @@ Letters: T tokens of a micro-batch, N its targets, H hidden.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,10 @@ class GenericPath:
             hidden_TH, before, targets = self.hidden(micro)
             losses.append(target_loss(hidden_TH.index_select(0, before), targets, self.head, self.chunk, None)[0])
         return losses
+
+    def ready(self) -> AbstractContextManager[None]:
+        """Inside, whoever likes may call the model and its head."""
+        return nullcontext()
 
     def _packable(self, micro: MicroBatch) -> Iterator[MicroBatch]:
         """`micro` as it is, or, for a model that does not pack, each of its samples alone."""

@@ -16,6 +16,7 @@ from lorafit.messages import _
 from lorafit.ranks import Dead, Place
 
 BEAT_SECONDS = 1.0
+BLAME_SECONDS = 5.0
 PATIENCE_BEATS = 60  # counted in own beats: where all slept, as a laptop does, nobody is late
 # A main thread that waits in a collective of torch's own (sharded weights) hears nothing. The time is that of a long
 # step of its own, after which it would notice by itself.
@@ -52,12 +53,12 @@ class Heartbeat:
         if self.lost is not None:
             raise self.lost
 
-    def blame(self, error: BaseException, seconds: float = 5.0) -> RankLost:
-        """Who is to blame for a failed collective: known in a moment, else just that `error` broke the connection."""
-        deadline = time.monotonic() + seconds
+    def blamed(self) -> RankLost | None:
+        """Who is to blame for a broken connection: known in a moment, if anybody is."""
+        deadline = time.monotonic() + BLAME_SECONDS
         while self.lost is None and time.monotonic() < deadline:
             time.sleep(0.05)
-        return self.lost or RankLost(next(iter(self._pulses)), self.place.count, error)
+        return self.lost
 
     def leave(self, error: BaseException | None) -> None:
         """Stop, and tell the others why: None in peace."""

@@ -96,12 +96,23 @@ class TorchRanks:
         time.sleep(seconds)
 
     @contextlib.contextmanager
+    def connected(self) -> Iterator[None]:
+        """The same around torch's own collectives, where an error may be one of the computation too."""
+        try:
+            yield
+        except RuntimeError as error:
+            if (lost := self.heartbeat.blamed()) is None:
+                raise
+            raise lost from error
+
+    @contextlib.contextmanager
     def _connected(self) -> Iterator[None]:
         """What a broken connection raises inside becomes RankLost, once it is known who is to blame."""
         try:
             yield
         except RuntimeError as error:
-            raise self.heartbeat.blame(error) from error
+            other = 0 if self.place.rank else 1
+            raise self.heartbeat.blamed() or RankLost(other, self.place.count, error) from error
 
 
 @contextlib.contextmanager

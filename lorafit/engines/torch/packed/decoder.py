@@ -115,6 +115,8 @@ def unfit(decoder: Any, head: Head, plan: Plan, device: Device) -> str | None:
         return _("the fast path knows Llama's shape, and this model differs from it")
     if getattr(decoder.config, "sliding_window", None) is not None:  # longer than the samples that are compared at load
         return _("the fast path lets every token see the whole sample before it")
+    if plan.shard:
+        return _("the fast path needs the base whole, and it is shared out over the processes")
     if plan.precision == "fp16" or plan.quantization != "none":
         return _("the fast path computes in float32, with weights that are not quantised")
     return None if device.fast_path else _("the fast path has not been tried on {device}").format(device=device.name)
