@@ -139,6 +139,9 @@ class TrainConfig(BaseModel):
     demo: bool = how(False, "Train the embedded model on the embedded Chinese legal questions; flags beside it win.")
     dry_run: bool = how(False, "Do everything up to the first step, then stop and leave nothing behind.")
     no_preflight: bool = how(False, "Begin at once, without measuring a few micro-batches first.")
+    notify: str | None = how(
+        None, "Run this command with a title and a text when the run ends, e.g. `ntfy publish me`."
+    )
     no_supervisor: bool = how(False, "Train in this very process, e.g. under a debugger: nothing restarts it.")
     lang: Literal["en", "zh"] | None = how(None, "Language to speak (None: by locale).")
 

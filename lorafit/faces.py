@@ -30,13 +30,16 @@ from lorafit.reporters.compare_terminal import show_comparison
 from lorafit.reporters.data_terminal import show_data, show_figures
 from lorafit.reporters.doctor import show_report
 from lorafit.reporters.help import show_help
+from lorafit.reporters.notify import Notifier
 from lorafit.reporters.pages import check_page, write_page
+from lorafit.reporters.run_page import RunPage
 from lorafit.reporters.status import told
 from lorafit.reporters.talk import stream, talk
 from lorafit.reporters.tensorboard import TensorBoard
 from lorafit.reporters.terminal import Terminal
 from lorafit.verbs import ChatRequest, DataRequest
 
+Reader = Terminal | TensorBoard | RunPage | Notifier
 Settings = TypeVar("Settings", bound=BaseModel)
 
 LATEST = "latest"  # what a bare --resume means
@@ -71,10 +74,10 @@ def resume(argv: list[str]) -> int:
     return train(["--resume", *argv] if named else ["--resume", LATEST, *argv], "resume")
 
 
-def show_events(events: Iterable[Event], console: Console | None = None) -> int:
-    """Let the terminal and TensorBoard read `events` as they come; the exit code that they end with."""
+def show_events(events: Iterable[Event], console: Console | None = None, notifier: Notifier | None = None) -> int:
+    """Let the terminal and others read `events` as they come; the exit code that they end with."""
     terminal = Terminal(console)
-    readers = (terminal, TensorBoard())
+    readers: tuple[Reader, ...] = (terminal, TensorBoard(), RunPage(), notifier or Notifier())
     code = OK
     try:
         for event in events:
@@ -91,7 +94,7 @@ def show_events(events: Iterable[Event], console: Console | None = None) -> int:
     return code
 
 
-def _let_see(reader: Terminal | TensorBoard, event: Event) -> None:
+def _let_see(reader: Reader, event: Event) -> None:
     """Show `event`; where the terminal or pipe is gone, that is a hang-up: training finishes its step, saves and ends."""
     try:
         reader.see(event)

@@ -17,6 +17,11 @@ def resume(run: str) -> str:
     return shlex.join([*script, "--resume", run] if script[-1] != "resume" else [*script, run])
 
 
+def compare(run: str) -> str:
+    """See how what `run` trained answers beside its base."""
+    return shlex.join([*_face("compare_models.py", "compare"), _from_here(Path(run))])
+
+
 def curves(output_dir: str) -> str:
     """See the curves of all runs."""
     return shlex.join([_program("tensorboard"), "--logdir", _from_here(Path(output_dir))])
@@ -24,7 +29,7 @@ def curves(output_dir: str) -> str:
 
 def _face(script: str, verb: str) -> list[str]:
     used = Path(sys.argv[0])
-    if used.name in ("train.py", "inference.py"):
+    if used.name in ("train.py", "inference.py", "compare_models.py"):
         return [_program(Path(sys.executable).name), _from_here(used.with_name(script))]
     if used.name == "__main__.py":
         return [_program(Path(sys.executable).name), "-m", "lorafit", verb]
