@@ -39,6 +39,7 @@ class Layout:
     engine: str = "torch"
     path: str = GENERIC
     target_share: float = 1.0  # N / T
+    shards: int = 1  # processes that hold the base together
 
     @property
     def targets(self) -> int:
@@ -81,6 +82,15 @@ def weights_bytes(spec: ModelSpec, precision: str, quantization: str) -> int:
     rows = sum(linear.out_features for linear in spec.linears)
     packed = linears // 2 + linears // 64 * 4 if quantization == "4bit" else linears + rows * 4
     return packed + (spec.parameters - linears) * BYTES[precision]
+
+
+def held_bytes(spec: ModelSpec, layout: Layout) -> int:
+    """The base as one process holds it: whole; or its share, two layers (at work, and on its way) and the head gathered."""
+    whole = weights_bytes(spec, layout.precision, layout.quantization)
+    if layout.shards == 1:
+        return whole
+    gathered = 2 * linear_weights(spec) // max(spec.layers, 1) + spec.vocab * spec.hidden
+    return whole // layout.shards + gathered * BYTES[layout.precision]
 
 
 def adapter_bytes(parameters: int, optimizer: str) -> int:
@@ -188,7 +198,7 @@ def terms(spec: ModelSpec, layout: Layout) -> dict[str, int]:
     batch = batch_bytes(spec, layout)
     return {
         "framework": framework_bytes(layout),
-        "weights": weights_bytes(spec, layout.precision, layout.quantization),
+        "weights": held_bytes(spec, layout),
         "adapter": adapter_bytes(adapter_parameters(spec, layout.lora_r, layout.lora_targets), layout.optimizer),
         "activations": activations,
         "work": work,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from lorafit.config import TrainConfig, resolve_effective_batch
 from lorafit.hardware import Machine
 from lorafit.modelspec import ModelSpec
-from lorafit.plan import numbers, reasons, remedies
+from lorafit.plan import numbers, reasons, remedies, sharing
 from lorafit.plan.calibrate import NOTHING, Known
 from lorafit.plan.estimate import Estimate, Schedule, Work, estimate
 from lorafit.plan.facts import DataFacts
@@ -52,6 +52,10 @@ def consider(
     base = _base(config, spec, data, engine.value, device.value, quantization.value, optimizer.value)
     question = _asked(config, machine, spec, data, base, known)
     found = candidates(question)
+    if sharing.can_share(config, quantization.value) and (config.shard == "on" or not best(found).fits):
+        shared = replace(question, base=sharing.shared(question.base, config))
+        if best(tried := candidates(shared)).fits or config.shard == "on":
+            question, found = shared, tried
     if not best(found).fits and config.quantization == "auto" and quantization.value == "none":
         packed = _asked(config, machine, spec, data, replace(base, quantization="4bit"), known)
         if best(tried := candidates(packed)).fits:
@@ -66,6 +70,7 @@ def consider(
     precision = numbers.precision_choice(config, device.value, chosen.layout.precision, engine.value)
     what = [device, engine, quantization, precision, optimizer]
     how = reasons.how(question, chosen, expected)
+    how += sharing.choices(config, chosen.layout)
     choices = [*what, *how, *_schedule_choices(config, effective_batch, schedule, len(data.train_lengths))]
     plan = _plan(question, schedule, chosen, expected, choices)
     return Planned(plan, question, chosen, found, expected, work)
@@ -181,6 +186,7 @@ def _plan(
         predicted_peak_bytes=chosen.peak_bytes,
         available_bytes=available_bytes(question.machine, layout.device),
         processes=config.processes or 1,
+        shard=layout.shards > 1,
         choices=choices,
         predicted_seconds=expected.total,
         predicted_step_seconds=expected.step,

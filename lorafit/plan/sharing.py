@@ -1,0 +1,32 @@
+"""When do several processes hold one base together, and what is said about them?"""
+
+from dataclasses import replace
+
+from lorafit.config import TrainConfig
+from lorafit.messages import _
+from lorafit.plan.memory import Layout
+from lorafit.plan.path import GENERIC
+from lorafit.plan.plan import Choice
+
+
+def can_share(config: TrainConfig, quantization: str) -> bool:
+    """Whether the base may be shared out: there are several processes, it is not quantised, and nobody said no."""
+    return (config.processes or 1) > 1 and quantization == "none" and config.shard != "off"
+
+
+def shared(base: Layout, config: TrainConfig) -> Layout:
+    """`base` with its weights shared out over all processes; the fast path needs them whole."""
+    return replace(base, shards=config.processes or 1, path=GENERIC)
+
+
+def choices(config: TrainConfig, layout: Layout) -> list[Choice]:
+    """What several processes do, in words; nothing about one alone."""
+    count = config.processes or 1
+    if count == 1:
+        return []
+    text = _("{count} processes share every step and learn what one would learn").format(count=count)
+    found = [Choice("processes", str(count), text)]
+    if layout.shards > 1:
+        reason = _("as asked") if config.shard == "on" else _("one process alone could not hold it")
+        found.append(Choice("shard", "on", _("each process holds its share of the base: {why}").format(why=reason)))
+    return found
