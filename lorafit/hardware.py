@@ -56,6 +56,7 @@ class Machine:
     torch_version: str | None
     torch_cuda: str | None
     described: bool = False  # by its name, from the catalogue: it is not here
+    pressed: bool = False  # a Mac whose programs want more memory than there is
 
     def gpu(self, kind: str) -> Gpu | None:
         """The first GPU of that kind."""
@@ -163,12 +164,21 @@ def _psutil_memory() -> tuple[int, int]:
 
 
 def _linux_memory(root: Path) -> tuple[int, int]:
-    """Bytes that this process could have at most, and now, with every control group above it counted."""
+    """Bytes that this process could have at most, and now, with every control group and resource limit counted."""
     info: dict[str, str] = dict(re.findall(r"^(\w+):\s+(\d+) kB$", _read(root / "proc/meminfo"), re.M))
     total, available = int(info["MemTotal"]) * KIB, int(info.get("MemAvailable", info["MemFree"])) * KIB
-    for limit, free in _cgroup_limits(root):
+    for limit, free in (*_cgroup_limits(root), *_resource_limits(root)):
         total, available = min(total, limit), min(available, free)
     return total, max(available, 0)
+
+
+def _resource_limits(root: Path) -> Iterator[tuple[int, int]]:
+    """(limit, what is left of it) of `ulimit -d`, which counts what is allocated. `ulimit -v` is no limit of memory: it
+    counts mapped files too."""
+    limit = re.search(r"^Max data size\s+(\d+)\s", _read(root / "proc/self/limits"), re.M)
+    used = re.search(r"^VmData:\s+(\d+) kB$", _read(root / "proc/self/status"), re.M)
+    if limit:
+        yield int(limit[1]), int(limit[1]) - (int(used[1]) * KIB if used else 0)
 
 
 def _cgroup_limits(root: Path) -> Iterator[tuple[int, int]]:
@@ -243,14 +253,25 @@ def _mac(run: Run, arch: str) -> Machine:
         python=platform.python_version(),
         torch_version=version,
         torch_cuda=cuda,
+        pressed=_mac_pressed(run),
     )
 
 
+def _mac_pressed(run: Run) -> bool:
+    """Whether macOS speaks of memory pressure: 2 is a warning, 4 critical."""
+    return run(["sysctl", "-n", "kern.memorystatus_vm_pressure_level"]) in ("2", "4")
+
+
 def _mac_available(run: Run) -> int:
-    """Free, speculative and inactive pages: what macOS hands out without compressing or swapping."""
+    """Free, speculative and inactive pages: what macOS hands out without compressing or swapping.
+
+    Where programs want more than there is, inactive pages are spoken for, and do not count.
+    """
     text = run(["vm_stat"]) or ""
     page = re.search(r"page size of (\d+) bytes", text)
     pages = dict(re.findall(r"^Pages (free|inactive|speculative):\s+(\d+)\.", text, re.M))
     if page is None or "free" not in pages:
         return _psutil_memory()[1]
+    if _mac_pressed(run):
+        pages.pop("inactive", None)
     return int(page[1]) * sum(int(count) for count in pages.values())

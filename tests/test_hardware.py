@@ -184,6 +184,30 @@ def test_a_containers_limit_counts_and_its_file_cache_is_free(
     assert (machine.memory_bytes, machine.available_bytes) == (total, available)
 
 
+LIMITS = (
+    "Limit   Soft Limit   Hard Limit   Units\nMax data size             {size}           unlimited            bytes\n"
+)
+
+
+def test_a_limit_on_data_counts_with_what_is_used_of_it(tmp_path: Path) -> None:
+    files = {"proc/self/limits": LIMITS.format(size=3 * GIB), "proc/self/status": f"VmData:\t  {GIB // 1024} kB\n"}
+    machine = detect(prints({}), linux_files(tmp_path, files), "Linux", "x86_64", {})
+    assert (machine.memory_bytes, machine.available_bytes) == (3 * GIB, 2 * GIB)
+
+
+def test_no_limit_on_data_is_no_limit(tmp_path: Path) -> None:
+    files = {"proc/self/limits": LIMITS.format(size="unlimited")}
+    assert detect(prints({}), linux_files(tmp_path, files), "Linux", "x86_64", {}).memory_bytes == 32 * GIB
+
+
+def test_under_pressure_a_macs_inactive_pages_are_not_free() -> None:
+    level = "sysctl -n kern.memorystatus_vm_pressure_level"
+    relaxed, pressed = mac({**M1, level: "1"}), mac({**M1, level: "2"})
+    assert not relaxed.pressed
+    assert pressed.pressed
+    assert pressed.available_bytes < relaxed.available_bytes
+
+
 def test_this_machine_is_described_within_its_bounds() -> None:
     machine = detect()
     assert 0 < machine.available_bytes <= machine.memory_bytes <= psutil.virtual_memory().total

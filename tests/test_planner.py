@@ -18,7 +18,7 @@ from lorafit.messages import set_language
 from lorafit.modelspec import ModelSpec
 from lorafit.plan.plan import Plan
 from lorafit.plan.planner import DataFacts, consider, make_plan, make_schedule
-from lorafit.plan.room import MARGIN
+from lorafit.plan.room import MARGIN, available_bytes
 from lorafit.plan.search import WORTH, loss_chunk
 from lorafit.units import GIB
 
@@ -261,6 +261,11 @@ def test_a_shorter_length_is_advised_only_where_it_would_fit() -> None:
     with pytest.raises(DoesNotFit) as error:
         plan_for(replace(CPU, available_bytes=2 * GIB), data=long)
     assert "--max_length" not in str(error.value.fix)
+
+
+def test_a_mac_under_pressure_gives_its_gpu_no_more_than_is_free() -> None:
+    assert available_bytes(M2_MAX, "mps") == int(21.3 * GIB)
+    assert available_bytes(replace(M2_MAX, pressed=True), "mps") == M2_MAX.available_bytes == 16 * GIB
 
 
 def test_a_given_token_budget_is_obeyed_with_a_warning_where_it_does_not_fit() -> None:

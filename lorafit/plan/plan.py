@@ -24,7 +24,7 @@ def _must_be_there(field: Field[Any]) -> bool:
 
 # Fields that decide only how a run is computed; quantization and optimizer change what is learned, and go with them.
 HOW = ("engine", "device", "precision", "quantization", "optimizer", "token_budget", "max_micro_batch", "recompute",
-       "loss_chunk", "save_steps", "eval_steps", "keep_checkpoints")  # fmt: skip
+       "loss_chunk", "allocator", "compile", "save_steps", "eval_steps", "keep_checkpoints")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,8 @@ class Plan:
     predicted_peak_bytes: int
     available_bytes: int
     processes: int = 1
+    allocator: str = "default"  # fast | lean | default: glibc's
+    compile: str = "off"  # on | off: each layer of the generic path
     shard: bool = False  # each process holds its share of the base's weights
     choices: list[Choice] = field(default_factory=list)
     predicted_seconds: float = 0.0  # of the whole run

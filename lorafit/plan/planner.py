@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from lorafit.config import TrainConfig, resolve_effective_batch
 from lorafit.hardware import Machine
 from lorafit.modelspec import ModelSpec
-from lorafit.plan import numbers, reasons, remedies, sharing
+from lorafit.plan import numbers, reasons, remedies, sharing, tuning
 from lorafit.plan.calibrate import NOTHING, Known
 from lorafit.plan.estimate import Estimate, Schedule, Work, estimate
 from lorafit.plan.facts import DataFacts
@@ -71,9 +71,24 @@ def consider(
     what = [device, engine, quantization, precision, optimizer]
     how = reasons.how(question, chosen, expected)
     how += sharing.choices(config, chosen.layout)
+    tuned = _tuned(question, chosen, expected)
+    how += tuned
     choices = [*what, *how, *_schedule_choices(config, effective_batch, schedule, len(data.train_lengths))]
     plan = _plan(question, schedule, chosen, expected, choices)
+    plan = replace(plan, **{choice.setting: choice.value for choice in tuned})
     return Planned(plan, question, chosen, found, expected, work)
+
+
+def _tuned(question: Question, chosen: Candidate, expected: Estimate) -> list[Choice]:
+    """Allocator and compiled layers; on MLX there is neither."""
+    layout, config, machine = chosen.layout, question.config, question.machine
+    if layout.engine != "torch":
+        return []
+    available = available_bytes(machine, layout.device)
+    return [
+        tuning.choose_allocator(config, machine, layout.device, chosen.peak_bytes, available),
+        tuning.choose_compile(config, layout.device, layout.path, expected.total),
+    ]
 
 
 def alternatives(planned: Planned, known: Known = NOTHING) -> list[Choice]:

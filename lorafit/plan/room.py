@@ -16,9 +16,10 @@ def available_bytes(machine: Machine, device: str) -> int:
     gpu = machine.gpu(device)
     if gpu is None:
         return machine.available_bytes
-    if gpu.available_bytes is not None:
-        return gpu.available_bytes
-    return gpu.memory_bytes * 2 // 3 if device == "mps" else gpu.memory_bytes
+    shared = device == "mps"
+    given = gpu.available_bytes or (gpu.memory_bytes * 2 // 3 if shared else gpu.memory_bytes)
+    # A Mac's GPU has the memory that its programs have; Metal's figure does not know what they hold.
+    return min(given, machine.available_bytes) if shared and machine.pressed else given
 
 
 def share_of(machine: Machine, processes: int) -> Machine:
