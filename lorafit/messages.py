@@ -5,6 +5,7 @@
 
 import gettext
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 LANGUAGES = ("en", "zh")
@@ -39,6 +40,16 @@ def language() -> str:
 def _(text: str) -> str:
     """`text` in the language spoken now."""
     return _translation.gettext(text)
+
+
+def listed(parts: Iterable[str]) -> str:
+    """`parts` one after the other, with this language's comma between."""
+    return _(", ").join(parts)
+
+
+def labelled(label: str, text: str) -> str:
+    """`label: text`, with this language's colon."""
+    return _("{label}: {text}").format(label=label, text=text)
 
 
 def translate(text: str) -> str:

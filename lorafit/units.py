@@ -1,5 +1,7 @@
 """How are bytes, seconds and counts written for a person? The only 1024**3 in the code."""
 
+from lorafit.messages import _
+
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
 
 
@@ -13,17 +15,19 @@ def bytes_text(size: int | None) -> str:
 
 
 def seconds_text(seconds: float | None) -> str:
-    """`seconds` as "45 s", "3 min 20 s", "2 h 05 min", "1 d 03 h"; "?" for None."""
+    """`seconds` as "45 s", "3 min 20 s", "2 h 05 min", "1 d 03 h", in the user's language; "?" for None."""
     if seconds is None:
         return "?"
     whole = round(seconds)
+    if seconds < 9.95:
+        return _("{seconds:.1f} s").format(seconds=seconds)
     if whole < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+        return _("{seconds} s").format(seconds=whole)
     if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
+        return _("{minutes} min {seconds:02d} s").format(minutes=whole // 60, seconds=whole % 60)
     if whole < 86400:
-        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-    return f"{whole // 86400} d {whole % 86400 // 3600:02d} h"
+        return _("{hours} h {minutes:02d} min").format(hours=whole // 3600, minutes=whole % 3600 // 60)
+    return _("{days} d {hours:02d} h").format(days=whole // 86400, hours=whole % 86400 // 3600)
 
 
 def count_text(count: int) -> str:

@@ -11,7 +11,7 @@ from lorafit import hardware
 from lorafit.checkup.finding import Finding
 from lorafit.errors import HardwareError
 from lorafit.hardware import Gpu, Machine, Run
-from lorafit.messages import _
+from lorafit.messages import _, listed
 from lorafit.units import bytes_text
 
 # Settings of the environment that change where and how things run; none of them holds a secret.
@@ -24,7 +24,7 @@ TELLING = (
 def look_at_machine(machine: Machine, driver: str | None, environ: Mapping[str, str] = os.environ) -> Iterator[Finding]:
     """Chip, memory, GPUs, driver or macOS, Python; bad where no PyTorch can be had at all."""
     cores = _("{count} cores").format(count=machine.cores)
-    yield Finding("machine", _("processor"), f"{machine.chip}, {cores}, {machine.arch}")
+    yield Finding("machine", _("processor"), listed([machine.chip, cores, machine.arch]))
     yield Finding("machine", _("system"), f"macOS {machine.macos or '?'}" if machine.macos else machine.system)
     memory = _("{total}, {available} available (swap not counted)")
     sizes = {"total": bytes_text(machine.memory_bytes), "available": bytes_text(machine.available_bytes)}
@@ -77,4 +77,4 @@ def _gpu_text(gpu: Gpu) -> str:
         parts.append(_("{size} free").format(size=bytes_text(gpu.available_bytes)))
     if gpu.compute_capability is not None:
         parts.append(_("compute capability {number}").format(number=gpu.compute_capability))
-    return ", ".join(parts)
+    return listed(parts)

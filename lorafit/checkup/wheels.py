@@ -10,7 +10,7 @@ from packaging.requirements import Requirement
 from lorafit.checkup.finding import Finding, Mark
 from lorafit.checkup.machine import pip_exchange, pip_install
 from lorafit.hardware import Gpu, Machine
-from lorafit.messages import _
+from lorafit.messages import _, listed
 
 US = "lorafit"
 SHOWN = ("torch", "transformers", "bitsandbytes")  # the others are told of only where something is wrong
@@ -81,7 +81,7 @@ def look_at_packages(machine: Machine, driver: str | None, packages: Packages) -
 def _build_text(name: str, version: str, machine: Machine, packages: Packages) -> str:
     if name == "torch":
         cuda = _("for CUDA {version}").format(version=machine.torch_cuda) if machine.torch_cuda else _("without CUDA")
-        return f"{version}, {cuda}" if machine.system != "Darwin" else version
+        return listed([version, cuda]) if machine.system != "Darwin" else version
     if name == "mlx-metal":
         return f"{version} ({', '.join(packages.tags(name)) or '?'})"
     return version

@@ -93,7 +93,7 @@ class _Window:
                 goes_on = error.msg.startswith("Unterminated string") or error.pos >= len(self.text) - EDGE
                 if self.ended or not goes_on or len(self.text) - self.pos > LONGEST:
                     line = self.line + self.text.count("\n", self.pos, error.pos)
-                    return _not_json(error.msg, self.text, error.pos, line)
+                    return _not_json(_problem(error.msg), self.text, error.pos, line)
             except (ValueError, RecursionError) as error:  # a number of 5000 digits; nested 10000 deep
                 return _not_json(str(error), self.text, self.pos, self.line)
             self.grow()
@@ -127,6 +127,19 @@ def _not_json(problem: str, text: str, at: int, line: int) -> Broken:
     excerpt = text[max(0, at - 20) : at + 20]
     found = _("{problem} in line {line}, near {excerpt!r}").format(problem=problem, line=line, excerpt=excerpt)
     return Broken(found, _("valid JSON, to its end"), text[at : at + 200])
+
+
+def _problem(message: str) -> str:
+    """What `json` says of a text, in the user's language; what it says seldom stays as it is."""
+    words = {
+        "Expecting value": _("a value is missing or not JSON"),
+        "Expecting ',' delimiter": _("a comma is missing"),
+        "Expecting ':' delimiter": _("a colon is missing"),
+        "Expecting property name enclosed in double quotes": _("a key in double quotes is missing"),
+        "Unterminated string starting at": _("a text that does not end"),
+        "Invalid control character at": _("a control character in a text"),
+    }
+    return words.get(message, message)
 
 
 def read_json(path: Path) -> Iterator[Row]:
@@ -188,7 +201,7 @@ def _one_value(decoder: _Decoder, line: str, number: int) -> object:
     try:
         value, end = decoder.raw_decode(line, start)
     except json.JSONDecodeError as error:
-        return _not_json(error.msg, line, error.pos, number)
+        return _not_json(_problem(error.msg), line, error.pos, number)
     except (ValueError, RecursionError) as error:  # as above
         return _not_json(str(error), line, start, number)
     rest = line[end:].strip()

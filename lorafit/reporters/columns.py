@@ -1,6 +1,7 @@
 """How do rows of words stand in line? On a terminal folded within its width, in a file or pipe as whole lines."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from itertools import zip_longest
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -10,18 +11,31 @@ from rich.text import Text
 GAP = 2  # cells between columns
 
 
-def show_rows(rows: Sequence[Sequence[str | Text]], console: Console) -> None:
-    """Print rows of one length, each column as wide as its widest cell."""
+def show_rows(
+    rows: Sequence[Sequence[str | Text]], console: Console, right: Collection[int] = (), fold: bool = False
+) -> None:
+    """Print rows of one length, each column as wide as its widest cell; those in `right` are flush right.
+
+    `fold`: within the console's width in a file or pipe too, for long texts that are read and not searched.
+    """
     texts = [[cell if isinstance(cell, Text) else Text(cell) for cell in row] for row in rows]
     if console.is_interactive:
-        _show_folded(texts, console)
+        console.print(_folded(texts, console, right))
         return
-    widths = [max(cell_len(cell.plain) for cell in column) for column in zip(*texts, strict=True)]
+    if fold:
+        with console.capture() as capture:
+            console.print(_folded(texts, console, right))
+        console.print(Text("\n".join(line.rstrip() for line in capture.get().splitlines())), soft_wrap=True)
+        return
+    widths = [max(map(_width, column)) for column in zip(*texts, strict=True)]
     for row in texts:
-        padded = [Text.assemble(c, " " * (w - cell_len(c.plain))) for c, w in zip(row, widths, strict=True)]
-        line = Text(" " * GAP).join(padded)
-        line.rstrip()
-        console.print(line, soft_wrap=True)
+        for pieces in zip_longest(*(cell.split("\n") for cell in row), fillvalue=Text("")):
+            padded = [
+                _padded(p, width, place in right) for place, (p, width) in enumerate(zip(pieces, widths, strict=True))
+            ]
+            line = Text(" " * GAP).join(padded)
+            line.rstrip()
+            console.print(line, soft_wrap=True)
 
 
 def show_title(title: str, console: Console) -> None:
@@ -35,11 +49,20 @@ def show_whole(text: Text, console: Console) -> None:
     console.print(text, soft_wrap=True)
 
 
-def _show_folded(rows: list[list[Text]], console: Console) -> None:
+def _width(cell: Text) -> int:
+    return max(map(cell_len, cell.plain.split("\n")))
+
+
+def _padded(text: Text, width: int, right: bool) -> Text:
+    space = " " * (width - cell_len(text.plain))
+    return Text.assemble(space, text) if right else Text.assemble(text, space)
+
+
+def _folded(rows: list[list[Text]], console: Console, right: Collection[int]) -> Table:
     table = Table.grid(padding=(0, GAP, 0, 0))
-    for column in zip(*rows, strict=True):
-        narrow = max(cell_len(cell.plain) for cell in column) <= console.width // 3
-        table.add_column(overflow="fold", no_wrap=narrow)
+    for place, column in enumerate(zip(*rows, strict=True)):
+        narrow = max(map(_width, column)) <= console.width // 3
+        table.add_column(overflow="fold", no_wrap=narrow, justify="right" if place in right else "left")
     for row in rows:
         table.add_row(*row)
-    console.print(table)
+    return table

@@ -1,12 +1,12 @@
 """How is a data report shown on a terminal? Figures, tables, a histogram of bars, and samples with their targets coloured."""
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from lorafit.data.findings import DataReport, Lengths, Shown
 from lorafit.messages import _
 from lorafit.reporters import data_words as words
+from lorafit.reporters.columns import show_rows
 from lorafit.units import count_text
 
 BAR = 40  # characters of the longest bar
@@ -19,10 +19,11 @@ def show_data(report: DataReport, console: Console) -> None:
     show_figures(report, console)
     for listing in words.listings(report):
         _heading(listing.title, console)
-        console.print(_table(listing))
+        titles = [Text(column, "dim") for column in listing.columns]
+        show_rows([titles, *listing.rows], console, listing.figures, fold=True)
     if report.lengths is not None:
         _heading(_("Lengths in tokens, before any cut"), console)
-        console.print(_bars(report.lengths, report.max_length))
+        show_rows(_bars(report.lengths, report.max_length), console, (0, 1))
     for kind, samples in report.samples.items():
         if samples:
             _heading(words.sample_titles()[kind], console)
@@ -37,7 +38,7 @@ def show_figures(report: DataReport, console: Console) -> None:
     console.print(Text(words.title(report), "bold"))
     console.print(Text(words.subtitle(report), "dim"))
     _blank(console)
-    console.print(_figures(report))
+    show_rows(_figures(report), console, (2,), fold=True)
 
 
 def _blank(console: Console) -> None:
@@ -49,42 +50,23 @@ def _heading(text: str, console: Console) -> None:
     console.print(Text(text, "bold cyan"))
 
 
-def _figures(report: DataReport) -> Table:
-    table = Table.grid(padding=(0, 2, 0, 0))
-    for justify in ("left", "left", "right", "left"):
-        table.add_column(justify=justify)
-    for figure in words.figures(report):
-        mark = {True: Text("✓", "green"), False: Text("⚠", "yellow"), None: Text("")}[figure.good]
-        table.add_row(mark, Text(figure.label), Text(figure.value, "bold"), Text(figure.note, "dim", overflow="fold"))
-    return table
+def _figures(report: DataReport) -> list[list[str | Text]]:
+    marks = {True: Text("✓", "green"), False: Text("⚠", "yellow"), None: Text("")}
+    return [
+        [marks[figure.good], figure.label, Text(figure.value, "bold"), Text(figure.note, "dim")]
+        for figure in words.figures(report)
+    ]
 
 
-def _table(listing: words.Listing) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for place, column in enumerate(listing.columns):
-        table.add_column(
-            Text(column),
-            justify="right" if place in listing.figures else "left",
-            no_wrap=place in listing.figures,
-            overflow="fold",
-        )
-    for row in listing.rows:
-        table.add_row(*(Text(cell, overflow="fold") for cell in row))
-    return table
-
-
-def _bars(lengths: Lengths, max_length: int) -> Table:
+def _bars(lengths: Lengths, max_length: int) -> list[list[str | Text]]:
     """A line a bin; what is longer than `max_length` in another colour."""
-    table = Table.grid(padding=(0, 1, 0, 0))
-    table.add_column(justify="right")
-    table.add_column(justify="right")
-    most = max(lengths.rows)
+    most, bars = max(lengths.rows), []
     for edge, rows in zip(lengths.edges, lengths.rows, strict=True):
         style = "yellow" if edge >= max_length else "cyan"
         bar = "█" * round(BAR * rows / most) or ("▏" if rows else "")
         last = edge == lengths.edges[-1]
-        table.add_row(f"{count_text(edge)}{'+' if last else ' '}", count_text(rows), Text(bar, style))
-    return table
+        bars.append([f"{count_text(edge)}{'+' if last else ' '}", count_text(rows), Text(bar, style)])
+    return bars
 
 
 def _sample(sample: Shown, several: bool, console: Console) -> None:

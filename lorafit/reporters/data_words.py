@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lorafit.data.findings import DataReport, Place, Shown, Strange
 from lorafit.data.twins import SIMILAR
-from lorafit.messages import _
+from lorafit.messages import _, labelled, listed
 from lorafit.units import count_text
 
 MANY = 20  # lines of a table
@@ -50,7 +50,7 @@ def figures(report: DataReport) -> list[Figure]:
 
 
 def _rows(report: DataReport) -> list[Figure]:
-    formats = ", ".join(f"{name} {count_text(rows)}" for name, rows in report.formats.items())
+    formats = listed(f"{name} {count_text(rows)}" for name, rows in report.formats.items())
     share = _("{share:.1%} of the rows").format(share=report.rejected / max(report.rows, 1))
     return [
         Figure(_("rows"), count_text(report.rows), formats),
@@ -141,7 +141,7 @@ def _refused(report: DataReport, several: bool) -> Listing:
         (
             group.reason,
             count_text(group.rows),
-            "\n".join(f"{place_text(p, several)}: {row}" for p, row in group.examples),
+            "\n".join(labelled(place_text(p, several), row) for p, row in group.examples),
         )
         for group in report.refused[:MANY]
     ]
@@ -183,4 +183,4 @@ def sample_text(sample: Shown) -> str:
     parts = [sample.format, _("{n} tokens").format(n=count_text(sample.tokens))]
     parts.append(_("{n} targets").format(n=count_text(sample.targets)))
     parts += [_("{n} cut off").format(n=count_text(sample.cut))] if sample.cut else []
-    return ", ".join(parts)
+    return listed(parts)

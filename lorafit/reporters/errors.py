@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lorafit.errors import LorafitError
-from lorafit.messages import _
+from lorafit.messages import _, labelled
 
 
 def show_error(error: LorafitError, console: Console) -> None:
@@ -16,7 +16,7 @@ def show_error(error: LorafitError, console: Console) -> None:
     if not console.is_interactive:
         console.print(Text(_("Error: {what}").format(what=error.what)), soft_wrap=True)
         for label, text in rows:
-            console.print(Text(f"{label}: {text}"), soft_wrap=True)
+            console.print(Text(labelled(label, text)), soft_wrap=True)
         return
     table = Table.grid(padding=(0, 2, 0, 0))
     for label, text in rows:

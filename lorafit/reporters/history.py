@@ -9,7 +9,7 @@ from rich.text import Text
 
 from lorafit import history
 from lorafit.history import Difference, Record
-from lorafit.messages import _
+from lorafit.messages import _, labelled, listed
 from lorafit.reporters import commands
 from lorafit.reporters.columns import show_rows, show_title, show_whole
 from lorafit.reporters.sparkline import sparkline
@@ -32,7 +32,7 @@ def show_record(record: Record, console: Console) -> None:
     _show_part(_("Adapter"), [[str(record.adapter)]] if record.adapter else [], console)
     show_title(_("Going on"), console)
     for purpose, command in _follow(record).items():
-        show_whole(Text.assemble(f"{purpose}: ", (command, "bold cyan")), console)
+        show_whole(Text.assemble(labelled(purpose, ""), (command, "bold cyan")), console)
 
 
 def show_difference(one: Record, other: Record, console: Console) -> None:
@@ -51,8 +51,8 @@ def show_difference(one: Record, other: Record, console: Console) -> None:
     show_rows(rows, console)
     for record in (one, other):
         for fault in record.faults:
-            text = f"⚠  {record.info.name}: {fault}"
-            console.print(Text(text, "yellow"), soft_wrap=not console.is_interactive)
+            text = labelled(record.info.name, fault)
+            console.print(Text(f"⚠  {text}", "yellow"), soft_wrap=not console.is_interactive)
 
 
 def _show_part(title: str, rows: list[list[str | Text]], console: Console) -> None:
@@ -68,7 +68,7 @@ def _facts(record: Record) -> list[list[str | Text]]:
     where = "/".join(str(record.plan[key]) for key in ("engine", "device", "precision") if key in record.plan)
     rows: list[list[str | Text]] = [
         [_("run"), Text(info.name, "bold")],
-        [_("state"), f"{state_text(info.state)}, {steps}"],
+        [_("state"), listed([state_text(info.state), steps])],
         [_("model"), f"{info.model or record.settings.get('model_name', '?')}" + (f" ({where})" if where else "")],
         [_("data"), str(record.settings.get("dataset_name", "?"))],
         [_("begun"), "?" if begun is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(begun))],
@@ -86,7 +86,7 @@ def _pace_text(results: history.Results) -> str:
         parts.append(_("{rate:,.0f} tok/s").format(rate=results.tokens_per_second))
     if results.peak_bytes is not None:
         parts.append(_("{size} at the peak").format(size=bytes_text(results.peak_bytes)))
-    return ", ".join(parts)
+    return listed(parts)
 
 
 def _setting_rows(record: Record) -> list[list[str | Text]]:
@@ -150,7 +150,7 @@ def _result_pairs(one: Record, other: Record) -> list[Difference]:
 def _results(record: Record) -> list[tuple[str, str]]:
     info, results = record.info, history.results(record)
     return [
-        (_("state"), f"{state_text(info.state)}, {info.step}/{'?' if info.steps is None else info.steps}"),
+        (_("state"), listed([state_text(info.state), f"{info.step}/{'?' if info.steps is None else info.steps}"])),
         (_("held out, before"), _loss(results.valid_loss_before)),
         (_("held out, after"), _loss(results.valid_loss_after)),
         (_("held out, best"), _loss(results.best_loss)),

@@ -25,8 +25,9 @@ from lorafit.events import (
     Stopped,
     Warned,
 )
-from lorafit.messages import _
+from lorafit.messages import _, labelled
 from lorafit.reporters import commands
+from lorafit.reporters.columns import show_rows
 from lorafit.reporters.display import open_display
 from lorafit.reporters.errors import show_error
 from lorafit.reporters.pace import Pace
@@ -80,7 +81,7 @@ class Terminal:
         """Leave the terminal as it was, with the commands to go on where the run is over."""
         self._display.close()
         for purpose, command in self._follow.items():  # to be pasted: never wrapped
-            self._console.print(Text.assemble(f"  {purpose}: ", (command, "bold cyan")), soft_wrap=True)
+            self._console.print(Text.assemble("  ", labelled(purpose, ""), (command, "bold cyan")), soft_wrap=True)
 
     def _say(self, text: str, style: str = "") -> None:
         if text:
@@ -101,13 +102,12 @@ class Terminal:
             peak, available = bytes_text(event.predicted_peak_bytes), bytes_text(event.available_bytes)
             rows.append((_("memory"), peak, _("predicted peak; {available} available").format(available=available)))
         if self._console.is_interactive:
-            table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-            for setting, value, reason in rows:
-                table.add_row(Text(setting), Text(value, "bold"), Text(reason, "dim"))
-            self._console.print(table)
+            show_rows(
+                [[setting, Text(value, "bold"), Text(reason, "dim")] for setting, value, reason in rows], self._console
+            )
             return
         for setting, value, reason in rows:
-            self._say(f"{setting} = {value}: {reason}")
+            self._say(labelled(f"{setting} = {value}", reason))
 
     def _started(self, event: Started) -> None:
         self._display.close()
@@ -163,8 +163,8 @@ class Terminal:
         self._say(_("A question that was held out: {question}").format(question=event.question), "bold")
         before, after = _("before, the base model"), _("after, with the adapter")
         if not self._console.is_interactive:
-            self._say(f"{before}: {event.base}")
-            self._say(f"{after}: {event.tuned}")
+            self._say(labelled(before, event.base))
+            self._say(labelled(after, event.tuned))
             return
         table = Table(expand=True, show_lines=False)
         table.add_column(before, ratio=1)
