@@ -169,7 +169,7 @@ class MLXEngine:
         rows = Rows.of(micro)
         if self.delta.dropout > 0:
             places = np.repeat(micro.places, np.diff(micro.segments))
-            self.delta.rows_T = mx.array(hashing.dropout_row_keys(self.seed, step, places, micro.position_ids))
+            self.delta.keys_T = mx.array(hashing.dropout_row_keys(self.seed, step, places, micro.position_ids))
 
         def loss_of(params: Params) -> mx.array:
             return target_loss(self.body.head, self.body.hidden(params, rows), rows.targets, self.chunk)
@@ -177,7 +177,7 @@ class MLXEngine:
         try:
             loss, grads = mx.value_and_grad(loss_of)(self.params)
         finally:
-            self.delta.rows_T = None
+            self.delta.keys_T = None
         return loss, grads
 
     def _packable(self, micro: MicroBatch) -> Iterator[MicroBatch]:

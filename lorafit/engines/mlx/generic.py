@@ -30,10 +30,10 @@ class LoRALinear(nn.Module):
 
     def __init__(self, name: str, module: nn.Module, shared: Shared, delta: Delta) -> None:
         super().__init__()
-        self._stack, self._shared = Stack({name: module}, delta), shared
+        self._stack, self._shared, self._delta = Stack({name: module}, delta), shared, delta
 
     def __call__(self, x: mx.array) -> mx.array:
-        out = self._stack(self._shared.params, x.reshape(-1, x.shape[-1]))[0]
+        out = self._stack(self._delta.keys_T, self._shared.params, x.reshape(-1, x.shape[-1]))[0]
         return out.reshape(*x.shape[:-1], -1)
 
 

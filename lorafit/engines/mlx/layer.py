@@ -7,6 +7,7 @@ Letters: T tokens, H hidden, D head width, I intermediate.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -37,7 +38,7 @@ class Layer:
     """One layer of a dense decoder of Llama's shape, or Gemma's; its weights are those of MLX's `module`."""
 
     def __init__(self, module: Any, facts: LayerFacts, delta: Delta) -> None:
-        self.facts, attn, mlp = facts, module.self_attn, module.mlp
+        self.facts, self.delta, attn, mlp = facts, delta, module.self_attn, module.mlp
         self.qkv = self._stack("self_attn", attn, ("qkv_proj",), ("q_proj", "k_proj", "v_proj"), delta)
         self.o = self._stack("self_attn", attn, ("o_proj",), (), delta)
         self.gate_up = self._stack("mlp", mlp, ("gate_up_proj",), ("gate_proj", "up_proj"), delta)
@@ -64,37 +65,39 @@ class Layer:
 
     def __call__(self, params: Params, x_TH: mx.array, lengths: list[int], rows: mx.array | None) -> mx.array:
         """x [T,H] -> [T,H]; with `rows` only these come out, and only they go through the MLP."""
-        q, k, v = mx.checkpoint(self._queries_keys_values)(params, x_TH)
+        keys_T = self.delta.keys_T  # captured: MLX would differentiate every argument
+        q, k, v = mx.checkpoint(partial(self._queries_keys_values, keys_T))(params, x_TH)
         out = self._attend_samples(self._turned_in(q, k, v), lengths)
         if rows is not None:
             x_TH, out = x_TH[rows], out[rows]
-        x_TH = x_TH + self.after_attention(self.o(params, out)[0])
-        gate, up = mx.checkpoint(self._gates)(params, x_TH)
-        return x_TH + self.after_mlp(mx.checkpoint(self._shrink)(params, gate, up))
+            keys_T = None if keys_T is None else keys_T[rows]
+        x_TH = x_TH + self.after_attention(self.o(keys_T, params, out)[0])
+        gate, up = mx.checkpoint(partial(self._gates, keys_T))(params, x_TH)
+        return x_TH + self.after_mlp(mx.checkpoint(partial(self._shrink, keys_T))(params, gate, up))
 
     def answer(self, params: Params, x_TH: mx.array, cache: Any) -> mx.array:
         """The same for one sample that goes on, whose earlier keys and values are in `cache` (of mlx_lm)."""
         seen = cache.offset
-        q, k, v = self._turned_in(*self._queries_keys_values(params, x_TH))
+        q, k, v = self._turned_in(*self._queries_keys_values(None, params, x_TH))
         k, v = cache.update_and_fetch(self.facts.rope(k, seen), v)
         out = attention(self.facts.kind, self.facts.rope(q, seen), k, v)
-        x_TH = x_TH + self.after_attention(self.o(params, _flat(out))[0])
-        return x_TH + self.after_mlp(self._shrink(params, *self._gates(params, x_TH)))
+        x_TH = x_TH + self.after_attention(self.o(None, params, _flat(out))[0])
+        return x_TH + self.after_mlp(self._shrink(None, params, *self._gates(None, params, x_TH)))
 
-    def _queries_keys_values(self, params: Params, x_TH: mx.array) -> list[mx.array]:
-        outs = self.qkv(params, self.before_attention(x_TH))
+    def _queries_keys_values(self, keys_T: mx.array | None, params: Params, x_TH: mx.array) -> list[mx.array]:
+        outs = self.qkv(keys_T, params, self.before_attention(x_TH))
         if len(outs) > 1:
             return outs
         width = outs[0].shape[-1] // (self.facts.heads + 2 * self.facts.key_heads)
         ends = [width * self.facts.heads, width * (self.facts.heads + self.facts.key_heads)]
         return mx.split(outs[0], ends, axis=-1)
 
-    def _gates(self, params: Params, x_TH: mx.array) -> list[mx.array]:
-        outs = self.gate_up(params, self.before_mlp(x_TH))
+    def _gates(self, keys_T: mx.array | None, params: Params, x_TH: mx.array) -> list[mx.array]:
+        outs = self.gate_up(keys_T, params, self.before_mlp(x_TH))
         return outs if len(outs) > 1 else mx.split(outs[0], 2, axis=-1)
 
-    def _shrink(self, params: Params, gate_TI: mx.array, up_TI: mx.array) -> mx.array:
-        return self.down(params, self.facts.gate(gate_TI, up_TI))[0]
+    def _shrink(self, keys_T: mx.array | None, params: Params, gate_TI: mx.array, up_TI: mx.array) -> mx.array:
+        return self.down(keys_T, params, self.facts.gate(gate_TI, up_TI))[0]
 
     def _turned_in(self, q: mx.array, k: mx.array, v: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         """By heads: [T, heads x D] -> [1,heads,T,D], queries and keys normalised where the model does that."""

@@ -23,18 +23,16 @@ Params = dict[str, mx.array]  # lora_A [R,I] and lora_B [O,R], fp32, by name
 
 @dataclass
 class Delta:
-    """What all adapters of a model share: its scale, whether they count, and the dropout of this micro-batch."""
+    """What all adapters of a model share: the scale, whether they count, the rate of dropout, and its keys of this micro-batch."""
 
     scale: float = 1.0
     on: bool = True
     dropout: float = 0.0
-    rows_T: mx.array | None = None  # a key for each token; None: no dropout
+    keys_T: mx.array | None = None  # one for each token; None: no dropout
 
-    def dropped(self, x_TI: mx.array, module: str) -> mx.array:
+    def dropped(self, x_TI: mx.array, module: str, keys_T: mx.array) -> mx.array:
         """dropout(x): the same channels for the same keys, whenever it is called."""
-        if self.rows_T is None or self.dropout == 0:
-            return x_TI
-        rows_T = mix(self.rows_T ^ mx.array(int(hashing.fold(module)), mx.uint32))
+        rows_T = mix(keys_T ^ mx.array(int(hashing.fold(module)), mx.uint32))
         words_TI = mix(rows_T[:, None] ^ mx.arange(x_TI.shape[-1], dtype=mx.uint32))
         keep_TI = (words_TI >> (32 - hashing.UNIT_BITS)) >= hashing.dropout_threshold(self.dropout)
         scaled: mx.array = x_TI * keep_TI.astype(x_TI.dtype) * (1 / (1 - self.dropout))
@@ -62,22 +60,24 @@ class Stack:
         self._parts = [whole] if whole else [matrix_of(module) for module in modules.values()]
         self._cuts = list(accumulate(matrix_of(module).outputs for module in modules.values()))[:-1]
 
-    def __call__(self, params: Params, x_TI: mx.array) -> list[mx.array]:
-        """Each layer's output [T,O]."""
+    def __call__(self, keys_T: mx.array | None, params: Params, x_TI: mx.array) -> list[mx.array]:
+        """Each layer's output [T,O]; with dropout of the adapters' input where its tokens have keys."""
         outs = [part(x_TI) for part in self._parts]
         if len(outs) < len(self.modules):
             outs = mx.split(outs[0], self._cuts, axis=-1)
         if not self.delta.on:
             return outs
         learning = [name for name in self.modules if lora_names(name)[0] in params]
-        lows = dict(zip(learning, self._down(params, learning, x_TI), strict=True))
+        lows = dict(zip(learning, self._down(keys_T, params, learning, x_TI), strict=True))
         return [self._added(params, out, name, lows.get(name)) for out, name in zip(outs, self.modules, strict=True)]
 
-    def _down(self, params: Params, names: Sequence[str], x_TI: mx.array) -> list[mx.array]:
+    def _down(self, keys_T: mx.array | None, params: Params, names: Sequence[str], x_TI: mx.array) -> list[mx.array]:
         """A dropout(x) for each adapter [T,R]; without dropout they are one product."""
         downs = [params[lora_names(name)[0]].astype(x_TI.dtype) for name in names]
-        if len(downs) < 2 or self.delta.rows_T is not None:
-            return [self.delta.dropped(x_TI, name) @ a.T for name, a in zip(names, downs, strict=True)]
+        if keys_T is not None:
+            return [self.delta.dropped(x_TI, name, keys_T) @ a.T for name, a in zip(names, downs, strict=True)]
+        if len(downs) < 2:
+            return [x_TI @ a.T for a in downs]
         return mx.split(x_TI @ mx.concatenate(downs).T, len(downs), axis=-1)
 
     def _added(self, params: Params, out: mx.array, name: str, low_TR: mx.array | None) -> mx.array:

@@ -1,0 +1,217 @@
+"""What is MLX's alone: errors, memory, quantised bases, mlx_lm's traps, and adapters that mlx_lm itself loads."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import ways
+from safetensors.numpy import save_file
+
+from lorafit.adapter import module_of, read_adapter
+from lorafit.data.batch import Sample, pack
+from lorafit.engines.base import OutOfMemory, Setup
+from lorafit.errors import EngineError, ModelError
+
+mx = pytest.importorskip("mlx.core", reason="MLX has no wheel here, or is not installed: pip install 'lorafit[mlx]'")
+pytest.importorskip("mlx_lm")
+
+from mlx_lm.tuner.utils import load_adapters  # noqa: E402
+from mlx_lm.utils import load_model  # noqa: E402
+
+from lorafit.engines.mlx import device  # noqa: E402
+from lorafit.engines.mlx.engine import MLXEngine  # noqa: E402
+from lorafit.engines.mlx.load import load_base  # noqa: E402
+from lorafit.engines.mlx.matrix import matrix_of  # noqa: E402
+
+PLAN = tiny.make_plan(engine="mlx", token_budget=100)
+WIDE = {"hidden_size": 64, "intermediate_size": 128}  # groups of 64 fit
+
+
+def open_mlx(folder: Path, **changes: Any) -> MLXEngine:
+    plan = replace(PLAN, **changes)
+    return MLXEngine.open(Setup(folder, str(folder), "cpu", plan.precision, plan.quantization, plan=plan))
+
+
+def logits(engine: MLXEngine, ids: list[int]) -> np.ndarray:
+    return np.array(engine.body.next_logits(engine.params, ids, engine.body.new_cache()))
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3"])
+def test_dense_families_take_our_own_decoder(tmp_path: Path, family: str) -> None:
+    engine = open_mlx(tiny.save_model(family, tmp_path))
+    assert any("Fast path" in note for note in engine.facts.notes)
+    assert engine.facts.packs
+
+
+def test_settings_that_mlx_lm_looks_for_at_the_top_are_put_there(tmp_path: Path) -> None:
+    rope = {"rope_type": "default", "rope_theta": 1234.0}
+    folder = tiny.save_model("llama", tmp_path, rope_parameters=rope)
+    assert "rope_theta" not in json.loads((folder / "config.json").read_text())
+    assert load_base(Setup(folder, "x", "cpu", "fp32")).model.args.rope_theta == 1234.0
+    assert load_model(folder)[0].args.rope_theta != 1234.0  # the trap
+
+
+def test_a_model_that_mlx_lm_reads_wrongly_is_seen_at_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny.save_model("llama", tmp_path, rope_parameters={"rope_type": "default", "rope_theta": 50.0})
+    monkeypatch.setattr("lorafit.engines.mlx.load._rotary", lambda text: {})
+    engine = open_mlx(folder)
+    assert any("otherwise" in note for note in engine.facts.notes)
+
+
+def test_a_model_that_packs_wrongly_trains_sample_by_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lorafit.engines.mlx.generic.Apart.make_mask", lambda self, length, **_more: "causal")
+    folder = tiny.save_model("granite", tmp_path / "model")
+    engine = open_mlx(folder)
+    assert not engine.facts.packs
+    assert any("sample by sample" in note for note in engine.facts.notes)
+    monkeypatch.undo()
+    loss = ways.run(engine, PLAN, range(1, 2))
+    assert loss == pytest.approx(ways.run(open_mlx(folder), PLAN, range(1, 2)), rel=1e-6)
+
+
+@pytest.mark.parametrize("family", ["mamba", "gpt_oss"])
+def test_what_mlx_cannot_train_is_refused_with_words(tmp_path: Path, family: str) -> None:
+    with pytest.raises(ModelError) as error:
+        open_mlx(tiny.save_model(family, tmp_path))
+    assert "torch" in str(error.value.fix)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "phi3"])
+def test_an_adapter_of_ours_converted_gives_mlx_lms_own_model_the_same_logits(tmp_path: Path, family: str) -> None:
+    folder = tiny.save_model(family, tmp_path / "model", **({"sliding_window": 99} if family == "gemma2" else {}))
+    engine = open_mlx(folder)
+    peft_folder = ways.start_with_b(engine, tmp_path / "peft")
+    config, tensors = read_adapter(peft_folder)
+    own = tmp_path / "mlx"
+    own.mkdir()
+    turned = {}
+    for name, tensor in tensors.items():
+        module, which = module_of(name) or ("", "")
+        turned[f"{module}.lora_{which.lower()}"] = np.ascontiguousarray(tensor.T)
+    save_file(turned, own / "adapters.safetensors")
+    keys = sorted({re.sub(r"^model\.layers\.\d+\.", "", name).rpartition(".")[0] for name in turned})
+    facts = {"rank": config.r, "dropout": 0.0, "scale": config.scale, "keys": keys}
+    (own / "adapter_config.json").write_text(
+        json.dumps({"fine_tune_type": "lora", "num_layers": 3, "lora_parameters": facts})
+    )
+    base = load_base(Setup(folder, "x", "cpu", "fp32"))
+    model = load_adapters(base.model, str(own))
+    ids = list(range(5, 20))
+    right = np.array(model(mx.array([ids]))[0, -1])
+    assert np.abs(logits(engine, ids) - right).max() < 2e-4
+    assert np.abs(logits(engine, ids) - logits(open_mlx(folder), ids)).max() > 1e-2
+
+
+@pytest.mark.parametrize("quantization", ["4bit", "8bit"])
+@pytest.mark.parametrize("family", ["llama", "granite"])
+def test_gradients_through_a_quantised_base_equal_those_through_its_dequantised_weights(
+    tmp_path: Path, family: str, quantization: str
+) -> None:
+    folder = tiny.save_model(family, tmp_path / "model", **WIDE)
+    engine = open_mlx(folder, quantization=quantization)
+    exact_folder = dequantised(engine, folder, tmp_path / "exact")
+    adapter = ways.start_with_b(engine, tmp_path / "adapter")
+    way = next(way for way in ways.WAYS if way.name == "MLX, CPU")
+    loss, grads = ways.loss_and_gradients(
+        way, folder, replace(PLAN, quantization=quantization), adapter, tmp_path / "a"
+    )
+    right, wanted = ways.loss_and_gradients(way, exact_folder, PLAN, adapter, tmp_path / "b")
+    plain, _grads = ways.loss_and_gradients(way, folder, PLAN, adapter, tmp_path / "c")
+    assert loss == pytest.approx(right, rel=1e-5)
+    assert ways.worst(grads, wanted) < 1e-4
+    assert loss != pytest.approx(plain, rel=1e-5)
+
+
+def dequantised(engine: MLXEngine, folder: Path, target: Path) -> Path:
+    """The model in `folder` with the weights that the engine's quantised ones stand for."""
+    target.mkdir()
+    (target / "config.json").write_bytes((folder / "config.json").read_bytes())
+    tensors = {name: np.array(array) for name, array in mx.load(str(folder / "model.safetensors")).items()}
+    count = 0
+    for name, module in engine.body.modules.items():
+        matrix = matrix_of(module)
+        if matrix.scales is not None:
+            tensors[f"{name}.weight"] = np.array(matrix.rows(mx.arange(matrix.outputs)))
+            count += 1
+    assert count == len(engine.body.modules)
+    save_file(tensors, target / "model.safetensors", {"format": "pt"})
+    return target
+
+
+def test_a_gpu_that_failed_is_never_gone_on_with() -> None:
+    text = "[METAL] Command buffer execution failed: Insufficient Memory (00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)."
+    with pytest.raises(EngineError) as error, device.translated():
+        raise RuntimeError(text)
+    assert not isinstance(error.value, OutOfMemory)
+    assert "--resume" in str(error.value.fix)
+
+
+@pytest.mark.parametrize("text", ["[malloc] Unable to allocate 9 bytes.", "[metal::malloc] Resource limit (499000) exceeded.",
+    "[metal::malloc] Attempting to allocate 9 bytes which is greater than the maximum allowed buffer size of 8 bytes."])  # fmt: skip
+def test_what_mlx_says_when_memory_runs_out_is_understood(text: str) -> None:
+    with pytest.raises(OutOfMemory), device.translated():
+        raise RuntimeError(text)
+
+
+def test_more_memory_than_planned_splits_the_step_but_never_a_sample(tmp_path: Path) -> None:
+    folder = tiny.save_model("llama", tmp_path)
+    engine = open_mlx(folder)
+    engine.plan = replace(engine.plan, available_bytes=1)
+    data = ways.step_batch(PLAN, 1)
+    with pytest.raises(OutOfMemory, match="MLX took more memory"):
+        engine.step(1, data.micro_batches, data.num_targets, 1e-3)
+    alone = ways.step_batch(replace(PLAN, max_micro_batch=1), 1)
+    engine.step(1, alone.micro_batches, alone.num_targets, 1e-3)
+
+
+def test_a_loss_that_is_not_a_number_ends_the_run_and_touches_nothing(tmp_path: Path) -> None:
+    engine = open_mlx(tiny.save_model("llama", tmp_path))
+    name = next(n for n in engine.params if ".lora_B." in n)
+    engine.params[name] = mx.full(engine.params[name].shape, float("nan"))
+    before = engine.params
+    data = ways.step_batch(PLAN, 1)
+    with pytest.raises(EngineError, match="not a number"):
+        engine.step(1, data.micro_batches, data.num_targets, 1e-3)
+    assert engine.params is before
+
+
+def test_a_sample_whose_question_fills_it_costs_nothing_and_no_padding_counts(tmp_path: Path) -> None:
+    """mlx_lm gives nan where nothing is left of an answer, and counts a padding token of each sample."""
+    engine = open_mlx(tiny.save_model("llama", tmp_path))
+    question = Sample(np.arange(3, 20, dtype=np.int32), np.zeros(17, np.bool_))
+    answer = Sample(np.arange(3, 12, dtype=np.int32), np.arange(9) >= 4)
+    alone = engine.evaluate([pack([answer], [0], [0])])
+    both = engine.evaluate([pack([question, answer], [0, 1], [0, 1])])
+    assert (both.num_targets, alone.num_targets) == (5, 5)
+    assert both.loss_sum == pytest.approx(alone.loss_sum, rel=1e-6)
+    assert engine.evaluate([pack([question], [0], [0])]).loss_sum == 0.0
+    data = pack([question], [0], [0])
+    assert engine.step(1, [data, pack([answer], [0], [1])], 5, 1e-3).loss_sum == pytest.approx(alone.loss_sum, rel=1e-6)
+
+
+def test_attention_in_blocks_equals_a_float64_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    attention = pytest.importorskip("lorafit.engines.mlx.attention")
+    torch = pytest.importorskip("torch")
+    device.use_device("cpu", "fp32")
+    monkeypatch.setattr(attention, "CPU_BLOCK", 16)
+    rng = np.random.default_rng(0)
+    q, g = (rng.normal(size=(1, 4, 50, 8)).astype(np.float32) for _i in range(2))
+    k, v = (rng.normal(size=(1, 2, 50, 8)).astype(np.float32) for _i in range(2))
+    for window, cap in ((None, None), (20, None), (None, 2.0), (7, 3.0)):
+        wanted = [torch.from_numpy(t).double().requires_grad_() for t in (q, k, v)]
+        scores = wanted[0] @ wanted[1].repeat_interleave(2, 1).transpose(2, 3) * 0.3
+        scores = scores if cap is None else cap * torch.tanh(scores / cap)
+        away = torch.arange(50)[:, None] - torch.arange(50)
+        allowed = (away >= 0) & (away < (window or 50))
+        out = torch.softmax(scores.masked_fill(~allowed, -np.inf), -1) @ wanted[2].repeat_interleave(2, 1)
+        out.backward(torch.from_numpy(g).double())
+        attend = attention.trained_attention(attention.Kind(0.3, window, cap))
+        outs, grads = mx.vjp(lambda *args, f=attend: f(*args), [mx.array(t) for t in (q, k, v)], [mx.array(g)])
+        pairs = [(outs[0], out.detach()), *((a, b.grad) for a, b in zip(grads, wanted, strict=True))]
+        for found, right in pairs:
+            assert float(np.linalg.norm(np.array(found) - right.numpy()) / right.norm()) < 2e-6
