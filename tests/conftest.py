@@ -33,6 +33,7 @@ def own_calibrations(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(autouse=True)
-def english() -> None:
-    """Every test begins in English, whatever language the one before it spoke."""
-    set_language("en")
+def english(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test begins in English, whatever language the one before it, or the machine, speaks."""
+    monkeypatch.setenv("LORAFIT_LANG", "en")
+    set_language()

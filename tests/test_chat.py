@@ -59,11 +59,6 @@ def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_adapter(tmp_path_factory.mktemp("adapter"), base)
 
 
-@pytest.fixture(autouse=True)
-def english(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LORAFIT_LANG", "en")
-
-
 def test_a_prompt_prints_the_answer_alone_and_greedy_is_repeatable(base: Path, capsys: Output) -> None:
     assert main(["chat", "--base_model", str(base), "--prompt", "你好", *GREEDY]) == 0
     first = capsys.readouterr().out

@@ -34,11 +34,6 @@ Output = pytest.CaptureFixture[str]
 SHORT = ["--num_samples", "2", "--max_new_tokens", "6"]
 
 
-@pytest.fixture(autouse=True)
-def english(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LORAFIT_LANG", "en")
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory, demo_folder: Path) -> Path:
     return tiny.save_chat_model(tmp_path_factory.mktemp("tiny"), demo_folder)

@@ -28,10 +28,8 @@ SCRIPT = "</pre><script>document.title = 'it ran'</script><img src=https://examp
 
 
 @pytest.fixture(autouse=True)
-def english(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LORAFIT_LANG", "en")
+def width(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    set_language("en")
 
 
 @pytest.fixture(scope="module")

@@ -50,11 +50,6 @@ importlib.metadata.MetadataPathFinder.find_distributions = classmethod(
 """
 
 
-@pytest.fixture(autouse=True)
-def english(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LORAFIT_LANG", "en")
-
-
 def run_doctor(
     folder: Path, *flags: str, hidden: tuple[str, ...] = (), deadly: tuple[str, ...] = ()
 ) -> tuple[int, str]:

@@ -20,11 +20,6 @@ from lorafit.reporters.doctor import show_report
 Output = pytest.CaptureFixture[str]
 
 
-@pytest.fixture(autouse=True)
-def english(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LORAFIT_LANG", "en")
-
-
 # places
 
 
