@@ -47,19 +47,25 @@ def finished(home: Path) -> RunDir:
     return RunDir(path)
 
 
-@pytest.fixture(scope="module")
-def died(finished: RunDir, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    """The run as it was when it died after its fourth step; not to be touched."""
-    run = RunDir(tmp_path_factory.mktemp("died") / finished.name)
+def as_it_died(finished: RunDir, folder: Path, step: int) -> RunDir:
+    """A copy of a finished run of checkpoints every two steps, as it was when it died after `step`."""
+    run = RunDir(folder / finished.name)
     shutil.copytree(finished.path, run.path)
-    for folder in (run.final_model, run.best_model, run.checkpoints / "step-000006"):
-        shutil.rmtree(folder)
-    events = [event for event in read_events(run.events) if event.step <= 4]
+    late = [path for path in run.checkpoints.iterdir() if path.name > f"step-{step:06d}"]
+    for path in (run.final_model, run.best_model, *late):
+        shutil.rmtree(path)
+    events = [event for event in read_events(run.events) if event.step <= step]
     run.events.unlink()
     with EventLog(run.events) as log:
         for event in events:
             log.write(event)
     return run
+
+
+@pytest.fixture(scope="module")
+def died(finished: RunDir, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """The run as it was when it died after its fourth step; not to be touched."""
+    return as_it_died(finished, tmp_path_factory.mktemp("died"), 4)
 
 
 @pytest.fixture
