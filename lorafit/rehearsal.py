@@ -52,6 +52,7 @@ class Expectation:
             path=path_of(question.spec, plan.lora_dropout, plan.quantization, plan.device),
             recompute=plan.recompute,
             loss_chunk=plan.loss_chunk,
+            allocator=plan.allocator,
             tokens=max(question.data.longest, min(plan.token_budget, self.planned.chosen.layout.tokens)),
         )
 

@@ -17,9 +17,13 @@ BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}  # of a number
 # Python, PyTorch, its libraries and the tokenizer before any model. CPU measured; CUDA (context, workspace) and MPS
 # (graphs) assumed, as are MLX's kernels.
 BASE_BYTES = {"cpu": 440 * MIB, "cuda": 700 * MIB, "mps": 600 * MIB}
-# What the allocator keeps unused: bytes, and a share of what comes and goes. CPU (glibc) measured, the others assumed.
-SLACK_BYTES = {"cpu": 256 * MIB, "cuda": 0, "mps": 0}
-SLACK_SHARE = {"cpu": 0.2, "cuda": 0.15, "mps": 0.25}
+# What the allocator keeps and nobody uses: bytes, and a share of what comes and goes. On the CPU by glibc's profile
+# (engines/allocator.py), measured; the devices' own allocators assumed.
+SLACK_BYTES = {"default": 256 * MIB, "fast": 256 * MIB, "lean": 32 * MIB, "cuda": 0, "mps": 0}
+SLACK_SHARE = {"default": 0.2, "fast": 0.2, "lean": 0.05, "cuda": 0.15, "mps": 0.25}
+GENERIC_WORK = 1.8  # of what a layer keeps, at work: measured with and without recompute (Llama-3.2-1B, 512 tokens)
+LOGITS_BLOCK = 1 << 20  # numbers of the head that are multiplied at once (engines/torch/stored.py)
+SCRATCH_BYTES = 4 * MIB  # in which weights stored in 16 bits are unpacked, block by block (engines/torch/stored.py)
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class Layout:
     path: str = GENERIC
     target_share: float = 1.0  # N / T
     shards: int = 1  # processes that hold the base together
+    allocator: str = "default"  # glibc's profile
 
     @property
     def targets(self) -> int:
@@ -75,12 +80,13 @@ def framework_bytes(layout: Layout) -> int:
 
 
 def weights_bytes(spec: ModelSpec, precision: str, quantization: str) -> int:
-    """The base. Its linears, quantised: 4 bits and a float32 per 64 numbers, or 8 bits and a float32 per row."""
+    """The base. Its linears, quantised: 4 bits and, per 64 numbers, a byte that is itself scaled by a float32 per 256 of
+    them; or 8 bits and a float32 per row. (MLX's two 16-bit numbers per 64 come to 5% more.)"""
     if quantization == "none":
         return spec.parameters * BYTES[precision]
     linears = linear_weights(spec)
     rows = sum(linear.out_features for linear in spec.linears)
-    packed = linears // 2 + linears // 64 * 4 if quantization == "4bit" else linears + rows * 4
+    packed = linears // 2 + linears // 64 + linears // 64 // 256 * 4 if quantization == "4bit" else linears + rows * 4
     return packed + (spec.parameters - linears) * BYTES[precision]
 
 
@@ -114,17 +120,25 @@ def layer_bytes(spec: ModelSpec, layout: Layout) -> int:
     """What one layer keeps for its backward pass over T tokens.
 
     Generic: 4H + 4I + 7r + 2 nh hd + 2 nk hd + nh + 2 numbers a token (transformers with our LoRA; hooks counted 0.02% more).
-    Fast: 2H + 2I + 7r + 3 nh hd + 2 nk hd + nh + 2 (the fields of packed/layer.py's Saved).
+    Fast: 2H + 2I + 7r + 2 nh hd + 2 nk hd + nh + 2 (the fields of packed/layer.py's Saved and Rest).
     """
     q, kv = _widths(spec)
     lora, statistics = _ranks(spec, layout), spec.heads + 2
     if layout.path == FAST:
-        floats = 2 * spec.hidden + 2 * spec.intermediate + 3 * q + 2 * kv
+        floats = 2 * spec.hidden + 2 * spec.intermediate + 2 * q + 2 * kv
         return layout.tokens * (floats * layout.size + (lora + statistics) * 4)
     # Norms compute in fp32 whatever the precision, and keep what they computed with.
     norms = 4 * spec.hidden * 4
     rest = (4 * spec.intermediate + 2 * q + 2 * kv + lora) * layout.size
     return layout.tokens * (norms + rest + statistics * 4)
+
+
+def recomputed_bytes(spec: ModelSpec, layout: Layout) -> int:
+    """What a layer keeps that recomputes: its input; the fast path attention's output too, which it does not make again."""
+    if layout.path == FAST:
+        floats = spec.hidden + _widths(spec)[0] + spec.heads + layout.lora_r
+        return layout.tokens * floats * layout.size
+    return layout.tokens * spec.hidden * layout.size
 
 
 def attention_bytes(spec: ModelSpec, layout: Layout) -> int:
@@ -135,50 +149,53 @@ def attention_bytes(spec: ModelSpec, layout: Layout) -> int:
 
 
 def _last_layer_bytes(spec: ModelSpec, layout: Layout) -> int:
-    """The fast path computes the last layer's MLP at the targets alone."""
+    """The fast path computes the last layer's attention output and MLP at the targets alone."""
     q, kv = _widths(spec)
-    everywhere = (spec.hidden + 2 * q + 2 * kv) * layout.size * layout.tokens
+    everywhere = (spec.hidden + q + 2 * kv) * layout.size * layout.tokens
     at_targets = (spec.hidden + 2 * spec.intermediate + q) * layout.size * layout.targets
     return everywhere + at_targets + (_ranks(spec, layout) + spec.heads + 2) * 4 * layout.tokens
 
 
 def activation_bytes(spec: ModelSpec, layout: Layout) -> int:
-    """What all layers keep: a layer that recomputes keeps only its input."""
+    """What all layers keep."""
     layer = layer_bytes(spec, layout) + attention_bytes(spec, layout)
     recomputed = min(layout.recompute, spec.layers)
-    inputs = layout.tokens * spec.hidden * layout.size * recomputed
     kept = layer * (spec.layers - recomputed)
     if layout.path == FAST and recomputed < spec.layers:
         kept += _last_layer_bytes(spec, layout) - layer
-    return kept + inputs
+    return kept + recomputed_bytes(spec, layout) * recomputed
 
 
 def work_bytes(spec: ModelSpec, layout: Layout) -> int:
     """The layer that goes backward: its gradients, and what it computes again where it recomputes."""
     layer = layer_bytes(spec, layout) + attention_bytes(spec, layout)
-    again = layer if layout.recompute else 0
     if layout.engine == "mlx":  # its attention has no fused backward: scores, weights and their gradients of one layer
+        again = layer if layout.recompute else 0
         return layer + again + 3 * spec.heads * layout.longest**2 * layout.size
-    if layout.path == GENERIC:  # with or without recompute one layer's whole state is there: 1.8 of it was measured
-        return int(1.8 * layer)
-    return layout.tokens * (4 * spec.intermediate + 3 * spec.hidden) * layout.size + again
+    if layout.path == GENERIC:  # with or without recompute one layer's whole state is there
+        return int(GENERIC_WORK * layer)
+    again = layer - recomputed_bytes(spec, layout) if layout.recompute else 0
+    # Gradients at gate, up and their product, silu of gate; at the layer's output, and the norm made again.
+    return layout.tokens * (4 * spec.intermediate + 2 * spec.hidden) * layout.size + again
 
 
 def loss_bytes(spec: ModelSpec, layout: Layout) -> int:
-    """Logits, their log-softmax and the gradients of both for one chunk of target tokens, fp32: 3.8 were measured."""
-    return 4 * layout.loss_chunk * spec.vocab * 4
+    """One chunk of targets. PyTorch: a block of the vocabulary's logits and shares, the expected rows of the head and the
+    targets' own, besides the gradient at all targets. MLX: logits, softmax and gradient over the whole vocabulary."""
+    if layout.engine == "mlx":
+        return 4 * layout.loss_chunk * spec.vocab * 4
+    chunk, block = min(layout.loss_chunk, layout.targets), LOGITS_BLOCK // spec.hidden
+    return 4 * (chunk * (2 * block + 3 * spec.hidden) + 2 * layout.targets * spec.hidden)
 
 
 def dequantized_bytes(spec: ModelSpec, layout: Layout) -> int:
-    """The largest linear that is stored in fewer bits, unpacked while it multiplies; MLX multiplies without unpacking.
-
-    The fast path multiplies gate and up as one.
-    """
-    stored = layout.device == "cpu" and layout.precision != "fp32"
-    if (layout.quantization == "none" and not stored) or layout.engine == "mlx":
+    """The largest quantised linear, unpacked while it multiplies, or a block of one stored in 16 bits; MLX needs neither."""
+    if layout.engine == "mlx":
         return 0
+    if layout.quantization == "none":
+        return SCRATCH_BYTES if layout.device == "cpu" and layout.precision != "fp32" else 0
     largest = max((linear.in_features * linear.out_features for linear in spec.linears), default=0)
-    return largest * layout.size * (2 if layout.path == FAST else 1)
+    return largest * layout.size
 
 
 def batch_bytes(spec: ModelSpec, layout: Layout) -> int:
@@ -188,7 +205,8 @@ def batch_bytes(spec: ModelSpec, layout: Layout) -> int:
 
 def slack_bytes(layout: Layout, moving: int) -> int:
     """What the allocator keeps and nobody uses; `moving` bytes come and go."""
-    return SLACK_BYTES[layout.device] + int(moving * SLACK_SHARE[layout.device])
+    name = layout.allocator if layout.device == "cpu" else layout.device
+    return SLACK_BYTES[name] + int(moving * SLACK_SHARE[name])
 
 
 def terms(spec: ModelSpec, layout: Layout) -> dict[str, int]:

@@ -20,8 +20,8 @@ def why_generic(spec: ModelSpec, dropout: float, quantization: str, device: str)
         return _("the fast path knows Llama's shape, and this model differs from it")
     if spec.window:
         return _("the fast path lets every token see the whole sample before it")
-    if quantization != "none":
-        return _("the fast path computes in float32, with weights that are not quantised")
+    if quantization == "8bit":
+        return _("the fast path computes in float32, with weights in 32, 16 or 4 bits")
     if device != "cpu":
         return _("the fast path has not been tried on {device}").format(device=device)
     return None

@@ -14,7 +14,7 @@ from lorafit.plan.memory import Layout, terms
 from lorafit.plan.path import path_of
 from lorafit.plan.plan import Choice, Plan
 from lorafit.plan.room import available_bytes
-from lorafit.plan.search import NO_LIMIT, Candidate, Question, best, candidates, loss_chunk
+from lorafit.plan.search import NO_LIMIT, Candidate, Question, best, candidates, judged, loss_chunk
 
 __all__ = ["DataFacts", "Planned", "Schedule", "consider", "make_plan", "make_schedule"]
 
@@ -63,6 +63,7 @@ def consider(
     chosen = best(found)
     if not chosen.fits and config.token_budget is None:
         raise remedies.does_not_fit(question, chosen)
+    chosen, tuned = _with_allocator(question, chosen)
     effective_batch = resolve_effective_batch(config)
     schedule = make_schedule(config, effective_batch, data)
     work = Work(spec, data, schedule, effective_batch, question.max_samples, config.seed)
@@ -71,7 +72,8 @@ def consider(
     what = [device, engine, quantization, precision, optimizer]
     how = reasons.how(question, chosen, expected)
     how += sharing.choices(config, chosen.layout)
-    tuned = _tuned(question, chosen, expected)
+    if engine.value == "torch":
+        tuned.append(tuning.choose_compile(config, device.value, chosen.layout.path, expected.total))
     how += tuned
     choices = [*what, *how, *_schedule_choices(config, effective_batch, schedule, len(data.train_lengths))]
     plan = _plan(question, schedule, chosen, expected, choices)
@@ -79,16 +81,15 @@ def consider(
     return Planned(plan, question, chosen, found, expected, work)
 
 
-def _tuned(question: Question, chosen: Candidate, expected: Estimate) -> list[Choice]:
-    """Allocator and compiled layers; on MLX there is neither."""
+def _with_allocator(question: Question, chosen: Candidate) -> tuple[Candidate, list[Choice]]:
+    """`chosen` with the allocator that suits what it takes; MLX has its own."""
     layout, config, machine = chosen.layout, question.config, question.machine
     if layout.engine != "torch":
-        return []
-    available = available_bytes(machine, layout.device)
-    return [
-        tuning.choose_allocator(config, machine, layout.device, chosen.peak_bytes, available),
-        tuning.choose_compile(config, layout.device, layout.path, expected.total),
-    ]
+        return chosen, []
+    ample = judged(question, replace(layout, allocator="fast"), chosen.token_budget)
+    room = available_bytes(machine, layout.device)
+    choice = tuning.choose_allocator(config, machine, layout.device, ample.peak_bytes, room)
+    return judged(question, replace(layout, allocator=choice.value), chosen.token_budget), [choice]
 
 
 def alternatives(planned: Planned, known: Known = NOTHING) -> list[Choice]:
@@ -120,6 +121,7 @@ def _base(
         loss_chunk=loss_chunk(spec.vocab),
         engine=engine,
         target_share=data.target_share,
+        allocator="lean" if config.allocator == "auto" else config.allocator,
     )
 
 

@@ -20,7 +20,7 @@ from lorafit.units import MIB
 # Few rungs, so that two runs on one machine split their steps alike though free memory differs a little.
 LADDER = (256, 512, 1024, 2048, 4096)
 USEFUL_TOKENS = {"cpu": 2048, "mps": 2048, "cuda": 4096}  # a larger micro-batch is not faster
-LOGITS_BYTES = (128 * MIB, 32 * MIB)  # of one chunk of the loss
+LOGITS_BYTES = (128 * MIB, 32 * MIB)  # of one chunk of the loss, were all logits of it there at once
 NO_LIMIT = 4096  # samples in a micro-batch
 WORTH = 0.03  # a plan that is faster by less than this is not worth more memory
 
@@ -65,8 +65,9 @@ def loss_chunk(vocab: int, logits_bytes: int = LOGITS_BYTES[0]) -> int:
 def candidates(question: Question) -> list[Candidate]:
     """For every precision, budget and chunk the fewest recomputed layers that fit, or all of them where none fits."""
     return [
-        _leanest_needed(question, layout, budget, shares)
-        for budget, shares in _budgets(question)
+        _leanest_needed(question, layout, budget, steps)
+        for budget in _budgets(question)
+        for steps in [steps_of(question, budget)]
         for layout in _layouts(question, budget)
     ]
 
@@ -82,11 +83,15 @@ def best(found: list[Candidate]) -> Candidate:
     return min((c for c in fitting if c.seconds <= fastest * (1 + WORTH)), key=lambda candidate: candidate.peak_bytes)
 
 
-def _budgets(question: Question) -> Iterator[tuple[int, list[list[Share]]]]:
+def _budgets(question: Question) -> list[int]:
     config = question.config
-    for budget in [config.token_budget] if config.token_budget else rungs(question.base.device, question.data.longest):
-        batch = resolve_effective_batch(config)
-        yield budget, steps_as_shares(question.data, batch, budget, question.max_samples, config.seed)
+    return [config.token_budget] if config.token_budget else rungs(question.base.device, question.data.longest)
+
+
+def steps_of(question: Question, budget: int) -> list[list[Share]]:
+    """Micro-batches of some steps under `budget`."""
+    config = question.config
+    return steps_as_shares(question.data, resolve_effective_batch(config), budget, question.max_samples, config.seed)
 
 
 def rungs(device: str, longest: int) -> list[int]:
@@ -124,8 +129,11 @@ def _leanest_needed(question: Question, layout: Layout, budget: int, steps: list
     return judged(question, replace(layout, recompute=low), budget, steps)
 
 
-def judged(question: Question, layout: Layout, budget: int, steps: list[list[Share]]) -> Candidate:
-    """What `layout` would take."""
+def judged(
+    question: Question, layout: Layout, budget: int, steps: list[list[Share]] | None = None
+) -> Candidate:  # fmt: skip
+    """What `layout` would take; `steps` as steps_of() gives them."""
+    steps = steps or steps_of(question, budget)
     peak, rate = _peak(question, layout), rates(question.machine, layout)
     seconds = sum(step_seconds(question.spec, layout, rate, shares) for shares in steps) / len(steps)
     return Candidate(layout, budget, peak, seconds, peak <= question.room)
