@@ -13,7 +13,7 @@ Output = pytest.CaptureFixture[str]
 
 CJK = re.compile(r"[\u3000-\u303f\u3400-\u9fff\uff00-\uffef]")
 ENGLISH = re.compile(r"\b(?:usage|flags?|default|TEXT)\b|[a-z]{2,} [a-z]{2,}")  # of the frame, or a sentence
-NAMES = re.compile(r"`[^`]*`|--\w+|lorafit [a-z ]+|Hugging Face")  # said alike in every language
+NAMES = re.compile(r"`[^`]*`|--\w+|\w+(?:\|\w+)+|lorafit [a-z ]+|Hugging Face")  # said alike in every language
 
 
 def help_of(command: str, language: str, capsys: Output) -> str:
