@@ -32,6 +32,11 @@ PLAN = tiny.make_plan(engine="mlx", token_budget=100)
 WIDE = {"hidden_size": 64, "intermediate_size": 128}  # groups of 64 fit
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORAFIT_CACHE", str(tmp_path / "cache"))
+
+
 def open_mlx(folder: Path, **changes: Any) -> MLXEngine:
     plan = replace(PLAN, **changes)
     return MLXEngine.open(Setup(folder, str(folder), "cpu", plan.precision, plan.quantization, plan=plan))
@@ -141,6 +146,24 @@ def dequantised(engine: MLXEngine, folder: Path, target: Path) -> Path:
     assert count == len(engine.body.modules)
     save_file(tensors, target / "model.safetensors", {"format": "pt"})
     return target
+
+
+def test_a_quantised_base_is_made_once_and_an_mlx_folder_is_taken_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny.save_model("llama", tmp_path / "model", **WIDE)
+    first = open_mlx(folder, quantization="4bit")
+    monkeypatch.setattr("lorafit.engines.mlx.load.quantise", None)  # would be called, were it made again
+    again = open_mlx(folder, quantization="4bit")
+    (made,) = (tmp_path / "cache" / "mlx").iterdir()
+    theirs = open_mlx(made)
+    ids = list(range(5, 20))
+    for engine in (again, theirs):
+        assert np.array_equal(logits(engine, ids), logits(first, ids))
+    assert load_model(made)[0] is not None
+    (folder / "model.safetensors").touch()
+    with pytest.raises(ModelError):
+        open_mlx(folder, quantization="4bit")
 
 
 def test_a_gpu_that_failed_is_never_gone_on_with() -> None:

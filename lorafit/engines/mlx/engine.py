@@ -57,6 +57,7 @@ class MLXEngine:
 
     def __init__(self, setup: Setup) -> None:
         self.setup, self.delta = setup, Delta()
+        began = time.monotonic()
         device.use_device(setup.device, setup.precision)
         mx.reset_peak_memory()
         if setup.plan is not None:
@@ -69,7 +70,9 @@ class MLXEngine:
         self.params: Params = {}
         self.adapter: AdapterConfig | None = None
         self.chunk, self.seed = DEFAULT_CHUNK, 0
-        self.facts = Facts(0, [], self.packs, notes)
+        self.facts = Facts(
+            0, [], self.packs, notes, load_seconds=time.monotonic() - began, load_peak_bytes=self.peak_bytes()
+        )
 
     def _body(self, base: Base, notes: list[str]) -> Decoder | GenericDecoder:
         """Our decoder where it computes what mlx_lm's model does, else that model; in `notes`, which and why."""

@@ -13,9 +13,9 @@ from mlx_lm.models.cache import make_prompt_cache
 from transformers import PretrainedConfig
 
 from lorafit.engines.mlx.decoder import Rows, head_matrix
-from lorafit.engines.mlx.load import ROUTER
 from lorafit.engines.mlx.lora import Delta, Params, Stack
 from lorafit.engines.mlx.loss import Head
+from lorafit.engines.mlx.quantised import ROUTER
 
 
 class Shared:

@@ -5,7 +5,6 @@ a model of transformers 5 (rope_parameters) then computes nonsense. So the setti
 """
 
 import json
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +15,12 @@ from mlx_lm.utils import load_model
 from transformers import AutoConfig, PretrainedConfig
 
 from lorafit.engines.base import Setup
+from lorafit.engines.mlx.quantised import BITS, keep, place_of, quantise, settings
 from lorafit.engines.mlx.rope import rope_parameters
 from lorafit.errors import ModelError
 from lorafit.messages import _
 
 DTYPES = {"fp32": mx.float32, "bf16": mx.bfloat16, "fp16": mx.float16}
-GROUP, BITS = 64, {"4bit": 4, "8bit": 8}
-ROUTER = re.compile(r"\.(gate|router)$")  # sends tokens to experts: a linear layer only in mlx_lm
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,6 @@ class Base:
     model: Any
     prefix: str
     config: PretrainedConfig
-    quantised: bool
 
 
 def load_base(setup: Setup) -> Base:
@@ -42,7 +39,7 @@ def load_base(setup: Setup) -> Base:
         config = AutoConfig.from_pretrained(
             setup.folder, local_files_only=True, trust_remote_code=setup.trust_remote_code
         )
-        model, _facts = load_model(setup.folder, lazy=True, model_config=completed(facts, config))
+        model = _load(setup, facts, config)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         fix = _(
             "Check that the folder is whole and the installed mlx-lm knows this kind: {command}; or --engine torch."
@@ -55,16 +52,28 @@ def load_base(setup: Setup) -> Base:
         ) from error
     model.eval()
     model.freeze()
-    already = bool(facts.get("quantization"))
     _cast(model, DTYPES[setup.precision])
     inner = "language_model" in model
     if not hasattr(model.language_model if inner else model, "model"):
         what = _("lorafit cannot train this kind of model with MLX.")
         raise ModelError(what, where=setup.folder, found=config.model_type, fix=_("Try --engine torch."))
-    if not already and setup.quantization in BITS:
-        quantise(model, BITS[setup.quantization])
-    text = config.get_text_config()
-    return Base(model.language_model if inner else model, "model.language_model" if inner else "model", text, already)
+    prefix = "model.language_model" if inner else "model"
+    return Base(model.language_model if inner else model, prefix, config.get_text_config())
+
+
+def _load(setup: Setup, facts: dict[str, Any], config: PretrainedConfig) -> Any:
+    """mlx_lm's model with its weights, quantised where that is asked for and its files are not already."""
+    extra = completed(facts, config)
+    bits = None if facts.get("quantization") else BITS.get(setup.quantization)
+    if bits is None:
+        return load_model(setup.folder, lazy=True, model_config=extra)[0]
+    place = place_of(setup.folder, bits)
+    if not place.is_dir():
+        model, _facts = load_model(setup.folder, lazy=True, model_config=extra)
+        quantise(model, bits)
+        keep(model, facts, bits, place)
+        del model
+    return load_model(place, lazy=True, model_config={**extra, **settings(bits)})[0]
 
 
 def completed(facts: dict[str, Any], config: PretrainedConfig) -> dict[str, Any]:
@@ -94,16 +103,6 @@ def _rotary(text: PretrainedConfig) -> dict[str, Any]:
     if "full_attention" in kinds and "sliding_attention" in kinds:
         settings["sliding_window_pattern"] = kinds.index("full_attention") + 1
     return settings
-
-
-def quantise(model: nn.Module, bits: int) -> None:
-    """Quantise the linear layers of the decoder in groups of 64; embedding and head stay, as with NF4."""
-
-    def fits(name: str, module: nn.Module) -> bool:
-        inside = ".layers." in f".{name}" and isinstance(module, nn.Linear) and not ROUTER.search(name)
-        return inside and module.weight.shape[-1] % GROUP == 0
-
-    nn.quantize(model, group_size=GROUP, bits=bits, class_predicate=fits)
 
 
 def _cast(model: nn.Module, dtype: mx.Dtype) -> None:

@@ -1,0 +1,251 @@
+"""Do all engines learn the same? One run with one seed on every engine and device that is here, step by step.
+
+    python benchmarks/parity.py [--quick] [--json FILE]
+
+The demo model learns from the demo's rows, in float32. PyTorch on the CPU is what the others are held against; a last run
+moves from PyTorch to MLX and back at a third and two thirds of the way. docs/parity.md is written anew: what this
+machine measured takes the place of what a machine of its name had before, and other machines' columns stay.
+"""
+
+import argparse
+import importlib.util
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lorafit import hardware, registry
+from lorafit.adapter import read_adapter
+from lorafit.config import TrainConfig
+from lorafit.data.dataset import Prepared, prepare
+from lorafit.data.sources import read_rows
+from lorafit.data.steps import batch, lr_at, step_samples
+from lorafit.demo import demo_model
+from lorafit.engines.base import Engine, Setup
+from lorafit.engines.tokenizer import load_tokenizer
+from lorafit.hardware import Machine
+from lorafit.modelspec import read_spec
+from lorafit.plan.plan import Plan
+from lorafit.plan.planner import DataFacts, make_plan
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE, PICTURE, NUMBERS = DOCS / "parity.md", DOCS / "parity.png", DOCS / "parity.json"
+STEPS, QUICK_STEPS, BATCH, HELD_OUT, MAX_LENGTH, SEED = 50, 6, 4, 20, 128, 42
+# Rounding differs by engine, and Adam magnifies it where a gradient is nearly zero.
+MOST_LOSS, MOST_B, MOST_MOVED = 1e-3, 2e-2, 1e-3
+REFERENCE = ("torch", "cpu")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one way of computing came to. Losses are means a target token; `b_norm` is the distance of lora_B from the reference's."""
+
+    machine: str
+    engine: str
+    device: str
+    steps: int
+    losses: list[float]
+    held_out: float
+    max_rel_loss: float
+    b_norm_rel: float
+    measured: str  # date
+
+    @property
+    def name(self) -> str:
+        return f"{self.engine}, {self.device}"
+
+
+@dataclass(frozen=True)
+class Task:
+    """The run that all compute."""
+
+    folder: Path
+    data: Prepared
+    plan: Plan
+
+
+def ways(machine: Machine) -> Iterator[tuple[str, str]]:
+    """Engines and devices that are here, the reference first."""
+    yield REFERENCE
+    yield from (("torch", gpu.kind) for gpu in machine.gpus if gpu.kind != "cuda" or machine.torch_cuda)
+    if all(importlib.util.find_spec(name) for name in ("mlx", "mlx_lm")):
+        yield "mlx", "cpu"
+        yield from (("mlx", gpu.kind) for gpu in machine.gpus if gpu.kind == "mps")
+
+
+def make_task(steps: int, machine: Machine) -> Task:
+    config = TrainConfig(
+        model_name="demo", dataset_name="demo", max_length=MAX_LENGTH, val_size=HELD_OUT, effective_batch=BATCH, seed=SEED,
+        max_steps=steps, learning_rate=5e-4, lora_r=16, lora_alpha=32.0, engine="torch", device="cpu", precision="fp32",
+        token_budget=512, eval_steps=steps,
+    )  # fmt: skip
+    folder = demo_model()
+    data = prepare(list(read_rows("demo", "train")), load_tokenizer(folder), config)
+    facts = DataFacts(data.train.lengths, data.valid.lengths, data.digest)
+    return Task(folder, data, make_plan(config, machine, read_spec(folder), facts))
+
+
+def open_engine(task: Task, engine: str, device: str) -> Engine:
+    plan = replace(task.plan, engine=engine, device=device)
+    setup = Setup(task.folder, "demo", device, "fp32", plan=plan)
+    opened: Engine = registry.load(registry.ENGINES[engine]).open(setup)
+    return opened
+
+
+def learn(engine: Engine, task: Task, steps: range) -> list[float]:
+    losses, plan = [], task.plan
+    for step in steps:
+        data = batch(task.data.train, step_samples(plan, step), plan.token_budget, plan.max_micro_batch)
+        result = engine.step(step, data.micro_batches, data.num_targets, lr_at(step, plan))
+        losses.append(result.loss_sum / data.num_targets)
+        print(f"  step {step}/{plan.steps}  loss {losses[-1]:.5f}", flush=True)
+    return losses
+
+
+def finish(engine: Engine, task: Task) -> tuple[float, dict[str, Any]]:
+    """The held-out loss, and all lora_B."""
+    held_out = batch(task.data.valid, range(len(task.data.valid)), task.plan.token_budget, task.plan.max_micro_batch)
+    loss = engine.evaluate(held_out.micro_batches).mean
+    with tempfile.TemporaryDirectory() as scratch:
+        engine.save_adapter(Path(scratch))
+        weights = read_adapter(Path(scratch))[1]
+    return loss, {name: array.astype(np.float64) for name, array in weights.items() if ".lora_B." in name}
+
+
+def moved(task: Task, legs: list[tuple[str, str]]) -> tuple[list[float], float, dict[str, Any]]:
+    """The run, a share of it on each of `legs`, carried by a checkpoint."""
+    ends = [round(task.plan.steps * i / len(legs)) for i in range(len(legs) + 1)]
+    losses: list[float] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for number, (engine_name, device) in enumerate(legs):
+            engine = open_engine(task, engine_name, device)
+            if number:
+                engine.load(Path(scratch))
+            losses += learn(engine, task, range(ends[number] + 1, ends[number + 1] + 1))
+            engine.save(Path(scratch))
+        return losses, *finish(engine, task)
+
+
+def distance(found: dict[str, Any], wanted: dict[str, Any]) -> float:
+    off = sum(float(np.sum((found[name] - wanted[name]) ** 2)) for name in wanted)
+    return float((off / sum(float(np.sum(array**2)) for array in wanted.values())) ** 0.5)
+
+
+def measure(task: Task, machine: Machine) -> list[Run]:
+    """Every way, then the run that moves."""
+    runs: list[Run] = []
+    wanted: dict[str, Any] = {}
+    journeys = [[way] for way in ways(machine)]
+    if ("mlx", "cpu") in [way for (way,) in journeys]:
+        journeys.append([REFERENCE, ("mlx", "cpu"), REFERENCE])
+    for legs in journeys:
+        engine, device = (" → ".join(part) if len(part) > 1 else part[0] for part in zip(*legs, strict=True))
+        print(f"{engine} on {device}", flush=True)
+        losses, held_out, b = moved(task, legs)
+        wanted = wanted or b
+        first = runs[0].losses if runs else losses
+        off = max(abs(found / right - 1) for found, right in zip(losses, first, strict=True))
+        place = "cpu" if len(legs) > 1 else device
+        runs.append(Run(machine.chip, engine, place, task.plan.steps, losses, held_out, off, distance(b, wanted),
+                        date.today().isoformat()))  # fmt: skip
+    return runs
+
+
+def verdict(runs: list[Run]) -> dict[str, Any]:
+    """Flat: `ok` where all stayed within the bounds."""
+    reference = runs[0]
+    max_rel_loss, b_norm_rel = (max(getattr(run, name) for run in runs) for name in ("max_rel_loss", "b_norm_rel"))
+    held_out = max(abs(run.held_out / reference.held_out - 1) for run in runs)
+    ok = max_rel_loss <= MOST_LOSS and b_norm_rel <= MOST_B and held_out <= MOST_MOVED and len(runs) > 1
+    return {"ok": ok, "steps": reference.steps, "max_rel_loss": max_rel_loss, "b_norm_rel": b_norm_rel,
+            "held_out_rel": held_out, "ways": len(runs)}  # fmt: skip
+
+
+def remember(runs: list[Run]) -> list[Run]:
+    """All machines' runs, these in the place of what this machine had."""
+    old = [Run(**facts) for facts in json.loads(NUMBERS.read_text("utf-8"))] if NUMBERS.is_file() else []
+    kept = [run for run in old if run.machine != runs[0].machine] + runs
+    NUMBERS.write_text(json.dumps([asdict(run) for run in kept], ensure_ascii=False, indent=1) + "\n", "utf-8")
+    return kept
+
+
+def page(runs: list[Run]) -> str:
+    shown = sorted({1, 2, 5, 10, 20, 30, 40, runs[0].steps})
+    columns = [f"{run.name}<br>{run.machine}" for run in runs]
+    rows = [["", *columns], ["---"] + ["---:"] * len(runs)]
+    rows += [
+        [f"loss of step {step}", *(f"{run.losses[step - 1]:.6f}" for run in runs)]
+        for step in shown
+        if step <= runs[0].steps
+    ]
+    rows.append(["held-out loss at the end", *(f"{run.held_out:.6f}" for run in runs)])
+    rows.append(["largest difference of a loss", *(f"{run.max_rel_loss:.1e}" for run in runs)])
+    rows.append(["‖ΔB‖ / ‖B‖ at the end", *(f"{run.b_norm_rel:.1e}" for run in runs)])
+    rows.append(["measured", *(run.measured for run in runs)])
+    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return HEAD.format(
+        steps=runs[0].steps, batch=BATCH, length=MAX_LENGTH, loss=MOST_LOSS, b=MOST_B, held=MOST_MOVED, table=table
+    )
+
+
+HEAD = """# Parity: every engine learns the same
+
+Written by `python benchmarks/parity.py`; run it on your machine to add its columns (the file beside this one,
+`parity.json`, keeps all numbers; about ten minutes, no download but the demo model).
+
+The demo model learns from the demo's rows for {steps} steps of {batch} samples of at most {length} tokens, in float32 with one
+seed. Differences are relative to PyTorch on the CPU of the same machine. Held to: losses within {loss:g}, the adapter
+within {b:g} by norm, the held-out loss at the end within {held:g}. `torch → mlx → torch` moved twice, by checkpoints.
+
+{table}
+
+![Loss by step, and its difference from the first column](parity.png)
+"""
+
+
+def draw(runs: list[Run]) -> None:
+    from matplotlib import pyplot as plt  # of the development tools
+
+    figure, (above, below) = plt.subplots(2, 1, figsize=(8, 6), sharex=True, height_ratios=[2, 1])
+    for run in runs:
+        steps, first = range(1, run.steps + 1), next(r for r in runs if r.machine == run.machine)
+        label = f"{run.name}, {run.machine}"
+        above.plot(steps, run.losses, label=label, lw=1.2)
+        if run is not first:
+            off = [abs(a / b - 1) + 1e-9 for a, b in zip(run.losses, first.losses, strict=True)]
+            below.semilogy(steps, off, label=label, lw=1.2)
+    above.set_ylabel("loss")
+    below.set_ylabel("difference")
+    below.set_xlabel("step")
+    above.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(PICTURE, dpi=110)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_STEPS} steps, and the page stays as it is")
+    parser.add_argument("--json", type=Path, help="write the verdict here")
+    arguments = parser.parse_args()
+    machine = hardware.detect()
+    task = make_task(QUICK_STEPS if arguments.quick else STEPS, machine)
+    runs = measure(task, machine)
+    if not arguments.quick:
+        kept = remember(runs)
+        draw(kept)
+        PAGE.write_text(page(kept), "utf-8")
+    found = verdict(runs)
+    print(json.dumps(found))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found) + "\n", "utf-8")
+    return 0 if found["ok"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
