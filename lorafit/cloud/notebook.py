@@ -175,12 +175,14 @@ def _cells(place: Place, parcel: Parcel) -> Iterable[dict[str, Any]]:
 
 
 def _parameters(place: Place, parcel: Parcel) -> str:
+    store, places = _("outlives the session: checkpoints and results"), _("where uploaded files may lie")
+    flags, hours = _("more flags of `lorafit train`"), _("training saves and stops after so many; None: never")
     return (
-        f"STORE = {place.store!r}  # {_('outlives the session: checkpoints and results')}\n"
-        f"PLACES = {list(place.places)!r}  # {_('where uploaded files may lie')}\n"
+        f"STORE = {place.store!r}  # {store}\n"
+        f"PLACES = {list(place.places)!r}  # {places}\n"
         f"NAME = {parcel.name!r}\nBUNDLE = {parcel.bundle!r}\nWHEEL = {parcel.install!r}\n"
-        f"FLAGS = {parcel.flags!r}  # {_('more flags of `lorafit train`')}\n"
-        f"HOURS = {place.hours!r}  # {_('training saves and stops after so many; None: never')}\n"
+        f"FLAGS = {parcel.flags!r}  # {flags}\n"
+        f"HOURS = {place.hours!r}  # {hours}\n"
         f"QUESTION = {QUESTION!r}\n"
     )
 

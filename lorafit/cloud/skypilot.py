@@ -54,9 +54,11 @@ def check(facts: Facts) -> None:
 
 def write(parcel: Parcel, folder: Path) -> list[str]:
     path = folder / TASK
-    head = f"# {_('Several nodes: raise num_nodes; several GPUs a node: L4: 8, say. Training is then started by torchrun.')}\n"
+    note = _("Several nodes: raise num_nodes; several GPUs a node: L4: 8, say. Training is then started by torchrun.")
     with disk_errors(path):
-        path.write_text(head + yaml.dump(task(parcel), Dumper=_Dumper, sort_keys=False, allow_unicode=True), "utf-8")
+        path.write_text(
+            f"# {note}\n" + yaml.dump(task(parcel), Dumper=_Dumper, sort_keys=False, allow_unicode=True), "utf-8"
+        )
     go = f"cd {folder} && sky jobs launch {TASK}"
     return [
         _("Begin: {command} (spot machines; recovered and gone on with by itself)").format(command=go),
