@@ -1,0 +1,109 @@
+"""Two processes that train one tiny model together: `python pair.py MODEL OUT` writes what the first one saw into OUT.
+
+The scenarios are those of tests/test_ranks.py, which trains the same in one process and compares.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import tiny
+import torch
+from torch.distributed.tensor import DTensor
+
+from lorafit.data.steps import batch, lr_at, step_samples
+from lorafit.engines.base import OutOfMemory, Setup
+from lorafit.engines.ranks import ALONE, Ranks
+from lorafit.engines.torch import ranks as torch_ranks
+from lorafit.engines.torch.engine import TorchEngine
+from lorafit.plan.plan import Plan
+from lorafit.ranks import started
+
+SAMPLES = tiny.make_samples(32)
+BUDGET = 60
+SCENARIOS: dict[str, dict[str, Any]] = {
+    "fast": {},
+    "fast, dropout": {"lora_dropout": 0.1, "recompute": 1},
+    "generic": {"max_micro_batch": 3},
+    "one sample a step": {"effective_batch": 1},  # the second process has nothing to do
+    "sharded": {"shard": True, "lora_dropout": 0.1, "recompute": 2},
+    "sharded, one sample a step": {"shard": True, "effective_batch": 1},
+}
+
+
+def plan_of(name: str) -> Plan:
+    return tiny.make_plan(processes=2, **SCENARIOS[name])
+
+
+def opened(model: Path, plan: Plan, ranks: Ranks, generic: bool) -> TorchEngine:
+    engine = TorchEngine.open(Setup(model, str(model), "cpu", "fp32", plan=plan, ranks=ranks))
+    if generic:
+        engine.packed = None
+    tiny.fill_b(engine)
+    return engine
+
+
+def seen(model: Path, name: str, ranks: Ranks = ALONE) -> Iterator[tuple[str, Any]]:
+    """What ten steps of a scenario show: losses, the first step's gradients, B at the end, an evaluation, bytes held."""
+    plan, here = plan_of(name), ranks.place
+    engine = opened(model, plan, ranks, name == "generic")
+    first = batch(SAMPLES, step_samples(plan, 1), BUDGET, plan.max_micro_batch, here.count)
+    engine._over_all_ranks(1, first.share(here.rank), first.num_targets)
+    yield "gradients", {n: p.grad.tolist() for n, p in engine._parameters().items() if p.grad is not None}
+    engine.optimizer.drop_gradients()
+    losses = []
+    for step in range(1, plan.steps + 1):
+        data = batch(SAMPLES, step_samples(plan, step), BUDGET, plan.max_micro_batch, here.count)
+        result = engine.step(step, data.share(here.rank), data.num_targets, lr_at(step, plan))
+        losses.append(result.loss_sum / data.num_targets)
+    yield "losses", losses
+    data = batch(SAMPLES, range(9), BUDGET, 4096, here.count)
+    yield "evaluated", engine.evaluate(data.share(here.rank)).mean
+    yield "weights", {n: p.tolist() for n, p in engine._parameters().items()}
+    yield "held", held_bytes(engine)
+
+
+def held_bytes(engine: TorchEngine) -> int:
+    """Bytes of the base that this process keeps between passes."""
+    held: list[Any] = [p for p in engine.model.parameters() if not p.requires_grad]
+    return sum(p.to_local().nbytes if isinstance(p, DTensor) else p.nbytes for p in held)
+
+
+def out_of_memory_on_one(model: Path, ranks: Ranks) -> list[str]:
+    """Memory runs out on the second process alone, in its first pass: both must hear it, and the next try learn the same."""
+    plan, here, said = plan_of("fast"), ranks.place, []
+    engine = opened(model, plan, ranks, False)
+    real = engine._accumulate
+
+    def accumulate(*args: Any) -> float:
+        engine._accumulate = real  # type: ignore[method-assign]
+        if here.rank == 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return real(*args)
+
+    engine._accumulate = accumulate  # type: ignore[method-assign]
+    data = batch(SAMPLES, step_samples(plan, 1), BUDGET, plan.max_micro_batch, here.count)
+    for _try in range(2):
+        try:
+            result = engine.step(1, data.share(here.rank), data.num_targets, 1e-3)
+            said.append(f"{result.loss_sum / data.num_targets:.4f}")
+        except OutOfMemory:
+            said.append("out of memory")
+    return said
+
+
+def main(model: Path, out: Path) -> None:
+    with torch_ranks.joined(2, lambda: None) as ranks:
+        found: dict[str, Any] = {name: dict(seen(model, name, ranks)) for name in SCENARIOS}
+        found["out of memory"] = out_of_memory_on_one(model, ranks)
+        found["told"] = ranks.tell({"who": ranks.place.rank})
+        out.with_suffix(f".{ranks.place.rank}").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    if "RANK" not in os.environ:  # the first process starts the second one as this script
+        torch_ranks.started = lambda count, port: started(count, port, (sys.executable, *sys.argv))
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

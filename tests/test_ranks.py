@@ -1,0 +1,138 @@
+"""Do several processes learn what one learns? Two real ones over gloo, by the law's measures; sharded and not."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pair
+import pytest
+import tiny
+import torch
+
+from lorafit.data.steps import batch, deal, step_samples
+from lorafit.engines.ranks import ALONE
+from lorafit.errors import ConfigError
+from lorafit.ranks import environments, place, started
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save_model("llama", tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def together(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two processes saw in all scenarios."""
+    out = tmp_path_factory.mktemp("pair") / "seen"
+    words = [sys.executable, str(HERE / "pair.py"), str(model), str(out)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(out.with_suffix(f".{rank}").read_text()) for rank in range(2)]
+
+
+def as_tensors(named: dict[str, Any]) -> dict[str, torch.Tensor]:
+    return {name: torch.tensor(values) for name, values in named.items()}
+
+
+@pytest.mark.parametrize("name", pair.SCENARIOS)
+def test_two_processes_learn_what_one_learns(model: Path, together: list[dict[str, Any]], name: str) -> None:
+    wanted, found = dict(pair.seen(model, name)), together[0][name]
+    assert found["losses"] == pytest.approx(wanted["losses"], rel=1e-5)
+    assert found["evaluated"] == pytest.approx(wanted["evaluated"], rel=1e-5)
+    assert tiny.worst(as_tensors(found["gradients"]), as_tensors(wanted["gradients"])) < 1e-5
+    found_b, wanted_b = (
+        torch.cat([t.flatten() for n, t in as_tensors(seen["weights"]).items() if "lora_B" in n])
+        for seen in (found, wanted)
+    )
+    assert float((found_b - wanted_b).norm() / wanted_b.norm()) < 1e-3
+
+
+@pytest.mark.parametrize("name", pair.SCENARIOS)
+def test_both_processes_end_with_the_same_bits(together: list[dict[str, Any]], name: str) -> None:
+    first, second = (seen[name] for seen in together)
+    assert first["weights"] == second["weights"]
+    assert first["losses"] == second["losses"]
+    assert first["evaluated"] == second["evaluated"]
+
+
+def test_a_sharded_base_is_really_shared_out(together: list[dict[str, Any]]) -> None:
+    whole = together[0]["fast"]["held"]
+    held = [seen["sharded"]["held"] for seen in together]
+    assert sum(held) == pytest.approx(whole, rel=0.02)
+    assert max(held) < 0.52 * whole
+
+
+def test_memory_that_runs_out_in_one_process_ends_the_try_in_both(together: list[dict[str, Any]]) -> None:
+    wanted = f"{together[0]['fast']['losses'][0]:.4f}"
+    assert [seen["out of memory"] for seen in together] == [["out of memory", wanted]] * 2
+
+
+def test_what_the_first_process_tells_all_hear(together: list[dict[str, Any]]) -> None:
+    assert [seen["told"] for seen in together] == [{"who": 0}] * 2
+
+
+def test_one_process_agrees_with_itself() -> None:
+    with ALONE.all_or_none():
+        assert (ALONE.most(3.0), ALONE.sum(3.0), ALONE.tell({"a": 1})) == (3.0, 3.0, {"a": 1})
+
+
+# shares
+
+
+def test_samples_are_dealt_out_evenly_by_tokens_and_each_once() -> None:
+    lengths = [500, 20, 480, 300, 310, 90, 100, 40]
+    shares = deal(lengths, 3)
+    assert sorted(i for share in shares for i in share) == list(range(8))
+    tokens = [sum(lengths[i] for i in share) for share in shares]
+    assert max(tokens) - min(tokens) <= max(lengths) * 0.1
+    assert deal(lengths, 3) == shares
+    assert deal(lengths, 1) == [list(range(8))]
+    assert deal([7], 3) == [[0], [], []]
+
+
+def test_the_shares_of_all_ranks_are_the_step() -> None:
+    plan, samples = tiny.make_plan(), tiny.make_samples(32)
+    rows = step_samples(plan, 1)
+    whole, parts = batch(samples, rows, 60, 4096), batch(samples, rows, 60, 4096, 3)
+    assert (whole.num_targets, whole.num_tokens) == (parts.num_targets, parts.num_tokens)
+    shares = [parts.share(rank) for rank in range(3)]
+    assert sorted(p for share in shares for m in share for p in m.places.tolist()) == list(range(16))
+    assert all(micro.num_tokens <= 60 for share in shares for micro in share)
+    assert whole.share(0) == list(whole.micro_batches)
+
+
+# places
+
+
+def test_a_place_is_read_from_torchruns_environment() -> None:
+    environ = environments(3, 1234)[2]
+    here = place(environ)
+    assert (here.rank, here.count, here.local_rank, here.local_count, here.leads) == (2, 3, 2, 3, False)
+    assert place({}).leads
+    with pytest.raises(ConfigError, match="RANK"):
+        place({"RANK": "0"})
+    with pytest.raises(ConfigError):
+        place({**environ, "WORLD_SIZE": "many"})
+
+
+def test_a_process_that_dies_is_named_with_its_signal_and_last_words() -> None:
+    code = "import os, sys; print('the last words', file=sys.stderr, flush=True); os.kill(os.getpid(), 9)"
+    with started(2, 1, (sys.executable, "-c", code)) as others:
+        others.processes[0].wait(60)
+        dead = others.dead()
+    assert dead is not None
+    assert dead[0] == 1
+    assert "SIGKILL" in dead[1]
+    assert "the last words" in dead[1]
+
+
+def test_a_process_that_ends_well_is_not_dead() -> None:
+    with started(2, 1, (sys.executable, "-c", "import os; assert os.environ['RANK'] == '1'")) as others:
+        others.processes[0].wait(60)
+        assert others.dead() is None
+    assert "RANK" not in os.environ
