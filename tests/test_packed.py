@@ -43,7 +43,7 @@ def grads_of(engine: TorchEngine, *micro_batches: MicroBatch) -> tuple[float, di
 @pytest.mark.parametrize("family", FULL)
 @pytest.mark.parametrize("beginning", [0, 9])
 @pytest.mark.parametrize("recompute", [0, 2])
-@pytest.mark.parametrize("changes", [{}, {"lora_dropout": 0.2}, {"precision": "bf16"}])
+@pytest.mark.parametrize("changes", [{}, {"lora_dropout": 0.2}, {"precision": "bf16"}, {"quantization": "4bit"}])
 def test_loss_and_gradients_equal_the_generic_path(
     tmp_path: Path, family: str, beginning: int, recompute: int, changes: dict[str, Any]
 ) -> None:
@@ -82,14 +82,17 @@ def test_what_it_does_not_compute_takes_the_generic_path_and_says_why(tmp_path: 
     assert any("Generic path" in note for note in engine.facts.notes)
 
 
-def test_a_window_longer_than_the_samples_of_the_check_is_not_overlooked(tmp_path: Path) -> None:
+def test_a_window_counts_in_the_steps_whose_samples_are_longer(tmp_path: Path) -> None:
     engine = tiny.open_engine(tiny.save_model("mistral", tmp_path, sliding_window=100), tiny.make_plan())
-    assert engine.packed is None
-    assert any("the whole sample" in note for note in engine.facts.notes)
+    assert engine.packed is not None
+    short, long = tiny.make_samples(4, longest=90), tiny.make_samples(9, longest=200)
+    assert engine._path([packed(short)]) is engine.packed
+    assert max(map(len, long)) > 100
+    assert engine._path([packed(short), packed(long)]) is engine.generic
 
 
-@pytest.mark.parametrize("changes", [{"quantization": "4bit"}, {"precision": "fp16"}])
-def test_quantisation_and_half_precision_take_the_generic_path(tmp_path: Path, changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize("changes", [{"quantization": "8bit"}, {"precision": "fp16"}])
+def test_8_bits_and_half_precision_take_the_generic_path(tmp_path: Path, changes: dict[str, Any]) -> None:
     engine = tiny.open_engine(tiny.save_model("llama", tmp_path), dataclasses.replace(tiny.make_plan(), **changes))
     assert engine.packed is None
 

@@ -17,6 +17,7 @@ from transformers import AttentionInterface, PreTrainedModel
 NAME = "lorafit_segments"
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator] # its lengths are data
 def segment_attention(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:

@@ -33,6 +33,7 @@ from lorafit.engines.torch.loss import head_of
 from lorafit.engines.torch.model import (
     Recompute,
     add_lora,
+    compile_layers,
     decoder_layers,
     find_targets,
     load_base,
@@ -96,10 +97,12 @@ class TorchEngine:
             notes = self._check_packing()
         if self.packed is not None and not self.packed.shares:
             notes.append(_("With dropout, what samples begin with is computed for each of them: no two drop the same."))
+        if plan.compile == "on" and self.packed is None:
+            compile_layers(self.model)
         if kinds := untrained_weights(self.model):
             notes.append(_("Not trained, since no linear layer carries them: {names}.").format(names=", ".join(kinds)))
         count = sum(p.numel() for p in self._parameters().values())
-        shares = self.packed is not None and self.packed.shares
+        shares = self.packed is not None and self.packed.shares and self.packed.window is None
         self.facts = Facts(
             count, list(self.layers), self.generic.packs, notes, shares, self.load_seconds, self.load_peak_bytes
         )
@@ -155,6 +158,11 @@ class TorchEngine:
         micro = checks.tiny_micro_batch(self.model)
         wanted_loss, wanted = self._loss_and_gradients(micro)
         self.packed = PackedDecoder(decoder, self.head, self.plan.loss_chunk, self.recompute, self.dropout)
+        if not self.packed.takes([micro]):
+            self.packed = None
+            return _("✓ Generic path of transformers: {reason}").format(
+                reason=_("the fast path lets every token see the whole sample before it")
+            )
         loss, found = self._loss_and_gradients(micro)
         off = checks.worst(abs(loss - wanted_loss) / wanted_loss, checks.difference(found, wanted))
         if off <= checks.TOLERANCE[torch.float32]:
@@ -211,9 +219,12 @@ class TorchEngine:
         norm = float(torch.stack([gradient.norm() for gradient in gradients]).norm())
         return ranks.sum(loss_sum), norm / self.scale.value
 
+    def _path(self, micro_batches: Sequence[MicroBatch]) -> PackedDecoder | GenericPath:
+        return self.packed if self.packed and self.packed.takes(micro_batches) else self.generic
+
     def _accumulate(self, step: int, micro_batches: Sequence[MicroBatch], total_targets: int) -> float:
         """Gradients of all micro-batches into .grad; the sum of their losses."""
-        return _sum((self.packed or self.generic).accumulate(step, micro_batches, self.scale.value / total_targets))
+        return _sum(self._path(micro_batches).accumulate(step, micro_batches, self.scale.value / total_targets))
 
     def _clip(self, norm: float) -> None:
         limit = self.plan.max_grad_norm
@@ -239,7 +250,7 @@ class TorchEngine:
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> LossSum:
         ranks, num_targets = self.setup.ranks, sum(micro.num_targets for micro in micro_batches)
         with ranks.all_or_none(), translated(self.device), torch.no_grad():
-            losses = (self.packed or self.generic).evaluate(micro_batches)
+            losses = self._path(micro_batches).evaluate(micro_batches)
         return LossSum(ranks.sum(_sum(losses)), int(ranks.sum(num_targets)))
 
     # --- disk

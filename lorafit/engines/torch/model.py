@@ -84,10 +84,10 @@ def _loaded(setup: Setup, options: dict[str, Any]) -> tuple[PreTrainedModel, dic
     """The model as transformers loads it."""
     if config := _quantization(setup):
         options = {**options, "quantization_config": config}
-    loaded: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         setup.folder, trust_remote_code=setup.trust_remote_code, local_files_only=True, **options
     )
-    return loaded
+    return loaded[0], loaded[1]
 
 
 def _refuse_gaps(folder: Path, info: dict[str, Any]) -> None:
@@ -182,6 +182,12 @@ def add_lora(
         layers[name] = LoRALinear(getattr(owner, attribute), name, r, scale, dropout)
         setattr(owner, attribute, layers[name])
     return layers
+
+
+def compile_layers(model: PreTrainedModel) -> None:
+    """Let torch.compile each decoder layer when it is first run; lengths vary, so for any length."""
+    for layer in decoder_layers(model)[1]:
+        layer.compile(dynamic=True)
 
 
 class Recompute:

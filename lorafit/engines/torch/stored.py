@@ -6,6 +6,7 @@ the next block too. bfloat16 storage halves a base's memory; where its file is i
 Letters: T tokens, I inputs, O outputs.
 """
 
+import importlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,10 +20,13 @@ BLOCK = 1 << 20  # numbers of a weight at once: 4 MB in float32, which a core's 
 def blocks(weights_OI: Sequence[Tensor], dtype: torch.dtype, whole: bool = True) -> Iterator[tuple[slice, Tensor]]:
     """The rows of `weights_OI` end to end in `dtype`, some at a time: where they lie, and the weight there.
 
-    A block is valid until the next one is asked for. Weights that are in `dtype` already come `whole`, if that is right.
+    A block is valid until the next one is asked for. Weights that are in `dtype` already come `whole`, if that is right;
+    4-bit ones are unpacked one by one.
     """
     begin = 0
     for weight in weights_OI:
+        if is_4bit(weight):
+            weight = _unpacked(weight, dtype)
         ready = weight.dtype == dtype
         step = len(weight) if ready and whole else max(1, BLOCK // weight.shape[1])
         scratch = weight if ready else weight.new_empty(min(step, len(weight)), weight.shape[1], dtype=dtype)
@@ -31,9 +35,25 @@ def blocks(weights_OI: Sequence[Tensor], dtype: torch.dtype, whole: bool = True)
             begin += len(part)
 
 
+def is_4bit(weight: Tensor) -> bool:
+    """Whether `weight` is packed by bitsandbytes."""
+    return getattr(weight, "quant_state", None) is not None
+
+
+def rows_of(weight: Tensor) -> int:
+    """O, also of a packed weight."""
+    return int(weight.quant_state.shape[0]) if is_4bit(weight) else len(weight)  # type: ignore[attr-defined]
+
+
+def _unpacked(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    functional: Any = importlib.import_module("bitsandbytes").functional  # is loaded, where such a weight exists
+    found: Tensor = functional.dequantize_4bit(weight.data, weight.quant_state)  # type: ignore[attr-defined]
+    return found.to(dtype)
+
+
 def product(x_TI: Tensor, weights_OI: Sequence[Tensor], added: Tensor | None = None) -> Tensor:
     """x W^T [T,O], plus what is `added`: a residual [T,O] or a bias [O]."""
-    outputs = sum(len(weight) for weight in weights_OI)
+    outputs = sum(rows_of(weight) for weight in weights_OI)
     y_TO = x_TI.new_empty(len(x_TI), outputs)
     for rows, weight in blocks(weights_OI, x_TI.dtype):
         if added is None:

@@ -6,6 +6,7 @@ Letters: T rows, H hidden, N targets.
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -31,11 +32,17 @@ class PackedDecoder:
         self.layers = [PackedLayer(layer, dropout) for layer in decoder.layers]
         self.norm = norm_of(decoder.norm)
         self.recompute, self.dropout = recompute, dropout
+        self.window: int | None = getattr(decoder.config, "sliding_window", None)
 
     @property
     def shares(self) -> bool:
         """Whether what all samples of a step begin with is computed once: dropout tells them apart."""
         return self.dropout.p == 0
+
+    def takes(self, micro_batches: Sequence[MicroBatch]) -> bool:
+        """Whether every token of every sample may see all before it; a window that is longer hides nothing."""
+        longest = max((int(np.diff(micro.segments).max()) for micro in micro_batches), default=0)
+        return self.window is None or longest <= self.window
 
     @torch.no_grad()
     def accumulate(self, step: int, micro_batches: Sequence[MicroBatch], weight: float) -> list[Tensor]:
@@ -113,10 +120,9 @@ def unfit(decoder: Any, head: Head, plan: Plan, device: Device) -> str | None:
     known = parts and all(looks_like_llama(layer) for layer in decoder.layers)
     if not (known and type(head.linear) in (nn.Linear, StoredLinear)):
         return _("the fast path knows Llama's shape, and this model differs from it")
-    if getattr(decoder.config, "sliding_window", None) is not None:  # longer than the samples that are compared at load
-        return _("the fast path lets every token see the whole sample before it")
     if plan.shard:
         return _("the fast path needs the base whole, and it is shared out over the processes")
-    if plan.precision == "fp16" or plan.quantization != "none":
-        return _("the fast path computes in float32, with weights that are not quantised")
+    halves = plan.precision == "fp16" or (plan.precision == "bf16" and plan.quantization != "none")
+    if halves or plan.quantization == "8bit":
+        return _("the fast path computes in float32, with weights in 32, 16 or 4 bits")
     return None if device.fast_path else _("the fast path has not been tried on {device}").format(device=device.name)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lorafit.engines.torch.lora import LoRALinear
-from lorafit.engines.torch.stored import product, transposed_product
+from lorafit.engines.torch.stored import is_4bit, product, transposed_product
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class FusedLinear:
 
     def __init__(self, parts: Sequence[nn.Module]) -> None:
         bases = [base_of(part) for part in parts]
-        self.weights = [_fused([base.weight for base in bases])]
+        weights = [base.weight for base in bases]
+        self.weights: list[Tensor] = list(weights) if any(map(is_4bit, weights)) else [_fused(weights)]
         self.bias_O = _fused([base.bias for base in bases]) if bases[0].bias is not None else None
         self.outputs = [base.out_features for base in bases]
         self.deltas: list[Delta] = []

@@ -211,6 +211,6 @@ def looks_like_llama(layer: nn.Module) -> bool:
     ]
     bases = [getattr(linear, "base", linear) for linear in linears]
     norms = [getattr(layer, name, None) for name in ("input_layernorm", "post_attention_layernorm")]
-    plain = all(type(base) in (nn.Linear, StoredLinear) for base in bases)
+    plain = all(type(base) in (nn.Linear, StoredLinear) or type(base).__name__ == "Linear4bit" for base in bases)
     silu = type(getattr(mlp, "act_fn", None)).__name__ in ("SiLU", "SiLUActivation")
     return plain and silu and all(hasattr(n, "variance_epsilon") for n in norms) and hasattr(mixer, "head_dim")
