@@ -9,8 +9,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 import tiny
 
@@ -107,6 +110,15 @@ def wait_for_step(output: Path, step: int) -> None:
     raise AssertionError(f"step {step} never came")
 
 
+@contextmanager
+def held(process: subprocess.Popen[str]) -> Iterator[None]:
+    """The process with the engine does nothing inside."""
+    (worker,) = (p for p in psutil.Process(process.pid).children() if "lorafit.child" in p.cmdline())
+    worker.suspend()
+    yield
+    worker.resume()
+
+
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
 )
@@ -115,7 +127,10 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(
 ) -> None:
     process = started(flags(model, tmp_path, save_steps=1000))
     wait_for_step(tmp_path, 2)
-    process.send_signal(number)
+    with held(process):  # a face that is still reading the first events would come too late for a run of two seconds
+        time.sleep(1)
+        process.send_signal(number)
+        time.sleep(0.5)
     output, _none = process.communicate(timeout=60)
     assert process.returncode == code, output
     assert "resume" in output

@@ -1,0 +1,287 @@
+"""What can happen to a training? Each kind of fault is a function that waits for its moment, does the deed, and sees what comes of it.
+
+`RNG` decides moments; what a kind needs (root, cgroups, faketime) is asked by `missing`.
+"""
+
+import contextlib
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from faults.training import SAVE_STEPS, STEPS, NotSurvived, Training
+from lorafit.events import Restarted, Shrunk
+
+Deed = Callable[[Training, random.Random], None]
+CGROUP = Path("/sys/fs/cgroup")
+FAKETIME = (
+    "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1",
+    "/usr/lib/aarch64-linux-gnu/faketime/libfaketime.so.1",
+)
+HANG_SECONDS = 8
+MIB = 1 << 20
+
+
+def kill_any_time(training: Training, rng: random.Random) -> None:
+    """SIGKILL to the worker at any moment: while it loads, computes or saves."""
+    training.wait(lambda: training.run, "a run's folder")
+    time.sleep(rng.uniform(0, 8))
+    restarts = len(training.of(Restarted))
+    training.signal_worker(signal.SIGKILL)
+    training.wait(lambda: len(training.of(Restarted)) > restarts or training.step >= STEPS, "a restart")
+
+
+def kill_while_saving(training: Training, rng: random.Random) -> None:
+    """SIGKILL to the worker in the middle of a save."""
+    training.wait_for_step(training.step + 1)
+    run = training.run
+    assert run is not None
+    restarts = len(training.of(Restarted))
+    training.wait(lambda: any(run.checkpoints.glob(".tmp-*/*.safetensors")), "a save")
+    time.sleep(rng.uniform(0, 0.02))
+    training.signal_worker(signal.SIGKILL)
+    training.wait(lambda: len(training.of(Restarted)) > restarts or training.step >= STEPS, "a restart")
+
+
+def kill_supervisor(training: Training, rng: random.Random) -> None:
+    """SIGKILL to the supervisor: its worker saves and ends, and the run is gone on with at once."""
+    training.wait_for_step(training.step + rng.randint(1, 3))
+    assert training.process is not None
+    training.process.kill()
+    training.said()
+    training.start()
+
+
+def kill_all(training: Training, rng: random.Random) -> None:
+    """SIGKILL to all processes at once."""
+    training.wait_for_step(training.step + rng.randint(1, 3))
+    training.kill_group()
+    training.start()
+
+
+def terminate(training: Training, rng: random.Random) -> None:
+    """SIGTERM: the step is finished and saved."""
+    _stop(training, rng, [signal.SIGTERM], 143)
+
+
+def interrupt_twice(training: Training, rng: random.Random) -> None:
+    """Ctrl-C, and again before the step is done."""
+    _stop(training, rng, [signal.SIGINT, signal.SIGINT], 130)
+
+
+def stop_for_a_while(training: Training, rng: random.Random) -> None:
+    """SIGSTOP to the worker, SIGCONT later: no hang."""
+    training.wait_for_step(training.step + 1)
+    restarts = len(training.of(Restarted))
+    training.signal_worker(signal.SIGSTOP)
+    time.sleep(rng.uniform(1, 4))
+    training.signal_worker(signal.SIGCONT)
+    training.wait_for_step(training.step + 1)
+    if len(training.of(Restarted)) > restarts:
+        raise NotSurvived("a stopped worker was taken for a hanging one")
+
+
+def truncate_checkpoint(training: Training, rng: random.Random) -> None:
+    """The newest checkpoint is cut off."""
+    _spoil(training, rng, lambda data: data[: rng.randrange(len(data))])
+
+
+def flip_a_bit(training: Training, rng: random.Random) -> None:
+    """A bit of the newest checkpoint is flipped."""
+
+    def flip(data: bytes) -> bytes:
+        spoilt = bytearray(data)
+        spoilt[rng.randrange(len(spoilt))] ^= 1 << rng.randrange(8)
+        return bytes(spoilt)
+
+    _spoil(training, rng, flip)
+
+
+def hang(training: Training, rng: random.Random) -> None:
+    """The worker computes no more and says nothing (faults/hanging.py)."""
+    restarts = len(training.of(Restarted))
+    training.wait_for_step(training.step + rng.randint(1, 2))
+    (training.output / "hang").touch()
+    training.wait(lambda: len(training.of(Restarted)) > restarts, "a restart after a hang")
+    if not any(isinstance(e, Restarted) and e.cause == "hung" for e in training.of(Restarted)):
+        raise NotSurvived("not told as a hang")
+
+
+def set_clock_back(training: Training, rng: random.Random) -> None:
+    """The wall clock goes back by hours (libfaketime, for this training alone)."""
+    training.wait_for_step(training.step + 1)
+    (training.output / "clock").write_text(f"-{rng.randint(1, 48)}h\n")
+    training.wait_for_step(training.step + 2)
+
+
+def fill_disk(training: Training, rng: random.Random) -> None:
+    """The disk fills up: an end with words, and with room again the run goes on (its folder is a tmpfs of its own)."""
+    training.wait_for_step(rng.randint(SAVE_STEPS + 1, STEPS // 2))
+    ballast = training.output / "ballast"
+    with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while file.write(b"\0" * MIB):
+            pass
+    said = training.said()
+    assert training.process is not None
+    if training.process.returncode != 2 or "disk" not in said:
+        raise NotSurvived(f"a full disk ended with {training.process.returncode}:\n{said[-1000:]}")
+    ballast.unlink()
+    training.start()
+
+
+def run_out_in_step(training: Training, rng: random.Random) -> None:
+    """The worker gets no more memory (RLIMIT_DATA), until it takes less at a time."""
+    training.wait_for_step(training.step + rng.randint(1, 2))
+    before = _counts(training)
+    worker = training.worker
+    if worker is None:
+        raise NotSurvived("the worker was gone")
+    _soft, hard = resource.prlimit(worker.pid, resource.RLIMIT_DATA)
+    room = 24 * MIB
+    while _counts(training) == before and training.step < STEPS - 1:
+        resource.prlimit(worker.pid, resource.RLIMIT_DATA, (max(_data_bytes(worker.pid) + room, MIB), hard))
+        step = training.step
+        training.wait(lambda step=step: training.step > step or _counts(training) > before, "a step under the limit")  # type: ignore[misc]
+        room //= 2
+    _lift(worker.pid, hard)
+    if _counts(training) == before:
+        raise NotSurvived("memory never ran out")
+
+
+def kill_for_memory(training: Training, rng: random.Random) -> None:
+    """The system's OOM killer, by a cgroup whose limit the worker exceeds."""
+    training.wait_for_step(training.step + rng.randint(1, 2))
+    restarts = len(training.of(Restarted))
+    worker = training.worker
+    if worker is None:
+        raise NotSurvived("the worker was gone")
+    with MemoryGroup() as group:
+        group.limit(worker.memory_info().rss // 2)
+        group.take(worker.pid)
+        training.wait(lambda: len(training.of(Restarted)) > restarts, "an OOM kill")
+    if not any(isinstance(e, Restarted) and e.cause == "oom_killer" for e in training.of(Restarted)):
+        raise NotSurvived("not told as an OOM kill")
+
+
+class MemoryGroup:
+    """A memory cgroup of either version, for as long as the context lasts."""
+
+    def __enter__(self) -> "MemoryGroup":
+        self._old = (CGROUP / "memory").is_dir()
+        self._folder = (CGROUP / "memory" if self._old else CGROUP) / f"lorafit-chaos-{os.getpid()}"
+        self._folder.mkdir()
+        return self
+
+    def limit(self, size: int) -> None:
+        names = (
+            ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes") if self._old else ("memory.max", "memory.swap.max")
+        )
+        for name, value in zip(names, (size, size if self._old else 0), strict=True):
+            if (self._folder / name).exists():
+                (self._folder / name).write_text(f"{value}\n")
+        if self._old:  # what it holds already counts too
+            (self._folder / "memory.move_charge_at_immigrate").write_text("1\n")
+
+    def take(self, pid: int) -> None:
+        (self._folder / "cgroup.procs").write_text(f"{pid}\n")
+
+    def __exit__(self, *_error: object) -> None:
+        for _attempt in range(50):
+            try:
+                return self._folder.rmdir()
+            except OSError:
+                time.sleep(0.1)
+
+
+def missing(kind: str) -> str | None:
+    """Why `kind` cannot be had here; None: it can."""
+    if kind == "kill_for_memory":
+        try:
+            with MemoryGroup() as group:
+                group.limit(1 << 30)
+        except OSError as error:
+            return f"no memory cgroup can be made: {error}"
+    if kind == "fill_disk" and not (os.geteuid() == 0 and sys.platform == "linux" and shutil.which("mount")):
+        return "a tmpfs needs root"
+    if kind == "set_clock_back" and faketime() is None:
+        return "libfaketime is not installed"
+    if kind == "run_out_in_step" and not hasattr(resource, "prlimit"):
+        return "this system limits no other process"
+    return None
+
+
+def faketime() -> str | None:
+    return next((path for path in FAKETIME if Path(path).exists()), None)
+
+
+def mount(folder: Path, size: int) -> None:
+    """A small disk at `folder`."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=True)
+
+
+def unmount(folder: Path) -> None:
+    subprocess.run(["umount", "-l", str(folder)], check=False)
+
+
+def _stop(training: Training, rng: random.Random, signals: list[signal.Signals], code: int) -> None:
+    training.wait_for_step(training.step + rng.randint(1, 3))
+    assert training.process is not None
+    before = training.step
+    for number in signals:
+        training.process.send_signal(number)
+        time.sleep(0.02)
+    said = training.said()
+    if training.process.returncode == 0 and training.step == STEPS:
+        return  # it was done before
+    if training.process.returncode != code:
+        raise NotSurvived(f"{signals} ended with {training.process.returncode}:\n{said[-1000:]}")
+    training.lost_steps += before - min(training.saved, before)
+    training.start()
+
+
+def _spoil(training: Training, rng: random.Random, change: Callable[[bytes], bytes]) -> None:
+    training.wait_for_step(max(training.step + 1, 2 * SAVE_STEPS + 1))
+    training.kill_group()
+    run = training.run
+    assert run is not None
+    newest = sorted(path for path in run.checkpoints.iterdir() if path.name.startswith("step-"))[-1]
+    files = sorted(path for path in newest.iterdir() if path.is_file() and path.stat().st_size)
+    file = rng.choice(files)
+    file.write_bytes(change(file.read_bytes()))
+    training.start()
+
+
+def _counts(training: Training) -> tuple[int, int]:
+    return len(training.of(Shrunk)), len(training.of(Restarted))
+
+
+def _data_bytes(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmData:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _lift(pid: int, hard: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        resource.prlimit(pid, resource.RLIMIT_DATA, (hard, hard))
+
+
+SAME_BYTES: dict[str, Deed] = {
+    deed.__name__: deed
+    for deed in (kill_any_time, kill_while_saving, kill_supervisor, kill_all, terminate, interrupt_twice, stop_for_a_while,
+                 truncate_checkpoint, flip_a_bit)
+}  # fmt: skip
+ALONE: dict[str, Deed] = {
+    "hang": hang,
+    "set_clock_back": set_clock_back,
+    "fill_disk": fill_disk,
+}  # each needs a training made for it
+LESS_MEMORY: dict[str, Deed] = {"run_out_in_step": run_out_in_step, "kill_for_memory": kill_for_memory}
+KINDS = {**SAME_BYTES, **ALONE, **LESS_MEMORY}

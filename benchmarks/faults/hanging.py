@@ -1,0 +1,35 @@
+"""A face whose worker hangs when a file called "hang" lies beside its run, once for each time that it is put there.
+
+`hanging.py train ...` is the face; it starts `hanging.py` without words as the worker, in the place of lorafit.child.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from lorafit import child, cli, supervise, verbs
+from lorafit.config import TrainConfig
+from lorafit.events import Event
+from lorafit.watch.link import Link
+from lorafit.worker import work
+
+
+def hanging_work(config: TrainConfig, link: Link) -> Iterator[Event]:
+    flag = Path(config.output_dir) / "hang"
+
+    def beat() -> None:
+        if flag.exists():
+            flag.unlink()
+            time.sleep(1e6)
+        Link.beat(link)
+
+    link.beat = beat  # type: ignore[method-assign]
+    return work(config, link)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        sys.exit(child.main(hanging_work))
+    verbs.supervise = lambda config: supervise.supervise(config, [sys.executable, __file__])
+    sys.exit(cli.main())

@@ -1,0 +1,151 @@
+"""How is a training started, watched and ended from outside? By its command line, its files and its process ids."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from lorafit.events import Event, Restarted, Resumed, Saved, StepDone, read_events
+from lorafit.rundir import RunDir
+
+STEPS, SAVE_STEPS = 24, 2
+SETTINGS = {
+    "model_name": "demo", "dataset_name": "demo", "max_samples": 60, "max_length": 40, "max_steps": STEPS,
+    "effective_batch": 4, "token_budget": 4096, "save_steps": SAVE_STEPS, "eval_steps": 12, "val_size": 4, "lora_r": 4,
+    "lora_dropout": 0.1, "lang": "en",
+}  # fmt: skip
+FACE = (sys.executable, "-m", "lorafit")
+PATIENCE_SECONDS = 600.0  # for anything to happen; what takes longer has not survived
+SNAP_SECONDS = 0.005  # between looks
+
+
+class NotSurvived(Exception):
+    """What should have happened did not."""
+
+
+def flags(output: Path, **changes: object) -> list[str]:
+    """The training's command line."""
+    settings = {**SETTINGS, "output_dir": output, **changes}
+    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+
+
+@dataclass
+class Training:
+    """One run in the folder `output`, over all the processes that work at it."""
+
+    output: Path
+    face: tuple[str, ...] = FACE
+    environ: dict[str, str] = field(default_factory=dict)
+    process: subprocess.Popen[str] | None = None
+    lost_steps: int = 0
+    _resumed: int = 0
+
+    def start(self, **changes: object) -> None:
+        """Begin, or go on with what was begun."""
+        self._resumed = len(self.of(Resumed))
+        words = (
+            ["resume", "--output_dir", str(self.output), "--lang", "en"]
+            if self.run
+            else ["train", *flags(self.output, **changes)]
+        )
+        self.process = subprocess.Popen(
+            [*self.face, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **self.environ},
+        )  # fmt: skip
+
+    @property
+    def run(self) -> RunDir | None:
+        """The run's folder, as soon as there is one that can be gone on with."""
+        found = [path for path in self.output.glob("*/config.yaml")]
+        return RunDir(found[0].parent) if found else None
+
+    def of(self, kind: type[Event]) -> list[Event]:
+        """All events of one kind; those that a resume made void are left out."""
+        return [e for e in read_events(self.run.events) if isinstance(e, kind)] if self.run else []
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return max((e.step for e in self.of(StepDone)), default=0)
+
+    @property
+    def saved(self) -> int:
+        return max((e.step for e in self.of(Saved)), default=0)
+
+    @property
+    def worker(self) -> psutil.Process | None:
+        """The process with the engine, while it lives."""
+        assert self.process is not None
+        with contextlib.suppress(psutil.Error):
+            for child in psutil.Process(self.process.pid).children():
+                if any("child" in word or "hanging" in word for word in child.cmdline()):
+                    return child
+        return None
+
+    def wait(self, what: Callable[[], object], name: str) -> None:
+        """Until `what()` holds; where the training ends before, it has not survived."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not what():
+            if self.process is not None and self.process.poll() is not None and not what():
+                raise NotSurvived(f"it ended with {self.process.returncode} before {name}:\n{self.said()[-2000:]}")
+            if time.monotonic() > deadline:
+                raise NotSurvived(f"never: {name}")
+            time.sleep(SNAP_SECONDS)
+
+    def wait_for_step(self, step: int) -> None:
+        """Until `step` is done, and the process that did it is at work."""
+        self.wait(lambda: self.step >= min(step, STEPS - 2), f"step {step}")
+
+    def wait_for_progress(self) -> None:
+        """Until something is saved after the last restart, so that the next fault meets a run that got on."""
+        saved = self.saved
+        self.wait(lambda: self.saved > saved or self.saved >= STEPS - SAVE_STEPS, "another checkpoint")
+
+    def signal_worker(self, number: signal.Signals) -> int:
+        """Send a signal to the process with the engine; its id."""
+        self.wait(lambda: self.worker, "a worker")
+        worker = self.worker
+        if worker is None:
+            raise NotSurvived("the worker was gone")
+        with contextlib.suppress(psutil.Error):
+            worker.send_signal(number)
+        return worker.pid
+
+    def kill_group(self) -> None:
+        """SIGKILL to supervisor and worker alike, as when a machine stops."""
+        assert self.process is not None
+        before = self.step
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.said()
+        self.lost_steps += before - min(self.saved, before)
+
+    def said(self) -> str:
+        """What the face printed until its end."""
+        assert self.process is not None
+        try:
+            return self.process.communicate(timeout=PATIENCE_SECONDS)[0] or ""
+        except (subprocess.TimeoutExpired, ValueError):
+            return ""
+
+    def finish(self) -> None:
+        """See it end well."""
+        said = self.said()
+        assert self.process is not None
+        if self.process.returncode != 0:
+            raise NotSurvived(f"it ended with {self.process.returncode}:\n{said[-2000:]}")
+        self.lost_steps += sum(e.lost_steps for e in self.of(Restarted) if isinstance(e, Restarted))
+
+    def end(self) -> None:
+        """Leave no process behind."""
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()

@@ -1,0 +1,90 @@
+"""Did a disturbed run end as the undisturbed one? Same bytes where the plan did not change, else by the law's measures."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from faults.training import STEPS, NotSurvived, Training
+from lorafit.events import EvalDone, Saved, Shrunk, StepDone
+from lorafit.rundir import RunDir
+
+LOSS_TOLERANCE, B_TOLERANCE = 1e-5, 1e-3  # relative; by norm (docs/architecture.md, "The law")
+
+
+def check(training: Training, wanted: RunDir) -> None:
+    """Raise NotSurvived unless `training` ended as `wanted` did."""
+    run = training.run
+    assert run is not None
+    steps = [e.step for e in training.of(StepDone)]
+    if steps != list(range(1, STEPS + 1)):
+        raise NotSurvived(f"steps in the record: {steps}")
+    if left := [path.name for path in run.path.rglob(".*")]:
+        raise NotSurvived(f"left behind: {left}")
+    if not training.of(Shrunk):
+        if _adapter(run).read_bytes() != _adapter(wanted).read_bytes():
+            raise NotSurvived("other bytes in the adapter")
+        return
+    if (worst := b_distance(run, wanted)) > B_TOLERANCE:
+        raise NotSurvived(f"|dB|/|B| = {worst:.1e}")
+    if (worst := loss_distance(run, wanted)) > LOSS_TOLERANCE:
+        raise NotSurvived(f"losses differ by {worst:.1e}")
+
+
+def b_distance(run: RunDir, wanted: RunDir) -> float:
+    """Norm of the difference of all B matrices over their norm."""
+    one, other = (load_file(_adapter(r)) for r in (run, wanted))
+    names = [name for name in other if "lora_B" in name]
+    ours, theirs = (np.concatenate([t[name].ravel() for name in names]) for t in (one, other))
+    return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
+
+
+def loss_distance(run: RunDir, wanted: RunDir) -> float:
+    """The largest relative difference of a loss, over steps and evaluations."""
+    one, other = (_losses(r) for r in (run, wanted))
+    return max(abs(one[key] - other[key]) / abs(other[key]) for key in other)
+
+
+def overhead(training: Training, samples: list[tuple[int, float, float]]) -> dict[str, Any]:
+    """CPU seconds of supervisor and face beside the worker's: in all, and in the steps alone.
+
+    `samples` are (step, CPU seconds of the face's process, of the worker's), the last the latest.
+    """
+    first = next(sample for sample in samples if sample[0] >= 2)
+    last = samples[-1]
+    return {
+        "face_cpu_seconds": round(last[1], 2),
+        "worker_cpu_seconds": round(last[2], 2),
+        "overhead_in_steps": round((last[1] - first[1]) / max(last[2] - first[2], 1e-9), 4),
+        "overhead_before_steps_seconds": round(first[1], 2),
+    }
+
+
+def cost_of_saving(training: Training) -> dict[str, Any]:
+    """What a checkpoint takes, and how much longer steps take that follow a save."""
+    saved = [e for e in training.of(Saved) if isinstance(e, Saved)]
+    steps = {e.step: e.seconds for e in training.of(StepDone) if isinstance(e, StepDone)}
+    after = [steps[e.step + 1] for e in saved if e.step + 1 in steps]
+    others = [seconds for step, seconds in steps.items() if step > 1 and step - 1 not in {e.step for e in saved}]
+    return {
+        "checkpoint_seconds": round(float(np.median([e.seconds for e in saved])), 4),
+        "checkpoint_bytes": int(np.median([e.bytes for e in saved])),
+        "checkpoint_share_of_ten_minutes": round(float(np.median([e.seconds for e in saved])) / 600, 6),
+        "step_after_save_ratio": round(float(np.median(after) / np.median(others)), 3) if after and others else None,
+    }
+
+
+def _adapter(run: RunDir) -> Path:
+    return run.final_model / "adapter_model.safetensors"
+
+
+def _losses(run: RunDir) -> dict[str, float]:
+    """From the record itself, since the last event of a step is the one that holds."""
+    losses = {}
+    for line in run.events.read_text("utf-8").splitlines():
+        facts = json.loads(line)
+        if facts["event"] in (StepDone.name, EvalDone.name):
+            losses[f"{facts['event']} {facts['step']}"] = facts["loss"]
+    return losses
