@@ -103,6 +103,12 @@ class TrainConfig(BaseModel):
     recompute: int | None = how(
         None, "Layers that recompute their activations to save memory (None: the planner chooses).", ge=0
     )
+    allocator: Literal["auto", "fast", "lean", "default"] = how(
+        "auto", "How the C library hands out memory (Linux): fast keeps what it took, lean gives it back at once."
+    )
+    compile: Literal["auto", "on", "off"] = how(
+        "auto", "Compile each layer by torch.compile, on the generic path (auto: where a run is long enough to pay)."
+    )
     processes: int | None = how(
         None,
         "Processes on this machine that train together, one a GPU (None: one; torchrun sets its own number).",

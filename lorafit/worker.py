@@ -19,6 +19,7 @@ from lorafit.checkpoint import disk_errors, whole_file
 from lorafit.config import TrainConfig, resolve_effective_batch, write_yaml
 from lorafit.data.dataset import Prepared, prepare_cached, write_rejects
 from lorafit.data.report import summary_lines
+from lorafit.engines import allocator
 from lorafit.engines.base import Engine, Setup
 from lorafit.engines.ranks import ALONE, Ranks
 from lorafit.engines.tokenizer import ChatTokenizer, read_template, shared_tokenizer
@@ -267,6 +268,7 @@ def open_engine(config: TrainConfig, model: Found, plan: Plan, ranks: Ranks, sta
         plan=plan,
         ranks=ranks,
     )
+    allocator.use(plan.allocator)
     engine: Engine = registry.load(registry.find(registry.ENGINES, plan.engine)).open(setup)
     if start is not None:
         engine.load_adapter(start)

@@ -8,6 +8,7 @@ from lorafit import hardware, registry
 from lorafit.config import TrainConfig
 from lorafit.data.batch import Sample
 from lorafit.data.steps import batch
+from lorafit.engines import allocator
 from lorafit.engines.base import Engine, Setup
 from lorafit.modelspec import read_spec
 from lorafit.plan.plan import Plan
@@ -31,7 +32,7 @@ def config_of(task: Task) -> TrainConfig:
         "quantization": "none",
         "optimizer": "adamw",
     }
-    return TrainConfig.model_validate({**settings, **task.options})
+    return TrainConfig.model_validate({**settings, **{k: v for k, v in task.options.items() if k != "allocator"}})
 
 
 def plan_of(task: Task, steps: list[list[Sample]]) -> Plan:
@@ -54,6 +55,7 @@ def main() -> None:
         for rows in task.rows()
     ]
     plan = plan_of(task, steps)
+    allocator.use(task.options.get("allocator", "fast"))
     engine = open_engine(task, plan)
     for number, samples in enumerate(steps, 1):
         referee.begin()

@@ -44,8 +44,8 @@ LEAN = {"recompute": True, "batch_size": 1}
 OWN = "lorafit_own"
 
 CONTESTANTS = [
-    Contestant(REFERENCE, OWN, {}, quick=True),
-    Contestant("lorafit lean", OWN, {"token_budget": 512}),
+    Contestant(REFERENCE, OWN, {"allocator": "fast"}, quick=True),
+    Contestant("lorafit lean", OWN, {"allocator": "lean", "token_budget": 512}),
     Contestant("naive", "hf_naive", needs="peft", quick=True),
     Contestant("trl default", "trl_sft", {"recompute": True, "batch_size": 8}, needs="trl"),
     Contestant("trl tuned", "trl_sft", PLAIN, needs="trl"),
@@ -57,7 +57,8 @@ CONTESTANTS = [
     Contestant("lf lean", "llama_factory", LEAN, LLAMA_FACTORY, fp32_file=True),
     Contestant("unsloth", "unsloth_sft", {"batch_size": 4}, needs="unsloth", devices=("cuda",)),
     # Variants of ours, for a look at what one choice costs: --only "lorafit default"
-    Contestant("lorafit default", OWN, {}, usual=False),
+    Contestant("lorafit default", OWN, {"allocator": "default"}, usual=False),
+    Contestant("lorafit trimmed", OWN, {"allocator": "lean"}, usual=False),
     Contestant("lorafit bf16", OWN, {"token_budget": 512, "precision": "bf16"}, usual=False),
 ]
 

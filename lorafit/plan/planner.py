@@ -77,7 +77,8 @@ def consider(
     how += tuned
     choices = [*what, *how, *_schedule_choices(config, effective_batch, schedule, len(data.train_lengths))]
     plan = _plan(question, schedule, chosen, expected, choices)
-    plan = replace(plan, **{choice.setting: choice.value for choice in tuned})
+    values = {choice.setting: choice.value for choice in tuned}
+    plan = replace(plan, allocator=values.get("allocator", "default"), compile=values.get("compile", "off"))
     return Planned(plan, question, chosen, found, expected, work)
 
 

@@ -1,0 +1,70 @@
+"""Allocator profiles and compiled layers: chosen with a reason, and without a trace in what is learned."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from lorafit.config import TrainConfig
+from lorafit.engines import allocator
+from lorafit.hardware import Machine, detect
+from lorafit.plan.path import FAST, GENERIC
+from lorafit.plan.tuning import COMPILE_SAVES, COMPILE_SECONDS, choose_allocator, choose_compile
+from lorafit.units import GIB
+
+# Takes 64 blocks of 4 MiB, gives them back, and says how much of them is still resident, in MiB.
+TAKE_AND_GIVE = """
+import ctypes, re, sys
+from pathlib import Path
+from lorafit.engines import allocator
+def resident():
+    return int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+assert allocator.use(sys.argv[1])
+c = ctypes.CDLL(None)
+c.malloc.restype, c.malloc.argtypes, c.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+before, size = resident(), 4 << 20
+blocks = [c.malloc(size) for _ in range(64)]
+for block in blocks:
+    ctypes.memset(block, 1, size)
+for block in blocks:
+    c.free(block)
+print(resident() - before)
+"""
+
+
+@pytest.fixture
+def linux() -> Machine:
+    return replace(detect(), system="Linux")
+
+
+@pytest.mark.parametrize(("peak", "profile"), [(3 * GIB, "fast"), (8 * GIB, "lean")])
+def test_memory_decides_between_fast_and_lean(linux: Machine, peak: int, profile: str) -> None:
+    assert choose_allocator(TrainConfig(), linux, "cpu", peak, 10 * GIB).value == profile
+
+
+def test_what_is_asked_for_is_taken_and_other_systems_keep_their_own(linux: Machine) -> None:
+    assert choose_allocator(TrainConfig(allocator="lean"), linux, "cpu", GIB, 10 * GIB).value == "lean"
+    assert choose_allocator(TrainConfig(), replace(linux, system="Darwin"), "mps", GIB, 10 * GIB).value == "default"
+
+
+@pytest.mark.skipif(not allocator.has_profiles(), reason="the C library is not glibc")
+def test_lean_gives_back_what_fast_keeps() -> None:
+    def kept(profile: str) -> float:
+        command = [sys.executable, "-c", TAKE_AND_GIVE, profile]
+        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    assert kept("lean") < 16
+    assert kept("fast") > 200
+
+
+def test_layers_are_compiled_only_where_it_pays() -> None:
+    break_even = COMPILE_SECONDS["cpu"] / COMPILE_SAVES["cpu"]
+    assert choose_compile(TrainConfig(), "cpu", GENERIC, break_even * 0.9).value == "off"
+    assert choose_compile(TrainConfig(), "cpu", GENERIC, break_even * 1.1).value == "on"
+    assert choose_compile(TrainConfig(), "cuda", GENERIC, 1e9).value == "off", "nothing was measured there"
+    assert choose_compile(TrainConfig(compile="on"), "cuda", GENERIC, 1.0).value == "on"
+
+
+def test_the_own_decoder_is_never_compiled() -> None:
+    assert choose_compile(TrainConfig(compile="on"), "cpu", FAST, 1e9).value == "off"
