@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from lorafit import faces, run_faces, verbs
+from lorafit import faces, move_faces, run_faces, verbs
 from lorafit.cli import COMMANDS
 from lorafit.registry import load
 
@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("README*.md"), *ROOT.glob("docs/*.md")])
 SCRIPTS = {"train.py": "train", "inference.py": "chat", "compare_models.py": "compare"}
 # Not checked: other people's programs, and ours without flags of their own.
-NOT_CHECKED = {"brew", "git", "hf", "ioreg", "make", "notifyutil", "pip", "pmset", "source", "sudo", "sysctl", "tensorboard",
-               "./run_tests.sh"}  # fmt: skip
+NOT_CHECKED = {"brew", "git", "hf", "ioreg", "make", "notifyutil", "pip", "pmset", "sky", "source", "sudo", "sysctl", "tensorboard",
+               "cd", "./run_tests.sh", "./sagemaker/send.sh"}  # fmt: skip
 FENCE = re.compile(r"^(?P<indent> *)```bash\n(?P<text>.*?)^(?P=indent)```", re.M | re.S)
 INLINE = re.compile(r"`((?:python \w+\.py|\./run_\w+\.sh|lorafit [a-z]+)(?: [^`|…]*)?)`")
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#[^)]*)?\)")
@@ -59,8 +59,9 @@ def parse_only(monkeypatch: pytest.MonkeyPatch) -> None:
         real(*args, **kwargs)
         raise Parsed
 
-    for module in (faces, run_faces):
+    for module in (faces, move_faces, run_faces):
         monkeypatch.setattr(module, "parse", parse)
+    monkeypatch.setattr(faces, "take_over", lambda argv: argv)
     monkeypatch.setattr(faces, "read_yaml", lambda path: {})
     monkeypatch.setattr(verbs, "settings_of_run", lambda name, output_dir: {})
 
