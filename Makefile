@@ -3,7 +3,7 @@ SHELL := bash
 PY := .venv/bin/python
 LOCALE := lorafit/locale
 
-.PHONY: setup test test-slow lint format locale docs check
+.PHONY: setup test test-slow lint format locale docs pictures check
 
 setup: ## .venv with everything
 	@set -euo pipefail; source scripts/setup.sh; setup dev
@@ -28,6 +28,9 @@ locale: setup ## carry new texts into the Chinese catalogue (fill in the empty o
 	$(PY) -m babel.messages.frontend extract -k _ -k what:2 -k how:2 -k Field:2 --no-location --sort-output --project lorafit -o build/lorafit.pot lorafit
 	$(PY) -m babel.messages.frontend update -i build/lorafit.pot -d $(LOCALE) -D lorafit -l zh_CN -N --ignore-obsolete --ignore-pot-creation-date
 	$(PY) -m babel.messages.frontend compile -d $(LOCALE) -D lorafit -l zh_CN
+
+pictures: setup ## train the demo in both languages and draw docs/pictures/ from what it said: minutes
+	$(PY) scripts/make_pictures.py
 
 docs: setup ## write docs/cli.md anew from the settings
 	$(PY) scripts/make_docs.py

@@ -60,7 +60,8 @@ def _figures(report: DataReport) -> list[list[str | Text]]:
 
 def _bars(lengths: Lengths, max_length: int) -> list[list[str | Text]]:
     """A line a bin; what is longer than `max_length` in another colour."""
-    most, bars = max(lengths.rows), []
+    most = max(lengths.rows)
+    bars: list[list[str | Text]] = []
     for edge, rows in zip(lengths.edges, lengths.rows, strict=True):
         style = "yellow" if edge >= max_length else "cyan"
         bar = "█" * round(BAR * rows / most) or ("▏" if rows else "")

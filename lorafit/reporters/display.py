@@ -1,5 +1,6 @@
 """How is a running training shown: one live bar on a terminal, now and then a line anywhere else?"""
 
+from collections.abc import Callable
 from typing import Protocol
 
 from rich.console import Console
@@ -8,7 +9,7 @@ from rich.status import Status
 from rich.text import Text
 
 from lorafit.events import StepDone
-from lorafit.messages import _
+from lorafit.messages import _, listed
 from lorafit.reporters.pace import Pace
 from lorafit.units import bytes_text, seconds_text
 
@@ -61,18 +62,15 @@ class LiveDisplay:
     def start(self, pace: Pace, step: int, time: float) -> None:
         self.close()
         self._pace = pace
-        self._bar = Progress(
-            SpinnerColumn(finished_text=Text("✓", "green")), MofNCompleteColumn(), BarColumn(bar_width=None),
-            TextColumn("{task.fields[figures]}", markup=False), TimeElapsedColumn(), TextColumn("{task.fields[left]}", markup=False),
-            console=self._console, expand=True, refresh_per_second=4,
-        )  # fmt: skip
+        self._bar = progress_bar(self._console)
         self._task = self._bar.add_task("", total=pace.steps, completed=step, figures="", left="")
         self._bar.start()
 
     def step(self, event: StepDone) -> None:
         if self._bar is not None:
-            left = _("ETA {time}").format(time=_clock(self._pace.seconds_left))
-            self._bar.update(self._task, completed=event.step, figures=figures_text(self._pace, event), left=left)
+            self._bar.update(
+                self._task, completed=event.step, figures=figures_text(self._pace, event), left=left_text(self._pace)
+            )
 
     def close(self) -> None:
         self._end_status()
@@ -84,6 +82,16 @@ class LiveDisplay:
         if self._status is not None:
             self._status.stop()
             self._status = None
+
+
+def progress_bar(console: Console, disable: bool = False, clock: Callable[[], float] | None = None) -> Progress:
+    """Steps done, a bar, loss and speed, time passed by `clock`, time left; `disable`: shown by nobody but its owner."""
+    figures, left = (TextColumn(f"{{task.fields[{name}]}}", markup=False) for name in ("figures", "left"))
+    done = SpinnerColumn(finished_text=Text("✓", "green"))
+    return Progress(
+        done, MofNCompleteColumn(), BarColumn(bar_width=None), figures, TimeElapsedColumn(), left,
+        console=console, expand=True, refresh_per_second=4, disable=disable, get_time=clock,
+    )  # fmt: skip
 
 
 class PlainDisplay:
@@ -104,8 +112,10 @@ class PlainDisplay:
         if not self._due(event):
             return
         self._last = (event.time, event.step)
-        passed, left = seconds_text(event.time - self._began), seconds_text(self._pace.seconds_left)
-        times = _("{passed} passed, {left} left").format(passed=passed, left=left)
+        times = _("{passed} passed").format(passed=seconds_text(event.time - self._began))
+        if event.step < self._pace.steps:
+            left = seconds_text(self._pace.seconds_left)
+            times = listed([times, _("{left} left").format(left=left)])
         head = _("step {step}/{steps}").format(step=event.step, steps=self._pace.steps)
         self._console.print(Text(f"{head}  {figures_text(self._pace, event)}  {times}"), soft_wrap=True)
 
@@ -130,6 +140,11 @@ def figures_text(pace: Pace, event: StepDone) -> str:
     if event.peak_bytes is not None:
         parts.append(bytes_text(event.peak_bytes))
     return "  ".join(parts)
+
+
+def left_text(pace: Pace) -> str:
+    """How long it will take yet; nothing when it is done."""
+    return _("ETA {time}").format(time=_clock(pace.seconds_left)) if pace.step < pace.steps else ""
 
 
 def _clock(seconds: float | None) -> str:

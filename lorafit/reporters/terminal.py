@@ -28,7 +28,7 @@ from lorafit.events import (
 from lorafit.messages import _, labelled
 from lorafit.reporters import commands
 from lorafit.reporters.columns import show_rows
-from lorafit.reporters.display import open_display
+from lorafit.reporters.display import Display, open_display
 from lorafit.reporters.errors import show_error
 from lorafit.reporters.pace import Pace
 from lorafit.reporters.plan_terminal import clock_text
@@ -40,9 +40,9 @@ MARKS = ("✓", "⚠", "✗")  # a text that begins with one of these is a sente
 class Terminal:
     """Shows events on `console`, by the console's nature live or as plain lines."""
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None, display: Display | None = None) -> None:
         self._console = console or Console(highlight=False)
-        self._display = open_display(self._console)
+        self._display = display or open_display(self._console)
         self._pace = Pace(steps=0)
         self._run = ""
         self._follow: dict[str, str] = {}  # purpose -> command, told at the very end
@@ -166,7 +166,7 @@ class Terminal:
             self._say(labelled(before, event.base))
             self._say(labelled(after, event.tuned))
             return
-        table = Table(expand=True, show_lines=False)
+        table = Table(box=None, padding=(0, 2, 0, 0), expand=True, header_style="dim")
         table.add_column(before, ratio=1)
         table.add_column(after, ratio=1)
         table.add_row(Text(event.base), Text(event.tuned))
@@ -184,7 +184,8 @@ def line_of(event: Event) -> tuple[str, str]:
             size = bytes_text(event.bytes)
             return _("step {step}: saved {path} ({size})").format(step=event.step, path=event.path, size=size), "dim"
         case Warned() | Shrunk() | Restarted():
-            return event.text if event.text.startswith(MARKS) else f"⚠  {event.text}", "yellow"
+            text = event.text if event.text.startswith(MARKS) else f"⚠  {event.text}"
+            return text, "" if text.startswith("✓") else "yellow"
         case Rehearsed():
             return _rehearsed_text(event), ""
         case Resumed():

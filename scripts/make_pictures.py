@@ -1,0 +1,122 @@
+"""How does a demo run look? Trains it in each language and draws docs/pictures/ from its events, as the terminal showed it.
+
+`make_pictures.py en=RUN zh=RUN` draws runs that are there already. What a picture leaves out: the bar's earlier states.
+"""
+
+import html
+import os
+import re
+import subprocess
+import sys
+from io import StringIO
+from pathlib import Path
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.progress import Progress, TaskID
+from rich.terminal_theme import MONOKAI
+
+from lorafit import rundir
+from lorafit.events import Event, StepDone, read_events
+from lorafit.messages import set_language
+from lorafit.reporters.display import figures_text, left_text, progress_bar
+from lorafit.reporters.pace import Pace
+from lorafit.reporters.terminal import Terminal
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "docs/pictures"
+WIDTH = 100  # cells
+COMMANDS = {"en": "./run_train.sh --demo", "zh": "./run_train.sh --demo --lang zh"}
+TEXT = re.compile(r'(?P<head><text [^>]*)textLength="(?P<length>[^"]+)"(?P<tail>[^>]*>)(?P<content>[^<]+)</text>')
+# rich's own frame names a font on a server; this one takes the reader's.
+FRAME = """<svg class="terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
+<style>
+.{unique_id}-matrix {{ font: {char_height}px/{line_height}px ui-monospace, Menlo, Consolas, "DejaVu Sans Mono",
+"PingFang SC", "Noto Sans CJK SC", "WenQuanYi Zen Hei", monospace; }}
+.{unique_id}-title {{ font: bold 18px sans-serif; }}
+{styles}
+</style>
+<defs><clipPath id="{unique_id}-clip-terminal"><rect width="{terminal_width}" height="{terminal_height}"/></clipPath>
+{lines}</defs>
+{chrome}
+<g transform="translate({terminal_x}, {terminal_y})" clip-path="url(#{unique_id}-clip-terminal)">
+{backgrounds}
+<g class="{unique_id}-matrix">
+{matrix}
+</g></g></svg>
+"""
+
+
+class Still:
+    """The bar as it stood at the end."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar: Progress | None = None
+        self._now = 0.0
+
+    def stage(self, text: str) -> None:
+        pass
+
+    def start(self, pace: Pace, step: int, time: float) -> None:
+        self._pace, self._now = pace, time
+        self._bar = progress_bar(self._console, disable=True, clock=lambda: self._now)
+        self._task: TaskID = self._bar.add_task("", total=pace.steps, completed=step, figures="", left="")
+
+    def step(self, event: StepDone) -> None:
+        self._now = event.time
+        if self._bar is not None:
+            figures, left = figures_text(self._pace, event), left_text(self._pace)
+            self._bar.update(self._task, completed=event.step, figures=figures, left=left)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._console.print(self._bar)
+            self._bar = None
+
+
+def draw(events: list[Event], language: str) -> str:
+    """The picture of a run's `events`, as SVG."""
+    set_language(language)
+    console = Console(
+        file=StringIO(), record=True, width=WIDTH, force_terminal=True, force_interactive=True, color_system="truecolor",
+        highlight=False, legacy_windows=False,
+    )  # fmt: skip
+    console.print(f"$ {COMMANDS[language]}", style="bold")
+    terminal = Terminal(console, Still(console))
+    for event in events:
+        terminal.see(event)
+    terminal.close()
+    picture = console.export_svg(title="lorafit", theme=MONOKAI, code_format=FRAME, unique_id="lorafit")
+    return TEXT.sub(_stretched, picture)
+
+
+def _stretched(text: re.Match[str]) -> str:
+    """A piece of text as long as its cells; rich counts characters, of which Chinese ones take two cells."""
+    content = html.unescape(text["content"])
+    length = float(text["length"]) / len(content) * cell_len(content)
+    return f'{text["head"]}textLength="{length:.1f}"{text["tail"]}{text["content"]}</text>'
+
+
+def train(language: str) -> Path:
+    """A demo run, trained now; minutes."""
+    command = [sys.executable, "train.py", "--demo", "--lang", language]
+    subprocess.run(command, cwd=ROOT, check=True)
+    return rundir.find("latest", ROOT / "output").path
+
+
+def main(argv: list[str]) -> None:
+    runs = dict(word.split("=", 1) for word in argv)
+    os.chdir(ROOT)
+    os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    sys.argv[0] = "train.py"  # the commands to go on are told as that script tells them
+    FOLDER.mkdir(exist_ok=True)
+    for language in COMMANDS:
+        run = Path(runs.get(language) or train(language))
+        picture = FOLDER / f"demo.{language}.svg"
+        picture.write_text(draw(read_events(run / "events.jsonl"), language), "utf-8")
+        print(picture.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
