@@ -28,7 +28,7 @@ from lorafit.reporters import compare_page, data_page
 from lorafit.reporters.answers import check_output, write_answers
 from lorafit.reporters.compare_terminal import show_comparison
 from lorafit.reporters.data_terminal import show_data, show_figures
-from lorafit.reporters.doctor import show_report
+from lorafit.reporters.doctor import show_calibrations, show_report
 from lorafit.reporters.help import show_help
 from lorafit.reporters.notify import Notifier
 from lorafit.reporters.pages import check_page, write_page
@@ -61,6 +61,7 @@ with warnings.catch_warnings():  # pydantic has an old method `json`, which nobo
         json: bool = Field(  # type: ignore[assignment]
             False, description="Print everything as JSON, for a bug report; no names, folders or tokens."
         )
+        calibrations: bool = Field(False, description="Show what earlier runs measured here, and plans rest on.")
 
 
 def train(argv: list[str], verb: str = "train") -> int:
@@ -160,6 +161,9 @@ def data(argv: list[str]) -> int:
 
 def doctor(argv: list[str]) -> int:
     flags = parse(DoctorFlags, argv, "doctor")
+    if flags.calibrations:
+        show_calibrations(verbs.calibrations(), Console(highlight=False))
+        return OK
     if flags.json and flags.lang is None:
         set_language("en")  # a bug report is read by others
     notes = Console(stderr=True, highlight=False)

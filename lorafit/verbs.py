@@ -31,6 +31,8 @@ from lorafit.hub import find_model
 from lorafit.messages import _
 from lorafit.modelspec import read_spec
 from lorafit.opening import AnswerRequest, base_name, choose_way, tokenizer_folder
+from lorafit.plan import calibrate
+from lorafit.plan.calibrate import Known
 from lorafit.ranks import place
 from lorafit.rundir import RunInfo
 from lorafit.sampling import Sampling
@@ -212,3 +214,8 @@ def remove_run(record: Record) -> None:
 def doctor(output_dir: Path) -> Report:
     """Look at machine, packages, engines and places, and try what works. Nothing is changed."""
     return examine(output_dir)
+
+
+def calibrations() -> Known:
+    """What earlier runs measured on this machine, and plans rest on."""
+    return calibrate.known(hardware.detect())

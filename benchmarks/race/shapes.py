@@ -46,6 +46,18 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 8,
         "head_dim": 128,
     },
+    "qwen2.5-0.5b": {
+        **LLAMA,
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "vocab_size": 151936,
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+    },
 }
 WEIGHTS = "*.safetensors"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
@@ -96,8 +108,13 @@ def _layer(config: dict[str, Any], number: int) -> dict[str, tuple[int, ...]]:
     linears = {"self_attn.q_proj": (q, hidden), "self_attn.k_proj": (kv, hidden), "self_attn.v_proj": (kv, hidden)}
     linears |= {"self_attn.o_proj": (hidden, q), "mlp.gate_proj": (wide, hidden), "mlp.up_proj": (wide, hidden)}
     parts: dict[str, tuple[int, ...]] = {**linears, "mlp.down_proj": (hidden, wide)}
+    if config["model_type"] == "qwen2":
+        biases = {"q_proj": q, "k_proj": kv, "v_proj": kv}
+        shapes = {f"model.layers.{number}.self_attn.{name}.bias": (size,) for name, size in biases.items()}
+    else:
+        shapes = {}
     parts |= {"input_layernorm": (hidden,), "post_attention_layernorm": (hidden,)}
-    return {f"model.layers.{number}.{name}.weight": shape for name, shape in parts.items()}
+    return {f"model.layers.{number}.{name}.weight": shape for name, shape in parts.items()} | shapes
 
 
 def fp32_copy(model: Path) -> Path:

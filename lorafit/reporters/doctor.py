@@ -4,10 +4,13 @@ from collections.abc import Iterator
 
 from rich.cells import cell_len
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from lorafit.checkup.finding import Finding, Part, Report
 from lorafit.messages import _
+from lorafit.plan import calibrate
+from lorafit.plan.calibrate import Known
 from lorafit.reporters.columns import show_rows, show_title, show_whole
 
 MARKS = {"told": ("·", "dim"), "good": ("✓", "green"), "poor": ("⚠", "yellow"), "bad": ("✗", "red")}
@@ -49,3 +52,20 @@ def _verdict(report: Report) -> Text:
     device, precision = report.works_on
     text = _("✓ Training works here: on {device}, in {precision}.").format(device=device, precision=precision)
     return Text(text, "bold green")
+
+
+def show_calibrations(known: Known, console: Console) -> None:
+    """Print what was measured on this machine: the product, and of each way of computing seconds and peak over the formula's."""
+    console.print(Text(_("Kept in {path}").format(path=calibrate.file()), "dim"), soft_wrap=True)
+    if known.core_gflops is not None:
+        console.print(_("float32 products on all cores: {rate:.0f} GFLOP/s").format(rate=known.core_gflops))
+    if not known.measured:
+        console.print(_("No run has been measured here yet."))
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for title in (_("way and shape"), _("time over the formula's"), _("peak over it"), _("times"), _("last")):
+        table.add_column(title, overflow="fold")
+    for key, measured in sorted(known.measured.items()):
+        memory = "?" if measured.memory is None else f"{measured.memory:.2f}"
+        table.add_row(Text(key), f"{measured.slowness:.2f}", memory, str(measured.times), measured.when)
+    console.print(table)

@@ -1,0 +1,132 @@
+"""What did the plan say and what came? One configuration, trained for real in this process; a JSON line at the end.
+
+`python -m accuracy.child CONFIGURATION.json`: the worker's own way from rows to the last step, nothing stands in.
+"""
+
+import json
+import math
+import re
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from accuracy.configurations import Configuration
+from lorafit.config import TrainConfig
+from lorafit.errors import LorafitError
+from lorafit.events import Finished, Planned, Rehearsed, StepDone
+from lorafit.modelspec import read_spec
+from lorafit.plan.calibrate import product_gflops
+from lorafit.plan.plan import Plan
+from lorafit.units import GIB
+from lorafit.worker import work
+from race.shapes import shape_folder
+
+WORDS = [
+    "法院",
+    "合同",
+    "当事人",
+    "应当",
+    "依照",
+    "规定",
+    "赔偿",
+    "责任",
+    "证据",
+    "诉讼",
+    "期限",
+    "约定",
+    "the",
+    "party",
+    "shall",
+    "within",
+    "thirty",
+    "days",
+    "pay",
+]
+
+
+def main(path: str) -> int:
+    wanted = Configuration(**json.loads(Path(path).read_text("utf-8")))
+    reset_peak()
+    with tempfile.TemporaryDirectory() as folder:
+        print(json.dumps(measured(wanted, Path(folder))), flush=True)
+    return 0
+
+
+def reset_peak() -> None:
+    """Let VmHWM begin anew (proc(5), clear_refs: 5)."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes() -> int:
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def measured(wanted: Configuration, folder: Path) -> dict[str, Any]:
+    """Figures of one training."""
+    model = "demo" if wanted.model == "demo" else str(shape_folder(wanted.model))
+    config = settings(wanted, model, folder)
+    if wanted.limit_gib is not None:
+        limit = wanted.limit_gib * GIB
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    facts: dict[str, Any] = {**wanted.facts(), "began": time.time()}
+    steps: list[tuple[float, float]] = []  # seconds, and GFLOP/s of a product timed beside
+    try:
+        for event in work(config):
+            if isinstance(event, StepDone):
+                steps.append((event.seconds, product_gflops()))
+            if isinstance(event, Rehearsed):
+                facts |= {"rehearsed_seconds": event.expected_seconds, "rehearsed_gflops": product_gflops()}
+            if isinstance(event, Planned | Finished):
+                facts["wall_" + event.name] = time.time()
+    except LorafitError as error:
+        return {**facts, "error": error.what, "found": error.found, "fix": error.fix}
+    run = next((folder / "output").iterdir())
+    plan = Plan.load(run / "plan.json")
+    return facts | {
+        "peak_bytes": peak_bytes(),
+        "predicted_bytes": plan.predicted_peak_bytes,
+        "terms": plan.memory_terms,
+        "step_seconds": [seconds for seconds, _gflops in steps],
+        "step_gflops": [gflops for _seconds, gflops in steps],
+        "predicted_step_seconds": plan.predicted_step_seconds,
+        "planned": {name: getattr(plan, name) for name in ("precision", "quantization", "token_budget", "recompute", "allocator")},
+        "tokens_per_step": plan.predicted_tokens_per_second * plan.predicted_step_seconds,
+    }  # fmt: skip
+
+
+def settings(wanted: Configuration, model: str, folder: Path) -> TrainConfig:
+    """Rows that are all cut to the same length, a micro-batch a step."""
+    budget = wanted.token_budget or 2 * wanted.longest
+    rows = max(1, budget // wanted.longest)
+    write_rows(folder / "rows.jsonl", 4 * rows, wanted.longest, mixed=wanted.kind == "run")
+    layers = None if model == "demo" else read_spec(Path(model)).layers
+    recompute = None if wanted.recompute is None else math.ceil(wanted.recompute * (layers or 30))
+    return TrainConfig.model_validate(
+        {
+            "model_name": model, "dataset_name": str(folder / "rows.jsonl"), "val_size": 0, "max_length": wanted.longest,
+            "max_steps": wanted.max_steps, "effective_batch": rows, "precision": wanted.precision,
+            "quantization": wanted.quantization, "token_budget": wanted.token_budget, "recompute": recompute,
+            "lora_r": wanted.lora_r, "allocator": wanted.allocator, "device": "cpu", "output_dir": str(folder / "output"),
+            "no_preflight": wanted.kind == "steps", "max_rejects": 1.0,
+        }
+    )  # fmt: skip
+
+
+def write_rows(path: Path, rows: int, longest: int, mixed: bool) -> None:
+    """Rows of words, each different from its first on: all longer than `longest` tokens, or of mixed lengths."""
+    with path.open("w", encoding="utf-8") as file:
+        for row in range(rows * (8 if mixed else 1)):
+            share = 0.2 + 0.8 * (row * 0.618 % 1) if mixed else 2.0
+            count = max(8, int(longest * share / 2))
+            words = [WORDS[(row * 7 + place * (3 + row % 5)) % len(WORDS)] for place in range(count)]
+            text = {"instruction": f"{row} " + " ".join(words[: count // 3]), "output": " ".join(words[count // 3 :])}
+            file.write(json.dumps(text, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,67 @@
+"""How far off was the plan? Errors of what was measured, and the constants that would fit one half of it."""
+
+import statistics
+from typing import Any
+
+import numpy as np
+
+Row = dict[str, Any]
+MEDIAN, WORST, UNDER = 0.04, 0.10, 0.03  # the goals
+MOVING = ("activations", "work")  # terms whose memory comes and goes
+
+
+def error(row: Row) -> float:
+    """Predicted over measured peak, minus one: below 0 the plan promised too little."""
+    return float(row["predicted_bytes"] / row["peak_bytes"] - 1)
+
+
+def halves(rows: list[Row]) -> tuple[list[Row], list[Row]]:
+    """Every second configuration fits the constants; the others are reported."""
+    return rows[::2], rows[1::2]
+
+
+def summary(rows: list[Row], wanted: int) -> dict[str, Any]:
+    """Flat: what the benchmark's JSON says. Errors over the half that no constant was fitted on."""
+    errors = [error(row) for row in halves(rows)[1]]
+    if not errors:
+        return {"ok": False, "configurations": len(rows)}
+    median, worst = statistics.median(map(abs, errors)), max(map(abs, errors))
+    under = max(0.0, -min(errors))
+    good = median <= MEDIAN and worst <= WORST and under <= UNDER
+    return {
+        "ok": good and len(rows) >= wanted,
+        "configurations": len(rows),
+        "median_error": round(median, 4),
+        "worst_error": round(worst, 4),
+        "worst_under": round(under, 4),
+    }
+
+
+def slack(row: Row) -> float:
+    """What was there besides the terms that are counted, the libraries among it."""
+    counted = sum(size for name, size in row["terms"].items() if name not in ("framework", "allocator"))
+    return float(row["peak_bytes"] - counted)
+
+
+def constants(rows: list[Row]) -> dict[str, tuple[float, float]]:
+    """For each allocator profile MiB that are always there, and a share of what comes and goes, by least squares."""
+    found = {}
+    for profile in sorted({row["planned"]["allocator"] for row in rows}):
+        those = [row for row in rows if row["planned"]["allocator"] == profile]
+        moving = np.array([sum(row["terms"][name] for name in MOVING) for row in those], float)
+        rest = np.array([slack(row) for row in those])
+        terms = np.stack([np.ones_like(moving), moving], 1)
+        weights = 1 / np.array([row["peak_bytes"] for row in those], float)  # errors are relative
+        (always, share), *_rest = np.linalg.lstsq(terms * weights[:, None], rest * weights, rcond=None)
+        found[profile] = (always / 2**20, share)
+    return found
+
+
+def speed_error(row: Row) -> float | None:
+    """Predicted over measured seconds of a step, minus one; both in products timed beside the steps."""
+    steps, rates = row["step_seconds"][1:], row["step_gflops"][1:]
+    if not steps or not row["predicted_step_seconds"]:
+        return None
+    measured = sum(seconds * rate for seconds, rate in zip(steps, rates, strict=True)) / len(steps)
+    reference = row.get("rehearsed_gflops") or statistics.median(row["step_gflops"])
+    return float(row["predicted_step_seconds"] * reference / measured - 1)

@@ -1,0 +1,62 @@
+"""Where do the tables stand? Between two marks in docs/memory-model.md and docs/speed-model.md; the words around stay."""
+
+import re
+from pathlib import Path
+
+from accuracy.figures import Row, error, speed_error
+from lorafit.units import bytes_text
+
+DOCS = Path(__file__).parents[2] / "docs"
+BEGIN, END = "<!-- measured: {name} -->", "<!-- end -->"
+
+
+def write(page: str, name: str, text: str) -> None:
+    """Put `text` between the marks called `name`."""
+    path, begin = DOCS / page, BEGIN.format(name=name)
+    content = path.read_text("utf-8")
+    marked = re.compile(re.escape(begin) + r".*?" + re.escape(END), re.S)
+    if not marked.search(content):
+        raise ValueError(f"{page} has no place for {name}")
+    path.write_text(marked.sub(lambda _match: f"{begin}\n\n{text}\n\n{END}", content), "utf-8")
+
+
+def memory_table(rows: list[Row]) -> str:
+    head = "| model | numbers | longest | budget | recompute | rank | allocator | predicted | measured | error |\n|---|---|---|---|---|---|---|---|---|---|\n"
+    return head + "\n".join(_memory_row(row) for row in rows)
+
+
+def _memory_row(row: Row) -> str:
+    numbers = row["precision"] if row["quantization"] == "none" else row["quantization"]
+    cells = [
+        row["model"], numbers, row["longest"], row["token_budget"], f"{row['recompute']:.0%}", row["lora_r"],
+        row["allocator"], bytes_text(row["predicted_bytes"]), bytes_text(row["peak_bytes"]), f"{error(row):+.1%}",
+    ]  # fmt: skip
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def speed_table(rows: list[Row]) -> str:
+    head = (
+        "| model | numbers | budget | recompute | measured tokens/s | error in products |\n|---|---|---|---|---|---|\n"
+    )
+    return head + "\n".join(_speed_row(row) for row in rows if speed_error(row) is not None)
+
+
+def _speed_row(row: Row) -> str:
+    numbers = row["precision"] if row["quantization"] == "none" else row["quantization"]
+    seconds = row["step_seconds"][1:]
+    rate = row["tokens_per_step"] * len(seconds) / sum(seconds)
+    recompute = "auto" if row["recompute"] is None else f"{row['recompute']:.0%}"
+    cells = [row["model"], numbers, row["token_budget"] or "auto", recompute, f"{rate:.1f}", f"{speed_error(row):+.1%}"]
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def limit_table(rows: list[Row]) -> str:
+    head = "| model | limit | what happened |\n|---|---|---|\n"
+    return head + "\n".join(f"| {r['model']} | {r['limit_gib']} GiB | {_outcome(r)} |" for r in rows)
+
+
+def _outcome(row: Row) -> str:
+    if "error" in row:
+        return f"refused: {row['error']} {(row['fix'] or '').splitlines()[0]}"
+    how = ", ".join(f"{name} {value}" for name, value in row["planned"].items())
+    return f"completed ({how}), peak {bytes_text(row['peak_bytes'])}"

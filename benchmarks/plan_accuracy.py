@@ -1,0 +1,156 @@
+"""Does the plan say what comes? Predicted against measured memory and time, each configuration trained in a process of its own.
+
+    python benchmarks/plan_accuracy.py [--quick] [--json FILE]    memory without preflight: 43 configurations, 13 with --quick
+    python benchmarks/plan_accuracy.py --runs                     five whole runs after preflight: time and memory
+    python benchmarks/plan_accuracy.py --limits                   the planner under limits of 3 to 12 GiB (RLIMIT_DATA)
+    python benchmarks/plan_accuracy.py --published                what others measured beside what the plan says
+    python benchmarks/plan_accuracy.py --constants                what would fit the constants of plan/memory.py
+
+The peak is the process's VmHWM, reset by /proc/self/clear_refs. What is finished is kept in benchmarks/results/, and a
+broken-off run goes on from there; `--again` measures anew. The tables of docs/memory-model.md and docs/speed-model.md are
+written by it.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from accuracy import configurations, figures, pages, published
+from accuracy.configurations import Configuration
+from accuracy.figures import Row
+from lorafit.units import bytes_text
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "plan_accuracy.jsonl"
+SECONDS = 3600.0  # for one configuration
+FEWEST, FEWEST_QUICK = 40, 12
+
+
+def read_flags() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small models only: about ten minutes")
+    parser.add_argument("--runs", action="store_true", help="whole runs after preflight")
+    parser.add_argument("--limits", action="store_true", help="the planner under limits of memory")
+    parser.add_argument("--published", action="store_true", help="ratios to others' figures, measure nothing")
+    parser.add_argument(
+        "--constants", action="store_true", help="print the constants that fit one half, measure nothing"
+    )
+    parser.add_argument("--again", action="store_true", help="measure anew what is finished already")
+    parser.add_argument("--only", help="models whose name holds this")
+    parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    return parser.parse_args()
+
+
+def main() -> int:
+    flags = read_flags()
+    if flags.published:
+        print(table := published.table())
+        pages.write("speed-model.md", "published", table)
+        return 0
+    wanted = (
+        configurations.runs()
+        if flags.runs
+        else configurations.limits()
+        if flags.limits
+        else configurations.steps(flags.quick)
+    )
+    wanted = [one for one in wanted if not flags.only or flags.only in one.model]
+    if not flags.constants:
+        measure(wanted, flags.results, flags.again)
+    rows = [row for one in wanted if (row := read(flags.results).get(one.key))]
+    done = [row for row in rows if "peak_bytes" in row]
+    if flags.constants:
+        for profile, (always, share) in figures.constants(figures.halves(done)[0]).items():
+            print(f"{profile}: {always:.0f} MiB and {share:.3f} of activations and work")
+        return 0
+    found = report(flags, rows, done)
+    print(json.dumps(found, indent=1))
+    if flags.json:
+        flags.json.write_text(json.dumps(found) + "\n", "utf-8")
+    return 0 if found["ok"] else 1
+
+
+def measure(wanted: list[Configuration], results: Path, again: bool) -> None:
+    """Measure what is not finished, one after the other."""
+    results.parent.mkdir(parents=True, exist_ok=True)
+    finished = {} if again else read(results)
+    for number, one in enumerate(wanted, 1):
+        if one.key in finished:
+            continue
+        row = in_child(one)
+        with results.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"key": one.key, **row}, ensure_ascii=False) + "\n")
+        print(f"{number}/{len(wanted)} {one.key}: {told(row)}", flush=True)
+
+
+def told(row: Row) -> str:
+    if "peak_bytes" not in row:
+        return f"{row.get('error')} {row.get('found') or ''}"
+    peak, predicted = bytes_text(row["peak_bytes"]), bytes_text(row["predicted_bytes"])
+    return f"{peak}, predicted {predicted} ({figures.error(row):+.1%})"
+
+
+def in_child(one: Configuration) -> Row:
+    """What the configuration came to, measured in a process of its own; an `error` where it failed."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "configuration.json"
+        path.write_text(json.dumps(one.facts()), "utf-8")
+        own = {"LORAFIT_CALIBRATIONS": str(Path(folder) / "calibrations.json"), "PYTHONPATH": f"{HERE}:{HERE.parent}"}
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "accuracy.child", str(path)],
+                cwd=HERE, env={**os.environ, **own}, capture_output=True, text=True, timeout=SECONDS,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return {**one.facts(), "error": f"took more than {SECONDS:.0f} s"}
+    if done.returncode:
+        return {**one.facts(), "error": f"exit code {done.returncode}", "found": done.stderr[-1500:], "fix": None}
+    row: Row = json.loads(done.stdout.splitlines()[-1])
+    return row
+
+
+def read(results: Path) -> dict[str, Row]:
+    """Finished measurements by key, the latest of each; failed ones are tried again."""
+    if not results.is_file():
+        return {}
+    rows = [json.loads(line) for line in results.read_text("utf-8").splitlines()]
+    return {row["key"]: row for row in rows if "peak_bytes" in row or row["kind"] == "limit"}
+
+
+def report(flags: argparse.Namespace, rows: list[Row], done: list[Row]) -> dict[str, Any]:
+    """The flat figures, and the tables in the docs where everything was measured."""
+    if flags.limits:
+        pages.write("memory-model.md", "limits", pages.limit_table(rows))
+        refused = [row for row in rows if "error" in row]
+        crashed = [row for row in refused if "fix" not in row or row["fix"] is None]
+        return {
+            "ok": bool(rows) and not crashed,
+            "configurations": len(rows),
+            "completed": len(done),
+            "refused": len(refused),
+        }
+    if flags.runs:
+        pages.write("speed-model.md", "runs", pages.speed_table(done))
+        return run_figures(done)
+    if not flags.quick and not flags.only:
+        pages.write("memory-model.md", "memory", pages.memory_table(done))
+        pages.write("speed-model.md", "speed", pages.speed_table(done))
+    return figures.summary(done, FEWEST_QUICK if flags.quick else FEWEST)
+
+
+def run_figures(done: list[Row]) -> dict[str, Any]:
+    times = [abs(off) for row in done if (off := figures.speed_error(row)) is not None]
+    peaks = [abs(figures.error(row)) for row in done]
+    good = len(times) >= 5 and max(times) <= 0.10 and max(peaks) <= 0.05
+    worst_time, worst_peak = max(times, default=None), max(peaks, default=None)
+    return {"ok": good, "configurations": len(done), "worst_time_error": worst_time, "worst_error": worst_peak}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
