@@ -21,7 +21,7 @@ import numpy as np
 GEMM_SECONDS = 0.3  # each time: noise of about 2% on two cores
 IGNORED = -100  # the label of a token without loss, in transformers and what is built on it
 
-PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "llamafactory", "unsloth", "lorafit")
+PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "llamafactory", "unsloth", "lorafit", "mlx", "mlx_lm")
 
 Row = tuple[list[int], list[bool]]  # token ids, and which of them carry loss
 
@@ -125,7 +125,9 @@ def synchronise(device: str) -> None:
 
 
 def peak_bytes(device: str) -> int:
-    """Peak of the whole process (CPU: resident; CUDA: reserved by the allocator)."""
+    """Peak of the whole process (CPU: resident; CUDA: reserved by the allocator); with MLX what its counter says."""
+    if "mlx.core" in sys.modules:
+        return int(sys.modules["mlx.core"].get_peak_memory())
     if device == "cuda":
         import torch
 
