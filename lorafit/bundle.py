@@ -84,7 +84,7 @@ def _stage(run: RunDir | None, config: TrainConfig, folder: Path) -> Facts:
         step=step,
         base=settled.model_name,
         base_is_local=_is_folder(config.model_name) and settled.model_name == Path(config.model_name).name,
-        versions={"lorafit": __version__, **_versions()},
+        versions=versions(),
     )
     (folder / BUNDLE).write_text(json.dumps(vars(facts), ensure_ascii=False, indent=1) + "\n", "utf-8")
     return facts
@@ -152,9 +152,9 @@ def renames(before: TrainConfig, after: TrainConfig) -> dict[str, str]:
     return {str(old): str(new) for old, new in pairs if old is not None and old != new}
 
 
-def _versions() -> dict[str, str]:
-    """Which packages made what is in the bundle."""
-    found: dict[str, str] = {}
+def versions() -> dict[str, str]:
+    """Which packages are here, of those that make what is in a bundle."""
+    found = {"lorafit": __version__}
     for name in PACKAGES:
         try:
             found[name] = metadata.version(name)

@@ -193,7 +193,9 @@ def take_over(argv: list[str]) -> list[str]:
     if not bundle.lower().endswith(".zip") or set(HELP) & set(argv):
         return argv
     output_dir = Path(flag_value(argv, "output_dir") or "output")
-    run = moving.take_over(Path(bundle).expanduser(), output_dir, flag_value(argv, "model_name"))
+    run, notes = moving.take_over(Path(bundle).expanduser(), output_dir, flag_value(argv, "model_name"))
+    for note in notes:
+        print(note, file=sys.stderr)
     return [*argv, "--resume", str(run.path)]
 
 

@@ -83,8 +83,8 @@ def fetch(path: Path, output_dir: Path) -> list[Fetched]:
     return fetching.fetch(path, output_dir)
 
 
-def take_over(path: Path, output_dir: Path, base: str | None) -> RunDir:
-    """The run that the bundle `path` is, unpacked into `output_dir` unless it is there already; to be gone on with.
+def take_over(path: Path, output_dir: Path, base: str | None) -> tuple[RunDir, list[str]]:
+    """The run that the bundle `path` is, unpacked into `output_dir` unless it is there already, to be gone on with; and notes.
 
     `base` is what the user calls the base model here. Raises RunError and ConfigError.
     """
@@ -93,8 +93,9 @@ def take_over(path: Path, output_dir: Path, base: str | None) -> RunDir:
         fix = _("Try it: {command}").format(command=f"lorafit chat --lora_weights {moved.run.path} --interactive")
         raise RunError(_("This bundle holds a finished run: there is nothing to go on with."), where=path, fix=fix)
     config = saved_config(moved.run)
+    notes = _other_versions(moved.facts)
     if not moved.facts.base_is_local or config.model_name != moved.facts.base:
-        return moved.run
+        return moved.run, notes
     if base is None:
         raise ConfigError(
             _("The base model was a folder on the machine that this bundle comes from; it is not in the bundle."),
@@ -103,4 +104,13 @@ def take_over(path: Path, output_dir: Path, base: str | None) -> RunDir:
             fix=_("Say where it is here: --model_name with a folder, or a hub id of the same model."),
         )
     write_yaml(config.model_copy(update={"model_name": base}), moved.run.config)
-    return moved.run
+    return moved.run, notes
+
+
+def _other_versions(facts: bundles.Facts) -> list[str]:
+    """A note where packages that decide what is learned have other versions here than where the bundle was made."""
+    here = bundles.versions()
+    differing = [f"{name} {facts.versions[name]} -> {here.get(name, '-')}" for name in ("lorafit", "transformers", "tokenizers")
+                 if facts.versions.get(name) not in (None, here.get(name))]  # fmt: skip
+    text = _("Made with other versions than are here: {names}. Data that come out otherwise are refused.")
+    return [text.format(names=", ".join(differing))] if differing else []

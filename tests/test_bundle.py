@@ -85,7 +85,8 @@ def run_zip(died: RunDir, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def there(path: Path, home: Path, output_dir: Path, **settings: Any) -> TrainConfig:
     """What `lorafit resume BUNDLE --model_name ...` asks for on the other machine."""
-    run = moving.take_over(path, output_dir, str(home / "models/Tiny-Llama"))
+    run, notes = moving.take_over(path, output_dir, str(home / "models/Tiny-Llama"))
+    assert notes == []
     return saved_config(run).model_copy(update={"resume": str(run.path), "output_dir": str(output_dir), **settings})
 
 
@@ -253,6 +254,18 @@ def test_settings_of_a_machine_or_person_are_not_taken_from_a_bundle(run_zip: Pa
                      "trust_remote_code: true").replace("output_dir: output", "output_dir: /etc"), True)  # fmt: skip
     config = saved_config(unbundle(path, tmp_path / "there").run)
     assert (config.trust_remote_code, config.output_dir) == (False, "output")
+
+
+def test_other_versions_are_said_once_the_bundle_is_taken_over(
+    run_zip: Path, home: Path, tmp_path: Path, capsys: Output
+) -> None:
+    def newer(text: str) -> str:
+        return text.replace('"lorafit": "', '"lorafit": "9.')
+
+    path = respelled(run_zip, tmp_path, "bundle.json", newer, True)
+    flags = ["--output_dir", str(tmp_path / "there"), "--model_name", str(home / "models/Tiny-Llama"), "--dry_run"]
+    assert main(["train", str(path), *flags]) == 0
+    assert "lorafit 9." in capsys.readouterr().err
 
 
 def test_a_name_that_is_taken_gets_a_number_and_the_run_that_is_there_stays(stopped: RunDir, tmp_path: Path) -> None:
