@@ -57,8 +57,12 @@ def bundle(run: RunDir | None, config: TrainConfig, target: Path) -> Facts:
     """Pack `run`, which was begun as `config` says, or `config` alone, into the zip `target`. Raises LorafitErrors."""
     with tempfile.TemporaryDirectory(prefix="lorafit-") as scratch:
         folder = Path(scratch) / "bundle"
-        with disk_errors(folder), whole_folder(folder) as beside:
-            facts = _stage(run, config, beside)
+        try:
+            with disk_errors(folder), whole_folder(folder) as beside:
+                facts = _stage(run, config, beside)
+        except FileNotFoundError as error:  # a run that trains just now gives up old checkpoints
+            what = _("Something went away while it was packed.")
+            raise RunError(what, where=run and run.path, found=error, fix=_("Give the command again.")) from None
         archive.pack(folder, target)
     return facts
 

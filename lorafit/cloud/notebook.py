@@ -62,6 +62,8 @@ print(bundle)
 # Where every session begins with an empty disk: go on from the bundle that got furthest.
 TAKE_FURTHEST = """\
 def facts(path):
+    if not zipfile.is_zipfile(path):
+        return {"kind": None}
     with zipfile.ZipFile(path) as inside:
         return json.loads(inside.read("bundle.json")) if "bundle.json" in inside.namelist() else {"kind": None}
 
