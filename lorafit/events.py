@@ -73,7 +73,10 @@ class Started(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class StepDone(Event):
-    """One optimizer update: mean `loss` over `target_tokens`, `grad_norm` before clipping, `peak_bytes` of the process or device."""
+    """One optimizer update: mean `loss` over `target_tokens`, `grad_norm` before clipping, `peak_bytes` of the process or device.
+
+    Of its `seconds` the device waited `data_seconds` for micro-batches.
+    """
 
     name: ClassVar[str] = "step"
     loss: float
@@ -85,6 +88,7 @@ class StepDone(Event):
     peak_bytes: int | None
     micro_batches: int
     epoch: float
+    data_seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +178,7 @@ class Finished(Event):
     best_step: int | None
     best_loss: float | None
     path: str
+    data_seconds: float = 0.0
     predicted_seconds: float | None = None
     peak_bytes: int | None = None
     predicted_peak_bytes: int | None = None

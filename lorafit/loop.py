@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -37,11 +37,13 @@ class Progress:
     last_loss: float | None = None
     best_step: int | None = None
     best_loss: float | None = None
+    data_seconds: float = 0.0  # of `seconds`, spent waiting for micro-batches
 
     def see(self, event: Event) -> None:
         """Take note of an event of this run."""
         if isinstance(event, StepDone):
             self.done, self.seconds = event.step, self.seconds + event.seconds
+            self.data_seconds += event.data_seconds
         elif isinstance(event, EvalDone):
             self.last_loss = event.loss
             if event.step == 0:
@@ -191,8 +193,11 @@ def _step(job: Job, progress: Progress, step: int) -> Iterator[Event]:
     def update(share: Sequence[MicroBatch], data: StepBatch) -> StepResult:
         return job.engine.step(step, share, data.num_targets, lr_at(step, plan))
 
-    data, result = yield from _fitting(job, progress, job.train_set, step_samples(plan, step), update)
-    yield _step_done(plan, step, data, result, time.monotonic() - began)
+    rows = step_samples(plan, step)
+    ordering = time.monotonic() - began  # the first step of an epoch draws its order
+    data, result = yield from _fitting(job, progress, job.train_set, rows, update)
+    done = _step_done(plan, step, data, result, time.monotonic() - began)
+    yield replace(done, data_seconds=ordering + data.seconds)
 
 
 def _step_done(plan: Plan, step: int, data: StepBatch, result: StepResult, seconds: float) -> StepDone:
@@ -259,4 +264,5 @@ def _finish(job: Job, progress: Progress) -> Finished:
         best_step=progress.best_step,
         best_loss=progress.best_loss,
         path=job.run.final_model.relative_to(job.run.path).as_posix(),
+        data_seconds=progress.data_seconds,
     )

@@ -9,7 +9,8 @@ import plans
 import pytest
 
 from lorafit.checkpoint import latest_good
-from lorafit.data.batch import MicroBatch
+from lorafit.data.batch import MicroBatch, Sample
+from lorafit.data.steps import step_samples
 from lorafit.engines.base import LossSum, OutOfMemory, Setup
 from lorafit.engines.fake import FakeEngine
 from lorafit.events import EvalDone, Event, Finished, Saved, Shrunk, StepDone, Stopped
@@ -62,6 +63,34 @@ def test_without_a_validation_set_nothing_is_evaluated_and_nothing_is_best(tmp_p
     assert of(EvalDone, events) == []
     assert of(Finished, events)[0].valid_loss_after is None
     assert not job.run.best_model.exists()
+
+
+class Watched:
+    """Samples that note who is asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def __len__(self) -> int:
+        return 32
+
+    def __getitem__(self, index: int) -> Sample:
+        self.asked.append(index)
+        return SAMPLES[index]
+
+
+def test_a_step_touches_its_own_samples_only_and_says_how_long_it_waited_for_them(tmp_path: Path) -> None:
+    plan = plans.make_plan(effective_batch=4, steps=3, num_epochs=1.0)
+    job, watched, done = make_job(tmp_path, plan), Watched(), []
+    job = Job(job.engine, watched, [], job.run, job.plan, job.dress, job.link)
+    for event in train(job, Progress()):
+        if isinstance(event, StepDone):
+            assert sorted(watched.asked) == sorted(step_samples(plan, event.step))
+            watched.asked.clear()
+            assert 0 < event.data_seconds <= event.seconds
+            done.append(event)
+        elif isinstance(event, Finished):
+            assert event.data_seconds == pytest.approx(sum(step.data_seconds for step in done))
 
 
 @pytest.mark.parametrize("stop_after", [1, 5, 9])

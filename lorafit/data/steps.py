@@ -5,8 +5,9 @@ docs/architecture.md). The split into micro-batches changes how fast a step runs
 """
 
 import math
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Protocol
 
@@ -87,6 +88,7 @@ class StepBatch:
     owners: Sequence[int]
     num_targets: int
     num_tokens: int
+    seconds: float = field(default=0.0, compare=False)  # that making it took
 
     def share(self, rank: int) -> list[MicroBatch]:
         """What `rank` computes; nothing, where a step has fewer samples than there are ranks."""
@@ -100,6 +102,7 @@ def batch(
 
     Where the engine `shares` what all samples begin with, those tokens are in memory once: they count once a micro-batch.
     """
+    began = time.monotonic()
     taken = [samples[row] for row in rows]
     shared = shared_length(taken) if shares else 0
     lengths = [len(sample) - shared for sample in taken]
@@ -111,7 +114,7 @@ def batch(
             micro_batches.append(pack([taken[i] for i in places], [rows[i] for i in places], places))
             owners.append(rank)
     totals = sum(m.num_targets for m in micro_batches), sum(m.num_tokens for m in micro_batches)
-    return StepBatch(micro_batches, owners, *totals)
+    return StepBatch(micro_batches, owners, *totals, time.monotonic() - began)
 
 
 def lr_at(step: int, plan: Plan) -> float:
