@@ -142,6 +142,9 @@ class Terminal:
     def _finished(self, event: Finished) -> None:
         self._display.close()
         self._say(_("✓ Finished in {time}.").format(time=seconds_text(event.seconds)), "bold green")
+        if event.seconds > 0:
+            waited = _("The device waited for data {share:.2%} of the time.")
+            self._say(waited.format(share=event.data_seconds / event.seconds))
         if event.predicted_seconds is not None and event.peak_bytes is not None:
             text = _("Planned: {time}, {peak} of memory; it was {found}.")
             peak, found = bytes_text(event.predicted_peak_bytes), bytes_text(event.peak_bytes)
