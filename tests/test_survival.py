@@ -20,7 +20,7 @@ import tiny
 from lorafit.events import Finished, Saved, StepDone, Stopped, read_events
 
 HERE = Path(__file__).parent
-STEPS = 8
+STEPS = 16
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,8 @@ def wait_for_step(output: Path, step: int) -> None:
 @contextmanager
 def held(process: subprocess.Popen[str]) -> Iterator[None]:
     """The process with the engine does nothing inside."""
-    (worker,) = (p for p in psutil.Process(process.pid).children() if "lorafit.child" in p.cmdline())
+    children = psutil.Process(process.pid).children()
+    (worker,) = (p for p in children if p.status() != psutil.STATUS_ZOMBIE and "lorafit.child" in p.cmdline())
     worker.suspend()
     yield
     worker.resume()
