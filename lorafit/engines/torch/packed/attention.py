@@ -15,50 +15,53 @@ BLOCK = 64
 LATER = torch.ones(BLOCK, BLOCK, dtype=torch.bool).triu_(1)  # what a row of a block on the diagonal may not see
 
 
-def forward(q_KGnD: Tensor, k_KLD: Tensor, v_KLD: Tensor, scale: float, out_KGnD: Tensor, lse_KGn: Tensor) -> None:
+def forward(q_KGnD: Tensor, keys_values_2KLD: Tensor, scale: float, out_KGnD: Tensor, lse_KGn: Tensor) -> None:
     """Fill in the output and the log-sum-exp: query i sees the keys up to shared + i."""
+    k_KLD, v_KLD = keys_values_2KLD.chunk(2)
     heads, groups, n, width = q_KGnD.shape
     for rows, seen in _blocks(n, k_KLD.shape[1]):
         m = rows.stop - rows.start
-        q = q_KGnD[:, :, rows].reshape(heads, groups * m, width)
-        scores = torch.bmm(q, k_KLD[:, :seen].transpose(1, 2)).mul_(scale)
+        q = (q_KGnD[:, :, rows] * scale).reshape(heads, groups * m, width)
+        scores = torch.bmm(q, k_KLD[:, :seen].transpose(1, 2))
         _hide_later_(scores, groups, m, float("-inf"))
-        sums = torch.logsumexp(scores, -1, keepdim=True)
-        weights = scores.sub_(sums).exp_()
-        out_KGnD[:, :, rows] = torch.bmm(weights, v_KLD[:, :seen]).view(heads, groups, m, width)
-        lse_KGn[:, :, rows] = sums.view(heads, groups, m)
+        greatest = scores.amax(-1, keepdim=True)
+        weights = scores.sub_(greatest).exp_()
+        sums = weights.sum(-1, keepdim=True)
+        mixed = torch.bmm(weights, v_KLD[:, :seen]).div_(sums)
+        out_KGnD[:, :, rows] = mixed.view(heads, groups, m, width)
+        lse_KGn[:, :, rows] = greatest.add_(sums.log_()).view(heads, groups, m)
 
 
 def backward(
     grad_KGnD: Tensor,
     q_KGnD: Tensor,
-    keys_values: tuple[Tensor, Tensor],
+    keys_values_2KLD: Tensor,
     saved: tuple[Tensor, Tensor],
     scale: float,
     grad_q_KGnD: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Fill in the gradient at q; return those at k and v. `saved`: log-sum-exp, and grad . out, both [K,G,n].
+) -> Tensor:
+    """Fill in the gradient at q; return that at keys and values. `saved`: log-sum-exp, and grad . out, both [K,G,n].
 
     The weights are made again, block by block.
     """
-    k_KLD, v_KLD = keys_values
     lse_KGn, dots_KGn = saved
     heads, groups, n, width = q_KGnD.shape
-    grad_k, grad_v = torch.zeros_like(k_KLD), torch.zeros_like(v_KLD)
+    grad_2KLD = torch.zeros_like(keys_values_2KLD)
+    (k_KLD, v_KLD), (grad_k, grad_v) = keys_values_2KLD.chunk(2), grad_2KLD.chunk(2)
     for rows, seen in _blocks(n, k_KLD.shape[1]):
         m = rows.stop - rows.start
-        q = q_KGnD[:, :, rows].reshape(heads, groups * m, width)
+        q = (q_KGnD[:, :, rows] * scale).reshape(heads, groups * m, width)
         grad = grad_KGnD[:, :, rows].reshape(heads, groups * m, width)
         k, v = k_KLD[:, :seen], v_KLD[:, :seen]
         sums = lse_KGn[:, :, rows].reshape(heads, groups * m, 1)
-        weights = torch.baddbmm(sums, q, k.transpose(1, 2), beta=-1, alpha=scale).exp_()
+        weights = torch.baddbmm(sums, q, k.transpose(1, 2), beta=-1).exp_()
         _hide_later_(weights, groups, m, 0.0)
         grad_v[:, :seen].baddbmm_(weights.transpose(1, 2), grad)
         dots = dots_KGn[:, :, rows].reshape(heads, groups * m, 1)
         grad_scores = torch.baddbmm(dots, grad, v.transpose(1, 2), beta=-1).mul_(weights)
         grad_q_KGnD[:, :, rows] = torch.bmm(grad_scores, k).mul_(scale).view(heads, groups, m, width)
-        grad_k[:, :seen].baddbmm_(grad_scores.transpose(1, 2), q, alpha=scale)
-    return grad_k, grad_v
+        grad_k[:, :seen].baddbmm_(grad_scores.transpose(1, 2), q)
+    return grad_2KLD
 
 
 def _blocks(n: int, keys: int) -> Iterator[tuple[slice, int]]:

@@ -47,13 +47,15 @@ class PackedDecoder:
     @torch.no_grad()
     def accumulate(self, step: int, micro_batches: Sequence[MicroBatch], weight: float) -> list[Tensor]:
         """The sums of the losses, one a micro-batch; gradients of weight x their sum become the parameters' .grad."""
-        for layer in self.layers:
-            for linear in layer.linears:
-                linear.begin()
+        linears = [linear for layer in self.layers for linear in layer.linears]
+        for linear in linears:
+            linear.begin()
         prefix = self._shared(micro_batches)
         losses = [self.forward_backward(step, micro, weight, prefix) for micro in micro_batches]
         if prefix is not None:
             prefix.backward()
+        for linear in linears:
+            linear.end()
         return losses
 
     @torch.no_grad()

@@ -45,13 +45,21 @@ class FusedLinear:
         layers = [delta.layer.lora_A for delta in self.deltas]
         self.a_RI = _fused(layers) if layers else torch.empty(0, bases[0].in_features)
         self.a_grad_RI = torch.zeros_like(self.a_RI)
+        self.b_grads_RO: list[Tensor] = []
 
     def begin(self) -> None:
         """Start a step: gradients are zero, and the parameters' .grad are views that the backward adds to."""
         self.a_grad_RI.zero_()
         for delta in self.deltas:
             delta.layer.lora_A.grad = self.a_grad_RI[delta.ranks]
-            delta.layer.lora_B.grad = torch.zeros_like(delta.layer.lora_B)
+            delta.layer.lora_B.grad = None
+        self.b_grads_RO = [delta.layer.lora_B.new_zeros(delta.layer.lora_B.shape[::-1]) for delta in self.deltas]
+
+    def end(self) -> None:
+        """All of a step is added up: B's gradients, until now with ranks first, since so their products run faster."""
+        for delta, grad_RO in zip(self.deltas, self.b_grads_RO, strict=True):
+            delta.layer.lora_B.grad = grad_RO.t().contiguous()
+        self.b_grads_RO = []
 
     def forward(self, x_TI: Tensor, residual_TO: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """y [T,O] (plus `residual_TO`) and dropout(x) A^T [T,R], which the backward needs."""
@@ -82,11 +90,10 @@ class FusedLinear:
     def backward(self, grad_TO: Tensor, x_TI: Tensor, xa_TR: Tensor, to_input: bool = True) -> Tensor | None:
         """Add to the parameters' gradients; the gradient at x [T,I], unless nobody needs it."""
         grad_TR = grad_TO.new_empty(len(grad_TO), len(self.a_RI))
-        for delta in self.deltas:
+        for delta, b_grad_RO in zip(self.deltas, self.b_grads_RO, strict=True):
             part_TO, layer = grad_TO[:, delta.outputs], delta.layer
-            assert layer.lora_B.grad is not None
             torch.mm(part_TO, layer.lora_B.detach(), out=grad_TR[:, delta.ranks])
-            layer.lora_B.grad.addmm_(part_TO.t(), xa_TR[:, delta.ranks], alpha=layer.scale)
+            b_grad_RO.addmm_(xa_TR[:, delta.ranks].t(), part_TO, alpha=layer.scale)
             grad_TR[:, delta.ranks] *= layer.scale
         grad_TI = transposed_product(grad_TO, self.weights) if to_input else None
         if self._drops():

@@ -150,12 +150,11 @@ class PackedLayer:
         x = x[:, : self.q_heads * self.width]
         return x.view(len(x), self.kv_heads, self.q_heads // self.kv_heads, self.width).permute(1, 2, 0, 3)
 
-    def _seen(self, qkv: Tensor, begin: int, end: int, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Keys and values [K,L,D] that rows [begin, end) see: the shared ones and their own."""
+    def _seen(self, qkv: Tensor, begin: int, end: int, rows: Rows) -> Tensor:
+        """Keys and values [2K,L,D] that rows [begin, end) see: the shared ones and their own."""
         own = qkv[begin:end, self.q_heads * self.width :]
         seen = own if rows.shared is None else torch.cat([rows.shared.keys_values, own])
-        k, v = seen.view(len(seen), -1, self.width).permute(1, 0, 2).contiguous().split(self.kv_heads)
-        return k, v
+        return seen.view(len(seen), -1, self.width).permute(1, 0, 2).contiguous()
 
     def _attend(self, qkv: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         """Attention's output at the kept rows, and the log-sum-exp at all [K,G,T]."""
@@ -163,9 +162,8 @@ class PackedLayer:
         lse_KGT = qkv.new_empty(self.kv_heads, self.q_heads // self.kv_heads, len(qkv))
         q_KGTD, out_KGTD = self._heads_apart(qkv), self._heads_apart(out)
         for begin, end in rows.segments:
-            k, v = self._seen(qkv, begin, end, rows)
-            own = slice(begin, end)
-            attention.forward(q_KGTD[:, :, own], k, v, self.scale, out_KGTD[:, :, own], lse_KGT[:, :, own])
+            seen, own = self._seen(qkv, begin, end, rows), slice(begin, end)
+            attention.forward(q_KGTD[:, :, own], seen, self.scale, out_KGTD[:, :, own], lse_KGT[:, :, own])
         return out if rows.kept is None else out[rows.kept], lse_KGT
 
     def _attend_backward(self, grad_out: Tensor, qkv: Tensor, saved: tuple[Tensor, Tensor], rows: Rows) -> Tensor:
@@ -177,13 +175,13 @@ class PackedLayer:
             own = slice(begin, end)
             seen = self._seen(qkv, begin, end, rows)
             parts = tuple(x[:, :, own] for x in saved)
-            grad_k, grad_v = attention.backward(
+            grad_seen = attention.backward(
                 grad_KGTD[:, :, own], q_KGTD[:, :, own], seen, (parts[0], parts[1]), self.scale, grad_q_KGTD[:, :, own]
             )
-            both = torch.cat([grad_k, grad_v]).permute(1, 0, 2).flatten(1)
-            grad_kv[own] = both[begin - end :]
+            grad_heads = grad_seen.permute(1, 0, 2)
+            grad_kv[own].view(end - begin, -1, self.width).copy_(grad_heads[begin - end :])
             if rows.shared is not None:
-                rows.shared.grad.add_(both[: begin - end])
+                rows.shared.grad.view(-1, 2 * self.kv_heads, self.width).add_(grad_heads[: begin - end])
         if rows.read is not None:
             grad_kv += rows.read.grad
         return grad_qkv
