@@ -78,7 +78,7 @@ def rehearse(engine: Engine, samples: Samples, expected: Expectation) -> Generat
             engine.set_recompute(plan.recompute)
             text = _("Memory ran out in the rehearsal: {budget} tokens at a time, {recompute} layers recomputed.")
             yield Warned(text=text.format(budget=plan.token_budget, recompute=plan.recompute))
-    slowness = seconds / predicted
+    slowness = seconds / predicted or 1.0  # an engine that computes nothing takes no time
     memory = None if peak is None else peak / expected.plan.predicted_peak_bytes
     calibrate.note(expected.planned.question.machine, expected.key, slowness, memory)
     plan = _corrected(plan, expected, memory)

@@ -1,0 +1,147 @@
+"""Does measuring before a run leave no trace, and does it correct the plan the way a second run would?"""
+
+from collections.abc import Generator
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pytest
+import tiny
+from shapes import llama_1b
+from test_planner import CPU
+from tiny import make_samples
+
+from lorafit.config import TrainConfig
+from lorafit.data.batch import MicroBatch
+from lorafit.engines.base import Probe, Setup
+from lorafit.engines.fake import FakeEngine
+from lorafit.events import Event, Finished, Rehearsed, StepDone, Warned
+from lorafit.plan import calibrate
+from lorafit.plan.calibrate import Known
+from lorafit.plan.plan import Plan
+from lorafit.plan.planner import DataFacts, consider
+from lorafit.rehearsal import Expectation, compared, rehearse
+from lorafit.units import GIB
+from lorafit.worker import work
+
+Result = TypeVar("Result")
+SAMPLES = make_samples(64, longest=300)
+
+
+class Measured(FakeEngine):
+    """A fake that takes `seconds` and `peak` for every micro-batch, and remembers what was asked of it."""
+
+    def __init__(self, seconds: float, peak: int | None, memory_tokens: int | None = None) -> None:
+        super().__init__(Setup(Path(), "", "cpu", "fp32"), memory_tokens)
+        self.seconds, self.peak, self.recompute, self.probed = seconds, peak, 0, 0
+
+    def probe(self, micro_batch: MicroBatch) -> Probe:
+        super().probe(micro_batch)
+        self.probed += 1
+        return Probe(self.seconds, self.peak)
+
+    def set_recompute(self, layers: int) -> None:
+        self.recompute = layers
+
+
+@pytest.fixture(autouse=True)
+def fresh_calibrations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORAFIT_CALIBRATIONS", str(tmp_path / "calibrations.json"))
+
+
+def expectation(gib: float, **settings: object) -> Expectation:
+    lengths = np.asarray([len(sample) for sample in SAMPLES])
+    config = TrainConfig(precision="fp32", quantization="none", **settings)  # type: ignore[arg-type]
+    machine = replace(CPU, available_bytes=int(gib * GIB))
+    planned = consider(config, machine, llama_1b(), DataFacts(lengths, lengths[:4], ""))
+    return Expectation(planned, Known(), planned.plan)
+
+
+def all_of(events: Generator[Event, None, Result]) -> tuple[list[Event], Result]:
+    found = []
+    while True:
+        try:
+            found.append(next(events))
+        except StopIteration as done:
+            return found, done.value
+
+
+def test_a_run_learns_the_same_with_and_without_it(tmp_path: Path, demo_folder: Path) -> None:
+    model = tiny.save_chat_model(tmp_path / "model", demo_folder)
+
+    def adapter(name: str, no_preflight: bool) -> bytes:
+        config = TrainConfig(
+            model_name=str(model), dataset_name="demo", max_samples=30, max_length=96, max_steps=4, effective_batch=4,
+            lora_r=4, lora_dropout=0.1, output_dir=str(tmp_path / name), no_preflight=no_preflight,
+        )  # fmt: skip
+        events = list(work(config))
+        assert any(isinstance(event, Rehearsed) for event in events) != no_preflight
+        (run,) = (tmp_path / name).iterdir()
+        return (run / "final_model" / "adapter_model.safetensors").read_bytes()
+
+    assert adapter("with", False) == adapter("without", True)
+
+
+def test_three_micro_batches_at_most_are_computed_and_one_in_a_short_run() -> None:
+    for steps, most in ((400, 3), (4, 1)):
+        engine = Measured(1.0, None)
+        all_of(rehearse(engine, SAMPLES, expectation(24, max_steps=steps)))
+        assert engine.probed == most
+
+
+def test_the_time_that_is_told_is_the_measured_one() -> None:
+    slow, quick = (
+        next(e for e in all_of(rehearse(Measured(s, None), SAMPLES, expectation(24)))[0] if isinstance(e, Rehearsed))
+        for s in (20.0, 10.0)
+    )
+    assert slow.expected_seconds == pytest.approx(2 * quick.expected_seconds, rel=0.1)
+    assert quick.low_seconds < quick.expected_seconds < quick.high_seconds
+
+
+def test_memory_that_runs_out_lowers_the_budget_and_is_said() -> None:
+    expected = expectation(24, token_budget=2048)
+    events, plan = all_of(rehearse(Measured(1.0, None, memory_tokens=600), SAMPLES, expected))
+    assert plan.token_budget <= 600
+    assert any(isinstance(event, Warned) for event in events)
+
+
+def test_a_peak_above_the_plan_leads_to_the_plan_that_a_second_run_makes() -> None:
+    expected = expectation(8)
+    engine = Measured(1.0, int(expected.plan.predicted_peak_bytes * 1.13))
+    _events, plan = all_of(rehearse(engine, SAMPLES, expected))
+    machine = expected.planned.question.machine
+    question = expected.planned.question
+    second = consider(question.config, machine, question.spec, question.data, calibrate.known(machine)).plan
+    assert (plan.token_budget, plan.recompute) == (second.token_budget, second.recompute)
+    assert plan.recompute > expected.plan.recompute or plan.token_budget < expected.plan.token_budget
+    assert engine.recompute == plan.recompute
+
+
+def test_a_peak_below_the_plan_changes_nothing() -> None:
+    expected = expectation(8)
+    _events, plan = all_of(rehearse(Measured(1.0, GIB), SAMPLES, expected))
+    assert (plan.token_budget, plan.recompute) == (expected.plan.token_budget, expected.plan.recompute)
+
+
+def step(number: int, seconds: float) -> StepDone:
+    return StepDone(step=number, loss=1.0, target_tokens=1, tokens=1, grad_norm=1.0, lr=1.0, seconds=seconds,
+                    peak_bytes=3 * GIB, micro_batches=1, epoch=0.0)  # fmt: skip
+
+
+def finished() -> Finished:
+    return Finished(step=30, seconds=1.0, valid_loss_before=None, valid_loss_after=None, best_step=None, best_loss=None,
+                    path="final_model")  # fmt: skip
+
+
+def test_the_end_tells_what_was_planned_and_what_came_and_both_are_kept() -> None:
+    expected = expectation(24)
+    plan: Plan = replace(expected.plan, predicted_step_seconds=1.0, steps=30)
+    expected = replace(expected, plan=plan)
+    *rest, last = compared(iter([*(step(n, 2.0) for n in range(1, 31)), finished()]), expected, whole=True)
+    assert isinstance(last, Finished)
+    assert (last.predicted_seconds, last.peak_bytes) == (30.0, 3 * GIB)
+    assert last.predicted_peak_bytes == plan.predicted_peak_bytes
+    assert [e.step for e in rest if isinstance(e, Warned)] == [20]  # twice as slow as planned
+    kept = calibrate.known(expected.planned.question.machine).measured[expected.key]
+    assert kept.slowness == pytest.approx(2.0 / expected.by_formula().step, rel=1e-3)
