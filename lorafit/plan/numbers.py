@@ -44,12 +44,13 @@ def choose_engine(config: TrainConfig, machine: Machine, device: str) -> Choice:
     """
     if config.engine == "mlx":
         _refuse_no_mlx(machine, device)
+        _refuse_several(config)
         return Choice("engine", "mlx", _("✓ MLX, as asked"))
     if config.engine == "torch":
         return Choice("engine", "torch", _("✓ PyTorch, as asked"))
-    if device == "mps" and has_mlx(machine):
+    if device == "mps" and has_mlx(machine) and (config.processes or 1) == 1:
         return Choice("engine", "mlx", _("✓ MLX: the fastest on Apple Silicon (`--engine torch` takes PyTorch's MPS)"))
-    if device == "mps":
+    if device == "mps" and not has_mlx(machine):
         text = _("⚠️  MLX, the fastest on Apple Silicon, is not installed ({command}): PyTorch's MPS is used")
         return Choice("engine", "torch", text.format(command=MLX_INSTALL))
     return Choice("engine", "torch", _("✓ PyTorch"))
@@ -71,6 +72,16 @@ def _refuse_no_mlx(machine: Machine, device: str) -> None:
     if not has_mlx(machine):
         raise ConfigError(
             _("MLX is not installed."), where="--engine mlx", fix=_("Install it: {command}").format(command=MLX_INSTALL)
+        )
+
+
+def _refuse_several(config: TrainConfig) -> None:
+    if (config.processes or 1) > 1:
+        raise ConfigError(
+            _("With MLX one process trains alone."),
+            where="--engine mlx",
+            found=f"--processes {config.processes}",
+            fix=_("Leave --processes out, or give --engine torch."),
         )
 
 

@@ -140,7 +140,9 @@ def start_with_b(engine: Engine, scratch: Path, seed: int = 1) -> Path:
     return scratch
 
 
-def loss_and_gradients(way: Way, folder: Path, plan: Plan, adapter: Path | None, scratch: Path) -> tuple[float, Arrays]:
+def loss_and_gradients(
+    way: Way, folder: Path, plan: Plan, adapter: Path | None, scratch: Path, samples: list[Sample] = SAMPLES
+) -> tuple[float, Arrays]:
     """Mean loss and gradients of step 1 from the weights in `adapter`, else from fresh ones with a random B."""
     plan = replace(plan, max_grad_norm=0.0, optimizer="adamw")
     engine = way.open(folder, plan)
@@ -148,7 +150,7 @@ def loss_and_gradients(way: Way, folder: Path, plan: Plan, adapter: Path | None,
         start_with_b(engine, scratch / "start")
     else:
         engine.load_adapter(adapter)
-    (loss,) = run(engine, plan, range(1, 2))
+    (loss,) = run(engine, plan, range(1, 2), samples)
     scratch.mkdir(parents=True, exist_ok=True)
     engine.save(scratch)
     moments = load_file(scratch / "optimizer.safetensors")
