@@ -32,7 +32,7 @@ def config_of(task: Task) -> TrainConfig:
         "quantization": "none",
         "optimizer": "adamw",
     }
-    return TrainConfig.model_validate({**settings, **{k: v for k, v in task.options.items() if k != "allocator"}})
+    return TrainConfig.model_validate({**settings, **task.options})
 
 
 def plan_of(task: Task, steps: list[list[Sample]]) -> Plan:
@@ -55,11 +55,11 @@ def main() -> None:
         for rows in task.rows()
     ]
     plan = plan_of(task, steps)
-    allocator.use(task.options.get("allocator", "fast"))
+    allocator.use(plan.allocator)
     engine = open_engine(task, plan)
     for number, samples in enumerate(steps, 1):
         referee.begin()
-        data = batch(samples, range(len(samples)), plan.token_budget, plan.max_micro_batch)
+        data = batch(samples, range(len(samples)), plan.token_budget, plan.max_micro_batch, 1, engine.facts.shares)
         result = engine.step(number, data.micro_batches, data.num_targets, plan.learning_rate)
         referee.stop()
         referee.report(result.loss_sum / data.num_targets)
