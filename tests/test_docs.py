@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from lorafit import faces, move_faces, run_faces, verbs
+from lorafit import faces, move_faces, plan_faces, run_faces, verbs
 from lorafit.cli import COMMANDS
 from lorafit.registry import load
 
@@ -59,7 +59,7 @@ def parse_only(monkeypatch: pytest.MonkeyPatch) -> None:
         real(*args, **kwargs)
         raise Parsed
 
-    for module in (faces, move_faces, run_faces):
+    for module in (faces, move_faces, plan_faces, run_faces):
         monkeypatch.setattr(module, "parse", parse)
     monkeypatch.setattr(faces, "take_over", lambda argv: argv)
     monkeypatch.setattr(faces, "read_yaml", lambda path: {})
