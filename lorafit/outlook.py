@@ -11,6 +11,7 @@ from lorafit.catalogue.find import described
 from lorafit.catalogue.lengths import known_lengths
 from lorafit.catalogue.models import SOURCE, known_spec
 from lorafit.config import TrainConfig
+from lorafit.data.beginnings import shared_length
 from lorafit.data.dataset import Prepared, cached
 from lorafit.demo import Say, silent
 from lorafit.engines.tokenizer import read_template
@@ -26,6 +27,7 @@ from lorafit.plan.planner import Planned, alternatives, consider
 from lorafit.remotespec import local_folder, remote_spec
 from lorafit.units import bytes_text, count_text
 
+LOOKED_AT = 16  # rows whose beginnings are compared
 MOST_VALID = 200  # rows that a share of val_size holds out at most (config.val_size)
 
 
@@ -101,7 +103,8 @@ def find_data(config: TrainConfig, say: Say = silent) -> tuple[DataFacts, list[s
 def facts_of(data: Prepared) -> DataFacts:
     """What the planner must know of prepared data."""
     share = data.total_targets / max(data.total_tokens, 1)
-    return DataFacts(data.train.lengths, data.valid.lengths, data.digest, share)
+    some = [data.train[row] for row in range(min(len(data.train), LOOKED_AT))]
+    return DataFacts(data.train.lengths, data.valid.lengths, data.digest, share, shared=shared_length(some))
 
 
 def _from_catalogue(config: TrainConfig) -> DataFacts | None:

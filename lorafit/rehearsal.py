@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lorafit.data.batch import MicroBatch
+from lorafit.data.beginnings import samples_of, shared_length
 from lorafit.data.steps import Samples, batch, step_samples
 from lorafit.engines.base import Engine, OutOfMemory
 from lorafit.errors import DoesNotFit
@@ -98,7 +99,7 @@ def rehearse(engine: Engine, samples: Samples, expected: Expectation) -> Generat
 
 def _passes(engine: Engine, samples: Samples, expected: Expectation) -> tuple[float, float, int | None]:
     """Seconds that were measured and predicted for the same micro-batches, and the peak in bytes after them."""
-    longest, median, few = _micro_batches(samples, expected.plan)
+    longest, median, few = _micro_batches(samples, expected.plan, engine.facts.shares)
     spec, layout = expected.planned.question.spec, expected.layout
     rate = rates(expected.planned.question.machine, layout, expected.known.core_gflops)
     order = [longest] if few else [median, longest, median]
@@ -108,23 +109,27 @@ def _passes(engine: Engine, samples: Samples, expected: Expectation) -> tuple[fl
         peak = probe.peak_bytes
         if place or few:  # the first of several warms up
             found += probe.seconds
-            predicted += micro_batch_seconds(spec, layout, rate, _share(micro))
+            predicted += micro_batch_seconds(spec, layout, rate, _share(micro, engine.facts.shares))
     return found, predicted, peak
 
 
-def _micro_batches(samples: Samples, plan: Plan) -> tuple[MicroBatch, MicroBatch, bool]:
+def _micro_batches(samples: Samples, plan: Plan, shares: bool) -> tuple[MicroBatch, MicroBatch, bool]:
     """The longest and the median micro-batch of the first steps, and whether the run has only a few."""
     steps = range(1, min(plan.steps, LOOKED_AT) + 1)
-    split = [batch(samples, step_samples(plan, step), plan.token_budget, plan.max_micro_batch) for step in steps]
+    budget, most = plan.token_budget, plan.max_micro_batch
+    split = [batch(samples, step_samples(plan, step), budget, most, shares=shares) for step in steps]
     found: Sequence[MicroBatch] = sorted(
         (micro for step in split for micro in step.micro_batches), key=lambda micro: micro.num_tokens
     )
     return found[-1], found[len(found) // 2], len(found) / len(steps) * plan.steps < FEW
 
 
-def _share(micro: MicroBatch) -> Share:
+def _share(micro: MicroBatch, shares: bool) -> Share:
+    """Its rows as the engine computes them: what its samples begin with once, where the engine `shares` that."""
     lengths = np.diff(micro.segments).astype(np.int64)
-    return Share(micro.num_tokens, micro.num_targets, int((lengths**2).sum()))
+    shared = shared_length(samples_of([micro])) if shares else 0
+    again = shared * (len(lengths) - 1) if shared else 0
+    return Share(micro.num_tokens - again, micro.num_targets, int((lengths**2).sum()) - again * shared)
 
 
 def _smaller(plan: Plan, expected: Expectation) -> Plan:

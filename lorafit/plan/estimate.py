@@ -59,7 +59,7 @@ def estimate(work: Work, layout: Layout, token_budget: int, machine: Machine, kn
     if slowness is not None:
         step, source = step * slowness, "calibrated"
     valid = sum(evaluation_seconds(spec, layout, rate, s) for s in _validation(work, token_budget)) * (slowness or 1.0)
-    tokens = sum(share.tokens for shares in steps for share in shares) / len(steps)
+    tokens = float(work.data.train_lengths.mean()) * work.effective_batch
     return as_estimate(work, layout, step, valid, tokens, source)
 
 
@@ -84,4 +84,4 @@ def as_estimate(
 
 
 def _validation(work: Work, token_budget: int) -> list[Share]:
-    return as_shares(work.data.valid_lengths, work.data.target_share, token_budget)
+    return as_shares(work.data, token_budget)

@@ -14,40 +14,55 @@ LOOKED_AT = 24  # steps
 
 @dataclass(frozen=True)
 class DataFacts:
-    """Tokens of each sample, the share of all tokens that carry loss, and a digest of all of them; `source` in words."""
+    """Tokens of each sample, the share of all tokens that carry loss, and a digest of all of them; `source` in words.
+
+    `shared` tokens are what all samples begin with (a template's system part), 0 where that is not known.
+    """
 
     train_lengths: NDArray[np.integer]
     valid_lengths: NDArray[np.integer]
     digest: str
     target_share: float = 0.7
     source: str = ""
+    shared: int = 0
 
     @property
     def longest(self) -> int:
         return int(self.train_lengths.max())
 
 
+def target_share(data: DataFacts) -> float:
+    """Targets over the rows that are computed: what samples share is among them once, which counts for little."""
+    mean = float(data.train_lengths.mean())
+    return min(1.0, data.target_share * mean / max(mean - data.shared, 1.0))
+
+
 def steps_as_shares(
     data: DataFacts, effective_batch: int, token_budget: int, max_samples: int, seed: int
 ) -> list[list[Share]]:
-    """The micro-batches of some steps, chosen as a run's first ones are."""
+    """The micro-batches of some steps, chosen as a run's first ones are; what samples share comes once a step.
+
+    `data.shared` is 0 where the engine computes it for every sample.
+    """
     rows = len(data.train_lengths)
     order = permutation(seed, 0, rows)[: LOOKED_AT * effective_batch]
     steps = [order[i : i + effective_batch] for i in range(0, len(order), effective_batch)]
-    return [_shares(data.train_lengths[step], data.target_share, token_budget, max_samples) for step in steps]
+    return [_shares(data.train_lengths[step], data, token_budget, max_samples) for step in steps]
 
 
-def as_shares(lengths: NDArray[np.integer], target_share: float, token_budget: int) -> list[Share]:
-    """All of `lengths` in micro-batches, as an evaluation takes them; many rows are taken for equal to their mean."""
-    if len(lengths) == 0:
-        return []
-    return _shares(lengths[:400], target_share, token_budget, len(lengths))
+def as_shares(data: DataFacts, token_budget: int) -> list[Share]:
+    """All validation rows in micro-batches, as an evaluation takes them; many rows are taken for equal to the first."""
+    lengths = data.valid_lengths
+    return _shares(lengths[:400], data, token_budget, len(lengths)) if len(lengths) else []
 
 
-def _shares(lengths: NDArray[np.integer], target_share: float, token_budget: int, max_samples: int) -> list[Share]:
-    sizes = [int(length) for length in lengths]
-    shares = []
-    for group in split(sizes, token_budget, max_samples):
-        tokens = sum(sizes[i] for i in group)
-        shares.append(Share(tokens, round(tokens * target_share), sum(sizes[i] ** 2 for i in group)))
+def _shares(lengths: NDArray[np.integer], data: DataFacts, token_budget: int, max_samples: int) -> list[Share]:
+    shared = data.shared if len(lengths) > 1 else 0
+    sizes = [int(length) - shared for length in lengths]
+    shares = [Share(shared, 0, shared**2)] if shared else []
+    for group in split(sizes, max(token_budget - shared, 1), max_samples):
+        whole = [sizes[i] + shared for i in group]
+        # Own rows attend to the shared ones too: all that a whole sample's would, but for the shared rows' own.
+        squares = sum(length**2 - shared**2 for length in whole)
+        shares.append(Share(sum(sizes[i] for i in group), round(sum(whole) * data.target_share), squares))
     return shares

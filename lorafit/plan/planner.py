@@ -9,9 +9,9 @@ from lorafit.modelspec import ModelSpec
 from lorafit.plan import numbers, reasons, remedies, sharing, tuning
 from lorafit.plan.calibrate import NOTHING, Known
 from lorafit.plan.estimate import Estimate, Schedule, Work, estimate
-from lorafit.plan.facts import DataFacts
+from lorafit.plan.facts import DataFacts, target_share
 from lorafit.plan.memory import Layout, terms
-from lorafit.plan.path import path_of
+from lorafit.plan.path import FAST, path_of
 from lorafit.plan.plan import Choice, Plan
 from lorafit.plan.room import available_bytes
 from lorafit.plan.search import NO_LIMIT, Candidate, Question, best, candidates, judged, loss_chunk
@@ -66,7 +66,7 @@ def consider(
     chosen, tuned = _with_allocator(question, chosen)
     effective_batch = resolve_effective_batch(config)
     schedule = make_schedule(config, effective_batch, data)
-    work = Work(spec, data, schedule, effective_batch, question.max_samples, config.seed)
+    work = Work(spec, question.data, schedule, effective_batch, question.max_samples, config.seed)
     expected = estimate(work, chosen.layout, chosen.token_budget, machine, known)
     precision = numbers.precision_choice(config, device.value, chosen.layout.precision, engine.value)
     what = [device, engine, quantization, precision, optimizer]
@@ -132,7 +132,9 @@ def _asked(
     """`base` with the way that the engine will take, and what was learnt of its memory."""
     path = path_of(spec, config.lora_dropout, base.quantization, base.device)
     precisions = numbers.precisions(config, machine, base.device, base.engine)
-    base = replace(base, path=path, precision=precisions[0])
+    if path != FAST or config.lora_dropout > 0:  # it is computed for every sample
+        data = replace(data, shared=0)
+    base = replace(base, path=path, precision=precisions[0], target_share=target_share(data))
     return Question(config, machine, spec, data, base, precisions, known.memory_factor(base, spec))
 
 

@@ -109,10 +109,11 @@ def _layouts(question: Question, budget: int) -> Iterator[Layout]:
 
 
 def _largest_micro_batch(question: Question, budget: int) -> int:
-    """Tokens that a micro-batch can really come to."""
-    longest = question.data.longest
+    """Tokens that a micro-batch can really come to; what its samples share counts once."""
+    longest, shared = question.data.longest, question.data.shared
     samples = min(question.config.batch_size or budget, resolve_effective_batch(question.config))
-    return max(longest, min(budget, samples * longest))
+    own = max(longest - shared, min(budget - shared, samples * (longest - shared)))
+    return shared + own
 
 
 def _leanest_needed(question: Question, layout: Layout, budget: int, steps: list[list[Share]]) -> Candidate:
