@@ -24,6 +24,7 @@ from lorafit.demo import silent
 from lorafit.errors import LorafitError
 from lorafit.events import Event, Stopped
 from lorafit.messages import _, set_language
+from lorafit.ranks import place
 from lorafit.reporters import compare_page, data_page
 from lorafit.reporters.answers import check_output, write_answers
 from lorafit.reporters.compare_terminal import show_comparison
@@ -210,7 +211,7 @@ def train_config(argv: list[str], verb: str = "train") -> TrainConfig:
     demo = flag_value(argv, "demo") is not None or written.get("demo") is True
     settings = (DEMO_PRESET if demo else {}) | written
     run = flag_value(argv, "resume") or written.get("resume")
-    if run and not set(HELP) & set(argv):
+    if run and place().leads and not set(HELP) & set(argv):  # the others are told, and may be on another disk
         output_dir = flag_value(argv, "output_dir") or settings.get("output_dir", "output")
         settings = verbs.settings_of_run(str(run), Path(output_dir)) | settings
     return parse(TrainConfig, argv, verb, make_config(settings, file or _("the command line")))

@@ -22,7 +22,7 @@ from lorafit.plan.plan import Plan
 from lorafit.ranks import place
 from lorafit.rundir import RunDir
 from lorafit.watch.link import Link
-from lorafit.worker import open_engine, stop_signals
+from lorafit.worker import load_checkpoint, open_engine, stop_signals
 
 FAILED = 2
 
@@ -57,8 +57,8 @@ def _obey(orders: dict[str, Any], ranks: Ranks) -> None:
     if orders["run"] is None:  # a dry run
         return
     progress = Progress(**orders["progress"])
-    if orders["checkpoint"] is not None:
-        engine.load(Path(orders["checkpoint"]))
+    if orders["resumed"]:
+        load_checkpoint(engine, ranks, orders["checkpoint"] and Path(orders["checkpoint"]))
     if progress.recompute is not None:
         engine.set_recompute(progress.recompute)
     link, run = Link(), RunDir(Path(orders["run"]))

@@ -43,6 +43,7 @@ from lorafit.rehearsal import Expectation, compared, rehearse
 from lorafit.resume import Interrupted, as_before, interrupted, plan_for, refuse_other_state
 from lorafit.rundir import RunDir
 from lorafit.show import show_answers
+from lorafit.stages import as_stages, said
 from lorafit.watch.link import Link
 from lorafit.watch.wire import RunFolder
 
@@ -137,13 +138,14 @@ def _get_ready(config: TrainConfig, old: Interrupted | None, ranks: Ranks) -> Ge
     device = choose_device(config, machine).value
     machine = _measured(machine, device, choose_engine(config, machine, device).value)
     yield Stage(text=_("Looking for the model {name}").format(name=config.model_name))
-    model = find_model(config.model_name, hub=config.hub, endpoint=config.hf_endpoint)
+    find = partial(find_model, config.model_name, hub=config.hub, endpoint=config.hf_endpoint)
+    model = yield from said(lambda say: find(say=say))
     spec = read_spec(model.folder)
     check_model(config, spec, folder, start)
     yield Stage(text=_("Reading {name}").format(name=config.dataset_name))
     template = read_template(config.chat_template)
     load = partial(shared_tokenizer, model.folder, template, config.trust_remote_code)
-    data = yield from _as_stages(prepare_cached(config, model.folder, load, template))
+    data = yield from as_stages(prepare_cached(config, model.folder, load, template))
     share = share_of(machine, ranks.place.local_count)
     known = calibrate.known(share, measure=calibrate.product_gflops)
     planned = consider(
@@ -157,16 +159,6 @@ def _get_ready(config: TrainConfig, old: Interrupted | None, ranks: Ranks) -> Ge
         if plan is fresh:  # limits of another machine or other settings
             old.progress.token_budget = old.progress.recompute = None
     return Ready(config, machine, model, spec, load(), data, plan, start, Expectation(planned, known, plan), ranks)
-
-
-def _as_stages(texts: Generator[str, None, Prepared]) -> Generator[Event, None, Prepared]:
-    """What it says, as events."""
-    while True:
-        try:
-            yield Stage(text=next(texts))
-        except StopIteration as done:
-            prepared: Prepared = done.value
-            return prepared
 
 
 def _measured(machine: Machine, device: str, engine: str) -> Machine:
@@ -199,7 +191,7 @@ def _run(ready: Ready, run: RunDir, old: Interrupted | None, progress: Progress,
     ready.ranks.tell(_orders(ready, run, old))
     engine = yield from _open_engine(ready)
     if old is not None:
-        yield from _go_on(engine, old)
+        yield from _go_on(engine, ready.ranks, old)
     elif not ready.config.no_preflight and ready.ranks.place.count == 1:
         ready = yield from _rehearsed(ready, run, engine)
     yield _started(ready, run, engine, progress.done)
@@ -228,6 +220,7 @@ def _orders(ready: Ready, run: RunDir | None, old: Interrupted | None) -> dict[s
         "plan": asdict(ready.plan),
         "run": None if run is None else str(run.path.absolute()),
         "start": None if ready.start is None else str(ready.start.absolute()),
+        "resumed": old is not None,
         "checkpoint": None if old is None or old.checkpoint is None else str(old.checkpoint.absolute()),
         "progress": asdict(old.progress if old else Progress()),
     }
@@ -270,17 +263,24 @@ def open_engine(config: TrainConfig, model: Found, plan: Plan, ranks: Ranks, sta
     )
     allocator.use(plan.allocator)
     engine: Engine = registry.load(registry.find(registry.ENGINES, plan.engine)).open(setup)
-    if start is not None:
-        engine.load_adapter(start)
+    with ranks.at_hand(start) as folder:
+        if folder is not None:
+            engine.load_adapter(folder)
     return engine
 
 
-def _go_on(engine: Engine, old: Interrupted) -> Iterator[Event]:
+def load_checkpoint(engine: Engine, ranks: Ranks, checkpoint: Path | None) -> None:
+    """Go on from the leader's `checkpoint`, where there is one."""
+    with ranks.at_hand(checkpoint) as folder:
+        if folder is not None:
+            engine.load(folder)
+
+
+def _go_on(engine: Engine, ranks: Ranks, old: Interrupted) -> Iterator[Event]:
     for path, fault in old.bad:
         text = _("The checkpoint {name} is damaged ({fault}); an older one is used.")
         yield Warned(step=old.progress.done, text=text.format(name=path.name, fault=fault))
-    if old.checkpoint is not None:
-        engine.load(old.checkpoint)
+    load_checkpoint(engine, ranks, old.checkpoint)
     name = old.checkpoint.name if old.checkpoint else ""
     done, budget, recompute = old.progress.done, old.progress.token_budget, old.progress.recompute
     yield Resumed(step=done, checkpoint=name)

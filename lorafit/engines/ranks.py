@@ -5,6 +5,7 @@ Whatever is called here is called by every rank, in the same order. One process 
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, Protocol
 
 from lorafit.errors import EngineError
@@ -33,6 +34,10 @@ class Ranks(Protocol):
         """What the leader says (JSON), on every rank."""
         ...
 
+    def at_hand(self, folder: Path | None) -> AbstractContextManager[Path | None]:
+        """Inside, what the leader has in `folder`, on every rank: a copy where the disk is not the same."""
+        ...
+
     def most(self, number: float) -> float:
         """The largest of the ranks' numbers."""
         ...
@@ -57,6 +62,9 @@ class Alone:
 
     def tell(self, facts: dict[str, Any] | None = None) -> dict[str, Any]:
         return facts or {}
+
+    def at_hand(self, folder: Path | None) -> AbstractContextManager[Path | None]:
+        return nullcontext(folder)
 
     def most(self, number: float) -> float:
         return number
