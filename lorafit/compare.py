@@ -3,6 +3,7 @@
 Letters: S samples.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,8 +19,9 @@ from lorafit.errors import DataError, LorafitError
 from lorafit.figures import Difference, Float64, Likeness, bootstrap, citations, likeness
 from lorafit.generate import ChatTokens, text_pieces
 from lorafit.heldout import HeldOut
-from lorafit.messages import _
+from lorafit.messages import _, listed
 from lorafit.sampling import Sampling
+from lorafit.units import seconds_text
 
 
 @dataclass(frozen=True)
@@ -112,14 +114,15 @@ def compare_models(
     """The base (asked as the first contestant is) and each contestant, one loaded at a time; words on what is left out."""
     sides: list[tuple[str, list[Answer], Losses | None]] = []
     base_losses: dict[str, Float64] = {}  # by the held-out rows' digest
-    for contestant in contestants:
+    for left, contestant in zip(range(len(contestants) - 1, -1, -1), contestants, strict=True):
         engine = contestant.open()
         if not sides:
             engine.set_adapter(False)
-            sides.append((_("base"), _answers(engine, contestant, questions, sampling, _told(say, _("base"))), None))
+            tell = _told(say, _("base"), left + 1)
+            sides.append((_("base"), _answers(engine, contestant, questions, sampling, tell), None))
         losses = _losses(engine, contestant, base_losses, say)
         engine.set_adapter(True)
-        answers = _answers(engine, contestant, questions, sampling, _told(say, contestant.name))
+        answers = _answers(engine, contestant, questions, sampling, _told(say, contestant.name, left))
         sides.append((contestant.name, answers, losses))
         del engine  # before the next is loaded
     references = [question.reference for question in questions]
@@ -127,9 +130,17 @@ def compare_models(
     return [Side(name, a, count_up(a, references, notes), losses) for name, a, losses in sides], notes
 
 
-def _told(say: Say, name: str) -> Callable[[int, int], None]:
+def _told(say: Say, name: str, sides: int) -> Callable[[int, int], None]:
+    """Tells which answer is being written, and about how long it and those of `sides` models yet to come will take."""
+    began = time.monotonic()
+
     def tell(count: int, total: int) -> None:
-        say(_("{name} answers {count}/{total} ...").format(name=name, count=count, total=total))
+        told = _("{name} answers {count}/{total}").format(name=name, count=count, total=total)
+        if count > 1:
+            each = (time.monotonic() - began) / (count - 1)
+            left = seconds_text(each * (total - count + 1 + sides * total))
+            told = listed([told, _("about {left} left").format(left=left)])
+        say(f"{told} ...")
 
     return tell
 

@@ -12,11 +12,13 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 from lorafit.demo import Say, demo_model, silent
+from lorafit.download import watched
 from lorafit.errors import DiskError, HubError, ModelError
 from lorafit.messages import _
 from lorafit.modelspec import require_folder, weight_files
@@ -162,17 +164,32 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def _from_hugging_face(name: str, endpoint: str | None, say: Say) -> str:
     use_endpoint(endpoint)
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.utils import disable_progress_bars
 
     try:
-        folder = snapshot_download(name, local_files_only=True, allow_patterns=ALLOW, ignore_patterns=IGNORE)
-        weight_files(Path(folder))  # older clients also return half a download
-        return folder
+        found = snapshot_download(name, local_files_only=True, allow_patterns=ALLOW, ignore_patterns=IGNORE)
+        weight_files(Path(found))  # older clients also return half a download
+        return found
     except (OSError, ModelError):  # not in the cache, or not all of it
         ensure_reachable(endpoint, name, "model")
     address = endpoint_of(endpoint)
     say(_("Fetching {name} from {address} ...").format(name=name, address=address))
-    return snapshot_download(name, allow_patterns=ALLOW, ignore_patterns=IGNORE, endpoint=address)
+    disable_progress_bars()  # ours tells it, in a pipe too
+    fetch = partial(snapshot_download, name, allow_patterns=ALLOW, ignore_patterns=IGNORE, endpoint=address)
+    folder = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
+    return watched(fetch, folder, _total_bytes(name, address), lambda text: say(f"{name}: {text}"))
+
+
+def _total_bytes(name: str, address: str) -> int | None:
+    """The size of all files that are fetched; None where the hub does not say."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils import filter_repo_objects
+
+    files = HfApi(endpoint=address).model_info(name, files_metadata=True).siblings or []
+    wanted = filter_repo_objects(files, allow_patterns=ALLOW, ignore_patterns=IGNORE, key=lambda file: file.rfilename)
+    sizes = [file.size for file in wanted]
+    return None if None in sizes else sum(size or 0 for size in sizes)
 
 
 def fetch_modelscope_data(name: str) -> Path:

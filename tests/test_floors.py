@@ -14,10 +14,10 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lorafit"
 FLOORS = [
     "errors units events messages",  # 0 words
-    "config registry hardware modelspec demo hub catalogue remotespec ranks",  # 1 facts
+    "config registry hardware modelspec demo hub download catalogue remotespec ranks",  # 1 facts
     "data plan adapter rundir checkpoint archive sampling hashing figures",  # 2 thinking (numpy at most)
     "engines",  # 3 muscle (torch)
-    "outlook measure_lengths rehearsal watch loop worker child supervise awake generate resume modelcard preflight show history checkup opening heldout compare contest "
+    "outlook measure_lengths rehearsal watch loop worker stages child supervise awake generate resume modelcard preflight show history checkup opening heldout compare contest "
     "bundle unbundle fetch cloud follower",  # 4 jobs
     "verbs moving",  # 5 use cases
     "cli faces run_faces plan_faces move_faces completion arguments reporters",  # 6 faces

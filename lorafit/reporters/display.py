@@ -103,7 +103,7 @@ class PlainDisplay:
         self._last: tuple[float, int] | None = None  # time and step of the last line
 
     def stage(self, text: str) -> None:
-        self._console.print(Text(f"{text} ..."), soft_wrap=True)
+        self._console.print(Text(text.removesuffix(" ...") + " ..."), soft_wrap=True)
 
     def start(self, pace: Pace, step: int, time: float) -> None:
         self._pace, self._began, self._last = pace, time, None
