@@ -1,0 +1,50 @@
+"""Is the loss, gone over in blocks of the vocabulary, cross-entropy and its gradient, for every kind of head?"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lorafit.engines.torch import stored
+from lorafit.engines.torch.loss import Head, target_loss
+from lorafit.engines.torch.stored import StoredLinear
+
+HIDDEN, VOCAB, TARGETS = 16, 103, 23
+
+
+def head_linear(bias: bool, dtype: torch.dtype) -> nn.Linear:
+    torch.manual_seed(0)
+    linear = nn.Linear(HIDDEN, VOCAB, bias=bias).requires_grad_(False)
+    linear.weight.data = linear.weight.data.mul_(4).to(dtype)
+    return linear if dtype == torch.float32 else StoredLinear.around(linear)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.25, None), (1.0, 3.0), (2.0, 5.0)])
+@pytest.mark.parametrize("chunk", [5, 100])
+def test_it_equals_cross_entropy_in_float64(
+    bias: bool, dtype: torch.dtype, scale: float, softcap: float | None, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored, "BLOCK", 10 * HIDDEN)  # ten words of the vocabulary at once
+    linear = head_linear(bias, dtype)
+    hidden, targets = torch.randn(TARGETS, HIDDEN), torch.randint(0, VOCAB, (TARGETS,))
+    exact = hidden.double().requires_grad_()
+    logits = F.linear(exact, linear.weight.double(), linear.bias.double() if bias else None) * scale
+    logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    wanted = F.cross_entropy(logits, targets, reduction="sum")
+    (wanted_grad,) = torch.autograd.grad(0.5 * wanted, exact)
+    loss, grad = target_loss(hidden, targets, Head(linear, scale, softcap), chunk, 0.5)
+    assert float(loss) == pytest.approx(float(wanted), rel=1e-6)
+    assert grad is not None
+    assert float((grad - wanted_grad).norm() / wanted_grad.norm()) < 2e-6
+    assert float(target_loss(hidden, targets, Head(linear, scale, softcap), chunk, None)[0]) == float(loss)
+
+
+def test_logits_that_are_huge_do_not_overflow() -> None:
+    linear = head_linear(False, torch.float32)
+    hidden, targets = torch.randn(4, HIDDEN) * 1000, torch.randint(0, VOCAB, (4,))
+    loss, grad = target_loss(hidden, targets, Head(linear), 4, 1.0)
+    assert float(loss) == pytest.approx(float(F.cross_entropy(linear(hidden), targets, reduction="sum")), rel=1e-5)
+    assert grad is not None
+    assert bool(torch.isfinite(grad).all())
