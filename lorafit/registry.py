@@ -41,6 +41,7 @@ RANKS = Entry("lorafit.engines.torch.ranks:joined", _TORCH)
 # What `lorafit doctor` tries: functions (device, precision) that return words, or raise where something is wrong.
 SELF_TESTS: dict[str, Entry] = {
     "torch": Entry("lorafit.engines.torch.trials:try_device", "pip install torch transformers"),
+    "mlx": Entry("lorafit.engines.mlx.trials:try_device", _MLX),
 }
 QUANTIZATIONS: dict[str, Entry] = {
     "4bit": Entry("lorafit.engines.torch.trials:try_4bit", "pip install bitsandbytes"),

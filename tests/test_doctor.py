@@ -161,7 +161,8 @@ def test_a_mac_without_pytorch_is_told_where_to_go_and_nothing_is_tried(outputs:
     assert json.loads(report.to_json())["well"] is False
 
 
-def test_an_m2_with_a_torch_that_multiplies_wrongly_is_told_so() -> None:
+def test_an_m2_with_a_torch_that_multiplies_wrongly_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lorafit.plan.numbers.has_mlx", lambda machine: False)  # with MLX it would not be used
     machine = with_torch(mac(M2_MAX))
     (finding,) = [f for f in no_tensors([], machine).findings if f.what == "device"]
     assert finding.mark == "bad"

@@ -5,6 +5,7 @@ backend may take its process with it. Tells each trial when it begins and when i
 import json
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 
 from lorafit import registry
 from lorafit.errors import LorafitError
@@ -19,6 +20,8 @@ def main(device: str, precision: str, language: str) -> None:
     set_language(language)
     for kind, trials in (("engine", registry.SELF_TESTS), ("quantization", registry.QUANTIZATIONS)):
         for name, entry in trials.items():
+            if name == "mlx" and device != "mps" and find_spec("mlx") is None:
+                continue  # nobody misses it here
             _tell(kind=kind, name=name)
             _tell(kind=kind, name=name, **attempt(entry, device, precision))
 

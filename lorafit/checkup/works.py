@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any
 
 from lorafit.checkup.finding import Finding, Mark
@@ -16,8 +17,12 @@ from lorafit.hardware import Machine
 from lorafit.messages import _, language
 from lorafit.plan import numbers
 
-ENGINE = "torch"  # what training takes today
 SECONDS = 120.0  # for all trials; a device that has hung never ends
+
+
+def engine_of(device: str) -> str:
+    """The engine that training takes on `device`."""
+    return "mlx" if device == "mps" and find_spec("mlx") else "torch"
 
 
 def chosen(machine: Machine) -> tuple[str, str]:
@@ -57,7 +62,7 @@ class Trials:
                 facts["good"], facts["found"] = False, _death(self._process.returncode, errors, late)
             yield self._finding(facts)
         if not told:
-            yield Finding("works", ENGINE, _death(self._process.returncode, errors, late), "bad")
+            yield Finding("works", engine_of(self.device), _death(self._process.returncode, errors, late), "bad")
 
     def _end(self) -> tuple[str, str, bool]:
         try:
@@ -75,7 +80,7 @@ class Trials:
     def _needed(self, facts: dict[str, Any]) -> bool:
         """Whether training stands on it when nothing is said."""
         if facts["kind"] == "engine":
-            return bool(facts["name"] == ENGINE)
+            return bool(facts["name"] == engine_of(self.device))
         return bool(numbers.choose_quantization(TrainConfig(), self.device).value == facts["name"])
 
 

@@ -1,0 +1,56 @@
+"""Does MLX compute rightly here? What `lorafit doctor` tries, against numpy in float64."""
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+from lorafit.engines.mlx import blas, device
+from lorafit.engines.mlx.attention import Kind, trained_attention
+from lorafit.engines.mlx.load import DTYPES
+from lorafit.errors import HardwareError
+from lorafit.messages import _
+
+# Off by norm: what rounding explains.
+TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}
+HEADS, TOKENS, WIDTH = 2, 64, 32
+
+
+def try_device(name: str, precision: str) -> str:
+    """Matrix product, causal attention and its gradient, in float32 and bfloat16. Raises HardwareError."""
+    device.use_device(name if name == "mps" else "cpu", "fp32")
+    with device.translated():
+        for numbers in TOLERANCE:
+            for part, off in _offs(numbers).items():
+                if not off <= TOLERANCE[numbers]:
+                    raise HardwareError(
+                        _("The device `{name}` computes wrongly: its self-test failed.").format(name=name),
+                        where=f"MLX: {part}, {numbers}",
+                        found=_("off by {off:.1%}").format(off=off),
+                        fix=_("Update MLX and the system, or train with --engine torch."),
+                    )
+    right = _("product, attention and gradient are right in {numbers}").format(numbers=", ".join(TOLERANCE))
+    slow = _("slow: install OpenBLAS ({command})").format(command=blas.INSTALL)
+    return f"{right}; {slow}" if blas.is_slow() else right
+
+
+def _offs(numbers: str) -> dict[str, float]:
+    rng = np.random.default_rng(0)
+    q, k, v, grad = (rng.normal(size=(1, HEADS, TOKENS, WIDTH)) for _part in range(4))
+    arrays = [mx.array(t.astype(np.float32)).astype(DTYPES[numbers]) for t in (q, k, v)]
+    attend = trained_attention(Kind(WIDTH**-0.5))
+    outs, grads = mx.vjp(
+        lambda *args: attend(*args), arrays, [mx.array(grad.astype(np.float32)).astype(DTYPES[numbers])]
+    )
+    scores = np.where(np.tri(TOKENS, dtype=bool), q @ k.swapaxes(-1, -2) * WIDTH**-0.5, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    product = arrays[0] @ arrays[1].swapaxes(-1, -2)
+    return {
+        "product": _off(product, q @ k.swapaxes(-1, -2)),
+        "attention": _off(outs[0], weights @ v),
+        "gradient": _off(grads[2], weights.swapaxes(-1, -2) @ grad),
+    }
+
+
+def _off(found: mx.array, wanted: NDArray[np.float64]) -> float:
+    return float(np.linalg.norm(np.array(found.astype(mx.float32)) - wanted) / np.linalg.norm(wanted))
