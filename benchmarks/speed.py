@@ -13,20 +13,18 @@ benchmarks/results/, and a race that was broken off goes on when the same comman
 import argparse
 import hashlib
 import json
-import platform
 import subprocess
 import sys
 import tempfile
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lorafit import hardware
 from lorafit.data.build import usable_cores
 from lorafit.demo import demo_model
 from lorafit.modelspec import ModelSpec, read_spec
 from peers.protocol import Task
 from race import environment, figures
+from race.about import machine_facts
 from race.contestants import Contestant, chosen
 from race.heats import Race, race
 from race.results import RESULTS, append, of_run, read
@@ -35,7 +33,6 @@ from race.task import LENGTHS, Rows, make_rows, step_flops
 
 ROUNDS, SAMPLES, QUICK_SAMPLES = 3, 16, 4
 LORA_R, LORA_ALPHA, LEARNING_RATE = 32, 64.0, 1e-4
-ROOT = Path(__file__).parents[1]
 
 
 def read_flags() -> argparse.Namespace:
@@ -53,6 +50,7 @@ def read_flags() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "mps", "cuda"), default="cpu")
     parser.add_argument("--only", nargs="+", default=[], help="these contestants, and lorafit fast")
     parser.add_argument("--again", action="store_true", help="measure anew what is finished already")
+    parser.add_argument("--note", default="", help="words about the circumstances, shown with the figures")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where lines are appended")
     return parser.parse_args()
 
@@ -65,29 +63,9 @@ def model_folder(flags: argparse.Namespace) -> Path:
 
 def about(flags: argparse.Namespace, model: Path, rows: Rows, names: list[str]) -> dict[str, Any]:
     """All that decides about the figures: another machine, version or setting is another run."""
-    machine = hardware.detect()
-    settings = {key: getattr(flags, key) for key in ("quick", "rows", "system", "rounds", "threads", "device")}
-    return {
-        **settings,
-        "model": model.name,
-        "data": rows.source,
-        "samples": len(rows.steps[0]),
-        "contestants": names,
-        "chip": machine.chip,
-        "cores": machine.cores,
-        "memory_bytes": machine.memory_bytes,
-        "system_name": platform.platform(terse=True),
-        "python": platform.python_version(),
-        "lorafit": f"{metadata.version('lorafit')} ({commit()})",
-    }
-
-
-def commit() -> str:
-    """The code's commit, "+" where files of the package differ from it; empty where there is no git."""
-    git = ["git", "-C", str(ROOT)]
-    head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "lorafit"], capture_output=True, check=False)
-    return head.stdout.strip() + ("+" if changed.returncode else "")
+    settings = {key: getattr(flags, key) for key in ("quick", "rows", "rounds", "threads", "device", "note")}
+    facts = {"model": model.name, "data": rows.source, "samples": len(rows.steps[0]), "contestants": names}
+    return {**settings, **facts, "system_prompt": flags.system, **machine_facts()}
 
 
 def enter(flags: argparse.Namespace) -> list[Contestant]:

@@ -1,6 +1,7 @@
 """lorafit itself: its planner, its engine, its micro-batches. Options: any settings of `lorafit train`."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from lorafit.plan.planner import DataFacts, make_plan
 from peers.protocol import Referee, Task
 
 
-def config_of(task: Task) -> TrainConfig:
+def config_of(task: Task, options: dict[str, Any]) -> TrainConfig:
     settings = {
         "model_name": task.model,
         "effective_batch": len(task.steps[0]),
@@ -32,13 +33,16 @@ def config_of(task: Task) -> TrainConfig:
         "quantization": "none",
         "optimizer": "adamw",
     }
-    return TrainConfig.model_validate({**settings, **task.options})
+    return TrainConfig.model_validate({**settings, **options})
+
+
+def plan_for(task: Task, options: dict[str, Any], facts: DataFacts) -> Plan:
+    return make_plan(config_of(task, options), hardware.detect(), read_spec(Path(task.model)), facts)
 
 
 def plan_of(task: Task, steps: list[list[Sample]]) -> Plan:
     lengths = np.asarray([len(sample) for samples in steps for sample in samples])
-    facts = DataFacts(lengths, np.zeros(0, np.int64), "")
-    return make_plan(config_of(task), hardware.detect(), read_spec(Path(task.model)), facts)
+    return plan_for(task, task.options, DataFacts(lengths, lengths[:0], ""))
 
 
 def open_engine(task: Task, plan: Plan) -> Engine:
