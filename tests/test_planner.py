@@ -100,6 +100,13 @@ def test_what_is_asked_is_obeyed() -> None:
     assert (plan.save_steps, plan.eval_steps) == (7, 5)
 
 
+@pytest.mark.parametrize(("name", "old"), [("kaggle-p100", True), ("p3.2xlarge", True), ("colab-t4", False)])
+def test_a_gpu_older_than_turing_is_told_which_pytorch_knows_it(name: str, old: bool) -> None:
+    told = [choice.reason for choice in plan_for(described(name)).choices if choice.setting == "pytorch"]
+    assert bool(told) == old
+    assert all("cu126" in reason and "T4" in reason for reason in told)
+
+
 def test_a_gpu_that_the_installed_torch_cannot_use_is_named() -> None:
     assert "RTX 3090" in reason(plan_for(cuda(RTX_3090, torch_cuda=None)), "device")
 

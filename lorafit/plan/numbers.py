@@ -2,6 +2,7 @@
 
 from importlib.util import find_spec
 
+from lorafit.catalogue.nvidia import OLDER_BUILD, OLDEST_CAPABILITY
 from lorafit.config import TrainConfig
 from lorafit.errors import ConfigError, HardwareError
 from lorafit.hardware import Gpu, Machine
@@ -35,6 +36,18 @@ def choose_device(config: TrainConfig, machine: Machine) -> Choice:
             _refuse_wrong_mps(machine)
         return Choice("device", "mps", _("✓ Apple Silicon (MPS) found"))
     return Choice("device", "cpu", _cpu_reason(machine, cuda))
+
+
+def old_gpu(machine: Machine, device: str) -> list[Choice]:
+    """A warning for a GPU that PyTorch's current CUDA builds are not made for; nothing for any other."""
+    gpu = machine.gpu(device)
+    capability = (gpu and gpu.compute_capability) or OLDEST_CAPABILITY
+    if device != "cuda" or gpu is None or capability >= OLDEST_CAPABILITY:
+        return []
+    text = _(
+        "⚠️  {gpu}: PyTorch's current CUDA builds begin with Turing; `{command}` still knows it, or take a T4 or L4"
+    )
+    return [Choice("pytorch", OLDER_BUILD, text.format(gpu=gpu.name, command=OLDER_BUILD))]
 
 
 def choose_engine(config: TrainConfig, machine: Machine, device: str) -> Choice:

@@ -69,7 +69,7 @@ def consider(
     work = Work(spec, question.data, schedule, effective_batch, question.max_samples, config.seed)
     expected = estimate(work, chosen.layout, chosen.token_budget, machine, known)
     precision = numbers.precision_choice(config, device.value, chosen.layout.precision, engine.value)
-    what = [device, engine, quantization, precision, optimizer]
+    what = [device, *numbers.old_gpu(machine, device.value), engine, quantization, precision, optimizer]
     how = reasons.how(question, chosen, expected)
     how += sharing.choices(config, chosen.layout)
     if engine.value == "torch":
