@@ -6,10 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-import torch
 
-from lorafit.data.steps import batch, lr_at, step_samples
-from lorafit.engines.torch.engine import TorchEngine
+from lorafit.data.steps import batch, step_samples
 from lorafit.errors import AdapterError
 
 
@@ -28,26 +26,6 @@ def test_an_adapter_for_another_base_is_refused(models: Path, tmp_path: Path) ->
     with pytest.raises(AdapterError) as error:
         engine.load_adapter(tmp_path)
     assert str(models / "qwen3") in error.value.what
-
-
-def test_saved_and_loaded_it_goes_on_to_the_bit(models: Path, tmp_path: Path) -> None:
-    plan, samples = tiny.make_plan(lora_dropout=0.1), tiny.make_samples(32)
-
-    def run(engine: TorchEngine, steps: range) -> None:
-        for step in steps:
-            data = batch(samples, step_samples(plan, step), plan.token_budget, plan.max_micro_batch)
-            engine.step(step, data.micro_batches, data.num_targets, lr_at(step, plan))
-
-    straight = tiny.open_engine(models / "llama", plan)
-    run(straight, range(1, 7))
-    half = tiny.open_engine(models / "llama", plan)
-    run(half, range(1, 4))
-    half.save(tmp_path)
-    other = tiny.open_engine(models / "llama", plan)
-    other.load(tmp_path)
-    run(other, range(4, 7))
-    for name, parameter in straight._parameters().items():
-        assert torch.equal(parameter, other._parameters()[name]), name
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "paged_adamw_8bit"])
