@@ -191,7 +191,7 @@ def line_of(event: Event) -> tuple[str, str]:
             return text, "" if text.startswith("✓") else "yellow"
         case Rehearsed():
             return _rehearsed_text(event), ""
-        case Resumed():
+        case Resumed() if event.checkpoint:
             return _("Going on after step {step} from {path}.").format(step=event.step, path=event.checkpoint), ""
         case _:
             return "", ""
