@@ -24,6 +24,7 @@ TEXTS = (
     ("cublas_status", "cuda"),
     ("fallen off the bus", "cuda"),
     ("std::bad_alloc", "memory"),
+    ("memoryerror", "memory"),
     ("out of memory", "memory"),
     ("unable to allocate", "memory"),
     ("cannot allocate memory", "memory"),
@@ -42,6 +43,7 @@ class Ending:
     code: int | None
     tail: Sequence[str] = ()
     error: LorafitError | None = None
+    bug: str | None = None  # the last line of its traceback
     oom_kills: int = 0
     silent_seconds: float | None = None  # how long it had given no sign of life when we ended it
     heard: str | None = None  # the line for which we ended it
@@ -63,7 +65,9 @@ def death_of(end: Ending) -> Death:
     if end.heard is not None:
         return _death(_cause((end.heard,)) or "command_buffer", end.heard)
     if end.error is not None:
-        return _of_error(end.error)
+        return _of_error(end.error, end.oom_kills)
+    if end.bug is not None:
+        return _of_bug(end.bug)
     if end.code == -signal.SIGKILL:
         return _death("oom_killer" if end.oom_kills else "killed", None)
     if end.code in ASKED:
@@ -107,15 +111,22 @@ def sentence(cause: str) -> str:
     }[cause]
 
 
-def _of_error(error: LorafitError) -> Death:
+def _of_error(error: LorafitError, oom_kills: int) -> Death:
     """Only a failed device is cured by a new process; what else is raised stands as it is."""
     if isinstance(error, EngineError):
         if type(error).__name__ == "RankLost":  # its home is above torch
-            return _death("lost", error.found)
+            short = oom_kills or _cause([error.found or ""]) == "memory"
+            return _death("memory" if short else "lost", error.found)
         cause = _cause(filter(None, (error.found, error.what)))
         if cause in ("metal_memory", "watchdog", "banned", "handles", "command_buffer", "cuda"):
             return _death(cause, error.found)
     return Death("error", error.what, error.found)
+
+
+def _of_bug(line: str) -> Death:
+    """Memory can run out, and a device fail, at a place where nobody expects it; anything else is ours."""
+    cause = _cause((line,))
+    return Death("bug", line) if cause is None else _death(cause, line)
 
 
 def _death(cause: str, words: str | None, **facts: object) -> Death:

@@ -71,6 +71,7 @@ class ShardedPath(GenericPath):
         return singles, int(self.ranks.most(len(singles))) - len(singles)
 
     def _pass(self, micro: MicroBatch, step: int, weight: float) -> Tensor:
+        self.ranks.waiting()  # a sign of life: gatherings wait for the others without one
         with self.shards.gathered_head():
             return self.forward_backward(micro, step, weight)
 
