@@ -57,7 +57,8 @@ COMMANDS = {
         lambda: _("pack a run for another machine: `lorafit train run.zip`"),
     ),
     "cloud": Command(
-        Entry("lorafit.move_faces:cloud", PACKAGES), lambda: _("get a run ready for Colab, Kaggle, SageMaker and others")
+        Entry("lorafit.move_faces:cloud", PACKAGES),
+        lambda: _("get a run ready for Colab, Kaggle, SageMaker and others"),
     ),
     "fetch": Command(
         Entry("lorafit.move_faces:fetch", PACKAGES), lambda: _("take over what came back from another machine")
@@ -119,7 +120,8 @@ def _command(argv: list[str]) -> int:
 def overview() -> str:
     """What `lorafit --help` prints."""
     lines = [_("LoRA fine-tuning that fits the machine in front of you."), "", _("usage: lorafit COMMAND [flags]"), ""]
-    lines += [f"  {name:<8}{command.help()}" for name, command in COMMANDS.items()]
+    width = max(map(len, COMMANDS)) + 2
+    lines += [f"  {name:<{width}}{command.help()}" for name, command in COMMANDS.items()]
     more = [
         _("`lorafit COMMAND --help` lists the flags of a command; `lorafit --version` tells the version."),
         _("Let the Tab key complete commands, flags and runs:"),

@@ -12,7 +12,7 @@ from lorafit.data.batch import MicroBatch
 from lorafit.data.steps import Samples, StepBatch, batch, lr_at, step_samples, stream_length
 from lorafit.engines.base import Engine, OutOfMemory, StepResult
 from lorafit.engines.ranks import ALONE, RankLost, Ranks
-from lorafit.events import EvalDone, Event, Finished, Saved, Shrunk, StepDone, Stopped, Warned
+from lorafit.events import EvalDone, Event, Finished, Saved, Shrunk, Stage, StepDone, Stopped, Warned
 from lorafit.messages import _
 from lorafit.plan.plan import Plan
 from lorafit.rundir import RunDir
@@ -219,6 +219,7 @@ def _evaluate(job: Job, progress: Progress, step: int) -> Iterator[Event]:
     """Loss on the validation set; the best adapter so far is kept in best_model/."""
     if not len(job.valid_set):
         return
+    yield Stage(step=step, text=_("Evaluating on {rows} held-out rows").format(rows=len(job.valid_set)))
     began = time.monotonic()
     rows = range(len(job.valid_set))
     data, total = yield from _fitting(

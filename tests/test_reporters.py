@@ -135,7 +135,7 @@ def test_a_terminal_80_wide_shows_plan_bar_and_summary_on_whole_lines() -> None:
     assert "loss 2.000" in bar
     assert "300 tok/s" in bar
     assert "2.0 GiB" in bar
-    assert "ETA 0:00:00" in bar
+    assert "ETA" not in bar, "it is done"
     assert len(bar.rstrip()) <= 80
 
 

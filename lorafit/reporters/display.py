@@ -103,6 +103,9 @@ class PlainDisplay:
         self._last: tuple[float, int] | None = None  # time and step of the last line
 
     def stage(self, text: str) -> None:
+        """Between the first step and the last the lines of the steps are enough."""
+        if self._last is not None:
+            return
         self._console.print(Text(text.removesuffix(" ...") + " ..."), soft_wrap=True)
 
     def start(self, pace: Pace, step: int, time: float) -> None:
@@ -120,7 +123,7 @@ class PlainDisplay:
         self._console.print(Text(f"{head}  {figures_text(self._pace, event)}  {times}"), soft_wrap=True)
 
     def close(self) -> None:
-        pass
+        self._last = None
 
     def _due(self, event: StepDone) -> bool:
         if self._last is None or event.step == self._pace.steps:
