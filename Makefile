@@ -3,7 +3,7 @@ SHELL := bash
 PY := .venv/bin/python
 LOCALE := lorafit/locale
 
-.PHONY: setup test test-slow lint format locale docs pictures check
+.PHONY: setup test test-slow lint format locale docs benchmarks pictures check
 
 setup: ## .venv with everything
 	@set -euo pipefail; source scripts/setup.sh; setup dev
@@ -34,5 +34,8 @@ pictures: setup ## train the demo in both languages and draw docs/pictures/ from
 
 docs: setup ## write docs/cli.md anew from the settings
 	$(PY) scripts/make_docs.py
+
+benchmarks: setup ## write docs/benchmarks.md anew from benchmarks/results (measures nothing)
+	$(PY) benchmarks/page.py
 
 check: test lint ## all that a commit must pass

@@ -66,7 +66,7 @@ CONTESTANTS = [
 def chosen(device: str, quick: bool, only: list[str]) -> list[Contestant]:
     """Those that should run here, the reference first. Raises SystemExit for a name that nobody has."""
     if unknown := set(only) - {c.name for c in CONTESTANTS}:
-        raise SystemExit(f"--only {', '.join(sorted(unknown))}: known are {', '.join(c.name for c in CONTESTANTS)}")
+        raise SystemExit(f"--only: nobody is called {', '.join(sorted(unknown))}: known are {', '.join(c.name for c in CONTESTANTS)}")
     here = [c for c in CONTESTANTS if device in c.devices]
     if only:
         return [c for c in here if c.name in only or c.name == REFERENCE]
