@@ -36,7 +36,7 @@ from lorafit.plan.planner import DataFacts, make_plan
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE, PICTURE, NUMBERS = DOCS / "parity.md", DOCS / "parity.png", DOCS / "parity.json"
-STEPS, QUICK_STEPS, BATCH, HELD_OUT, MAX_LENGTH, SEED = 50, 6, 4, 20, 128, 42
+STEPS, QUICK_STEPS, BATCH, HELD_OUT, MAX_LENGTH, SEED = 50, 6, 2, 20, 128, 42
 # Rounding differs by engine, and Adam magnifies it where a gradient is nearly zero.
 MOST_LOSS, MOST_B, MOST_MOVED = 1e-3, 2e-2, 1e-3
 REFERENCE = ("torch", "cpu")
