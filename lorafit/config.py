@@ -165,7 +165,7 @@ def sections() -> dict[str, str]:
 
 
 SUPERVISOR_FIELDS = ("hang_seconds", "recycle_every", "pause_battery")  # no part of a plan
-COMMAND_FIELDS = ("config", "plan", "resume", "dry_run", "no_preflight", "no_supervisor", "lang")
+COMMAND_FIELDS = ("config", "plan", "resume", "dry_run", "no_preflight", "notify", "no_supervisor", "lang")
 DEMO_PRESET: dict[str, Any] = {
     "demo": True, "model_name": "demo", "dataset_name": "demo", "max_length": 384, "num_epochs": 1.0,
     "learning_rate": 5e-4, "lora_r": 16, "lora_alpha": 32.0, "val_size": 20.0,

@@ -170,13 +170,10 @@ def _hear(watch: Watch, life: Life, line: str) -> None:
 
 def _after(watch: Watch, worker: Worker, life: Life) -> Generator[Event, None, Cure]:
     """What helps now that the worker ended badly. Raises what it raised, or what it died of, where nothing does."""
-    if isinstance(life.said, Bug):
-        _note(watch, Failed(step=watch.step, text=life.said.traceback.strip().rpartition("\n")[2]))
-        _discard_empty(watch)
-        raise _bug(life.said)
     error = life.said if isinstance(life.said, LorafitError) else None
+    bug = _last_line(life.said) if isinstance(life.said, Bug) else None
     kills = pressure.oom_kills() - life.oom_kills
-    death = death_of(Ending(worker.code, worker.tail, error, kills, life.silent_seconds, life.heard))
+    death = death_of(Ending(worker.code, worker.tail, error, bug, kills, life.silent_seconds, life.heard))
     if watch.finished:
         yield Warned(step=watch.step, text=death.text)
         return Cure(False, "")
@@ -184,7 +181,7 @@ def _after(watch: Watch, worker: Worker, life: Life) -> Generator[Event, None, C
     watch.deaths.append(Died(death.cause, done, saved))
     found = cure(watch.deaths, platform.system(), RELAXED.items() <= {**os.environ, **watch.environ}.items())
     if not found.restart or watch.asked or watch.config.dry_run or not _can_go_on(watch):
-        yield from _give_up(watch, death, error, found)
+        yield from _give_up(watch, death, _bug(life.said) if isinstance(life.said, Bug) else error, found)
     watch.environ |= found.environ
     watch.recycle_every = found.recycle_every or watch.recycle_every
     watch.step, watch.failed = saved, None
@@ -196,7 +193,7 @@ def _after(watch: Watch, worker: Worker, life: Life) -> Generator[Event, None, C
     return found
 
 
-def _give_up(watch: Watch, death: Death, error: LorafitError | None, found: Cure) -> Iterator[Event]:
+def _give_up(watch: Watch, death: Death, error: Exception | None, found: Cure) -> Iterator[Event]:
     """Say that the run broke off, and raise why."""
     raised = error or EngineError(
         death.text, where=watch.run and watch.run.path, found=death.words, fix=found.text or None
@@ -212,9 +209,13 @@ def _give_up(watch: Watch, death: Death, error: LorafitError | None, found: Cure
 
 
 def _bug(bug: Bug) -> Exception:
-    raised = RuntimeError(bug.traceback.strip().rpartition("\n")[2])
+    raised = RuntimeError(_last_line(bug))
     raised.__cause__ = RemoteTraceback(f'\n"""\n{bug.traceback}"""')
     return raised
+
+
+def _last_line(bug: Bug) -> str:
+    return bug.traceback.strip().rpartition("\n")[2]
 
 
 def _last_good(watch: Watch, life: Life) -> int:

@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Generator, Sequence
+from dataclasses import MISSING, fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -70,18 +71,27 @@ class FaultyEngine(FakeEngine):
         return super().step(step, micro_batches, total_targets, lr)
 
 
-def get_ready(config: TrainConfig, old: Interrupted | None) -> Generator[Event, None, Any]:
+def get_ready(config: TrainConfig, old: Interrupted | None, _ranks: object = None) -> Generator[Event, None, Any]:
     """As worker._get_ready, of random samples."""
     yield Stage(text="Getting ready")
     changes = {"token_budget": config.token_budget} if config.token_budget else {}
-    plan = make_plan(steps=config.max_steps or 10, save_steps=config.save_steps or 0, valid_samples=8, eval_steps=4, **changes)
+    plan = make_plan(
+        steps=config.max_steps or 10, save_steps=config.save_steps or 0, valid_samples=8, eval_steps=4, **changes
+    )
     machine, samples = hardware.detect(), make_samples(40)
     if old is not None:
         plan = plan_for(old.run, machine, config, plan)
     data = SimpleNamespace(train=samples[:32], valid=samples[32:], notes=[], rejects=[], valid_conversations=[])
     model = SimpleNamespace(folder=Path(), name="fake")
     spec = SimpleNamespace(model_type="fake")
-    return worker.Ready(config, machine, model, spec, SimpleNamespace(template_is_ours=False), data, plan, None)  # type: ignore[arg-type]
+    facts: dict[str, Any] = {
+        "config": config.model_copy(update={"no_preflight": True}),
+        "machine": machine,
+        "model": model,
+    }
+    facts |= {"spec": spec, "tokenizer": SimpleNamespace(template_is_ours=False), "data": data, "plan": plan}
+    lacking = {f.name: None for f in fields(worker.Ready) if f.default is MISSING}
+    return worker.Ready(**{**lacking, **facts})
 
 
 def lives(folder: Path) -> int:
@@ -104,7 +114,8 @@ if __name__ == "__main__":
     registry.ENGINES["torch"] = registry.Entry("faulty:FaultyEngine", "")
     sys.modules["faulty"] = sys.modules["__main__"]
     worker._get_ready = get_ready
-    worker.summary_lines = lambda data: []  # type: ignore[assignment]
+    worker._planned = lambda ready: iter(())  # type: ignore[assignment]
+    worker.compared = lambda training, *_expected, **_whole: training  # type: ignore[assignment]
     worker.dress = lambda *args: None  # type: ignore[assignment]
     worker.write_rejects = lambda *args: None  # type: ignore[assignment]
     sys.exit(child.main(work))

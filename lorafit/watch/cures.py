@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from lorafit.messages import _
 
 MEMORY = ("oom_killer", "memory", "metal_memory")
-FINAL = ("error", "asked", "disk")
+FINAL = ("error", "bug", "asked", "disk")
 RELAXED = {"AGX_RELAX_CDM_CTXSTORE_TIMEOUT": "1"}  # Metal's watchdog waits longer; the display may stutter
 MOST, MOST_SMALLER = 3, 8  # restarts in a row without a new checkpoint: as it was; each with less at a time
 
