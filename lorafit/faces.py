@@ -67,7 +67,8 @@ with warnings.catch_warnings():  # pydantic has an old method `json`, which nobo
 
 def train(argv: list[str], verb: str = "train") -> int:
     """`train [BUNDLE] [flags]`; a bundle is gone on with, from wherever it stands."""
-    return show_events(verbs.train(train_config(argv, verb)))
+    config = train_config(argv, verb)
+    return show_events(verbs.train(config), notifier=Notifier(config.notify))
 
 
 def resume(argv: list[str]) -> int:
