@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from accuracy.configurations import Configuration
+from lorafit import hardware
 from lorafit.config import TrainConfig
 from lorafit.errors import LorafitError
 from lorafit.events import Finished, Planned, Rehearsed, StepDone
 from lorafit.modelspec import read_spec
+from lorafit.plan import calibrate
 from lorafit.plan.calibrate import product_gflops
 from lorafit.plan.plan import Plan
 from lorafit.units import GIB
@@ -85,6 +87,7 @@ def measured(wanted: Configuration, folder: Path) -> dict[str, Any]:
                 facts["wall_" + event.name] = time.time()
     except LorafitError as error:
         return {**facts, "error": error.what, "found": error.found, "fix": error.fix}
+    facts["plan_gflops"] = calibrate.known(hardware.detect()).core_gflops
     run = next((folder / "output").iterdir())
     plan = Plan.load(run / "plan.json")
     return facts | {

@@ -75,7 +75,9 @@ def runs() -> list[Configuration]:
         (128, 512, 0, 16), (256, 1024, 0, 32), (256, 512, 1, 16), (384, None, None, 64), (512, 1024, 0.5, 32),
     ]  # fmt: skip
     return [
-        Configuration("demo", "fp32", "none", longest, budget, recompute, rank, "auto", "run", 60)
+        Configuration(
+            "demo", "fp32", "none", longest, budget, recompute, rank, "auto", "run", 60 if budget == 1024 else 120
+        )
         for longest, budget, recompute, rank in shapes
     ]
 

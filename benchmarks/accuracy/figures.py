@@ -63,5 +63,6 @@ def speed_error(row: Row) -> float | None:
     if not steps or not row["predicted_step_seconds"]:
         return None
     measured = sum(seconds * rate for seconds, rate in zip(steps, rates, strict=True)) / len(steps)
-    reference = row.get("rehearsed_gflops") or statistics.median(row["step_gflops"])
+    # What the prediction was made with: the product timed after the rehearsal, or the one that the plan rests on.
+    reference = row.get("rehearsed_gflops") or row["plan_gflops"]
     return float(row["predicted_step_seconds"] * reference / measured - 1)
