@@ -25,7 +25,7 @@ from lorafit.modelspec import ModelSpec, read_spec
 from peers.protocol import Task
 from race import environment, figures
 from race.about import machine_facts
-from race.contestants import Contestant, chosen
+from race.contestants import REFERENCE, Contestant, chosen
 from race.heats import Race, race
 from race.results import RESULTS, append, of_run, read
 from race.shapes import SHAPES, shape_folder
@@ -48,7 +48,8 @@ def read_flags() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="measured steps of each, after one that warms up")
     parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--device", choices=("cpu", "mps", "cuda"), default="cpu")
-    parser.add_argument("--only", nargs="+", default=[], help="these contestants, and lorafit fast")
+    parser.add_argument("--only", nargs="+", default=[], help="these contestants, and the reference")
+    parser.add_argument("--reference", default=REFERENCE, help="whom all are compared with")
     parser.add_argument("--again", action="store_true", help="measure anew what is finished already")
     parser.add_argument("--note", default="", help="words about the circumstances, shown with the figures")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where lines are appended")
@@ -71,7 +72,7 @@ def about(flags: argparse.Namespace, model: Path, rows: Rows, names: list[str]) 
 def enter(flags: argparse.Namespace) -> list[Contestant]:
     """Those that run; each that cannot is named. Environments are built, though not for a quick look."""
     able = []
-    for contestant in chosen(flags.device, flags.quick, flags.only):
+    for contestant in chosen(flags.device, flags.quick, flags.only, flags.reference):
         if contestant.environment and not flags.quick:
             try:
                 environment.build(contestant.environment)

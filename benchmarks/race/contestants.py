@@ -63,11 +63,14 @@ CONTESTANTS = [
 ]
 
 
-def chosen(device: str, quick: bool, only: list[str]) -> list[Contestant]:
+def chosen(device: str, quick: bool, only: list[str], reference: str = REFERENCE) -> list[Contestant]:
     """Those that should run here, the reference first. Raises SystemExit for a name that nobody has."""
-    if unknown := set(only) - {c.name for c in CONTESTANTS}:
-        raise SystemExit(f"--only: nobody is called {', '.join(sorted(unknown))}: known are {', '.join(c.name for c in CONTESTANTS)}")
+    if unknown := {*only, reference} - {c.name for c in CONTESTANTS}:
+        raise SystemExit(
+            f"--only: nobody is called {', '.join(sorted(unknown))}: known are {', '.join(c.name for c in CONTESTANTS)}"
+        )
     here = [c for c in CONTESTANTS if device in c.devices]
+    here.sort(key=lambda c: c.name != reference)
     if only:
-        return [c for c in here if c.name in only or c.name == REFERENCE]
+        return [c for c in here if c.name in only or c.name == reference]
     return [c for c in here if (c.quick if quick else c.usual)]

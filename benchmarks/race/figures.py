@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from race.contestants import REFERENCE
 from race.results import Line
 
 SAME_LOSS = 1e-3  # of the first step's mean loss, before anything is learned
@@ -70,7 +69,8 @@ def _seconds(line: Line, typical: float) -> float:
 
 
 def _behind(rounds: list[Line], steps: list[Line], typical: float) -> float:
-    reference = {(s["heat"], s["round"]): _seconds(s, typical) for s in steps if s["contestant"] == REFERENCE}
+    first = steps[0]["contestant"]  # every heat begins with the reference
+    reference = {_place(s): _seconds(s, typical) for s in steps if s["contestant"] == first}
     ratios = [_seconds(line, typical) / reference[key] for line in rounds if (key := _place(line)) in reference]
     return median(ratios) if ratios else float("nan")
 
@@ -83,13 +83,13 @@ def faults(lines: list[Line], wanted: list[str], rounds: int) -> list[str]:
     """Why the run is not a whole one: who failed, fell short, or computed another loss."""
     found = {entry.name: entry for entry in entries(lines)}
     failed = {line["contestant"]: line["failed"] for line in lines if "failed" in line}
-    words = []
+    words, reference = [], next(iter(found), "")
     for name in wanted:
         done = found[name].rounds if name in found else 0
         if done < rounds:
             words.append(f"{name}: {done} of {rounds} rounds; {failed.get(name, 'broken off')}")
-        elif REFERENCE in found and not abs(found[name].first_loss - found[REFERENCE].first_loss) <= SAME_LOSS:
-            words.append(f"{name}: loss {found[name].first_loss:.4f}, not {found[REFERENCE].first_loss:.4f}")
+        elif not abs(found[name].first_loss - found[reference].first_loss) <= SAME_LOSS:
+            words.append(f"{name}: loss {found[name].first_loss:.4f}, not {found[reference].first_loss:.4f}")
     return words
 
 
@@ -104,7 +104,7 @@ def flat(lines: list[Line], wanted: list[str], rounds: int) -> dict[str, Any]:
         "ok": not why,
         **{key: round(found[name].behind, 3) if name in found else None for key, name in KEYS.items()},
         "peak_vs_leanest": round(min(ours) / leanest, 3) if ours and leanest else None,
-        "roofline": round(found[REFERENCE].utilisation, 3) if REFERENCE in found else None,
+        "roofline": round(next(iter(found.values())).utilisation, 3) if found else None,
         "rounds": min((entry.rounds for entry in found.values()), default=0),
         "peers": len(peers),
         "why": "; ".join(why),
@@ -113,7 +113,8 @@ def flat(lines: list[Line], wanted: list[str], rounds: int) -> dict[str, Any]:
 
 def table(lines: list[Line]) -> list[list[str]]:
     """Rows of text under a header, the fastest first."""
-    header = ["", "tokens/s", "target tokens/s", "lorafit fast is faster by", "of the roofline", "peak MB", "load s",
+    name = next((line["contestant"] for line in lines if "seconds" in line), "")
+    header = ["", "tokens/s", "target tokens/s", f"{name} is faster by", "of the roofline", "peak MB", "load s",
               "to first step s"]  # fmt: skip
     ordered = sorted(entries(lines), key=lambda entry: entry.behind)
     return [header, *([*_figures(entry)] for entry in ordered)]
