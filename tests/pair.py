@@ -1,4 +1,4 @@
-"""Two processes that train one tiny model together: `python pair.py MODEL OUT` writes what the first one saw into OUT.
+"""Two processes that train one model together: `python pair.py MODEL OUT SCENARIO...` writes what each saw beside OUT.
 
 The scenarios are those of tests/test_ranks.py, which trains the same in one process and compares.
 """
@@ -12,6 +12,7 @@ from typing import Any
 
 import tiny
 import torch
+from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 
 from lorafit.data.steps import batch, lr_at, step_samples
@@ -52,7 +53,7 @@ def seen(model: Path, name: str, ranks: Ranks = ALONE) -> Iterator[tuple[str, An
     engine = opened(model, plan, ranks, name == "generic")
     first = batch(SAMPLES, step_samples(plan, 1), BUDGET, plan.max_micro_batch, here.count)
     engine._over_all_ranks(1, first.share(here.rank), first.num_targets)
-    yield "gradients", {n: p.grad.tolist() for n, p in engine._parameters().items() if p.grad is not None}
+    yield "gradients", {n: p.grad.clone() for n, p in engine._parameters().items() if p.grad is not None}
     engine.optimizer.drop_gradients()
     losses = []
     for step in range(1, plan.steps + 1):
@@ -62,7 +63,7 @@ def seen(model: Path, name: str, ranks: Ranks = ALONE) -> Iterator[tuple[str, An
     yield "losses", losses
     data = batch(SAMPLES, range(9), BUDGET, 4096, here.count)
     yield "evaluated", engine.evaluate(data.share(here.rank)).mean
-    yield "weights", {n: p.tolist() for n, p in engine._parameters().items()}
+    yield "weights", {n: p.detach().clone() for n, p in engine._parameters().items()}
     yield "held", held_bytes(engine)
 
 
@@ -95,15 +96,36 @@ def out_of_memory_on_one(model: Path, ranks: Ranks) -> list[str]:
     return said
 
 
-def main(model: Path, out: Path) -> None:
+def main(model: Path, out: Path, names: list[str]) -> None:
     with torch_ranks.joined(2, lambda: None) as ranks:
-        found: dict[str, Any] = {name: dict(seen(model, name, ranks)) for name in SCENARIOS}
+        found: dict[str, Any] = {name: dict(seen(model, name, ranks)) for name in names}
         found["out of memory"] = out_of_memory_on_one(model, ranks)
         found["told"] = ranks.tell({"who": ranks.place.rank})
-        out.with_suffix(f".{ranks.place.rank}").write_text(json.dumps(found))
+        write(out.with_suffix(f".{ranks.place.rank}"), found)
+
+
+def write(path: Path, found: dict[str, Any]) -> None:
+    """What was seen: numbers as JSON, tensors beside them."""
+    tensors = {
+        f"{name}|{what}|{parameter}": tensor
+        for name in SCENARIOS.keys() & found.keys()
+        for what in ("gradients", "weights")
+        for parameter, tensor in found[name].pop(what).items()
+    }
+    save_file(tensors, path.with_suffix(f"{path.suffix}.safetensors"))
+    path.write_text(json.dumps(found))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What write() wrote."""
+    found: dict[str, Any] = json.loads(path.read_text())
+    for key, tensor in load_file(path.with_suffix(f"{path.suffix}.safetensors")).items():
+        name, what, parameter = key.split("|")
+        found[name].setdefault(what, {})[parameter] = tensor
+    return found
 
 
 if __name__ == "__main__":
     if "RANK" not in os.environ:  # the first process starts the second one as this script
         torch_ranks.started = lambda count, port: started(count, port, (sys.executable, *sys.argv))
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

@@ -1,6 +1,5 @@
 """Do several processes learn what one learns? Two real ones over gloo, by the law's measures; sharded and not."""
 
-import json
 import os
 import subprocess
 import sys
@@ -28,34 +27,43 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def together(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two processes saw in all scenarios."""
-    out = tmp_path_factory.mktemp("pair") / "seen"
-    words = [sys.executable, str(HERE / "pair.py"), str(model), str(out)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    return trained_together(model, tmp_path_factory.mktemp("pair") / "seen", list(pair.SCENARIOS))
+
+
+def trained_together(model: Path, out: Path, names: list[str]) -> list[dict[str, Any]]:
+    words = [sys.executable, str(HERE / "pair.py"), str(model), str(out), *names]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
-    return [json.loads(out.with_suffix(f".{rank}").read_text()) for rank in range(2)]
-
-
-def as_tensors(named: dict[str, Any]) -> dict[str, torch.Tensor]:
-    return {name: torch.tensor(values) for name, values in named.items()}
+    return [pair.read(out.with_suffix(f".{rank}")) for rank in range(2)]
 
 
 @pytest.mark.parametrize("name", pair.SCENARIOS)
 def test_two_processes_learn_what_one_learns(model: Path, together: list[dict[str, Any]], name: str) -> None:
-    wanted, found = dict(pair.seen(model, name)), together[0][name]
+    check_the_law(together[0][name], dict(pair.seen(model, name)), 1e-5)
+
+
+def check_the_law(found: dict[str, Any], wanted: dict[str, Any], gradient_off: float) -> None:
     assert found["losses"] == pytest.approx(wanted["losses"], rel=1e-5)
     assert found["evaluated"] == pytest.approx(wanted["evaluated"], rel=1e-5)
-    assert tiny.worst(as_tensors(found["gradients"]), as_tensors(wanted["gradients"])) < 1e-5
-    found_b, wanted_b = (
-        torch.cat([t.flatten() for n, t in as_tensors(seen["weights"]).items() if "lora_B" in n])
-        for seen in (found, wanted)
-    )
+    assert tiny.worst(found["gradients"], wanted["gradients"]) < gradient_off
+    names = sorted(name for name in wanted["weights"] if "lora_B" in name)
+    found_b, wanted_b = (torch.cat([seen["weights"][n].flatten() for n in names]) for seen in (found, wanted))
     assert float((found_b - wanted_b).norm() / wanted_b.norm()) < 1e-3
+
+
+@pytest.mark.slow
+def test_on_the_demo_model_two_learn_what_one_learns_whole_and_sharded(demo_folder: Path, tmp_path: Path) -> None:
+    names = ["fast", "sharded"]
+    together = trained_together(demo_folder, tmp_path / "seen", names)
+    for name in names:  # the worst of 420 tensors: float32 itself is 3e-5 off there (tests/test_reference.py)
+        check_the_law(together[0][name], dict(pair.seen(demo_folder, name)), 1e-4)
+    assert together[0]["sharded"]["held"] < 0.52 * together[0]["fast"]["held"]
 
 
 @pytest.mark.parametrize("name", pair.SCENARIOS)
 def test_both_processes_end_with_the_same_bits(together: list[dict[str, Any]], name: str) -> None:
     first, second = (seen[name] for seen in together)
-    assert first["weights"] == second["weights"]
+    assert all(torch.equal(tensor, second["weights"][n]) for n, tensor in first["weights"].items())
     assert first["losses"] == second["losses"]
     assert first["evaluated"] == second["evaluated"]
 

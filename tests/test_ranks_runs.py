@@ -84,7 +84,9 @@ def kill_second(process: subprocess.Popen[str], output: Path, step: int) -> str:
 def off(output: Path, wanted: Path) -> float:
     """How far the trained B are apart, by norm."""
     files = [the_run(o) / "final_model" / "adapter_model.safetensors" for o in (output, wanted)]
-    found_b, wanted_b = (torch.cat([t.flatten() for n, t in load_file(f).items() if "lora_B" in n]) for f in files)
+    found, true = (load_file(file) for file in files)
+    names = sorted(name for name in true if "lora_B" in name)
+    found_b, wanted_b = (torch.cat([seen[name].flatten() for name in names]) for seen in (found, true))
     return float((found_b - wanted_b).norm() / wanted_b.norm())
 
 
