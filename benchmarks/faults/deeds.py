@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from faults.training import SAVE_STEPS, STEPS, NotSurvived, Training
+from faults.training import SAVE_STEPS, STEPS, NotSurvived, TooLate, Training
 from lorafit.events import Restarted, Shrunk
 
 Deed = Callable[[Training, random.Random], None]
@@ -26,6 +26,7 @@ FAKETIME = (
 )
 HANG_SECONDS = 8
 MIB = 1 << 20
+LITTLE_BYTES = 2 * MIB
 
 
 def kill_any_time(training: Training, rng: random.Random) -> None:
@@ -34,7 +35,7 @@ def kill_any_time(training: Training, rng: random.Random) -> None:
     time.sleep(rng.uniform(0, 8))
     restarts = len(training.of(Restarted))
     training.signal_worker(signal.SIGKILL)
-    training.wait(lambda: len(training.of(Restarted)) > restarts or training.step >= STEPS, "a restart")
+    training.wait(lambda: len(training.of(Restarted)) > restarts, "a restart")
 
 
 def kill_while_saving(training: Training, rng: random.Random) -> None:
@@ -46,7 +47,7 @@ def kill_while_saving(training: Training, rng: random.Random) -> None:
     training.wait(lambda: any(run.checkpoints.glob(".tmp-*/*.safetensors")), "a save")
     time.sleep(rng.uniform(0, 0.02))
     training.signal_worker(signal.SIGKILL)
-    training.wait(lambda: len(training.of(Restarted)) > restarts or training.step >= STEPS, "a restart")
+    training.wait(lambda: len(training.of(Restarted)) > restarts, "a restart")
 
 
 def kill_supervisor(training: Training, rng: random.Random) -> None:
@@ -136,33 +137,17 @@ def fill_disk(training: Training, rng: random.Random) -> None:
 
 
 def run_out_in_step(training: Training, rng: random.Random) -> None:
-    """The worker gets no more memory (RLIMIT_DATA), until it takes less at a time."""
-    training.wait_for_step(training.step + rng.randint(1, 2))
-    before = _counts(training)
-    worker = training.worker
-    if worker is None:
-        raise NotSurvived("the worker was gone")
-    _soft, hard = resource.prlimit(worker.pid, resource.RLIMIT_DATA)
-    room = 24 * MIB
-    while _counts(training) == before and training.step < STEPS - 1:
-        resource.prlimit(worker.pid, resource.RLIMIT_DATA, (max(_data_bytes(worker.pid) + room, MIB), hard))
-        step = training.step
-        training.wait(lambda step=step: training.step > step or _counts(training) > before, "a step under the limit")  # type: ignore[misc]
-        room //= 2
-    _lift(worker.pid, hard)
-    if _counts(training) == before:
-        raise NotSurvived("memory never ran out")
+    """Memory runs out in the process (RLIMIT_DATA, set at its start): the step is computed again with less at a time."""
+    training.wait(lambda: training.of(Shrunk), "less at a time")
 
 
 def kill_for_memory(training: Training, rng: random.Random) -> None:
     """The system's OOM killer, by a cgroup whose limit the worker exceeds."""
     training.wait_for_step(training.step + rng.randint(1, 2))
     restarts = len(training.of(Restarted))
-    worker = training.worker
-    if worker is None:
-        raise NotSurvived("the worker was gone")
+    worker = training.wait_for_worker()
     with MemoryGroup() as group:
-        group.limit(worker.memory_info().rss // 2)
+        group.limit(LITTLE_BYTES)  # what it holds already counts elsewhere: what it takes from now on is too much
         group.take(worker.pid)
         training.wait(lambda: len(training.of(Restarted)) > restarts, "an OOM kill")
     if not any(isinstance(e, Restarted) and e.cause == "oom_killer" for e in training.of(Restarted)):
@@ -185,8 +170,6 @@ class MemoryGroup:
         for name, value in zip(names, (size, size if self._old else 0), strict=True):
             if (self._folder / name).exists():
                 (self._folder / name).write_text(f"{value}\n")
-        if self._old:  # what it holds already counts too
-            (self._folder / "memory.move_charge_at_immigrate").write_text("1\n")
 
     def take(self, pid: int) -> None:
         (self._folder / "cgroup.procs").write_text(f"{pid}\n")
@@ -220,6 +203,13 @@ def faketime() -> str | None:
     return next((path for path in FAKETIME if Path(path).exists()), None)
 
 
+def fake_clock(file: Path) -> dict[str, str]:
+    """The environment in which the wall clock is off by what stands in `file`."""
+    file.write_text("+0\n")
+    names = {"LD_PRELOAD": faketime() or "", "FAKETIME_TIMESTAMP_FILE": str(file)}
+    return {**names, "FAKETIME_NO_CACHE": "1", "DONT_FAKE_MONOTONIC": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+
+
 def mount(folder: Path, size: int) -> None:
     """A small disk at `folder`."""
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=True)
@@ -237,8 +227,8 @@ def _stop(training: Training, rng: random.Random, signals: list[signal.Signals],
         training.process.send_signal(number)
         time.sleep(0.02)
     said = training.said()
-    if training.process.returncode == 0 and training.step == STEPS:
-        return  # it was done before
+    if training.process.returncode == 0:
+        raise TooLate
     if training.process.returncode != code:
         raise NotSurvived(f"{signals} ended with {training.process.returncode}:\n{said[-1000:]}")
     training.lost_steps += before - min(training.saved, before)
@@ -255,22 +245,6 @@ def _spoil(training: Training, rng: random.Random, change: Callable[[bytes], byt
     file = rng.choice(files)
     file.write_bytes(change(file.read_bytes()))
     training.start()
-
-
-def _counts(training: Training) -> tuple[int, int]:
-    return len(training.of(Shrunk)), len(training.of(Restarted))
-
-
-def _data_bytes(pid: int) -> int:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmData:"):
-            return int(line.split()[1]) * 1024
-    return 0
-
-
-def _lift(pid: int, hard: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        resource.prlimit(pid, resource.RLIMIT_DATA, (hard, hard))
 
 
 SAME_BYTES: dict[str, Deed] = {

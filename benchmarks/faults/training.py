@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -15,10 +16,10 @@ import psutil
 from lorafit.events import Event, Restarted, Resumed, Saved, StepDone, read_events
 from lorafit.rundir import RunDir
 
-STEPS, SAVE_STEPS = 24, 2
+STEPS, SAVE_STEPS = 20, 2
 SETTINGS = {
-    "model_name": "demo", "dataset_name": "demo", "max_samples": 60, "max_length": 40, "max_steps": STEPS,
-    "effective_batch": 4, "token_budget": 4096, "save_steps": SAVE_STEPS, "eval_steps": 12, "val_size": 4, "lora_r": 4,
+    "model_name": "demo", "dataset_name": "demo", "max_samples": 60, "max_length": 64, "max_steps": STEPS,
+    "effective_batch": 2, "token_budget": 4096, "save_steps": SAVE_STEPS, "eval_steps": 10, "val_size": 2, "lora_r": 4,
     "lora_dropout": 0.1, "lang": "en",
 }  # fmt: skip
 FACE = (sys.executable, "-m", "lorafit")
@@ -36,6 +37,10 @@ def flags(output: Path, **changes: object) -> list[str]:
     return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
 
 
+class TooLate(Exception):
+    """The training was done before the fault could meet it."""
+
+
 @dataclass
 class Training:
     """One run in the folder `output`, over all the processes that work at it."""
@@ -43,6 +48,7 @@ class Training:
     output: Path
     face: tuple[str, ...] = FACE
     environ: dict[str, str] = field(default_factory=dict)
+    data_bytes: int | None = None  # the most that its processes may allocate
     process: subprocess.Popen[str] | None = None
     lost_steps: int = 0
     _resumed: int = 0
@@ -59,6 +65,8 @@ class Training:
             [*self.face, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
             env={**os.environ, "OMP_NUM_THREADS": "1", **self.environ},
         )  # fmt: skip
+        if self.data_bytes is not None:
+            resource.prlimit(self.process.pid, resource.RLIMIT_DATA, (self.data_bytes, self.data_bytes))
 
     @property
     def run(self) -> RunDir | None:
@@ -94,6 +102,8 @@ class Training:
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not what():
             if self.process is not None and self.process.poll() is not None and not what():
+                if self.process.returncode == 0:
+                    raise TooLate(name)
                 raise NotSurvived(f"it ended with {self.process.returncode} before {name}:\n{self.said()[-2000:]}")
             if time.monotonic() > deadline:
                 raise NotSurvived(f"never: {name}")
@@ -108,12 +118,15 @@ class Training:
         saved = self.saved
         self.wait(lambda: self.saved > saved or self.saved >= STEPS - SAVE_STEPS, "another checkpoint")
 
+    def wait_for_worker(self) -> psutil.Process:
+        """The process with the engine."""
+        found: list[psutil.Process] = []
+        self.wait(lambda: found.extend(filter(None, [self.worker])) or found, "a worker")
+        return found[0]
+
     def signal_worker(self, number: signal.Signals) -> int:
         """Send a signal to the process with the engine; its id."""
-        self.wait(lambda: self.worker, "a worker")
-        worker = self.worker
-        if worker is None:
-            raise NotSurvived("the worker was gone")
+        worker = self.wait_for_worker()
         with contextlib.suppress(psutil.Error):
             worker.send_signal(number)
         return worker.pid

@@ -9,6 +9,7 @@ from safetensors.numpy import load_file
 
 from faults.training import STEPS, NotSurvived, Training
 from lorafit.events import EvalDone, Saved, Shrunk, StepDone
+from lorafit.plan.plan import HOW
 from lorafit.rundir import RunDir
 
 LOSS_TOLERANCE, B_TOLERANCE = 1e-5, 1e-3  # relative; by norm (docs/architecture.md, "The law")
@@ -23,7 +24,7 @@ def check(training: Training, wanted: RunDir) -> None:
         raise NotSurvived(f"steps in the record: {steps}")
     if left := [path.name for path in run.path.rglob(".*")]:
         raise NotSurvived(f"left behind: {left}")
-    if not training.of(Shrunk):
+    if not training.of(Shrunk) and _plan(run) == _plan(wanted):
         if _adapter(run).read_bytes() != _adapter(wanted).read_bytes():
             raise NotSurvived("other bytes in the adapter")
         return
@@ -74,6 +75,11 @@ def cost_of_saving(training: Training) -> dict[str, Any]:
         "checkpoint_share_of_ten_minutes": round(float(np.median([e.seconds for e in saved])) / 600, 6),
         "step_after_save_ratio": round(float(np.median(after) / np.median(others)), 3) if after and others else None,
     }
+
+
+def _plan(run: RunDir) -> dict[str, Any]:
+    """How it was computed; measuring may have corrected it."""
+    return {name: value for name, value in json.loads(run.plan.read_text("utf-8")).items() if name in HOW}
 
 
 def _adapter(run: RunDir) -> Path:
