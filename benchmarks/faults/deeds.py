@@ -252,10 +252,7 @@ SAME_BYTES: dict[str, Deed] = {
     for deed in (kill_any_time, kill_while_saving, kill_supervisor, kill_all, terminate, interrupt_twice, stop_for_a_while,
                  truncate_checkpoint, flip_a_bit)
 }  # fmt: skip
-ALONE: dict[str, Deed] = {
-    "hang": hang,
-    "set_clock_back": set_clock_back,
-    "fill_disk": fill_disk,
-}  # each needs a training made for it
-LESS_MEMORY: dict[str, Deed] = {"run_out_in_step": run_out_in_step, "kill_for_memory": kill_for_memory}
+# Each of these needs a training made for it.
+ALONE: dict[str, Deed] = {deed.__name__: deed for deed in (hang, set_clock_back, fill_disk, run_out_in_step)}
+LESS_MEMORY: dict[str, Deed] = {"kill_for_memory": kill_for_memory}
 KINDS = {**SAME_BYTES, **ALONE, **LESS_MEMORY}

@@ -93,8 +93,9 @@ class Training:
         assert self.process is not None
         with contextlib.suppress(psutil.Error):
             for child in psutil.Process(self.process.pid).children():
-                if any("child" in word or "hanging" in word for word in child.cmdline()):
-                    return child
+                with contextlib.suppress(psutil.ZombieProcess):
+                    if any("child" in word or "hanging" in word for word in child.cmdline()):
+                        return child
         return None
 
     def wait(self, what: Callable[[], object], name: str) -> None:
