@@ -72,7 +72,7 @@ def consider(
     what = [device, *numbers.old_gpu(machine, device.value), engine, quantization, precision, optimizer]
     how = reasons.how(question, chosen, expected)
     how += sharing.choices(config, chosen.layout)
-    if engine.value == "torch":
+    if engine.value == "torch" and (chosen.layout.path != FAST or config.compile != "auto"):
         tuned.append(tuning.choose_compile(config, device.value, chosen.layout.path, expected.total))
     how += tuned
     choices = [*what, *how, *_schedule_choices(config, effective_batch, schedule, len(data.train_lengths))]
