@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from faults.deeds import ALONE, KINDS, LESS_MEMORY, SAME_BYTES, fake_clock, missing, mount, unmount
+from faults.deeds import ALONE, KINDS, SAME_BYTES, fake_clock, missing, mount, unmount
 from faults.training import SETTINGS, NotSurvived, TooLate, Training
 from faults.verdict import check, cost_of_saving, overhead
 from lorafit.events import Restarted
@@ -53,11 +53,9 @@ class Wanted:
 def deal(kinds: Sequence[str], count: int, rng: random.Random) -> list[list[str]]:
     """`count` faults as lists, one a run; every kind as often as any other, or once more."""
     faults = [kinds[n % len(kinds)] for n in range(count)]
-    runs = []
-    for group, size in ((SAME_BYTES, PER_RUN), (LESS_MEMORY, 2)):
-        some = [fault for fault in faults if fault in group]
-        rng.shuffle(some)
-        runs += [some[start : start + size] for start in range(0, len(some), size)]
+    some = [fault for fault in faults if fault in SAME_BYTES]
+    rng.shuffle(some)
+    runs = [some[start : start + PER_RUN] for start in range(0, len(some), PER_RUN)]
     return runs + [[fault] for fault in faults if fault in ALONE]
 
 

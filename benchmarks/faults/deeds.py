@@ -26,7 +26,6 @@ FAKETIME = (
 )
 HANG_SECONDS = 8
 MIB = 1 << 20
-LITTLE_BYTES = 2 * MIB
 
 
 def kill_any_time(training: Training, rng: random.Random) -> None:
@@ -142,14 +141,15 @@ def run_out_in_step(training: Training, rng: random.Random) -> None:
 
 
 def kill_for_memory(training: Training, rng: random.Random) -> None:
-    """The system's OOM killer, by a cgroup whose limit the worker exceeds."""
-    training.wait_for_step(training.step + rng.randint(1, 2))
-    restarts = len(training.of(Restarted))
+    """The system's OOM killer, by a cgroup whose limit the worker exceeds while it loads the model."""
+    training.wait(lambda: training.run, "a run's folder")
     worker = training.wait_for_worker()
     with MemoryGroup() as group:
-        group.limit(LITTLE_BYTES)  # what it holds already counts elsewhere: what it takes from now on is too much
+        group.limit(
+            rng.randint(8, 32) * MIB
+        )  # what it holds already counts elsewhere: what it takes from now on is too much
         group.take(worker.pid)
-        training.wait(lambda: len(training.of(Restarted)) > restarts, "an OOM kill")
+        training.wait(lambda: training.of(Restarted), "an OOM kill")
     if not any(isinstance(e, Restarted) and e.cause == "oom_killer" for e in training.of(Restarted)):
         raise NotSurvived("not told as an OOM kill")
 
@@ -253,6 +253,7 @@ SAME_BYTES: dict[str, Deed] = {
                  truncate_checkpoint, flip_a_bit)
 }  # fmt: skip
 # Each of these needs a training made for it.
-ALONE: dict[str, Deed] = {deed.__name__: deed for deed in (hang, set_clock_back, fill_disk, run_out_in_step)}
-LESS_MEMORY: dict[str, Deed] = {"kill_for_memory": kill_for_memory}
-KINDS = {**SAME_BYTES, **ALONE, **LESS_MEMORY}
+ALONE: dict[str, Deed] = {
+    deed.__name__: deed for deed in (hang, set_clock_back, fill_disk, run_out_in_step, kill_for_memory)
+}
+KINDS = {**SAME_BYTES, **ALONE}
