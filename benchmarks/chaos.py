@@ -31,7 +31,7 @@ QUICK, MANY = 20, 200
 PER_RUN = 3  # faults that a run meets
 DISK_BYTES = 24 << 20
 HANGING = (sys.executable, str(Path(__file__).with_name("faults") / "hanging.py"))
-LARGE: dict[str, object] = {"max_length": 256, "effective_batch": 8, "token_budget": 4096}
+LARGE: dict[str, object] = {"max_length": 256, "effective_batch": 8, "token_budget": 4096, "no_preflight": True}
 SMALLER = 256  # tokens at a time
 LONG: dict[str, object] = {
     "max_samples": 400,

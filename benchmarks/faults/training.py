@@ -34,7 +34,11 @@ class NotSurvived(Exception):
 def flags(output: Path, **changes: object) -> list[str]:
     """The training's command line."""
     settings = {**SETTINGS, "output_dir": output, **changes}
-    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    return [
+        word
+        for name, value in settings.items()
+        for word in ((f"--{name}",) if value is True else (f"--{name}", str(value)))
+    ]
 
 
 class TooLate(Exception):
