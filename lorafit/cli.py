@@ -123,7 +123,7 @@ def overview() -> str:
     width = max(map(len, COMMANDS)) + 2
     lines += [f"  {name:<{width}}{command.help()}" for name, command in COMMANDS.items()]
     more = [
-        _("`lorafit COMMAND --help` lists the flags of a command; `lorafit --version` tells the version."),
+        _("`lorafit COMMAND --help` lists its flags; `lorafit --version` tells the version."),
         _("Let the Tab key complete commands, flags and runs:"),
         "  lorafit --print_completion bash > ~/.lorafit.bash && echo 'source ~/.lorafit.bash' >> ~/.bashrc",
         "  lorafit --print_completion zsh > ~/.lorafit.zsh && echo 'source ~/.lorafit.zsh' >> ~/.zshrc",

@@ -2,30 +2,25 @@
 
 from pathlib import Path
 
-import tiny
+import plans
 
 from lorafit.config import TrainConfig, write_yaml
 from lorafit.engines.base import Setup
 from lorafit.engines.fake import FakeEngine
-from lorafit.events import EventLog, Resumed, Started
+from lorafit.events import EventLog, Resumed, Started, StepDone
 from lorafit.loop import Job, Progress, train
 from lorafit.plan.plan import Choice, Plan
 from lorafit.rundir import RunDir
+from lorafit.watch.link import Link
 
-SAMPLES = tiny.make_samples(40)
+SAMPLES = plans.make_samples(40)
 CHOICES = [Choice("device", "cpu", "✓ No GPU found: training on the CPU"), Choice("steps", "10", "32 rows, 16 a step")]
 ONE, TWO = "llama-lora-20260101_120000", "llama-lora-20260102_120000"
 
 
-def make_job(run: RunDir, plan: Plan, stop_after: int | None = None) -> Job:
-    count: list[int] = []
-
-    def stop() -> int | None:
-        count.append(1)
-        return 15 if len(count) == stop_after else None
-
+def make_job(run: RunDir, plan: Plan, link: Link | None = None) -> Job:
     engine = FakeEngine(Setup(run.path, "fake", "cpu", "fp32", plan=plan))
-    return Job(engine, SAMPLES[:32], SAMPLES[32:], run, plan, lambda _folder: None, stop)
+    return Job(engine, SAMPLES[:32], SAMPLES[32:], run, plan, lambda _folder: None, link or Link())
 
 
 def started(run: RunDir, plan: Plan) -> Started:
@@ -41,12 +36,15 @@ def make_run(output: Path, name: str = ONE, stop_after: int | None = None, **set
     run.path.mkdir(parents=True)
     write_yaml(TrainConfig(lora_r=8, effective_batch=16, **settings), run.config)  # type: ignore[arg-type]
     rate = settings.get("learning_rate", 1e-4)
-    plan = tiny.make_plan(eval_steps=3, save_steps=4, valid_samples=8, learning_rate=rate, choices=CHOICES)
+    plan = plans.make_plan(eval_steps=3, save_steps=4, valid_samples=8, learning_rate=rate, choices=CHOICES)
     plan.save(run.plan)
     with EventLog(run.events) as log:
         log.write(started(run, plan))
-        for event in train(make_job(run, plan, stop_after), Progress()):
+        link = Link()
+        for event in train(make_job(run, plan, link), Progress()):
             log.write(event)
+            if isinstance(event, StepDone) and event.step == stop_after:
+                link.stop_signal = 15
     return run
 
 

@@ -7,6 +7,7 @@ from rich.text import Text
 from lorafit.compare import Comparison, Side
 from lorafit.messages import _
 from lorafit.reporters import compare_words as words
+from lorafit.reporters.columns import show_rows
 
 SHOWN = 5  # questions; the page has them all
 NARROWEST = 28  # cells that a column of text needs to be readable
@@ -23,7 +24,7 @@ def show_comparison(comparison: Comparison, console: Console) -> None:
     """Print figures, notes and answers."""
     asked, piped = len(comparison.questions), not console.is_terminal
     console.print(Text(words.subtitle(comparison), "dim"), soft_wrap=piped)
-    console.print(_figures(comparison))
+    show_rows(_figures(comparison), console, range(1, len(comparison.sides) + 1))
     for note in comparison.notes:
         console.print(Text(f"⚠ {note}", "yellow"), soft_wrap=piped)
     fits = console.width >= NARROWEST * len(comparison.sides)
@@ -35,21 +36,20 @@ def show_comparison(comparison: Comparison, console: Console) -> None:
         console.print(Text("\n" + _("{n} more questions are on the page.").format(n=asked - shown), "dim"))
 
 
-def _figures(comparison: Comparison) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("")
-    for side in comparison.sides:
-        table.add_column(side.name, justify="right", overflow="fold")
+def _figures(comparison: Comparison) -> list[list[str | Text]]:
+    rows: list[list[str | Text]] = [["", *(Text(side.name, "bold") for side in comparison.sides)]]
     for line in words.lines(comparison):
-        table.add_row(
-            Group(Text(line.label), Text(line.note, "dim")) if line.note else Text(line.label), *map(_cell, line.cells)
-        )
-    return table
+        rows.append([_cell(Text(line.label), line.note), *(_figure(cell) for cell in line.cells)])
+    return rows
 
 
-def _cell(cell: words.Cell) -> RenderableType:
+def _figure(cell: words.Cell) -> Text:
     style = {True: "green", False: "red", None: ""}[cell.better]
-    return Group(Text(cell.text, style), Text(cell.note, "dim")) if cell.note else Text(cell.text, style)
+    return _cell(Text(cell.text, style), cell.note)
+
+
+def _cell(text: Text, note: str) -> Text:
+    return Text.assemble(text, "\n", (note, "dim")) if note else text
 
 
 def _side_by_side(place: int, comparison: Comparison) -> RenderableType:

@@ -14,6 +14,7 @@ from lorafit.outlook import Outlook, described_facts
 from lorafit.plan.plan import Choice
 from lorafit.plan.reasons import source_text, term_names
 from lorafit.plan.table import GUIDE_MODELS, MODELS, Cell, Timed, difference, hours_text, settings_text
+from lorafit.reporters.columns import show_rows
 from lorafit.units import bytes_text, seconds_text
 
 MARKS = ("✓", "⚠", "✗")
@@ -37,10 +38,10 @@ def show_plan(look: Outlook, console: Console) -> None:
 
 
 def _show(choices: Iterable[Choice], console: Console) -> None:
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for choice in choices:
-        table.add_row(Text(choice.setting), Text(choice.value, "bold"), Text(choice.reason, "dim"))
-    console.print(table)
+    rows: list[list[str | Text]] = [
+        [choice.setting, Text(choice.value, "bold"), Text(choice.reason, "dim")] for choice in choices
+    ]
+    show_rows(rows, console, fold=True)
 
 
 def _show_memory(look: Outlook, console: Console) -> None:
@@ -48,11 +49,8 @@ def _show_memory(look: Outlook, console: Console) -> None:
     text = _("Memory at its peak: {peak} of {available}")
     peak, available = bytes_text(plan.predicted_peak_bytes), bytes_text(plan.available_bytes)
     console.print(Text(text.format(peak=peak, available=available), "bold"))
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 2))
-    for name, size in sorted(plan.memory_terms.items(), key=lambda item: -item[1]):
-        if size:
-            table.add_row(Text(names[name]), Text(bytes_text(size), justify="right"))
-    console.print(table)
+    terms = sorted(plan.memory_terms.items(), key=lambda item: -item[1])
+    show_rows([[f"  {names[name]}", bytes_text(size)] for name, size in terms if size], console, (1,), fold=True)
 
 
 def _show_time(look: Outlook, console: Console) -> None:
@@ -78,24 +76,22 @@ def clock_text(seconds: float) -> str:
 
 def show_machines(console: Console) -> None:
     """Print the catalogue."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for title in (_("machine"), _("memory in GB"), "GB/s", "fp32", "bf16", "fp16", _("source")):
-        table.add_column(title, overflow="fold")
+    titles = (_("machine"), _("memory in GB"), "GB/s", "fp32", "bf16", "fp16", _("source"))
+    rows: list[list[str | Text]] = [[Text(title, "dim") for title in titles]]
     for chip in CHIPS:
         sizes = ", ".join(map(str, chip.memory_gb))
         rates = [f"{chip.teraflops[p]:g}" if p in chip.teraflops else "-" for p in ("fp32", "bf16", "fp16")]
-        table.add_row(
-            Text(chip.name, "bold"), sizes, f"{chip.gigabytes_per_second:g}", *rates, Text(chip.source, "dim")
+        rows.append(
+            [Text(chip.name, "bold"), sizes, f"{chip.gigabytes_per_second:g}", *rates, Text(chip.source, "dim")]
         )
-    console.print(table)
-    console.print(Text(_("fp32, bf16, fp16: TFLOP/s as the maker states them."), "dim"))
-    rented = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for title in (_("rented machine"), "GPU", _("memory in GB"), _("cores"), _("source")):
-        rented.add_column(title)
+    show_rows(rows, console, (2, 3, 4, 5))
+    console.print(Text(_("fp32, bf16, fp16: TFLOP/s as the maker states them.") + "\n", "dim"))
+    heads = (_("rented machine"), "GPU", _("memory in GB"), _("cores"), _("source"))
+    rented: list[list[str | Text]] = [[Text(title, "dim") for title in heads]]
     for one in INSTANCES:
         gpu = f"{one.gpus} x {one.chip} {one.gpu_gb} GB"
-        rented.add_row(Text(one.name, "bold"), gpu, str(one.memory_gb), str(one.cores), Text(one.source, "dim"))
-    console.print(rented)
+        rented.append([Text(one.name, "bold"), gpu, str(one.memory_gb), str(one.cores), Text(one.source, "dim")])
+    show_rows(rented, console, (2, 3))
     console.print(_("Plan for one of them: {command}").format(command='lorafit plan --machine "M1 Pro 16GB"'))
 
 
