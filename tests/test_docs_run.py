@@ -143,9 +143,10 @@ def test_the_command_works(
     assert given is not None
     if {"--resume", "latest", "run.zip"} & set(given):
         named = RUN.findall(shlex.join(words))
-        stop_a_run(desk / "output" / (named[0] if named else "llama-lora-20991231_235959"))
+        stopped = desk / "output" / (named[0] if named else "llama-lora-20991231_235959")
+        stop_a_run(stopped)
     if given[0] in ("train", "resume") and "run.zip" in given:
-        assert main(["bundle", "latest", "-o", "run.zip"]) == 0
+        assert main(["bundle", str(stopped), "-o", "run.zip"]) == 0
     monkeypatch.setattr("sys.stdin", io.StringIO("你好\n/exit\n"))
     alone = ["--no_supervisor"] if given[0] in ("train", "resume") else []
     assert main([*given, *alone]) == 0, capsys.readouterr().err
