@@ -1,7 +1,7 @@
 """What does the page of a comparison show? The page itself is compare.html."""
 
 from lorafit.compare import Comparison
-from lorafit.messages import _
+from lorafit.messages import _, labelled
 from lorafit.reporters import compare_words as words
 from lorafit.reporters.pages import render
 
@@ -17,7 +17,7 @@ def page(comparison: Comparison) -> str:
         "questions": [_asked(comparison, place) for place in range(len(comparison.questions))],
         "questions_title": _("Questions and answers"),
         "legend": words.legend(comparison),
-        "reference_title": _("reference"),
+        "reference_title": labelled(_("reference"), ""),
     }
     return render("compare.html", facts)
 
