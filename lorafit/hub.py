@@ -184,7 +184,7 @@ def _from_hugging_face(name: str, endpoint: str | None, say: Say) -> str:
 def _total_bytes(name: str, address: str) -> int | None:
     """The size of all files that are fetched; None where the hub does not say."""
     from huggingface_hub import HfApi
-    from huggingface_hub.utils._paths import filter_repo_objects
+    from huggingface_hub.utils import filter_repo_objects
 
     files = HfApi(endpoint=address).model_info(name, files_metadata=True).siblings or []
     wanted = filter_repo_objects(files, allow_patterns=ALLOW, ignore_patterns=IGNORE, key=lambda file: file.rfilename)

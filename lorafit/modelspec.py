@@ -56,7 +56,7 @@ class ModelSpec:
     parameters: int
     weight_bytes: int
     linears: list[Linear]
-    window: bool = False  # some layer sees a window only
+    window: int | None = None  # tokens that some layer sees, where it does not see all
     activation: str = "silu"
 
 
@@ -97,14 +97,14 @@ def spec_from(config: dict[str, Any], headers: list[Header], folder: Path) -> Mo
         parameters=sum(prod(h.shape) for h in headers),
         weight_bytes=sum(h.size for h in headers),
         linears=list(_linears(headers)),
-        window=_has_window(text),
+        window=_window(text),
         activation=str(text.get("hidden_act") or text.get("hidden_activation") or "silu"),
     )
 
 
-def _has_window(text: dict[str, Any]) -> bool:
-    """Whether a layer looks at a window only; Qwen's configs name one that they do not use."""
-    return text.get("sliding_window") is not None and text.get("use_sliding_window") is not False
+def _window(text: dict[str, Any]) -> int | None:
+    """Tokens of the window that a layer looks at; Qwen's configs name one that they do not use."""
+    return None if text.get("use_sliding_window") is False else text.get("sliding_window")
 
 
 def require_folder(folder: Path) -> None:

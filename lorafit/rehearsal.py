@@ -50,7 +50,7 @@ class Expectation:
             precision=plan.precision,
             quantization=plan.quantization,
             optimizer=plan.optimizer,
-            path=path_of(question.spec, plan.lora_dropout, plan.quantization, plan.device),
+            path=path_of(question.spec, question.base.longest, plan.quantization, plan.device),
             recompute=plan.recompute,
             loss_chunk=plan.loss_chunk,
             allocator=plan.allocator,

@@ -53,7 +53,7 @@ class Remote:
         from huggingface_hub import get_session, utils
 
         answer = get_session().get(self.root + file, headers={**self.headers, **(extra or {})}, timeout=SECONDS)
-        utils.hf_raise_for_status(answer)  # type: ignore[attr-defined]
+        utils.hf_raise_for_status(answer)
         content: bytes = answer.content
         return content
 
@@ -78,7 +78,7 @@ def _remote(name: str, hub: str, endpoint: str | None) -> Remote:
     use_endpoint(endpoint)
     from huggingface_hub import utils
 
-    headers = dict(utils.build_hf_headers())  # type: ignore[attr-defined]
+    headers = dict(utils.build_hf_headers())
     return Remote(name, f"{endpoint_of(endpoint)}/{name}/resolve/main/", headers)
 
 

@@ -27,7 +27,7 @@ class Shape:
     bias: bool = False  # on q, k and v
     qk_norm: bool = False
     norms: int = 2  # in a layer, of the hidden width
-    window: bool = False
+    window: int | None = None  # tokens
     activation: str = "silu"
 
 
@@ -54,10 +54,10 @@ SHAPES = {
     "HuggingFaceTB/SmolLM2-135M-Instruct": Shape("llama", 30, 576, 1536, 9, 3, 64, 49152, True),
     "HuggingFaceTB/SmolLM2-360M-Instruct": Shape("llama", 32, 960, 2560, 15, 5, 64, 49152, True),
     "HuggingFaceTB/SmolLM2-1.7B-Instruct": Shape("llama", 24, 2048, 8192, 32, 32, 64, 49152, True),
-    "google/gemma-2-2b-it": Shape("gemma2", 26, 2304, 9216, 8, 4, 256, 256000, True, norms=4, window=True, activation="gelu"),
-    "google/gemma-2-9b-it": Shape("gemma2", 42, 3584, 14336, 16, 8, 256, 256000, True, norms=4, window=True, activation="gelu"),
+    "google/gemma-2-2b-it": Shape("gemma2", 26, 2304, 9216, 8, 4, 256, 256000, True, norms=4, window=4096, activation="gelu"),
+    "google/gemma-2-9b-it": Shape("gemma2", 42, 3584, 14336, 16, 8, 256, 256000, True, norms=4, window=4096, activation="gelu"),
     "google/gemma-3-1b-it": Shape(
-        "gemma3_text", 26, 1152, 6912, 4, 1, 256, 262144, True, qk_norm=True, norms=4, window=True, activation="gelu"
+        "gemma3_text", 26, 1152, 6912, 4, 1, 256, 262144, True, qk_norm=True, norms=4, window=512, activation="gelu"
     ),
 }  # fmt: skip
 DEMO = "HuggingFaceTB/SmolLM2-135M-Instruct"

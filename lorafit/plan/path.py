@@ -11,14 +11,14 @@ LLAMAS = {"llama", "mistral", "qwen2", "qwen3", "smollm3", "ministral", "olmo", 
 PARTS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 
-def why_generic(spec: ModelSpec, dropout: float, quantization: str, device: str) -> str | None:
-    """Why the fast path will not be taken, in words; None when it will."""
+def why_generic(spec: ModelSpec, longest: int, quantization: str, device: str) -> str | None:
+    """Why the fast path will not be taken for samples of at most `longest` tokens, in words; None when it will."""
     parts = [linear.name.rpartition(".")[2] for linear in spec.linears]
     if spec.model_type not in LLAMAS or set(parts) != PARTS or len(parts) != len(PARTS) * spec.layers:
         return _("the fast path knows Llama's shape, and this model differs from it")
     if spec.activation != "silu":
         return _("the fast path knows Llama's shape, and this model differs from it")
-    if spec.window:
+    if spec.window is not None and spec.window < longest:
         return _("the fast path lets every token see the whole sample before it")
     if quantization == "8bit":
         return _("the fast path computes in float32, with weights in 32, 16 or 4 bits")
@@ -27,6 +27,6 @@ def why_generic(spec: ModelSpec, dropout: float, quantization: str, device: str)
     return None
 
 
-def path_of(spec: ModelSpec, dropout: float, quantization: str, device: str) -> str:
+def path_of(spec: ModelSpec, longest: int, quantization: str, device: str) -> str:
     """fast | generic."""
-    return FAST if why_generic(spec, dropout, quantization, device) is None else GENERIC
+    return FAST if why_generic(spec, longest, quantization, device) is None else GENERIC

@@ -130,9 +130,9 @@ def _asked(
     config: TrainConfig, machine: Machine, spec: ModelSpec, data: DataFacts, base: Layout, known: Known
 ) -> Question:  # fmt: skip
     """`base` with the way that the engine will take, and what was learnt of its memory."""
-    path = path_of(spec, config.lora_dropout, base.quantization, base.device)
+    path = path_of(spec, base.longest, base.quantization, base.device)
     precisions = numbers.precisions(config, machine, base.device, base.engine)
-    if path != FAST or config.lora_dropout > 0:  # it is computed for every sample
+    if path != FAST or spec.window is not None or config.lora_dropout > 0:  # it is computed for every sample
         data = replace(data, shared=0)
     base = replace(base, path=path, precision=precisions[0], target_share=target_share(data))
     return Question(config, machine, spec, data, base, precisions, known.memory_factor(base, spec))

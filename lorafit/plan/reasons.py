@@ -32,7 +32,8 @@ def term_names() -> dict[str, str]:
 
 def how(question: Question, chosen: Candidate, expected: Estimate) -> list[Choice]:
     """Memory, path, split, recompute and time, each with its reason."""
-    return [_memory(question, chosen), _path(question), *_split(question, chosen), _time(expected)]
+    path = [_path(question)] if question.base.engine == "torch" else []
+    return [_memory(question, chosen), *path, *_split(question, chosen), _time(expected)]
 
 
 def _memory(question: Question, chosen: Candidate) -> Choice:
@@ -62,8 +63,8 @@ def largest_terms(question: Question, chosen: Candidate) -> list[str]:
 
 
 def _path(question: Question) -> Choice:
-    base, config = question.base, question.config
-    reason = why_generic(question.spec, config.lora_dropout, base.quantization, base.device)
+    base = question.base
+    reason = why_generic(question.spec, base.longest, base.quantization, base.device)
     if base.path == FAST:
         return Choice("path", base.path, _("own packed decoder, for this shape of model"))
     return Choice("path", base.path, reason or "")

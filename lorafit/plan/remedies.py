@@ -71,11 +71,11 @@ def _flags(question: Question, packs: bool) -> Iterator[str]:
 def fits(question: Question, longest: int | None = None, **changes: Any) -> bool:
     """Whether something fits with `changes` to the layout, and no sample longer than `longest`."""
     base = replace(question.base, **changes)
-    base = replace(base, path=path_of(question.spec, question.config.lora_dropout, base.quantization, base.device))
     data = question.data
     if longest is not None:
         cut = np.minimum(data.train_lengths, longest)
         data, base = replace(data, train_lengths=cut), replace(base, longest=longest)
+    base = replace(base, path=path_of(question.spec, base.longest, base.quantization, base.device))
     return best(candidates(replace(question, base=base, data=data))).fits
 
 

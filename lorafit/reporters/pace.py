@@ -48,4 +48,4 @@ class Pace:
         if self._anchor is None:
             return None
         time, step = self._anchor
-        return (self.steps - self.step) * (self._now - time) / (self.step - step)
+        return max((self.steps - self.step) * (self._now - time) / (self.step - step), 0.0)  # clocks are set back

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -113,7 +114,7 @@ def compute_in_float32(model: PreTrainedModel) -> None:
     kept: set[int] = set()
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if type(child) is nn.Embedding:
+            if isinstance(child, nn.Embedding):
                 child.register_forward_hook(_in_float32)
                 kept.add(id(child.weight))
             elif type(child) is nn.Linear:
@@ -125,5 +126,9 @@ def compute_in_float32(model: PreTrainedModel) -> None:
     model.config.dtype = torch.float32
 
 
-def _in_float32(_module: nn.Module, _inputs: Any, embedded: Tensor) -> Tensor:
-    return embedded.float()
+def _in_float32(module: Any, inputs: Any, embedded: Tensor) -> Tensor:
+    """What `module` gives, in float32; Gemma's scales what it looked up, and would round in between."""
+    scale = getattr(module, "scalar_embed_scale", getattr(module, "embed_scale", None))
+    if scale is None:
+        return embedded.float()
+    return F.embedding(inputs[0], module.weight).float() * float(scale)
