@@ -131,7 +131,6 @@ class RunDir:
             file.flush()
             yield
 
-
     def let_orphan_end(self) -> None:
         """Wait, though not for ever, where the supervisor of this run's writer is gone: it saves its last step just now."""
         deadline = time.monotonic() + ORPHAN_SECONDS

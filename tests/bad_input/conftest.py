@@ -24,6 +24,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def adapter(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter of rank 4 and alpha 8 for `model`, with its tokenizer."""
+    folder = tmp_path_factory.mktemp("adapter")
+    engine = tiny.open_engine(model, tiny.make_plan(lora_targets="q_proj,v_proj"))
+    engine.save_adapter(folder)
+    return folder
+
+
 @pytest.fixture
 def flags(model: Path, data: Path, tmp_path: Path) -> Callable[..., Words]:
     """The command line of a training of two steps, with changes."""

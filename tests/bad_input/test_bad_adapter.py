@@ -13,15 +13,6 @@ from lorafit.engines.torch.engine import TorchEngine
 # adapters
 
 
-@pytest.fixture(scope="module")
-def adapter(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An adapter of rank 4 and alpha 8 for `model`, with its tokenizer."""
-    folder = tmp_path_factory.mktemp("adapter")
-    engine = tiny.open_engine(model, tiny.make_plan(lora_targets="q_proj,v_proj"))
-    engine.save_adapter(folder)
-    return folder
-
-
 @pytest.fixture(scope="module", params=[{"hidden_size": 64}, {"num_hidden_layers": 2}], ids=["wider", "shallower"])
 def other(request: pytest.FixtureRequest, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Another base than the adapter's."""
