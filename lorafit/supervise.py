@@ -8,7 +8,6 @@ import os
 import platform
 import signal
 import sys
-import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -30,9 +29,9 @@ from lorafit.watch.care import Care, Senses
 from lorafit.watch.cures import RELAXED, Cure, Died, cure, in_a_row
 from lorafit.watch.deaths import Death, Ending, death_of, is_fatal
 from lorafit.watch.process import COMMAND, Worker
+from lorafit.watch.signals import hear_signals
 from lorafit.watch.wire import Beat, Bug, Ended, Order, RunFolder, Start
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 TICK_SECONDS = 1.0  # between looks at the worker when it says nothing
 LEAVE_SECONDS = 60.0  # for the step and its checkpoint when the one who watches goes away
 STACKS_SECONDS = 2.0  # for a hanging worker to write where it hangs
@@ -286,13 +285,5 @@ def _signals(watch: Watch) -> Iterator[None]:
         elif not watch.training:
             raise SystemExit(128 + number)
 
-    if threading.current_thread() is not threading.main_thread():  # a notebook's or server's thread gets no signals
+    with hear_signals(note):
         yield
-        return
-    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, note) for number in heard}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

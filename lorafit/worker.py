@@ -5,7 +5,6 @@ It writes all that a run leaves on the disk, and prints nothing: every face read
 
 import os
 import signal
-import threading
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -45,9 +44,8 @@ from lorafit.rundir import RunDir
 from lorafit.show import show_answers
 from lorafit.stages import as_stages, said
 from lorafit.watch.link import Link
+from lorafit.watch.signals import hear_signals
 from lorafit.watch.wire import RunFolder
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -317,8 +315,7 @@ def _job(ready: Ready, run: RunDir, engine: Engine, link: Link) -> Job:
 def stop_signals(link: Link) -> Iterator[None]:
     """Inside, a signal that asks to stop becomes an order to do so. A second Ctrl-C stops at once.
 
-    What is ignored stays ignored: `nohup` means that training outlives its terminal, and a child leaves Ctrl-C to its
-    supervisor.
+    What is ignored stays ignored: a child leaves Ctrl-C to its supervisor.
     """
 
     def note(number: int, _frame: FrameType | None) -> None:
@@ -326,13 +323,5 @@ def stop_signals(link: Link) -> Iterator[None]:
             raise KeyboardInterrupt
         link.stop_signal = link.stop_signal or number
 
-    if threading.current_thread() is not threading.main_thread():  # a notebook's or server's thread gets no signals
+    with hear_signals(note):
         yield
-        return
-    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, note) for number in heard}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

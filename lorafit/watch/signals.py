@@ -1,0 +1,27 @@
+"""Who hears the signals that ask a program to stop?"""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+ASK_TO_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextmanager
+def hear_signals(note: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Inside, `note` is told of each of them; outside the main thread, as a notebook's or server's, of none.
+
+    What is ignored stays ignored: `nohup` means that training outlives its terminal.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heard = [number for number in ASK_TO_STOP if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, note) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
