@@ -147,8 +147,7 @@ def _look_after(watch: Watch, worker: Worker, life: Life) -> None:
     if life.silent_seconds is None and life.care.hangs(worker.pid, now):
         life.silent_seconds = life.care.pulse.silent_seconds
         worker.signal(signal.SIGUSR1)  # it writes where it hangs, if it still can
-        for _message in worker.read(STACKS_SECONDS):
-            pass
+        _hear_out(worker, STACKS_SECONDS)
         worker.signal(signal.SIGKILL)
 
 
@@ -257,13 +256,18 @@ def _leave(watch: Watch, worker: Worker) -> None:
         return
     if watch.training and watch.asked is None:
         worker.order(Order("stop", signal.SIGHUP))
-        deadline = time.monotonic() + LEAVE_SECONDS
-        while not worker.over and time.monotonic() < deadline:
-            for _message in worker.read(TICK_SECONDS):
-                pass
+        _hear_out(worker, LEAVE_SECONDS)
     if not worker.over:
         worker.kill()
     _discard_empty(watch)
+
+
+def _hear_out(worker: Worker, seconds: float) -> None:
+    """Let it say what it has to, until it ends, though no longer than that; what it writes to stderr is kept."""
+    deadline = time.monotonic() + seconds
+    while not worker.over and (left := deadline - time.monotonic()) > 0:
+        for _message in worker.read(min(left, TICK_SECONDS)):
+            pass
 
 
 def _discard_empty(watch: Watch) -> None:

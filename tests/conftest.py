@@ -1,6 +1,7 @@
 """What do several tests share?"""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for family in tiny.FAMILIES | tiny.LONERS:
         tiny.save_model(family, folder / family)
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def signals_are_heard() -> None:
+    """Tests begun in the background or by `nohup` would have their children ignore what they send them."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)
