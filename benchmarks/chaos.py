@@ -1,8 +1,8 @@
 """Does a run end in the morning with what it would have had, whatever happens to it at night? Faults on the real demo model.
 
-    python benchmarks/chaos.py [--quick] [--faults N] [--seed N] [--only KIND,...] [--json FILE]
+    python benchmarks/chaos.py [--quick] [--faults N] [--seed N] [--only KIND,...] [--record FILE] [--costs only] [--json FILE]
 
-Many short trainings by the real command line; each meets one or more faults, and must end with the bytes of the undisturbed
+Many short trainings by the real command line; each meets a few faults, and must end with the bytes of the undisturbed
 one (or, where memory ran out, within the law's measures). What cannot be had on a machine is skipped with a word.
 """
 
@@ -11,110 +11,124 @@ import contextlib
 import json
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from faults.deeds import ALONE, KINDS, SAME_BYTES, fake_clock, missing, mount, unmount
-from faults.training import SETTINGS, NotSurvived, TooLate, Training
+from faults.deeds import HANG_SECONDS, KINDS, SAME_BYTES, fake_clock, missing, mount, unmount
+from faults.training import SETTINGS, NotSurvived, TooLate, Training, write_rows
 from faults.verdict import check, cost_of_saving, overhead
 from lorafit.events import Restarted
 from lorafit.rundir import RunDir
 
 QUICK, MANY = 20, 200
-PER_RUN = 3  # faults that a run meets
-DISK_BYTES = 24 << 20
+PER_RUN = 6  # faults that a run meets
+AGAIN = 5  # times that a fault is tried in another run, which came too late for one
+DISK_BYTES = 64 << 20
 HANGING = (sys.executable, str(Path(__file__).with_name("faults") / "hanging.py"))
-LARGE: dict[str, object] = {"max_length": 256, "effective_batch": 8, "token_budget": 4096, "no_preflight": True}
-SMALLER = 256  # tokens at a time
-LONG: dict[str, object] = {
-    "max_samples": 400,
-    "max_steps": 120,
-    "save_steps": 20,
-    "eval_steps": 60,
-}  # for what supervising costs
+LARGE_STEPS, SMALLER = 4, 128  # SMALLER: tokens at a time
+LARGE: dict[str, object] = {
+    "dataset_name": "demo", "max_samples": 30, "max_length": 128, "effective_batch": 4, "max_steps": LARGE_STEPS,
+    "eval_steps": LARGE_STEPS, "no_preflight": True,
+}  # fmt: skip
+COSTLY: dict[str, object] = {
+    "dataset_name": "demo", "max_samples": 400, "max_length": 128, "effective_batch": 4, "max_steps": 60, "save_steps": 5,
+    "eval_steps": 60, "lora_r": 8,
+}  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """Undisturbed runs, and a limit of memory that the large one's budget exceeds and a smaller budget does not."""
+@dataclass
+class Undisturbed:
+    """Runs that nothing happens to, each made when it is first asked for: the folder, and the most that its worker allocated."""
 
-    small: RunDir
-    large: RunDir
-    data_bytes: int
+    folder: Path
+    known: dict[str, tuple[RunDir, int]] = field(default_factory=dict)
+
+    def run(self, **changes: object) -> RunDir:
+        return self._run(changes)[0]
+
+    def between(self) -> int:
+        """A limit of memory that LARGE exceeds, and with SMALLER does not."""
+        most, least = self._run(LARGE)[1], self._run({**LARGE, "token_budget": SMALLER})[1]
+        return (most + least) // 2
+
+    def _run(self, changes: dict[str, object]) -> tuple[RunDir, int]:
+        name = str(sorted(changes.items()))
+        if name not in self.known:
+            training = prepared(self.folder / str(len(self.known)))
+            training.start(**changes)
+            most = most_allocated(training)
+            training.finish()
+            assert training.run is not None
+            self.known[name] = training.run, most
+            print(f"undisturbed: {changes or ''} {most >> 20} MiB at most", flush=True)
+        return self.known[name]
+
+
+def prepared(folder: Path) -> Training:
+    """A training in `folder`, which is made."""
+    training = Training(folder / "output")
+    training.output.mkdir(parents=True)
+    write_rows(folder / "rows.jsonl")
+    return training
+
+
+def most_allocated(training: Training) -> int:
+    """Bytes that its worker allocates at most (what RLIMIT_DATA counts), until it ends."""
+    assert training.process is not None
+    most = 0
+    while training.process.poll() is None:
+        if (worker := training.worker) is not None:
+            with contextlib.suppress(OSError):
+                status = Path(f"/proc/{worker.pid}/status").read_text()
+                sizes = [int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmData")]
+                most = max([most, *sizes])
+        time.sleep(0.02)
+    return most
 
 
 def deal(kinds: Sequence[str], count: int, rng: random.Random) -> list[list[str]]:
     """`count` faults as lists, one a run; every kind as often as any other, or once more."""
     faults = [kinds[n % len(kinds)] for n in range(count)]
-    some = [fault for fault in faults if fault in SAME_BYTES]
-    rng.shuffle(some)
-    runs = [some[start : start + PER_RUN] for start in range(0, len(some), PER_RUN)]
-    return runs + [[fault] for fault in faults if fault in ALONE]
+    runs: list[list[str]] = []
+    for together, most in ((SAME_BYTES, PER_RUN), (("kill_for_memory",), 2), (("run_out_in_step",), 1)):
+        some = [fault for fault in faults if fault in together]
+        rng.shuffle(some)
+        runs += [some[start : start + most] for start in range(0, len(some), most)]
+    rng.shuffle(runs)
+    return runs
 
 
-def disturbed(faults: list[str], folder: Path, seed: int, wanted: Wanted) -> tuple[Training, int]:
+def disturbed(faults: list[str], folder: Path, seed: int, undisturbed: Undisturbed) -> tuple[Training, int]:
     """A training that meets `faults` one after the other, and how many came in time. Raises NotSurvived."""
-    output = folder / "output"
-    output.mkdir(parents=True)
-    training = Training(output)
+    training = prepared(folder)
     changes: dict[str, object] = {}
     if "fill_disk" in faults:
-        mount(output, DISK_BYTES)
+        mount(training.output, DISK_BYTES)
     if "hang" in faults:
-        training.face, changes = HANGING, {"hang_seconds": 3}
+        training.face = HANGING
     if "run_out_in_step" in faults:
-        changes, training.data_bytes = dict(LARGE), wanted.data_bytes
+        changes, training.steps, training.data_bytes = dict(LARGE), LARGE_STEPS, undisturbed.between()
     if "set_clock_back" in faults:
-        training.environ = fake_clock(output / "clock")
+        training.environ = fake_clock(folder / "clock")
+    wanted = undisturbed.run(**changes)
     try:
-        training.start(**changes)
+        training.start(**changes, **({"hang_seconds": HANG_SECONDS} if "hang" in faults else {}))
         met = meet(training, faults, random.Random(seed))
         training.finish()
-        check(training, wanted.large if "run_out_in_step" in faults else wanted.small)
+        check(training, wanted, lambda budget: undisturbed.run(**{**LARGE, "token_budget": budget}))
+        return training, met
     finally:
         training.end()
         if "fill_disk" in faults:
-            unmount(output)
-    return training, met
-
-
-def data_bytes(folder: Path, **changes: object) -> tuple[RunDir, int]:
-    """A training that meets nothing, and the most that its worker allocates."""
-    training, most = Training(folder), 0
-    training.start(**changes)
-    assert training.process is not None
-    while training.process.poll() is None:
-        if (worker := training.worker) is not None:
-            with contextlib.suppress(OSError):
-                status = Path(f"/proc/{worker.pid}/status").read_text()
-                most = max(
-                    [most, *(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmData"))]
-                )
-        time.sleep(0.02)
-    training.finish()
-    assert training.run is not None
-    return training.run, most
-
-
-def undisturbed_runs(folder: Path, with_large: bool) -> Wanted:
-    """What every disturbed run is compared with."""
-    training = Training(folder / "small")
-    training.start()
-    training.finish()
-    assert training.run is not None
-    if not with_large:
-        return Wanted(training.run, training.run, 0)
-    large, most = data_bytes(folder / "large", **LARGE)
-    _run, least = data_bytes(folder / "least", **{**LARGE, "token_budget": SMALLER})
-    print(f"memory: {most >> 20} MiB with 4096 tokens at a time, {least >> 20} MiB with {SMALLER}", flush=True)
-    return Wanted(training.run, large, (most + least) // 2)
+            unmount(training.output)
 
 
 def meet(training: Training, faults: list[str], rng: random.Random) -> int:
@@ -131,8 +145,8 @@ def meet(training: Training, faults: list[str], rng: random.Random) -> int:
 
 def measured(folder: Path) -> dict[str, Any]:
     """What supervising and saving cost, in one longer run."""
-    training = Training(folder)
-    training.start(**LONG)
+    training = prepared(folder)
+    training.start(**COSTLY)
     assert training.process is not None
     samples: list[tuple[int, float, float]] = []
     while training.process.poll() is None:
@@ -149,6 +163,72 @@ def measured(folder: Path) -> dict[str, Any]:
     return {**overhead(training, samples), **cost_of_saving(training)}
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one run: how many of its faults came in time; in words, whether it survived them."""
+
+    number: int
+    faults: list[str]
+    met: int
+    survived: bool
+    word: str
+    restarts: int = 0
+    lost_steps: int = 0
+    seconds: float = 0.0
+
+
+def outcome(number: int, faults: list[str], folder: Path, seed: int, undisturbed: Undisturbed) -> Outcome:
+    """Let one run meet its faults."""
+    began = time.monotonic()
+    try:
+        training, met = disturbed(faults, folder, seed * 1000 + number, undisturbed)
+        word = "survived" if met == len(faults) else f"survived the first {met}; then it was done"
+        facts = {"restarts": training.written(Restarted), "lost_steps": training.lost_steps}
+        found = Outcome(number, faults, met, True, word, **facts)
+        shutil.rmtree(folder, ignore_errors=True)
+    except NotSurvived as error:
+        found = Outcome(number, faults, len(faults), False, f"NOT SURVIVED ({folder}): {error}")
+    return replace(found, seconds=round(time.monotonic() - began, 1))
+
+
+def torment(runs: list[list[str]], folder: Path, seed: int, record: Path | None) -> list[Outcome]:
+    """All runs; faults that came too late for one get another. What `record` says to have survived is not done again."""
+    undisturbed, outcomes = Undisturbed(folder / "undisturbed"), []
+    before = (
+        [Outcome(**json.loads(line)) for line in record.read_text().splitlines()] if record and record.exists() else []
+    )
+    known = {(past.number, *past.faults): past for past in before if past.survived}
+    queue = [(faults, 0) for faults in runs]
+    for number, (faults, late) in enumerate(queue):
+        found = known.get((number, *faults))
+        if found is None:
+            found = outcome(number, faults, folder / f"run-{number}", seed, undisturbed)
+            if record:
+                with record.open("a") as file:
+                    file.write(json.dumps(asdict(found)) + "\n")
+        outcomes.append(found)
+        if found.met < len(faults) and late < AGAIN:
+            queue.append((faults[found.met :], late + 1))
+        told = f"run {number + 1}/{len(queue)}, {found.seconds:.0f} s, {found.lost_steps} steps again"
+        print(f"{told}: {', '.join(faults)}: {found.word}", flush=True)
+    return outcomes
+
+
+def figures_of(outcomes: list[Outcome]) -> dict[str, Any]:
+    """What was injected and survived, and the count of every kind."""
+    met = [fault for one in outcomes for fault in one.faults[: one.met]]
+    survived = sum(one.met for one in outcomes if one.survived)
+    return {
+        "ok": bool(met) and all(one.survived for one in outcomes),
+        "injected": len(met),
+        "survived": survived,
+        **{kind: met.count(kind) for kind in KINDS},
+        "runs": len(outcomes),
+        "restarts": sum(one.restarts for one in outcomes),
+        "lost_steps": sum(one.lost_steps for one in outcomes),
+    }
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help=f"{QUICK} faults instead of {MANY}")
@@ -156,81 +236,35 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=8)
     parser.add_argument("--only", help="these kinds alone: " + ", ".join(KINDS))
     parser.add_argument("--model", default="demo", help="another base model, a smaller one to try this script")
-    parser.add_argument("--no_costs", action="store_true", help="leave out what supervising and saving cost")
+    parser.add_argument(
+        "--record", type=Path, help="a file that keeps what came of each run, to go on with another time"
+    )
+    parser.add_argument(
+        "--costs", choices=("too", "only", "no"), default="too", help="what supervising and saving cost"
+    )
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored, and by our children too
     SETTINGS["model_name"] = args.model
-    rng = random.Random(args.seed)
     asked = args.only.split(",") if args.only else list(KINDS)
     reasons = {kind: reason for kind in asked if (reason := missing(kind))}
     for kind, reason in reasons.items():
-        print(f"skipped: {kind}: {reason}")
+        print(f"skipped: {kind}: {reason}", flush=True)
     kinds = [kind for kind in asked if kind not in reasons]
-    runs = deal(kinds, args.faults or (QUICK if args.quick else MANY), rng)
+    count = args.faults or (QUICK if args.quick else MANY)
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
-    try:
-        figures = {**torment(runs, folder, args.seed), **({} if args.no_costs else measured(folder / "long"))}
-    finally:
+    figures: dict[str, Any] = {"ok": True}
+    if args.costs != "only":
+        runs = deal(kinds, count, random.Random(args.seed))
+        figures = figures_of(torment(runs, folder, args.seed, args.record)) | {"skipped": ", ".join(reasons)}
+    if args.costs != "no":
+        figures |= measured(folder / "costs")
+    if figures["ok"]:  # else what is left of a run that did not survive is kept
         shutil.rmtree(folder, ignore_errors=True)
-    figures["skipped"] = ", ".join(reasons)
     print(json.dumps(figures, indent=1))
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1) + "\n")
     return 0 if figures["ok"] else 1
-
-
-@dataclass
-class Tally:
-    """What was injected and survived."""
-
-    injected: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
-    survived: int = 0
-    runs: int = 0
-    restarts: int = 0
-    lost_steps: int = 0
-
-    def count(self, faults: list[str], training: Training | None) -> None:
-        """Note the `faults` that a run met; None for a training that did not survive them."""
-        self.runs += 1
-        for fault in faults:
-            self.injected[fault] += 1
-        if training is not None:
-            self.survived += len(faults)
-            self.restarts += len(training.of(Restarted))
-            self.lost_steps += training.lost_steps
-
-    def figures(self) -> dict[str, Any]:
-        count = sum(self.injected.values())
-        facts = {"runs": self.runs, "restarts": self.restarts, "lost_steps": self.lost_steps}
-        return {
-            "ok": 0 < count == self.survived,
-            "injected": count,
-            "survived": self.survived,
-            **self.injected,
-            **facts,
-        }
-
-
-def torment(runs: list[list[str]], folder: Path, seed: int) -> dict[str, Any]:
-    """All runs; faults that came too late for one get another, twice at most."""
-    wanted = undisturbed_runs(folder, any("run_out_in_step" in faults for faults in runs))
-    tally, queue = Tally(), [(faults, 0) for faults in runs]
-    for number, (faults, late) in enumerate(queue):
-        began, place = time.monotonic(), folder / f"run-{number}"
-        try:
-            training, met = disturbed(faults, place, seed * 1000 + number, wanted)
-            tally.count(faults[:met], training)
-            word = "survived" + (f" the first {met}; then it was done" if met < len(faults) else "")
-            if met < len(faults) and late < 2:
-                queue.append((faults[met:], late + 1))
-        except NotSurvived as error:
-            tally.count(faults, None)
-            word = f"NOT SURVIVED: {error}"
-        print(
-            f"run {number + 1}/{len(queue)}, {time.monotonic() - began:.0f} s: {', '.join(faults)}: {word}", flush=True
-        )
-        shutil.rmtree(place, ignore_errors=True)
-    return tally.figures()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """How is a training started, watched and ended from outside? By its command line, its files and its process ids."""
 
 import contextlib
+import json
 import os
 import resource
 import signal
@@ -13,27 +14,33 @@ from pathlib import Path
 
 import psutil
 
-from lorafit.events import Event, Restarted, Resumed, Saved, StepDone, read_events
+from lorafit.events import Event, Saved, StepDone, read_events
 from lorafit.rundir import RunDir
 
-STEPS, SAVE_STEPS = 20, 2
-SETTINGS = {
-    "model_name": "demo", "dataset_name": "demo", "max_samples": 60, "max_length": 64, "max_steps": STEPS,
-    "effective_batch": 2, "token_budget": 4096, "save_steps": SAVE_STEPS, "eval_steps": 10, "val_size": 2, "lora_r": 4,
-    "lora_dropout": 0.1, "lang": "en",
+STEPS, SAVE_STEPS = 24, 2
+SETTINGS: dict[str, object] = {
+    "model_name": "demo", "max_length": 64, "max_steps": STEPS, "effective_batch": 2, "token_budget": 4096,
+    "save_steps": SAVE_STEPS, "eval_steps": 12, "val_size": 2, "lora_r": 2, "lora_dropout": 0.1, "lang": "en",
 }  # fmt: skip
+ROWS = 60  # of a few tokens each, so that many runs take little time
 FACE = (sys.executable, "-m", "lorafit")
 PATIENCE_SECONDS = 600.0  # for anything to happen; what takes longer has not survived
-SNAP_SECONDS = 0.005  # between looks
+SNAP_SECONDS = 0.05  # between looks
 
 
 class NotSurvived(Exception):
     """What should have happened did not."""
 
 
+def write_rows(path: Path) -> None:
+    """Rows that are short, and each another."""
+    rows = [{"instruction": f"What is {n} + {n // 7}?", "output": f"It is {n + n // 7}."} for n in range(10, 10 + ROWS)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 def flags(output: Path, **changes: object) -> list[str]:
-    """The training's command line."""
-    settings = {**SETTINGS, "output_dir": output, **changes}
+    """The training's command line; its rows lie beside `output`."""
+    settings = {**SETTINGS, "dataset_name": output.parent / "rows.jsonl", "output_dir": output, **changes}
     return [
         word
         for name, value in settings.items()
@@ -52,14 +59,12 @@ class Training:
     output: Path
     face: tuple[str, ...] = FACE
     environ: dict[str, str] = field(default_factory=dict)
+    steps: int = STEPS
     data_bytes: int | None = None  # the most that its processes may allocate
     process: subprocess.Popen[str] | None = None
-    lost_steps: int = 0
-    _resumed: int = 0
 
     def start(self, **changes: object) -> None:
         """Begin, or go on with what was begun."""
-        self._resumed = len(self.of(Resumed))
         words = (
             ["resume", "--output_dir", str(self.output), "--lang", "en"]
             if self.run
@@ -67,7 +72,8 @@ class Training:
         )
         self.process = subprocess.Popen(
             [*self.face, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **self.environ},
+            env={"OMP_NUM_THREADS": "1", **os.environ, "LORAFIT_CALIBRATIONS": str(self.output.parent / "calibrations.json"),
+                 **self.environ},
         )  # fmt: skip
         if self.data_bytes is not None:
             resource.prlimit(self.process.pid, resource.RLIMIT_DATA, (self.data_bytes, self.data_bytes))
@@ -91,6 +97,17 @@ class Training:
     def saved(self) -> int:
         return max((e.step for e in self.of(Saved)), default=0)
 
+    def written(self, kind: type[Event]) -> int:
+        """How many events of one kind stand in the record, void ones too."""
+        assert self.run is not None
+        lines = self.run.events.read_text("utf-8", errors="replace").splitlines()
+        return sum(f'"event": "{kind.name}"' in line for line in lines)
+
+    @property
+    def lost_steps(self) -> int:
+        """Steps that were done more than once."""
+        return self.written(StepDone) - self.step
+
     @property
     def worker(self) -> psutil.Process | None:
         """The process with the engine, while it lives."""
@@ -102,7 +119,7 @@ class Training:
                         return child
         return None
 
-    def wait(self, what: Callable[[], object], name: str) -> None:
+    def wait(self, what: Callable[[], object], name: str, snap_seconds: float = SNAP_SECONDS) -> None:
         """Until `what()` holds; where the training ends before, it has not survived."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not what():
@@ -112,16 +129,16 @@ class Training:
                 raise NotSurvived(f"it ended with {self.process.returncode} before {name}:\n{self.said()[-2000:]}")
             if time.monotonic() > deadline:
                 raise NotSurvived(f"never: {name}")
-            time.sleep(SNAP_SECONDS)
+            time.sleep(snap_seconds)
 
     def wait_for_step(self, step: int) -> None:
         """Until `step` is done, and the process that did it is at work."""
-        self.wait(lambda: self.step >= min(step, STEPS - 2), f"step {step}")
+        self.wait(lambda: self.step >= min(step, self.steps - 2), f"step {step}")
 
     def wait_for_progress(self) -> None:
         """Until something is saved after the last restart, so that the next fault meets a run that got on."""
         saved = self.saved
-        self.wait(lambda: self.saved > saved or self.saved >= STEPS - SAVE_STEPS, "another checkpoint")
+        self.wait(lambda: self.saved > saved or self.saved >= self.steps - SAVE_STEPS, "another checkpoint")
 
     def wait_for_worker(self) -> psutil.Process:
         """The process with the engine."""
@@ -139,11 +156,9 @@ class Training:
     def kill_group(self) -> None:
         """SIGKILL to supervisor and worker alike, as when a machine stops."""
         assert self.process is not None
-        before = self.step
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.said()
-        self.lost_steps += before - min(self.saved, before)
 
     def said(self) -> str:
         """What the face printed until its end."""
@@ -159,7 +174,6 @@ class Training:
         assert self.process is not None
         if self.process.returncode != 0:
             raise NotSurvived(f"it ended with {self.process.returncode}:\n{said[-2000:]}")
-        self.lost_steps += sum(e.lost_steps for e in self.of(Restarted) if isinstance(e, Restarted))
 
     def end(self) -> None:
         """Leave no process behind."""

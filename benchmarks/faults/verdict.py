@@ -1,13 +1,14 @@
 """Did a disturbed run end as the undisturbed one? Same bytes where the plan did not change, else by the law's measures."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file
 
-from faults.training import STEPS, NotSurvived, Training
+from faults.training import NotSurvived, Training
 from lorafit.events import EvalDone, Saved, Shrunk, StepDone
 from lorafit.plan.plan import HOW
 from lorafit.rundir import RunDir
@@ -15,23 +16,32 @@ from lorafit.rundir import RunDir
 LOSS_TOLERANCE, B_TOLERANCE = 1e-5, 1e-3  # relative; by norm (docs/architecture.md, "The law")
 
 
-def check(training: Training, wanted: RunDir) -> None:
-    """Raise NotSurvived unless `training` ended as `wanted` did."""
+def check(training: Training, wanted: RunDir, smaller: Callable[[int], RunDir]) -> None:
+    """Raise NotSurvived unless `training` ended as `wanted` did.
+
+    Where less was taken at a time from the start on, the bytes are those of smaller(token_budget), which began so.
+    """
     run = training.run
     assert run is not None
     steps = [e.step for e in training.of(StepDone)]
-    if steps != list(range(1, STEPS + 1)):
+    if steps != list(range(1, training.steps + 1)):
         raise NotSurvived(f"steps in the record: {steps}")
     if left := [path.name for path in run.path.rglob(".*")]:
         raise NotSurvived(f"left behind: {left}")
-    if not training.of(Shrunk) and _plan(run) == _plan(wanted):
-        if _adapter(run).read_bytes() != _adapter(wanted).read_bytes():
-            raise NotSurvived("other bytes in the adapter")
-        return
+    shrunk = [e for e in training.of(Shrunk) if isinstance(e, Shrunk)]
+    if not shrunk and _plan(run) == _plan(wanted):
+        return _same_bytes(run, wanted)
     if (worst := b_distance(run, wanted)) > B_TOLERANCE:
         raise NotSurvived(f"|dB|/|B| = {worst:.1e}")
     if (worst := loss_distance(run, wanted)) > LOSS_TOLERANCE:
         raise NotSurvived(f"losses differ by {worst:.1e}")
+    if shrunk and all(e.step == 0 and e.recompute is None and e.token_budget for e in shrunk):
+        _same_bytes(run, smaller(shrunk[-1].token_budget or 0))
+
+
+def _same_bytes(run: RunDir, wanted: RunDir) -> None:
+    if _adapter(run).read_bytes() != _adapter(wanted).read_bytes():
+        raise NotSurvived("other bytes in the adapter")
 
 
 def b_distance(run: RunDir, wanted: RunDir) -> float:
