@@ -19,7 +19,7 @@ from safetensors.numpy import save
 
 from lorafit.config import TrainConfig
 from lorafit.errors import AdapterError
-from lorafit.messages import _
+from lorafit.messages import _, listed
 from lorafit.modelspec import LAYER, ModelSpec
 
 CONFIG, WEIGHTS, CHAT = "adapter_config.json", "adapter_model.safetensors", "lorafit.json"
@@ -230,7 +230,7 @@ def _refuse_foreign(facts: dict[str, Any], path: Path) -> None:
         raise AdapterError(
             _("This adapter is of a kind that lorafit cannot apply."),
             where=path,
-            found=", ".join(f"{name}: {value!r}" for name, value in strange.items()),
+            found=listed(f"{name}: {value!r}" for name, value in strange.items()),
             fix=_("Use `peft` itself to merge it into its base, and take the merged folder as --model_name."),
         )
 

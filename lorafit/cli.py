@@ -15,7 +15,7 @@ from rich.console import Console
 
 import lorafit
 from lorafit.errors import ConfigError, LorafitError
-from lorafit.messages import LANGUAGES, _, set_language
+from lorafit.messages import LANGUAGES, _, listed, set_language
 from lorafit.registry import Entry, load
 from lorafit.reporters.errors import show_error
 
@@ -113,7 +113,7 @@ def _command(argv: list[str]) -> int:
         found=name,
         fix=_("Did you mean `{name}`?").format(name=near[0])
         if near
-        else _("Commands: {names}.").format(names=", ".join(COMMANDS)),
+        else _("Commands: {names}.").format(names=listed(COMMANDS)),
     )
 
 

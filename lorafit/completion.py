@@ -11,7 +11,7 @@ from lorafit.config import TrainConfig, choices, is_switch
 from lorafit.contest import CompareRequest
 from lorafit.errors import ConfigError
 from lorafit.faces import DoctorFlags
-from lorafit.messages import _
+from lorafit.messages import _, listed
 from lorafit.moving import BundleRequest, CloudRequest, FetchRequest
 from lorafit.plan_faces import MachinesFlags, PlanFlags
 from lorafit.run_faces import DiffFlags, ListFlags, RemoveFlags, ShowFlags
@@ -83,7 +83,7 @@ def script(shell: str) -> str:
             _("There is no completion for this shell."),
             where="--print_completion",
             found=shell or None,
-            fix=_("Known: {known}.").format(known=", ".join(SHELLS)),
+            fix=_("Known: {known}.").format(known=listed(SHELLS)),
         )
     kinds = {command: _fields(kind) for command, kind in SETTINGS.items()}
     return SCRIPT.format(

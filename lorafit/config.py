@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from lorafit.errors import ConfigError
-from lorafit.messages import _, translate
+from lorafit.messages import _, listed, translate
 
 
 def what(default: Any, help: str, **limits: Any) -> Any:
@@ -252,10 +252,10 @@ def wanted(field: FieldInfo) -> str:
     """What values `field` takes: "a whole number >= 1", "auto, cuda, mps, cpu"."""
     kinds = {bool: _("true or false"), int: _("a whole number"), float: _("a number"), str: _("text")}
     if few := choices(field):
-        return ", ".join(few)
+        return listed(few)
     signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
     limits = [f"{sign} {getattr(m, name)}" for m in field.metadata for name, sign in signs.items() if hasattr(m, name)]
-    return " ".join([kinds[without_none(field.annotation)], ", ".join(limits)]).strip()
+    return " ".join([kinds[without_none(field.annotation)], listed(limits)]).strip()
 
 
 def is_switch(field: FieldInfo) -> bool:

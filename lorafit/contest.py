@@ -26,7 +26,7 @@ from lorafit.engines.tokenizer import load_tokenizer
 from lorafit.errors import AdapterError, ConfigError, LorafitError
 from lorafit.heldout import HeldOut, Trained, held_out_rows, read_trained, run_of
 from lorafit.hub import Found, find_model
-from lorafit.messages import _
+from lorafit.messages import _, listed
 from lorafit.modelspec import read_spec
 from lorafit.opening import AnswerRequest, base_name, choose_way, tokenizer_folder
 from lorafit.sampling import Sampling
@@ -102,7 +102,7 @@ def compare(request: CompareRequest, read_lines: Callable[[Path], list[str]], sa
     setting = [base.device, base.precision, *([base.quantization] if base.quantization != "none" else [])]
     source = _("{n} of {total} questions, {source}").format(n=len(questions), total=len(asked), source=source)
     name = base.found.folder.name if Path(base.found.name).is_absolute() else base.found.name  # pages travel
-    return Comparison(name, ", ".join(setting), source, sampling, questions, sides[0], sides[1:], notes + left_out)
+    return Comparison(name, listed(setting), source, sampling, questions, sides[0], sides[1:], notes + left_out)
 
 
 def _check(request: CompareRequest) -> None:
@@ -162,7 +162,7 @@ def _base(request: CompareRequest, entrants: list[Entrant], say: Say) -> Base:
     if len(names) > 1:
         raise AdapterError(
             _("These adapters are tuned from different base models."),
-            found=", ".join(sorted(names)),
+            found=listed(sorted(names)),
             fix=_("Compare those of one base at a time."),
         )
     found = find_model(names.pop(), hub=request.hub, endpoint=request.hf_endpoint, say=say)

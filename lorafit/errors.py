@@ -26,6 +26,11 @@ class LorafitError(Exception):
         self.found = None if found is None else str(found)
         self.fix = fix
 
+    @property
+    def brief(self) -> str:
+        """What happened and what was found, in one line."""
+        return " ".join(filter(None, (self.what, self.found)))
+
     def __str__(self) -> str:
         return "\n".join(part for part in (self.what, self.where, self.found, self.fix) if part)
 

@@ -13,7 +13,7 @@ from lorafit.checkpoint import disk_errors
 from lorafit.config import TrainConfig, read_yaml, resolve_effective_batch
 from lorafit.errors import AdapterError, LorafitError, RunError
 from lorafit.events import EvalDone, Event, Failed, Finished, Resumed, Started, StepDone
-from lorafit.messages import _
+from lorafit.messages import _, labelled, listed
 from lorafit.rundir import RunDir, RunInfo
 
 Kind = TypeVar("Kind", bound=Event)
@@ -173,7 +173,7 @@ def check_removable(record: Record) -> None:
         raise RunError(
             _("Other things than a run's lie in this folder, so it is not removed."),
             where=run.path,
-            found=", ".join(sorted(path.name for path in foreign)[:5]),
+            found=listed(sorted(path.name for path in foreign)[:5]),
             fix=_("Move them elsewhere first, or delete the folder yourself."),
         )
 
@@ -191,7 +191,8 @@ def _attempt(faults: list[str], read: Callable[[], Settings]) -> Settings:
     try:
         return read()
     except LorafitError as error:
-        faults.append(": ".join(part for part in (Path(error.where or "").name, error.what, error.found) if part))
+        name = Path(error.where or "").name
+        faults.append(labelled(name, error.brief) if name else error.brief)
         return {}
 
 

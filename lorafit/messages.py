@@ -47,6 +47,11 @@ def listed(parts: Iterable[str]) -> str:
     return _(", ").join(parts)
 
 
+def clauses(parts: Iterable[str]) -> str:
+    """`parts` one after the other, with this language's semicolon between."""
+    return _("; ").join(parts)
+
+
 def labelled(label: str, text: str) -> str:
     """`label: text`, with this language's colon."""
     return _("{label}: {text}").format(label=label, text=text)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lorafit.errors import ModelError
-from lorafit.messages import _
+from lorafit.messages import _, listed
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
@@ -132,7 +132,7 @@ def weight_files(folder: Path) -> list[Path]:
         raise _broken(_("The index of the weights cannot be read."), folder / INDEX, repr(error)) from None
     if missing := [name for name in names if not (folder / name).is_file()]:
         found = _("missing {missing} of {total} files: {names}").format(
-            missing=len(missing), total=len(names), names=", ".join(missing[:5])
+            missing=len(missing), total=len(names), names=listed(missing[:5])
         )
         raise ModelError(
             _("Some of the model's weights are missing."),
@@ -222,7 +222,7 @@ def _require_tokenizer(folder: Path) -> None:
             _("The model's folder has no tokenizer."),
             where=folder,
             found=_names(folder),
-            fix=_("Copy the tokenizer's files beside the weights: {names}.").format(names=", ".join(TOKENIZER_FILES)),
+            fix=_("Copy the tokenizer's files beside the weights: {names}.").format(names=listed(TOKENIZER_FILES)),
         )
 
 
@@ -235,7 +235,7 @@ def _no_weights(folder: Path) -> ModelError:
             name=WEIGHTS, index=INDEX
         ),
         where=folder,
-        found=", ".join(pickles) or _names(folder),
+        found=listed(pickles) or _names(folder),
         fix=_(
             "Pickled weights are never loaded here, for they can run code. Take a safetensors version of the model or, "
             "if you trust its author, convert it: {command}"
@@ -254,4 +254,4 @@ def _broken(what: str, where: Path, found: object) -> ModelError:
 def _names(folder: Path) -> str:
     """What is in `folder`, for an error."""
     names = sorted(path.name for path in folder.iterdir())
-    return ", ".join(names[:12]) + (" ..." if len(names) > 12 else "") if names else _("an empty folder")
+    return listed(names[:12]) + (" ..." if len(names) > 12 else "") if names else _("an empty folder")

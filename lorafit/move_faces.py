@@ -16,7 +16,7 @@ from lorafit.cli import OK
 from lorafit.config import TrainConfig, is_switch
 from lorafit.errors import ConfigError
 from lorafit.faces import parse, train_config
-from lorafit.messages import _
+from lorafit.messages import _, listed
 from lorafit.moving import BundleRequest, CloudRequest, FetchRequest
 from lorafit.registry import CLOUDS
 from lorafit.reporters import commands
@@ -50,7 +50,7 @@ def cloud(argv: list[str]) -> int:
             _("Which place?"),
             found=words[0] if words else None,
             fix=_("Did you mean `{name}`?").format(name=near[0]) if near else _("Known: {known}.").format(
-                known=", ".join(CLOUDS)),
+                known=listed(CLOUDS)),
         )  # fmt: skip
     name = one_run(words[1:], others, f"cloud {words[0]}")
     order = moving.order(name, training(name, others, "cloud"), Path(request.output_dir), request.base_model)

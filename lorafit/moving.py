@@ -17,7 +17,7 @@ from lorafit.config import TrainConfig, write_yaml
 from lorafit.demo import Say, silent
 from lorafit.errors import ConfigError, RunError
 from lorafit.fetch import Fetched
-from lorafit.messages import _
+from lorafit.messages import _, listed
 from lorafit.resume import saved_config
 from lorafit.rundir import RunDir
 from lorafit.unbundle import unbundle
@@ -113,4 +113,4 @@ def _other_versions(facts: bundles.Facts) -> list[str]:
     differing = [f"{name} {facts.versions[name]} -> {here.get(name, '-')}" for name in ("lorafit", "transformers", "tokenizers")
                  if facts.versions.get(name) not in (None, here.get(name))]  # fmt: skip
     text = _("Made with other versions than are here: {names}. Data that come out otherwise are refused.")
-    return [text.format(names=", ".join(differing))] if differing else []
+    return [text.format(names=listed(differing))] if differing else []

@@ -18,7 +18,7 @@ from lorafit.engines.tokenizer import read_template
 from lorafit.errors import ConfigError, DataError, HubError
 from lorafit.hardware import Machine
 from lorafit.measure_lengths import fill_cache
-from lorafit.messages import _
+from lorafit.messages import _, listed
 from lorafit.modelspec import ModelSpec, read_spec
 from lorafit.plan import calibrate
 from lorafit.plan.facts import DataFacts
@@ -129,7 +129,7 @@ def _no_tokenizer(config: TrainConfig) -> ConfigError:
 def described_facts(look: Outlook) -> list[Choice]:
     """Machine, model and data in a line each."""
     machine, spec, lengths = look.machine, look.spec, look.data.train_lengths
-    gpus = ", ".join(f"{gpu.name} {bytes_text(gpu.memory_bytes)}" for gpu in machine.gpus) or _("no GPU")
+    gpus = listed(f"{gpu.name} {bytes_text(gpu.memory_bytes)}" for gpu in machine.gpus) or _("no GPU")
     memory = _("{cores} cores, {memory} memory, {available} of it free; {gpus}").format(
         cores=machine.cores, memory=bytes_text(machine.memory_bytes), available=bytes_text(machine.available_bytes),
         gpus=gpus,

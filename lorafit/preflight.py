@@ -9,7 +9,7 @@ from lorafit.config import TrainConfig, resolve_effective_batch
 from lorafit.data.sources import check_source
 from lorafit.errors import AdapterError, ConfigError
 from lorafit.hardware import Machine
-from lorafit.messages import _
+from lorafit.messages import _, listed
 from lorafit.modelspec import ModelSpec
 from lorafit.plan import numbers
 from lorafit.plan.memory import adapter_parameters
@@ -116,6 +116,6 @@ def _check_targets(targets: str, spec: ModelSpec) -> None:
     raise ConfigError(
         _("lora_targets names layers that this model does not have."),
         where=f"lora_targets: {targets!r}",
-        found=", ".join(missing),
-        fix=_("It has: {names}; or use all-linear.").format(names=", ".join(names)),
+        found=listed(missing),
+        fix=_("It has: {names}; or use all-linear.").format(names=listed(names)),
     )

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import IO
 
 from lorafit.errors import ConfigError
-from lorafit.messages import _
+from lorafit.messages import _, listed
 
 FOLLOWER = (sys.executable, "-m", "lorafit.follower")
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -47,8 +47,8 @@ def place(environ: Mapping[str, str] = os.environ) -> Place:
             return Place(*(int(environ[name]) for name in NAMES[:4]))
     raise ConfigError(
         _("RANK is set, but not all that processes need to find each other."),
-        where=", ".join(NAMES),
-        found=_("missing: {names}").format(names=", ".join(missing)) if missing else None,
+        where=listed(NAMES),
+        found=_("missing: {names}").format(names=listed(missing)) if missing else None,
         fix=_("Start with `torchrun --nproc_per_node N train.py ...` or `--processes N`; or unset RANK."),
     )
 

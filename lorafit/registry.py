@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorafit.errors import ConfigError, LorafitError
-from lorafit.messages import _
+from lorafit.messages import _, listed
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ QUANTIZATIONS: dict[str, Entry] = {
 def find(kind: dict[str, Entry], name: str) -> Entry:
     """The entry called `name`. Raises ConfigError that lists the names there are."""
     if name not in kind:
-        known = ", ".join(sorted(kind)) or "-"
+        known = listed(sorted(kind)) or "-"
         raise ConfigError(
             _("Nothing is registered under `{name}`.").format(name=name),
             found=name,

@@ -20,7 +20,7 @@ from pathlib import Path
 from lorafit.checkpoint import HIDDEN, disk_error, latest_good, put_back
 from lorafit.errors import AdapterError, RunError
 from lorafit.events import EvalDone, Event, Failed, Finished, Resumed, Started, StepDone, Stopped, read_events
-from lorafit.messages import _
+from lorafit.messages import _, clauses, labelled, listed
 
 STAMP = re.compile(r".*-([0-9]{8}_[0-9]{6})(?:_([0-9]+))?")
 ORPHAN_SECONDS = 60.0  # as long as a worker without a supervisor lives
@@ -201,7 +201,7 @@ def find(name: str, output_dir: Path) -> RunDir:
         _("There is no such run."),
         where=name,
         found=_("not a run's folder, which holds a config.yaml") if Path(name).expanduser().exists() else None,
-        fix=_("Did you mean {names}?").format(names=", ".join(near)) if near else _("`lorafit runs` lists all runs."),
+        fix=_("Did you mean {names}?").format(names=listed(near)) if near else _("`lorafit runs` lists all runs."),
     )
 
 
@@ -254,7 +254,7 @@ def find_adapter(path: Path) -> Path:
     raise AdapterError(
         _("There is no adapter here."),
         where=path,
-        found="; ".join(f"{p.name}: {why}" for p, why in bad) or (None if path.is_dir() else _("no such folder")),
+        found=clauses(labelled(p.name, why) for p, why in bad) or (None if path.is_dir() else _("no such folder")),
         fix=_("Give a run, its final_model, or one of its checkpoints: a folder with adapter_config.json."),
     )
 

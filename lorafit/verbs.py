@@ -28,7 +28,7 @@ from lorafit.follower import follow
 from lorafit.generate import Chat
 from lorafit.history import Record
 from lorafit.hub import find_model
-from lorafit.messages import _
+from lorafit.messages import _, listed
 from lorafit.modelspec import read_spec
 from lorafit.opening import AnswerRequest, base_name, choose_way, tokenizer_folder
 from lorafit.plan import calibrate
@@ -76,8 +76,8 @@ def check_request(request: ChatRequest) -> None:
     asked = {"--interactive": request.interactive, "--prompt": request.prompt, "--test_file": request.test_file}
     given = [flag for flag, value in asked.items() if value not in (None, False)]
     if len(given) > 1:
-        what = _("Only one of {flags} can be done at a time.").format(flags=", ".join(given))
-        raise ConfigError(what, found=", ".join(given), fix=_("Leave all but one out."))
+        what = _("Only one of {flags} can be done at a time.").format(flags=listed(given))
+        raise ConfigError(what, found=listed(given), fix=_("Leave all but one out."))
     if request.output is not None and request.test_file is None:
         fix = _("Give --test_file FILE too, or leave --output out.")
         raise ConfigError(_("--output is for the answers to --test_file."), found=request.output, fix=fix)

@@ -290,7 +290,7 @@ def wants_more(device: str, precision: str) -> str:
 @pytest.mark.parametrize(
     ("target", "words"),
     [
-        ("test_doctor:wrong", {"found": "It computes wrongly.: off by 100%", "fix": "Update it."}),
+        ("test_doctor:wrong", {"found": "It computes wrongly. off by 100%", "fix": "Update it."}),
         ("test_doctor:odd", {"found": "OSError: libcuda.so: no such file"}),
         ("test_doctor:wants_more", {"found": "not installed: extra", "install": "pip install x"}),
         ("no_such_package.at_all:x", {"found": "not installed: no_such_package", "install": "pip install x"}),

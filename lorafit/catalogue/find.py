@@ -9,7 +9,7 @@ from lorafit.catalogue.clouds import INSTANCES, Instance
 from lorafit.catalogue.nvidia import NVIDIA, USABLE_SHARE
 from lorafit.errors import HardwareError
 from lorafit.hardware import Gpu, Machine
-from lorafit.messages import _
+from lorafit.messages import _, listed
 from lorafit.units import GIB
 
 CHIPS = APPLE + NVIDIA
@@ -29,7 +29,7 @@ def described(name: str) -> Machine:
         raise _unknown(name)
     memory = int(size[1]) if size else chip.memory_gb[0]
     if memory not in chip.memory_gb:
-        sizes = ", ".join(f"{gb} GB" for gb in chip.memory_gb)
+        sizes = listed(f"{gb} GB" for gb in chip.memory_gb)
         raise HardwareError(
             _("{chip} was never sold with {memory} GB.").format(chip=chip.name, memory=memory),
             found=name,
@@ -100,5 +100,5 @@ def _unknown(name: str) -> HardwareError:
     return HardwareError(
         _("There is no machine called `{name}` in the catalogue.").format(name=name),
         found=name,
-        fix=_("Near: {names}. `lorafit machines` lists them all.").format(names=", ".join(near) or "-"),
+        fix=_("Near: {names}. `lorafit machines` lists them all.").format(names=listed(near) or "-"),
     )

@@ -34,7 +34,7 @@ def attempt(entry: Entry, device: str, precision: str) -> dict[str, object]:
     except LorafitError as error:
         if isinstance(error.__context__, ModuleNotFoundError):
             return _missing(error.__context__, entry)
-        return {"good": False, "found": ": ".join(filter(None, (error.what, error.found))), "fix": error.fix}
+        return {"good": False, "found": error.brief, "fix": error.fix}
     except ModuleNotFoundError as error:
         return _missing(error, entry)
     except Exception as error:  # a backend that is broken raises whatever it likes; that is what is asked for here

@@ -83,7 +83,7 @@ def _build_text(name: str, version: str, machine: Machine, packages: Packages) -
         cuda = _("for CUDA {version}").format(version=machine.torch_cuda) if machine.torch_cuda else _("without CUDA")
         return listed([version, cuda]) if machine.system != "Darwin" else version
     if name == "mlx-metal":
-        return f"{version} ({', '.join(packages.tags(name)) or '?'})"
+        return f"{version} ({listed(packages.tags(name)) or '?'})"
     return version
 
 
@@ -113,7 +113,7 @@ def _architectures(machine: Machine, packages: Packages) -> Iterator[Finding]:
     for name in TAGGED:
         tags = [tag for tag in packages.tags(name) if tag != "any"]
         if tags and not any(tag.endswith(ours) for tag in tags):
-            found = _("made for {tags}, not for {arch}").format(tags=", ".join(tags), arch=machine.arch)
+            found = _("made for {tags}, not for {arch}").format(tags=listed(tags), arch=machine.arch)
             command = pip_install("--force-reinstall", "--no-deps", name)
             yield Finding("packages", name, found, "bad", command=command)
 
@@ -167,7 +167,7 @@ def _mlx_build(machine: Machine, packages: Packages) -> Iterator[Finding]:
     if built and macos and "M5" in machine.chip and int(macos[0]) >= NEURAL_MACOS > max(built):
         found = _("{tags}: without the M5's matrix units, which the wheel for macOS {version} uses")
         command = pip_install("--force-reinstall", "--no-deps", "mlx", "mlx-metal")
-        text = found.format(tags=", ".join(tags), version=NEURAL_MACOS)
+        text = found.format(tags=listed(tags), version=NEURAL_MACOS)
         yield Finding("packages", "mlx-metal", text, "poor", command=command)
 
 
@@ -175,5 +175,5 @@ def _extras(packages: Packages) -> Iterator[Finding]:
     """What may be added, as far as it is missing."""
     missing = [r for extra in packages.extras() for r in packages.wanted(extra) if packages.version(r.name) is None]
     if missing:
-        text = _("not installed: {names}").format(names=", ".join(r.name for r in missing))
+        text = _("not installed: {names}").format(names=listed(r.name for r in missing))
         yield Finding("packages", _("optional"), text)

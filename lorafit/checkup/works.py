@@ -36,8 +36,7 @@ def look_at_device(machine: Machine) -> Finding:
     try:
         choice = numbers.choose_device(TrainConfig(), machine)
     except LorafitError as error:
-        found = ": ".join(filter(None, (error.what, error.found)))
-        return Finding("works", _("device"), found, "bad", error.fix)
+        return Finding("works", _("device"), error.brief, "bad", error.fix)
     mark: Mark = "poor" if choice.reason.startswith("⚠") else "good"
     return Finding("works", _("device"), choice.reason.lstrip("✓⚠️ "), mark)
 

@@ -6,7 +6,7 @@ from lorafit.cloud.parcel import Offer
 from lorafit.cloud.prices import price_of
 from lorafit.config import TrainConfig
 from lorafit.errors import LorafitError
-from lorafit.messages import _
+from lorafit.messages import _, listed
 from lorafit.outlook import look_ahead
 
 
@@ -23,7 +23,7 @@ def offer(config: TrainConfig, machine: str) -> Offer:
     except LorafitError as error:
         return Offer(machine, gpu, fits=False, words=error.what)
     plan, time = look.plan, look.planned.estimate
-    numbers = ", ".join(word for word in (plan.precision, plan.quantization) if word != "none")
+    numbers = listed(word for word in (plan.precision, plan.quantization) if word != "none")
     if (gpus[0].compute_capability or OLDEST_CAPABILITY) < OLDEST_CAPABILITY:
         numbers = _("{numbers}; only with a PyTorch for CUDA 12.6: newer builds begin with Turing").format(
             numbers=numbers

@@ -9,7 +9,7 @@ from typing import TextIO
 from lorafit.data.rows import Broken, Row
 from lorafit.data.text import kind_of, open_text
 from lorafit.errors import DataError
-from lorafit.messages import _
+from lorafit.messages import _, listed
 
 LONGEST_FIELD = 1 << 26  # characters; the default, 128 KiB, is shorter than some contracts
 LONGEST_RECORD = 10_000  # lines: a quote that never ends must not swallow the file
@@ -86,7 +86,7 @@ def _header(path: Path, line: int, record: list[str]) -> list[str]:
     if len(set(names)) < len(names):
         fix = _("Give each column a name of its own.")
         raise DataError(
-            _("Two columns have the same name."), where=f"{path}:{line}", found=", ".join(names)[:300], fix=fix
+            _("Two columns have the same name."), where=f"{path}:{line}", found=listed(names)[:300], fix=fix
         )
     return names
 

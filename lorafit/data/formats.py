@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorafit.data.rows import Broken
-from lorafit.messages import _
+from lorafit.messages import _, clauses, listed
 
 TEXT, TOOLS = "text", "tools"  # roles of what is no turn: a plain text; the functions that may be called, as JSON
 # Who speaks, as data sets write it, and the role that a template knows.
@@ -69,8 +69,8 @@ def recognise(value: object, field_map: Mapping[str, str] | None = None, context
     for name, read in FORMATS.items():
         if (conversation := read(row)) is not None:
             return name, _with_context(row, conversation, context) if context else conversation
-    found = ", ".join(str(key) if value[key] is not None else f"{key} (null)" for key in value) or _("no keys")
-    wanted = "; ".join(WANTED.values())
+    found = listed(str(key) if value[key] is not None else f"{key} (null)" for key in value) or _("no keys")
+    wanted = clauses(WANTED.values())
     raise BadRow(_("found the keys: {found}; wanted one of: {wanted}").format(found=found[:300], wanted=wanted))
 
 
@@ -206,7 +206,7 @@ def _message(key: str, number: int, turn: object) -> Message:
     who, said = ("role", "content") if "role" in turn else ("from", "value")
     calls = turn.get("tool_calls") or None
     if who not in turn or (said not in turn and not calls):
-        found = ", ".join(map(str, turn))[:300] or _("no keys")
+        found = listed(map(str, turn))[:300] or _("no keys")
         raise BadRow(_("turn {number} has {found}, wanted role and content").format(number=number, found=found))
     speaker = turn[who]
     role = SPEAKERS.get(speaker.lower()) if isinstance(speaker, str) else None

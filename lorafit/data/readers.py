@@ -13,7 +13,7 @@ from lorafit.data.rows import Broken, Row
 from lorafit.data.tables import read_arrow, read_parquet
 from lorafit.data.text import DAMAGED, UNPACKERS, kind_of
 from lorafit.errors import DataError
-from lorafit.messages import _
+from lorafit.messages import _, listed
 
 __all__ = ["READERS", "Broken", "Row", "is_data_file", "kinds", "read_file"]
 
@@ -36,7 +36,7 @@ def is_data_file(path: Path) -> bool:
 
 def kinds() -> str:
     """All that can be read, for a person."""
-    return _("{kinds} (text also as {packed})").format(kinds=", ".join(READERS), packed=", ".join(UNPACKERS))
+    return _("{kinds} (text also as {packed})").format(kinds=listed(READERS), packed=listed(UNPACKERS))
 
 
 def read_file(path: Path) -> Iterator[Row]:

@@ -9,7 +9,7 @@ from lorafit.config import TrainConfig
 from lorafit.data.formats import KEYS, Conversation, recognise
 from lorafit.data.render import Rendered, Spelled, Tokenizer, TrainOn, spell, to_sample
 from lorafit.errors import ConfigError
-from lorafit.messages import _
+from lorafit.messages import _, listed
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def parse_field_map(text: str | None) -> dict[str, str] | None:
         return None
     pairs = [pair.partition("=") for pair in text.split(",")]
     made = {theirs.strip(): ours.strip() for theirs, _equals, ours in pairs}
-    how = _("Write THEIRS=OURS with commas between; ours are: {known}.").format(known=", ".join(KEYS))
+    how = _("Write THEIRS=OURS with commas between; ours are: {known}.").format(known=listed(KEYS))
     if not all(theirs and ours for theirs, ours in made.items()):
         raise ConfigError(_("The map of keys cannot be understood."), where="field_map", found=text, fix=how)
     for theirs, ours in made.items():

@@ -29,7 +29,7 @@ from lorafit.data.recipe import recipe_of
 from lorafit.data.render import Rendered, Tokenizer
 from lorafit.data.rows import Row
 from lorafit.hashing import UInt32
-from lorafit.messages import _
+from lorafit.messages import _, listed
 from lorafit.units import count_text
 
 EXAMPLES = 3
@@ -238,7 +238,7 @@ def summary_lines(prepared: Prepared) -> list[str]:
 
     What is cut and which row is rejected first stands in the notes of `prepared`.
     """
-    formats = ", ".join(f"{name} {count_text(rows)}" for name, rows in prepared.formats.items())
+    formats = listed(f"{name} {count_text(rows)}" for name, rows in prepared.formats.items())
     rows, rejects = count_text(prepared.rows + len(prepared.rejects)), count_text(len(prepared.rejects))
     text = _("✓ data: {rows} rows ({formats}); {copies} repeat an earlier one, {rejects} are rejected")
     data = text.format(rows=rows, formats=formats, copies=count_text(prepared.copies), rejects=rejects)

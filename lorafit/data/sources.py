@@ -15,7 +15,7 @@ from lorafit.data.readers import Row, is_data_file, kinds, read_file
 from lorafit.demo import data_path
 from lorafit.errors import DataError
 from lorafit.hub import ensure_reachable, fetch_modelscope_data, is_local, translate, use_endpoint
-from lorafit.messages import _
+from lorafit.messages import _, listed
 
 BOUND = r"(-?\d+%?)?"
 SPLIT = re.compile(rf"([\w.-]+)(?:\[{BOUND}:{BOUND}\])?")
@@ -210,7 +210,7 @@ def _folder(folder: Path, split: str) -> list[Part]:
     files = sorted(p for p in inside if p.is_file() and is_data_file(p) and p.stat().st_size)
     if not files:
         fix = _("Give a folder with data files: {known}.").format(known=kinds())
-        found = ", ".join(sorted(p.name for p in folder.iterdir())[:10]) or _("nothing")
+        found = listed(sorted(p.name for p in folder.iterdir())[:10]) or _("nothing")
         raise DataError(_("There is no data file in this folder."), where=folder, found=found, fix=fix)
     named = {path: _split_of(path.relative_to(folder)) for path in files}
     splits = set(named.values()) - {None}
@@ -218,7 +218,7 @@ def _folder(folder: Path, split: str) -> list[Part]:
         return [FilePart(path) for path in files]
     chosen: list[Part] = [FilePart(path) for path, own in named.items() if own == SPLIT_WORDS.get(split, split)]
     if not chosen:
-        known = ", ".join(sorted(map(str, splits))) or "train"
+        known = listed(sorted(map(str, splits))) or "train"
         fix = _("Give one of these to --dataset_split: {known}.").format(known=known)
         raise DataError(_("The folder has no such split."), where=folder, found=split, fix=fix)
     return chosen
@@ -247,7 +247,7 @@ def _check_file(path: Path) -> None:
 def _near(path: Path) -> str:
     names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     if near := difflib.get_close_matches(path.name, names, n=3):
-        return _("Did you mean {names}?").format(names=", ".join(str(path.with_name(name)) for name in near))
+        return _("Did you mean {names}?").format(names=listed(str(path.with_name(name)) for name in near))
     return _("Give a file that exists, a hub id like `owner/name`, or `demo`.")
 
 

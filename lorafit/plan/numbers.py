@@ -6,7 +6,7 @@ from lorafit.catalogue.nvidia import OLDER_BUILD, OLDEST_CAPABILITY
 from lorafit.config import TrainConfig
 from lorafit.errors import ConfigError, HardwareError
 from lorafit.hardware import Gpu, Machine
-from lorafit.messages import _
+from lorafit.messages import _, clauses, listed
 from lorafit.plan.plan import Choice
 from lorafit.units import bytes_text
 
@@ -224,13 +224,13 @@ def _cuda_precision(machine: Machine) -> str:
 
 
 def _gpu_text(gpu: Gpu) -> str:
-    return f"{gpu.name}, {bytes_text(gpu.memory_bytes)}"
+    return listed([gpu.name, bytes_text(gpu.memory_bytes)])
 
 
 def _found(machine: Machine) -> str:
-    gpus = "; ".join(_gpu_text(gpu) for gpu in machine.gpus) or _("no GPU")
+    gpus = [_gpu_text(gpu) for gpu in machine.gpus] or [_("no GPU")]
     torch = f"PyTorch {machine.torch_version or '?'} (CUDA {machine.torch_cuda or '-'})"
-    return f"{machine.chip}; {gpus}; {torch}"
+    return clauses([machine.chip, *gpus, torch])
 
 
 def _cuda_fix(gpu: Gpu | None) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lorafit.errors import RunError
-from lorafit.messages import _
+from lorafit.messages import _, listed
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Plan:
         """The plan that `facts`, read from JSON, tell. Raises ValueError or TypeError."""
         if lacking := [f.name for f in fields(cls) if f.name not in facts and _must_be_there(f)]:
             raise ValueError(
-                _("it lacks {names}").format(names=", ".join(lacking[:3]) + (", ..." if lacking[3:] else ""))
+                _("it lacks {names}").format(names=listed([*lacking[:3], *(["..."] if lacking[3:] else [])]))
             )
         known = {f.name: facts[f.name] for f in fields(cls) if f.name in facts}
         choices = [Choice(**c) for c in facts.get("choices", [])]

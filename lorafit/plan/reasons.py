@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from lorafit.config import TrainConfig
-from lorafit.messages import _
+from lorafit.messages import _, listed
 from lorafit.plan.estimate import Estimate, Schedule
 from lorafit.plan.memory import terms
 from lorafit.plan.path import FAST, why_generic
@@ -42,7 +42,7 @@ def _memory(question: Question, chosen: Candidate) -> Choice:
     facts = {
         "peak": bytes_text(chosen.peak_bytes),
         "available": bytes_text(available_bytes(question.machine, device)),
-        "terms": ", ".join(largest_terms(question, chosen)),
+        "terms": listed(largest_terms(question, chosen)),
     }
     if not chosen.fits:
         text = _(

@@ -9,7 +9,7 @@ import numpy as np
 from lorafit.catalogue.find import described
 from lorafit.catalogue.models import SHAPES, known_spec
 from lorafit.errors import DoesNotFit
-from lorafit.messages import _
+from lorafit.messages import _, listed
 from lorafit.modelspec import ModelSpec
 from lorafit.plan import numbers
 from lorafit.plan.memory import linear_weights, terms
@@ -35,7 +35,7 @@ def does_not_fit(question: Question, nearest: Candidate) -> DoesNotFit:
         where=_("{device}, {precision}, longest sample {longest}").format(
             device=layout.device, precision=layout.precision, longest=layout.longest
         ),
-        found=", ".join(parts),
+        found=listed(parts),
         fix="\n".join(remedies(question)),
     )
 

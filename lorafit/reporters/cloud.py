@@ -6,14 +6,14 @@ from rich.text import Text
 
 from lorafit.cloud.parcel import Offer
 from lorafit.cloud.send import Sent
-from lorafit.messages import _
+from lorafit.messages import _, clauses, listed
 from lorafit.units import seconds_text
 
 
 def show_sent(sent: Sent, console: Console) -> None:
     """Print it all."""
     head = _("✓ {place}: {folder}: {files}")
-    text = head.format(place=sent.title, folder=sent.folder, files=", ".join(sent.files))
+    text = head.format(place=sent.title, folder=sent.folder, files=listed(sent.files))
     console.print(Text(text), soft_wrap=True)
     if sent.offers:
         console.print()
@@ -56,5 +56,5 @@ def _prices_note(offers: list[Offer]) -> str:
     for offer in offers:
         if offer.fits and offer.price is not None:
             dates.setdefault(offer.price.source, set()).add(offer.price.read)
-    sources = "; ".join(f"{source} ({', '.join(sorted(read))})" for source, read in dates.items())
+    sources = clauses(f"{source} ({listed(sorted(read))})" for source, read in dates.items())
     return _("Prices: {sources}").format(sources=sources) if sources else ""

@@ -35,7 +35,7 @@ class Listing:
 def title(report: DataReport) -> str:
     """What was looked at."""
     names = [Path(name).name for name in report.files]
-    return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
+    return listed(names[:3]) + (" …" if len(names) > 3 else "")
 
 
 def subtitle(report: DataReport) -> str:

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from lorafit.catalogue.clouds import INSTANCES
 from lorafit.catalogue.find import CHIPS
-from lorafit.messages import _
+from lorafit.messages import _, listed
 from lorafit.outlook import Outlook, described_facts
 from lorafit.plan.plan import Choice
 from lorafit.plan.reasons import source_text, term_names
@@ -79,7 +79,7 @@ def show_machines(console: Console) -> None:
     titles = (_("machine"), _("memory in GB"), "GB/s", "fp32", "bf16", "fp16", _("source"))
     rows: list[list[str | Text]] = [[Text(title, "dim") for title in titles]]
     for chip in CHIPS:
-        sizes = ", ".join(map(str, chip.memory_gb))
+        sizes = listed(map(str, chip.memory_gb))
         rates = [f"{chip.teraflops[p]:g}" if p in chip.teraflops else "-" for p in ("fp32", "bf16", "fp16")]
         rows.append(
             [Text(chip.name, "bold"), sizes, f"{chip.gigabytes_per_second:g}", *rates, Text(chip.source, "dim")]

@@ -7,7 +7,7 @@ from typing import Any
 from lorafit.checkpoint import disk_errors
 from lorafit.errors import ConfigError
 from lorafit.history import Points
-from lorafit.messages import _
+from lorafit.messages import _, listed
 
 # Names of what was measured, not words: matplotlib's own font knows no Chinese.
 PANELS = (("loss", "valid_loss"), ("lr",), ("tokens/s",))
@@ -28,7 +28,7 @@ def check_plot(path: Path) -> None:
             _("A picture of this kind cannot be drawn."),
             where=f"--plot {path}",
             found=path.suffix or path.name,
-            fix=_("Kinds: {names}.").format(names=", ".join(sorted(known))),
+            fix=_("Kinds: {names}.").format(names=listed(sorted(known))),
         )
 
 

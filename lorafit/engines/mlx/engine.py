@@ -36,7 +36,7 @@ from lorafit.engines.mlx.loss import plain_loss, target_loss
 from lorafit.engines.mlx.optimizer import Optimizer
 from lorafit.engines.mlx.targets import find_targets
 from lorafit.errors import EngineError, ModelError
-from lorafit.messages import _
+from lorafit.messages import _, listed
 from lorafit.plan.plan import Plan
 from lorafit.sampling import Sampling, pick
 from lorafit.units import bytes_text
@@ -257,7 +257,7 @@ class MLXEngine:
     def _copy_weights(self, folder: Path) -> None:
         config, tensors = read_adapter(folder)
         if differing := sorted(tensors.keys() ^ self.params.keys()):
-            raise other_layers(folder, config, ", ".join(differing[:2]))
+            raise other_layers(folder, config, listed(differing[:2]))
         for name, array in tensors.items():
             if array.shape != tuple(self.params[name].shape):
                 found = f"{name}: {array.shape} != {tuple(self.params[name].shape)}"

@@ -1,7 +1,7 @@
 """Which linear layers get an adapter?"""
 
 from lorafit.errors import ConfigError
-from lorafit.messages import _
+from lorafit.messages import _, listed
 
 
 def find_targets(linears: list[str], targets: str) -> list[str]:
@@ -15,7 +15,7 @@ def find_targets(linears: list[str], targets: str) -> list[str]:
         raise ConfigError(
             _("lora_targets names layers that this model does not have."),
             where=f"lora_targets: {targets}",
-            found=", ".join(missing),
-            fix=_("It has: {names}; or use all-linear.").format(names=", ".join(short)),
+            found=listed(missing),
+            fix=_("It has: {names}; or use all-linear.").format(names=listed(short)),
         )
     return [n for n in linears if any(n == w or n.endswith("." + w) for w in wanted)]

@@ -8,7 +8,7 @@ from lorafit.engines.mlx import blas, device
 from lorafit.engines.mlx.attention import Kind, trained_attention
 from lorafit.engines.mlx.load import DTYPES
 from lorafit.errors import HardwareError
-from lorafit.messages import _
+from lorafit.messages import _, clauses, listed
 
 # Off by norm: what rounding explains.
 TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}
@@ -28,9 +28,9 @@ def try_device(name: str, precision: str) -> str:
                         found=_("off by {off:.1%}").format(off=off),
                         fix=_("Update MLX and the system, or train with --engine torch."),
                     )
-    right = _("product, attention and gradient are right in {numbers}").format(numbers=", ".join(TOLERANCE))
+    right = _("product, attention and gradient are right in {numbers}").format(numbers=listed(TOLERANCE))
     slow = _("slow: install OpenBLAS ({command})").format(command=blas.INSTALL)
-    return f"{right}; {slow}" if blas.is_slow() else right
+    return clauses([right, slow]) if blas.is_slow() else right
 
 
 def _offs(numbers: str) -> dict[str, float]:

@@ -44,7 +44,7 @@ from lorafit.engines.torch.packed.decoder import PackedDecoder, unfit
 from lorafit.engines.torch.scaler import LossScale
 from lorafit.engines.torch.sharded import ShardedPath, is_sharded, load_sharded
 from lorafit.errors import EngineError
-from lorafit.messages import _
+from lorafit.messages import _, listed
 from lorafit.plan.plan import Plan
 from lorafit.sampling import Sampling, pick
 
@@ -100,7 +100,7 @@ class TorchEngine:
         if plan.compile == "on" and self.packed is None:
             compile_layers(self.model)
         if kinds := untrained_weights(self.model):
-            notes.append(_("Not trained, since no linear layer carries them: {names}.").format(names=", ".join(kinds)))
+            notes.append(_("Not trained, since no linear layer carries them: {names}.").format(names=listed(kinds)))
         count = sum(p.numel() for p in self._parameters().values())
         shares = self.packed is not None and self.packed.shares and self.packed.window is None
         self.facts = Facts(
@@ -290,7 +290,7 @@ class TorchEngine:
         config, tensors = read_adapter(folder)
         parameters = self._parameters()
         if differing := sorted(tensors.keys() ^ parameters.keys()):
-            raise other_layers(folder, config, ", ".join(differing[:2]))
+            raise other_layers(folder, config, listed(differing[:2]))
         for name, parameter in parameters.items():
             array = tensors[name]
             if array.shape != tuple(parameter.shape):

@@ -18,7 +18,7 @@ from lorafit.engines.torch.lora import DropoutKeys, LoRALinear
 from lorafit.engines.torch.stored import StoredLinear, compute_in_float32
 from lorafit.engines.torch.weights import read_weights
 from lorafit.errors import ConfigError, ModelError
-from lorafit.messages import _
+from lorafit.messages import _, listed
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
@@ -97,7 +97,7 @@ def _refuse_gaps(folder: Path, info: dict[str, Any]) -> None:
         raise ModelError(
             _("The weights do not fit the model's config.json: some are missing or of another shape."),
             where=folder,
-            found=_("{count}, e.g. {names}").format(count=len(absent), names=", ".join(absent[:3])),
+            found=_("{count}, e.g. {names}").format(count=len(absent), names=listed(absent[:3])),
             fix=_("Take config.json and weights of the same model; download the folder again."),
         )
 
@@ -153,8 +153,8 @@ def find_targets(model: PreTrainedModel, targets: str) -> list[str]:
         raise ConfigError(
             _("lora_targets names layers that this model does not have."),
             where=f"lora_targets: {targets}",
-            found=", ".join(missing),
-            fix=_("It has: {names}; or use all-linear.").format(names=", ".join(sorted({short(n) for n in linears}))),
+            found=listed(missing),
+            fix=_("It has: {names}; or use all-linear.").format(names=listed(sorted({short(n) for n in linears}))),
         )
     return [n for n in linears if any(n == w or n.endswith("." + w) for w in wanted)]
 

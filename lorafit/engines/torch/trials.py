@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lorafit.engines.torch.checks import difference, self_test
 from lorafit.engines.torch.device import DEVICES, DTYPES, translated
 from lorafit.errors import HardwareError
-from lorafit.messages import _
+from lorafit.messages import _, listed
 
 # Off by norm: what rounding to 4 or 8 bits explains.
 TOLERANCE = {"4bit": 0.2, "8bit": 0.05}
@@ -20,7 +20,7 @@ def try_device(device: str, precision: str) -> str:
     for name in dict.fromkeys(("fp32", precision)):
         self_test(device, DTYPES[name])
     return _("product, attention and gradient are right in {numbers}").format(
-        numbers=", ".join(dict.fromkeys(("fp32", precision)))
+        numbers=listed(dict.fromkeys(("fp32", precision)))
     )
 
 
