@@ -34,7 +34,9 @@ class NotSurvived(Exception):
 
 def write_rows(path: Path) -> None:
     """Rows that are short, and each another."""
-    rows = [{"instruction": f"What is {n} + {n // 7}?", "output": f"It is {n + n // 7}."} for n in range(10, 10 + ROWS)]
+    sums = [(n, n // 7) for n in range(10, 10 + ROWS)]
+    talks = [(("system", "Add."), ("user", f"{a} + {b}"), ("assistant", f"It is {a + b}.")) for a, b in sums]
+    rows = [{"messages": [{"role": role, "content": text} for role, text in talk]} for talk in talks]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
