@@ -1,4 +1,4 @@
-"""How does a token see only its own sample? Causal attention per segment, registered with transformers.
+"""How does a token see only its own sample? Causal attention per segment, or in one kernel, registered with transformers.
 
 No mask is ever made: padding-free rows and transformers' dense masks would cost T x T and be slower than padding.
 Letters: T tokens, N query heads, D head width.
@@ -14,7 +14,47 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
+from lorafit.engines.torch.device import Device
+
 NAME = "lorafit_segments"
+ONE_KERNEL = "lorafit_varlen"
+
+
+def may_take_one_kernel(device: Device, dtype: torch.dtype) -> bool:
+    """Whether one kernel may attend to all segments here. Whether its numbers are right is checked at load."""
+    return dtype in (torch.float16, torch.bfloat16) and device.has_flash()
+
+
+def segments(ends: Tensor, device: torch.device | str) -> dict[str, Tensor]:
+    """What a forward pass is told of the segments' ends int32 [S+1]: the first to be read, the second for a kernel."""
+    return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends.to(device)}
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator] # its lengths are data
+def varlen_attention(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """As segment_attention(), by torch's flash attention for samples of any length: one kernel a layer."""
+    if options.get("softcap") is not None:  # which the kernel cannot do
+        capped: tuple[Tensor, None] = segment_attention(module, query, key, value, attention_mask, **options)
+        return capped
+    from torch.nn.attention.varlen import varlen_attn  # not in every torch that will do
+
+    q_TND, k_TND, v_TND = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
+    window, ends, longest = options.get("sliding_window"), options["cu_seq_lens_k"], max(_lengths(options))
+    out: Any = varlen_attn(
+        q_TND,
+        k_TND,
+        v_TND,
+        ends,
+        ends,
+        longest,
+        longest,
+        scale=options.get("scaling"),
+        window_size=(-1 if window is None else window - 1, 0),  # how many before a token it sees, and after
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return out.unsqueeze(0), None
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator] # its lengths are data
@@ -25,12 +65,16 @@ def segment_attention(
 
     `cu_seq_lens_q` holds the segments' ends; `sliding_window`, `softcap` and `scaling` are honoured.
     """
-    ends: list[int] = options["cu_seq_lens_q"].tolist()
-    lengths = [b - a for a, b in itertools.pairwise(ends)]
+    lengths = _lengths(options)
     parts = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
     scaling, window, softcap = options.get("scaling"), options.get("sliding_window"), options.get("softcap")
     outs = [_one_segment(q, k, v, scaling, window, softcap).transpose(1, 2) for q, k, v in parts]
     return torch.cat(outs, 1), None  # contiguous, as some models expect
+
+
+def _lengths(options: dict[str, Any]) -> list[int]:
+    ends: list[int] = options["cu_seq_lens_q"].tolist()
+    return [b - a for a, b in itertools.pairwise(ends)]
 
 
 def _one_segment(
@@ -76,3 +120,4 @@ def attention(model: PreTrainedModel, name: str) -> Iterator[None]:
 
 
 AttentionInterface.register(NAME, segment_attention)
+AttentionInterface.register(ONE_KERNEL, varlen_attention)

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from lorafit.data.batch import MicroBatch, Sample, pack
 from lorafit.data.beginnings import FEWEST
-from lorafit.engines.torch.attention import attention, own_attention
+from lorafit.engines.torch.attention import attention, own_attention, segment_attention, segments, varlen_attention
 from lorafit.engines.torch.device import DEVICES, get_device, translated
 from lorafit.engines.torch.loss import Head
 from lorafit.engines.torch.model import decoder_of
@@ -21,6 +21,7 @@ from lorafit.messages import _
 # Largest difference by norm that rounding explains. A wrong kernel is off by the whole.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}
 SEGMENTS = (5, 9, 3)
+LONG_SEGMENTS, WINDOWS = (5, 300, 130), (None, 70)  # longer than the blocks of a kernel
 SELF_TESTS = ("matmul", "causal attention in training", "causal attention in answers", "gradient")
 
 
@@ -85,7 +86,7 @@ def packing_error(model: PreTrainedModel, head: Head, parameters: Sequence[Tenso
     ends = torch.tensor([0, *np.cumsum(SEGMENTS)], dtype=torch.int32)
     position_ids = torch.cat([torch.arange(n) for n in SEGMENTS]).to(device)[None]
     hidden = decoder_of(model)(
-        input_ids=ids_1T, position_ids=position_ids, use_cache=False, cu_seq_lens_q=ends
+        input_ids=ids_1T, position_ids=position_ids, use_cache=False, **segments(ends, device)
     ).last_hidden_state
     packed = head(hidden[0])
     largest = packed.shape[-1] ** -0.5  # as small as a loss's gradient, so that fp16 holds what comes of it
@@ -96,6 +97,28 @@ def packing_error(model: PreTrainedModel, head: Head, parameters: Sequence[Tenso
         plain_grads = _gradients(plain, parameters, seed)
     flat = [torch.cat([g.flatten().float() for g in grads]) for grads in (packed_grads, plain_grads)]
     return difference(packed, plain), difference(flat[0], flat[1])
+
+
+def one_kernel_error(model: PreTrainedModel, dtype: torch.dtype, device: str) -> float:
+    """How far one kernel for all segments is from segment by segment, by norm: outputs and gradients, the worst.
+
+    With heads as wide as the model's, with and without a window. Raises what the kernel raises.
+    """
+    text = model.config.get_text_config()
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    ends = segments(torch.tensor([0, *np.cumsum(LONG_SEGMENTS)], dtype=torch.int32), device)
+    generator, shape = torch.Generator().manual_seed(0), (1, 4, sum(LONG_SEGMENTS), width)
+    q, k, v, grad = (torch.randn(shape, generator=generator).to(device, dtype).requires_grad_() for _i in range(4))
+    inputs, errors = (q, k[:, :2], v[:, :2]), []
+    for window in WINDOWS:
+        one, each = (
+            function(torch.nn.Module(), *inputs, None, sliding_window=window, **ends)[0]
+            for function in (varlen_attention, segment_attention)
+        )
+        seed = grad.detach().transpose(1, 2)
+        pairs = zip(torch.autograd.grad(one, (q, k, v), seed), torch.autograd.grad(each, (q, k, v), seed), strict=True)
+        errors += [difference(one, each), *(difference(a, b) for a, b in pairs)]
+    return worst(*errors)
 
 
 def worst_packing_error(model: PreTrainedModel, head: Head, parameters: Sequence[Tensor], device: str) -> float:

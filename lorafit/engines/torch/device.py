@@ -29,6 +29,7 @@ class Device:
     recommended_bytes: Callable[[], int | None]  # what may be used in all, as the driver says
     fast_path: bool = False  # the packed decoder has been run and measured here
     stores_bf16: bool = False  # bfloat16 is a way to store weights here, and arithmetic is in float32
+    has_flash: Callable[[], bool] = lambda: False  # its 16-bit flash attention takes samples of any length at once
     fused_adamw: bool = True  # MPS has no foreach kernels: without fused it would loop over tensors
 
 
@@ -57,9 +58,19 @@ def _cuda_free_bytes() -> int | None:
     return int(torch.cuda.mem_get_info()[0])
 
 
+def _cuda_has_flash() -> bool:
+    """The kernel is compiled for Ampere and later: not for a T4 or a P100."""
+    return torch.cuda.get_device_capability() >= (8, 0)
+
+
 DEVICES = {
     "cuda": Device(
-        "cuda", torch.cuda.is_available, torch.cuda.max_memory_allocated, torch.cuda.empty_cache, _cuda_free_bytes
+        "cuda",
+        torch.cuda.is_available,
+        torch.cuda.max_memory_allocated,
+        torch.cuda.empty_cache,
+        _cuda_free_bytes,
+        has_flash=_cuda_has_flash,
     ),
     "mps": Device(
         "mps",

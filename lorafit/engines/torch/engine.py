@@ -25,7 +25,7 @@ from lorafit.adapter import (
 from lorafit.data.batch import MicroBatch
 from lorafit.engines.base import Facts, LossSum, OutOfMemory, Probe, Setup, StepResult
 from lorafit.engines.torch import checks
-from lorafit.engines.torch.attention import attention, own_attention
+from lorafit.engines.torch.attention import NAME, ONE_KERNEL, attention, may_take_one_kernel, own_attention
 from lorafit.engines.torch.device import DTYPES, computes_in, get_device, translated
 from lorafit.engines.torch.generic import GenericPath
 from lorafit.engines.torch.lora import DropoutKeys, LoRALinear
@@ -122,10 +122,11 @@ class TorchEngine:
         """Packed must equal one by one, else samples go one by one; the fast path must equal the generic one."""
         with self._plain_and_moving(), self.generic.ready():
             parameters, tolerance = list(self._parameters().values()), checks.TOLERANCE[computes_in(self.setup)]
+            notes = self._try_one_kernel(parameters, tolerance)
             off = checks.worst_packing_error(self.model, self.head, parameters, self.setup.device)
             self.generic.packs = off <= tolerance
             if self.generic.packs:
-                return [self._take_fast_path()]
+                return [self._take_fast_path(), *notes]
             checks.refuse_unknown_head(self.model, self.head, self.setup.device, tolerance)
         self.model.set_attn_implementation(own_attention(self.model))
         if not math.isfinite(off):
@@ -134,6 +135,25 @@ class TorchEngine:
             "Packed samples do not equal single ones in this model (off by {off:.1%}): it trains sample by sample."
         )
         return [text.format(off=off)]
+
+    def _try_one_kernel(self, parameters: list[nn.Parameter], tolerance: float) -> list[str]:
+        """Attend to all samples at once where that computes the same; in words, whether. Nothing where it cannot be."""
+        dtype = computes_in(self.setup)
+        if not may_take_one_kernel(self.device, dtype):
+            return []
+        self.model.set_attn_implementation(ONE_KERNEL)
+        try:
+            off = checks.worst(
+                checks.one_kernel_error(self.model, dtype, self.setup.device),
+                *checks.packing_error(self.model, self.head, parameters, self.setup.device),
+            )
+            if off <= tolerance:
+                return [_("✓ Attention: one flash kernel for all samples of a micro-batch")]
+            why = _("off by {off:.1%}").format(off=off)
+        except Exception as error:  # whatever it is, there is the other way, whose own errors are told
+            why = f"{type(error).__name__}: {error}".splitlines()[0]
+        self.model.set_attn_implementation(NAME)
+        return [_("Attention: sample by sample, as the kernel for all at once fails here ({why})").format(why=why)]
 
     @contextmanager
     def _plain_and_moving(self) -> Iterator[None]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lorafit.data.batch import MicroBatch
+from lorafit.engines.torch.attention import segments
 from lorafit.engines.torch.lora import DropoutKeys
 from lorafit.engines.torch.loss import Head, target_loss
 from lorafit.engines.torch.model import decoder_of
@@ -67,6 +68,6 @@ class GenericPath:
         options: dict[str, Any] = {"input_ids": input_ids.to(device)[None], "use_cache": False}
         if self.packs:
             options["position_ids"] = torch.from_numpy(micro.position_ids.astype(np.int64)).to(device)[None]
-            options["cu_seq_lens_q"] = torch.from_numpy(micro.segments)
+            options |= segments(torch.from_numpy(micro.segments), device)
         hidden: Tensor = decoder_of(self.model)(**options).last_hidden_state[0]
         return hidden, torch.from_numpy(places - 1).to(device), input_ids[places].to(device)
