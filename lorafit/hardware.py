@@ -57,6 +57,7 @@ class Machine:
     torch_cuda: str | None
     described: bool = False  # by its name, from the catalogue: it is not here
     pressed: bool = False  # a Mac whose programs want more memory than there is
+    shared_by: int = 1  # processes that train here together: `available_bytes` is one's share, `cores` are all
 
     def gpu(self, kind: str) -> Gpu | None:
         """The first GPU of that kind."""

@@ -24,6 +24,8 @@ from lorafit.plan import calibrate
 from lorafit.plan.facts import DataFacts
 from lorafit.plan.plan import Choice, Plan
 from lorafit.plan.planner import Planned, alternatives, consider
+from lorafit.plan.room import share_of
+from lorafit.preflight import check_processes
 from lorafit.remotespec import local_folder, remote_spec
 from lorafit.units import bytes_text, count_text
 
@@ -52,9 +54,10 @@ def look_ahead(config: TrainConfig, machine_name: str | None, say: Say = silent)
     """The plan for `config` on the machine called `machine_name` (None: this one). Raises LorafitErrors."""
     machine = described(machine_name) if machine_name else hardware.detect()
     known = calibrate.known(machine, measure=calibrate.product_gflops)
+    check_processes(config, machine, config.processes or 1)
     spec, notes = find_spec(config)
     data, more = find_data(config, say)
-    planned = consider(config, machine, spec, data, known)
+    planned = consider(config, share_of(machine, config.processes or 1), spec, data, known)
     return Outlook(machine, config.model_name, spec, data, planned, alternatives(planned, known), [*notes, *more])
 
 

@@ -16,7 +16,11 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
+from lorafit.config import TrainConfig, read_yaml
 from lorafit.events import Finished, Restarted, Saved, StepDone, Stopped, read_events
+from lorafit.outlook import look_ahead
+from lorafit.plan.plan import Plan
+from lorafit.rundir import RunDir
 
 STEPS = 60  # enough to be caught in the middle
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "lorafit", "train"]
@@ -171,6 +175,12 @@ def test_shards_learn_what_the_whole_learns_by_the_command_line_too(
     said = finished(TRAIN, ["--processes", "2", "--shard", "on", *flags(model, tmp_path)])
     assert "each process holds its share of the base" in said
     assert off(tmp_path, undisturbed) < 1e-3
+    run = RunDir(the_run(tmp_path))
+    told, done = look_ahead(TrainConfig(**read_yaml(run.config)), None).plan, Plan.load(run.plan)
+    assert (told.processes, told.shard, told.token_budget, told.recompute, told.predicted_peak_bytes) == (
+        done.processes, done.shard, done.token_budget, done.recompute, done.predicted_peak_bytes
+    )  # fmt: skip
+    assert told.available_bytes == pytest.approx(done.available_bytes, rel=0.5)  # free memory comes and goes
 
 
 @pytest.mark.slow

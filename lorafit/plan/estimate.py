@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from lorafit.hardware import Machine
 from lorafit.modelspec import ModelSpec
 from lorafit.plan.calibrate import Known
-from lorafit.plan.facts import DataFacts, as_shares, steps_as_shares
+from lorafit.plan.facts import DataFacts, Split, as_shares, steps_as_shares
 from lorafit.plan.memory import Layout
 from lorafit.plan.rates import rates
-from lorafit.plan.speed import Share, evaluation_seconds, load_seconds, save_seconds, step_seconds
+from lorafit.plan.speed import evaluation_seconds, load_seconds, save_seconds, step_seconds
 
 SAVE_SECONDS = 600.0  # between checkpoints (loop.py)
 # How far the time may be off, down and up, by what it rests on.
@@ -52,13 +52,15 @@ class Work:
 def estimate(work: Work, layout: Layout, token_budget: int, machine: Machine, known: Known) -> Estimate:
     """By the catalogue's speeds, corrected by what was measured on this machine before."""
     spec, rate = work.spec, rates(machine, layout, known.core_gflops)
-    steps = steps_as_shares(work.data, work.effective_batch, token_budget, work.max_samples, work.seed)
+    how = Split(work.effective_batch, token_budget, work.max_samples, layout.processes)
+    steps = steps_as_shares(work.data, how, work.seed)
     step = sum(step_seconds(spec, layout, rate, shares) for shares in steps) / len(steps)
     slowness = known.slowness(layout, spec)
     source = "catalogue" if rate.source == "measured" else rate.source
     if slowness is not None:
         step, source = step * slowness, "calibrated"
-    valid = sum(evaluation_seconds(spec, layout, rate, s) for s in _validation(work, token_budget)) * (slowness or 1.0)
+    valid = sum(evaluation_seconds(spec, layout, rate, share) for share in as_shares(work.data, token_budget))
+    valid *= (slowness or 1.0) / layout.processes
     tokens = float(work.data.train_lengths.mean()) * work.effective_batch
     return as_estimate(work, layout, step, valid, tokens, source)
 
@@ -81,7 +83,3 @@ def as_estimate(
         tokens_per_second=step_tokens / step,
         source=source,
     )
-
-
-def _validation(work: Work, token_budget: int) -> list[Share]:
-    return as_shares(work.data, token_budget)

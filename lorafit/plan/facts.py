@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lorafit.data.steps import split
+from lorafit.data.steps import deal, split
 from lorafit.hashing import permutation
 from lorafit.plan.speed import Share
 
@@ -37,30 +37,47 @@ def target_share(data: DataFacts) -> float:
     return min(1.0, data.target_share * mean / max(mean - data.shared, 1.0))
 
 
-def steps_as_shares(
-    data: DataFacts, effective_batch: int, token_budget: int, max_samples: int, seed: int
-) -> list[list[Share]]:
+@dataclass(frozen=True)
+class Split:
+    """How a step of `samples` is taken apart: over `processes`, then into micro-batches."""
+
+    samples: int
+    token_budget: int
+    max_samples: int
+    processes: int = 1
+
+
+def steps_as_shares(data: DataFacts, how: Split, seed: int) -> list[list[Share]]:
     """The micro-batches of some steps, chosen as a run's first ones are; what samples share comes once a step.
 
-    `data.shared` is 0 where the engine computes it for every sample.
+    Of several processes' the ones of that which has most to do: the others wait for it. `data.shared` is 0 where the
+    engine computes it for every sample.
     """
     rows = len(data.train_lengths)
-    order = permutation(seed, 0, rows)[: LOOKED_AT * effective_batch]
-    steps = [order[i : i + effective_batch] for i in range(0, len(order), effective_batch)]
-    return [_shares(data.train_lengths[step], data, token_budget, max_samples) for step in steps]
+    order = permutation(seed, 0, rows)[: LOOKED_AT * how.samples]
+    steps = [order[i : i + how.samples] for i in range(0, len(order), how.samples)]
+    return [_shares(_slowest(data.train_lengths[step], data, how.processes), data, how) for step in steps]
+
+
+def _slowest(lengths: NDArray[np.integer], data: DataFacts, processes: int) -> NDArray[np.integer]:
+    """The samples of the process that is dealt the most tokens."""
+    if processes == 1:
+        return lengths
+    shares = deal((lengths - data.shared).tolist(), processes)
+    return max((lengths[share] for share in shares), key=lambda own: int(own.sum()))
 
 
 def as_shares(data: DataFacts, token_budget: int) -> list[Share]:
     """All validation rows in micro-batches, as an evaluation takes them; many rows are taken for equal to the first."""
     lengths = data.valid_lengths
-    return _shares(lengths[:400], data, token_budget, len(lengths)) if len(lengths) else []
+    return _shares(lengths[:400], data, Split(0, token_budget, len(lengths))) if len(lengths) else []
 
 
-def _shares(lengths: NDArray[np.integer], data: DataFacts, token_budget: int, max_samples: int) -> list[Share]:
+def _shares(lengths: NDArray[np.integer], data: DataFacts, how: Split) -> list[Share]:
     shared = data.shared if len(lengths) > 1 else 0
     sizes = [int(length) - shared for length in lengths]
     shares = [Share(shared, 0, shared**2)] if shared else []
-    for group in split(sizes, max(token_budget - shared, 1), max_samples):
+    for group in split(sizes, max(how.token_budget - shared, 1), how.max_samples):
         whole = [sizes[i] + shared for i in group]
         # Own rows attend to the shared ones too: all that a whole sample's would, but for the shared rows' own.
         squares = sum(length**2 - shared**2 for length in whole)

@@ -45,6 +45,7 @@ class Layout:
     path: str = GENERIC
     target_share: float = 1.0  # N / T
     shards: int = 1  # processes that hold the base together
+    processes: int = 1  # that share every step
     allocator: str = "default"  # glibc's profile
 
     @property

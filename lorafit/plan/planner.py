@@ -71,7 +71,7 @@ def consider(
     precision = numbers.precision_choice(config, device.value, chosen.layout.precision, engine.value)
     what = [device, *numbers.old_gpu(machine, device.value), engine, quantization, precision, optimizer]
     how = reasons.how(question, chosen, expected)
-    how += sharing.choices(config, chosen.layout)
+    how += sharing.choices(config, chosen.layout, chosen.peak_bytes, machine)
     if engine.value == "torch" and (chosen.layout.path != FAST or config.compile != "auto"):
         tuned.append(tuning.choose_compile(config, device.value, chosen.layout.path, expected.total))
     how += tuned
@@ -103,6 +103,10 @@ def alternatives(planned: Planned, known: Known = NOTHING) -> list[Choice]:
         packed = best(candidates(_asked(config, question.machine, question.spec, question.data, base, known)))
         if packed.fits:
             found.append(reasons.proposal(question, chosen, packed))
+    gpus = sum(gpu.kind == question.base.device for gpu in question.machine.gpus)
+    if gpus > 1 and question.base.processes == 1:
+        several = replace(question, base=replace(question.base, processes=gpus))
+        found.append(reasons.more_gpus(chosen, best(candidates(several))))
     return found
 
 
@@ -123,6 +127,7 @@ def _base(
         engine=engine,
         target_share=data.target_share,
         allocator="lean" if config.allocator == "auto" else config.allocator,
+        processes=config.processes or 1,
     )
 
 

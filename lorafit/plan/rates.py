@@ -60,6 +60,7 @@ def rates(machine: Machine, layout: Layout, core_gflops: float | None = None) ->
 
 def _cpu(machine: Machine, layout: Layout, gflops: float | None) -> Rates:
     share = FAST_EFFICIENCY if layout.path == FAST else EFFICIENCY["torch", "cpu"]
-    rate = gflops or cpus.core_gflops(machine.chip) * machine.cores
+    rate = (gflops or cpus.core_gflops(machine.chip) * machine.cores) / machine.shared_by
+    moved = cpus.BYTES_PER_SECOND / machine.shared_by
     source = "measured" if gflops else "catalogue"
-    return Rates(rate * GIGA * share, cpus.BYTES_PER_SECOND, LAUNCH_SECONDS["cpu"], HALF_RATE_TOKENS["cpu"], source)
+    return Rates(rate * GIGA * share, moved, LAUNCH_SECONDS["cpu"], HALF_RATE_TOKENS["cpu"], source)

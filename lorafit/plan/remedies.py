@@ -15,7 +15,7 @@ from lorafit.plan import numbers
 from lorafit.plan.memory import linear_weights, terms
 from lorafit.plan.path import path_of
 from lorafit.plan.reasons import term_names
-from lorafit.plan.room import MARGIN, available_bytes
+from lorafit.plan.room import MARGIN, available_bytes, share_of
 from lorafit.plan.search import Candidate, Question, best, candidates
 from lorafit.units import bytes_text
 
@@ -43,6 +43,7 @@ def does_not_fit(question: Question, nearest: Candidate) -> DoesNotFit:
 def remedies(question: Question) -> Iterator[str]:
     """The nearest things that would fit: shorter, 4-bit, both, a smaller model, another machine; to try all the same."""
     packs = question.base.quantization == "none" and question.base.device != "mps"
+    yield from _fewer_processes(question)
     yield from _flags(question, packs)
     smaller = _smaller_model(question)
     if smaller:
@@ -53,6 +54,18 @@ def remedies(question: Question) -> Iterator[str]:
     if machine:
         yield _('--machine "{name}" would do: `lorafit plan` with it tells how').format(name=machine)
     yield _("--token_budget {budget}: to try all the same").format(budget=_lowest(question))
+
+
+def _fewer_processes(question: Question) -> Iterator[str]:
+    """On a CPU processes share the memory: how many would have enough."""
+    machine, count = question.machine, question.machine.shared_by
+    whole = replace(machine, available_bytes=machine.available_bytes * count)
+    for fewer in range(count - 1, 0, -1):
+        base = replace(question.base, processes=fewer)
+        alone = question.base.device == "cpu" and question.base.shards == 1
+        if alone and fits(replace(question, machine=share_of(whole, fewer), base=base)):
+            yield _("--processes {count}: each has more of the memory").format(count=fewer)
+            return
 
 
 def _flags(question: Question, packs: bool) -> Iterator[str]:
@@ -100,10 +113,13 @@ def _larger_machine(question: Question) -> str | None:
         machine = described(name)
         device = machine.gpus[0].kind
         engine = numbers.choose_engine(question.config, machine, device).value
-        auto = question.config.model_copy(update={"precision": "auto", "device": "auto", "recompute": None})
+        auto = question.config.model_copy(
+            update={"precision": "auto", "device": "auto", "recompute": None, "processes": None}
+        )
         quantization = numbers.choose_quantization(auto, device, engine).value
         precisions = numbers.precisions(auto, machine, device, engine)
-        base = replace(question.base, device=device, engine=engine, quantization=quantization, precision=precisions[0])
+        alone = replace(question.base, processes=1, shards=1)
+        base = replace(alone, device=device, engine=engine, quantization=quantization, precision=precisions[0])
         there = replace(question, config=auto, machine=machine, base=base, precisions=precisions, memory_factor=1.0)
         if machine.gpus[0].memory_bytes > available_bytes(question.machine, question.base.device) and fits(there):
             return name

@@ -23,8 +23,8 @@ def available_bytes(machine: Machine, device: str) -> int:
 
 
 def share_of(machine: Machine, processes: int) -> Machine:
-    """What each of several processes on `machine` has for itself: they share the memory, and each has a GPU of its own."""
-    return replace(machine, available_bytes=machine.available_bytes // processes)
+    """What each of several processes on `machine` has: a GPU of its own, or its share of the cores; and of the memory."""
+    return replace(machine, available_bytes=machine.available_bytes // processes, shared_by=processes)
 
 
 def usable_bytes(machine: Machine, device: str) -> int:

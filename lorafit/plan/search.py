@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from lorafit.config import TrainConfig, resolve_effective_batch
 from lorafit.hardware import Machine
 from lorafit.modelspec import ModelSpec
-from lorafit.plan.facts import DataFacts, steps_as_shares
+from lorafit.plan.facts import DataFacts, Split, steps_as_shares
 from lorafit.plan.memory import Layout, peak_bytes
 from lorafit.plan.rates import rates
 from lorafit.plan.room import usable_bytes
@@ -91,7 +91,8 @@ def _budgets(question: Question) -> list[int]:
 def steps_of(question: Question, budget: int) -> list[list[Share]]:
     """Micro-batches of some steps under `budget`."""
     config = question.config
-    return steps_as_shares(question.data, resolve_effective_batch(config), budget, question.max_samples, config.seed)
+    how = Split(resolve_effective_batch(config), budget, question.max_samples, question.base.processes)
+    return steps_as_shares(question.data, how, config.seed)
 
 
 def rungs(device: str, longest: int) -> list[int]:
@@ -111,9 +112,11 @@ def _layouts(question: Question, budget: int) -> Iterator[Layout]:
 def _largest_micro_batch(question: Question, budget: int) -> int:
     """Tokens that a micro-batch can really come to; what its samples share counts once."""
     longest, shared = question.data.longest, question.data.shared
-    samples = min(question.config.batch_size or budget, resolve_effective_batch(question.config))
-    own = max(longest - shared, min(budget - shared, samples * (longest - shared)))
-    return shared + own
+    samples, processes = resolve_effective_batch(question.config), question.base.processes
+    # Dealt longest first, no process comes to more than an even share and the rest of one sample.
+    most = min(question.config.batch_size or budget, samples) * (longest - shared)
+    most = min(most, (samples + processes - 1) * (longest - shared) // processes)
+    return shared + max(longest - shared, min(budget - shared, most))
 
 
 def _leanest_needed(question: Question, layout: Layout, budget: int, steps: list[list[Share]]) -> Candidate:

@@ -3,10 +3,12 @@
 from dataclasses import replace
 
 from lorafit.config import TrainConfig
+from lorafit.hardware import Machine
 from lorafit.messages import _
 from lorafit.plan.memory import Layout
 from lorafit.plan.path import GENERIC
 from lorafit.plan.plan import Choice
+from lorafit.units import bytes_text
 
 
 def can_share(config: TrainConfig, quantization: str) -> bool:
@@ -19,13 +21,20 @@ def shared(base: Layout, config: TrainConfig) -> Layout:
     return replace(base, shards=config.processes or 1, path=GENERIC)
 
 
-def choices(config: TrainConfig, layout: Layout) -> list[Choice]:
-    """What several processes do, in words; nothing about one alone."""
+def choices(config: TrainConfig, layout: Layout, peak_bytes: int, machine: Machine) -> list[Choice]:
+    """What several processes do and take, in words; nothing about one alone. `machine` is what one of them has."""
     count = config.processes or 1
     if count == 1:
         return []
-    text = _("{count} processes share every step and learn what one would learn").format(count=count)
-    found = [Choice("processes", str(count), text)]
+    text = _("{count} processes share every step and learn what one would learn; each takes {peak} of its GPU")
+    if layout.device == "cpu":
+        text = _(
+            "{count} processes share every step and learn what one would learn; each has {cores} of {all} cores and takes "
+            "{peak}, {sum} in all"
+        )
+    cores, peaks = max(machine.cores // machine.shared_by, 1), {"peak": bytes_text(peak_bytes)}
+    peaks["sum"] = bytes_text(peak_bytes * machine.shared_by)
+    found = [Choice("processes", str(count), text.format(count=count, cores=cores, all=machine.cores, **peaks))]
     if layout.shards > 1:
         reason = _("as asked") if config.shard == "on" else _("one process alone could not hold it")
         found.append(Choice("shard", "on", _("each process holds its share of the base: {why}").format(why=reason)))

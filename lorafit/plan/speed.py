@@ -15,6 +15,8 @@ DISK_BYTES_PER_SECOND = 0.5e9
 START_SECONDS = 6.0  # libraries, checks, first step
 # Seconds to unpack a number, over the time that writing it takes: bitsandbytes' CPU kernel is bound by arithmetic.
 UNPACK_SLOWNESS = {"cpu": 6.0, "cuda": 1.5, "mps": 4.0}
+# Between processes on one machine: gloo over the loopback, NCCL over PCIe. Assumed.
+EXCHANGE_BYTES_PER_SECOND = {"cpu": 1e9, "cuda": 10e9, "mps": 1e9}
 TOUCHES = 3  # times that what a layer keeps is read or written outside of products
 
 
@@ -88,7 +90,22 @@ def micro_batch_seconds(spec: ModelSpec, layout: Layout, rate: Rates, share: Sha
     launches = rate.launch_seconds * spec.layers * _passes(spec, layout)
     moved = 0.0 if layout.path == FAST else traffic_bytes(spec, layout, share) / rate.bytes
     products = flops(spec, layout, share) / rate.flops * (1 + rate.half_rate_tokens / max(share.tokens, 1))
-    return products + moved + unpack_seconds(spec, layout, rate) + launches
+    return products + moved + unpack_seconds(spec, layout, rate) + launches + gather_seconds(spec, layout)
+
+
+def gather_seconds(spec: ModelSpec, layout: Layout) -> float:
+    """Where processes hold the base together, each gets the others' part of every layer once a pass."""
+    if layout.shards == 1:
+        return 0.0
+    others = weights_bytes(spec, layout.precision, layout.quantization) * (layout.shards - 1) / layout.shards
+    return _passes(spec, layout) * others / EXCHANGE_BYTES_PER_SECOND[layout.device]
+
+
+def exchange_seconds(spec: ModelSpec, layout: Layout) -> float:
+    """Gradients in float32 summed over all processes: in a ring each sends and gets 2 (n - 1) / n of them."""
+    gradients = 4.0 * adapter_parameters(spec, layout.lora_r, layout.lora_targets)
+    sent = gradients * 2 * (layout.processes - 1) / layout.processes
+    return sent / EXCHANGE_BYTES_PER_SECOND[layout.device]
 
 
 def update_seconds(spec: ModelSpec, layout: Layout, rate: Rates) -> float:
@@ -99,7 +116,7 @@ def update_seconds(spec: ModelSpec, layout: Layout, rate: Rates) -> float:
 def step_seconds(spec: ModelSpec, layout: Layout, rate: Rates, shares: Sequence[Share]) -> float:
     """One optimizer step over its micro-batches."""
     work = sum(micro_batch_seconds(spec, layout, rate, share) for share in shares)
-    return work + update_seconds(spec, layout, rate)
+    return work + exchange_seconds(spec, layout) + update_seconds(spec, layout, rate)
 
 
 def evaluation_seconds(spec: ModelSpec, layout: Layout, rate: Rates, share: Share) -> float:

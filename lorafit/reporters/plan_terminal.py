@@ -47,8 +47,10 @@ def _show(choices: Iterable[Choice], console: Console) -> None:
 def _show_memory(look: Outlook, console: Console) -> None:
     plan, names = look.plan, term_names()
     text = _("Memory at its peak: {peak} of {available}")
+    if plan.processes > 1:
+        text = _("Memory of each of {count} processes at its peak: {peak} of {available}")
     peak, available = bytes_text(plan.predicted_peak_bytes), bytes_text(plan.available_bytes)
-    console.print(Text(text.format(peak=peak, available=available), "bold"))
+    console.print(Text(text.format(count=plan.processes, peak=peak, available=available), "bold"))
     terms = sorted(plan.memory_terms.items(), key=lambda item: -item[1])
     show_rows([[f"  {names[name]}", bytes_text(size)] for name, size in terms if size], console, (1,), fold=True)
 
