@@ -92,6 +92,15 @@ class StepDone(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Evaluating(Event):
+    """An evaluation goes on: `share` (0 to 1) of it is done. Told to a face that listens; never written down."""
+
+    name: ClassVar[str] = "evaluating"
+    rows: int
+    share: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvalDone(Event):
     """Mean `loss` over the validation set's `target_tokens`; `best` when no earlier one was lower."""
 

@@ -10,9 +10,9 @@ from typing import TypeVar
 from lorafit.checkpoint import make_room, prune, save_checkpoint, whole_folder, write_step
 from lorafit.data.batch import MicroBatch
 from lorafit.data.steps import Samples, StepBatch, batch, lr_at, step_samples, stream_length
-from lorafit.engines.base import Engine, OutOfMemory, StepResult
+from lorafit.engines.base import Engine, LossSum, OutOfMemory, StepResult
 from lorafit.engines.ranks import ALONE, RankLost, Ranks
-from lorafit.events import EvalDone, Event, Finished, Saved, Shrunk, Stage, StepDone, Stopped, Warned
+from lorafit.events import EvalDone, Evaluating, Event, Finished, Saved, Shrunk, Stage, StepDone, Stopped, Warned
 from lorafit.messages import _
 from lorafit.plan.plan import Plan
 from lorafit.rundir import RunDir
@@ -141,7 +141,7 @@ def _fitting(
                 yield less
                 continue
         try:
-            return data, compute(job.link.beating(data.share(here.rank)), data)
+            return data, compute(data.share(here.rank), data)
         except OutOfMemory as error:
             less = _less(job, progress, budget, data, _("Memory ran out"))
             if less is None:
@@ -191,7 +191,7 @@ def _step(job: Job, progress: Progress, step: int) -> Iterator[Event]:
     plan, began = job.plan, time.monotonic()
 
     def update(share: Sequence[MicroBatch], data: StepBatch) -> StepResult:
-        return job.engine.step(step, share, data.num_targets, lr_at(step, plan))
+        return job.engine.step(step, job.link.beating(share), data.num_targets, lr_at(step, plan))
 
     rows = step_samples(plan, step)
     ordering = time.monotonic() - began  # the first step of an epoch draws its order
@@ -222,9 +222,14 @@ def _evaluate(job: Job, progress: Progress, step: int) -> Iterator[Event]:
     yield Stage(step=step, text=_("Evaluating on {rows} held-out rows").format(rows=len(job.valid_set)))
     began = time.monotonic()
     rows = range(len(job.valid_set))
-    data, total = yield from _fitting(
-        job, progress, job.valid_set, rows, lambda share, _data: job.engine.evaluate(share)
-    )
+
+    def so_far(share: float) -> Evaluating:
+        return Evaluating(step=step, rows=len(rows), share=share)
+
+    def measure(share: Sequence[MicroBatch], _data: StepBatch) -> LossSum:
+        return job.engine.evaluate(job.link.beating(share, so_far))
+
+    data, total = yield from _fitting(job, progress, job.valid_set, rows, measure)
     loss = total.mean
     best = step > 0 and math.isfinite(loss) and (progress.best_loss is None or loss < progress.best_loss)
     if best:

@@ -58,6 +58,9 @@ class Still:
     def stage(self, text: str) -> None:
         pass
 
+    def progress(self, text: str) -> None:
+        pass
+
     def start(self, pace: Pace, step: int, time: float) -> None:
         self._pace, self._now = pace, time
         self._bar = progress_bar(self._console, disable=True, clock=lambda: self._now)

@@ -13,12 +13,12 @@ from lorafit.data.batch import MicroBatch, Sample
 from lorafit.data.steps import step_samples
 from lorafit.engines.base import LossSum, OutOfMemory, Setup
 from lorafit.engines.fake import FakeEngine
-from lorafit.events import EvalDone, Event, Finished, Saved, Shrunk, StepDone, Stopped
+from lorafit.events import EvalDone, Evaluating, Event, Finished, Saved, Shrunk, StepDone, Stopped
 from lorafit.loop import Job, Progress, train
 from lorafit.plan.plan import Plan
 from lorafit.rundir import RunDir
 from lorafit.watch.link import Link
-from lorafit.watch.wire import Order
+from lorafit.watch.wire import Message, Order
 
 Kind = TypeVar("Kind", bound=Event)
 SAMPLES = plans.make_samples(40)
@@ -54,6 +54,14 @@ def test_a_run_steps_evaluates_saves_and_finishes(tmp_path: Path) -> None:
     assert adapter_bytes(job.run.final_model) == adapter_bytes(job.run.checkpoints / "step-000010")
     assert adapter_bytes(job.run.best_model)
     assert of(StepDone, events)[-1].epoch == 5.0
+
+
+def test_how_far_an_evaluation_is_goes_to_the_one_who_watches_and_into_no_record(tmp_path: Path) -> None:
+    said: list[Message] = []
+    events = list(train(make_job(tmp_path, plans.make_plan(valid_samples=8), link=Link(said.append)), Progress()))
+    assert isinstance(said[0], Evaluating)
+    assert (said[0].rows, said[0].share) == (8, 0.0)
+    assert of(Evaluating, events) == []
 
 
 def test_without_a_validation_set_nothing_is_evaluated_and_nothing_is_best(tmp_path: Path) -> None:

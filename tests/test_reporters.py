@@ -15,6 +15,7 @@ from lorafit.errors import ConfigError
 from lorafit.events import (
     Answered,
     EvalDone,
+    Evaluating,
     Event,
     Failed,
     Finished,
@@ -126,6 +127,12 @@ def test_a_log_is_not_filled_however_long_the_steps_take(seconds: float) -> None
     lines = [line for line in text.splitlines() if line.startswith("step ")]
     assert 20 <= len(lines) <= 500
     assert lines[-1].startswith(f"step {steps}/{steps}")
+
+
+def test_how_far_an_evaluation_is_is_seen_live_and_fills_no_log() -> None:
+    events = [started(), Stage(text="Evaluating on 20 held-out rows"), Evaluating(rows=20, share=0.4)]
+    assert "40%" in shown(events, live=True)
+    assert "40%" not in shown(events)
 
 
 def test_a_terminal_80_wide_shows_plan_bar_and_summary_on_whole_lines() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lorafit.events import Evaluating
 from lorafit.watch import heat, power, pressure
 from lorafit.watch.care import Care, Senses
 from lorafit.watch.clock import Clocks, read_clocks, set_by_seconds, slept_seconds
@@ -245,3 +246,10 @@ def test_taking_up_work_beats_and_not_too_often() -> None:
     link = Link(said.append)
     assert list(link.beating([1, 2, 3])) == [1, 2, 3]
     assert said == [Beat()]
+
+
+def test_a_beat_can_tell_how_much_lies_behind() -> None:
+    said: list[Message] = []
+    items = Link(said.append).beating("abcd", lambda share: Evaluating(time=0.0, rows=8, share=share))
+    assert items[2] == "c"
+    assert said == [Evaluating(time=0.0, rows=8, share=0.5)]

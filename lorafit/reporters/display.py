@@ -24,6 +24,10 @@ class Display(Protocol):
         """Something that takes a while begins."""
         ...
 
+    def progress(self, text: str) -> None:
+        """How far the stage is; a live display alone shows it."""
+        ...
+
     def start(self, pace: Pace, step: int, time: float) -> None:
         """Training begins after `step`."""
         ...
@@ -58,6 +62,9 @@ class LiveDisplay:
         self._end_status()
         self._status = self._console.status(Text(text))
         self._status.start()
+
+    def progress(self, text: str) -> None:
+        self.stage(text)
 
     def start(self, pace: Pace, step: int, time: float) -> None:
         self.close()
@@ -107,6 +114,9 @@ class PlainDisplay:
         if self._last is not None:
             return
         self._console.print(Text(text.removesuffix(" ...") + " ..."), soft_wrap=True)
+
+    def progress(self, text: str) -> None:
+        pass
 
     def start(self, pace: Pace, step: int, time: float) -> None:
         self._pace, self._began, self._last = pace, time, None

@@ -10,6 +10,7 @@ from lorafit.errors import LorafitError
 from lorafit.events import (
     Answered,
     EvalDone,
+    Evaluating,
     Event,
     Failed,
     Finished,
@@ -50,10 +51,10 @@ class Terminal:
     def see(self, event: Event) -> None:
         """Show `event`."""
         match event:
-            case Stage() if event.text.startswith(MARKS):
-                self._say(event.text)
             case Stage():
-                self._display.stage(event.text)
+                self._stage(event)
+            case Evaluating() | EvalDone():
+                self._evaluation(event)
             case Planned():
                 self._planned(event)
             case Started():
@@ -86,6 +87,21 @@ class Terminal:
     def _say(self, text: str, style: str = "") -> None:
         if text:
             self._console.print(Text(text, style), soft_wrap=not self._console.is_interactive)
+
+    def _stage(self, event: Stage) -> None:
+        if event.text.startswith(MARKS):
+            self._say(event.text)
+        else:
+            self._display.stage(event.text)
+
+    def _evaluation(self, event: Evaluating | EvalDone) -> None:
+        """How far it is, until it is done."""
+        if isinstance(event, Evaluating):
+            text = _("Evaluating on {rows} held-out rows: {share:.0%}")
+            self._display.progress(text.format(rows=event.rows, share=event.share))
+        else:
+            self._display.progress("")
+            self._say(*line_of(event))
 
     def _planned(self, event: Planned) -> None:
         """Sentences as they are; the other choices, and memory where no sentence tells of it, as a table."""

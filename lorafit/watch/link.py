@@ -10,6 +10,7 @@ from typing import TypeVar, overload
 from lorafit.watch.wire import Beat, Message, Order, read_order
 
 Item = TypeVar("Item")
+BEAT = Beat()
 BEAT_SECONDS = 1.0  # at most one beat in this time goes over the pipe
 GRACE_SECONDS = 60.0  # for the step and its checkpoint, once nobody is there any more
 RECYCLE = 1000  # no signal has this number
@@ -66,19 +67,21 @@ class Link:
         """What the supervisor wants to stand in the run's events."""
         return [self._texts.popleft() for _i in range(len(self._texts))]
 
-    def beat(self) -> None:
+    def beat(self, message: Message = BEAT) -> None:
         """The engine went on: something to say, though not too often."""
         if (now := time.monotonic()) - self._beaten >= BEAT_SECONDS:
             self._beaten = now
-            self.send(Beat())
+            self.send(message)
 
-    def beating(self, items: Sequence[Item]) -> Sequence[Item]:
-        """`items`, with a beat each time that one is taken up."""
-        return _Beating(items, self.beat)
+    def beating(
+        self, items: Sequence[Item], message: Callable[[float], Message] = lambda _share: BEAT
+    ) -> Sequence[Item]:
+        """`items`, with a beat each time that one is taken up: the message for the share of them (0 to 1) before it."""
+        return _Beating(items, lambda index: self.beat(message(index / max(len(items), 1))))
 
 
 class _Beating(Sequence[Item]):
-    def __init__(self, items: Sequence[Item], beat: Callable[[], None]) -> None:
+    def __init__(self, items: Sequence[Item], beat: Callable[[int], None]) -> None:
         self._items, self._beat = items, beat
 
     def __len__(self) -> int:
@@ -89,7 +92,7 @@ class _Beating(Sequence[Item]):
     @overload
     def __getitem__(self, index: slice) -> Sequence[Item]: ...
     def __getitem__(self, index: int | slice) -> Item | Sequence[Item]:
-        self._beat()
+        self._beat(index if isinstance(index, int) else index.start or 0)
         return self._items[index]
 
 
