@@ -14,10 +14,12 @@ from lorafit.faces import DoctorFlags
 from lorafit.messages import _, listed
 from lorafit.moving import BundleRequest, CloudRequest, FetchRequest
 from lorafit.plan_faces import MachinesFlags, PlanFlags
+from lorafit.registry import CLOUDS
 from lorafit.run_faces import DiffFlags, ListFlags, RemoveFlags, ShowFlags
 from lorafit.verbs import ChatRequest, DataRequest
 
 SHELLS = ("bash", "zsh")
+PLACES = [f"cloud {name}" for name in CLOUDS]
 SETTINGS: dict[str, type[BaseModel]] = {
     "train": TrainConfig,
     "resume": TrainConfig,
@@ -33,11 +35,12 @@ SETTINGS: dict[str, type[BaseModel]] = {
     "runs remove": RemoveFlags,
     "bundle": BundleRequest,
     "cloud": CloudRequest,
+    **{place: CloudRequest for place in PLACES},
     "fetch": FetchRequest,
     "doctor": DoctorFlags,
 }
 RUN_FLAGS = ("resume", "lora_weights", "init_adapter")  # their value is a run's folder
-TAKES_RUNS = ("resume", "runs show", "runs diff", "runs remove", "bundle")  # so is a word behind these
+TAKES_RUNS = ("resume", "runs show", "runs diff", "runs remove", "bundle", *PLACES)  # so is a word behind these
 
 SCRIPT = """\
 # Completion of lorafit for {shell}, made by `lorafit --print_completion {shell}`.
