@@ -117,7 +117,7 @@ def disturbed(faults: list[str], folder: Path, seed: int, undisturbed: Undisturb
     if "run_out_in_step" in faults:
         changes, training.steps, training.data_bytes = dict(LARGE), LARGE_STEPS, undisturbed.between()
     if "set_clock_back" in faults:
-        training.environ = fake_clock(folder / "clock")
+        training.environ = fake_clock(folder)
     wanted = undisturbed.run(**changes)
     try:
         training.start(**changes, **({"hang_seconds": HANG_SECONDS} if "hang" in faults else {}))

@@ -1,6 +1,6 @@
 """What can happen to a training? Each kind of fault is a function that waits for its moment, does the deed, and sees what comes of it.
 
-`RNG` decides moments; what a kind needs (root, cgroups, faketime) is asked by `missing`.
+`RNG` decides moments; what a kind needs (root, cgroups, a C compiler) is asked by `missing`.
 """
 
 import contextlib
@@ -20,10 +20,7 @@ from lorafit.events import Restarted, Shrunk
 
 Deed = Callable[[Training, random.Random], None]
 CGROUP = Path("/sys/fs/cgroup")
-FAKETIME = (
-    "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1",
-    "/usr/lib/aarch64-linux-gnu/faketime/libfaketimeMT.so.1",
-)
+CLOCK = Path(__file__).with_name("clock.c")
 HANG_SECONDS = 3
 MIB = 1 << 20
 
@@ -113,9 +110,10 @@ def hang(training: Training, rng: random.Random) -> None:
 
 
 def set_clock_back(training: Training, rng: random.Random) -> None:
-    """The wall clock goes back by hours (libfaketime, for this training alone)."""
+    """The wall clock goes back by hours (for this training alone)."""
     training.wait_for_step(training.step + 1)
-    (training.output.parent / "clock").write_text(f"-{rng.randint(1, 48)}h\n")
+    offset = training.output.parent / "offset"
+    offset.write_text(f"{int(offset.read_text()) - rng.randint(1, 48) * 3600}\n")
     training.wait_for_step(training.step + 2)
 
 
@@ -196,22 +194,19 @@ def missing(kind: str) -> str | None:
             return f"no memory cgroup can be made: {error}"
     if kind == "fill_disk" and not (os.geteuid() == 0 and sys.platform == "linux" and shutil.which("mount")):
         return "a tmpfs needs root"
-    if kind == "set_clock_back" and faketime() is None:
-        return "libfaketime is not installed"
+    if kind == "set_clock_back" and not (sys.platform == "linux" and shutil.which("cc")):
+        return "a false clock needs a C compiler"
     if kind == "run_out_in_step" and not hasattr(resource, "prlimit"):
         return "this system limits no other process"
     return None
 
 
-def faketime() -> str | None:
-    return next((path for path in FAKETIME if Path(path).exists()), None)
-
-
-def fake_clock(file: Path) -> dict[str, str]:
-    """The environment in which the wall clock is off by what stands in `file`."""
-    file.write_text("+0\n")
-    names = {"LD_PRELOAD": faketime() or "", "FAKETIME_TIMESTAMP_FILE": str(file)}
-    return {**names, "FAKETIME_NO_CACHE": "1", "DONT_FAKE_MONOTONIC": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+def fake_clock(folder: Path) -> dict[str, str]:
+    """The environment in which the wall clock is off by the seconds in the file folder/offset."""
+    library, offset = folder / "clock.so", folder / "offset"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(CLOCK)], check=True)
+    offset.write_text("0\n")
+    return {"LD_PRELOAD": str(library), "CLOCK_OFFSET": str(offset)}
 
 
 def mount(folder: Path, size: int) -> None:
