@@ -206,7 +206,8 @@ def choose_optimizer(config: TrainConfig, device: str, engine: str = "torch") ->
 def _automatic_quantization(device: str, engine: str) -> Choice:
     if engine == "mlx":
         text = _(
-            "✓ Base weights not quantised (`--quantization 4bit` takes MLX's own 4-bit: a quarter of bfloat16's memory)"
+            "✓ Base weights not quantised (`--quantization 4bit` takes MLX's own 4-bit: "
+            "a third to a half of bfloat16's memory)"
         )
         return Choice("quantization", "none", text)
     if device == "cuda":

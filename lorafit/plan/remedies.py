@@ -70,7 +70,7 @@ def _fewer_processes(question: Question) -> Iterator[str]:
 
 def _flags(question: Question, packs: bool) -> Iterator[str]:
     if packs and fits(question, quantization="4bit"):
-        yield _("--quantization 4bit: base weights in an eighth of float32's memory")
+        yield _("--quantization 4bit: base weights in about a quarter of float32's memory")
     shorter = [n for n in SHORTER if n < question.data.longest]
     alone = next((n for n in shorter if fits(question, longest=n)), None)
     if alone:
