@@ -26,7 +26,7 @@ from lorafit.resume import saved_config
 from lorafit.rundir import RunDir
 from lorafit.watch import pressure
 from lorafit.watch.care import Care, Senses
-from lorafit.watch.cures import RELAXED, Cure, Died, cure, in_a_row
+from lorafit.watch.cures import RELAXED, Cure, Died, advice, cure, in_a_row
 from lorafit.watch.deaths import Death, Ending, death_of, is_fatal
 from lorafit.watch.process import COMMAND, Worker
 from lorafit.watch.signals import hear_signals
@@ -178,7 +178,7 @@ def _after(watch: Watch, worker: Worker, life: Life) -> Generator[Event, None, C
     done, saved = watch.step, _last_good(watch, life)
     watch.deaths.append(Died(death.cause, done, saved))
     found = cure(watch.deaths, platform.system(), RELAXED.items() <= {**os.environ, **watch.environ}.items())
-    if not found.restart or watch.asked or watch.config.dry_run or not _can_go_on(watch):
+    if not found.restart or watch.asked or watch.config.dry_run:
         yield from _give_up(watch, death, _bug(life.said) if isinstance(life.said, Bug) else error, found)
     watch.environ |= found.environ
     watch.recycle_every = found.recycle_every or watch.recycle_every
@@ -193,9 +193,8 @@ def _after(watch: Watch, worker: Worker, life: Life) -> Generator[Event, None, C
 
 def _give_up(watch: Watch, death: Death, error: Exception | None, found: Cure) -> Iterator[Event]:
     """Say that the run broke off, and raise why."""
-    raised = error or EngineError(
-        death.text, where=watch.run and watch.run.path, found=death.words, fix=found.text or None
-    )
+    fix = advice("asked") if found.restart and _can_go_on(watch) else None if found.restart else found.text
+    raised = error or EngineError(death.text, where=watch.run and watch.run.path, found=death.words, fix=fix)
     failed = watch.failed
     if failed is None:
         failed = Failed(step=watch.step, text=str(raised))
@@ -231,9 +230,12 @@ def _can_go_on(watch: Watch) -> bool:
 
 
 def _next_start(watch: Watch, cured: Cure) -> Start:
-    """The run's own settings, to be gone on with."""
-    assert watch.run is not None
-    config = saved_config(watch.run).model_copy(update={"resume": str(watch.run.path), "lang": watch.config.lang})
+    """The run's own settings, to be gone on with; what was asked for, where it died before there was anything to go on with."""
+    config = watch.config
+    if watch.run is not None and _can_go_on(watch):
+        config = saved_config(watch.run).model_copy(update={"resume": str(watch.run.path), "lang": config.lang})
+    else:
+        _discard_empty(watch)
     row = len(in_a_row(watch.deaths)) if watch.deaths else 0
     soon = max(SAVE_SECONDS / 2**row, SOONEST_SAVE_SECONDS) if row else None
     return Start(config, language(), os.getpid(), cured.shrink, soon)

@@ -72,7 +72,10 @@ class FaultyEngine(FakeEngine):
 
 
 def get_ready(config: TrainConfig, old: Interrupted | None, _ranks: object = None) -> Generator[Event, None, Any]:
-    """As worker._get_ready, of random samples."""
+    """As worker._get_ready, of random samples. Here too a worker may die."""
+    for fault in FaultyEngine.faults:
+        if (fault["step"], fault.get("life", 1)) == ("start", FaultyEngine.life):
+            deeds()[fault["deed"]]()
     yield Stage(text="Getting ready")
     changes = {"token_budget": config.token_budget} if config.token_budget else {}
     plan = make_plan(

@@ -99,6 +99,18 @@ def test_a_run_that_dies_at_the_same_step_again_and_again_ends_with_words(train:
     assert of(Finished, events)
 
 
+@pytest.mark.parametrize("step", [0, 4])
+def test_a_worker_that_dies_before_it_has_taken_up_its_run_is_followed_by_another(
+    train: Train, undisturbed: RunDir, tmp_path: Path, step: int
+) -> None:
+    if step:
+        train({"step": step, "deed": "terminate"})
+    died = {"life": 2 if step else 1, "step": "start", "deed": "kill"}
+    (restarted,) = of(Restarted, train(died, **({"resume": "latest"} if step else {})))
+    assert restarted.cause == "killed"
+    assert adapter(the_run(tmp_path / "output")) == adapter(undisturbed)
+
+
 def test_an_error_keeps_its_kind_and_words_and_is_not_tried_again(train: Train, tmp_path: Path) -> None:
     with pytest.raises(EngineError) as raised:
         train({"step": 3, "deed": "error"})

@@ -29,9 +29,7 @@ def kill_any_time(training: Training, rng: random.Random) -> None:
     """SIGKILL to the worker at any moment: while it loads, computes or saves."""
     training.wait(lambda: training.run, "a run's folder")
     time.sleep(rng.uniform(0, 8))
-    restarts = len(training.of(Restarted))
-    training.signal_worker(signal.SIGKILL)
-    training.wait(lambda: len(training.of(Restarted)) > restarts, "a restart")
+    training.wait_for_another(training.signal_worker(signal.SIGKILL))
 
 
 def kill_while_saving(training: Training, rng: random.Random) -> None:
@@ -39,11 +37,9 @@ def kill_while_saving(training: Training, rng: random.Random) -> None:
     training.wait_for_step(training.step + 1)
     run = training.run
     assert run is not None
-    restarts = len(training.of(Restarted))
     training.wait(lambda: any(run.checkpoints.glob(".tmp-*/*.safetensors")), "a save", SNAP_SECONDS / 10)
     time.sleep(rng.uniform(0, 0.02))
-    training.signal_worker(signal.SIGKILL)
-    training.wait(lambda: len(training.of(Restarted)) > restarts, "a restart")
+    training.wait_for_another(training.signal_worker(signal.SIGKILL))
 
 
 def kill_supervisor(training: Training, rng: random.Random) -> None:

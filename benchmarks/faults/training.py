@@ -148,6 +148,10 @@ class Training:
         self.wait(lambda: found.extend(filter(None, [self.worker])) or found, "a worker")
         return found[0]
 
+    def wait_for_another(self, pid: int) -> None:
+        """Until a process with the engine lives that is not `pid`."""
+        self.wait(lambda: (worker := self.worker) is not None and worker.pid != pid, "a restart")
+
     def signal_worker(self, number: signal.Signals) -> int:
         """Send a signal to the process with the engine; its id."""
         worker = self.wait_for_worker()
