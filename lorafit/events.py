@@ -139,12 +139,16 @@ class Resumed(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Shrunk(Event):
-    """From here on less is computed at a time; None: as planned. Said again after a resume, so that it is kept."""
+    """From here on less is computed at a time; None: as planned. Said again after a resume, so that it is kept.
+
+    `ran_out`: memory did; else it was only short.
+    """
 
     name: ClassVar[str] = "shrunk"
     text: str
     token_budget: int | None
     recompute: int | None
+    ran_out: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

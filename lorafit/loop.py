@@ -136,9 +136,10 @@ def _fitting(
             less = _less(job, progress, budget, data, _("Memory is short"))
             if less is None and job.link.must_shrink:
                 raise _too_long(None, data)
-            job.link.must_shrink = False
+            ran_out, job.link.must_shrink = job.link.must_shrink, False
             if less is not None:
-                yield less
+                job.engine.release()
+                yield replace(less, ran_out=ran_out)
                 continue
         try:
             return data, compute(data.share(here.rank), data)
@@ -146,6 +147,7 @@ def _fitting(
             less = _less(job, progress, budget, data, _("Memory ran out"))
             if less is None:
                 raise _too_long(error, data) from error
+            job.engine.release()
             yield less
 
 

@@ -13,7 +13,7 @@ from lorafit.data.beginnings import samples_of, shared_length
 from lorafit.data.steps import Samples, batch, step_samples
 from lorafit.engines.base import Engine, OutOfMemory
 from lorafit.errors import DoesNotFit
-from lorafit.events import Event, Finished, Rehearsed, StepDone, Warned
+from lorafit.events import Event, Finished, Rehearsed, Shrunk, StepDone, Warned
 from lorafit.messages import _
 from lorafit.plan import calibrate
 from lorafit.plan.calibrate import Known
@@ -76,6 +76,8 @@ def rehearse(engine: Engine, samples: Samples, expected: Expectation) -> Generat
             break
         except OutOfMemory:
             plan = _smaller(plan, expected)
+            note_ceiling(expected, plan.token_budget)
+            engine.release()
             engine.set_recompute(plan.recompute)
             text = _("Memory ran out in the rehearsal: {budget} tokens at a time, {recompute} layers recomputed.")
             yield Warned(text=text.format(budget=plan.token_budget, recompute=plan.recompute))
@@ -95,6 +97,13 @@ def rehearse(engine: Engine, samples: Samples, expected: Expectation) -> Generat
         high_seconds=total.high,
     )
     return replace(plan, predicted_step_seconds=total.step, predicted_seconds=total.total)
+
+
+def note_ceiling(expected: Expectation, token_budget: int | None) -> None:
+    """Memory ran out, and it goes on with `token_budget` (None: as before, by more recomputing): begin so next time."""
+    if token_budget is not None:
+        machine, available = expected.planned.question.machine, expected.plan.available_bytes
+        calibrate.note_ceiling(machine, expected.key, token_budget, available)
 
 
 def _passes(engine: Engine, samples: Samples, expected: Expectation) -> tuple[float, float, int | None]:
@@ -182,6 +191,8 @@ def compared(events: Iterator[Event], expected: Expectation, whole: bool) -> Ite
     for event in events:
         if isinstance(event, StepDone):
             steps, seconds, peak = steps + 1, seconds + event.seconds, max(peak, event.peak_bytes or 0)
+        if isinstance(event, Shrunk) and event.ran_out:
+            note_ceiling(expected, event.token_budget)
         if isinstance(event, Finished) and steps:
             if whole:
                 memory = peak / expected.plan.predicted_peak_bytes if peak else None

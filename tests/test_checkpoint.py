@@ -16,7 +16,16 @@ import pytest
 from safetensors.numpy import save_file
 
 from lorafit import checkpoint
-from lorafit.checkpoint import latest_good, prune, put_back, save_checkpoint, verify, whole_file, whole_folder
+from lorafit.checkpoint import (
+    latest_good,
+    make_room,
+    prune,
+    put_back,
+    save_checkpoint,
+    verify,
+    whole_file,
+    whole_folder,
+)
 from lorafit.errors import DiskError
 from lorafit.rundir import RunDir
 
@@ -308,6 +317,31 @@ def test_a_disk_that_fails_when_made_durable_leaves_nothing(run: RunDir, monkeyp
     with pytest.raises(DiskError):
         save_checkpoint(run, 1, writes())
     assert list(run.checkpoints.iterdir()) == []
+
+
+def test_room_for_the_next_checkpoint_is_looked_for_before_each_save_and_made_of_older_ones(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def left(*sizes: int) -> None:
+        """As much room as that, after each look; the last from then on."""
+        rooms = [*sizes]
+        monkeypatch.setattr(checkpoint, "_room_bytes", lambda _path: rooms.pop(0) if len(rooms) > 1 else rooms[0])
+
+    left(0)
+    make_room(run)  # nothing is known yet of its size
+    saved = [save_checkpoint(run, step, writes("w" * 1000)) for step in (1, 2)]
+    size = saved[-1].bytes
+    left(2 * size)
+    make_room(run)
+    assert all(one.path.is_dir() for one in saved)
+    left(size // 2, 2 * size)
+    make_room(run)
+    assert [one.path.is_dir() for one in saved] == [False, True]
+    left(size // 2)
+    with pytest.raises(DiskError, match="has not the room") as told:
+        make_room(run)
+    assert "--keep_checkpoints 1" in (told.value.fix or "")
+    assert latest_good(run) == (saved[1].path, [])
 
 
 def test_a_file_in_the_way_is_told_in_words(tmp_path: Path) -> None:

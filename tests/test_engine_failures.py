@@ -36,6 +36,7 @@ def test_when_memory_runs_out_nothing_of_the_pass_stays_behind(models: Path, mon
     monkeypatch.setattr(engine, "device", empty)
     with pytest.raises(OutOfMemory):
         engine.step(1, data.micro_batches, data.num_targets, 1e-3)
+    engine.release()
     assert held == [None]
     monkeypatch.undo()
     assert engine.evaluate(data.micro_batches) == before

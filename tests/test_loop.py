@@ -142,6 +142,20 @@ def test_when_memory_runs_out_the_step_is_split_smaller_and_nothing_is_lost(tmp_
     assert small.engine.weights_V == pytest.approx(whole.engine.weights_V, rel=1e-9, abs=1e-12)  # type: ignore[attr-defined]
 
 
+def test_when_memory_is_short_or_ran_out_the_engine_gives_back_what_it_keeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released: list[str] = []
+    monkeypatch.setattr(FakeEngine, "release", lambda _engine: released.append("released"))
+    link = Link()
+    link.take(Order("shrink"))
+    (short,) = of(Shrunk, list(train(make_job(tmp_path / "short", plans.make_plan(), link=link), Progress())))
+    assert not short.ran_out
+    (ran_out,) = of(Shrunk, list(train(make_job(tmp_path / "out", plans.make_plan(), memory_tokens=70), Progress())))
+    assert ran_out.ran_out
+    assert len(released) == 2
+
+
 def test_a_single_sample_that_does_not_fit_ends_the_run_with_words(tmp_path: Path) -> None:
     job = make_job(tmp_path, plans.make_plan(), memory_tokens=5)
     with pytest.raises(OutOfMemory):

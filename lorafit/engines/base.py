@@ -93,6 +93,10 @@ class Engine(Protocol):
         """Let the first `layers` layers recompute their activations in the backward pass."""
         ...
 
+    def release(self) -> None:
+        """Give the system back what the backend keeps for the next step; that one takes a little longer."""
+        ...
+
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> LossSum:
         """Loss without gradients or dropout, over the micro-batches of all ranks."""
         ...

@@ -57,6 +57,9 @@ class FakeEngine:
     def set_recompute(self, layers: int) -> None:
         pass
 
+    def release(self) -> None:
+        pass
+
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> LossSum:
         losses = [self._loss(micro)[0] for micro in micro_batches]
         return LossSum(sum(losses), sum(micro.num_targets for micro in micro_batches))

@@ -1,7 +1,8 @@
 """What was measured on this machine before? Speeds and peaks over what was predicted, kept in one file of the user's.
 
 Measured speed corrects the time that is told and decides nothing. Measured memory counts only where it was more than
-predicted, and in steps of 5%, so that noise does not make two equal runs take different plans.
+predicted, and in steps of 5%, so that noise does not make two equal runs take different plans. Where memory ran out, the
+budget that it came down to is kept as a ceiling.
 """
 
 import json
@@ -22,6 +23,7 @@ from lorafit.plan.memory import Layout
 
 MEMORY_STEP = 0.05
 LEARNT = 0.5  # weight of the newest measurement
+ROOMIER = 1.1  # times the memory that there was when it ran out, and the ceiling counts no more
 SIDE = 768  # of the matrices whose product is timed
 
 
@@ -36,11 +38,21 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Ceiling:
+    """Memory ran out above so many tokens at a time, with so many bytes available when the plan was made."""
+
+    tokens: int
+    available_bytes: int
+    when: str  # date
+
+
+@dataclass(frozen=True)
 class Known:
     """All that was measured on one machine. `core_gflops`: its processor's product, all cores together."""
 
     core_gflops: float | None = None
     measured: dict[str, Measured] = field(default_factory=dict)
+    ceilings: dict[str, Ceiling] = field(default_factory=dict)
 
     def slowness(self, layout: Layout, spec: ModelSpec) -> float | None:
         """Measured over predicted seconds: of this very shape, else the middle one of this way of computing."""
@@ -53,6 +65,11 @@ class Known:
         """By how much the predicted peak is multiplied: at least 1, in steps of MEMORY_STEP."""
         exact = self.measured.get(key_of(layout, spec))
         return 1.0 if exact is None else rounded_factor(exact.memory)
+
+    def most_tokens(self, layout: Layout, spec: ModelSpec, available_bytes: int) -> int | None:
+        """The largest budget that may be tried; None: memory never ran out, or there is more of it now."""
+        found = self.ceilings.get(key_of(layout, spec))
+        return found.tokens if found and available_bytes <= ROOMIER * found.available_bytes else None
 
 
 NOTHING = Known()
@@ -105,7 +122,8 @@ def known(machine: Machine, path: Path | None = None, measure: Callable[[], floa
         gflops = fresh
         _write(path, machine, {**facts, "core_gflops": gflops})
     try:
-        return Known(gflops, {key: Measured(**value) for key, value in facts.get("measured", {}).items()})
+        measured = {key: Measured(**value) for key, value in facts.get("measured", {}).items()}
+        return Known(gflops, measured, {key: Ceiling(**value) for key, value in facts.get("ceilings", {}).items()})
     except (TypeError, AttributeError):
         return Known(gflops)
 
@@ -124,6 +142,14 @@ def note(
         mixed = before.slowness + LEARNT * (slowness - before.slowness)
         fresh = Measured(round(mixed, 4), largest, before.times + 1, today)
     _write(path, machine, {**facts, "measured": {**facts.get("measured", {}), key: asdict(fresh)}})
+
+
+def note_ceiling(machine: Machine, key: str, tokens: int, available_bytes: int, path: Path | None = None) -> None:
+    """Keep the budget that a run came down to where memory ran out, for equal runs to begin with."""
+    path = path or file()
+    facts = read(path).get(machine_key(machine), {})
+    fresh = Ceiling(tokens, available_bytes, time.strftime("%Y-%m-%d"))
+    _write(path, machine, {**facts, "ceilings": {**facts.get("ceilings", {}), key: asdict(fresh)}})
 
 
 def _write(path: Path, machine: Machine, facts: dict[str, Any]) -> None:

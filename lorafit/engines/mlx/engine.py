@@ -213,6 +213,9 @@ class MLXEngine:
     def set_recompute(self, layers: int) -> None:
         self.body.recompute = layers
 
+    def release(self) -> None:
+        mx.clear_cache()
+
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> LossSum:
         losses, num_targets = [], 0
         with device.translated():

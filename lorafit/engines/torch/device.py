@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from lorafit.engines import allocator
 from lorafit.engines.base import OutOfMemory, Setup
 from lorafit.errors import EngineError, HardwareError
 from lorafit.messages import _
@@ -79,7 +80,7 @@ DEVICES = {
         torch.mps.empty_cache,
         torch.mps.recommended_max_memory,
     ),
-    "cpu": Device("cpu", lambda: True, _cpu_peak_bytes, lambda: None, lambda: None, True, stores_bf16=True),
+    "cpu": Device("cpu", lambda: True, _cpu_peak_bytes, allocator.trim, lambda: None, True, stores_bf16=True),
 }
 
 

@@ -23,7 +23,7 @@ from lorafit.adapter import (
     write_adapter,
 )
 from lorafit.data.batch import MicroBatch
-from lorafit.engines.base import Facts, LossSum, OutOfMemory, Probe, Setup, StepResult
+from lorafit.engines.base import Facts, LossSum, Probe, Setup, StepResult
 from lorafit.engines.torch import checks
 from lorafit.engines.torch.attention import NAME, ONE_KERNEL, attention, may_take_one_kernel, own_attention
 from lorafit.engines.torch.device import DTYPES, computes_in, get_device, translated
@@ -214,9 +214,6 @@ class TorchEngine:
                 self._clip(norm)
                 self.optimizer.update(lr)
                 self.scale.grow()
-        except OutOfMemory:
-            self.device.empty_cache()
-            raise
         finally:
             self.optimizer.drop_gradients()
         return StepResult(loss_sum, norm, self.peak_bytes())
@@ -266,6 +263,9 @@ class TorchEngine:
 
     def set_recompute(self, layers: int) -> None:
         self.recompute.count = layers
+
+    def release(self) -> None:
+        self.device.empty_cache()
 
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> LossSum:
         ranks, num_targets = self.setup.ranks, sum(micro.num_targets for micro in micro_batches)
