@@ -55,9 +55,9 @@ def save_model(family: str, folder: Path, **changes: Any) -> Path:
     return folder
 
 
-def save_chat_model(folder: Path, demo_folder: Path) -> Path:
+def save_chat_model(folder: Path, demo_folder: Path, **changes: Any) -> Path:
     """A random model with the demo's tokenizer and template, whose training takes a second."""
-    save_model("llama", folder, vocab_size=49_152)
+    save_model("llama", folder, vocab_size=49_152, **changes)
     for path in demo_folder.iterdir():
         if path.name in TOKENIZER_FILES or path.suffix == ".jinja":
             shutil.copy(path, folder)

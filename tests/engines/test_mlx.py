@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import plain
 import pytest
 import tiny
 import ways
@@ -26,7 +27,6 @@ from mlx_lm.utils import load_model  # noqa: E402
 from lorafit.engines.mlx import device  # noqa: E402
 from lorafit.engines.mlx.engine import MLXEngine  # noqa: E402
 from lorafit.engines.mlx.load import load_base  # noqa: E402
-from lorafit.engines.mlx.matrix import matrix_of  # noqa: E402
 
 PLAN = tiny.make_plan(engine="mlx", token_budget=100)
 WIDE = {"hidden_size": 64, "intermediate_size": 128}  # groups of 64 fit
@@ -119,33 +119,18 @@ def test_gradients_through_a_quantised_base_equal_those_through_its_dequantised_
 ) -> None:
     folder = tiny.save_model(family, tmp_path / "model", **WIDE)
     engine = open_mlx(folder, quantization=quantization)
-    exact_folder = dequantised(engine, folder, tmp_path / "exact")
+    assert plain.plain_weights(engine).keys() == engine.body.modules.keys()
+    exact_folder = plain.plain_model(engine, folder, tmp_path / "exact")
     adapter = ways.start_with_b(engine, tmp_path / "adapter")
     way = next(way for way in ways.WAYS if way.name == "MLX, CPU")
     loss, grads = ways.loss_and_gradients(
         way, folder, replace(PLAN, quantization=quantization), adapter, tmp_path / "a"
     )
     right, wanted = ways.loss_and_gradients(way, exact_folder, PLAN, adapter, tmp_path / "b")
-    plain, _grads = ways.loss_and_gradients(way, folder, PLAN, adapter, tmp_path / "c")
+    unquantised, _grads = ways.loss_and_gradients(way, folder, PLAN, adapter, tmp_path / "c")
     assert loss == pytest.approx(right, rel=1e-5)
     assert ways.worst(grads, wanted) < 1e-4
-    assert loss != pytest.approx(plain, rel=1e-5)
-
-
-def dequantised(engine: MLXEngine, folder: Path, target: Path) -> Path:
-    """The model in `folder` with the weights that the engine's quantised ones stand for."""
-    target.mkdir()
-    (target / "config.json").write_bytes((folder / "config.json").read_bytes())
-    tensors = {name: np.array(array) for name, array in mx.load(str(folder / "model.safetensors")).items()}
-    count = 0
-    for name, module in engine.body.modules.items():
-        matrix = matrix_of(module)
-        if matrix.scales is not None:
-            tensors[f"{name}.weight"] = np.array(matrix.rows(mx.arange(matrix.outputs)))
-            count += 1
-    assert count == len(engine.body.modules)
-    save_file(tensors, target / "model.safetensors", {"format": "pt"})
-    return target
+    assert loss != pytest.approx(unquantised, rel=1e-5)
 
 
 def test_a_quantised_base_is_made_once_and_an_mlx_folder_is_taken_as_it_is(

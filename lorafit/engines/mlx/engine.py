@@ -64,7 +64,7 @@ class MLXEngine:
             device.limit_memory(setup.plan.available_bytes)
         with device.translated():
             base = load_base(setup)
-            self.packs, notes = True, [_slow_blas()] if blas.is_slow() else []
+            self.packs, notes = True, _first_notes(base)
             self.body = self._body(base, notes)
             mx.eval(base.model.parameters())
         self.params: Params = {}
@@ -290,6 +290,15 @@ class MLXEngine:
 
 def _norm(grads: Params) -> float:
     return float(mx.sqrt(mx.stack([mx.square(grad).sum() for grad in grads.values()]).sum()))
+
+
+def _first_notes(base: Base) -> list[str]:
+    """What is to be said of the base and the machine before anything is tried."""
+    notes = [_slow_blas()] if blas.is_slow() else []
+    if base.stored_bits is not None:
+        text = _("✓ The base's weights came quantised for MLX ({bits}-bit): they are trained on as they are")
+        notes.append(text.format(bits=base.stored_bits))
+    return notes
 
 
 def _slow_blas() -> str:

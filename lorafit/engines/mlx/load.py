@@ -25,11 +25,15 @@ DTYPES = {"fp32": mx.float32, "bf16": mx.bfloat16, "fp16": mx.float16}
 
 @dataclass(frozen=True)
 class Base:
-    """A loaded model: mlx_lm's text model, its decoder's name in transformers, its settings as transformers reads them."""
+    """A loaded model: mlx_lm's text model, its decoder's name in transformers, its settings as transformers reads them.
+
+    `stored_bits` is of a folder that was quantised before it came here.
+    """
 
     model: Any
     prefix: str
     config: PretrainedConfig
+    stored_bits: int | None = None
 
 
 def load_base(setup: Setup) -> Base:
@@ -39,6 +43,7 @@ def load_base(setup: Setup) -> Base:
         config = AutoConfig.from_pretrained(
             setup.folder, local_files_only=True, trust_remote_code=setup.trust_remote_code
         )
+        bits = _stored_bits(setup, facts)
         model = _load(setup, facts, config)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         fix = _(
@@ -58,7 +63,23 @@ def load_base(setup: Setup) -> Base:
         what = _("lorafit cannot train this kind of model with MLX.")
         raise ModelError(what, where=setup.folder, found=config.model_type, fix=_("Try --engine torch."))
     prefix = "model.language_model" if inner else "model"
-    return Base(model.language_model if inner else model, prefix, config.get_text_config())
+    return Base(model.language_model if inner else model, prefix, config.get_text_config(), bits)
+
+
+def _stored_bits(setup: Setup, facts: dict[str, Any]) -> int | None:
+    """Bits of a folder that mlx_lm quantised; None of any other. Raises ModelError where other bits are asked for."""
+    stored = facts.get("quantization")
+    if not stored:
+        return None
+    bits = int(stored["bits"])
+    if BITS.get(setup.quantization, bits) != bits:
+        raise ModelError(
+            _("The base model is quantised already, in other bits than are asked for."),
+            where=setup.folder,
+            found=_("{bits}-bit, asked: {asked}").format(bits=bits, asked=setup.quantization),
+            fix=_("Leave --quantization out, or take the model as it was before."),
+        )
+    return bits
 
 
 def _load(setup: Setup, facts: dict[str, Any], config: PretrainedConfig) -> Any:

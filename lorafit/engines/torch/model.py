@@ -1,5 +1,6 @@
 """How does a base model come into memory, and where in it does LoRA go?"""
 
+import json
 import logging as python_logging
 import re
 from pathlib import Path
@@ -49,6 +50,7 @@ def load_base(setup: Setup) -> PreTrainedModel:
         "output_loading_info": True,
         "ignore_mismatched_sizes": True,  # they are named below; the library prints a table and raises
     }
+    _refuse_mlx_folder(setup.folder)
     try:
         model, info = _streamed(setup, options) or _loaded(setup, options)
     except (OSError, ValueError, KeyError, ImportError) as error:
@@ -88,6 +90,24 @@ def _loaded(setup: Setup, options: dict[str, Any]) -> tuple[PreTrainedModel, dic
         setup.folder, trust_remote_code=setup.trust_remote_code, local_files_only=True, **options
     )
     return loaded[0], loaded[1]
+
+
+def _refuse_mlx_folder(folder: Path) -> None:
+    """Raise ModelError for a folder that mlx_lm quantised: nothing but MLX reads its numbers."""
+    path = folder / "config.json"
+    facts = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    stored = facts.get("quantization")
+    if isinstance(stored, dict) and "bits" in stored:
+        fix = _(
+            "Give `--engine mlx` (where it is not installed: {command}). For PyTorch take the model as it was before, "
+            "with `--quantization 4bit` if it is to be small."
+        )
+        raise ModelError(
+            _("The base model is quantised for MLX; PyTorch cannot read that."),
+            where=folder,
+            found=_("{bits}-bit").format(bits=stored["bits"]),
+            fix=fix.format(command="pip install 'lorafit[mlx]'"),
+        )
 
 
 def _refuse_gaps(folder: Path, info: dict[str, Any]) -> None:
