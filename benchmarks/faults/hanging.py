@@ -12,17 +12,18 @@ from lorafit import child, cli, supervise, verbs
 from lorafit.config import TrainConfig
 from lorafit.events import Event
 from lorafit.watch.link import Link
+from lorafit.watch.wire import Beat
 from lorafit.worker import work
 
 
 def hanging_work(config: TrainConfig, link: Link) -> Iterator[Event]:
     flag = Path(config.output_dir) / "hang"
 
-    def beat() -> None:
+    def beat(*message: Beat) -> None:
         if flag.exists():
             flag.unlink()
             time.sleep(1e6)
-        Link.beat(link)
+        Link.beat(link, *message)
 
     link.beat = beat  # type: ignore[method-assign]
     return work(config, link)
