@@ -12,14 +12,14 @@ from lorafit import child, cli, supervise, verbs
 from lorafit.config import TrainConfig
 from lorafit.events import Event
 from lorafit.watch.link import Link
-from lorafit.watch.wire import Beat
+from lorafit.watch.wire import Message
 from lorafit.worker import work
 
 
 def hanging_work(config: TrainConfig, link: Link) -> Iterator[Event]:
     flag = Path(config.output_dir) / "hang"
 
-    def beat(*message: Beat) -> None:
+    def beat(*message: Message) -> None:
         if flag.exists():
             flag.unlink()
             time.sleep(1e6)
