@@ -21,12 +21,15 @@ from lorafit.errors import EngineError, ModelError
 mx = pytest.importorskip("mlx.core", reason="MLX has no wheel here, or is not installed: pip install 'lorafit[mlx]'")
 pytest.importorskip("mlx_lm")
 
+from mlx import nn  # noqa: E402
+from mlx.utils import tree_map  # noqa: E402
 from mlx_lm.tuner.utils import load_adapters  # noqa: E402
 from mlx_lm.utils import load_model  # noqa: E402
 
 from lorafit.engines.mlx import device  # noqa: E402
 from lorafit.engines.mlx.engine import MLXEngine  # noqa: E402
 from lorafit.engines.mlx.load import load_base  # noqa: E402
+from lorafit.engines.mlx.quantised import quantise  # noqa: E402
 
 PLAN = tiny.make_plan(engine="mlx", token_budget=100)
 WIDE = {"hidden_size": 64, "intermediate_size": 128}  # groups of 64 fit
@@ -149,6 +152,18 @@ def test_a_quantised_base_is_made_once_and_an_mlx_folder_is_taken_as_it_is(
     (folder / "model.safetensors").touch()
     with pytest.raises(ModelError):
         open_mlx(folder, quantization="4bit")
+
+
+def test_layers_are_quantised_one_by_one_so_that_memory_holds_one_of_them_unpacked(tmp_path: Path) -> None:
+    model = nn.Module()
+    model.layers = [nn.Linear(1024, 1024, bias=False) for _layer in range(24)]
+    model.update(tree_map(lambda a: a.astype(mx.bfloat16), model.parameters()))  # not computed yet, as not read yet
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    quantise(model, 4)
+    held = mx.get_active_memory() - before
+    assert mx.get_peak_memory() - before < held + 5 * 4 * 1024**2  # a few forms of one weight in float32
+    assert all(isinstance(layer, nn.QuantizedLinear) for layer in model.layers)
 
 
 def test_a_gpu_that_failed_is_never_gone_on_with() -> None:

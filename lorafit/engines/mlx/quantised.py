@@ -45,6 +45,10 @@ def quantise(model: nn.Module, bits: int) -> None:
         if fits(name, module):
             module.weight = module.weight.astype(mx.float32)
     nn.quantize(model, group_size=GROUP, bits=bits, class_predicate=fits)
+    # One by one: all at once, a dozen of them lay in float32 beside what was done (1.7 times Llama-3.2-1B's 4-bit form).
+    for module in model.modules():
+        if isinstance(module, nn.QuantizedLinear):
+            mx.eval(module.parameters())
 
 
 def keep(model: nn.Module, facts: dict[str, Any], bits: int, place: Path) -> None:

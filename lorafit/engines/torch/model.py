@@ -17,7 +17,7 @@ from lorafit.engines.torch.attention import NAME
 from lorafit.engines.torch.device import DTYPES, computes_in
 from lorafit.engines.torch.lora import DropoutKeys, LoRALinear
 from lorafit.engines.torch.stored import StoredLinear, compute_in_float32
-from lorafit.engines.torch.weights import read_weights
+from lorafit.engines.torch.weights import read_weights, unread_weights
 from lorafit.errors import ConfigError, ModelError
 from lorafit.messages import _, listed
 
@@ -68,16 +68,19 @@ def load_base(setup: Setup) -> PreTrainedModel:
 
 
 def _streamed(setup: Setup, options: dict[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]] | None:
-    """The model around weights that were read once into their places; None where that is not for us to do."""
+    """The model around weights read once into their places, or quantised as they are read; None where that is not for us to do."""
     known = {"trust_remote_code": setup.trust_remote_code, "local_files_only": True}
     config = AutoConfig.from_pretrained(setup.folder, **known)
-    if setup.device != "cpu" or setup.quantization != "none" or hasattr(config, "quantization_config"):
+    if setup.device != "cpu" or hasattr(config, "quantization_config"):
         return None
+    quantised = setup.quantization != "none"
     with torch.device("meta"):  # its class alone is wanted: weights can be handed to nothing else
         kind = type(AutoModelForCausalLM.from_config(config, trust_remote_code=setup.trust_remote_code))
-    weights = read_weights(setup.folder, DTYPES[setup.precision])
+    weights = unread_weights(setup.folder) if quantised else read_weights(setup.folder, DTYPES[setup.precision])
     if weights is None:
         return None
+    if quantised:
+        options = {**options, "quantization_config": _quantization(setup)}
     loaded: Any = kind.from_pretrained(None, config=config, state_dict=weights, **options)
     return loaded[0], loaded[1]
 

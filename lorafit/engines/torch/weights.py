@@ -6,9 +6,10 @@ are given to it, and its modules become views of them.
 """
 
 import re
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -20,12 +21,41 @@ STORED = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 PIECE = 1 << 22  # numbers read at once where they are converted
 
 
+@dataclass(frozen=True)
+class Unread:
+    """A tensor that is in its file until it is asked for with `[...]`: what transformers takes for a slice of a file.
+
+    Its own are mapped files: while 4-bit weights were made of them, both forms of the whole base were resident.
+    """
+
+    file: Path
+    header: Header
+
+    def __getitem__(self, _all: Any) -> Tensor:
+        place = torch.empty(self.header.shape, dtype=STORED[self.header.dtype])
+        with self.file.open("rb", buffering=0) as stream:
+            _read(stream, self.header, place)
+        return place
+
+
+def unread_weights(folder: Path) -> dict[str, Unread] | None:
+    """All tensors of `folder` by name, none of them read yet; None where a file holds other numbers than floats."""
+    files = _floats(folder)
+    return files and {header.name: Unread(file, header) for file, found in files.items() for header in found}
+
+
+def _floats(folder: Path) -> dict[Path, list[Header]] | None:
+    """What the files hold; None where that is not floats alone."""
+    files = {file: read_headers(file) for file in weight_files(folder)}
+    return files if all(header.dtype in STORED for found in files.values() for header in found) else None
+
+
 def read_weights(folder: Path, dtype: torch.dtype) -> dict[str, Tensor] | None:
     """All tensors of `folder` by name, in `dtype`; None where a file holds other numbers than floats."""
-    files = {file: read_headers(file) for file in weight_files(folder)}
-    headers = {header.name: header for found in files.values() for header in found}
-    if any(header.dtype not in STORED for header in headers.values()):
+    files = _floats(folder)
+    if files is None:
         return None
+    headers = {header.name: header for found in files.values() for header in found}
     tensors = _places(headers, dtype)
     for file, found in files.items():
         with file.open("rb", buffering=0) as stream:
