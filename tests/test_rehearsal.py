@@ -16,7 +16,7 @@ from lorafit.config import TrainConfig
 from lorafit.data.batch import MicroBatch
 from lorafit.engines.base import Probe, Setup
 from lorafit.engines.fake import FakeEngine
-from lorafit.events import Event, Finished, Rehearsed, StepDone, Warned
+from lorafit.events import Event, Finished, Rehearsed, Shrunk, StepDone, Warned
 from lorafit.plan import calibrate
 from lorafit.plan.calibrate import Known
 from lorafit.plan.plan import Plan
@@ -104,6 +104,29 @@ def test_memory_that_runs_out_lowers_the_budget_and_is_said() -> None:
     events, plan = all_of(rehearse(Measured(1.0, None, memory_tokens=600), SAMPLES, expected))
     assert plan.token_budget <= 600
     assert any(isinstance(event, Warned) for event in events)
+
+
+@pytest.mark.parametrize("when", ["in the rehearsal", "in a step"])
+def test_a_budget_that_memory_ran_out_with_is_not_begun_with_again(when: str) -> None:
+    expected = expectation(24)
+    if when == "in a step":
+        shrunk = [
+            Shrunk(text="", token_budget=700, recompute=None),
+            Shrunk(text="", token_budget=8, recompute=None, ran_out=False),
+        ]
+        list(compared(iter(shrunk), expected, whole=True))
+    else:
+        all_of(rehearse(Measured(1.0, None, memory_tokens=900), SAMPLES, expected))
+    question = expected.planned.question
+
+    def next_time(gib: float) -> int:
+        machine = replace(question.machine, available_bytes=int(gib * GIB))
+        known = calibrate.known(machine)
+        return consider(question.config, machine, question.spec, question.data, known).plan.token_budget
+
+    assert expected.plan.token_budget > 512
+    assert next_time(24) == 512
+    assert next_time(30) == expected.plan.token_budget  # there is more memory now
 
 
 def test_a_peak_above_the_plan_leads_to_the_plan_that_a_second_run_makes() -> None:

@@ -140,7 +140,9 @@ def _asked(
     if path != FAST or spec.window is not None or config.lora_dropout > 0:  # it is computed for every sample
         data = replace(data, shared=0)
     base = replace(base, path=path, precision=precisions[0], target_share=target_share(data))
-    return Question(config, machine, spec, data, base, precisions, known.memory_factor(base, spec))
+    factor = known.memory_factor(base, spec)
+    ceiling = known.most_tokens(base, spec, available_bytes(machine, base.device))
+    return Question(config, machine, spec, data, base, precisions, factor, ceiling)
 
 
 def make_schedule(config: TrainConfig, effective_batch: int, data: DataFacts) -> Schedule:

@@ -120,7 +120,15 @@ def _larger_machine(question: Question) -> str | None:
         precisions = numbers.precisions(auto, machine, device, engine)
         alone = replace(question.base, processes=1, shards=1)
         base = replace(alone, device=device, engine=engine, quantization=quantization, precision=precisions[0])
-        there = replace(question, config=auto, machine=machine, base=base, precisions=precisions, memory_factor=1.0)
+        there = replace(
+            question,
+            config=auto,
+            machine=machine,
+            base=base,
+            precisions=precisions,
+            memory_factor=1.0,
+            most_tokens=None,
+        )
         if machine.gpus[0].memory_bytes > available_bytes(question.machine, question.base.device) and fits(there):
             return name
     return None

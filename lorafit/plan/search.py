@@ -27,7 +27,8 @@ WORTH = 0.03  # a plan that is faster by less than this is not worth more memory
 
 @dataclass(frozen=True)
 class Question:
-    """What is to be trained where. `base` says what is settled; `memory_factor` what measuring has taught, at least 1."""
+    """What is to be trained where. `base` says what is settled; `memory_factor` what measuring has taught, at least 1;
+    `most_tokens` above which budget memory ran out."""
 
     config: TrainConfig
     machine: Machine
@@ -36,6 +37,7 @@ class Question:
     base: Layout
     precisions: list[str]
     memory_factor: float = 1.0
+    most_tokens: int | None = None
 
     @property
     def room(self) -> int:
@@ -85,7 +87,10 @@ def best(found: list[Candidate]) -> Candidate:
 
 def _budgets(question: Question) -> list[int]:
     config = question.config
-    return [config.token_budget] if config.token_budget else rungs(question.base.device, question.data.longest)
+    if config.token_budget:
+        return [config.token_budget]
+    found = rungs(question.base.device, question.data.longest)
+    return [rung for rung in found if rung <= (question.most_tokens or rung)] or found[-1:]
 
 
 def steps_of(question: Question, budget: int) -> list[list[Share]]:
