@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from race import figures, pictures
-from race.results import GROWTH, RESULTS, Line, of_run, read
+from race.results import GROWTH, MLX, RESULTS, Line, of_run, read
 
 ROOT = Path(__file__).parents[1]
 PAGE, PICTURES = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "pictures"
@@ -23,6 +23,7 @@ python benchmarks/speed.py                                     # all of them, 16
 python benchmarks/speed.py --rows uncut                        # longer rows
 python benchmarks/speed.py --system 300                        # a system prompt of 300 tokens before every row
 python benchmarks/speed.py --shape llama-3.2-1b --samples 4    # random weights of a larger shape
+python benchmarks/mlx_speed.py                                 # the MLX engine beside mlx_lm
 python benchmarks/growth.py                                    # length, rows, rank, budget
 python benchmarks/page.py                                      # this page
 ```
@@ -38,6 +39,10 @@ floating-point operations over what the machine's matrix product does at the mod
 fp32 and the adapter; "tuned" keeps activations, 4 x 4 samples, near lengths together; "packing" puts samples end to end
 in one row (TRL's padding-free mode, LLaMA-Factory's neat_packing), with attention in one dense mask, since flash
 attention needs a GPU; "lean" takes one sample at a time and computes activations twice.
+
+Beside MLX: "mlx_lm.lora" is mlx_lm's own trainer with every repair that it takes as an argument (bias-corrected AdamW,
+near lengths together, a loss over targets only), "eager" the same without compiling its step, "mlx_lm loop" its model in
+the least loop that a careful user would write. OpenBLAS is loaded for all; "peak" there is MLX's own counter.
 """
 AXES = {"length": "tokens of a sample", "rows": "rows of the data set", "rank": "rank of the adapter",
         "budget": "tokens of a micro-batch"}  # fmt: skip
@@ -116,7 +121,7 @@ def main() -> None:
     PICTURES.mkdir(parents=True, exist_ok=True)
     for old in PICTURES.glob("speed-*.svg"):
         old.unlink()
-    speed, growth = read(RESULTS), read(GROWTH)
+    speed, growth = [*read(RESULTS), *read(MLX)], read(GROWTH)
     sections = [INTRODUCTION.strip()]
     sections += [speed_section(speed, run, about) for run, about in newest(speed)]
     sections += [growth_section(growth)] if growth else []

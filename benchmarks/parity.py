@@ -79,21 +79,25 @@ def ways(machine: Machine) -> Iterator[tuple[str, str]]:
         yield from (("mlx", gpu.kind) for gpu in machine.gpus if gpu.kind == "mps")
 
 
-def make_task(steps: int, machine: Machine) -> Task:
-    config = TrainConfig(
+def settings(steps: int) -> TrainConfig:
+    return TrainConfig(
         model_name="demo", dataset_name="demo", max_length=MAX_LENGTH, val_size=HELD_OUT, effective_batch=BATCH, seed=SEED,
         max_steps=steps, learning_rate=5e-4, lora_r=16, lora_alpha=32.0, engine="torch", device="cpu", precision="fp32",
         token_budget=512, eval_steps=steps,
     )  # fmt: skip
+
+
+def make_task(config: TrainConfig, machine: Machine) -> Task:
+    """What `config` says, with the demo model."""
     folder = demo_model()
-    data = prepare(list(read_rows("demo", "train")), load_tokenizer(folder), config)
+    data = prepare(list(read_rows(config.dataset_name, config.dataset_split)), load_tokenizer(folder), config)
     facts = DataFacts(data.train.lengths, data.valid.lengths, data.digest)
     return Task(folder, data, make_plan(config, machine, read_spec(folder), facts))
 
 
 def open_engine(task: Task, engine: str, device: str) -> Engine:
     plan = replace(task.plan, engine=engine, device=device)
-    setup = Setup(task.folder, "demo", device, "fp32", plan=plan)
+    setup = Setup(task.folder, "demo", device, plan.precision, plan.quantization, plan=plan)
     opened: Engine = registry.load(registry.ENGINES[engine]).open(setup)
     return opened
 
@@ -108,10 +112,14 @@ def learn(engine: Engine, task: Task, steps: range) -> list[float]:
     return losses
 
 
+def held_out_loss(engine: Engine, task: Task) -> float:
+    held_out = batch(task.data.valid, range(len(task.data.valid)), task.plan.token_budget, task.plan.max_micro_batch)
+    return engine.evaluate(held_out.micro_batches).mean
+
+
 def finish(engine: Engine, task: Task) -> tuple[float, dict[str, Any]]:
     """The held-out loss, and all lora_B."""
-    held_out = batch(task.data.valid, range(len(task.data.valid)), task.plan.token_budget, task.plan.max_micro_batch)
-    loss = engine.evaluate(held_out.micro_batches).mean
+    loss = held_out_loss(engine, task)
     with tempfile.TemporaryDirectory() as scratch:
         engine.save_adapter(Path(scratch))
         weights = read_adapter(Path(scratch))[1]
@@ -234,7 +242,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the verdict here")
     arguments = parser.parse_args()
     machine = hardware.detect()
-    task = make_task(QUICK_STEPS if arguments.quick else STEPS, machine)
+    task = make_task(settings(QUICK_STEPS if arguments.quick else STEPS), machine)
     runs = measure(task, machine)
     if not arguments.quick:
         kept = remember(runs)

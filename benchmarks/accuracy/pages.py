@@ -1,4 +1,4 @@
-"""Where do the tables stand? Between two marks in docs/memory-model.md and docs/speed-model.md; the words around stay."""
+"""Where do the tables stand? Between two marks in a page of docs/; the words around stay."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""mlx_lm's own trainer (`mlx_lm.lora`), with every repair that it takes as an argument (mlx_models.py)."""
+"""mlx_lm's own trainer (`mlx_lm.lora`), with every repair that it takes as an argument (mlx_models.py).
+
+Its step is compiled, for each shape anew. Options: compile (False: MLX's own switch turns that off).
+"""
 
 import tempfile
 from collections.abc import Iterator
@@ -10,6 +13,7 @@ from peers.protocol import Referee, Task
 
 
 def main() -> None:
+    import mlx.core as mx
     from mlx import optimizers
     from mlx_lm.tuner.callbacks import TrainingCallback
     from mlx_lm.tuner.trainer import TrainingArgs, train
@@ -17,6 +21,8 @@ def main() -> None:
     task = Task.read()
     referee = Referee(task)
     model = lora_model(task)
+    if not task.options.get("compile", True):
+        mx.disable_compile()
     micros = -(-len(task.steps[0]) // MICRO)
 
     class Barrier(TrainingCallback):  # type: ignore[misc]

@@ -88,8 +88,8 @@ class Referee:
     def report(self, loss: float) -> None:
         """`loss` is the mean over the step's targets, before its update."""
         after = gemm_gflops(self.task)
-        peak = peak_bytes(self.task.device)
-        self.say(seconds=self.seconds, loss=loss, gflops=(self.before + after) / 2, peak_bytes=peak)
+        peaks = {"peak_bytes": peak_bytes(self.task.device), "resident_bytes": process_peak_bytes()}
+        self.say(seconds=self.seconds, loss=loss, gflops=(self.before + after) / 2, **peaks)
 
 
 def versions() -> dict[str, str]:
@@ -132,6 +132,11 @@ def peak_bytes(device: str) -> int:
         import torch
 
         return int(torch.cuda.max_memory_reserved())
+    return process_peak_bytes()
+
+
+def process_peak_bytes() -> int:
+    """The most that this process held in memory at once."""
     if sys.platform == "linux":
         found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
         return int(found[1]) * 1024 if found else 0

@@ -9,7 +9,7 @@ from typing import Any
 
 Line = dict[str, Any]
 RESULTS = Path(__file__).parents[1] / "results" / "speed.jsonl"
-GROWTH = RESULTS.with_name("growth.jsonl")
+GROWTH, MLX = RESULTS.with_name("growth.jsonl"), RESULTS.with_name("mlx_speed.jsonl")
 
 
 def read(path: Path) -> list[Line]:

@@ -3,6 +3,7 @@
 PYTHONPATH=tests python tests/engines/table.py
 """
 
+import sys
 import tempfile
 from pathlib import Path
 
@@ -10,15 +11,9 @@ import reference
 import tiny
 import ways
 
-PAGE = Path(__file__).parents[2] / "docs" / "conformance.md"
-HEAD = """# Conformance: every engine, every family
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
-Written by `PYTHONPATH=tests python tests/engines/table.py`. Small random models with what is special to each family; one step of 16
-samples in float32, against transformers and peft in float64, sample by sample with full logits. A cell holds the relative
-error of the loss, and of the gradient of the worst tensor, by norm. The tests (`tests/engines/`) hold them below {loss:g} and {gradient:g}.
-
-"""
-MOST_LOSS, MOST_GRADIENT = 2e-6, 2e-5
+from accuracy import pages
 
 
 def main() -> None:
@@ -37,8 +32,7 @@ def main() -> None:
                 row.append(f"{abs(loss / wanted.loss - 1):.0e}, {ways.worst(gradients, wanted.gradients):.1e}")
             rows.append(row)
             print(" | ".join(row), flush=True)
-    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-    PAGE.write_text(HEAD.format(loss=MOST_LOSS, gradient=MOST_GRADIENT) + table + "\n", "utf-8")
+    pages.write("conformance.md", "families", "\n".join("| " + " | ".join(row) + " |" for row in rows))
 
 
 if __name__ == "__main__":

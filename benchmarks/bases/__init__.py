@@ -1,0 +1,1 @@
+"""The processes that benchmarks/quantised.py measures."""

@@ -1,0 +1,37 @@
+"""How far is a base's gradient from that through its weights written out? A process of its own: python -m bases.gradients FLAGS.json
+
+The reference is the conformance suite's (tests/engines): transformers and peft in float64, sample by sample, here over
+the plain numbers that the engine's quantised weights stand for.
+"""
+
+import json
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import plain
+import reference
+import ways
+
+from bases.learn import task_of
+
+MOST_SAMPLES = 4
+
+
+def main() -> None:
+    flags = json.loads(Path(sys.argv[1]).read_text("utf-8"))
+    task = task_of(flags)
+    samples = [task.data.valid[i] for i in range(min(MOST_SAMPLES, len(task.data.valid)))]
+    plan = replace(task.plan, train_samples=len(samples), effective_batch=len(samples))
+    way = next(way for way in ways.WAYS if way.engine == plan.engine and way.device == plan.device)
+    adapter = Path(flags["adapter"])
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = plain.plain_model(way.open(task.folder, plan), task.folder, Path(scratch) / "plain")
+        loss, gradients = ways.loss_and_gradients(way, task.folder, plan, adapter, Path(scratch) / "own", samples)
+        wanted = reference.reference(folder, adapter, plan, samples)
+    print(json.dumps({"loss_rel": abs(loss / wanted.loss - 1), "grad_rel": ways.worst(gradients, wanted.gradients)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""What do 4-bit and 8-bit bases cost and save, beside float32? The demo model, rows of law, one run for each.
+
+    python benchmarks/quantised.py [--quick] [--json FILE]
+
+Each base is two processes of its own, one after another: one trains (peak memory of all of it, held-out loss before and
+after), one holds gradients against float64 through the same weights written out. What MLX quantises is in its cache
+before. The table of docs/conformance.md is written by it. Flat JSON: `ok`, and for each base its figures.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from accuracy import pages
+from lorafit import hardware
+from lorafit.units import MIB
+
+HERE = Path(__file__).parent
+TESTS = HERE.parent / "tests"
+WHOLE = {"steps": 40, "batch": 4, "held_out": 24, "max_length": 256}
+QUICK = {"steps": 2, "batch": 2, "held_out": 3, "max_length": 96}
+BASES = {
+    "torch_fp32": ("PyTorch, float32", "torch", "none"),
+    "torch_4bit": ("PyTorch, NF4", "torch", "4bit"),
+    "torch_8bit": ("PyTorch, LLM.int8", "torch", "8bit"),
+    "mlx_fp32": ("MLX, float32", "mlx", "none"),
+    "mlx_4bit": ("MLX, 4-bit", "mlx", "4bit"),
+    "mlx_8bit": ("MLX, 8-bit", "mlx", "8bit"),
+}
+# float32 itself is up to 1e-4 off float64 in this model's worst tensor; LLM.int8 rounds what goes into a layer too.
+MOST_GRADIENT, MOST_INT8 = 5e-4, 0.2
+MOST_LOSS = 1.05  # held-out loss at the end, over float32's
+Found = dict[str, dict[str, Any]]
+
+
+def in_child(module: str, flags: dict[str, Any], scratch: Path) -> dict[str, Any]:
+    """What `module` says of `flags`, in a process of its own."""
+    path = scratch / "flags.json"
+    path.write_text(json.dumps(flags), "utf-8")
+    places = (HERE, HERE.parent, TESTS, TESTS / "engines")
+    done = subprocess.run(
+        [sys.executable, "-m", f"bases.{module}", str(path)], cwd=HERE, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": ":".join(map(str, places))},
+    )  # fmt: skip
+    if done.returncode:
+        raise SystemExit(f"{flags}\n{done.stderr[-3000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def measure(sizes: dict[str, int]) -> Found:
+    """Every base's figures."""
+    found: Found = {}
+    for key, (name, engine, quantization) in BASES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            adapter = Path(folder) / "adapter"
+            adapter.mkdir()
+            flags = {**sizes, "engine": engine, "quantization": quantization, "adapter": str(adapter)}
+            if engine == "mlx":  # its cache is made apart from what is measured
+                in_child("learn", {**flags, "only_open": True}, Path(folder))
+            found[key] = in_child("learn", {**flags, "only_open": False}, Path(folder))
+            found[key] |= in_child("gradients", flags, Path(folder))
+        print(f"{name}: {json.dumps(found[key])}", flush=True)
+    return found
+
+
+def verdict(found: Found, steps: int) -> dict[str, Any]:
+    """Flat: `ok` where gradients are right, quantised bases are smaller and learn as well."""
+    good = True
+    for key, one in found.items():
+        whole = found[f"{key.partition('_')[0]}_fp32"]
+        good &= one["grad_rel"] < (MOST_INT8 if key == "torch_8bit" else MOST_GRADIENT)
+        good &= one["after"] < one["before"] and one["after"] <= MOST_LOSS * whole["after"]
+        good &= one is whole or (one["peak_bytes"] < whole["peak_bytes"] and one["base_bytes"] < whole["base_bytes"])
+    figures = {f"{key}_{name}": value for key, one in found.items() for name, value in one.items()}
+    return {"ok": good, "steps": steps, **figures}
+
+
+def table(found: Found, steps: int, chip: str) -> str:
+    head = [
+        "base",
+        "weights MiB",
+        "peak MiB",
+        "s a step",
+        "held-out before",
+        f"after {steps} steps",
+        "loss",
+        "gradient",
+    ]
+    rows = [head, ["---", *["---:"] * (len(head) - 1)]]
+    for key, one in found.items():
+        mib = [f"{one[name] / MIB:.0f}" for name in ("base_bytes", "peak_bytes")]
+        losses = [f"{one[name]:.4f}" for name in ("before", "after")]
+        off = [f"{one[name]:.0e}" for name in ("loss_rel", "grad_rel")]
+        rows.append([BASES[key][0], *mib, f"{one['step_seconds']:.1f}", *losses, *off])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + f"\n\nMeasured on: {chip}."
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="two steps of short rows, and the page stays as it is")
+    parser.add_argument("--json", type=Path, help="write the verdict here")
+    arguments = parser.parse_args()
+    sizes = QUICK if arguments.quick else WHOLE
+    found, steps = measure(sizes), sizes["steps"]
+    if not arguments.quick:
+        pages.write("conformance.md", "quantised", table(found, steps, hardware.detect().chip))
+    flat = verdict(found, steps)
+    print(json.dumps(flat))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(flat) + "\n", "utf-8")
+    return 0 if flat["ok"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
