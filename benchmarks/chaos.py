@@ -123,7 +123,7 @@ def disturbed(faults: list[str], folder: Path, seed: int, undisturbed: Undisturb
         training.start(**changes, **({"hang_seconds": HANG_SECONDS} if "hang" in faults else {}))
         met = meet(training, faults, random.Random(seed))
         training.finish()
-        check(training, wanted, lambda budget: undisturbed.run(**{**LARGE, "token_budget": budget}))
+        check(training, wanted, lambda budget: undisturbed.run(**{**changes, "token_budget": budget}))
         return training, met
     finally:
         training.end()
