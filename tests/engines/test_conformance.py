@@ -10,7 +10,7 @@ import tiny
 import torch
 import transformers
 import ways
-from ways import SAMPLES, Way, every_way
+from ways import SAMPLES, Way, every_way, every_way_and_the_fake
 
 from lorafit.data.batch import pack
 from lorafit.engines.base import OutOfMemory
@@ -85,7 +85,7 @@ def test_dropout_is_the_same_on_every_engine(
     assert ways.worst(other_gradients, gradients) < 1e-5
 
 
-@every_way
+@every_way_and_the_fake
 def test_saved_and_loaded_it_goes_on_to_the_bit(way: Way, models: dict[str, Path], tmp_path: Path) -> None:
     plan, folder = dataclasses.replace(PLAN, lora_dropout=0.1), models[TWO[0]]
     straight = way.open(folder, plan)
@@ -141,7 +141,7 @@ def test_greedy_answers_with_a_cache_equal_those_without(way: Way, case: str, mo
     assert found == ids[0, len(prompt) :].tolist()
 
 
-@every_way
+@every_way_and_the_fake
 @pytest.mark.parametrize("case", TWO)
 def test_when_memory_runs_out_the_engine_is_as_before(
     way: Way, case: str, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -155,7 +155,7 @@ def test_when_memory_runs_out_the_engine_is_as_before(
     def fails_at_the_third(*arguments: object) -> object:
         calls.append(1)
         if len(calls) == 3:
-            raise RuntimeError(way.says)
+            raise way.raises(way.says)
         return real(*arguments)
 
     monkeypatch.setattr(owner, name, fails_at_the_third)
@@ -167,7 +167,7 @@ def test_when_memory_runs_out_the_engine_is_as_before(
     assert all(np.array_equal(after[n], right[n]) for n in right)
 
 
-@every_way
+@every_way_and_the_fake
 def test_a_probe_leaves_no_trace(way: Way, models: dict[str, Path], tmp_path: Path) -> None:
     engine = way.open(models[TWO[0]], PLAN)
     before = ways.adapter_of(engine, tmp_path)

@@ -20,11 +20,12 @@ from lorafit import registry
 from lorafit.adapter import read_adapter, write_adapter
 from lorafit.data.batch import Sample
 from lorafit.data.steps import StepBatch, batch, lr_at, step_samples
-from lorafit.engines.base import Engine, Setup
+from lorafit.engines.base import Engine, OutOfMemory, Setup
 from lorafit.plan.plan import Plan
 
 Arrays = dict[str, NDArray[Any]]
 SAMPLES = tiny.make_samples(32)
+ENGINES = {**registry.ENGINES, "fake": registry.Entry("lorafit.engines.fake:FakeEngine", "")}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama, tied, grouped heads": ("llama", {}),
     "llama, untied, llama3 rope": ("llama", {"tie_word_embeddings": False, "rope_parameters": {
@@ -55,13 +56,14 @@ class Way:
     pass_of: Callable[[Any], tuple[Any, str]]
     says: str  # when memory runs out
     prepare: Callable[[Any], None] = lambda engine: None
+    raises: Callable[[str], Exception] = RuntimeError  # when memory runs out
 
     def open(self, folder: Path, plan: Plan | None) -> Engine:
         if plan is not None:
             plan = replace(plan, engine=self.engine, device=self.device)
         quantization = "none" if plan is None else plan.quantization
         setup = Setup(folder, str(folder), self.device, "fp32", quantization, plan=plan)
-        engine: Engine = registry.load(registry.ENGINES[self.engine]).open(setup)
+        engine: Engine = registry.load(ENGINES[self.engine]).open(setup)
         self.prepare(engine)
         return engine
 
@@ -102,7 +104,12 @@ WAYS = _present()
 NO_MLX = pytest.mark.skipif(
     not HAS_MLX, reason="MLX has no wheel here, or is not installed: pip install 'lorafit[mlx]'"
 )
+# The tests of loop and disks stand on this one's keeping the protocol's promises; it has no model to be right about.
+FAKE = Way("fake", "fake", "cpu", lambda engine: (engine, "_loss"), "Out of memory.", raises=OutOfMemory)
 every_way = pytest.mark.parametrize("way", WAYS, ids=[way.name for way in WAYS])
+
+
+every_way_and_the_fake = pytest.mark.parametrize("way", [*WAYS, FAKE], ids=[way.name for way in [*WAYS, FAKE]])
 
 
 def step_batch(plan: Plan, step: int, samples: list[Sample] = SAMPLES) -> StepBatch:
