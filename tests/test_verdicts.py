@@ -89,5 +89,14 @@ def test_parity_is_within_all_bounds_or_not_at_all(changes: dict[str, float], go
     assert parity.verdict([a_run("torch"), a_run("mlx", **changes)])["ok"] is good
 
 
+def test_the_run_that_moved_is_told_apart() -> None:
+    found = parity.verdict(
+        [a_run("torch"), a_run("mlx", held_out=2.0002), a_run("torch → mlx → torch", held_out=2.0001)]
+    )
+    assert found["ok"]
+    assert found["moved_rel"] == pytest.approx(5e-5)
+    assert parity.verdict([a_run("torch"), a_run("mlx")])["moved_rel"] is None
+
+
 def test_one_engine_alone_shows_nothing() -> None:
     assert not parity.verdict([a_run("torch")])["ok"]
