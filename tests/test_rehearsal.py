@@ -119,14 +119,19 @@ def test_a_budget_that_memory_ran_out_with_is_not_begun_with_again(when: str) ->
         all_of(rehearse(Measured(1.0, None, memory_tokens=900), SAMPLES, expected))
     question = expected.planned.question
 
-    def next_time(gib: float) -> int:
+    def next_time(gib: float) -> Plan:
         machine = replace(question.machine, available_bytes=int(gib * GIB))
         known = calibrate.known(machine)
-        return consider(question.config, machine, question.spec, question.data, known).plan.token_budget
+        return consider(question.config, machine, question.spec, question.data, known).plan
+
+    def why(plan: Plan) -> str:
+        return next(choice.reason for choice in plan.choices if choice.setting == "token_budget")
 
     assert expected.plan.token_budget > 512
-    assert next_time(24) == 512
-    assert next_time(30) == expected.plan.token_budget  # there is more memory now
+    assert next_time(24).token_budget == 512
+    assert "memory ran out" in why(next_time(24))
+    assert next_time(30).token_budget == expected.plan.token_budget  # there is more memory now
+    assert "memory ran out" not in why(next_time(30))
 
 
 def test_a_peak_above_the_plan_leads_to_the_plan_that_a_second_run_makes() -> None:

@@ -74,6 +74,8 @@ def _split(question: Question, chosen: Candidate) -> Iterator[Choice]:
     budget, recompute, config = chosen.token_budget, chosen.layout.recompute, question.config
     longest = _("the longest sample has {longest}").format(longest=count_text(chosen.layout.longest))
     asked = _("as asked; {longest}") if config.token_budget else _("the fastest that fits; {longest}")
+    if question.is_capped:
+        asked = _("memory ran out here above that; {longest}")
     yield Choice("token_budget", str(budget), asked.format(longest=longest))
     if recompute:
         text = _("{layers} of {all} layers compute their activations twice, as asked")

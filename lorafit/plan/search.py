@@ -44,6 +44,12 @@ class Question:
         return usable_bytes(self.machine, self.base.device)
 
     @property
+    def is_capped(self) -> bool:
+        """Whether a larger budget would be tried, had memory not run out with it."""
+        largest = rungs(self.base.device, self.data.longest)[0]
+        return self.config.token_budget is None and largest > (self.most_tokens or largest)
+
+    @property
     def max_samples(self) -> int:
         return self.config.batch_size or NO_LIMIT
 
