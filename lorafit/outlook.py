@@ -11,7 +11,7 @@ from lorafit.catalogue.find import described
 from lorafit.catalogue.lengths import known_lengths
 from lorafit.catalogue.models import SOURCE, known_spec
 from lorafit.config import TrainConfig
-from lorafit.data.beginnings import shared_length
+from lorafit.data.beginnings import beginnings, lengths_of
 from lorafit.data.dataset import Prepared, cached
 from lorafit.demo import Say, silent
 from lorafit.engines.tokenizer import read_template
@@ -30,6 +30,7 @@ from lorafit.remotespec import local_folder, remote_spec
 from lorafit.units import bytes_text, count_text
 
 LOOKED_AT = 16  # rows whose beginnings are compared
+MOST_HELD = 1024  # tokens of beginnings that a usual micro-batch has room beside
 MOST_VALID = 200  # rows that a share of val_size holds out at most (config.val_size)
 
 
@@ -54,6 +55,7 @@ def look_ahead(config: TrainConfig, machine_name: str | None, say: Say = silent)
     """The plan for `config` on the machine called `machine_name` (None: this one). Raises LorafitErrors."""
     machine = described(machine_name) if machine_name else hardware.detect()
     known = calibrate.known(machine, measure=calibrate.product_gflops)
+    machine = calibrate.recalled(machine, known)
     check_processes(config, machine, config.processes or 1)
     spec, notes = find_spec(config)
     data, more = find_data(config, say)
@@ -107,7 +109,9 @@ def facts_of(data: Prepared) -> DataFacts:
     """What the planner must know of prepared data."""
     share = data.total_targets / max(data.total_tokens, 1)
     some = [data.train[row] for row in range(min(len(data.train), LOOKED_AT))]
-    return DataFacts(data.train.lengths, data.valid.lengths, data.digest, share, shared=shared_length(some))
+    found = beginnings(some, MOST_HELD)
+    shared, held = round(sum(lengths_of(found, len(some))) / len(some)), sum(begun.length for begun in found)
+    return DataFacts(data.train.lengths, data.valid.lengths, data.digest, share, "", shared, held)
 
 
 def _from_catalogue(config: TrainConfig) -> DataFacts | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lorafit.data.batch import MicroBatch
-from lorafit.data.beginnings import samples_of, shared_length
+from lorafit.data.beginnings import begun_alike
 from lorafit.data.steps import Samples, batch, step_samples
 from lorafit.engines.base import Engine, OutOfMemory
 from lorafit.errors import DoesNotFit
@@ -134,11 +134,12 @@ def _micro_batches(samples: Samples, plan: Plan, shares: bool) -> tuple[MicroBat
 
 
 def _share(micro: MicroBatch, shares: bool) -> Share:
-    """Its rows as the engine computes them: what its samples begin with once, where the engine `shares` that."""
-    lengths = np.diff(micro.segments).astype(np.int64)
-    shared = shared_length(samples_of([micro])) if shares else 0
-    again = shared * (len(lengths) - 1) if shared else 0
-    return Share(micro.num_tokens - again, micro.num_targets, int((lengths**2).sum()) - again * shared)
+    """Its rows as the engine computes them: what its samples begin with alike once, where the engine `shares` that."""
+    lengths, begun = np.diff(micro.segments).astype(np.int64), micro.beginnings()
+    once = [(len(ids), begun.count(ids.tobytes()) - 1) for ids in (begun_alike([micro]) if shares else [])]
+    tokens = micro.num_tokens - sum(length * again for length, again in once)
+    squares = int((lengths**2).sum()) - sum(length**2 * again for length, again in once)
+    return Share(tokens, micro.num_targets, squares)
 
 
 def _smaller(plan: Plan, expected: Expectation) -> Plan:

@@ -10,8 +10,7 @@ import tiny
 import torch
 
 from lorafit.data.batch import MicroBatch, Sample, pack
-from lorafit.data.beginnings import samples_of, shared_length
-from lorafit.data.steps import batch
+from lorafit.data.beginnings import begun_alike
 from lorafit.engines.torch.engine import TorchEngine
 from lorafit.engines.torch.packed import attention
 
@@ -52,8 +51,12 @@ def test_loss_and_gradients_equal_the_generic_path(
     assert engine.packed is not None, engine.facts.notes
     tiny.fill_b(engine)
     samples = with_beginning(tiny.make_samples(9, longest=200), beginning)
-    micro_batches = [pack(samples[:4], range(4), range(4)), pack(samples[4:], range(5), range(4, 9))]
-    assert shared_length(samples_of(micro_batches)) == beginning
+    shared = [beginning] * 9
+    micro_batches = [
+        pack(samples[:4], range(4), range(4), shared[:4]),
+        pack(samples[4:], range(5), range(4, 9), shared[4:]),
+    ]
+    assert [len(ids) for ids in begun_alike(micro_batches)] == ([beginning] if beginning else [])
     loss, grads = grads_of(engine, *micro_batches)
     evaluated = engine.evaluate(micro_batches)
     engine.packed = None
@@ -134,21 +137,3 @@ def test_attention_equals_a_float64_reference_with_a_mask(n: int, prefix: int) -
     for a, b in zip((grad_q, grad_k, grad_v), wanted, strict=True):
         assert b.grad is not None
         assert float((a - b.grad).norm()) <= 2e-6 * float(b.grad.norm())
-
-
-def test_the_shared_beginning_ends_before_the_first_prediction() -> None:
-    ids = np.arange(20, dtype=np.int32)
-    mask = np.arange(20) >= 12
-    assert shared_length([Sample(ids, mask), Sample(ids, mask)]) == 11
-    assert shared_length([Sample(ids, mask)]) == 0
-    assert shared_length([Sample(ids, mask), Sample(np.where(ids == 9, 0, ids), mask)]) == 9
-    assert shared_length([Sample(ids, mask), Sample(np.where(ids == 2, 0, ids), mask)]) == 0, "not worth it"
-    assert shared_length([Sample(ids, np.zeros(20, np.bool_)), Sample(ids[:15], np.zeros(15, np.bool_))]) == 14
-
-
-def test_what_samples_share_counts_once_a_micro_batch() -> None:
-    samples = with_beginning(tiny.make_samples(8, longest=20), 50)
-    apart, together = (batch(samples, range(8), 130, 4096, shares=shares) for shares in (False, True))
-    assert len(together.micro_batches) < len(apart.micro_batches)
-    assert all(m.num_tokens - 50 * (len(m.sample_ids) - 1) <= 130 for m in together.micro_batches)
-    assert together.num_tokens == apart.num_tokens

@@ -36,7 +36,8 @@ class MicroBatch:
     """Part of a step, padding-free: several samples end to end.
 
     `input_ids`, `target_mask`, `position_ids` [T]; `segments` [S+1] cumulative lengths, from 0 to T;
-    `sample_ids` [S] rows of the data set; `places` [S] each sample's place in its step, which keys dropout.
+    `sample_ids` [S] rows of the data set; `places` [S] each sample's place in its step, which keys dropout;
+    `shared` [S] how many tokens each sample begins with that others of its step begin with too.
     """
 
     input_ids: Int32
@@ -45,6 +46,7 @@ class MicroBatch:
     segments: Int32
     sample_ids: Int32
     places: Int32
+    shared: Int32
 
     @property
     def num_tokens(self) -> int:
@@ -60,11 +62,18 @@ class MicroBatch:
         part, one = slice(start, end), slice(index, index + 1)
         ends = np.asarray([0, end - start], np.int32)
         ids, mask, positions = self.input_ids[part], self.target_mask[part], self.position_ids[part]
-        return MicroBatch(ids, mask, positions, ends, self.sample_ids[one], self.places[one])
+        return MicroBatch(ids, mask, positions, ends, self.sample_ids[one], self.places[one], self.shared[one])
+
+    def beginnings(self) -> list[bytes]:
+        """What each sample shares with others; nothing where it shares nothing."""
+        starts = zip(self.segments[:-1].tolist(), self.shared.tolist(), strict=True)
+        return [self.input_ids[start : start + length].tobytes() for start, length in starts]
 
 
-def pack(samples: Sequence[Sample], sample_ids: Sequence[int], places: Sequence[int]) -> MicroBatch:
-    """The micro-batch that holds `samples` end to end, in the order given."""
+def pack(
+    samples: Sequence[Sample], sample_ids: Sequence[int], places: Sequence[int], shared: Sequence[int] | None = None
+) -> MicroBatch:
+    """The micro-batch that holds `samples` end to end, in the order given; `shared` is nothing where it is not said."""
     lengths = [len(sample) for sample in samples]
     return MicroBatch(
         input_ids=np.concatenate([s.input_ids for s in samples]).astype(np.int32),
@@ -73,4 +82,5 @@ def pack(samples: Sequence[Sample], sample_ids: Sequence[int], places: Sequence[
         segments=np.cumsum([0, *lengths]).astype(np.int32),
         sample_ids=np.asarray(sample_ids, np.int32),
         places=np.asarray(places, np.int32),
+        shared=np.asarray([0] * len(samples) if shared is None else shared, np.int32),
     )

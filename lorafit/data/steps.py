@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorafit.data.batch import MicroBatch, Sample, pack
-from lorafit.data.beginnings import shared_length
+from lorafit.data.beginnings import beginnings, lengths_of
 from lorafit.hashing import permutation
 from lorafit.plan.plan import Plan
 
@@ -100,18 +100,21 @@ def batch(
 ) -> StepBatch:
     """The micro-batches that hold `rows` of `samples`; a sample's place is its index in `rows`.
 
-    Where the engine `shares` what all samples begin with, those tokens are in memory once: they count once a micro-batch.
+    Where the engine `shares` what samples begin with, those tokens are in memory once, throughout the step: they count
+    in every micro-batch, and in no sample.
     """
     began = time.monotonic()
     taken = [samples[row] for row in rows]
-    shared = shared_length(taken) if shares else 0
-    lengths = [len(sample) - shared for sample in taken]
-    token_budget = max(token_budget - shared, 1)
+    found = beginnings(taken, token_budget - max(map(len, taken), default=0))
+    shared = lengths_of(found, len(taken))
+    lengths = [len(sample) - (length if shares else 0) for sample, length in zip(taken, shared, strict=True)]
+    token_budget = max(token_budget - (sum(b.length for b in found) if shares else 0), 1)
     micro_batches, owners = [], []
     for rank, dealt in enumerate(deal(lengths, ranks)):
         for share in split([lengths[i] for i in dealt], token_budget, max_samples):
             places = [dealt[i] for i in share]
-            micro_batches.append(pack([taken[i] for i in places], [rows[i] for i in places], places))
+            sample_ids, begun = [rows[i] for i in places], [shared[i] for i in places]
+            micro_batches.append(pack([taken[i] for i in places], sample_ids, places, begun))
             owners.append(rank)
     totals = sum(m.num_targets for m in micro_batches), sum(m.num_tokens for m in micro_batches)
     return StepBatch(micro_batches, owners, *totals, time.monotonic() - began)

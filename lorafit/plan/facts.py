@@ -1,6 +1,6 @@
 """What must the planner know of the data? Lengths, the share of targets, and how steps split into micro-batches."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,8 @@ LOOKED_AT = 24  # steps
 class DataFacts:
     """Tokens of each sample, the share of all tokens that carry loss, and a digest of all of them; `source` in words.
 
-    `shared` tokens are what all samples begin with (a template's system part), 0 where that is not known.
+    A sample begins with `shared` tokens (a template's system part) that others of its step begin with too, on average; all
+    such beginnings of a step are `held` tokens, in memory throughout. 0 where that is not known.
     """
 
     train_lengths: NDArray[np.integer]
@@ -25,6 +26,17 @@ class DataFacts:
     target_share: float = 0.7
     source: str = ""
     shared: int = 0
+    held: int = 0
+
+    @property
+    def alone(self) -> "DataFacts":
+        """The same, where everything is computed for every sample."""
+        return replace(self, shared=0, held=0)
+
+    def own(self, lengths: NDArray[np.integer]) -> NDArray[np.integer]:
+        """Tokens of samples that are computed for each of them."""
+        own: NDArray[np.integer] = np.maximum(lengths - self.shared, 1)
+        return own
 
     @property
     def longest(self) -> int:
@@ -63,7 +75,7 @@ def _slowest(lengths: NDArray[np.integer], data: DataFacts, processes: int) -> N
     """The samples of the process that is dealt the most tokens."""
     if processes == 1:
         return lengths
-    shares = deal((lengths - data.shared).tolist(), processes)
+    shares = deal(data.own(lengths).tolist(), processes)
     return max((lengths[share] for share in shares), key=lambda own: int(own.sum()))
 
 
@@ -74,10 +86,10 @@ def as_shares(data: DataFacts, token_budget: int) -> list[Share]:
 
 
 def _shares(lengths: NDArray[np.integer], data: DataFacts, how: Split) -> list[Share]:
-    shared = data.shared if len(lengths) > 1 else 0
-    sizes = [int(length) - shared for length in lengths]
-    shares = [Share(shared, 0, shared**2)] if shared else []
-    for group in split(sizes, max(how.token_budget - shared, 1), how.max_samples):
+    data = data if len(lengths) > 1 else data.alone
+    sizes, shared, held = data.own(lengths).tolist(), data.shared, data.held
+    shares = [Share(held, 0, held * shared)] if held else []
+    for group in split(sizes, max(how.token_budget - held, 1), how.max_samples):
         whole = [sizes[i] + shared for i in group]
         # Own rows attend to the shared ones too: all that a whole sample's would, but for the shared rows' own.
         squares = sum(length**2 - shared**2 for length in whole)

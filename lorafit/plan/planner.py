@@ -138,7 +138,7 @@ def _asked(
     path = path_of(spec, base.longest, base.quantization, base.device)
     precisions = numbers.precisions(config, machine, base.device, base.engine)
     if path != FAST or spec.window is not None or config.lora_dropout > 0:  # it is computed for every sample
-        data = replace(data, shared=0)
+        data = data.alone
     base = replace(base, path=path, precision=precisions[0], target_share=target_share(data))
     factor = known.memory_factor(base, spec)
     ceiling = known.most_tokens(base, spec, available_bytes(machine, base.device))

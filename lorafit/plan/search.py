@@ -122,12 +122,12 @@ def _layouts(question: Question, budget: int) -> Iterator[Layout]:
 
 def _largest_micro_batch(question: Question, budget: int) -> int:
     """Tokens that a micro-batch can really come to; what its samples share counts once."""
-    longest, shared = question.data.longest, question.data.shared
+    own, held = question.data.longest - question.data.shared, question.data.held
     samples, processes = resolve_effective_batch(question.config), question.base.processes
     # Dealt longest first, no process comes to more than an even share and the rest of one sample.
-    most = min(question.config.batch_size or budget, samples) * (longest - shared)
-    most = min(most, (samples + processes - 1) * (longest - shared) // processes)
-    return shared + max(longest - shared, min(budget - shared, most))
+    most = min(question.config.batch_size or budget, samples) * own
+    most = min(most, (samples + processes - 1) * own // processes)
+    return held + max(own, min(budget - held, most))
 
 
 def _leanest_needed(question: Question, layout: Layout, budget: int, steps: list[list[Share]]) -> Candidate:

@@ -73,7 +73,7 @@ def tiny_micro_batch(model: PreTrainedModel) -> MicroBatch:
         ids = rng.integers(0, vocab, length + FEWEST).astype(np.int32)
         ids[:FEWEST] = 0
         samples.append(Sample(ids, np.arange(length + FEWEST) > length // 2 + FEWEST))
-    return pack(samples, range(len(samples)), range(len(samples)))
+    return pack(samples, range(len(samples)), range(len(samples)), [FEWEST] * len(samples))
 
 
 def packing_error(model: PreTrainedModel, head: Head, parameters: Sequence[Tensor], device: str) -> tuple[float, float]:

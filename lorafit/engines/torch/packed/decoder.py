@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lorafit.data.batch import MicroBatch
-from lorafit.data.beginnings import samples_of, shared_length
+from lorafit.data.beginnings import begun_alike
 from lorafit.engines.torch.device import Device
 from lorafit.engines.torch.lora import DropoutKeys
 from lorafit.engines.torch.loss import Head, target_loss
@@ -36,7 +36,7 @@ class PackedDecoder:
 
     @property
     def shares(self) -> bool:
-        """Whether what all samples of a step begin with is computed once: dropout tells them apart."""
+        """Whether what samples of a step begin with alike is computed once: dropout tells them apart."""
         return self.dropout.p == 0
 
     def takes(self, micro_batches: Sequence[MicroBatch]) -> bool:
@@ -83,15 +83,12 @@ class PackedDecoder:
         return loss
 
     def _shared(self, micro_batches: Sequence[MicroBatch]) -> SharedPrefix | None:
-        """What all samples begin with, where that is worth it and dropout does not tell them apart."""
-        length = shared_length(samples_of(micro_batches)) if self.shares else 0
-        if length == 0:
-            return None
-        ids = micro_batches[0].input_ids[:length]
-        return SharedPrefix(ids, self.embed, self.rotary, self.layers, self.recompute.count)
+        """What several samples begin with, where there is such a thing and dropout does not tell them apart."""
+        found = begun_alike(micro_batches) if self.shares else []
+        return SharedPrefix(found, self.embed, self.rotary, self.layers, self.recompute.count) if found else None
 
     def _tokens(self, micro: MicroBatch, prefix: SharedPrefix | None) -> Tokens:
-        return own_tokens(micro, len(prefix.shared[0].grad) if prefix else 0, self.rotary)
+        return own_tokens(micro, prefix.spans if prefix else {}, self.rotary)
 
     def _forward(self, tokens: Tokens, prefix: SharedPrefix | None, keep: bool) -> tuple[Tensor, list[Saved]]:
         """The last layer's output at the rows before targets, and what each layer left."""

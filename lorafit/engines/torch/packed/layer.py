@@ -13,7 +13,7 @@ from lorafit.engines.torch.lora import DropoutKeys
 from lorafit.engines.torch.packed import attention
 from lorafit.engines.torch.packed.fused import FusedLinear
 from lorafit.engines.torch.packed.parts import RMSNorm, rotate_, swiglu, swiglu_backward
-from lorafit.engines.torch.packed.rows import Rows
+from lorafit.engines.torch.packed.rows import Rows, Segment, Shared
 from lorafit.engines.torch.stored import StoredLinear
 
 Thing = TypeVar("Thing")
@@ -150,10 +150,10 @@ class PackedLayer:
         x = x[:, : self.q_heads * self.width]
         return x.view(len(x), self.kv_heads, self.q_heads // self.kv_heads, self.width).permute(1, 2, 0, 3)
 
-    def _seen(self, qkv: Tensor, begin: int, end: int, rows: Rows) -> Tensor:
-        """Keys and values [2K,L,D] that rows [begin, end) see: the shared ones and their own."""
-        own = qkv[begin:end, self.q_heads * self.width :]
-        seen = own if rows.shared is None else torch.cat([rows.shared.keys_values, own])
+    def _seen(self, qkv: Tensor, segment: Segment, shared: Shared | None) -> Tensor:
+        """Keys and values [2K,L,D] that a sample's rows see: the shared ones that it begins with, and their own."""
+        own = qkv[segment.own, self.q_heads * self.width :]
+        seen = own if shared is None else torch.cat([shared.keys_values[segment.shared], own])
         return seen.view(len(seen), -1, self.width).permute(1, 0, 2).contiguous()
 
     def _attend(self, qkv: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
@@ -161,8 +161,8 @@ class PackedLayer:
         out = qkv.new_empty(len(qkv), self.q_heads * self.width)
         lse_KGT = qkv.new_empty(self.kv_heads, self.q_heads // self.kv_heads, len(qkv))
         q_KGTD, out_KGTD = self._heads_apart(qkv), self._heads_apart(out)
-        for begin, end in rows.segments:
-            seen, own = self._seen(qkv, begin, end, rows), slice(begin, end)
+        for segment in rows.segments:
+            seen, own = self._seen(qkv, segment, rows.shared), segment.own
             attention.forward(q_KGTD[:, :, own], seen, self.scale, out_KGTD[:, :, own], lse_KGT[:, :, own])
         return out if rows.kept is None else out[rows.kept], lse_KGT
 
@@ -171,17 +171,17 @@ class PackedLayer:
         grad_qkv = torch.empty_like(qkv)
         grad_kv = grad_qkv[:, self.q_heads * self.width :]
         q_KGTD, grad_KGTD, grad_q_KGTD = (self._heads_apart(x) for x in (qkv, grad_out, grad_qkv))
-        for begin, end in rows.segments:
-            own = slice(begin, end)
-            seen = self._seen(qkv, begin, end, rows)
+        for segment in rows.segments:
+            seen, own = self._seen(qkv, segment, rows.shared), segment.own
             parts = tuple(x[:, :, own] for x in saved)
             grad_seen = attention.backward(
                 grad_KGTD[:, :, own], q_KGTD[:, :, own], seen, (parts[0], parts[1]), self.scale, grad_q_KGTD[:, :, own]
             )
             grad_heads = grad_seen.permute(1, 0, 2)
-            grad_kv[own].view(end - begin, -1, self.width).copy_(grad_heads[begin - end :])
+            before = seen.shape[1] - (own.stop - own.start)
+            grad_kv[own].unflatten(1, (-1, self.width)).copy_(grad_heads[before:])
             if rows.shared is not None:
-                rows.shared.grad.view(-1, 2 * self.kv_heads, self.width).add_(grad_heads[: begin - end])
+                rows.shared.grad[segment.shared].unflatten(1, (-1, self.width)).add_(grad_heads[:before])
         if rows.read is not None:
             grad_kv += rows.read.grad
         return grad_qkv

@@ -1,33 +1,41 @@
-"""What do all samples of a step begin with, and how is it computed once?
+"""What do samples of a step begin with alike, and how is it computed once?
 
 A template's opening, a system prompt, examples: the same tokens at the same positions have the same keys and values in
-every sample, since nothing before them differs. They are computed once a step; each micro-batch looks at them and adds
+every such sample, since nothing before them differs. They are computed once a step; each micro-batch looks at them and adds
 to their gradients; their own backward runs once, at the end. Exact, as long as dropout does not tell samples apart.
 
-Letters: P shared tokens.
+Letters: P shared tokens, of all beginnings end to end.
 """
 
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lorafit.data.batch import Int32
 from lorafit.engines.torch.packed.layer import PackedLayer, Saved
-from lorafit.engines.torch.packed.rows import Rows, Shared, rows_at
+from lorafit.engines.torch.packed.rows import Rows, Shared, end_to_end, rows_at
 
 
 class SharedPrefix:
     """The shared tokens of one step, gone forward."""
 
     def __init__(
-        self, ids_P: Any, embed: nn.Module, rotary: nn.Module, layers: list[PackedLayer], recompute: int
+        self,
+        beginnings: Sequence[Int32],
+        embed: nn.Module,
+        rotary: nn.Module,
+        layers: list[PackedLayer],
+        recompute: int,
     ) -> None:
         self.layers = layers
         self.saved: list[Saved] = []
         self.shared: list[Shared] = []
-        rows = rows_at(np.arange(len(ids_P)), [(0, len(ids_P))], rotary)
-        x = embed(torch.from_numpy(ids_P.astype(np.int64)))
+        segments = end_to_end([len(ids) for ids in beginnings])
+        self.spans = {ids.tobytes(): segment.own for ids, segment in zip(beginnings, segments, strict=True)}
+        rows = rows_at(np.concatenate([np.arange(len(ids)) for ids in beginnings]), segments, rotary)
+        x = embed(torch.from_numpy(np.concatenate(beginnings).astype(np.int64)))
         nobody = torch.empty(0, dtype=torch.long)  # the last layer's output: only its keys and values are looked at
         self.rows = [rows] * (len(layers) - 1) + [rows.but(kept=nobody)]
         for index, (layer, place) in enumerate(zip(layers, self.rows, strict=True)):
