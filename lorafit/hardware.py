@@ -36,6 +36,7 @@ class Gpu:
     memory_bytes: int
     available_bytes: int | None = None
     compute_capability: float | None = None  # CUDA, e.g. 8.6
+    told_on: str | None = None  # the day on which Metal told what is available, where it was not asked now
 
 
 @dataclass(frozen=True)

@@ -163,7 +163,9 @@ def _measured(machine: Machine, device: str, engine: str) -> Machine:
     """`machine` with what Metal itself says may be used: that figure is read, never computed."""
     if device != "mps":
         return machine
-    measured = registry.load(registry.MEASURED_BYTES[engine])(device)
+    measured: int | None = registry.load(registry.MEASURED_BYTES[engine])(device)
+    if measured is not None:
+        calibrate.note_metal(machine, measured)
     return replace(
         machine, gpus=tuple(replace(g, available_bytes=measured) if g.kind == device else g for g in machine.gpus)
     )

@@ -18,11 +18,13 @@ from lorafit.catalogue.models import known_spec
 from lorafit.config import TrainConfig
 from lorafit.demo import demo_model
 from lorafit.errors import HardwareError
+from lorafit.hardware import Machine
 from lorafit.modelspec import read_headers, read_spec, spec_from
 from lorafit.plan import calibrate
 from lorafit.plan.calibrate import Known, key_of, known, note
 from lorafit.plan.memory import Layout
 from lorafit.plan.path import FAST, path_of
+from lorafit.plan.plan import Plan
 from lorafit.plan.planner import DataFacts, consider
 from lorafit.remotespec import remote_spec
 from lorafit.units import GIB
@@ -173,3 +175,31 @@ def test_looking_ahead_imports_no_tensor_library(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_metal_told_a_run_is_what_later_plans_go_by_and_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from test_planner import mac, reason
+
+    from lorafit import hardware, registry, worker
+    from lorafit.outlook import look_ahead
+
+    monkeypatch.setenv("LORAFIT_CALIBRATIONS", str(tmp_path / "calibrations.json"))
+    here, told = mac("Apple M4 Max", 64), 52 * GIB
+    monkeypatch.setattr(hardware, "detect", lambda: here)
+    config = TrainConfig(demo=True, engine="torch")
+    before = look_ahead(config, None).plan
+    assert before.available_bytes == 64 * GIB * 2 // 3
+    assert "a guess" in reason(before, "memory")
+    monkeypatch.setattr(registry, "load", lambda _entry: lambda _device: told)
+    assert "Metal's figure" in reason(consider_demo(worker._measured(here, "mps", "torch")), "memory")
+    after = look_ahead(config, None).plan
+    assert after.available_bytes == told
+    assert "Metal's figure of 20" in reason(after, "memory")
+    assert calibrate.recalled(mac("Apple M4 Max", 128), known(here)) == mac("Apple M4 Max", 128)
+
+
+def consider_demo(machine: Machine) -> Plan:
+    data = DataFacts(np.full(500, 300), np.full(20, 300), "")
+    return consider(TrainConfig(engine="torch"), machine, llama_1b(), data).plan

@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +47,22 @@ class Ceiling:
 
 
 @dataclass(frozen=True)
+class Told:
+    """What Metal let the GPU use of so much memory; the engine asks, a plan has no tensor library to ask with."""
+
+    usable_bytes: int
+    memory_bytes: int
+    when: str  # date
+
+
+@dataclass(frozen=True)
 class Known:
     """All that was measured on one machine. `core_gflops`: its processor's product, all cores together."""
 
     core_gflops: float | None = None
     measured: dict[str, Measured] = field(default_factory=dict)
     ceilings: dict[str, Ceiling] = field(default_factory=dict)
+    metal: Told | None = None
 
     def slowness(self, layout: Layout, spec: ModelSpec) -> float | None:
         """Measured over predicted seconds: of this very shape, else the middle one of this way of computing."""
@@ -123,7 +133,8 @@ def known(machine: Machine, path: Path | None = None, measure: Callable[[], floa
         _write(path, machine, {**facts, "core_gflops": gflops})
     try:
         measured = {key: Measured(**value) for key, value in facts.get("measured", {}).items()}
-        return Known(gflops, measured, {key: Ceiling(**value) for key, value in facts.get("ceilings", {}).items()})
+        ceilings = {key: Ceiling(**value) for key, value in facts.get("ceilings", {}).items()}
+        return Known(gflops, measured, ceilings, Told(**facts["metal"]) if "metal" in facts else None)
     except (TypeError, AttributeError):
         return Known(gflops)
 
@@ -150,6 +161,23 @@ def note_ceiling(machine: Machine, key: str, tokens: int, available_bytes: int, 
     facts = read(path).get(machine_key(machine), {})
     fresh = Ceiling(tokens, available_bytes, time.strftime("%Y-%m-%d"))
     _write(path, machine, {**facts, "ceilings": {**facts.get("ceilings", {}), key: asdict(fresh)}})
+
+
+def note_metal(machine: Machine, usable_bytes: int, path: Path | None = None) -> None:
+    """Keep what Metal said may be used, for plans."""
+    path = path or file()
+    told = Told(usable_bytes, machine.memory_bytes, time.strftime("%Y-%m-%d"))
+    _write(path, machine, {**read(path).get(machine_key(machine), {}), "metal": asdict(told)})
+
+
+def recalled(machine: Machine, known: Known) -> Machine:
+    """`machine` with Metal's figure as it was told before, where there is one and it was of so much memory."""
+    told = known.metal
+    if told is None or told.memory_bytes != machine.memory_bytes:
+        return machine
+    facts = {"available_bytes": told.usable_bytes, "told_on": told.when}
+    asked = (replace(g, **facts) if g.kind == "mps" and g.available_bytes is None else g for g in machine.gpus)  # type: ignore[arg-type]
+    return replace(machine, gpus=tuple(asked))
 
 
 def _write(path: Path, machine: Machine, facts: dict[str, Any]) -> None:

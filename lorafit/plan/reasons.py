@@ -9,6 +9,7 @@ from lorafit.plan.memory import terms
 from lorafit.plan.path import FAST, why_generic
 from lorafit.plan.plan import Choice
 from lorafit.plan.room import MARGIN, available_bytes
+from lorafit.plan.room import source_text as room_source
 from lorafit.plan.search import Candidate, Question
 from lorafit.units import bytes_text, count_text, seconds_text
 
@@ -38,7 +39,6 @@ def how(question: Question, chosen: Candidate, expected: Estimate) -> list[Choic
 
 def _memory(question: Question, chosen: Candidate) -> Choice:
     device = chosen.layout.device
-    gpu = question.machine.gpu(device)
     facts = {
         "peak": bytes_text(chosen.peak_bytes),
         "available": bytes_text(available_bytes(question.machine, device)),
@@ -48,8 +48,8 @@ def _memory(question: Question, chosen: Candidate) -> Choice:
         text = _(
             "⚠️  About {peak} are needed, more than may be used of {available}; going on, since --token_budget was given"
         )
-    elif device == "mps" and gpu and gpu.available_bytes is None:
-        text = _("✓ About {peak} of {available} (a guess: two thirds of the memory): {terms}")
+    elif source := room_source(question.machine, device):
+        text, facts["source"] = _("✓ About {peak} of {available} ({source}): {terms}"), source
     else:
         text = _("✓ About {peak} of {available}: {terms}")
     return Choice("memory", facts["peak"], text.format(**facts))

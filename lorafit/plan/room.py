@@ -7,6 +7,7 @@ Counted: free memory and caches that the system gives up, within every control g
 from dataclasses import replace
 
 from lorafit.hardware import Machine
+from lorafit.messages import _
 
 MARGIN = 0.9  # of the available memory; the rest is for what the formula does not know
 
@@ -20,6 +21,22 @@ def available_bytes(machine: Machine, device: str) -> int:
     given = gpu.available_bytes or (gpu.memory_bytes * 2 // 3 if shared else gpu.memory_bytes)
     # A Mac's GPU has the memory that its programs have; Metal's figure does not know what they hold.
     return min(given, machine.available_bytes) if shared and machine.pressed else given
+
+
+def source_text(machine: Machine, device: str) -> str | None:
+    """Where a Mac's figure is from, in words; other devices tell theirs when they are asked."""
+    gpu = machine.gpu(device)
+    if (
+        gpu is None
+        or device != "mps"
+        or (machine.pressed and available_bytes(machine, device) == machine.available_bytes)
+    ):
+        return None
+    if gpu.available_bytes is None:
+        return _("a guess: two thirds of the memory; the first run asks Metal")
+    if machine.described:
+        return _("as seen on such Macs")
+    return _("Metal's figure of {date}").format(date=gpu.told_on) if gpu.told_on else _("Metal's figure")
 
 
 def share_of(machine: Machine, processes: int) -> Machine:

@@ -12,6 +12,7 @@ from lorafit.messages import _
 from lorafit.plan import calibrate
 from lorafit.plan.calibrate import Known
 from lorafit.reporters.columns import show_rows, show_title, show_whole
+from lorafit.units import bytes_text
 
 MARKS = {"told": ("·", "dim"), "good": ("✓", "green"), "poor": ("⚠", "yellow"), "bad": ("✗", "red")}
 
@@ -59,6 +60,10 @@ def show_calibrations(known: Known, console: Console) -> None:
     console.print(Text(_("Kept in {path}").format(path=calibrate.file()), "dim"), soft_wrap=True)
     if known.core_gflops is not None:
         console.print(_("float32 products on all cores: {rate:.0f} GFLOP/s").format(rate=known.core_gflops))
+    if known.metal is not None:
+        text = _("Metal lets the GPU use {usable} of {memory} ({date})")
+        usable, memory = bytes_text(known.metal.usable_bytes), bytes_text(known.metal.memory_bytes)
+        console.print(text.format(usable=usable, memory=memory, date=known.metal.when))
     if not known.measured:
         console.print(_("No run has been measured here yet."))
         return

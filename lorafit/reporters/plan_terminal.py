@@ -11,6 +11,7 @@ from lorafit.catalogue.clouds import INSTANCES
 from lorafit.catalogue.find import CHIPS
 from lorafit.messages import _, listed
 from lorafit.outlook import Outlook, described_facts
+from lorafit.plan import room
 from lorafit.plan.plan import Choice
 from lorafit.plan.reasons import source_text, term_names
 from lorafit.plan.table import GUIDE_MODELS, MODELS, Cell, Timed, difference, hours_text, settings_text
@@ -50,7 +51,10 @@ def _show_memory(look: Outlook, console: Console) -> None:
     if plan.processes > 1:
         text = _("Memory of each of {count} processes at its peak: {peak} of {available}")
     peak, available = bytes_text(plan.predicted_peak_bytes), bytes_text(plan.available_bytes)
-    console.print(Text(text.format(count=plan.processes, peak=peak, available=available), "bold"))
+    title = Text(text.format(count=plan.processes, peak=peak, available=available), "bold")
+    if source := room.source_text(look.planned.question.machine, plan.device):
+        title.append(_(" ({source})").format(source=source), "not bold dim")
+    console.print(title, soft_wrap=True)
     terms = sorted(plan.memory_terms.items(), key=lambda item: -item[1])
     show_rows([[f"  {names[name]}", bytes_text(size)] for name, size in terms if size], console, (1,), fold=True)
 

@@ -41,7 +41,9 @@ class Unread:
 def unread_weights(folder: Path) -> dict[str, Unread] | None:
     """All tensors of `folder` by name, none of them read yet; None where a file holds other numbers than floats."""
     files = _floats(folder)
-    return files and {header.name: Unread(file, header) for file, found in files.items() for header in found}
+    if files is None:
+        return None
+    return {header.name: Unread(file, header) for file, found in files.items() for header in found}
 
 
 def _floats(folder: Path) -> dict[Path, list[Header]] | None:
