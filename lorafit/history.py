@@ -14,6 +14,7 @@ from lorafit.config import TrainConfig, read_yaml, resolve_effective_batch
 from lorafit.errors import AdapterError, LorafitError, RunError
 from lorafit.events import EvalDone, Event, Failed, Finished, Resumed, Started, StepDone
 from lorafit.messages import _, labelled, listed
+from lorafit.plan.plan import Choice
 from lorafit.rundir import RunDir, RunInfo
 
 Kind = TypeVar("Kind", bound=Event)
@@ -102,11 +103,11 @@ def planned(plan: Settings) -> Settings:
 
 
 def choices(plan: Settings) -> list[dict[str, str]]:
-    """A plan's decisions that are whole: setting, value, reason."""
+    """A plan's decisions that are whole: setting, value, reason, in the language spoken now."""
     found = plan.get("choices")
     keys = ("setting", "value", "reason")
     rows = [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
-    return [row for row in rows if all(isinstance(row.get(key), str) for key in keys)]
+    return [vars(Choice.read(row)) for row in rows if all(isinstance(row.get(key), str) for key in keys)]
 
 
 def curves(record: Record) -> dict[str, Points]:

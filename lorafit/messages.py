@@ -1,12 +1,14 @@
 """In which language does the program speak? gettext, English in the code, Chinese in locale/.
 
-`_("text")` translates at the moment of the call, so the language must be set before anything is printed.
+`_("text")` translates at the moment of the call, so the language must be set before anything is printed. What it returns
+knows what it was made of: kept as a recipe (JSON), it can be said again in the language of whoever reads it later.
 """
 
 import gettext
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 LANGUAGES = ("en", "zh")
 _catalogues = {"zh": "zh_CN"}
@@ -20,6 +22,39 @@ def language_of(environ: dict[str, str] | os._Environ[str] = os.environ) -> str:
         if value := environ.get(name):
             return "zh" if value.lower().startswith("zh") else "en"
     return "en"
+
+
+class Said(str):
+    """A text in one language, with the recipe for another."""
+
+    recipe: dict[str, Any]
+
+    def format(self, *args: object, **facts: object) -> str:
+        recipe = {**self.recipe, "with": {name: recipe_of(fact) for name, fact in facts.items()}}
+        return _said(super().format(*args, **facts), recipe)
+
+
+def _said(text: str, recipe: dict[str, Any]) -> Said:
+    said = Said(text)
+    said.recipe = recipe
+    return said
+
+
+def recipe_of(fact: object) -> Any:
+    """JSON from which again() says `fact`; numbers and words that nobody translates stand for themselves."""
+    if isinstance(fact, Said):
+        return fact.recipe
+    return fact if isinstance(fact, int | float | str) else str(fact)
+
+
+def again(recipe: Any) -> Any:
+    """What `recipe` stands for, in the language spoken now. Raises LookupError, TypeError or ValueError for a broken one."""
+    if not isinstance(recipe, dict):
+        return recipe
+    if "parts" in recipe:
+        return joined(again(recipe["between"]), [str(again(part)) for part in recipe["parts"]])
+    text = _(recipe["text"])
+    return text.format(**{name: again(fact) for name, fact in recipe["with"].items()}) if "with" in recipe else text
 
 
 def set_language(language: str | None = None) -> str:
@@ -39,17 +74,23 @@ def language() -> str:
 
 def _(text: str) -> str:
     """`text` in the language spoken now."""
-    return _translation.gettext(text)
+    return _said(_translation.gettext(text), {"text": text})
+
+
+def joined(between: str, parts: Iterable[str]) -> str:
+    """`parts` one after the other with `between` in between, as str.join()."""
+    parts = list(parts)
+    return _said(between.join(parts), {"between": recipe_of(between), "parts": [recipe_of(part) for part in parts]})
 
 
 def listed(parts: Iterable[str]) -> str:
     """`parts` one after the other, with this language's comma between."""
-    return _(", ").join(parts)
+    return joined(_(", "), parts)
 
 
 def clauses(parts: Iterable[str]) -> str:
     """`parts` one after the other, with this language's semicolon between."""
-    return _("; ").join(parts)
+    return joined(_("; "), parts)
 
 
 def labelled(label: str, text: str) -> str:

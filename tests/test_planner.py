@@ -320,3 +320,28 @@ def test_a_plan_survives_its_file(tmp_path: Path) -> None:
     plan = plan_for(M2_MAX)
     plan.save(tmp_path / "plan.json")
     assert Plan.load(tmp_path / "plan.json") == plan
+
+
+@pytest.mark.parametrize(
+    ("machine", "settings"),
+    [
+        (described("M1 Pro 16GB"), {}),
+        (M2_MAX, {"engine": "torch"}),
+        (CPU, {"processes": 2}),
+        (cuda(P100), {"eval_steps": 9}),
+    ],
+)
+def test_a_kept_plan_is_told_in_its_readers_language(
+    machine: Machine, settings: dict[str, object], tmp_path: Path
+) -> None:
+    plans = {}
+    try:
+        for language in ("zh", "en"):
+            set_language(language)
+            plans[language] = plan_for(machine, **settings)
+        plans["en"].save(tmp_path / "plan.json")
+        set_language("zh")
+        assert Plan.load(tmp_path / "plan.json").choices == plans["zh"].choices
+        assert plans["zh"].choices != plans["en"].choices
+    finally:
+        set_language("en")

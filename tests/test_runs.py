@@ -104,7 +104,10 @@ def plan_is_a_list(run: RunDir) -> None:
 
 
 def plan_has_odd_choices(run: RunDir) -> None:
-    run.plan.write_text(json.dumps({"choices": [3, {"setting": "device"}, {"setting": 1, "value": 2, "reason": 3}]}))
+    choice = {"setting": "path", "value": "fast", "reason": "as it was"}
+    broken = [{**choice, "again": recipe} for recipe in (3, {"reason": {"text": "{x}", "with": {}}}, {"reason": {}})]
+    choices = [3, {"setting": "device"}, {"setting": 1, "value": 2, "reason": 3}, *broken]
+    run.plan.write_text(json.dumps({"choices": choices}))
 
 
 def drop_plan(run: RunDir) -> None:
@@ -142,7 +145,7 @@ def drop_adapter(run: RunDir) -> None:
         (damage_plan, ["plan.json", "default 32"]),
         (drop_plan, ["plan.json", "default 32"]),
         (plan_is_a_list, ["plan.json", "default 32"]),
-        (plan_has_odd_choices, ["default 32", "finished"]),
+        (plan_has_odd_choices, ["default 32", "finished", "as it was"]),
         (drop_events, ["default 32", "interrupted", "final_model"]),
         (tear_events, ["default 32", "valid_loss", "final_model"]),
         (events_of_odd_types, ["default 32", "valid_loss", "final_model"]),

@@ -6,7 +6,7 @@ from lorafit.catalogue.nvidia import OLDER_BUILD, OLDEST_CAPABILITY
 from lorafit.config import TrainConfig
 from lorafit.errors import ConfigError, HardwareError
 from lorafit.hardware import Gpu, Machine
-from lorafit.messages import _, clauses, listed
+from lorafit.messages import _, clauses, joined, listed
 from lorafit.plan.plan import Choice
 from lorafit.units import bytes_text
 
@@ -215,7 +215,7 @@ def _automatic_quantization(device: str, engine: str) -> Choice:
     if device == "mps":
         off = _("⚠️  macOS does not support 4-bit quantization: disabled automatically")
         today = _("    (`--quantization 4bit` tries bitsandbytes' MPS operators)")
-        return Choice("quantization", "none", f"{off}\n{today}")
+        return Choice("quantization", "none", joined("\n", [off, today]))
     return Choice("quantization", "none", _("✓ Base weights not quantised: on a CPU that would nearly double the time"))
 
 

@@ -1,12 +1,13 @@
 """What will be done? The config resolved for one machine, one model and one data set: no None, no "auto", no -1."""
 
 import json
+from contextlib import suppress
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from lorafit.errors import RunError
-from lorafit.messages import _, listed
+from lorafit.messages import Said, _, again, listed
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,19 @@ class Choice:
     setting: str
     value: str
     reason: str
+
+    def written(self) -> dict[str, Any]:
+        """For JSON: as it is, and `again`: how to say it in another language."""
+        said = {name: text.recipe for name, text in vars(self).items() if isinstance(text, Said)}
+        return {**vars(self), "again": said}
+
+    @classmethod
+    def read(cls, facts: dict[str, Any]) -> "Choice":
+        """What was written, in the language spoken now; as it was where that cannot be. Raises TypeError."""
+        words = {f.name: facts[f.name] for f in fields(cls) if f.name in facts}
+        with suppress(LookupError, TypeError, ValueError, AttributeError):
+            words |= {name: str(again(recipe)) for name, recipe in facts["again"].items() if name in words}
+        return cls(**words)
 
 
 def _must_be_there(field: Field[Any]) -> bool:
@@ -79,7 +93,8 @@ class Plan:
     memory_terms: dict[str, int] = field(default_factory=dict)  # bytes
 
     def save(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self), ensure_ascii=False, indent=1) + "\n", "utf-8")
+        facts = {**asdict(self), "choices": [choice.written() for choice in self.choices]}
+        path.write_text(json.dumps(facts, ensure_ascii=False, indent=1) + "\n", "utf-8")
 
     @classmethod
     def load(cls, path: Path) -> "Plan":
@@ -98,7 +113,7 @@ class Plan:
                 _("it lacks {names}").format(names=listed([*lacking[:3], *(["..."] if lacking[3:] else [])]))
             )
         known = {f.name: facts[f.name] for f in fields(cls) if f.name in facts}
-        choices = [Choice(**c) for c in facts.get("choices", [])]
+        choices = [Choice.read(c) for c in facts.get("choices", [])]
         predicted_range = tuple(facts.get("predicted_range", (0.0, 0.0)))
         return cls(**{**known, "choices": choices, "predicted_range": predicted_range})
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from lorafit.config import TrainConfig
-from lorafit.messages import _, listed
+from lorafit.messages import _, joined, listed
 from lorafit.plan.estimate import Estimate, Schedule
 from lorafit.plan.memory import terms
 from lorafit.plan.path import FAST, why_generic
@@ -59,7 +59,7 @@ def largest_terms(question: Question, chosen: Candidate) -> list[str]:
     """ "base weights 2.3 GiB" and the like, the largest first."""
     sizes, names = terms(question.spec, chosen.layout), term_names()
     largest = sorted(sizes, key=lambda name: -sizes[name])[:SHOWN_TERMS]
-    return [f"{names[name]} {bytes_text(sizes[name])}" for name in largest]
+    return [joined(" ", [names[name], bytes_text(sizes[name])]) for name in largest]
 
 
 def _path(question: Question) -> Choice:
