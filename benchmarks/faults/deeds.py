@@ -141,9 +141,11 @@ def run_out_in_step(training: Training, rng: random.Random) -> None:
 
 
 def kill_for_memory(training: Training, rng: random.Random) -> None:
-    """The system's OOM killer, by a cgroup whose limit the worker soon exceeds, while it loads or computes."""
+    """The system's OOM killer, by a cgroup whose limit the worker exceeds while it loads the model."""
     training.wait(lambda: training.run, "a run's folder")
-    time.sleep(rng.uniform(0, 8))
+    if training.step:  # it has all that it needs: let another load
+        training.wait_for_step(training.step + rng.randint(1, 2))
+        training.wait_for_another(training.signal_worker(signal.SIGKILL))
     restarts, worker = len(training.of(Restarted)), training.wait_for_worker()
     with MemoryGroup() as group:
         group.limit(rng.randint(8, 32) * MIB)  # beyond what it holds by now, which counts elsewhere
