@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from faults.training import SAVE_STEPS, SNAP_SECONDS, NotSurvived, TooLate, Training
-from lorafit.events import Restarted, Shrunk
+from lorafit.events import Restarted, Shrunk, Started
 
 Deed = Callable[[Training, random.Random], None]
 CGROUP = Path("/sys/fs/cgroup")
@@ -136,7 +136,13 @@ def told(training: Training, cause: str) -> None:
 
 
 def run_out_in_step(training: Training, rng: random.Random) -> None:
-    """Memory runs out in the process (RLIMIT_DATA, set at its start): the step is computed again with less at a time."""
+    """Memory runs out in the process (RLIMIT_DATA): the step is computed again with less at a time.
+
+    The limit comes when training has begun: of an earlier one the plan would know.
+    """
+    training.wait(lambda: training.of(Started), "the first step")
+    worker = training.wait_for_worker()
+    resource.prlimit(worker.pid, resource.RLIMIT_DATA, (training.data_bytes, training.data_bytes))
     training.wait(lambda: training.of(Shrunk), "less at a time")
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -62,7 +61,7 @@ class Training:
     face: tuple[str, ...] = FACE
     environ: dict[str, str] = field(default_factory=dict)
     steps: int = STEPS
-    data_bytes: int | None = None  # the most that its processes may allocate
+    data_bytes: int = 0  # what a fault lets it allocate at most
     process: subprocess.Popen[str] | None = None
 
     def start(self, **changes: object) -> None:
@@ -77,8 +76,6 @@ class Training:
             env={"OMP_NUM_THREADS": "1", **os.environ, "LORAFIT_CALIBRATIONS": str(self.output.parent / "calibrations.json"),
                  **self.environ},
         )  # fmt: skip
-        if self.data_bytes is not None:
-            resource.prlimit(self.process.pid, resource.RLIMIT_DATA, (self.data_bytes, self.data_bytes))
 
     @property
     def run(self) -> RunDir | None:
