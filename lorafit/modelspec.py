@@ -6,7 +6,7 @@ No tensor is read, so a 70B folder takes milliseconds. Whether the model also lo
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,9 +40,18 @@ class Linear(NamedTuple):
     out_features: int
 
 
+class Packed(NamedTuple):
+    """What files hold that mlx_lm quantised: `bits` of most weights, `size` bytes of all packed ones, `others`: the numbers
+    beside them, scales among these."""
+
+    bits: int
+    size: int
+    others: int
+
+
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model's shape. `parameters` counts numbers as stored, `weight_bytes` their bytes on disk."""
+    """A model's shape. `parameters` counts numbers, a packed one as one; `weight_bytes` are the files'."""
 
     model_type: str
     layers: int
@@ -58,6 +67,7 @@ class ModelSpec:
     linears: list[Linear]
     window: int | None = None  # tokens that some layer sees, where it does not see all
     activation: str = "silu"
+    packed: Packed | None = None  # by MLX, which alone reads it
 
 
 @dataclass(frozen=True)
@@ -84,6 +94,7 @@ def spec_from(config: dict[str, Any], headers: list[Header], folder: Path) -> Mo
     """The shape that a config.json and the headers of all safetensors files tell; `folder` is named in errors."""
     text = {**config, **(config.get("text_config") or {})}
     hidden, heads = _fact(text, "hidden", folder), _fact(text, "heads", folder)
+    plain = _unpacked(headers, config)
     return ModelSpec(
         model_type=str(config.get("model_type", "unknown")),
         layers=_fact(text, "layers", folder),
@@ -94,12 +105,44 @@ def spec_from(config: dict[str, Any], headers: list[Header], folder: Path) -> Mo
         head_dim=_fact(text, "head_dim", folder, hidden // heads),
         vocab=_fact(text, "vocab", folder),
         tied=bool(text.get("tie_word_embeddings")) or not any(h.name.endswith("lm_head.weight") for h in headers),
-        parameters=sum(prod(h.shape) for h in headers),
+        parameters=sum(prod(h.shape) for h in plain),
         weight_bytes=sum(h.size for h in headers),
-        linears=list(_linears(headers)),
+        linears=list(_linears(plain)),
         window=_window(text),
         activation=str(text.get("hidden_act") or text.get("hidden_activation") or "silu"),
+        packed=_packed(headers, config),
     )
+
+
+def _mlx(config: dict[str, Any]) -> dict[str, Any] | None:
+    """How mlx_lm says that it quantised: bits of all, and by a module's name what differs."""
+    told = config.get("quantization")
+    return told if isinstance(told, dict) and isinstance(told.get("bits"), int) else None
+
+
+def _unpacked(headers: list[Header], config: dict[str, Any]) -> list[Header]:
+    """The weights as they were before mlx_lm packed them: a row of 32-bit words holds 32 / bits times as many numbers."""
+    told, plain = _mlx(config), []
+    if told is None:
+        return headers
+    modules = {header.name.removesuffix(".scales") for header in headers if header.name.endswith(".scales")}
+    for header in headers:
+        module, _dot, kind = header.name.rpartition(".")
+        if module not in modules:
+            plain.append(header)
+        elif kind == "weight":
+            own = told.get(module)
+            bits = own["bits"] if isinstance(own, dict) and isinstance(own.get("bits"), int) else told["bits"]
+            plain.append(replace(header, shape=(*header.shape[:-1], header.shape[-1] * 32 // bits), dtype="F16"))
+    return plain
+
+
+def _packed(headers: list[Header], config: dict[str, Any]) -> Packed | None:
+    told, floats = _mlx(config), [header for header in headers if header.dtype in FLOATS]
+    if told is None:
+        return None
+    size = sum(header.size for header in headers if header.dtype not in FLOATS)
+    return Packed(told["bits"], size, sum(prod(header.shape) for header in floats))
 
 
 def _window(text: dict[str, Any]) -> int | None:

@@ -11,9 +11,8 @@ from lorafit.errors import AdapterError, ConfigError
 from lorafit.hardware import Machine
 from lorafit.messages import _
 from lorafit.modelspec import TOKENIZER_FILES, ModelSpec
-from lorafit.plan import numbers, room
-
-FLOAT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+from lorafit.plan import numbers, room, stored
+from lorafit.plan.memory import weights_bytes
 
 
 class AnswerRequest(BaseModel):
@@ -79,8 +78,9 @@ def choose_way(request: AnswerRequest, machine: Machine, spec: ModelSpec) -> Way
     """As for training: the first precision whose weights fit, else the smallest."""
     config = TrainConfig(engine=request.engine, device=request.device, precision=request.precision)
     device = numbers.choose_device(config, machine).value
-    engine = numbers.choose_engine(config, machine, device).value
+    chosen = numbers.choose_engine(config, machine, device)
+    engine = (stored.choose_engine(config, machine, device, chosen, spec.packed) if spec.packed else chosen).value
     precisions = numbers.precisions(config, machine, device, engine)
     available = room.available_bytes(machine, device)
-    fitting = [p for p in precisions if spec.parameters * FLOAT_BYTES[p] <= room.MARGIN * available]
+    fitting = [p for p in precisions if weights_bytes(spec, p, "none") <= room.MARGIN * available]
     return Way(engine, device, (fitting or precisions[-1:])[0])

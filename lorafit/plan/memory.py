@@ -84,6 +84,8 @@ def framework_bytes(layout: Layout) -> int:
 def weights_bytes(spec: ModelSpec, precision: str, quantization: str) -> int:
     """The base. Its linears, quantised: 4 bits and, per 64 numbers, a byte that is itself scaled by a float32 per 256 of
     them; or 8 bits and a float32 per row. (MLX's two 16-bit numbers per 64 come to 5% more.)"""
+    if spec.packed is not None:  # by MLX, in its files
+        return spec.packed.size + spec.packed.others * BYTES[precision]
     if quantization == "none":
         return spec.parameters * BYTES[precision]
     linears = linear_weights(spec)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from lorafit.config import TrainConfig, resolve_effective_batch
 from lorafit.hardware import Machine
 from lorafit.modelspec import ModelSpec
-from lorafit.plan import numbers, reasons, remedies, sharing, tuning
+from lorafit.plan import numbers, reasons, remedies, sharing, stored, tuning
 from lorafit.plan.calibrate import NOTHING, Known
 from lorafit.plan.estimate import Estimate, Schedule, Work, estimate
 from lorafit.plan.facts import DataFacts, target_share
@@ -48,6 +48,9 @@ def consider(
     device = numbers.choose_device(config, machine)
     engine = numbers.choose_engine(config, machine, device.value)
     quantization = numbers.choose_quantization(config, device.value, engine.value)
+    if spec.packed is not None:
+        engine = stored.choose_engine(config, machine, device.value, engine, spec.packed)
+        quantization = stored.choose_quantization(config, spec.packed)
     optimizer = numbers.choose_optimizer(config, device.value, engine.value)
     base = _base(config, spec, data, engine.value, device.value, quantization.value, optimizer.value)
     question = _asked(config, machine, spec, data, base, known)

@@ -129,6 +129,8 @@ def _larger_machine(question: Question) -> str | None:
             memory_factor=1.0,
             most_tokens=None,
         )
+        if question.spec.packed is not None and engine != "mlx":
+            continue
         if machine.gpus[0].memory_bytes > available_bytes(question.machine, question.base.device) and fits(there):
             return name
     return None

@@ -11,12 +11,19 @@ import tiny
 import ways
 
 from lorafit.config import TrainConfig
+from lorafit.engines.base import Setup
 from lorafit.errors import ModelError
 from lorafit.events import Event, Finished, StepDone, Warned
+from lorafit.modelspec import read_spec
+from lorafit.plan.memory import weights_bytes
 from lorafit.worker import work
 
 pytest.importorskip("mlx.core", reason="MLX has no wheel here, or is not installed: pip install 'lorafit[mlx]'")
 mlx_lm = pytest.importorskip("mlx_lm")
+
+from mlx.utils import tree_flatten  # noqa: E402
+
+from lorafit.engines.mlx.load import load_base  # noqa: E402
 
 WIDE = {"hidden_size": 64, "intermediate_size": 128}  # groups of 64 fit
 PLAN = tiny.make_plan(engine="mlx", token_budget=100)
@@ -76,3 +83,12 @@ def test_its_gradients_are_those_through_its_weights_written_out(base: Path, qua
     assert ways.worst(grads, wanted) < 1e-4
     assert json.loads((quantised / "config.json").read_text())["quantization"]["bits"] == 4
     assert not np.isnan(loss)
+
+
+def test_the_planner_reads_its_shape_and_its_bytes_from_the_files_alone(base: Path, quantised: Path) -> None:
+    spec, before = read_spec(quantised), read_spec(base)
+    assert sorted(spec.linears) == sorted(before.linears)
+    assert spec.parameters == before.parameters
+    loaded = load_base(Setup(quantised, "x", "cpu", "fp32", plan=PLAN)).model
+    held = sum(array.nbytes for _name, array in tree_flatten(loaded.parameters()))
+    assert weights_bytes(spec, "fp32", "none") == held
