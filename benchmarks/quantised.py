@@ -32,8 +32,7 @@ BASES = {
     "mlx_4bit": ("MLX, 4-bit", "mlx", "4bit"),
     "mlx_8bit": ("MLX, 8-bit", "mlx", "8bit"),
 }
-# float32 itself is up to 1e-4 off float64 in this model's worst tensor; LLM.int8 rounds what goes into a layer too.
-MOST_GRADIENT, MOST_INT8 = 5e-4, 0.2
+MOST_GRADIENT = 5e-4  # float32 itself is up to 1e-4 off float64 in this model's worst tensor
 MOST_LOSS = 1.05  # held-out loss at the end, over float32's
 Found = dict[str, dict[str, Any]]
 
@@ -74,9 +73,10 @@ def verdict(found: Found, steps: int) -> dict[str, Any]:
     good = True
     for key, one in found.items():
         whole = found[f"{key.partition('_')[0]}_fp32"]
-        good &= one["grad_rel"] < (MOST_INT8 if key == "torch_8bit" else MOST_GRADIENT)
+        good &= one["grad_rel"] < MOST_GRADIENT
         good &= one["after"] < one["before"] and one["after"] <= MOST_LOSS * whole["after"]
-        good &= one is whole or (one["peak_bytes"] < whole["peak_bytes"] and one["base_bytes"] < whole["base_bytes"])
+        good &= one is whole or one["base_bytes"] < whole["base_bytes"]
+        good &= not key.endswith("4bit") or one["peak_bytes"] < whole["peak_bytes"]
     figures = {f"{key}_{name}": value for key, one in found.items() for name, value in one.items()}
     return {"ok": good, "steps": steps, **figures}
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from lorafit.engines.mlx.arithmetic import exp
+from lorafit.engines.mlx.arithmetic import exp, row_sums
 from lorafit.engines.mlx.matrix import Matrix
 
 
@@ -60,7 +60,7 @@ def _chunk_loss(head: Head, hidden_NH: mx.array, targets_N: mx.array) -> mx.arra
         logits = head(hidden)
         highest = logits.max(axis=-1, keepdims=True)
         powers = exp(logits - highest)
-        sums = powers.sum(axis=-1, keepdims=True)
+        sums = row_sums(powers)
         picked = mx.take_along_axis(logits, targets_N[:, None], axis=-1)
         loss = (highest + mx.log(sums) - picked).sum()
         if head.softcap is None and head.scale == 1.0:
@@ -87,7 +87,7 @@ def plain_loss(head: Head, hidden_NH: mx.array, targets_N: mx.array, chunk: int)
         part = slice(start, start + chunk)
         logits = head(mx.depends(hidden_NH[part], total))
         highest = logits.max(axis=-1, keepdims=True)
-        sums = exp(logits - highest).sum(axis=-1, keepdims=True)
+        sums = row_sums(exp(logits - highest))
         picked = mx.take_along_axis(logits, targets_N[part][:, None], axis=-1)
         total = total + (highest + mx.log(sums) - picked).sum()
     return total
