@@ -26,8 +26,11 @@ def write_moments(
     save_file(dict(sorted(tensors.items())), folder / FILE, {"optimizer": kind})
 
 
-def read_moments(folder: Path, shapes: dict[str, tuple[int, ...]]) -> tuple[dict[str, Arrays], int]:
-    """The moments [moment][parameter] of parameters with `shapes`, and the updates. Raises AdapterError where they do not fit."""
+def read_moments(folder: Path, shapes: dict[str, tuple[int, ...]]) -> tuple[dict[str, Arrays], int, Arrays]:
+    """The moments [moment][parameter] of parameters with `shapes`, the updates, and all arrays of the file by name.
+
+    Raises AdapterError where they do not fit.
+    """
     try:
         tensors = load_file(folder / FILE)
         moments = {key: {name: tensors[f"{name}.{key}"] for name in shapes} for key in MOMENTS}
@@ -35,7 +38,7 @@ def read_moments(folder: Path, shapes: dict[str, tuple[int, ...]]) -> tuple[dict
             for name, shape in shapes.items():
                 if moments[key][name].shape != shape:
                     raise ValueError(f"{name}: {moments[key][name].shape} != {shape}")
-        return moments, int(tensors["updates"][0])
+        return moments, int(tensors["updates"][0]), tensors
     except (OSError, KeyError, ValueError, SafetensorError) as error:
         raise AdapterError(
             _("The optimizer's state does not fit this run."), where=folder / FILE, found=error

@@ -41,5 +41,5 @@ class Optimizer:
     def load(self, folder: Path) -> None:
         """Take the moments back. Raises AdapterError when names or shapes differ."""
         shapes = {name: tuple(moment.shape) for name, moment in self.moments[MOMENTS[0]].items()}
-        arrays, self.updates = read_moments(folder, shapes)
+        arrays, self.updates, _all = read_moments(folder, shapes)
         self.moments = {key: {name: mx.array(a) for name, a in arrays[key].items()} for key in MOMENTS}

@@ -6,22 +6,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
+from lorafit.engines.moments import MOMENTS, Arrays, read_moments, write_moments
 from lorafit.engines.torch.device import Device
-from lorafit.errors import AdapterError
-from lorafit.messages import _
 from lorafit.plan.plan import Plan
 
-FILE = "optimizer.safetensors"
-MOMENTS = ("exp_avg", "exp_avg_sq")
 STATES = {"adamw": MOMENTS, "paged_adamw_8bit": ("state1", "state2")}
 RAW = ("state1", "state2", "absmax1", "absmax2")
 BLOCK = 256  # bitsandbytes' block of elements that share a scale
-
-Arrays = dict[str, NDArray[Any]]
 
 
 class Optimizer:
@@ -64,47 +57,38 @@ class Optimizer:
 
     def save(self, folder: Path) -> None:
         """Write the moments as fp32 under the parameters' names, and 8-bit states raw beside them."""
-        tensors: Arrays = {}
-        for name, parameter in self.parameters.items():
-            state = self._torch.state[parameter]
-            tensors |= {f"{name}.{plain}": moment for plain, moment in self.moments(parameter).items()}
-            if "absmax1" in state:
-                tensors |= {f"{name}.raw.{key}": state[key].detach().cpu().numpy() for key in RAW}
-            tensors["updates"] = np.asarray([float(state["step"])], np.float32)
-        save_file(dict(sorted(tensors.items())), folder / FILE, {"optimizer": self.kind})
+        states = self._states()
+        quantised = {name: state for name, state in states.items() if "absmax1" in state}
+        raw = {f"{name}.raw.{key}": s[key].detach().cpu().numpy() for name, s in quantised.items() for key in RAW}
+        write_moments(folder, self.moments(), float(next(iter(states.values()))["step"]), self.kind, raw)
 
-    def moments(self, parameter: nn.Parameter) -> Arrays:
-        """The moments of `parameter` in fp32, under AdamW's names."""
-        state = self._torch.state[parameter]
-        return {plain: _as_fp32(state, key) for plain, key in zip(MOMENTS, STATES[self.kind], strict=True)}
+    def moments(self) -> dict[str, Arrays]:
+        """The moments [moment][parameter] in fp32, under AdamW's names."""
+        states = self._states().items()
+        return {plain: {name: _as_fp32(state, key) for name, state in states} for plain, key in self._keys()}
 
     def load(self, folder: Path) -> None:
         """Take the moments back; raw 8-bit states where they are there. Raises AdapterError when names or shapes differ."""
-        try:
-            tensors = load_file(folder / FILE)
-            for name, parameter in self.parameters.items():
-                mine = {k.removeprefix(name + "."): v for k, v in tensors.items() if k.startswith(name + ".")}
-                if any(mine[moment].shape != tuple(parameter.shape) for moment in MOMENTS):
-                    raise ValueError(f"{name}: {mine[MOMENTS[0]].shape} != {tuple(parameter.shape)}")
-                self._take(parameter, mine, float(tensors["updates"][0]))
-        except (OSError, KeyError, ValueError, SafetensorError) as error:
-            what = _("The optimizer's state does not fit this run.")
-            raise AdapterError(what, where=folder / FILE, found=error) from error
+        shapes = {name: tuple(parameter.shape) for name, parameter in self.parameters.items()}
+        moments, updates, stored = read_moments(folder, shapes)
+        for name, state in self._states().items():
+            if self.kind == "adamw":
+                state["step"].fill_(updates)
+            else:
+                state["step"] = updates
+            if "absmax1" in state and f"{name}.raw.absmax1" in stored:
+                for key in RAW:
+                    state[key].copy_(torch.from_numpy(stored[f"{name}.raw.{key}"]))
+                continue
+            for plain, key in self._keys():
+                _fill(state, key, torch.from_numpy(moments[plain][name]))
 
-    def _take(self, parameter: nn.Parameter, mine: Arrays, updates: float) -> None:
-        state = self._torch.state[parameter]
-        if self.kind == "adamw":
-            state["step"].fill_(updates)
-            for key in MOMENTS:
-                state[key].copy_(torch.from_numpy(mine[key]))
-            return
-        state["step"] = int(updates)
-        if "absmax1" in state and "raw.absmax1" in mine:
-            for key in RAW:
-                state[key].copy_(torch.from_numpy(mine[f"raw.{key}"]))
-            return
-        for plain, key in zip(MOMENTS, STATES[self.kind], strict=True):
-            _fill(state, key, torch.from_numpy(mine[plain]))
+    def _states(self) -> dict[str, dict[str, Any]]:
+        return {name: self._torch.state[parameter] for name, parameter in self.parameters.items()}
+
+    def _keys(self) -> list[tuple[str, str]]:
+        """AdamW's names of the moments, and this optimizer's."""
+        return list(zip(MOMENTS, STATES[self.kind], strict=True))
 
 
 def _as_fp32(state: dict[str, Any], key: str) -> NDArray[np.float32]:
@@ -120,7 +104,7 @@ def _as_fp32(state: dict[str, Any], key: str) -> NDArray[np.float32]:
 
 
 def _fill(state: dict[str, Any], key: str, moment: Tensor) -> None:
-    """Put an fp32 `moment`, on the CPU, into a bitsandbytes state, quantised where the state is."""
+    """Put an fp32 `moment`, on the CPU, into a state, quantised where the state is."""
     if state[key].dtype == torch.uint8:
         from bitsandbytes import functional
 
