@@ -67,7 +67,7 @@ class Facts:
     target_modules: list[str]
     packs: bool  # several samples share one forward pass
     notes: list[str] = field(default_factory=list)  # words for the user
-    shares: bool = False  # what all samples of a step begin with is computed once
+    shares: bool = False  # what samples of a step begin with alike is computed once
     load_seconds: float | None = None  # to have the base in memory
     load_peak_bytes: int | None = None  # the process's or device's peak by then
 
