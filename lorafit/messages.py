@@ -24,6 +24,52 @@ def language_of(environ: dict[str, str] | os._Environ[str] = os.environ) -> str:
     return "en"
 
 
+def set_language(language: str | None = None) -> str:
+    """Speak `language` ("en" or "zh"; None: as the environment asks) from now on, and return it."""
+    global _translation, _language
+    _language = language or language_of()
+    folder = Path(__file__).parent / "locale"
+    catalogue = _catalogues.get(_language)
+    _translation = gettext.translation("lorafit", folder, [catalogue]) if catalogue else gettext.NullTranslations()
+    return _language
+
+
+def language() -> str:
+    """The language spoken now."""
+    return _language
+
+
+def _(text: str) -> str:
+    """`text` in the language spoken now."""
+    return _said(translate(text), {"text": text})
+
+
+def joined(between: str, parts: Iterable[str]) -> str:
+    """`parts` one after the other with `between` in between, as str.join()."""
+    parts = list(parts)
+    return _said(between.join(parts), {"between": recipe_of(between), "parts": [recipe_of(part) for part in parts]})
+
+
+def listed(parts: Iterable[str]) -> str:
+    """`parts` one after the other, with this language's comma between."""
+    return joined(_(", "), parts)
+
+
+def clauses(parts: Iterable[str]) -> str:
+    """`parts` one after the other, with this language's semicolon between."""
+    return joined(_("; "), parts)
+
+
+def labelled(label: str, text: str) -> str:
+    """`label: text`, with this language's colon."""
+    return _("{label}: {text}").format(label=label, text=text)
+
+
+def translate(text: str) -> str:
+    """A text that is not written at the call: the help of a setting (`what`, `how` and `Field` mark it)."""
+    return _translation.gettext(text)
+
+
 class Said(str):
     """A text in one language, with the recipe for another."""
 
@@ -53,51 +99,5 @@ def again(recipe: Any) -> Any:
         return recipe
     if "parts" in recipe:
         return joined(again(recipe["between"]), [str(again(part)) for part in recipe["parts"]])
-    text = _(recipe["text"])
+    text = _said(translate(recipe["text"]), {"text": recipe["text"]})
     return text.format(**{name: again(fact) for name, fact in recipe["with"].items()}) if "with" in recipe else text
-
-
-def set_language(language: str | None = None) -> str:
-    """Speak `language` ("en" or "zh"; None: as the environment asks) from now on, and return it."""
-    global _translation, _language
-    _language = language or language_of()
-    folder = Path(__file__).parent / "locale"
-    catalogue = _catalogues.get(_language)
-    _translation = gettext.translation("lorafit", folder, [catalogue]) if catalogue else gettext.NullTranslations()
-    return _language
-
-
-def language() -> str:
-    """The language spoken now."""
-    return _language
-
-
-def _(text: str) -> str:
-    """`text` in the language spoken now."""
-    return _said(_translation.gettext(text), {"text": text})
-
-
-def joined(between: str, parts: Iterable[str]) -> str:
-    """`parts` one after the other with `between` in between, as str.join()."""
-    parts = list(parts)
-    return _said(between.join(parts), {"between": recipe_of(between), "parts": [recipe_of(part) for part in parts]})
-
-
-def listed(parts: Iterable[str]) -> str:
-    """`parts` one after the other, with this language's comma between."""
-    return joined(_(", "), parts)
-
-
-def clauses(parts: Iterable[str]) -> str:
-    """`parts` one after the other, with this language's semicolon between."""
-    return joined(_("; "), parts)
-
-
-def labelled(label: str, text: str) -> str:
-    """`label: text`, with this language's colon."""
-    return _("{label}: {text}").format(label=label, text=text)
-
-
-def translate(text: str) -> str:
-    """A text that is not written at the call: the help of a setting (`what`, `how` and `Field` mark it)."""
-    return _translation.gettext(text)
