@@ -4,12 +4,13 @@ No tensor library is imported. What is not on this disk is asked of the hub in s
 catalogue stands in, and that is said.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 
 from lorafit import hardware
 from lorafit.catalogue.find import described
 from lorafit.catalogue.lengths import known_lengths
-from lorafit.catalogue.models import SOURCE, known_spec
+from lorafit.catalogue.models import known_spec
 from lorafit.config import TrainConfig
 from lorafit.data.beginnings import beginnings, lengths_of
 from lorafit.data.dataset import Prepared, cached
@@ -76,8 +77,9 @@ def find_spec(config: TrainConfig) -> tuple[ModelSpec, list[str]]:
         if stand_in is None:
             raise
     assert stand_in is not None
-    text = _("The model is not here and no hub was reached: its shape is the catalogue's ({source}).")
-    return stand_in, [text.format(source=SOURCE)]
+    return stand_in, [
+        _("The model is not here and no hub was reached: its shape is the catalogue's (from its owner's config.json).")
+    ]
 
 
 def find_data(config: TrainConfig, say: Say = silent) -> tuple[DataFacts, list[str]]:
@@ -87,8 +89,7 @@ def find_data(config: TrainConfig, say: Say = silent) -> tuple[DataFacts, list[s
     if folder is None:
         if stand_in is None:
             raise _no_tokenizer(config)
-        text = _("The model's tokenizer is not here: lengths are the catalogue's ({source}).")
-        return stand_in, [text.format(source=stand_in.source)]
+        return stand_in, [_("The model's tokenizer is not here: the rows' lengths are the catalogue's, an estimate.")]
     template = read_template(config.chat_template)
     try:
         found = cached(config, folder, template)
@@ -99,8 +100,8 @@ def find_data(config: TrainConfig, say: Say = silent) -> tuple[DataFacts, list[s
     except (HubError, DataError):
         if stand_in is None:
             raise
-        text = _("The data are not here and no hub was reached: lengths are the catalogue's ({source}).")
-        return stand_in, [text.format(source=stand_in.source)]
+        text = _("The data are not here and no hub was reached: the rows' lengths are the catalogue's, an estimate.")
+        return stand_in, [text]
     assert found is not None
     return facts_of(found), []
 
@@ -136,7 +137,8 @@ def _no_tokenizer(config: TrainConfig) -> ConfigError:
 def described_facts(look: Outlook) -> list[Choice]:
     """Machine, model and data in a line each."""
     machine, spec, lengths = look.machine, look.spec, look.data.train_lengths
-    gpus = listed(f"{gpu.name} {bytes_text(gpu.memory_bytes)}" for gpu in machine.gpus) or _("no GPU")
+    counted = Counter(f"{gpu.name} {bytes_text(gpu.memory_bytes)}" for gpu in machine.gpus)
+    gpus = listed(f"{count} x {name}" if count > 1 else name for name, count in counted.items()) or _("no GPU")
     memory = _("{cores} cores, {memory} memory, {available} of it free; {gpus}").format(
         cores=machine.cores, memory=bytes_text(machine.memory_bytes), available=bytes_text(machine.available_bytes),
         gpus=gpus,

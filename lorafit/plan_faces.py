@@ -13,7 +13,8 @@ from lorafit.faces import parse, train_config
 from lorafit.move_faces import share_out
 from lorafit.outlook import Outlook, look_ahead
 from lorafit.plan.table import cells, times
-from lorafit.reporters.plan_terminal import show_machines, show_plan, show_tables
+from lorafit.reporters.catalogue_terminal import show_machines, show_tables
+from lorafit.reporters.plan_terminal import show_plan
 from lorafit.reporters.status import told
 
 with warnings.catch_warnings():  # pydantic has an old method `json`, which nobody needs here

@@ -47,7 +47,7 @@ def old_gpu(machine: Machine, device: str) -> list[Choice]:
     text = _(
         "⚠️  {gpu}: PyTorch's current CUDA builds begin with Turing; `{command}` still knows it, or take a T4 or L4"
     )
-    return [Choice("pytorch", OLDER_BUILD, text.format(gpu=gpu.name, command=OLDER_BUILD))]
+    return [Choice("pytorch", OLDER_BUILD.split("'")[1], text.format(gpu=gpu.name, command=OLDER_BUILD))]
 
 
 def choose_engine(config: TrainConfig, machine: Machine, device: str) -> Choice:

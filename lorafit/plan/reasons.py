@@ -126,7 +126,8 @@ def others(question: Question, chosen: Candidate, considered: list[Candidate]) -
     slower = sorted((c for c in rest if c.fits), key=lambda c: c.seconds)
     found: dict[str, Choice] = {}
     for candidate in faster[:2] + slower:
-        found.setdefault(_flags(candidate), _other(question, chosen, candidate))
+        key = f"{candidate.layout.precision} {candidate.token_budget} {candidate.fits}"
+        found.setdefault(key, _other(question, chosen, candidate))
     return list(found.values())[:MOST_OTHERS]
 
 

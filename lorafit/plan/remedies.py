@@ -19,6 +19,7 @@ from lorafit.plan.room import MARGIN, available_bytes, share_of
 from lorafit.plan.search import Candidate, Question, best, candidates
 from lorafit.units import bytes_text
 
+WORTH_A_TRY = 1.3  # times the available memory: beyond that no formula is so wrong
 SHORTER = (1024, 512, 384, 256, 128)
 LARGER_MACHINES = ("colab-t4", "M2 Pro 32GB", "RTX 3090", "M3 Max 64GB", "A100 80GB", "H100")  # the cheap ones first
 
@@ -36,11 +37,11 @@ def does_not_fit(question: Question, nearest: Candidate) -> DoesNotFit:
             device=layout.device, precision=layout.precision, longest=layout.longest
         ),
         found=listed(parts),
-        fix="\n".join(remedies(question)),
+        fix="\n".join(remedies(question, nearest)),
     )
 
 
-def remedies(question: Question) -> Iterator[str]:
+def remedies(question: Question, nearest: Candidate) -> Iterator[str]:
     """The nearest things that would fit: shorter, 4-bit, both, a smaller model, another machine; to try all the same."""
     packs = question.base.quantization == "none" and question.base.device != "mps"
     yield from _fewer_processes(question)
@@ -53,7 +54,8 @@ def remedies(question: Question) -> Iterator[str]:
     machine = _larger_machine(question)
     if machine:
         yield _('--machine "{name}" would do: `lorafit plan` with it tells how').format(name=machine)
-    yield _("--token_budget {budget}: to try all the same").format(budget=_lowest(question))
+    if nearest.peak_bytes < WORTH_A_TRY * available_bytes(question.machine, question.base.device):
+        yield _("--token_budget {budget}: to try all the same").format(budget=_lowest(question))
 
 
 def _fewer_processes(question: Question) -> Iterator[str]:

@@ -7,7 +7,6 @@ from lorafit.catalogue.lengths import LAWYER_LLAMA
 from lorafit.catalogue.models import known_spec
 from lorafit.config import TrainConfig
 from lorafit.errors import ConfigError, DoesNotFit
-from lorafit.messages import _
 from lorafit.modelspec import ModelSpec
 from lorafit.plan.facts import DataFacts
 from lorafit.plan.planner import Planned, consider
@@ -89,22 +88,6 @@ def settings_text(planned: Planned) -> str:
     numbers = layout.precision if layout.quantization == "none" else layout.quantization
     recompute = f" r{layout.recompute}" if layout.recompute else ""
     return f"{numbers} {planned.chosen.token_budget}{recompute}"
-
-
-def hours_text(planned: Planned) -> str:
-    """The time in hours or days."""
-    hours = planned.estimate.total / 3600
-    return _("{hours:.1f} h").format(hours=hours) if hours < 48 else _("{days:.1f} days").format(days=hours / 24)
-
-
-def difference(timed: Timed) -> str:
-    """Why the guide's time is not ours, as far as it can be told: padding, and numbers that cost more."""
-    if timed.planned is None:
-        return _("ours does not fit")
-    hours = timed.planned.estimate.total / 3600
-    middle = sum(timed.guide_hours) / 2
-    text = _("the guide's is {ratio:.1f} times ours; {padding:.1f} of it are rows padded to {length} tokens")
-    return text.format(ratio=middle / hours, padding=timed.padding, length=timed.max_length)
 
 
 def _spec(model: str) -> ModelSpec:

@@ -4,17 +4,13 @@ import time
 from collections.abc import Iterable
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from lorafit.catalogue.clouds import INSTANCES
-from lorafit.catalogue.find import CHIPS
-from lorafit.messages import _, listed
+from lorafit.messages import _
 from lorafit.outlook import Outlook, described_facts
 from lorafit.plan import room
 from lorafit.plan.plan import Choice
 from lorafit.plan.reasons import source_text, term_names
-from lorafit.plan.table import GUIDE_MODELS, MODELS, Cell, Timed, difference, hours_text, settings_text
 from lorafit.reporters.columns import show_rows
 from lorafit.units import bytes_text, seconds_text
 
@@ -78,54 +74,3 @@ def clock_text(seconds: float) -> str:
     now, then = time.localtime(), time.localtime(time.time() + seconds)
     same_day = time.strftime("%Y-%m-%d", now) == time.strftime("%Y-%m-%d", then)
     return time.strftime("%H:%M" if same_day else "%Y-%m-%d %H:%M", then)
-
-
-def show_machines(console: Console) -> None:
-    """Print the catalogue."""
-    titles = (_("machine"), _("memory in GB"), "GB/s", "fp32", "bf16", "fp16", _("source"))
-    rows: list[list[str | Text]] = [[Text(title, "dim") for title in titles]]
-    for chip in CHIPS:
-        sizes = listed(map(str, chip.memory_gb))
-        rates = [f"{chip.teraflops[p]:g}" if p in chip.teraflops else "-" for p in ("fp32", "bf16", "fp16")]
-        rows.append(
-            [Text(chip.name, "bold"), sizes, f"{chip.gigabytes_per_second:g}", *rates, Text(chip.source, "dim")]
-        )
-    show_rows(rows, console, (2, 3, 4, 5))
-    console.print(Text(_("fp32, bf16, fp16: TFLOP/s as the maker states them.") + "\n", "dim"))
-    heads = (_("rented machine"), "GPU", _("memory in GB"), _("cores"), _("source"))
-    rented: list[list[str | Text]] = [[Text(title, "dim") for title in heads]]
-    for one in INSTANCES:
-        gpu = f"{one.gpus} x {one.chip} {one.gpu_gb} GB"
-        rented.append([Text(one.name, "bold"), gpu, str(one.memory_gb), str(one.cores), Text(one.source, "dim")])
-    show_rows(rented, console, (2, 3))
-    console.print(_("Plan for one of them: {command}").format(command='lorafit plan --machine "M1 Pro 16GB"'))
-
-
-def show_tables(cells: list[Cell], times: list[Timed], console: Console) -> None:
-    """Print which machine trains which model, and how long the guide's run takes."""
-    table = Table(padding=(0, 1), header_style="bold", title=_("lawyer_llama_data, 3 epochs: time, or why not"))
-    table.add_column(_("machine"))
-    for model in MODELS:
-        table.add_column(model)
-    table.add_column(_("guide"))
-    by_machine = {name: [cell for cell in cells if cell.machine == name] for name in GUIDE_MODELS}
-    for name, row in by_machine.items():
-        table.add_row(Text(name, "bold"), *(_cell(cell) for cell in row), GUIDE_MODELS[name])
-    console.print(table)
-    second = Table(padding=(0, 1), header_style="bold", title=_("Llama-3.2-3B beside the guide's times"))
-    for title in (_("machine"), _("length"), _("ours"), _("settings"), _("guide"), _("why")):
-        second.add_column(title, overflow="fold")
-    for timed in times:
-        low, high = timed.guide_hours
-        ours = hours_text(timed.planned) if timed.planned else "-"
-        how = settings_text(timed.planned) if timed.planned else ""
-        second.add_row(timed.machine, str(timed.max_length), ours, how, f"{low}-{high} h", difference(timed))
-    console.print(second)
-    console.print(Text(_("Times are from the chips' stated speeds, not measured: they may be off by half."), "dim"))
-
-
-def _cell(cell: Cell) -> Text:
-    if cell.planned is None:
-        return Text("-", "dim")
-    numbers = settings_text(cell.planned).split(" ")[0]
-    return Text.assemble(hours_text(cell.planned), "\n", (numbers, "dim"))
