@@ -1,6 +1,8 @@
 """Is a device told its limits before it is touched?"""
 
 import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -51,3 +53,13 @@ def test_an_unknown_peak_of_mps_is_none_and_not_zero(monkeypatch: pytest.MonkeyP
     assert DEVICES["mps"].peak_bytes() is None
     monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 5)
     assert DEVICES["mps"].peak_bytes() == 5
+
+
+@pytest.mark.parametrize(("set_by_user", "wanted"), [({}, "1000"), ({"OMP_WAIT_POLICY": "active"}, "None")])
+def test_threads_that_wait_sleep_soon_unless_the_user_says_how_they_wait(
+    set_by_user: dict[str, str], wanted: str
+) -> None:
+    seen = "import lorafit.engines.torch, os, sys; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    environ = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")} | set_by_user
+    said = subprocess.run([sys.executable, "-c", seen], env=environ, capture_output=True, text=True, check=True).stdout
+    assert said.split() == [wanted, "False"]  # it is read when torch is loaded, so it must be there before
