@@ -106,8 +106,8 @@ def deal(kinds: Sequence[str], count: int, rng: random.Random) -> list[list[str]
     return runs
 
 
-def disturbed(faults: list[str], folder: Path, seed: int, undisturbed: Undisturbed) -> tuple[Training, int]:
-    """A training that meets `faults` one after the other, and how many came in time. Raises NotSurvived."""
+def disturbed(faults: list[str], folder: Path, seed: int, undisturbed: Undisturbed) -> dict[str, int]:
+    """Let a training meet `faults` one after the other; how many came in time, and what they cost. Raises NotSurvived."""
     training = prepared(folder)
     changes: dict[str, object] = {}
     if "fill_disk" in faults:
@@ -124,7 +124,7 @@ def disturbed(faults: list[str], folder: Path, seed: int, undisturbed: Undisturb
         met = meet(training, faults, random.Random(seed))
         training.finish()
         check(training, wanted, lambda budget: undisturbed.run(**{**changes, "token_budget": budget}))
-        return training, met
+        return {"met": met, "restarts": training.written(Restarted), "lost_steps": training.lost_steps}
     finally:
         training.end()
         if "fill_disk" in faults:
@@ -181,10 +181,10 @@ def outcome(number: int, faults: list[str], folder: Path, seed: int, undisturbed
     """Let one run meet its faults."""
     began = time.monotonic()
     try:
-        training, met = disturbed(faults, folder, seed * 1000 + number, undisturbed)
+        facts = disturbed(faults, folder, seed * 1000 + number, undisturbed)
+        met = facts["met"]
         word = "survived" if met == len(faults) else f"survived the first {met}; then it was done"
-        facts = {"restarts": training.written(Restarted), "lost_steps": training.lost_steps}
-        found = Outcome(number, faults, met, True, word, **facts)
+        found = Outcome(number, faults, survived=True, word=word, **facts)
         shutil.rmtree(folder, ignore_errors=True)
     except NotSurvived as error:
         found = Outcome(number, faults, len(faults), False, f"NOT SURVIVED ({folder}): {error}")
