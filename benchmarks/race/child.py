@@ -90,5 +90,6 @@ class Child:
 def _environment(threads: int) -> dict[str, str]:
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     cores = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    cores["GOMP_SPINCOUNT"] = "1000"  # as lorafit sets it for itself: what a busy machine costs, it costs all alike
     quiet = {"TOKENIZERS_PARALLELISM": "false", "WANDB_DISABLED": "true", "TRANSFORMERS_VERBOSITY": "error"}
     return {**os.environ, **offline, **cores, **quiet, "PYTHONPATH": f"{BENCHMARKS}:{BENCHMARKS.parent}"}
