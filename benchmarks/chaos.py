@@ -4,6 +4,7 @@
 
 Many short trainings by the real command line; each meets a few faults, and must end with the bytes of the undisturbed
 one (or, where memory ran out, within the law's measures). What cannot be had on a machine is skipped with a word.
+What it broke off it goes on with, given the same --record: benchmarks/results/chaos.jsonl holds one of --seed 8.
 """
 
 import argparse
