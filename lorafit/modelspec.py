@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,6 +69,16 @@ class ModelSpec:
     window: int | None = None  # tokens that some layer sees, where it does not see all
     activation: str = "silu"
     packed: Packed | None = None  # by MLX, which alone reads it
+
+    @cached_property
+    def linear_weights(self) -> int:
+        """Numbers in the matrices of all layers."""
+        return sum(linear.in_features * linear.out_features for linear in self.linears)
+
+    @cached_property
+    def all_sides(self) -> int:
+        """Inputs and outputs of all linears: what an adapter of rank 1 on each has of numbers."""
+        return sum(linear.in_features + linear.out_features for linear in self.linears)
 
 
 @dataclass(frozen=True)

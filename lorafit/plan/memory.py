@@ -68,12 +68,9 @@ def targeted(spec: ModelSpec, lora_targets: str) -> list[Linear]:
 
 def adapter_parameters(spec: ModelSpec, lora_r: int, lora_targets: str) -> int:
     """A [r, in] and B [out, r] on every targeted linear."""
+    if lora_targets == "all-linear":  # asked for thousands of times while a plan is sought
+        return lora_r * spec.all_sides
     return sum(lora_r * (linear.in_features + linear.out_features) for linear in targeted(spec, lora_targets))
-
-
-def linear_weights(spec: ModelSpec) -> int:
-    """Numbers in the matrices of all layers."""
-    return sum(linear.in_features * linear.out_features for linear in spec.linears)
 
 
 def framework_bytes(layout: Layout) -> int:
@@ -88,7 +85,7 @@ def weights_bytes(spec: ModelSpec, precision: str, quantization: str) -> int:
         return spec.packed.size + spec.packed.others * BYTES[precision]
     if quantization == "none":
         return spec.parameters * BYTES[precision]
-    linears = linear_weights(spec)
+    linears = spec.linear_weights
     rows = sum(linear.out_features for linear in spec.linears)
     packed = linears // 2 + linears // 64 + linears // 64 // 256 * 4 if quantization == "4bit" else linears + rows * 4
     return packed + (spec.parameters - linears) * BYTES[precision]
@@ -99,7 +96,7 @@ def held_bytes(spec: ModelSpec, layout: Layout) -> int:
     whole = weights_bytes(spec, layout.precision, layout.quantization)
     if layout.shards == 1:
         return whole
-    gathered = 2 * linear_weights(spec) // max(spec.layers, 1) + spec.vocab * spec.hidden
+    gathered = 2 * spec.linear_weights // max(spec.layers, 1) + spec.vocab * spec.hidden
     return whole // layout.shards + gathered * BYTES[layout.precision]
 
 

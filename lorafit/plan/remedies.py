@@ -12,7 +12,7 @@ from lorafit.errors import DoesNotFit
 from lorafit.messages import _, listed
 from lorafit.modelspec import ModelSpec
 from lorafit.plan import numbers
-from lorafit.plan.memory import linear_weights, terms
+from lorafit.plan.memory import terms
 from lorafit.plan.path import path_of
 from lorafit.plan.reasons import term_names
 from lorafit.plan.room import MARGIN, available_bytes, share_of
@@ -96,9 +96,9 @@ def fits(question: Question, longest: int | None = None, **changes: Any) -> bool
 
 def _smaller_model(question: Question) -> str | None:
     """The largest smaller model of the catalogue that fits as it is, first of the same kind."""
-    size = linear_weights(question.spec)
+    size = question.spec.linear_weights
     known = [(name, known_spec(name)) for name in SHAPES]
-    smaller = [(name, spec) for name, spec in known if spec is not None and linear_weights(spec) < size]
+    smaller = [(name, spec) for name, spec in known if spec is not None and spec.linear_weights < size]
     alike = [pair for pair in smaller if pair[1].model_type == question.spec.model_type] or smaller
     for name, spec in sorted(alike, key=lambda pair: -pair[1].parameters):
         if _fits_model(question, spec):

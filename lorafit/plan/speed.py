@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lorafit.modelspec import ModelSpec
-from lorafit.plan.memory import BYTES, Layout, adapter_parameters, layer_bytes, linear_weights, weights_bytes
+from lorafit.plan.memory import BYTES, Layout, adapter_parameters, layer_bytes, weights_bytes
 from lorafit.plan.path import FAST
 from lorafit.plan.rates import Rates
 
@@ -31,7 +31,7 @@ class Share:
 
 def linear_flops(spec: ModelSpec, share: Share) -> float:
     """2 W forward and 2 W backward to the inputs, a token: frozen weights get no gradient."""
-    return 4.0 * linear_weights(spec) * share.tokens
+    return 4.0 * spec.linear_weights * share.tokens
 
 
 def lora_flops(spec: ModelSpec, layout: Layout, share: Share) -> float:
@@ -53,7 +53,7 @@ def recompute_flops(spec: ModelSpec, layout: Layout, share: Share) -> float:
     """The forward pass of the layers that compute it again."""
     adapter = adapter_parameters(spec, layout.lora_r, layout.lora_targets)
     attention = 2.0 * spec.layers * spec.heads * spec.head_dim * share.squares
-    forward = 2.0 * (linear_weights(spec) + adapter) * share.tokens + attention
+    forward = 2.0 * (spec.linear_weights + adapter) * share.tokens + attention
     return forward * min(layout.recompute, spec.layers) / spec.layers
 
 
@@ -81,7 +81,7 @@ def unpack_seconds(spec: ModelSpec, layout: Layout, rate: Rates) -> float:
     """Quantised weights are unpacked once a pass; MLX multiplies them as they are."""
     if layout.quantization == "none" or layout.engine == "mlx":
         return 0.0
-    written = linear_weights(spec) * BYTES[layout.precision] * _passes(spec, layout)
+    written = spec.linear_weights * BYTES[layout.precision] * _passes(spec, layout)
     return written * UNPACK_SLOWNESS[layout.device] / rate.bytes
 
 
