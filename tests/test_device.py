@@ -59,7 +59,7 @@ def test_an_unknown_peak_of_mps_is_none_and_not_zero(monkeypatch: pytest.MonkeyP
 def test_threads_that_wait_sleep_soon_unless_the_user_says_how_they_wait(
     set_by_user: dict[str, str], wanted: str
 ) -> None:
-    seen = "import lorafit.engines.torch, os, sys; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    seen = "import lorafit.engines, os, sys; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
     environ = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")} | set_by_user
     said = subprocess.run([sys.executable, "-c", seen], env=environ, capture_output=True, text=True, check=True).stdout
     assert said.split() == [wanted, "False"]  # it is read when torch is loaded, so it must be there before
