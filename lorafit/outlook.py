@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from lorafit import hardware
+from lorafit.catalogue.clouds import INSTANCES
 from lorafit.catalogue.find import described
 from lorafit.catalogue.lengths import known_lengths
 from lorafit.catalogue.models import known_spec
@@ -139,7 +140,10 @@ def described_facts(look: Outlook) -> list[Choice]:
     machine, spec, lengths = look.machine, look.spec, look.data.train_lengths
     counted = Counter(f"{gpu.name} {bytes_text(gpu.memory_bytes)}" for gpu in machine.gpus)
     gpus = listed(f"{count} x {name}" if count > 1 else name for name, count in counted.items()) or _("no GPU")
-    memory = _("{cores} cores, {memory} memory, {available} of it free; {gpus}").format(
+    known = _("{cores} cores, {memory} memory, {available} of it free; {gpus}")
+    if machine.described and machine.chip not in (instance.name for instance in INSTANCES):  # only the chip is known
+        known = _("{memory} memory, {available} of it free; {gpus}")
+    memory = known.format(
         cores=machine.cores, memory=bytes_text(machine.memory_bytes), available=bytes_text(machine.available_bytes),
         gpus=gpus,
     )  # fmt: skip
