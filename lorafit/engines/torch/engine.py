@@ -1,5 +1,6 @@
 """The PyTorch engine: the Engine protocol (engines/base.py) over transformers' models, padding-free."""
 
+import inspect
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -326,12 +327,13 @@ class TorchEngine:
 
     def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Iterator[int]:
         rng = np.random.default_rng(sampling.seed)
-        cache = DynamicCache(config=self.model.config)
+        cache, takes = DynamicCache(config=self.model.config), inspect.signature(type(self.model).forward).parameters
+        seen = {"cache" if "cache" in takes else "past_key_values": cache}  # renamed in transformers 5.24
         ids = list(prompt_ids)
         for _i in range(sampling.max_new_tokens):
             with translated(self.device), torch.inference_mode(), attention(self.model, own_attention(self.model)):
                 input_ids = torch.tensor([ids], device=self.setup.device)
-                logits = self.model(input_ids=input_ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+                logits = self.model(input_ids=input_ids, **seen, use_cache=True, logits_to_keep=1).logits
                 token = pick(logits[0, -1].float().cpu().numpy(), sampling, rng)
             if token in sampling.stop_ids:
                 return
