@@ -65,6 +65,11 @@ def labelled(label: str, text: str) -> str:
     return _("{label}: {text}").format(label=label, text=text)
 
 
+def aside(text: str, more: str) -> str:
+    """`text`, and `more` in brackets after it."""
+    return _("{text} ({more})").format(text=text, more=more)
+
+
 def translate(text: str) -> str:
     """A text that is not written at the call: the help of a setting (`what`, `how` and `Field` mark it)."""
     return _translation.gettext(text)

@@ -6,7 +6,7 @@ from rich.text import Text
 
 from lorafit.cloud.parcel import Offer
 from lorafit.cloud.send import Sent
-from lorafit.messages import _, clauses, listed
+from lorafit.messages import _, aside, clauses, listed
 from lorafit.units import seconds_text
 
 
@@ -39,7 +39,7 @@ def _table(offers: list[Offer]) -> Table:
 def _time(offer: Offer) -> str:
     if offer.seconds is None:
         return ""
-    return f"{seconds_text(offer.seconds)} ({seconds_text(offer.low)} - {seconds_text(offer.high)})"
+    return aside(seconds_text(offer.seconds), f"{seconds_text(offer.low)} - {seconds_text(offer.high)}")
 
 
 def _price(offer: Offer) -> str:

@@ -5,7 +5,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lorafit.compare import Comparison, Side
-from lorafit.messages import _
+from lorafit.messages import _, aside
 from lorafit.reporters import compare_words as words
 from lorafit.reporters.columns import show_rows
 
@@ -75,7 +75,7 @@ def _asked(place: int, comparison: Comparison) -> list[Text]:
 def _answer(comparison: Comparison, side: Side, place: int) -> list[Text]:
     text = Text.assemble(*((piece, STYLES[kind]) for piece, kind in words.side_pieces(comparison, side, place)))
     note = words.answer_note(side.answers[place])
-    return [*([text] if text else []), *([Text(f"({note})", "dim")] if note else [])]
+    return [*([text] if text else []), *([Text(aside("", note).strip(), "dim")] if note else [])]
 
 
 def _lines(place: int, comparison: Comparison) -> RenderableType:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from lorafit.compare import Answer, Comparison, Losses, Question, Side
 from lorafit.figures import CITATION, citations
-from lorafit.messages import _
+from lorafit.messages import _, aside
 
 Kind = Literal["plain", "same", "cited", "agrees", "differs"]
 SAME_CHARACTERS = 6  # shorter runs that two answers share say nothing
@@ -46,7 +46,7 @@ def subtitle(comparison: Comparison) -> str:
         else _("temperature {t:g}, top_p {p:g}, seed {seed}, at most {n} tokens an answer")
     )
     how = how.format(t=sampling.temperature, p=sampling.top_p, seed=sampling.seed, n=sampling.max_new_tokens)
-    return " · ".join([f"{comparison.base_model} ({comparison.setting})", comparison.source, how])
+    return " · ".join([aside(comparison.base_model, comparison.setting), comparison.source, how])
 
 
 # figures

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from lorafit import history
 from lorafit.history import Difference, Record
-from lorafit.messages import _, labelled, listed
+from lorafit.messages import _, aside, labelled, listed
 from lorafit.reporters import commands
 from lorafit.reporters.columns import show_rows, show_title, show_whole
 from lorafit.reporters.sparkline import sparkline
@@ -66,14 +66,15 @@ def _facts(record: Record) -> list[list[str | Text]]:
     begun = history.begun(record)
     steps = _("{step} of {steps} steps").format(step=info.step, steps="?" if info.steps is None else info.steps)
     where = "/".join(str(record.plan[key]) for key in ("engine", "device", "precision") if key in record.plan)
+    model = str(info.model or record.settings.get("model_name", "?"))
     rows: list[list[str | Text]] = [
         [_("run"), Text(info.name, "bold")],
         [_("state"), listed([state_text(info.state), steps])],
-        [_("model"), f"{info.model or record.settings.get('model_name', '?')}" + (f" ({where})" if where else "")],
+        [_("model"), aside(model, where) if where else model],
         [_("data"), str(record.settings.get("dataset_name", "?"))],
         [_("begun"), "?" if begun is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(begun))],
         [_("training"), _pace_text(results)],
-        [_("folder"), f"{record.run.path} ({bytes_text(record.bytes)})"],
+        [_("folder"), aside(str(record.run.path), bytes_text(record.bytes))],
     ]
     if failure := history.why_not_finished(record):
         rows.append([_("failed"), Text(failure, "red")])
