@@ -20,7 +20,7 @@ from wrong import Refused, Words
         (["--lora_r", "0"], ["lora_r", "'0'", ">= 1"]),
         (["--learning_rate", "nan"], ["learning_rate", "'nan'", "> 0"]),
         (["--learning_rate=inf"], ["learning_rate", "'inf'"]),
-        (["--device", "tpu"], ["'tpu'", "auto, cuda, mps, cpu"]),
+        (["--device", "tpu"], ["'tpu'", "auto", "cuda", "mps", "cpu"]),
     ],
 )
 def test_a_wrong_flag_or_value_is_named_with_what_would_do(refused: Refused, words: Words, named: list[str]) -> None:
