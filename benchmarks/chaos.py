@@ -23,6 +23,7 @@ from typing import Any
 
 import psutil
 
+from ending import conclude
 from faults.deeds import HANG_SECONDS, KINDS, SAME_BYTES, fake_clock, missing, mount, unmount
 from faults.training import SETTINGS, NotSurvived, TooLate, Training, write_rows
 from faults.verdict import check, cost_of_saving, overhead
@@ -262,10 +263,7 @@ def main() -> int:
         figures |= measured(folder / "costs")
     if figures["ok"]:  # else what is left of a run that did not survive is kept
         shutil.rmtree(folder, ignore_errors=True)
-    print(json.dumps(figures, indent=1))
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n")
-    return 0 if figures["ok"] else 1
+    return conclude(figures, args.json)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from ending import conclude
 from lorafit.adapter import AdapterConfig, lora_names, read_adapter, write_adapter
 from lorafit.checkpoint import latest_good, save_checkpoint, step_of
 from lorafit.config import TrainConfig, make_config, read_yaml, write_yaml
@@ -218,10 +219,7 @@ def main() -> int:
         shutil.rmtree(folder, ignore_errors=True)
     figures["growth_bytes"] = _peak_bytes() - before
     figures["ok"] = not figures["wrong"] and figures["growth_bytes"] < GROWTH_BYTES
-    print(json.dumps(figures, indent=1, ensure_ascii=False))
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n")
-    return 0 if figures["ok"] else 1
+    return conclude(figures, args.json)
 
 
 def fuzz(rows: int, files: int, seed: int, folder: Path) -> dict[str, Any]:

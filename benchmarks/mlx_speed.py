@@ -10,13 +10,13 @@ is the process's. Flat JSON: `ok` and, ours over theirs, `vs_lora` and `vs_loop`
 """
 
 import argparse
-import json
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from ending import conclude
 from lorafit.demo import demo_model
 from lorafit.modelspec import read_spec
 from peers.protocol import Task
@@ -97,10 +97,7 @@ def main() -> int:
         flops = [step_flops(spec, rows, step, LORA_R) for step in range(len(rows.steps))]
         race(Race(run, task, rows, flops, rounds, MLX, Path(scratch), say), CONTESTANTS)
     found = verdict(of_run(read(MLX), run), rounds)
-    print(json.dumps(found))
-    if flags.json:
-        flags.json.write_text(json.dumps(found) + "\n", "utf-8")
-    return 0 if found["ok"] else 1
+    return conclude(found, flags.json)
 
 
 def say(text: str) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from ending import conclude
 from lorafit import hardware, registry
 from lorafit.adapter import read_adapter
 from lorafit.config import TrainConfig
@@ -252,10 +253,7 @@ def main() -> int:
         draw(kept)
         PAGE.write_text(page(kept), "utf-8")
     found = verdict(runs)
-    print(json.dumps(found))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found) + "\n", "utf-8")
-    return 0 if found["ok"] else 1
+    return conclude(found, arguments.json)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from typing import Any
 from accuracy import configurations, figures, pages, published
 from accuracy.configurations import Configuration
 from accuracy.figures import Row
+from ending import conclude
 from lorafit.units import bytes_text
 
 HERE = Path(__file__).parent
@@ -70,10 +71,7 @@ def main() -> int:
             print(f"{profile}: {always:.0f} MiB and {share:.3f} of activations and work")
         return 0
     found = report(flags, rows, done)
-    print(json.dumps(found, indent=1))
-    if flags.json:
-        flags.json.write_text(json.dumps(found) + "\n", "utf-8")
-    return 0 if found["ok"] else 1
+    return conclude(found, flags.json)
 
 
 def measure(wanted: list[Configuration], results: Path, again: bool) -> None:

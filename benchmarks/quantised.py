@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from accuracy import pages
+from ending import conclude
 from lorafit import hardware
 from lorafit.units import MIB
 
@@ -111,10 +112,7 @@ def main() -> int:
     if not arguments.quick:
         pages.write("conformance.md", "quantised", table(found, steps, hardware.detect().chip))
     flat = verdict(found, steps)
-    print(json.dumps(flat))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(flat) + "\n", "utf-8")
-    return 0 if flat["ok"] else 1
+    return conclude(flat, arguments.json)
 
 
 if __name__ == "__main__":

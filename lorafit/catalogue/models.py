@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 from lorafit.modelspec import Linear, ModelSpec
 
-SOURCE = "the config.json that each model's owner publishes"
-
 
 @dataclass(frozen=True)
 class Shape:
