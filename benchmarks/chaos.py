@@ -1,6 +1,7 @@
 """Does a run end in the morning with what it would have had, whatever happens to it at night? Faults on the real demo model.
 
-    python benchmarks/chaos.py [--quick] [--faults N] [--seed N] [--only KIND,...] [--record FILE] [--costs only] [--json FILE]
+    python benchmarks/chaos.py [--quick] [--faults N] [--seed N] [--only KIND,...] [--jobs N] [--record FILE]
+                               [--costs only] [--json FILE]
 
 Many short trainings by the real command line; each meets a few faults, and must end with the bytes of the undisturbed
 one (or, where memory ran out, within the law's measures). What cannot be had on a machine is skipped with a word.
@@ -17,8 +18,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import psutil
@@ -52,6 +55,7 @@ class Undisturbed:
 
     folder: Path
     known: dict[str, tuple[RunDir, int]] = field(default_factory=dict)
+    lock: Lock = field(default_factory=Lock)
 
     def run(self, **changes: object) -> RunDir:
         return self._run(changes)[0]
@@ -63,15 +67,16 @@ class Undisturbed:
 
     def _run(self, changes: dict[str, object]) -> tuple[RunDir, int]:
         name = str(sorted(changes.items()))
-        if name not in self.known:
-            training = prepared(self.folder / str(len(self.known)))
-            training.start(**changes)
-            most = most_allocated(training)
-            training.finish()
-            assert training.run is not None
-            self.known[name] = training.run, most
-            print(f"undisturbed: {changes or ''} {most >> 20} MiB at most", flush=True)
-        return self.known[name]
+        with self.lock:
+            if name not in self.known:
+                training = prepared(self.folder / str(len(self.known)))
+                training.start(**changes)
+                most = most_allocated(training)
+                training.finish()
+                assert training.run is not None
+                self.known[name] = training.run, most
+                print(f"undisturbed: {changes or ''} {most >> 20} MiB at most", flush=True)
+            return self.known[name]
 
 
 def prepared(folder: Path) -> Training:
@@ -193,26 +198,45 @@ def outcome(number: int, faults: list[str], folder: Path, seed: int, undisturbed
     return replace(found, seconds=round(time.monotonic() - began, 1))
 
 
-def torment(runs: list[list[str]], folder: Path, seed: int, record: Path | None) -> list[Outcome]:
-    """All runs; faults that came too late for one get another. What `record` says to have survived is not done again."""
-    undisturbed, outcomes = Undisturbed(folder / "undisturbed"), []
-    before = (
-        [Outcome(**json.loads(line)) for line in record.read_text().splitlines()] if record and record.exists() else []
-    )
-    known = {(past.number, *past.faults): past for past in before if past.survived}
-    queue = [(faults, 0) for faults in runs]
-    for number, (faults, late) in enumerate(queue):
-        found = known.get((number, *faults))
-        if found is None:
-            found = outcome(number, faults, folder / f"run-{number}", seed, undisturbed)
-            if record:
-                with record.open("a") as file:
+@dataclass
+class Record:
+    """What came of each run, kept in a file where there is one: what is said there to have survived is not done again."""
+
+    file: Path | None
+    lock: Lock = field(default_factory=Lock)
+
+    def survived(self, number: int, faults: list[str]) -> Outcome | None:
+        lines = self.file.read_text().splitlines() if self.file and self.file.exists() else []
+        past = (Outcome(**json.loads(line)) for line in lines)
+        return next((one for one in past if one.survived and (one.number, one.faults) == (number, faults)), None)
+
+    def keep(self, found: Outcome) -> None:
+        told = f"run {found.number + 1}, {found.seconds:.0f} s, {found.lost_steps} steps again"
+        with self.lock:
+            print(f"{told}: {', '.join(found.faults)}: {found.word}", flush=True)
+            if self.file:
+                with self.file.open("a") as file:
                     file.write(json.dumps(asdict(found)) + "\n")
-        outcomes.append(found)
-        if found.met < len(faults) and late < AGAIN:
-            queue.append((faults[found.met :], late + 1))
-        told = f"run {number + 1}/{len(queue)}, {found.seconds:.0f} s, {found.lost_steps} steps again"
-        print(f"{told}: {', '.join(faults)}: {found.word}", flush=True)
+
+
+def torment(runs: list[list[str]], folder: Path, seed: int, record: Record, jobs: int) -> list[Outcome]:
+    """All runs, `jobs` at a time; faults that came too late for one get another."""
+    undisturbed, outcomes = Undisturbed(folder / "undisturbed"), []
+
+    def one(number: int, faults: list[str]) -> Outcome:
+        if (found := record.survived(number, faults)) is None:
+            found = outcome(number, faults, folder / f"run-{number}", seed, undisturbed)
+            record.keep(found)
+        return found
+
+    waiting = list(enumerate(runs))
+    with ThreadPoolExecutor(jobs) as pool:
+        for _time in range(AGAIN + 1):
+            found = list(pool.map(one, *zip(*waiting, strict=True))) if waiting else []
+            outcomes += found
+            waiting = [
+                (done.number + len(runs), done.faults[done.met :]) for done in found if done.met < len(done.faults)
+            ]
     return outcomes
 
 
@@ -237,6 +261,7 @@ def main() -> int:
     parser.add_argument("--faults", type=int)
     parser.add_argument("--seed", type=int, default=8)
     parser.add_argument("--only", help="these kinds alone: " + ", ".join(KINDS))
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; give each a core by OMP_NUM_THREADS")
     parser.add_argument("--model", default="demo", help="another base model, a smaller one to try this script")
     parser.add_argument(
         "--record", type=Path, help="a file that keeps what came of each run, to go on with another time"
@@ -258,7 +283,9 @@ def main() -> int:
     figures: dict[str, Any] = {"ok": True}
     if args.costs != "only":
         runs = deal(kinds, count, random.Random(args.seed))
-        figures = figures_of(torment(runs, folder, args.seed, args.record)) | {"skipped": ", ".join(reasons)}
+        figures = figures_of(torment(runs, folder, args.seed, Record(args.record), args.jobs)) | {
+            "skipped": ", ".join(reasons)
+        }
     if args.costs != "no":
         figures |= measured(folder / "costs")
     if figures["ok"]:  # else what is left of a run that did not survive is kept

@@ -134,7 +134,7 @@ def report(flags: argparse.Namespace, rows: list[Row], done: list[Row]) -> dict[
             "refused": len(refused),
         }
     if flags.runs:
-        pages.write("speed-model.md", "runs", pages.speed_table(done))
+        pages.write("speed-model.md", "runs", pages.run_table(done))
         return run_figures(done)
     if not flags.quick and not flags.only:
         pages.write("memory-model.md", "memory", pages.memory_table(done))

@@ -70,14 +70,12 @@ def steps(quick: bool) -> list[Configuration]:
 
 
 def runs() -> list[Configuration]:
-    """Whole runs after preflight: a few hundred steps, or ten minutes, each."""
+    """Whole runs after preflight: two hundred steps each."""
     shapes: list[tuple[int, int | None, float | None, int]] = [
         (128, 512, 0, 16), (256, 1024, 0, 32), (256, 512, 1, 16), (384, None, None, 64), (512, 1024, 0.5, 32),
     ]  # fmt: skip
     return [
-        Configuration(
-            "demo", "fp32", "none", longest, budget, recompute, rank, "auto", "run", 60 if budget == 1024 else 120
-        )
+        Configuration("demo", "fp32", "none", longest, budget, recompute, rank, "auto", "run", 200)
         for longest, budget, recompute, rank in shapes
     ]
 

@@ -58,11 +58,15 @@ def constants(rows: list[Row]) -> dict[str, tuple[float, float]]:
 
 
 def speed_error(row: Row) -> float | None:
-    """Predicted over measured seconds of a step, minus one; both in products timed beside the steps."""
+    """Predicted over measured seconds, minus one: of a whole run after its preflight, of a step without one.
+
+    Both in products timed beside: a busy neighbour slows these as it slows the steps.
+    """
     steps, rates = row["step_seconds"][1:], row["step_gflops"][1:]
     if not steps or not row["predicted_step_seconds"]:
         return None
-    measured = sum(seconds * rate for seconds, rate in zip(steps, rates, strict=True)) / len(steps)
-    # What the prediction was made with: the product timed after the rehearsal, or the one that the plan rests on.
-    reference = row.get("rehearsed_gflops") or row["plan_gflops"]
-    return float(row["predicted_step_seconds"] * reference / measured - 1)
+    products = sum(seconds * rate for seconds, rate in zip(steps, rates, strict=True))
+    if row["kind"] == "run":
+        measured = row["whole_seconds"] * products / sum(steps)
+        return float(row["predicted_seconds"] * row["rehearsed_gflops"] / measured - 1)
+    return float(row["predicted_step_seconds"] * row["plan_gflops"] * len(steps) / products - 1)

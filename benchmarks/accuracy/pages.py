@@ -45,9 +45,31 @@ def _speed_row(row: Row) -> str:
     numbers = row["precision"] if row["quantization"] == "none" else row["quantization"]
     seconds = row["step_seconds"][1:]
     rate = row["tokens_per_step"] * len(seconds) / sum(seconds)
-    recompute = "auto" if row["recompute"] is None else f"{row['recompute']:.0%}"
-    cells = [row["model"], numbers, row["token_budget"] or "auto", recompute, f"{rate:.1f}", f"{speed_error(row):+.1%}"]
+    cells = [row["model"], numbers, row["token_budget"], _share(row), f"{rate:.1f}", f"{speed_error(row):+.1%}"]
     return f"| {' | '.join(map(str, cells))} |"
+
+
+def run_table(rows: list[Row]) -> str:
+    head = (
+        "| longest | budget | recompute | rank | predicted | took | by the clock | in products | memory predicted | measured | error |\n"
+        "|---|---|---|---|---|---|---|---|---|---|---|\n"
+    )
+    return head + "\n".join(_run_row(row) for row in rows if speed_error(row) is not None)
+
+
+def _run_row(row: Row) -> str:
+    predicted, took = row["predicted_seconds"], row["whole_seconds"]
+    cells = [
+        row["longest"], row["token_budget"] or f"auto, {row['planned']['token_budget']}", _share(row), row["lora_r"],
+        f"{predicted:.0f} s", f"{took:.0f} s", f"{predicted / took - 1:+.1%}", f"{speed_error(row):+.1%}",
+        bytes_text(row["predicted_bytes"]), bytes_text(row["peak_bytes"]), f"{error(row):+.1%}",
+    ]  # fmt: skip
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _share(row: Row) -> str:
+    """Of the layers that recompute, as it was asked for."""
+    return "auto" if row["recompute"] is None else f"{row['recompute']:.0%}"
 
 
 def limit_table(rows: list[Row]) -> str:
