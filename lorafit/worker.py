@@ -98,6 +98,7 @@ def _lead(config: TrainConfig, link: Link, ranks: Ranks) -> Iterator[Event]:
     progress = old.progress if old else Progress()
     try:
         with disk_errors(run.path), run.lock(link.owner):
+            link.writes = True
             link.send(RunFolder(str(run.path.absolute())))
             if old is not None:
                 refuse_other_state(old, config)

@@ -1,5 +1,6 @@
 """Does the supervisor see what goes on, and give the right orders? On described machines; this one is asked only whether it answers."""
 
+import subprocess
 import sys
 from collections.abc import Iterator
 from itertools import chain, pairwise, repeat
@@ -11,7 +12,7 @@ from lorafit.events import Evaluating
 from lorafit.watch import heat, power, pressure
 from lorafit.watch.care import Care, Senses
 from lorafit.watch.clock import Clocks, read_clocks, set_by_seconds, slept_seconds
-from lorafit.watch.link import RECYCLE, Link
+from lorafit.watch.link import HANG_UP, RECYCLE, Link
 from lorafit.watch.pressure import Reading
 from lorafit.watch.pulse import BUSY_PATIENCE, Pulse
 from lorafit.watch.wire import Beat, Message, Order
@@ -239,6 +240,22 @@ def test_orders_are_heard_and_taken_once() -> None:
     assert link.leave == RECYCLE
     link.take(Order("stop", signal=15))
     assert link.leave == 15
+
+
+@pytest.mark.parametrize(("writes", "code"), [(False, 128 + HANG_UP), (True, 3)])
+def test_a_worker_without_a_supervisor_ends_at_once_where_there_is_nothing_to_save(writes: bool, code: int) -> None:
+    """Else it would take the run from the one that goes on with it."""
+    lines = [
+        "import sys, time",
+        "from lorafit.watch.link import Link, listen",
+        f"link = Link(); link.writes = {writes}",
+        "listen(link, sys.stdin)",
+        "while not link.leave: time.sleep(0.01)",
+        "time.sleep(0.3)",
+        "sys.exit(3)",
+    ]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], stdin=subprocess.DEVNULL, timeout=60)
+    assert done.returncode == code
 
 
 def test_taking_up_work_beats_and_not_too_often() -> None:

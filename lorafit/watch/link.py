@@ -34,6 +34,7 @@ class Link:
         self.recycle = False
         self.paused = False
         self.save_seconds: float | None = None  # None: as the loop is used to
+        self.writes = False  # a run's folder is ours, with steps to be saved
         self.must_shrink = False  # before the first step: the one before died of what it took
         self._shrink = False
         self._texts: deque[str] = deque()
@@ -97,7 +98,10 @@ class _Beating(Sequence[Item]):
 
 
 def listen(link: Link, lines: Iterable[str]) -> None:
-    """Hear the orders in `lines` in a thread. Where they end, the supervisor is gone: what is done is saved, then all ends."""
+    """Hear the orders in `lines` in a thread. Where they end, the supervisor is gone: what is done is saved, then all ends.
+
+    Where nothing is to be saved it ends at once, before it takes a run's folder from a process that goes on with it.
+    """
     threading.Thread(target=_hear, args=(link, lines), daemon=True).start()
 
 
@@ -106,5 +110,6 @@ def _hear(link: Link, lines: Iterable[str]) -> None:
         link.take(read_order(line))
     link.paused = False
     link.stop_signal = link.stop_signal or HANG_UP
-    time.sleep(GRACE_SECONDS)
+    if link.writes:
+        time.sleep(GRACE_SECONDS)
     os._exit(128 + HANG_UP)
