@@ -40,8 +40,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
 
 
 def samples_of(model: Path) -> list[Sample]:
-    """Random ones. To the demo model, which has learned a language, they are noise, in which one process differs from
-    itself by 4e-4 when it splits a step otherwise: it gets rows of law."""
+    """Random ones; rows of law for the demo model, which has learned a language."""
     if not (model / "tokenizer.json").is_file():
         return tiny.make_samples(32)
     config = TrainConfig(max_length=96, val_size=0)
@@ -49,7 +48,9 @@ def samples_of(model: Path) -> list[Sample]:
 
 
 def plan_of(name: str) -> Plan:
-    return tiny.make_plan(processes=2, **SCENARIOS[name])
+    # A loss over seven targets at a time, as the tests' plans have it, is 4e-5 off on the demo model: MKL multiplies a few
+    # rows otherwise.
+    return tiny.make_plan(processes=2, loss_chunk=50, **SCENARIOS[name])
 
 
 def opened(model: Path, plan: Plan, ranks: Ranks, generic: bool) -> TorchEngine:

@@ -5,6 +5,7 @@ logits exist for one chunk of targets and one block of the vocabulary at a time.
 Letters: T tokens, N targets, H hidden, V vocabulary, B a block of it.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,13 +62,14 @@ def target_loss(
 ) -> tuple[Tensor, Tensor | None]:
     """Sum of the losses (nats, fp32 scalar) and, unless `weight` is None, the gradient of weight x sum at `hidden_NH`.
 
-    `chunk` targets are worked on at a time.
+    At most `chunk` targets are worked on at a time, in parts of about one size: a product of one or two rows rounds more.
     """
     total = torch.zeros((), dtype=torch.float32, device=hidden_NH.device)
     grad_NH = None if weight is None else torch.empty_like(hidden_NH)
     chunk_loss = _linear_loss if type(head.linear) in (nn.Linear, StoredLinear) else _any_loss
-    for start in range(0, len(targets_N), chunk):
-        part = slice(start, start + chunk)
+    even = math.ceil(len(targets_N) / max(1, math.ceil(len(targets_N) / chunk)))
+    for start in range(0, len(targets_N), max(1, even)):
+        part = slice(start, start + even)
         loss, grad = chunk_loss(hidden_NH[part].detach(), targets_N[part], head, weight)
         total += loss
         if grad_NH is not None and grad is not None:
