@@ -83,7 +83,7 @@ def rehearse(engine: Engine, samples: Samples, expected: Expectation) -> Generat
             yield Warned(text=text.format(budget=plan.token_budget, recompute=plan.recompute))
     slowness = seconds / predicted or 1.0  # an engine that computes nothing takes no time
     memory = None if peak is None else peak / expected.plan.predicted_peak_bytes
-    calibrate.note(expected.planned.question.machine, expected.key, slowness, memory)
+    calibrate.note(expected.planned.question.machine, expected.key, slowness * _ours(expected), memory)
     plan = _corrected(plan, expected, memory)
     engine.set_recompute(plan.recompute)
     total = _measured_time(replace(expected, plan=plan), slowness)
@@ -97,6 +97,12 @@ def rehearse(engine: Engine, samples: Samples, expected: Expectation) -> Generat
         high_seconds=total.high,
     )
     return replace(plan, predicted_step_seconds=total.step, predicted_seconds=total.total)
+
+
+def _ours(expected: Expectation) -> float:
+    """The share of the processor that was ours just now, by a product timed beside: a neighbour is gone another time."""
+    best = expected.known.core_gflops
+    return min(1.0, calibrate.product_gflops() / best) if best and expected.layout.device == "cpu" else 1.0
 
 
 def note_ceiling(expected: Expectation, token_budget: int | None) -> None:
@@ -185,10 +191,10 @@ def _measured_time(expected: Expectation, slowness: float) -> Estimate:
 def compared(events: Iterator[Event], expected: Expectation, whole: bool) -> Iterator[Event]:
     """`events` of a training, with a word where it is much slower than planned, and both figures at its end.
 
-    A run that was trained here as a `whole` is kept for later plans.
+    A run that was trained here as a `whole` is kept for later plans, its speed only where its rehearsal promised that.
     """
     steps, seconds, peak, said = 0, 0.0, 0, False
-    planned = expected.plan.predicted_step_seconds
+    planned, rehearsed = expected.plan.predicted_step_seconds, not expected.planned.question.config.no_preflight
     for event in events:
         if isinstance(event, StepDone):
             steps, seconds, peak = steps + 1, seconds + event.seconds, max(peak, event.peak_bytes or 0)
@@ -197,7 +203,8 @@ def compared(events: Iterator[Event], expected: Expectation, whole: bool) -> Ite
         if isinstance(event, Finished) and steps:
             if whole:
                 memory = peak / expected.plan.predicted_peak_bytes if peak else None
-                slowness = seconds / steps / expected.by_formula().step
+                disturbed = rehearsed and seconds / steps > SLOWER * planned
+                slowness = None if disturbed else seconds / steps / expected.by_formula().step
                 calibrate.note(expected.planned.question.machine, expected.key, slowness, memory)
             event = _with_both(event, expected.plan, peak)
         yield event

@@ -162,14 +162,40 @@ def finished() -> Finished:
                     path="final_model")  # fmt: skip
 
 
-def test_the_end_tells_what_was_planned_and_what_came_and_both_are_kept() -> None:
+def ended(seconds: float) -> tuple[Expectation, list[Event]]:
+    """A run of thirty steps, planned to take a second each."""
     expected = expectation(24)
-    plan: Plan = replace(expected.plan, predicted_step_seconds=1.0, steps=30)
-    expected = replace(expected, plan=plan)
-    *rest, last = compared(iter([*(step(n, 2.0) for n in range(1, 31)), finished()]), expected, whole=True)
+    expected = replace(expected, plan=replace(expected.plan, predicted_step_seconds=1.0, steps=30))
+    events = [*(step(n, seconds) for n in range(1, 31)), finished()]
+    return expected, list(compared(iter(events), expected, whole=True))
+
+
+def test_the_end_tells_what_was_planned_and_what_came_and_both_are_kept() -> None:
+    expected, (*_rest, last) = ended(1.2)
     assert isinstance(last, Finished)
     assert (last.predicted_seconds, last.peak_bytes) == (30.0, 3 * GIB)
-    assert last.predicted_peak_bytes == plan.predicted_peak_bytes
-    assert [e.step for e in rest if isinstance(e, Warned)] == [20]  # twice as slow as planned
+    assert last.predicted_peak_bytes == expected.plan.predicted_peak_bytes
     kept = calibrate.known(expected.planned.question.machine).measured[expected.key]
-    assert kept.slowness == pytest.approx(2.0 / expected.by_formula().step, rel=1e-3)
+    assert kept.slowness == pytest.approx(1.2 / expected.by_formula().step, rel=1e-3)
+
+
+def test_a_run_much_slower_than_its_rehearsal_is_told_so_and_teaches_no_speed() -> None:
+    expected, events = ended(2.0)
+    assert [e.step for e in events if isinstance(e, Warned)] == [20]
+    machine = expected.planned.question.machine
+    assert not calibrate.known(machine).measured
+    calibrate.note(machine, expected.key, 1.5, 0.01)
+    ended(2.0)
+    kept = calibrate.known(machine).measured[expected.key]
+    assert (kept.slowness, kept.times) == (1.5, 2)
+    assert kept.memory is not None
+    assert kept.memory > 0.01
+
+
+def test_a_busy_neighbour_in_the_rehearsal_is_divided_out_of_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrate, "product_gflops", lambda: 50.0)
+    kept: list[float] = []
+    monkeypatch.setattr(calibrate, "note", lambda _machine, _key, slowness, _memory: kept.append(slowness))
+    for core_gflops in (50.0, 100.0):  # all of the processor was ours, and half of it
+        all_of(rehearse(Measured(1.0, GIB), SAMPLES, replace(expectation(8), known=Known(core_gflops))))
+    assert kept[1] == pytest.approx(kept[0], rel=0.05)

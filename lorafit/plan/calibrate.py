@@ -140,13 +140,20 @@ def known(machine: Machine, path: Path | None = None, measure: Callable[[], floa
 
 
 def note(
-    machine: Machine, key: str, slowness: float, memory: float | None, path: Path | None = None
+    machine: Machine, key: str, slowness: float | None, memory: float | None, path: Path | None = None
 ) -> None:  # fmt: skip
-    """Keep a measurement: speed leans to the newest, memory keeps the largest. A file that cannot be written is let be."""
+    """Keep a measurement: speed leans to the newest, memory keeps the largest; `slowness` None: as it was.
+
+    A file that cannot be written is let be.
+    """
     path = path or file()
     facts = read(path).get(machine_key(machine), {})
     before = known(machine, path).measured.get(key)
     today = time.strftime("%Y-%m-%d")
+    if slowness is None:
+        if before is None:
+            return
+        slowness = before.slowness
     fresh = Measured(round(slowness, 4), None if memory is None else round(memory, 4), 1, today)
     if before is not None:
         largest = max((m for m in (before.memory, fresh.memory) if m is not None), default=None)
