@@ -131,14 +131,14 @@ def compare_models(
 
 
 def _told(say: Say, name: str, sides: int) -> Callable[[int, int], None]:
-    """Tells which answer is being written, and about how long it and those of `sides` models yet to come will take."""
+    """Tells how many answers are done, and about how long the rest and those of `sides` models yet to come will take."""
     began = time.monotonic()
 
-    def tell(count: int, total: int) -> None:
-        told = _("{name} answers {count}/{total}").format(name=name, count=count, total=total)
-        if count > 1:
-            each = (time.monotonic() - began) / (count - 1)
-            left = seconds_text(each * (total - count + 1 + sides * total))
+    def tell(done: int, total: int) -> None:
+        told = _("{name} answers {count}/{total}").format(name=name, count=done, total=total)
+        if done:
+            each = (time.monotonic() - began) / done
+            left = seconds_text(each * (total - done + sides * total))
             told = listed([told, _("about {left} left").format(left=left)])
         say(f"{told} ...")
 
@@ -152,16 +152,16 @@ def _answers(
     sampling: Sampling,
     tell: Callable[[int, int], None],
 ) -> list[Answer]:
-    answers = []
     tokenizer = contestant.tokenizer
     sampling = replace(sampling, stop_ids=tokenizer.stop_ids)
-    for count, question in enumerate(questions, 1):
-        tell(count, len(questions))
-        prompt = tokenizer.prompt_ids(question.turns, contestant.date_string, contestant.system_prompt)
-        ids = list(engine.generate(prompt, sampling))
+    prompts = [tokenizer.prompt_ids(q.turns, contestant.date_string, contestant.system_prompt) for q in questions]
+    answers: dict[int, Answer] = {}
+    tell(0, len(prompts))
+    for place, ids in engine.answers(prompts, sampling):
         text = "".join(text_pieces(ids, tokenizer.decode)).strip()
-        answers.append(Answer(text, len(ids), len(ids) >= sampling.max_new_tokens))
-    return answers
+        answers[place] = Answer(text, len(ids), len(ids) >= sampling.max_new_tokens)
+        tell(len(answers), len(prompts))
+    return [answers[place] for place in range(len(prompts))]
 
 
 def _losses(engine: Engine, contestant: Contestant, base_losses: dict[str, Float64], say: Say) -> Losses | None:

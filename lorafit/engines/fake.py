@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from lorafit.adapter import AdapterConfig, lora_names, read_adapter, write_adapter
 from lorafit.data.batch import MicroBatch
-from lorafit.engines.base import Facts, LossSum, OutOfMemory, Probe, Setup, StepResult
+from lorafit.engines.base import Facts, LossSum, OutOfMemory, Probe, Setup, StepResult, one_by_one
 from lorafit.sampling import Sampling, pick
 
 VOCAB = 512
@@ -90,6 +90,9 @@ class FakeEngine:
             if token in sampling.stop_ids:
                 return
             yield token
+
+    def answers(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[tuple[int, list[int]]]:
+        return one_by_one(self, prompts, sampling)
 
     def peak_bytes(self) -> int | None:
         return None

@@ -141,6 +141,20 @@ def test_greedy_answers_with_a_cache_equal_those_without(way: Way, case: str, mo
     assert found == ids[0, len(prompt) :].tolist()
 
 
+@pytest.mark.parametrize("way", WHOLE, ids=[way.name for way in WHOLE])
+@pytest.mark.parametrize("case", ways.CASES)
+def test_prompts_answered_together_get_the_answers_that_each_gets_alone(
+    way: Way, case: str, models: dict[str, Path]
+) -> None:
+    engine = way.open(models[case], None)
+    prompts = [list(range(5, 8 + 3 * (7 * n % 11))) for n in range(11)]
+    free = Sampling(temperature=0.0, max_new_tokens=8)
+    stops = frozenset(list(engine.generate(prompt, free))[place] for place, prompt in enumerate(prompts[:3], 2))
+    for sampling in (free, dataclasses.replace(free, stop_ids=stops), Sampling(max_new_tokens=5, stop_ids=stops)):
+        alone = [list(engine.generate(prompt, sampling)) for prompt in prompts]
+        assert sorted(engine.answers(prompts, sampling)) == list(enumerate(alone))
+
+
 @every_way_and_the_fake
 @pytest.mark.parametrize("case", TWO)
 def test_when_memory_runs_out_the_engine_is_as_before(

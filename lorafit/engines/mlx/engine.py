@@ -26,7 +26,7 @@ from lorafit.adapter import (
     write_adapter,
 )
 from lorafit.data.batch import MicroBatch
-from lorafit.engines.base import Facts, LossSum, OutOfMemory, Probe, Setup, StepResult
+from lorafit.engines.base import Facts, LossSum, OutOfMemory, Probe, Setup, StepResult, one_by_one
 from lorafit.engines.mlx import blas, checks, device
 from lorafit.engines.mlx.decoder import Decoder, Rows, layer_facts
 from lorafit.engines.mlx.generic import GenericDecoder
@@ -283,6 +283,9 @@ class MLXEngine:
                 return
             yield token
             ids = [token]
+
+    def answers(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[tuple[int, list[int]]]:
+        return one_by_one(self, prompts, sampling)
 
     def peak_bytes(self) -> int | None:
         return int(mx.get_peak_memory()) or None

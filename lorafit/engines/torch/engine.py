@@ -1,6 +1,5 @@
 """The PyTorch engine: the Engine protocol (engines/base.py) over transformers' models, padding-free."""
 
-import inspect
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -8,10 +7,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from lorafit.adapter import (
     AdapterConfig,
@@ -26,7 +23,8 @@ from lorafit.adapter import (
 from lorafit.data.batch import MicroBatch
 from lorafit.engines.base import Facts, LossSum, Probe, Setup, StepResult
 from lorafit.engines.torch import checks
-from lorafit.engines.torch.attention import NAME, ONE_KERNEL, attention, may_take_one_kernel, own_attention
+from lorafit.engines.torch.answering import go_on, go_on_from_all
+from lorafit.engines.torch.attention import NAME, ONE_KERNEL, may_take_one_kernel, own_attention
 from lorafit.engines.torch.device import DTYPES, computes_in, get_device, translated
 from lorafit.engines.torch.generic import GenericPath
 from lorafit.engines.torch.lora import DropoutKeys, LoRALinear
@@ -47,7 +45,7 @@ from lorafit.engines.torch.sharded import ShardedPath, is_sharded, load_sharded
 from lorafit.errors import EngineError
 from lorafit.messages import _, listed
 from lorafit.plan.plan import Plan
-from lorafit.sampling import Sampling, pick
+from lorafit.sampling import Sampling
 
 DEFAULT_CHUNK = 128  # targets whose logits are made at once, where no plan says otherwise
 
@@ -326,19 +324,10 @@ class TorchEngine:
             layer.on = on
 
     def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Iterator[int]:
-        rng = np.random.default_rng(sampling.seed)
-        cache, takes = DynamicCache(config=self.model.config), inspect.signature(type(self.model).forward).parameters
-        seen = {"cache" if "cache" in takes else "past_key_values": cache}  # renamed in transformers 5.24
-        ids = list(prompt_ids)
-        for _i in range(sampling.max_new_tokens):
-            with translated(self.device), torch.inference_mode(), attention(self.model, own_attention(self.model)):
-                input_ids = torch.tensor([ids], device=self.setup.device)
-                logits = self.model(input_ids=input_ids, **seen, use_cache=True, logits_to_keep=1).logits
-                token = pick(logits[0, -1].float().cpu().numpy(), sampling, rng)
-            if token in sampling.stop_ids:
-                return
-            yield token
-            ids = [token]
+        return go_on(self.model, self.device, prompt_ids, sampling)
+
+    def answers(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[tuple[int, list[int]]]:
+        return go_on_from_all(self.model, self.device, prompts, sampling)
 
     def peak_bytes(self) -> int | None:
         return self.device.peak_bytes()

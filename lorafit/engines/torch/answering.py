@@ -1,0 +1,111 @@
+"""How does a model go on from a prompt? Token by token as it is asked, or from several prompts at once.
+
+A token costs as much as reading all weights, for one prompt or for eight.
+Letters: P prompts, T tokens, V vocabulary.
+"""
+
+import inspect
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from lorafit.engines.torch.attention import attention, own_attention
+from lorafit.engines.torch.device import Device, translated
+from lorafit.sampling import Sampling, pick
+
+TOGETHER = 8  # prompts
+
+
+class Reader:
+    """The model's next logits for P rows, and the keys and values that it has seen."""
+
+    def __init__(self, model: PreTrainedModel, device: Device) -> None:
+        self.model, self.device = model, device
+        self.cache = DynamicCache(config=model.config)
+        # renamed in transformers 5.24
+        self.seen = {"cache" if "cache" in _takes(model) else "past_key_values": self.cache}
+
+    def logits(self, ids_PT: list[list[int]], **more: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Logits [P, V] after `ids_PT`, which follow what was read before."""
+        with translated(self.device), torch.inference_mode(), attention(self.model, own_attention(self.model)):
+            ids = torch.tensor(ids_PT, device=self.model.device)
+            found = self.model(input_ids=ids, **self.seen, **more, use_cache=True, logits_to_keep=1).logits
+            numbers: np.ndarray[Any, np.dtype[np.float32]] = found[:, -1].float().cpu().numpy()
+        return numbers
+
+
+def go_on(model: PreTrainedModel, device: Device, prompt_ids: Sequence[int], sampling: Sampling) -> Iterator[int]:
+    """Token ids that continue a prompt, as they come."""
+    rng, reader, ids = np.random.default_rng(sampling.seed), Reader(model, device), list(prompt_ids)
+    for _i in range(sampling.max_new_tokens):
+        token = pick(reader.logits([ids])[0], sampling, rng)
+        if token in sampling.stop_ids:
+            return
+        yield token
+        ids = [token]
+
+
+def go_on_from_all(
+    model: PreTrainedModel, device: Device, prompts: Sequence[Sequence[int]], sampling: Sampling
+) -> Iterator[tuple[int, list[int]]]:
+    """Each prompt's place and what continues it, as it is done; TOGETHER prompts of about one length at a time."""
+    places = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
+    if not _may_be_padded(model):
+        yield from ((place, list(go_on(model, device, prompts[place], sampling))) for place in places)
+        return
+    for start in range(0, len(places), TOGETHER):
+        yield from _together(
+            model, device, {place: list(prompts[place]) for place in places[start : start + TOGETHER]}, sampling
+        )
+
+
+def _takes(model: PreTrainedModel) -> set[str]:
+    """The words of its forward pass."""
+    return set(inspect.signature(type(model).forward).parameters)
+
+
+def _may_be_padded(model: PreTrainedModel) -> bool:
+    """Whether a mask hides padding from it: attention alone, without a state that padding goes into, positions as told, and
+    turned by angles that do not depend on the longest text of a batch."""
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ())
+    plain = kinds <= {"full_attention", "sliding_attention"} and not getattr(model, "_is_stateful", False)
+    turned = str(getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None))
+    by_length = any(kind in turned for kind in ("longrope", "dynamic"))
+    return plain and not by_length and _takes(model) >= {"attention_mask", "position_ids"}
+
+
+def _together(
+    model: PreTrainedModel, device: Device, prompts: dict[int, list[int]], sampling: Sampling
+) -> Iterator[tuple[int, list[int]]]:
+    """Prompts are padded on the left, where no token looks; whoever is done leaves the batch."""
+    reader, longest = Reader(model, device), max(map(len, prompts.values()))
+    rngs = {place: np.random.default_rng(sampling.seed) for place in prompts}
+    answers: dict[int, list[int]] = {place: [] for place in prompts}
+    ids_PT = [[0] * (longest - len(ids)) + ids for ids in prompts.values()]
+    mask_PT = torch.tensor(
+        [[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts.values()], device=model.device
+    )
+    for _i in range(sampling.max_new_tokens):
+        positions_PT = (mask_PT.cumsum(1) - 1).clamp_min(0)[:, -len(ids_PT[0]) :]
+        logits_PV = reader.logits(ids_PT, attention_mask=mask_PT, position_ids=positions_PT)
+        tokens = {
+            place: pick(logits_V, sampling, rngs[place]) for place, logits_V in zip(answers, logits_PV, strict=True)
+        }
+        going = [row for row, token in enumerate(tokens.values()) if token not in sampling.stop_ids]
+        for place in [place for place, token in tokens.items() if token in sampling.stop_ids]:
+            yield place, answers.pop(place)
+        if not answers:
+            return
+        if len(going) < len(tokens):
+            reader.cache.batch_select_indices(torch.tensor(going, device=model.device))
+            mask_PT = mask_PT[going]
+        for place in answers:
+            answers[place].append(tokens[place])
+        ids_PT = [[tokens[place]] for place in answers]
+        mask_PT = torch.cat([mask_PT, mask_PT.new_ones(len(answers), 1)], 1)
+    yield from answers.items()
