@@ -225,13 +225,13 @@ def draw(runs: list[Run]) -> None:
     from matplotlib import pyplot as plt  # of the development tools
 
     figure, (above, below) = plt.subplots(2, 1, figsize=(8, 6), sharex=True, height_ratios=[2, 1])
-    for run in runs:
+    for place, run in enumerate(runs):
         steps, first = range(1, run.steps + 1), next(r for r in runs if r.machine == run.machine)
-        label = f"{run.name}, {run.machine}"
-        above.plot(steps, run.losses, label=label, lw=1.2)
+        width = 1.2 + 1.5 * (len(runs) - 1 - place)  # they lie upon each other
+        (line,) = above.plot(steps, run.losses, label=f"{run.name}, {run.machine}", lw=width)
         if run is not first:
             off = [abs(a / b - 1) + 1e-9 for a, b in zip(run.losses, first.losses, strict=True)]
-            below.semilogy(steps, off, label=label, lw=1.2)
+            below.semilogy(steps, off, lw=1.2, color=line.get_color())
     above.set_ylabel("loss")
     below.set_ylabel("difference")
     below.set_xlabel("step")

@@ -23,7 +23,7 @@ from lorafit.units import MIB
 
 HERE = Path(__file__).parent
 TESTS = HERE.parent / "tests"
-WHOLE = {"steps": 40, "batch": 4, "held_out": 24, "max_length": 256}
+WHOLE = {"steps": 24, "batch": 2, "held_out": 20, "max_length": 256}
 QUICK = {"steps": 2, "batch": 2, "held_out": 3, "max_length": 96}
 BASES = {
     "torch_fp32": ("PyTorch, float32", "torch", "none"),
