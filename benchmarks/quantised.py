@@ -34,7 +34,7 @@ BASES = {
     "mlx_8bit": ("MLX, 8-bit", "mlx", "8bit"),
 }
 MOST_GRADIENT = 5e-4  # float32 itself is up to 1e-4 off float64 in this model's worst tensor
-MOST_LOSS = 1.05  # held-out loss at the end, over float32's
+LEAST_LEARNT = 0.9  # of what float32's held-out loss falls by; where quantising cost something, there is more to learn
 Found = dict[str, dict[str, Any]]
 
 
@@ -75,7 +75,7 @@ def verdict(found: Found, steps: int) -> dict[str, Any]:
     for key, one in found.items():
         whole = found[f"{key.partition('_')[0]}_fp32"]
         good &= one["grad_rel"] < MOST_GRADIENT
-        good &= one["after"] < one["before"] and one["after"] <= MOST_LOSS * whole["after"]
+        good &= one["before"] - one["after"] >= LEAST_LEARNT * (whole["before"] - whole["after"])
         good &= one is whole or one["base_bytes"] < whole["base_bytes"]
         good &= not key.endswith("4bit") or one["peak_bytes"] < whole["peak_bytes"]
     figures = {f"{key}_{name}": value for key, one in found.items() for name, value in one.items()}
