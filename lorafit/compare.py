@@ -136,9 +136,8 @@ def _told(say: Say, name: str, sides: int) -> Callable[[int, int], None]:
 
     def tell(done: int, total: int) -> None:
         told = _("{name} answers {count}/{total}").format(name=name, count=done, total=total)
-        if done:
-            each = (time.monotonic() - began) / done
-            left = seconds_text(each * (total - done + sides * total))
+        if done and (more := total - done + sides * total):
+            left = seconds_text((time.monotonic() - began) / done * more)
             told = listed([told, _("about {left} left").format(left=left)])
         say(f"{told} ...")
 
@@ -157,9 +156,10 @@ def _answers(
     prompts = [tokenizer.prompt_ids(q.turns, contestant.date_string, contestant.system_prompt) for q in questions]
     answers: dict[int, Answer] = {}
     tell(0, len(prompts))
-    for place, ids in engine.answers(prompts, sampling):
-        text = "".join(text_pieces(ids, tokenizer.decode)).strip()
-        answers[place] = Answer(text, len(ids), len(ids) >= sampling.max_new_tokens)
+    for done in engine.answers(prompts, sampling):
+        for place, ids in done.items():
+            text = "".join(text_pieces(ids, tokenizer.decode)).strip()
+            answers[place] = Answer(text, len(ids), len(ids) >= sampling.max_new_tokens)
         tell(len(answers), len(prompts))
     return [answers[place] for place in range(len(prompts))]
 

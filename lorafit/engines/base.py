@@ -125,8 +125,8 @@ class Engine(Protocol):
         """Token ids that continue `prompt_ids`, up to and without a stop id."""
         ...
 
-    def answers(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[tuple[int, list[int]]]:
-        """Each prompt's place and its whole answer, as they are done: several at a time where that is faster."""
+    def answers(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[dict[int, list[int]]]:
+        """Whole answers by their prompts' places, as they are done: several at a time where that is faster."""
         ...
 
     def peak_bytes(self) -> int | None:
@@ -136,6 +136,6 @@ class Engine(Protocol):
 
 def one_by_one(
     engine: Engine, prompts: Sequence[Sequence[int]], sampling: Sampling
-) -> Iterator[tuple[int, list[int]]]:  # fmt: skip
+) -> Iterator[dict[int, list[int]]]:  # fmt: skip
     """Engine.answers for an engine that answers one prompt at a time."""
-    return ((place, list(engine.generate(prompt, sampling))) for place, prompt in enumerate(prompts))
+    return ({place: list(engine.generate(prompt, sampling))} for place, prompt in enumerate(prompts))

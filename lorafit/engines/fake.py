@@ -91,7 +91,7 @@ class FakeEngine:
                 return
             yield token
 
-    def answers(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[tuple[int, list[int]]]:
+    def answers(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[dict[int, list[int]]]:
         return one_by_one(self, prompts, sampling)
 
     def peak_bytes(self) -> int | None:

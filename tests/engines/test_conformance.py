@@ -152,7 +152,8 @@ def test_prompts_answered_together_get_the_answers_that_each_gets_alone(
     stops = frozenset(list(engine.generate(prompt, free))[place] for place, prompt in enumerate(prompts[:3], 2))
     for sampling in (free, dataclasses.replace(free, stop_ids=stops), Sampling(max_new_tokens=5, stop_ids=stops)):
         alone = [list(engine.generate(prompt, sampling)) for prompt in prompts]
-        assert sorted(engine.answers(prompts, sampling)) == list(enumerate(alone))
+        together = {place: ids for done in engine.answers(prompts, sampling) for place, ids in done.items()}
+        assert together == dict(enumerate(alone))
 
 
 @every_way_and_the_fake

@@ -284,7 +284,7 @@ class MLXEngine:
             yield token
             ids = [token]
 
-    def answers(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[tuple[int, list[int]]]:
+    def answers(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[dict[int, list[int]]]:
         return one_by_one(self, prompts, sampling)
 
     def peak_bytes(self) -> int | None:

@@ -51,14 +51,14 @@ def go_on(model: PreTrainedModel, device: Device, prompt_ids: Sequence[int], sam
 
 def go_on_from_all(
     model: PreTrainedModel, device: Device, prompts: Sequence[Sequence[int]], sampling: Sampling
-) -> Iterator[tuple[int, list[int]]]:
-    """Each prompt's place and what continues it, as it is done; TOGETHER prompts of about one length at a time."""
+) -> Iterator[dict[int, list[int]]]:
+    """What continues each prompt, by its place; TOGETHER prompts of about one length at a time."""
     places = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
     if not _may_be_padded(model):
-        yield from ((place, list(go_on(model, device, prompts[place], sampling))) for place in places)
+        yield from ({place: list(go_on(model, device, prompts[place], sampling))} for place in places)
         return
     for start in range(0, len(places), TOGETHER):
-        yield from _together(
+        yield _together(
             model, device, {place: list(prompts[place]) for place in places[start : start + TOGETHER]}, sampling
         )
 
@@ -81,31 +81,26 @@ def _may_be_padded(model: PreTrainedModel) -> bool:
 
 def _together(
     model: PreTrainedModel, device: Device, prompts: dict[int, list[int]], sampling: Sampling
-) -> Iterator[tuple[int, list[int]]]:
+) -> dict[int, list[int]]:
     """Prompts are padded on the left, where no token looks; whoever is done leaves the batch."""
     reader, longest = Reader(model, device), max(map(len, prompts.values()))
     rngs = {place: np.random.default_rng(sampling.seed) for place in prompts}
     answers: dict[int, list[int]] = {place: [] for place in prompts}
-    ids_PT = [[0] * (longest - len(ids)) + ids for ids in prompts.values()]
-    mask_PT = torch.tensor(
-        [[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts.values()], device=model.device
-    )
+    going, ids_PT = list(prompts), [[0] * (longest - len(ids)) + ids for ids in prompts.values()]
+    seen = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts.values()]
+    mask_PT = torch.tensor(seen, device=model.device)
     for _i in range(sampling.max_new_tokens):
         positions_PT = (mask_PT.cumsum(1) - 1).clamp_min(0)[:, -len(ids_PT[0]) :]
         logits_PV = reader.logits(ids_PT, attention_mask=mask_PT, position_ids=positions_PT)
-        tokens = {
-            place: pick(logits_V, sampling, rngs[place]) for place, logits_V in zip(answers, logits_PV, strict=True)
-        }
-        going = [row for row, token in enumerate(tokens.values()) if token not in sampling.stop_ids]
-        for place in [place for place, token in tokens.items() if token in sampling.stop_ids]:
-            yield place, answers.pop(place)
-        if not answers:
-            return
-        if len(going) < len(tokens):
-            reader.cache.batch_select_indices(torch.tensor(going, device=model.device))
-            mask_PT = mask_PT[going]
-        for place in answers:
-            answers[place].append(tokens[place])
-        ids_PT = [[tokens[place]] for place in answers]
-        mask_PT = torch.cat([mask_PT, mask_PT.new_ones(len(answers), 1)], 1)
-    yield from answers.items()
+        tokens = [pick(logits_V, sampling, rngs[place]) for place, logits_V in zip(going, logits_PV, strict=True)]
+        rows = [row for row, token in enumerate(tokens) if token not in sampling.stop_ids]
+        if not rows:
+            break
+        if len(rows) < len(going):
+            reader.cache.batch_select_indices(torch.tensor(rows, device=model.device))
+            going, mask_PT = [going[row] for row in rows], mask_PT[rows]
+        ids_PT = [[tokens[row]] for row in rows]
+        for place, ids in zip(going, ids_PT, strict=True):
+            answers[place] += ids
+        mask_PT = torch.cat([mask_PT, mask_PT.new_ones(len(going), 1)], 1)
+    return answers

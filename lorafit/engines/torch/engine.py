@@ -326,7 +326,7 @@ class TorchEngine:
     def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Iterator[int]:
         return go_on(self.model, self.device, prompt_ids, sampling)
 
-    def answers(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[tuple[int, list[int]]]:
+    def answers(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[dict[int, list[int]]]:
         return go_on_from_all(self.model, self.device, prompts, sampling)
 
     def peak_bytes(self) -> int | None:
