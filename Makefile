@@ -25,7 +25,7 @@ format: setup ## let ruff mend what it can
 
 locale: setup ## carry new texts into the Chinese catalogue (fill in the empty ones) and compile it
 	mkdir -p build
-	$(PY) -m babel.messages.frontend extract -k _ -k what:2 -k how:2 -k Field:2 --no-location --sort-output --project lorafit -o build/lorafit.pot lorafit
+	$(PY) -m babel.messages.frontend extract -k _ -k what:2 -k how:2 -k Field:2 -k noted --no-location --sort-output --project lorafit -o build/lorafit.pot lorafit
 	$(PY) -m babel.messages.frontend update -i build/lorafit.pot -d $(LOCALE) -D lorafit -l zh_CN -N --ignore-obsolete --ignore-pot-creation-date
 	$(PY) -m babel.messages.frontend compile -d $(LOCALE) -D lorafit -l zh_CN
 

@@ -75,6 +75,11 @@ def translate(text: str) -> str:
     return _translation.gettext(text)
 
 
+def noted(text: str) -> str:
+    """`text` as it is, to be kept as a fact: it stands in the catalogue, and translate() says it."""
+    return text
+
+
 class Said(str):
     """A text in one language, with the recipe for another."""
 

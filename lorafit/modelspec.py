@@ -80,6 +80,16 @@ class ModelSpec:
         """Inputs and outputs of all linears: what an adapter of rank 1 on each has of numbers."""
         return sum(linear.in_features + linear.out_features for linear in self.linears)
 
+    @cached_property
+    def all_rows(self) -> int:
+        """Outputs of all linears."""
+        return sum(linear.out_features for linear in self.linears)
+
+    @cached_property
+    def largest_linear(self) -> int:
+        """Numbers in the largest matrix of all layers."""
+        return max((linear.in_features * linear.out_features for linear in self.linears), default=0)
+
 
 @dataclass(frozen=True)
 class Header:

@@ -20,7 +20,7 @@ def catalogue() -> Catalog:
 
 
 def texts_in_code() -> Iterator[tuple[str, str]]:
-    """(text, file:line) of every `_("...")`, and of the help in every `what(...)`, `how(...)` and `Field(...)`."""
+    """(text, file:line) of every `_("...")` and `noted("...")`, and of the help in every `what(...)`, `how(...)` and `Field(...)`."""
     for path in sorted((ROOT / "lorafit").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             text = text_of(node)
@@ -32,7 +32,7 @@ def texts_in_code() -> Iterator[tuple[str, str]]:
 def text_of(node: ast.AST) -> ast.expr | None:
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
         return None
-    if node.func.id == "_" and node.args:
+    if node.func.id in ("_", "noted") and node.args:
         return node.args[0]
     if node.func.id in ("what", "how"):
         return node.args[1]

@@ -6,6 +6,7 @@ Through the real command line, over small real things. What a person must judge 
 import json
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,10 @@ from lorafit.checkup.finding import Report
 from lorafit.checkup.machine import look_at_machine
 from lorafit.checkup.wheels import Packages
 from lorafit.cli import main
+from lorafit.config import TrainConfig
 from lorafit.messages import set_language
+from lorafit.plan.table import Cell, Timed, cells, times
+from lorafit.reporters.catalogue_terminal import show_tables
 from lorafit.reporters.compare_terminal import show_comparison
 from lorafit.reporters.terminal import Terminal
 
@@ -44,6 +48,11 @@ def doctor(argv: list[str]) -> int:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(verbs, "doctor", lambda _folder: Report(machine, findings, Packages([]), None))
         return main(["doctor", *argv])
+
+
+@cache
+def tables() -> tuple[list[Cell], list[Timed]]:
+    return cells(TrainConfig()), times(TrainConfig())
 
 
 def training() -> None:
@@ -68,12 +77,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def faces(folder: Path, language: str) -> dict[str, Show]:
     """Each face, as something to call in the language that is spoken."""
     lang, out = ["--lang", language], ["--output_dir", str(folder / "output"), "--lang", language]
+    demo = ["--model_name", "demo", "--dataset_name", str(folder / "law.jsonl"), "--max_rejects", "1"]
+    unreachable = ["--model_name", "Qwen/Qwen2.5-32B-Instruct", "--hf_endpoint", "http://127.0.0.1:9"]
     return {
         "overview": lambda: main(["--help", *lang]),
         "train": training,
         "doctor": lambda: doctor(lang),
         "data": lambda: main(["data", str(folder / "law.jsonl"), *lang]),
         "machines": lambda: main(["machines", *lang]),
+        "plan": lambda: main(["plan", *demo, *lang]),
+        "plan for another machine": lambda: main(["plan", "--machine", "M1 Pro 16GB", *demo, *lang]),
+        "plan that does not fit": lambda: main(["plan", "--machine", "M1 8GB", *unreachable, *lang]),
+        "table": lambda: show_tables(*tables(), Console(highlight=False)),
         "runs": lambda: main(["runs", *out]),
         "runs show": lambda: main(["runs", "show", TWO, *out]),
         "runs diff": lambda: main(["runs", "diff", ONE, TWO, *out]),

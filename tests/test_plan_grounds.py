@@ -26,6 +26,7 @@ from lorafit.plan.memory import Layout
 from lorafit.plan.path import FAST, path_of
 from lorafit.plan.plan import Plan
 from lorafit.plan.planner import DataFacts, consider
+from lorafit.plan.rates import rates
 from lorafit.remotespec import remote_spec
 from lorafit.units import GIB
 
@@ -45,6 +46,16 @@ def test_a_machine_is_known_by_the_name_that_people_use(name: str, chip: str, gi
     assert (gpu.name, gpu.memory_bytes) == (chip, gib * GIB)
     assert gpu.available_bytes is not None
     assert gpu.available_bytes < gpu.memory_bytes
+
+
+@pytest.mark.parametrize(
+    ("name", "cores", "gib", "gflops"),
+    [("EPYC 8 cores 64GB", 8, 64, 752), ("16 cores", 16, 32, 960), ("Intel Xeon 4 cores 16 GB", 4, 16, 240)],
+)
+def test_a_processor_is_named_by_its_cores(name: str, cores: int, gib: int, gflops: float) -> None:
+    machine = described(name)
+    assert (machine.cores, machine.memory_bytes, machine.gpus) == (cores, gib * GIB, ())
+    assert rates(machine, replace(LAYOUT, path=FAST)).flops == pytest.approx(gflops * 0.85e9)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from lorafit.errors import ConfigError, DoesNotFit, HardwareError
 from lorafit.hardware import Gpu, Machine
 from lorafit.messages import set_language
 from lorafit.modelspec import ModelSpec
+from lorafit.plan.facts import as_shares
 from lorafit.plan.plan import Plan
 from lorafit.plan.planner import DataFacts, consider, make_plan, make_schedule
 from lorafit.plan.room import MARGIN, available_bytes
@@ -310,6 +311,14 @@ def test_scheduled_evaluations_cost_at_most_5_percent(rows: int, valid: int) -> 
     assert evaluations <= 20
     # The evaluation at the end is made in any case.
     assert evaluations == 1 or evaluations * valid / 2 <= 0.05 * schedule.steps * 16
+
+
+def test_an_evaluation_of_many_rows_takes_as_many_times_as_long() -> None:
+    few, many = (facts(valid=valid) for valid in (400, 4000))
+    (some, once), (first, times) = as_shares(few, 2048), as_shares(many, 2048)
+    assert (some, once) == (first, 1.0)
+    assert times == pytest.approx(10, rel=0.1)
+    assert as_shares(facts(valid=0), 2048) == ([], 0.0)
 
 
 def test_without_validation_rows_nothing_is_evaluated() -> None:

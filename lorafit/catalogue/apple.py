@@ -6,11 +6,12 @@ the figures that were seen is taken (USABLE).
 """
 
 from lorafit.catalogue.chip import Chip
+from lorafit.messages import noted
 
-SOURCE = (
+SOURCE = noted(
     "bandwidth: Apple's technical specifications; FP32 rate: cores x 128 lanes x 2 x clock, community-measured clocks"
 )
-GUESS = "bandwidth: Apple's technical specifications; FP32 rate: M4's per core times 1.1, not measured"
+GUESS = noted("bandwidth: Apple's technical specifications; FP32 rate: M4's per core times 1.1, not measured")
 
 # name: GPU cores, GB/s, FP32 TFLOP/s, memory sizes in GB
 _SOLD: dict[str, tuple[int, float, float, tuple[int, ...]]] = {

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from lorafit.messages import noted
+
 
 @dataclass(frozen=True)
 class Instance:
@@ -16,8 +18,10 @@ class Instance:
     source: str
 
 
-AWS = "AWS EC2 instance types"
-COLAB, KAGGLE = "Google Colab, seen in notebooks", "Kaggle's documentation of notebooks"
+AWS = noted("AWS EC2 instance types")
+COLAB = noted("Google Colab, seen in notebooks")
+KAGGLE = noted("Kaggle's documentation of notebooks")
+PAPERSPACE = noted("Paperspace's machine types")
 
 INSTANCES = [
     Instance("p3.2xlarge", "V100", 16, 1, 61, 8, AWS),
@@ -37,6 +41,6 @@ INSTANCES = [
     Instance("colab-a100", "A100", 40, 1, 83, 12, COLAB),
     Instance("kaggle-p100", "P100", 16, 1, 29, 4, KAGGLE),
     Instance("kaggle-t4x2", "T4", 16, 2, 29, 4, KAGGLE),
-    Instance("paperspace-a4000", "RTX A4000", 16, 1, 45, 8, "Paperspace's machine types"),
-    Instance("paperspace-a100", "A100", 80, 1, 90, 12, "Paperspace's machine types"),
+    Instance("paperspace-a4000", "RTX A4000", 16, 1, 45, 8, PAPERSPACE),
+    Instance("paperspace-a100", "A100", 80, 1, 90, 12, PAPERSPACE),
 ]

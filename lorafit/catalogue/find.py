@@ -1,4 +1,4 @@
-"""Which machine does a name mean? "M1 Pro 16GB", "RTX 3090", "T4", "p3.2xlarge": described as hardware.detect() would."""
+"""Which machine does a name mean? "M1 Pro 16GB", "RTX 3090", "p3.2xlarge", "EPYC 8 cores 32GB": described as hardware.detect() would."""
 
 import difflib
 import re
@@ -24,6 +24,8 @@ def described(name: str) -> Machine:
         if _plain(instance.name) == wanted:
             return _rented(instance)
     size = re.search(r"(?<!\w)(\d+)\s*gi?b$", wanted)
+    if cores := re.search(r"(?<!\w)(\d+)\s*cores?(?!\w)", wanted):
+        return _processor(name[: cores.start()].strip(), int(cores[1]), int(size[1]) if size else PC_MEMORY_GB)
     chip = _chip(wanted[: size.start()] if size else wanted) or _chip(wanted)
     if chip is None:
         raise _unknown(name)
@@ -75,6 +77,10 @@ def _mac(chip: Chip, memory_gb: int) -> Machine:
 def _pc(chip: Chip, memory_gb: int) -> Machine:
     gpu = Gpu(chip.name, "cuda", memory_gb * GIB, int(memory_gb * GIB * USABLE_SHARE), chip.capability)
     return _machine("PC", PC_MEMORY_GB * GIB, (gpu,), cores=8)
+
+
+def _processor(chip: str, cores: int, memory_gb: int) -> Machine:
+    return _machine(chip or "CPU", memory_gb * GIB, (), cores)
 
 
 def _rented(instance: Instance) -> Machine:

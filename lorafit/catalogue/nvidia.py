@@ -5,15 +5,18 @@ here are for float32 sums, which is what training does.
 """
 
 from lorafit.catalogue.chip import Chip
+from lorafit.messages import noted
 
 # The first compute capability that PyTorch's default CUDA builds are made for since 2.11 (Turing); builds for CUDA 12.6
 # still know Pascal and Volta, up to 2.14 (github.com/pytorch/pytorch issues 172352, 190385).
 OLDEST_CAPABILITY = 7.5
 OLDER_BUILD = "pip install 'torch<2.15' --index-url https://download.pytorch.org/whl/cu126"
 
-SHEETS = "NVIDIA's data sheet"
-PAPERS = {7.5: "NVIDIA Turing architecture paper", 8.6: "NVIDIA Ampere GA102 architecture paper",
-          8.9: "NVIDIA Ada architecture paper", 12.0: "NVIDIA RTX Blackwell architecture paper"}  # fmt: skip
+SHEETS = noted("NVIDIA's data sheet")
+PAPERS = {
+    7.5: noted("NVIDIA Turing architecture paper"), 8.6: noted("NVIDIA Ampere GA102 architecture paper"),
+    8.9: noted("NVIDIA Ada architecture paper"), 12.0: noted("NVIDIA RTX Blackwell architecture paper"),
+}  # fmt: skip
 
 # name: compute capability, memory sizes in GB, GB/s, FP32 TFLOP/s, half-precision TFLOP/s
 _DATA_CENTER: dict[str, tuple[float, tuple[int, ...], float, float, float]] = {

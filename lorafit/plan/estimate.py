@@ -59,7 +59,8 @@ def estimate(work: Work, layout: Layout, token_budget: int, machine: Machine, kn
     source = "catalogue" if rate.source == "measured" else rate.source
     if slowness is not None:
         step, source = step * slowness, "calibrated"
-    valid = sum(evaluation_seconds(spec, layout, rate, share) for share in as_shares(work.data, token_budget))
+    some, times = as_shares(work.data, token_budget)
+    valid = times * sum(evaluation_seconds(spec, layout, rate, share) for share in some)
     valid *= (slowness or 1.0) / layout.processes
     tokens = float(work.data.train_lengths.mean()) * work.effective_batch
     return as_estimate(work, layout, step, valid, tokens, source)

@@ -10,6 +10,7 @@ from lorafit.hashing import permutation
 from lorafit.plan.speed import Share
 
 LOOKED_AT = 24  # steps
+MOST_VALID = 400  # rows that are split into micro-batches to tell an evaluation's time
 
 
 @dataclass(frozen=True)
@@ -79,10 +80,13 @@ def _slowest(lengths: NDArray[np.integer], data: DataFacts, processes: int) -> N
     return max((lengths[share] for share in shares), key=lambda own: int(own.sum()))
 
 
-def as_shares(data: DataFacts, token_budget: int) -> list[Share]:
-    """All validation rows in micro-batches, as an evaluation takes them; many rows are taken for equal to the first."""
+def as_shares(data: DataFacts, token_budget: int) -> tuple[list[Share], float]:
+    """Validation rows in micro-batches, as an evaluation takes them; of many the first, and how many times that all are."""
     lengths = data.valid_lengths
-    return _shares(lengths[:400], data, Split(0, token_budget, len(lengths))) if len(lengths) else []
+    if not len(lengths):
+        return [], 0.0
+    some = lengths[:MOST_VALID]
+    return _shares(some, data, Split(0, token_budget, len(some))), float(lengths.sum() / some.sum())
 
 
 def _shares(lengths: NDArray[np.integer], data: DataFacts, how: Split) -> list[Share]:

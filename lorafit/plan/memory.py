@@ -86,8 +86,8 @@ def weights_bytes(spec: ModelSpec, precision: str, quantization: str) -> int:
     if quantization == "none":
         return spec.parameters * BYTES[precision]
     linears = spec.linear_weights
-    rows = sum(linear.out_features for linear in spec.linears)
-    packed = linears // 2 + linears // 64 + linears // 64 // 256 * 4 if quantization == "4bit" else linears + rows * 4
+    four, eight = linears // 2 + linears // 64 + linears // 64 // 256 * 4, linears + spec.all_rows * 4
+    packed = four if quantization == "4bit" else eight
     return packed + (spec.parameters - linears) * BYTES[precision]
 
 
@@ -195,8 +195,7 @@ def dequantized_bytes(spec: ModelSpec, layout: Layout) -> int:
         return 0
     if layout.quantization == "none":
         return SCRATCH_BYTES if layout.device == "cpu" and layout.precision != "fp32" else 0
-    largest = max((linear.in_features * linear.out_features for linear in spec.linears), default=0)
-    return largest * layout.size
+    return spec.largest_linear * layout.size
 
 
 def batch_bytes(spec: ModelSpec, layout: Layout) -> int:

@@ -16,7 +16,7 @@ from lorafit.plan.memory import terms
 from lorafit.plan.path import path_of
 from lorafit.plan.reasons import term_names
 from lorafit.plan.room import MARGIN, available_bytes, share_of
-from lorafit.plan.search import Candidate, Question, best, candidates
+from lorafit.plan.search import Candidate, Question, anything_fits, budgets
 from lorafit.units import bytes_text
 
 WORTH_A_TRY = 1.3  # times the available memory: beyond that no formula is so wrong
@@ -55,7 +55,7 @@ def remedies(question: Question, nearest: Candidate) -> Iterator[str]:
     if machine:
         yield _('--machine "{name}" would do: `lorafit plan` with it tells how').format(name=machine)
     if nearest.peak_bytes < WORTH_A_TRY * available_bytes(question.machine, question.base.device):
-        yield _("--token_budget {budget}: to try all the same").format(budget=_lowest(question))
+        yield _("--token_budget {budget}: to try all the same").format(budget=budgets(question)[-1])
 
 
 def _fewer_processes(question: Question) -> Iterator[str]:
@@ -91,7 +91,7 @@ def fits(question: Question, longest: int | None = None, **changes: Any) -> bool
         cut = np.minimum(data.train_lengths, longest)
         data, base = replace(data, train_lengths=cut), replace(base, longest=longest)
     base = replace(base, path=path_of(question.spec, base.longest, base.quantization, base.device))
-    return best(candidates(replace(question, base=base, data=data))).fits
+    return anything_fits(replace(question, base=base, data=data))
 
 
 def _smaller_model(question: Question) -> str | None:
@@ -136,8 +136,3 @@ def _larger_machine(question: Question) -> str | None:
         if machine.gpus[0].memory_bytes > available_bytes(question.machine, question.base.device) and fits(there):
             return name
     return None
-
-
-def _lowest(question: Question) -> int:
-    from_ladder = candidates(question)
-    return min(candidate.token_budget for candidate in from_ladder)

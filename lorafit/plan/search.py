@@ -74,7 +74,7 @@ def candidates(question: Question) -> list[Candidate]:
     """For every precision, budget and chunk the fewest recomputed layers that fit, or all of them where none fits."""
     return [
         _leanest_needed(question, layout, budget, steps)
-        for budget in _budgets(question)
+        for budget in budgets(question)
         for steps in [steps_of(question, budget)]
         for layout in _layouts(question, budget)
     ]
@@ -91,7 +91,20 @@ def best(found: list[Candidate]) -> Candidate:
     return min((c for c in fitting if c.seconds <= fastest * (1 + WORTH)), key=lambda candidate: candidate.peak_bytes)
 
 
-def _budgets(question: Question) -> list[int]:
+def anything_fits(question: Question) -> bool:
+    """Whether any of the candidates would fit; how fast they are is not asked for."""
+    layers, asked = question.spec.layers, question.config.recompute
+    ways = (0, layers) if asked is None else (min(asked, layers),)
+    return any(
+        _peak(question, replace(layout, recompute=recompute)) <= question.room
+        for budget in budgets(question)
+        for layout in _layouts(question, budget)
+        for recompute in ways
+    )
+
+
+def budgets(question: Question) -> list[int]:
+    """The token budgets that are tried, the largest first."""
     config = question.config
     if config.token_budget:
         return [config.token_budget]

@@ -3,9 +3,10 @@
 from rich.console import Console
 from rich.text import Text
 
+from lorafit.catalogue import cpus
 from lorafit.catalogue.clouds import INSTANCES
 from lorafit.catalogue.find import CHIPS
-from lorafit.messages import _, listed
+from lorafit.messages import _, listed, translate
 from lorafit.plan.table import GUIDE_MODELS, MODELS, Cell, Timed, settings_text
 from lorafit.reporters.columns import show_rows, show_title
 
@@ -14,7 +15,9 @@ PACKED = "*"  # beside a time
 
 def show_machines(console: Console) -> None:
     """Print the catalogue, and below it where its figures are from."""
-    sources = list(dict.fromkeys([*(chip.source for chip in CHIPS), *(one.source for one in INSTANCES)]))
+    processors = [*cpus.MEASURED.items(), (_("any other"), (cpus.UNKNOWN, cpus.UNKNOWN_SOURCE))]
+    given = [*(chip.source for chip in CHIPS), *(source for _name, (_rate, source) in processors)]
+    sources = list(dict.fromkeys([*given, *(one.source for one in INSTANCES)]))
     titles = [_("machine"), _("memory in GB"), "GB/s", "fp32", "bf16", "fp16", _("source")]
     rows = [_head(titles)]
     for chip in CHIPS:
@@ -24,13 +27,17 @@ def show_machines(console: Console) -> None:
         rows.append([Text(chip.name, "bold"), sizes, f"{chip.gigabytes_per_second:g}", *rates, source])
     show_rows(rows, console, (2, 3, 4, 5))
     console.print(Text(_("fp32, bf16, fp16: TFLOP/s as the maker states them.") + "\n", "dim"))
+    cores = [_head([_("processor"), _("GFLOP/s a core, fp32"), _("source")])]
+    cores += [[Text(name, "bold"), f"{rate:g}", _mark(sources, source)] for name, (rate, source) in processors]
+    show_rows(cores, console, (1,))
+    console.print()
     rented = [_head([_("rented machine"), "GPU", _("memory in GB"), _("cores"), _("source")])]
     for one in INSTANCES:
         gpu, source = f"{one.gpus} x {one.chip} {one.gpu_gb} GB", _mark(sources, one.source)
         rented.append([Text(one.name, "bold"), gpu, str(one.memory_gb), str(one.cores), source])
     show_rows(rented, console, (2, 3))
     show_title(_("Sources"), console)
-    show_rows([[_mark(sources, source), source] for source in sources], console, fold=True)
+    show_rows([[_mark(sources, source), translate(source)] for source in sources], console, fold=True)
     console.print()
     console.print(_("Plan for one of them: {command}").format(command='lorafit plan --machine "M1 Pro 16GB"'))
 

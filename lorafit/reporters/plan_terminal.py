@@ -11,7 +11,7 @@ from lorafit.outlook import Outlook, described_facts
 from lorafit.plan import room
 from lorafit.plan.plan import Choice
 from lorafit.plan.reasons import source_text, term_names
-from lorafit.reporters.columns import show_rows
+from lorafit.reporters.columns import show_rows, show_whole
 from lorafit.units import bytes_text, seconds_text
 
 MARKS = ("✓", "⚠", "✗")
@@ -31,7 +31,8 @@ def show_plan(look: Outlook, console: Console) -> None:
     if look.others:
         console.print(Text("\n" + _("Considered and not taken"), "bold"))
         for other in look.others:
-            console.print(Text.assemble((f"  {other.value}", ""), (f"  {other.reason}", "dim")), soft_wrap=True)
+            show_whole(Text(f"  {other.value}"), console)
+            show_rows([["  ", Text(other.reason, "dim")]], console, fold=True)
 
 
 def _show(choices: Iterable[Choice], console: Console) -> None:
