@@ -1,6 +1,6 @@
 """Does the plan say what comes? Predicted against measured memory and time, each configuration trained in a process of its own.
 
-    python benchmarks/plan_accuracy.py [--quick] [--json FILE]    memory without preflight: 44 configurations, 12 with --quick
+    python benchmarks/plan_accuracy.py [--quick] [--json FILE]    memory without preflight: 48 configurations, 12 with --quick
     python benchmarks/plan_accuracy.py --runs                     five whole runs after preflight: time and memory
     python benchmarks/plan_accuracy.py --limits                   the planner under limits of 3 to 12 GiB (RLIMIT_DATA)
     python benchmarks/plan_accuracy.py --published                what others measured beside what the plan says
@@ -67,8 +67,8 @@ def main() -> int:
     rows = [row for one in wanted if (row := read(flags.results).get(one.key))]
     done = [row for row in rows if "peak_bytes" in row]
     if flags.constants:
-        for profile, (always, share) in figures.constants(figures.halves(done)[0]).items():
-            print(f"{profile}: {always:.0f} MiB and {share:.3f} of activations and work")
+        for name, (always, share, lost) in figures.constants(figures.halves(done)[0]).items():
+            print(f"{name}: {always:.0f} MiB, {share:.3f} of what layers keep, {lost:.3f} of what they gave up")
         return 0
     found = report(flags, rows, done)
     return conclude(found, flags.json)

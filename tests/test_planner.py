@@ -223,7 +223,7 @@ def test_less_memory_means_slower_plans_then_a_refusal_and_never_more_than_may_b
     times = [candidate.seconds for candidate in chosen]
     assert all(later >= earlier / (1 + WORTH) for earlier, later in itertools.pairwise(times))
     assert (chosen[0].token_budget, chosen[0].layout.recompute) == (1024, 0)
-    assert chosen[-1].layout.recompute >= 15
+    assert chosen[-1].layout.recompute >= 14  # of 16
     assert len({candidate.layout.recompute for candidate in chosen}) > 5
 
 

@@ -1,6 +1,7 @@
 """Are gradients through a quantised base those through the weights that it stands for?"""
 
 import dataclasses
+import weakref
 from pathlib import Path
 
 import pytest
@@ -35,3 +36,17 @@ def test_gradients_through_a_quantised_base_equal_those_through_its_dequantised_
     grads = tiny.gradients(engine, 1, data.micro_batches, data.num_targets)
     wanted = tiny.gradients(exact, 1, data.micro_batches, data.num_targets)
     assert tiny.worst(grads, wanted) < tolerance
+
+
+def test_an_8_bit_layer_keeps_no_inputs_which_would_make_recomputing_save_nothing(models: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    engine = tiny.open_engine(models / "llama", tiny.make_plan(quantization="8bit"))
+    base = next(iter(engine.layers.values())).base
+    start = torch.ones(3, base.in_features, requires_grad=True)
+    x = start * 2
+    y, seen = base(x), weakref.ref(x)
+    del x
+    assert seen() is None
+    y.sum().backward()
+    assert start.grad is not None
+    assert float(start.grad.abs().sum()) > 0

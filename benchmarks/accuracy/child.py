@@ -104,6 +104,7 @@ def measured(wanted: Configuration, folder: Path) -> dict[str, Any]:
         "step_gflops": [gflops for _seconds, gflops in steps],
         "predicted_step_seconds": plan.predicted_step_seconds,
         "planned": {name: getattr(plan, name) for name in ("precision", "quantization", "token_budget", "recompute", "allocator")},
+        "path": next((choice.value for choice in plan.choices if choice.setting == "path"), ""),
         "tokens_per_step": plan.predicted_tokens_per_second * plan.predicted_step_seconds,
     }  # fmt: skip
 

@@ -4,10 +4,13 @@ import statistics
 from typing import Any
 
 import numpy as np
+from lorafit.demo import demo_model
+from lorafit.modelspec import read_spec
+from lorafit.plan.memory import Layout, activation_bytes
+from race.shapes import shape_folder
 
 Row = dict[str, Any]
 MEDIAN, WORST, UNDER = 0.04, 0.10, 0.03  # the goals
-MOVING = ("activations", "work")  # terms whose memory comes and goes
 
 
 def error(row: Row) -> float:
@@ -38,22 +41,31 @@ def summary(rows: list[Row], wanted: int) -> dict[str, Any]:
 
 
 def slack(row: Row) -> float:
-    """What was there besides the terms that are counted, the libraries among it."""
-    counted = sum(size for name, size in row["terms"].items() if name not in ("framework", "allocator"))
-    return float(row["peak_bytes"] - counted)
+    """What was there besides the terms that are counted."""
+    return float(row["peak_bytes"] - sum(size for name, size in row["terms"].items() if name != "allocator"))
 
 
-def constants(rows: list[Row]) -> dict[str, tuple[float, float]]:
-    """For each allocator profile MiB that are always there, and a share of what comes and goes, by least squares."""
+def given_up(row: Row) -> int:
+    """Bytes that layers would keep besides, if none recomputed."""
+    spec = read_spec(demo_model() if row["model"] == "demo" else shape_folder(row["model"]))
+    layout = Layout(
+        "cpu", row["precision"], row["quantization"], "adamw", row["lora_r"], "all-linear", row["token_budget"],
+        row["longest"], 0, 0, path=row["path"],
+    )  # fmt: skip
+    return max(0, activation_bytes(spec, layout) - row["terms"]["activations"]) if row["recompute"] else 0
+
+
+def constants(rows: list[Row]) -> dict[str, list[float]]:
+    """For each profile and path MiB that are always there, and shares of what layers keep and of what they gave up."""
     found = {}
-    for profile in sorted({row["planned"]["allocator"] for row in rows}):
-        those = [row for row in rows if row["planned"]["allocator"] == profile]
-        moving = np.array([sum(row["terms"][name] for name in MOVING) for row in those], float)
-        rest = np.array([slack(row) for row in those])
-        terms = np.stack([np.ones_like(moving), moving], 1)
+    names = {row["key"]: f"{'lean' if row['allocator'] == 'lean' else 'others'}, {row['path']}" for row in rows}
+    for name in sorted(set(names.values())):
+        those = [row for row in rows if names[row["key"]] == name]
+        kept = np.array([row["terms"]["activations"] for row in those], float)
+        terms = np.stack([np.full_like(kept, 2**20), kept, [given_up(row) for row in those]], 1)
         weights = 1 / np.array([row["peak_bytes"] for row in those], float)  # errors are relative
-        (always, share), *_rest = np.linalg.lstsq(terms * weights[:, None], rest * weights, rcond=None)
-        found[profile] = (always / 2**20, share)
+        rest = np.array([slack(row) for row in those])
+        found[name] = np.linalg.lstsq(terms * weights[:, None], rest * weights, rcond=None)[0].tolist()
     return found
 
 

@@ -46,6 +46,17 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 8,
         "head_dim": 128,
     },
+    "gelu-0.1b": {  # the demo model's shape with another activation, for which no layers of our own are written
+        **LLAMA,
+        "hidden_act": "gelu",
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "head_dim": 64,
+    },
     "qwen2.5-0.5b": {
         **LLAMA,
         "architectures": ["Qwen2ForCausalLM"],

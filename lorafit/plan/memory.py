@@ -5,7 +5,7 @@ Letters: T tokens of a micro-batch, S of its longest sample, N targets, L layers
 r rank, nh/nk heads and key-value heads of size hd.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lorafit.modelspec import Linear, ModelSpec
 from lorafit.plan.path import FAST, GENERIC
@@ -17,11 +17,13 @@ BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}  # of a number
 # Python, PyTorch, its libraries and the tokenizer before any model. CPU measured; CUDA (context, workspace) and MPS
 # (graphs) assumed, as are MLX's kernels.
 BASE_BYTES = {"cpu": 400 * MIB, "cuda": 700 * MIB, "mps": 600 * MIB}
-# What the allocator keeps and nobody uses: bytes, and a share of what comes and goes. On the CPU by glibc's profile
-# (engines/allocator.py), measured; the devices' own allocators assumed.
-SLACK_BYTES = {"default": 40 * MIB, "fast": 48 * MIB, "lean": 32 * MIB, "cuda": 0, "mps": 0}
-SLACK_SHARE = {"default": 0.1, "fast": 0.1, "lean": 0.05, "cuda": 0.15, "mps": 0.25}
-GENERIC_SLACK = 0.2  # more where autograd frees in another order than it took, unless the allocator is lean
+BITSANDBYTES_BYTES = 45 * MIB  # measured
+# What the allocator keeps and nobody uses. The devices' own: a share of what comes and goes, assumed. glibc's: bytes, a
+# share of what layers keep, and of what they gave up by recomputing, since it leaves holes: by profile
+# (engines/allocator.py) and path, fitted; `fast` and `default` come to the same.
+DEVICE_SLACK = {"cuda": 0.15, "mps": 0.25}
+LEAN_SLACK = {FAST: (24 * MIB, 0.01, 0.0), GENERIC: (32 * MIB, 0.03, 0.0)}
+SLACK = {FAST: (40 * MIB, 0.14, 0.09), GENERIC: (40 * MIB, 0.35, 0.5)}
 GENERIC_WORK = 1.8  # of what a layer keeps, at work: measured with and without recompute (Llama-3.2-1B, 512 tokens)
 LOGITS_BLOCK = 1 << 20  # numbers of the head that are multiplied at once (engines/torch/stored.py)
 SCRATCH_BYTES = 4 * MIB  # in which weights stored in 16 bits are unpacked, block by block (engines/torch/stored.py)
@@ -75,7 +77,8 @@ def adapter_parameters(spec: ModelSpec, lora_r: int, lora_targets: str) -> int:
 
 def framework_bytes(layout: Layout) -> int:
     """Interpreter and libraries before any model."""
-    return BASE_BYTES[layout.device]
+    quantises = layout.device == "cpu" and layout.quantization != "none"
+    return BASE_BYTES[layout.device] + (BITSANDBYTES_BYTES if quantises else 0)
 
 
 def weights_bytes(spec: ModelSpec, precision: str, quantization: str) -> int:
@@ -168,16 +171,33 @@ def activation_bytes(spec: ModelSpec, layout: Layout) -> int:
 
 
 def work_bytes(spec: ModelSpec, layout: Layout) -> int:
-    """The layer that goes backward: its gradients, and what it computes again where it recomputes."""
+    """The layer that goes backward: its gradients."""
     layer = layer_bytes(spec, layout) + attention_bytes(spec, layout)
     if layout.engine == "mlx":  # its attention has no fused backward: scores, weights and their gradients of one layer
-        again = layer if layout.recompute else 0
-        return layer + again + 3 * spec.heads * layout.longest**2 * layout.size
+        return layer + 3 * spec.heads * layout.longest**2 * layout.size
     if layout.path == GENERIC:  # with or without recompute one layer's whole state is there
         return int(GENERIC_WORK * layer)
-    again = layer - recomputed_bytes(spec, layout) if layout.recompute else 0
     # Gradients at gate, up and their product, silu of gate; at the layer's output, and the norm made again.
-    return layout.tokens * (4 * spec.intermediate + 2 * spec.hidden) * layout.size + again
+    return layout.tokens * (4 * spec.intermediate + 2 * spec.hidden) * layout.size
+
+
+def again_bytes(spec: ModelSpec, layout: Layout) -> int:
+    """What a layer that recomputes computes again before it goes backward."""
+    if layout.path == GENERIC and layout.engine != "mlx":
+        return 0  # GENERIC_WORK has it
+    return layer_bytes(spec, layout) + attention_bytes(spec, layout) - recomputed_bytes(spec, layout)
+
+
+def moving_bytes(spec: ModelSpec, layout: Layout) -> tuple[int, int]:
+    """What layers keep, and what is at work, when both are most: as the last layer goes backward (or the loss before it),
+    or as the last one does that recomputes, the first layers, when those after it have given up what they kept."""
+    kept, work = activation_bytes(spec, layout), work_bytes(spec, layout)
+    recomputed = min(layout.recompute, spec.layers)
+    again = again_bytes(spec, layout) if recomputed else 0
+    if layout.engine == "mlx":  # in which order it computes is its own affair
+        return kept, max(work + again, loss_bytes(spec, layout))
+    first, later = max(work, loss_bytes(spec, layout)), recomputed_bytes(spec, layout) * recomputed
+    return max((kept, first), (later, work + again), key=sum)
 
 
 def loss_bytes(spec: ModelSpec, layout: Layout) -> int:
@@ -203,17 +223,18 @@ def batch_bytes(spec: ModelSpec, layout: Layout) -> int:
     return layout.tokens * (33 + 2 * spec.head_dim * 4 + 2 * spec.hidden * layout.size)
 
 
-def slack_bytes(layout: Layout, moving: int) -> int:
-    """What the allocator keeps and nobody uses; `moving` bytes come and go."""
-    name = layout.allocator if layout.device == "cpu" else layout.device
-    more = GENERIC_SLACK if layout.path == GENERIC and name in ("default", "fast") else 0.0
-    return SLACK_BYTES[name] + int(moving * (SLACK_SHARE[name] + more))
+def slack_bytes(spec: ModelSpec, layout: Layout, kept: int, work: int) -> int:
+    """What the allocator keeps and nobody uses, where layers keep `kept` bytes and `work` bytes are at work."""
+    if layout.device != "cpu":
+        return int((kept + work) * DEVICE_SLACK[layout.device])
+    always, share, lost = (LEAN_SLACK if layout.allocator == "lean" else SLACK)[layout.path]
+    given_up = activation_bytes(spec, replace(layout, recompute=0)) - kept if layout.recompute else 0
+    return always + int(share * kept + lost * given_up)
 
 
 def terms(spec: ModelSpec, layout: Layout) -> dict[str, int]:
-    """Peak bytes by term, as named in messages. The loss is over before the last layer goes backward: the larger counts."""
-    activations = activation_bytes(spec, layout)
-    work = max(work_bytes(spec, layout), loss_bytes(spec, layout))
+    """Peak bytes by term, as named in messages."""
+    activations, work = moving_bytes(spec, layout)
     batch = batch_bytes(spec, layout)
     return {
         "framework": framework_bytes(layout),
@@ -223,7 +244,7 @@ def terms(spec: ModelSpec, layout: Layout) -> dict[str, int]:
         "work": work,
         "unpacking": dequantized_bytes(spec, layout),
         "batch": batch,
-        "allocator": slack_bytes(layout, activations + work),
+        "allocator": slack_bytes(spec, layout, activations, work),
     }
 
 

@@ -59,6 +59,7 @@ class TorchEngine:
         engine = cls(setup)
         if setup.plan is not None:
             engine._start_training(setup.plan)
+            engine.release()  # what loading and checking took
         return engine
 
     def __init__(self, setup: Setup) -> None:

@@ -3,11 +3,12 @@
 import json
 import logging as python_logging
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.utils import logging
@@ -133,6 +134,29 @@ def _keep_gradients_of_quantised_layers(model: PreTrainedModel) -> None:
     for module in model.modules():
         if type(module).__module__.startswith("bitsandbytes."):
             module.training = True
+            if type(module).__name__ == "Linear8bitLt":
+                module.forward = partial(_apply_8bit, module, module.forward)
+
+
+def _apply_8bit(layer: Any, forward: Any, x: Tensor) -> Tensor:
+    y: Tensor = _Frozen8bit.apply(x, layer, forward)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _Frozen8bit(torch.autograd.Function):
+    """A frozen 8-bit layer. bitsandbytes' own keeps its inputs, which only a weight's gradient needs, recompute or not."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: Any, forward: Any) -> Tensor:
+        ctx.layer = layer
+        y: Tensor = forward(x)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad_y,), state = grads, ctx.layer.state
+        weight_OI = state.CB.to(grad_y.dtype, copy=True).mul_(state.SCB.unsqueeze(1).mul(1 / 127))
+        return grad_y @ weight_OI, None, None
 
 
 def decoder_of(model: PreTrainedModel) -> nn.Module:
