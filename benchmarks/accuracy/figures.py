@@ -4,6 +4,7 @@ import statistics
 from typing import Any
 
 import numpy as np
+
 from lorafit.demo import demo_model
 from lorafit.modelspec import read_spec
 from lorafit.plan.memory import Layout, activation_bytes
