@@ -38,7 +38,7 @@ LAYOUT = Layout("cpu", "fp32", "none", "adamw", 32, "all-linear", 512, 512, 0, 6
     [
         ("M1 Pro 16GB", "Apple M1 Pro", 16), ("m3 max 64 gb", "Apple M3 Max", 64), ("RTX 3090", "RTX 3090", 24),
         ("T4", "T4", 16), ("p3.2xlarge", "V100", 16), ("colab-t4", "T4", 16), ("kaggle-p100", "P100", 16),
-        ("A100 80GB", "A100", 80), ("RTX 3080 Ti", "RTX 3080 Ti", 12), ("A10G", "A10G", 24),
+        ("A100-SXM4-80GB", "A100", 80), ("MacBook Pro M1 Max 64GB", "Apple M1 Max", 64), ("NVIDIA A100 80GB", "A100", 80), ("RTX 3080 Ti", "RTX 3080 Ti", 12), ("A10G", "A10G", 24),
     ],
 )  # fmt: skip
 def test_a_machine_is_known_by_the_name_that_people_use(name: str, chip: str, gib: int) -> None:
@@ -70,6 +70,12 @@ def test_a_chip_is_known_by_the_name_that_the_machine_tells(told: str, chip: str
 def test_every_name_of_the_catalogue_describes_a_machine_and_every_chip_has_a_source() -> None:
     assert all(described(name).described for name in names())
     assert all(chip.source and chip.teraflops["fp32"] > 0 for chip in CHIPS)
+
+
+@pytest.mark.parametrize("name", ["M1 Prro", "M1 Pro Max", "4 x A100 80GB", "RTX 3090x", "T4 turbo"])
+def test_a_name_with_more_in_it_than_a_chip_is_called_is_not_taken_for_that_chip(name: str) -> None:
+    with pytest.raises(HardwareError):
+        described(name)
 
 
 def test_a_size_that_was_never_sold_and_an_unknown_name_are_told_with_what_is_near() -> None:

@@ -261,6 +261,16 @@ def test_where_nothing_else_fits_the_base_is_quantised_and_that_is_said() -> Non
     assert "nothing else fits" in reason(plan, "quantization")
 
 
+def test_4_bits_are_advised_on_a_mac_too_and_count_for_the_smaller_model() -> None:
+    spec = known_spec("Qwen/Qwen2.5-7B-Instruct")
+    with pytest.raises(DoesNotFit) as refused:
+        plan_for(described("M1 8GB"), known_spec("meta-llama/Llama-3.2-3B-Instruct"), quantization="none")
+    assert "--quantization 4bit" in (refused.value.fix or "")
+    with pytest.raises(DoesNotFit) as refused:
+        plan_for(described("M1 8GB"), spec)
+    assert "Qwen2.5-3B" in (refused.value.fix or "")
+
+
 def test_a_shorter_length_is_advised_only_where_it_would_fit() -> None:
     machine, long = replace(CPU, available_bytes=9 * GIB), facts(longest=60_000)
     with pytest.raises(DoesNotFit) as error:

@@ -14,6 +14,8 @@ from lorafit.units import GIB
 
 CHIPS = APPLE + NVIDIA
 FREE_SHARE = 0.75  # of a described machine's main memory: the system and a browser have the rest
+# What people and machines put before and after a chip's name.
+COMMON = r"(?:apple|i?mac|book|air|pro|mini|studio|chip|with|memory|unified|nvidia|geforce|tesla|gpu|pcie|sxm\d?|nvl|hbm\de?)*"
 PC_MEMORY_GB = 32  # beside a GPU that is named alone
 
 
@@ -26,8 +28,8 @@ def described(name: str) -> Machine:
     size = re.search(r"(?<!\w)(\d+)\s*gi?b$", wanted)
     if cores := re.search(r"(?<!\w)(\d+)\s*cores?(?!\w)", wanted):
         return _processor(name[: cores.start()].strip(), int(cores[1]), int(size[1]) if size else PC_MEMORY_GB)
-    chip = _chip(wanted[: size.start()] if size else wanted) or _chip(wanted)
-    if chip is None:
+    chip = _chip(words := wanted[: size.start()] if size else wanted)
+    if chip is None or not _says_no_more(words, chip):
         raise _unknown(name)
     memory = int(size[1]) if size else chip.memory_gb[0]
     if memory not in chip.memory_gb:
@@ -57,14 +59,22 @@ def _plain(name: str) -> str:
 
 def _chip(words: str) -> Chip | None:
     """The chip whose whole name stands in `words`, the longest one ("RTX 3080 Ti" is no RTX 3080)."""
-    joined = re.sub(r"[^a-z0-9]", "", words)
+    joined = re.sub(rf"^{COMMON}(?=m\d)", "", re.sub(r"[^a-z0-9]", "", words))
     for chip in sorted(CHIPS, key=lambda chip: -len(chip.name)):
-        plain = re.sub(r"[^a-z0-9]", "", chip.name.lower().removeprefix("apple "))
-        if re.search(
-            rf"(?<![a-z]){plain}(?!\d)" if plain[0] in "m" else re.escape(plain), joined.removeprefix("apple")
-        ):
+        plain = _joined(chip)
+        if re.search(rf"(?<![a-z]){plain}(?!\d)" if plain[0] in "m" else re.escape(plain), joined):
             return chip
     return None
+
+
+def _joined(chip: Chip) -> str:
+    return re.sub(r"[^a-z0-9]", "", chip.name.lower().removeprefix("apple "))
+
+
+def _says_no_more(words: str, chip: Chip) -> bool:
+    """Whether what stands in `words` besides the chip's name is what machines are called: "M1 Prro" is no M1."""
+    rest = re.sub(r"[^a-z0-9]", "", words).replace(_joined(chip), "", 1)
+    return re.fullmatch(COMMON, rest) is not None
 
 
 def _mac(chip: Chip, memory_gb: int) -> Machine:

@@ -43,7 +43,7 @@ def does_not_fit(question: Question, nearest: Candidate) -> DoesNotFit:
 
 def remedies(question: Question, nearest: Candidate) -> Iterator[str]:
     """The nearest things that would fit: shorter, 4-bit, both, a smaller model, another machine; to try all the same."""
-    packs = question.base.quantization == "none" and question.base.device != "mps"
+    packs = question.base.quantization == "none" and question.spec.packed is None
     yield from _fewer_processes(question)
     yield from _flags(question, packs)
     smaller = _smaller_model(question)
@@ -107,7 +107,10 @@ def _smaller_model(question: Question) -> str | None:
 
 
 def _fits_model(question: Question, spec: ModelSpec) -> bool:
-    return fits(replace(question, spec=spec))
+    """Whether it fits as it is, or in 4 bits where that would be chosen by itself."""
+    instead, base = replace(question, spec=spec), question.base
+    by_itself = question.config.quantization == "auto" and base.quantization == "none"
+    return fits(instead) or (by_itself and fits(instead, quantization="4bit"))
 
 
 def _larger_machine(question: Question) -> str | None:
