@@ -16,11 +16,13 @@ from lorafit.errors import ConfigError, DoesNotFit, HardwareError
 from lorafit.hardware import Gpu, Machine
 from lorafit.messages import set_language
 from lorafit.modelspec import ModelSpec
+from lorafit.plan.estimate import as_estimate
 from lorafit.plan.facts import as_shares
 from lorafit.plan.plan import Plan
 from lorafit.plan.planner import DataFacts, consider, make_plan, make_schedule
 from lorafit.plan.room import MARGIN, available_bytes
 from lorafit.plan.search import WORTH, loss_chunk
+from lorafit.plan.speed import load_seconds
 from lorafit.units import GIB
 
 CPU = Machine(
@@ -329,6 +331,15 @@ def test_an_evaluation_of_many_rows_takes_as_many_times_as_long() -> None:
     assert (some, once) == (first, 1.0)
     assert times == pytest.approx(10, rel=0.1)
     assert as_shares(facts(valid=0), 2048) == ([], 0.0)
+
+
+def test_the_time_that_is_left_after_measuring_has_no_loading_in_it() -> None:
+    planned = consider(TrainConfig(), CPU, llama_1b(), facts())
+    before, after = (
+        as_estimate(planned.work, planned.chosen.layout, 2.0, 1.0, 100.0, source)
+        for source in ("catalogue", "measured")
+    )
+    assert before.total - after.total == pytest.approx(load_seconds(llama_1b()))
 
 
 def test_without_validation_rows_nothing_is_evaluated() -> None:

@@ -69,12 +69,13 @@ def estimate(work: Work, layout: Layout, token_budget: int, machine: Machine, kn
 def as_estimate(
     work: Work, layout: Layout, step: float, evaluation: float, step_tokens: float, source: str
 ) -> Estimate:
-    """The whole run's time from that of a step and of an evaluation, in seconds."""
+    """The whole run's time from that of a step and of an evaluation, in seconds; what was measured has been loaded."""
     schedule = work.schedule
     evaluations = 0 if schedule.eval_steps == 0 else 1 + -(-schedule.steps // schedule.eval_steps)
     training = schedule.steps * step + evaluations * evaluation
     saves = (1 + training / SAVE_SECONDS) * save_seconds(work.spec, layout)
-    fixed, (down, up) = load_seconds(work.spec) + saves, SPREAD[source]
+    loading = 0.0 if source == "measured" else load_seconds(work.spec)
+    fixed, (down, up) = loading + saves, SPREAD[source]
     return Estimate(
         step=step,
         evaluation=evaluation,
