@@ -56,12 +56,17 @@ def given_up(row: Row) -> int:
     return max(0, activation_bytes(spec, layout) - row["terms"]["activations"]) if row["recompute"] else 0
 
 
+def _slack_name(row: Row) -> str:
+    """By which constants of plan/memory.py its slack is reckoned."""
+    eight = ", 8bit" if row["quantization"] == "8bit" else ""
+    return f"{'lean' if row['allocator'] == 'lean' else 'fast and default'}, {row['path']}{eight}"
+
+
 def constants(rows: list[Row]) -> dict[str, list[float]]:
     """For each profile and path MiB that are always there, and shares of what layers keep and of what they gave up."""
     found = {}
-    names = {row["key"]: f"{'lean' if row['allocator'] == 'lean' else 'others'}, {row['path']}" for row in rows}
-    for name in sorted(set(names.values())):
-        those = [row for row in rows if names[row["key"]] == name]
+    for name in sorted(set(map(_slack_name, rows))):
+        those = [row for row in rows if _slack_name(row) == name]
         kept = np.array([row["terms"]["activations"] for row in those], float)
         terms = np.stack([np.full_like(kept, 2**20), kept, [given_up(row) for row in those]], 1)
         weights = 1 / np.array([row["peak_bytes"] for row in those], float)  # errors are relative

@@ -24,6 +24,7 @@ BITSANDBYTES_BYTES = 45 * MIB  # measured
 DEVICE_SLACK = {"cuda": 0.15, "mps": 0.25}
 LEAN_SLACK = {FAST: (24 * MIB, 0.01, 0.0), GENERIC: (32 * MIB, 0.03, 0.0)}
 SLACK = {FAST: (40 * MIB, 0.14, 0.09), GENERIC: (40 * MIB, 0.35, 0.5)}
+SLACK_8BIT = (40 * MIB, 0.44, 0.33)  # generic too, and every product unpacks its weights
 GENERIC_WORK = 1.8  # of what a layer keeps, at work: measured with and without recompute (Llama-3.2-1B, 512 tokens)
 LOGITS_BLOCK = 1 << 20  # numbers of the head that are multiplied at once (engines/torch/stored.py)
 SCRATCH_BYTES = 4 * MIB  # in which weights stored in 16 bits are unpacked, block by block (engines/torch/stored.py)
@@ -228,6 +229,8 @@ def slack_bytes(spec: ModelSpec, layout: Layout, kept: int, work: int) -> int:
     if layout.device != "cpu":
         return int((kept + work) * DEVICE_SLACK[layout.device])
     always, share, lost = (LEAN_SLACK if layout.allocator == "lean" else SLACK)[layout.path]
+    if layout.quantization == "8bit" and layout.allocator != "lean":
+        always, share, lost = SLACK_8BIT
     given_up = activation_bytes(spec, replace(layout, recompute=0)) - kept if layout.recompute else 0
     return always + int(share * kept + lost * given_up)
 
