@@ -18,7 +18,7 @@ HALF_BILLION: list[Split] = [
     (2048, 2048, 0, 16),
 ]
 ONE_BILLION: list[Split] = [(256, 512, 0, 32), (512, 512, 0.5, 16), (512, 1024, 1, 64), (1024, 1024, 0, 8)]
-THREE_BILLION: list[Split] = [(256, 256, 0, 8), (512, 512, 1, 32), (512, 1024, 0.5, 32), (1024, 1024, 1, 64)]
+THREE_BILLION: list[Split] = [(256, 256, 0, 8), (512, 512, 1, 32), (256, 512, 0.5, 32), (128, 256, 0, 64)]
 # Quick: small models, every kind of numbers.
 WHOLE = [
     ("demo", "fp32", "none", DEMO), ("demo", "fp32", "8bit", DEMO[7:9]), ("demo", "bf16", "none", DEMO[1:2]),
