@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, deserialize, safe_open
-from safetensors.numpy import save
+from safetensors.numpy import save_file
 
 from lorafit.config import TrainConfig
 from lorafit.errors import AdapterError
@@ -87,7 +87,7 @@ def write_adapter(folder: Path, config: AdapterConfig, tensors: dict[str, NDArra
     """Write `tensors`, named by lora_names(), and `config` into `folder`; equal weights give equal bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     ordered = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
-    (folder / WEIGHTS).write_bytes(save(ordered, {"format": "pt"}))
+    save_file(ordered, folder / WEIGHTS, {"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(_peft_config(config), ensure_ascii=False, indent=2) + "\n", "utf-8")
 
 

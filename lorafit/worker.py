@@ -262,8 +262,9 @@ def open_engine(config: TrainConfig, model: Found, plan: Plan, ranks: Ranks, sta
         plan=plan,
         ranks=ranks,
     )
-    allocator.use(plan.allocator)
+    allocator.use(allocator.while_loading(plan.allocator))
     engine: Engine = registry.load(registry.find(registry.ENGINES, plan.engine)).open(setup)
+    allocator.use(plan.allocator)
     with ranks.at_hand(start) as folder:
         if folder is not None:
             engine.load_adapter(folder)

@@ -90,11 +90,11 @@ class TorchEngine:
         self._attach(AdapterConfig(self.setup.model_name, plan.lora_r, plan.lora_alpha, plan.lora_dropout, names))
         for layer in self.layers.values():
             layer.reset(plan.seed)
-        self.optimizer = Optimizer(self._parameters(), plan, self.device)
         self.scale = LossScale(enabled=self.setup.precision == "fp16")
         self.set_recompute(plan.recompute)
         with translated(self.device):
             notes = self._check_packing()
+            self.optimizer = Optimizer(self._parameters(), plan, self.device)  # now: checks take as much as moments
         if self.packed is not None and not self.packed.shares:
             notes.append(_("With dropout, what samples begin with is computed for each of them: no two drop the same."))
         if plan.compile == "on" and self.packed is None:
@@ -184,7 +184,7 @@ class TorchEngine:
                 reason=_("the fast path lets every token see the whole sample before it")
             )
         loss, found = self._loss_and_gradients(micro)
-        off = checks.worst(abs(loss - wanted_loss) / wanted_loss, checks.difference(found, wanted))
+        off = checks.worst(abs(loss - wanted_loss) / wanted_loss, checks.difference_of_all(found, wanted))
         if off <= checks.TOLERANCE[torch.float32]:
             return _("✓ Fast path: own packed decoder (equal to transformers' within {off:.0e})").format(off=off)
         self.packed = None
@@ -192,11 +192,13 @@ class TorchEngine:
             reason=_("the fast path computes this model otherwise (off by {off:.1%})").format(off=off)
         )
 
-    def _loss_and_gradients(self, micro: MicroBatch) -> tuple[float, Tensor]:
-        """The loss of `micro`, and all its gradients end to end; none are left behind."""
+    def _loss_and_gradients(self, micro: MicroBatch) -> tuple[float, list[Tensor]]:
+        """The loss of `micro`, and all its gradients, until the next are computed; none are left with the parameters."""
         loss = self._accumulate(0, [micro], micro.num_targets)
-        grads = torch.cat([p.grad.flatten() for p in self._parameters().values() if p.grad is not None])
-        self.optimizer.drop_gradients()
+        parameters = self._parameters().values()
+        grads = [_gradient(parameter) for parameter in parameters]
+        for parameter in parameters:
+            parameter.grad = None
         return loss, grads
 
     # --- training
