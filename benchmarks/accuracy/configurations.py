@@ -72,7 +72,7 @@ def steps(quick: bool) -> list[Configuration]:
 def runs() -> list[Configuration]:
     """Whole runs after preflight: two hundred steps each."""
     shapes: list[tuple[int, int | None, float | None, int]] = [
-        (128, 512, 0, 16), (256, 1024, 0, 32), (256, 512, 1, 16), (384, None, None, 64), (512, 1024, 0.5, 32),
+        (128, 256, 0, 16), (256, 512, 0, 32), (256, 512, 1, 16), (384, None, None, 64), (512, 512, 0.5, 32),
     ]  # fmt: skip
     return [
         Configuration("demo", "fp32", "none", longest, budget, recompute, rank, "auto", "run", 200)
