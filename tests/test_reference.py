@@ -138,3 +138,12 @@ def test_a_model_that_cannot_be_packed_learns_as_a_plain_peft_loop_does(
     engine = tiny.open_engine(models / family, plan)
     assert not engine.generic.packs
     same_as_reference(engine, models / family, tiny.make_samples(32), plan, tmp_path)
+
+
+def test_a_difference_one_by_one_is_that_of_all_end_to_end() -> None:
+    generator = torch.Generator().manual_seed(0)
+    found, wanted = ([torch.randn(n, generator=generator) for n in (3, 50, 1)] for _side in range(2))
+    assert checks.difference_of_all(found, wanted) == pytest.approx(
+        checks.difference(torch.cat(found), torch.cat(wanted)), rel=1e-6
+    )
+    assert np.isnan(checks.difference_of_all([torch.tensor([float("nan")])], [torch.ones(1)]))

@@ -20,7 +20,8 @@ from pathlib import Path
 from lorafit.engines import allocator
 def resident():
     return int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
-assert allocator.use(sys.argv[1])
+for profile in sys.argv[1].split("+"):
+    assert allocator.use(profile)
 c = ctypes.CDLL(None)
 c.malloc.restype, c.malloc.argtypes, c.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
 before, size = resident(), 4 << 20
@@ -59,6 +60,8 @@ def test_lean_gives_back_what_fast_keeps_until_memory_is_short() -> None:
     assert kept("lean") < 16
     assert kept("fast") > 200
     assert kept("fast", "trimmed") < 16
+    assert kept(f"{allocator.while_loading('fast')}+fast") > 200, "from loading on to training"
+    assert allocator.while_loading("default") == "default"
 
 
 def test_layers_are_compiled_only_where_it_pays() -> None:
