@@ -59,7 +59,7 @@ def given_up(row: Row) -> int:
 def _slack_name(row: Row) -> str:
     """By which constants of plan/memory.py its slack is reckoned."""
     eight = ", 8bit" if row["quantization"] == "8bit" else ""
-    return f"{'lean' if row['allocator'] == 'lean' else 'fast and default'}, {row['path']}{eight}"
+    return f"{row['allocator']}, {row['path']}{eight}"
 
 
 def constants(rows: list[Row]) -> dict[str, list[float]]:

@@ -18,13 +18,16 @@ BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}  # of a number
 # (graphs) assumed, as are MLX's kernels.
 BASE_BYTES = {"cpu": 400 * MIB, "cuda": 700 * MIB, "mps": 600 * MIB}
 BITSANDBYTES_BYTES = 45 * MIB  # measured
-# What the allocator keeps and nobody uses. The devices' own: a share of what comes and goes, assumed. glibc's: bytes, a
-# share of what layers keep, and of what they gave up by recomputing, since it leaves holes: by profile
-# (engines/allocator.py) and path, fitted; `fast` and `default` come to the same.
+# What the allocator keeps and nobody uses. The devices' own: a share of what comes and goes, assumed. glibc's, by profile
+# (engines/allocator.py) and path, fitted: bytes, a share of what layers keep, and of what they gave up by recomputing,
+# since it leaves holes.
 DEVICE_SLACK = {"cuda": 0.15, "mps": 0.25}
-LEAN_SLACK = {FAST: (24 * MIB, 0.01, 0.0), GENERIC: (32 * MIB, 0.03, 0.0)}
-SLACK = {FAST: (40 * MIB, 0.14, 0.09), GENERIC: (40 * MIB, 0.35, 0.5)}
-SLACK_8BIT = (40 * MIB, 0.44, 0.33)  # generic too, and every product unpacks its weights
+SLACK = {
+    "lean": {FAST: (24 * MIB, 0.01, 0.0), GENERIC: (32 * MIB, 0.03, 0.0)},
+    "default": {FAST: (40 * MIB, 0.14, 0.09), GENERIC: (40 * MIB, 0.35, 0.5)},
+    "fast": {FAST: (40 * MIB, 0.14, 0.09), GENERIC: (40 * MIB, 0.32, 0.27)},
+}
+SLACK_8BIT = (40 * MIB, 0.44, 0.45)  # not lean: generic too, and every product unpacks its weights
 GENERIC_WORK = 1.8  # of what a layer keeps, at work: measured with and without recompute (Llama-3.2-1B, 512 tokens)
 LOGITS_BLOCK = 1 << 20  # numbers of the head that are multiplied at once (engines/torch/stored.py)
 SCRATCH_BYTES = 4 * MIB  # in which weights stored in 16 bits are unpacked, block by block (engines/torch/stored.py)
@@ -228,7 +231,7 @@ def slack_bytes(spec: ModelSpec, layout: Layout, kept: int, work: int) -> int:
     """What the allocator keeps and nobody uses, where layers keep `kept` bytes and `work` bytes are at work."""
     if layout.device != "cpu":
         return int((kept + work) * DEVICE_SLACK[layout.device])
-    always, share, lost = (LEAN_SLACK if layout.allocator == "lean" else SLACK)[layout.path]
+    always, share, lost = SLACK[layout.allocator][layout.path]
     if layout.quantization == "8bit" and layout.allocator != "lean":
         always, share, lost = SLACK_8BIT
     given_up = activation_bytes(spec, replace(layout, recompute=0)) - kept if layout.recompute else 0
