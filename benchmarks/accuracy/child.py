@@ -111,7 +111,7 @@ def measured(wanted: Configuration, folder: Path) -> dict[str, Any]:
 
 def settings(wanted: Configuration, model: str, folder: Path) -> TrainConfig:
     """Rows that are all cut to the same length, a micro-batch a step."""
-    budget = wanted.token_budget or 2 * wanted.longest
+    budget = wanted.token_budget or wanted.longest * (2 if wanted.kind == "run" else 1)
     rows = max(1, budget // wanted.longest)
     write_rows(folder / "rows.jsonl", 4 * rows, wanted.longest, mixed=wanted.kind == "run")
     layers = None if model == "demo" else read_spec(Path(model)).layers
