@@ -18,14 +18,14 @@ HALF_BILLION: list[Split] = [
     (2048, 2048, 0, 16),
 ]
 ONE_BILLION: list[Split] = [(256, 512, 0, 32), (512, 512, 0.5, 16), (512, 1024, 1, 64), (1024, 1024, 0, 8)]
-THREE_BILLION: list[Split] = [(256, 256, 0, 8), (512, 512, 1, 32), (256, 512, 0.5, 32), (128, 256, 0, 64)]
+THREE_BILLION: list[Split] = [(256, 256, 0, 8), (512, 512, 1, 32)]
 # Quick: small models, every kind of numbers.
 WHOLE = [
     ("demo", "fp32", "none", DEMO), ("demo", "fp32", "8bit", DEMO[7:9]), ("demo", "bf16", "none", DEMO[1:2]),
     ("gelu-0.1b", "fp32", "none", [DEMO[1], *DEMO[7:10]]), ("qwen2.5-0.5b", "fp32", "none", HALF_BILLION), ("qwen2.5-0.5b", "bf16", "none", HALF_BILLION[1:3]),
     ("qwen2.5-0.5b", "fp32", "4bit", HALF_BILLION[:2]), ("llama-3.2-1b", "fp32", "none", ONE_BILLION),
     ("llama-3.2-1b", "bf16", "none", ONE_BILLION), ("llama-3.2-1b", "fp32", "4bit", ONE_BILLION),
-    ("llama-3.2-3b", "bf16", "none", THREE_BILLION), ("llama-3.2-3b", "fp32", "4bit", THREE_BILLION[:2]),
+    ("llama-3.2-3b", "bf16", "none", THREE_BILLION), ("llama-3.2-3b", "fp32", "4bit", THREE_BILLION),
 ]  # fmt: skip
 QUICK = [
     ("demo", "fp32", "none", DEMO[:3] + DEMO[7:10]), ("demo", "bf16", "none", DEMO[1:2]),
@@ -72,7 +72,7 @@ def steps(quick: bool) -> list[Configuration]:
 def runs() -> list[Configuration]:
     """Whole runs after preflight: two hundred steps each."""
     shapes: list[tuple[int, int | None, float | None, int]] = [
-        (128, 256, 0, 16), (256, 512, 0, 32), (256, 512, 1, 16), (384, None, None, 64), (512, 512, 0.5, 32),
+        (128, 256, 0, 16), (256, 512, 0, 32), (128, 256, 1, 16), (192, None, None, 64), (256, 256, 0.5, 32),
     ]  # fmt: skip
     return [
         Configuration("demo", "fp32", "none", longest, budget, recompute, rank, "auto", "run", 200)

@@ -22,7 +22,7 @@ def blocks(weights_OI: Sequence[Tensor], dtype: torch.dtype, whole: bool = True)
     """The rows of `weights_OI` end to end in `dtype`, some at a time: where they lie, and the weight there.
 
     A block is valid until the next one is asked for. Weights that are in `dtype` already come `whole`, if that is right;
-    4-bit ones are unpacked one by one.
+    4-bit ones are unpacked one by one, each freed before the next if the caller lets go of it too.
     """
     begin = 0
     for weight in weights_OI:
@@ -34,6 +34,7 @@ def blocks(weights_OI: Sequence[Tensor], dtype: torch.dtype, whole: bool = True)
         for part in weight.split(step):
             yield slice(begin, begin + len(part)), part if ready else scratch[: len(part)].copy_(part)
             begin += len(part)
+        del weight, scratch, part  # what was unpacked goes before the next one comes
 
 
 def is_4bit(weight: Tensor) -> bool:
@@ -61,6 +62,7 @@ def product(x_TI: Tensor, weights_OI: Sequence[Tensor], added: Tensor | None = N
             torch.mm(x_TI, weight.t(), out=y_TO[:, rows])
         else:
             torch.addmm(added[..., rows], x_TI, weight.t(), out=y_TO[:, rows])
+        del weight
     return y_TO
 
 
@@ -70,6 +72,7 @@ def transposed_product(grad_TO: Tensor, weights_OI: Sequence[Tensor]) -> Tensor:
     for rows, weight in blocks(weights_OI, grad_TO.dtype):
         part = grad_TO[:, rows]
         grad_TI = part @ weight if grad_TI is None else grad_TI.addmm_(part, weight)
+        del weight
     assert grad_TI is not None
     return grad_TI
 
