@@ -36,16 +36,20 @@ def _memory_row(row: Row) -> str:
 
 def speed_table(rows: list[Row]) -> str:
     head = (
-        "| model | numbers | budget | recompute | measured tokens/s | error in products |\n|---|---|---|---|---|---|\n"
+        "| model | numbers | budget | recompute | allocator | predicted | took | by the clock | in products |\n"
+        "|---|---|---|---|---|---|---|---|---|\n"
     )
     return head + "\n".join(_speed_row(row) for row in rows if speed_error(row) is not None)
 
 
 def _speed_row(row: Row) -> str:
     numbers = row["precision"] if row["quantization"] == "none" else row["quantization"]
-    seconds = row["step_seconds"][1:]
-    rate = row["tokens_per_step"] * len(seconds) / sum(seconds)
-    cells = [row["model"], numbers, row["token_budget"], _share(row), f"{rate:.1f}", f"{speed_error(row):+.1%}"]
+    predicted, seconds = row["predicted_step_seconds"], row["step_seconds"][1:]
+    took = sum(seconds) / len(seconds)
+    cells = [
+        row["model"], numbers, row["token_budget"], _share(row), row["allocator"], f"{predicted:.1f} s", f"{took:.1f} s",
+        f"{predicted / took - 1:+.0%}", f"{speed_error(row):+.0%}",
+    ]  # fmt: skip
     return f"| {' | '.join(map(str, cells))} |"
 
 
