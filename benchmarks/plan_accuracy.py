@@ -1,6 +1,6 @@
 """Does the plan say what comes? Predicted against measured memory and time, each configuration trained in a process of its own.
 
-    python benchmarks/plan_accuracy.py [--quick] [--json FILE]    memory without preflight: 43 configurations, 12 with --quick
+    python benchmarks/plan_accuracy.py [--quick] [--json FILE]    memory without preflight: 42 configurations, 12 with --quick
     python benchmarks/plan_accuracy.py --runs                     five whole runs after preflight: time and memory
     python benchmarks/plan_accuracy.py --limits                   the planner under limits of 3 to 12 GiB (RLIMIT_DATA)
     python benchmarks/plan_accuracy.py --published                what others measured beside what the plan says
