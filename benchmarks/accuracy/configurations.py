@@ -72,7 +72,7 @@ def steps(quick: bool) -> list[Configuration]:
 def runs() -> list[Configuration]:
     """Whole runs after preflight: two hundred steps each."""
     shapes: list[tuple[int, int | None, float | None, int]] = [
-        (128, 256, 0, 16), (256, 512, 0, 32), (128, 256, 1, 16), (192, None, None, 64), (256, 256, 0.5, 32),
+        (128, 256, 0, 16), (192, 192, 0, 32), (128, 128, 1, 16), (96, None, None, 64), (128, 128, 0.5, 32),
     ]  # fmt: skip
     return [
         Configuration("demo", "fp32", "none", longest, budget, recompute, rank, "auto", "run", 200)
