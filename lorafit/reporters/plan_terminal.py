@@ -66,8 +66,11 @@ def _show_time(look: Outlook, console: Console) -> None:
         rate=expected.tokens_per_second,
         source=source_text(expected.source),
     )
-    console.print(Text(line, "bold"), soft_wrap=True)
-    console.print(_("Begun now it would be done {when}.").format(when=clock_text(expected.total)), soft_wrap=True)
+    console.print(Text(line, "bold"), soft_wrap=not console.is_interactive)
+    console.print(
+        _("Begun now it would be done {when}.").format(when=clock_text(expected.total)),
+        soft_wrap=not console.is_interactive,
+    )
 
 
 def clock_text(seconds: float) -> str:
