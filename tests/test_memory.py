@@ -7,6 +7,7 @@ from shapes import llama_1b
 
 from lorafit.plan import memory
 from lorafit.plan.memory import Layout
+from lorafit.plan.path import FAST
 
 
 def layout(**changes: object) -> Layout:
@@ -77,6 +78,14 @@ def test_each_recomputed_layer_saves_memory() -> None:
     sizes = [memory.peak_bytes(llama_1b(), layout(recompute=layers)) for layers in range(17)]
     assert sizes == sorted(sizes, reverse=True)
     assert len(set(sizes)) == 17
+
+
+def test_on_the_own_decoder_each_but_the_last_one_does() -> None:
+    sizes = [
+        memory.peak_bytes(llama_1b(), layout(recompute=layers, path=FAST, target_share=0.7)) for layers in range(17)
+    ]
+    assert sizes[:16] == sorted(sizes[:16], reverse=True)
+    assert sizes[16] > sizes[15]
 
 
 def test_attention_weights_are_kept_on_mps_alone_and_grow_with_the_longest_sample() -> None:

@@ -214,8 +214,8 @@ def test_a_sample_beyond_the_ladder_is_its_own_budget() -> None:
 
 def test_less_memory_means_slower_plans_then_a_refusal_and_never_more_than_may_be_used() -> None:
     chosen = []
-    for tenths in range(160, 50, -1):
-        machine = replace(CPU, available_bytes=tenths * GIB // 10)
+    for hundredths in range(1600, 500, -3):
+        machine = replace(CPU, available_bytes=hundredths * GIB // 100)
         try:
             found = consider(TrainConfig(precision="fp32", quantization="none"), machine, llama_1b(), facts())
         except DoesNotFit:
@@ -225,7 +225,7 @@ def test_less_memory_means_slower_plans_then_a_refusal_and_never_more_than_may_b
     times = [candidate.seconds for candidate in chosen]
     assert all(later >= earlier / (1 + WORTH) for earlier, later in itertools.pairwise(times))
     assert (chosen[0].token_budget, chosen[0].layout.recompute) == (1024, 0)
-    assert chosen[-1].layout.recompute >= 14  # of 16
+    assert chosen[-1].layout.recompute >= 15
     assert len({candidate.layout.recompute for candidate in chosen}) > 5
 
 

@@ -10,7 +10,7 @@ from lorafit.hashing import permutation
 from lorafit.plan.speed import Share
 
 LOOKED_AT = 24  # steps
-MOST_VALID = 400  # rows that are split into micro-batches to tell an evaluation's time
+VALID_LOOKED_AT = 400  # rows that are split into micro-batches to tell an evaluation's time
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def as_shares(data: DataFacts, token_budget: int) -> tuple[list[Share], float]:
     lengths = data.valid_lengths
     if not len(lengths):
         return [], 0.0
-    some = lengths[:MOST_VALID]
+    some = lengths[:VALID_LOOKED_AT]
     return _shares(some, data, Split(0, token_budget, len(some))), float(lengths.sum() / some.sum())
 
 

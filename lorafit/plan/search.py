@@ -12,6 +12,7 @@ from lorafit.hardware import Machine
 from lorafit.modelspec import ModelSpec
 from lorafit.plan.facts import DataFacts, Split, steps_as_shares
 from lorafit.plan.memory import Layout, peak_bytes
+from lorafit.plan.path import FAST
 from lorafit.plan.rates import rates
 from lorafit.plan.room import usable_bytes
 from lorafit.plan.speed import Share, step_seconds
@@ -94,7 +95,7 @@ def best(found: list[Candidate]) -> Candidate:
 def anything_fits(question: Question) -> bool:
     """Whether any of the candidates would fit; how fast they are is not asked for."""
     layers, asked = question.spec.layers, question.config.recompute
-    ways = (0, layers) if asked is None else (min(asked, layers),)
+    ways = (0, _most_recomputed(question)) if asked is None else (min(asked, layers),)
     return any(
         _peak(question, replace(layout, recompute=recompute)) <= question.room
         for budget in budgets(question)
@@ -147,7 +148,7 @@ def _leanest_needed(question: Question, layout: Layout, budget: int, steps: list
     layers, asked = question.spec.layers, question.config.recompute
     if asked is not None:
         return judged(question, replace(layout, recompute=min(asked, layers)), budget, steps)
-    low, high = 0, layers  # each recomputed layer saves memory: halve until the first that fits
+    low, high = 0, _most_recomputed(question)  # each recomputed layer saves memory: halve until the first that fits
     while low < high:
         middle = (low + high) // 2
         if _peak(question, replace(layout, recompute=middle)) <= question.room:
@@ -155,6 +156,12 @@ def _leanest_needed(question: Question, layout: Layout, budget: int, steps: list
         else:
             low = middle + 1
     return judged(question, replace(layout, recompute=low), budget, steps)
+
+
+def _most_recomputed(question: Question) -> int:
+    """Layers that save memory by recomputing. On the own decoder not the last one: it goes backward first, and keeps less
+    than it would make again."""
+    return question.spec.layers - (question.base.path == FAST)
 
 
 def judged(

@@ -27,14 +27,16 @@ SELF_TESTS = ("matmul", "causal attention in training", "causal attention in ans
 
 def difference(found: Tensor, wanted: Tensor) -> float:
     """Distance by norm, relative to `wanted`."""
-    found, wanted = found.detach().float().cpu(), wanted.detach().float().cpu()
-    return float((found - wanted).norm() / wanted.norm().clamp_min(1e-30))
+    return difference_of_all([found], [wanted])
 
 
 def difference_of_all(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
     """difference() of all tensors end to end, one after the other: gradients of an adapter are large."""
-    off = [float((a.detach().float() - b.detach().float()).norm()) for a, b in zip(found, wanted, strict=True)]
-    whole = [float(tensor.detach().float().norm()) for tensor in wanted]
+    off, whole = [], []
+    for one, other in zip(found, wanted, strict=True):
+        one, other = one.detach().float().cpu(), other.detach().float().cpu()
+        off.append(float((one - other).norm()))
+        whole.append(float(other.norm()))
     return math.hypot(*off) / max(math.hypot(*whole), 1e-30)
 
 
