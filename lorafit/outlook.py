@@ -56,9 +56,7 @@ class Outlook:
 def look_ahead(config: TrainConfig, machine_name: str | None, say: Say = silent) -> Outlook:
     """The plan for `config` on the machine called `machine_name` (None: this one). Raises LorafitErrors."""
     machine = described(machine_name) if machine_name else hardware.detect()
-    known = calibrate.known(machine)
-    if known.core_gflops is None:  # a training looks anew
-        known = calibrate.known(machine, measure=calibrate.product_gflops)
+    known = calibrate.known(machine, measure=calibrate.product_gflops)
     machine = calibrate.recalled(machine, known)
     check_processes(config, machine, config.processes or 1)
     spec, notes = find_spec(config)
