@@ -100,3 +100,4 @@ def test_the_peak_is_the_sum_of_its_terms_and_unpacking_counts_only_when_quantis
     assert memory.peak_bytes(spec, layout()) == sum(memory.terms(spec, layout()).values())
     assert memory.terms(spec, layout())["unpacking"] == 0
     assert memory.terms(spec, layout(quantization="4bit"))["unpacking"] == 2048 * 8192 * 4
+    assert memory.terms(spec, layout(quantization="4bit", path=FAST))["unpacking"] < 2048 * 8192 * 4

@@ -9,6 +9,7 @@ import tiny
 import torch
 
 from lorafit.data.steps import batch, step_samples
+from lorafit.engines.torch import stored
 
 
 @pytest.mark.parametrize(("quantization", "tolerance"), [("4bit", 1e-5), ("8bit", 0.03)])
@@ -36,6 +37,22 @@ def test_gradients_through_a_quantised_base_equal_those_through_its_dequantised_
     grads = tiny.gradients(engine, 1, data.micro_batches, data.num_targets)
     wanted = tiny.gradients(exact, 1, data.micro_batches, data.num_targets)
     assert tiny.worst(grads, wanted) < tolerance
+
+
+@pytest.mark.parametrize("nested", [True, False])
+@pytest.mark.parametrize("shape", [(50, 96), (7, 64), (33, 40), (300, 10), (3, 2048)])
+def test_rows_of_a_packed_weight_are_unpacked_some_at_a_time(
+    shape: tuple[int, int], nested: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    numbers = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    weight = bitsandbytes.nn.Params4bit(numbers, compress_statistics=nested, quant_type="nf4").to("cpu")
+    monkeypatch.setattr(stored, "PACKED_BLOCK", 1 << 10)
+    found = [(rows, part.clone()) for rows, part in stored.blocks([weight, weight], torch.float32)]
+    whole = bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state)
+    assert torch.equal(torch.cat([part for _rows, part in found]), torch.cat([whole, whole]))
+    assert [rows.start for rows, _part in found][1:] == [rows.stop for rows, _part in found][:-1]
+    assert len(found) > 2 or shape == (7, 64)
 
 
 def test_an_8_bit_layer_keeps_no_inputs_which_would_make_recomputing_save_nothing(models: Path) -> None:

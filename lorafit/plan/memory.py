@@ -27,11 +27,11 @@ SLACK = {
     "default": {FAST: (40 * MIB, 0.14, 0.09), GENERIC: (40 * MIB, 0.35, 0.5)},
     "fast": {FAST: (40 * MIB, 0.14, 0.09), GENERIC: (40 * MIB, 0.32, 0.27)},
 }
-UNPACKED_SLACK = 4.5  # times the largest weight that 4 bits are unpacked to, besides, unless lean
+SLACK_4BIT = {"lean": (0, 0.0), "default": (200 * MIB, 1.0), "fast": (0, 1.5)}  # besides: bytes, and largest linears in b
 SLACK_8BIT = (40 * MIB, 0.44, 0.48)  # not lean: generic too, and every product unpacks its weights
 GENERIC_WORK = 1.8  # of what a layer keeps, at work: measured with and without recompute (Llama-3.2-1B, 512 tokens)
 LOGITS_BLOCK = 1 << 20  # numbers of the head that are multiplied at once (engines/torch/stored.py)
-SCRATCH_BYTES = 4 * MIB  # in which weights stored in 16 bits are unpacked, block by block (engines/torch/stored.py)
+SCRATCH_BYTES = {"none": 4 * MIB, "4bit": 8 * MIB}  # in which weights are unpacked block by block (engines/torch/stored.py)
 
 
 @dataclass(frozen=True)
@@ -215,11 +215,13 @@ def loss_bytes(spec: ModelSpec, layout: Layout) -> int:
 
 
 def dequantized_bytes(spec: ModelSpec, layout: Layout) -> int:
-    """The largest quantised linear, unpacked while it multiplies, or a block of one stored in 16 bits; MLX needs neither."""
-    if layout.engine == "mlx":
+    """The largest quantised linear, unpacked while it multiplies; blocks of one on the fast path, and of one stored in
+    16 bits; MLX needs neither."""
+    stored = layout.quantization != "none" or layout.precision != "fp32"
+    if layout.engine == "mlx" or not stored:
         return 0
-    if layout.quantization == "none":
-        return SCRATCH_BYTES if layout.device == "cpu" and layout.precision != "fp32" else 0
+    if layout.quantization == "none" or layout.path == FAST:
+        return SCRATCH_BYTES[layout.quantization] if layout.device == "cpu" else 0
     return spec.largest_linear * layout.size
 
 
@@ -235,8 +237,9 @@ def slack_bytes(spec: ModelSpec, layout: Layout, kept: int, work: int) -> int:
     always, share, lost = SLACK[layout.allocator][layout.path]
     if layout.quantization == "8bit" and layout.allocator != "lean":
         always, share, lost = SLACK_8BIT
-    if layout.quantization == "4bit" and layout.allocator != "lean":
-        always += int(UNPACKED_SLACK * dequantized_bytes(spec, layout))
+    if layout.quantization == "4bit":
+        flat, times = SLACK_4BIT[layout.allocator]
+        always += flat + int(times * spec.largest_linear * layout.size)
     given_up = activation_bytes(spec, replace(layout, recompute=0)) - kept if layout.recompute else 0
     return always + int(share * kept + lost * given_up)
 

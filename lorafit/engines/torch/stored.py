@@ -7,6 +7,7 @@ Letters: T tokens, I inputs, O outputs.
 """
 
 import importlib
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,25 +17,28 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 BLOCK = 1 << 20  # numbers of a weight at once: 4 MB in float32, which a core's cache nearly holds
+PACKED_BLOCK = 1 << 21  # of a 4-bit one: room for each is taken anew
 
 
 def blocks(weights_OI: Sequence[Tensor], dtype: torch.dtype, whole: bool = True) -> Iterator[tuple[slice, Tensor]]:
     """The rows of `weights_OI` end to end in `dtype`, some at a time: where they lie, and the weight there.
 
-    A block is valid until the next one is asked for. Weights that are in `dtype` already come `whole`, if that is right;
-    4-bit ones are unpacked one by one, each freed before the next if the caller lets go of it too.
+    A block is valid until the next one is asked for. Weights that are in `dtype` already come `whole`, if that is right.
     """
     begin = 0
     for weight in weights_OI:
-        if is_4bit(weight):
-            weight = _unpacked(weight, dtype)
-        ready = weight.dtype == dtype
-        step = len(weight) if ready and whole else max(1, BLOCK // weight.shape[1])
-        scratch = weight if ready else weight.new_empty(min(step, len(weight)), weight.shape[1], dtype=dtype)
-        for part in weight.split(step):
-            yield slice(begin, begin + len(part)), part if ready else scratch[: len(part)].copy_(part)
+        for part in _unpacked(weight, dtype) if is_4bit(weight) else _parts(weight, dtype, whole):
+            yield slice(begin, begin + len(part)), part
             begin += len(part)
-        del weight, scratch, part  # what was unpacked goes before the next one comes
+            del part  # what was unpacked goes before more of it comes
+
+
+def _parts(weight: Tensor, dtype: torch.dtype, whole: bool) -> Iterator[Tensor]:
+    ready = weight.dtype == dtype
+    step = len(weight) if ready and whole else max(1, BLOCK // weight.shape[1])
+    scratch = weight if ready else weight.new_empty(min(step, len(weight)), weight.shape[1], dtype=dtype)
+    for part in weight.split(step):
+        yield part if ready else scratch[: len(part)].copy_(part)
 
 
 def is_4bit(weight: Tensor) -> bool:
@@ -47,10 +51,21 @@ def rows_of(weight: Tensor) -> int:
     return int(weight.quant_state.shape[0]) if is_4bit(weight) else len(weight)  # type: ignore[attr-defined]
 
 
-def _unpacked(weight: Tensor, dtype: torch.dtype) -> Tensor:
+def _unpacked(weight: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
+    """The rows of a packed weight, as many at a time as end with one of its scales."""
     functional: Any = importlib.import_module("bitsandbytes").functional  # is loaded, where such a weight exists
-    found: Tensor = functional.dequantize_4bit(weight.data, weight.quant_state)  # type: ignore[attr-defined]
-    return found.to(dtype)
+    state: Any = weight.quant_state  # type: ignore[attr-defined]
+    scales = functional.dequantize_blockwise(state.absmax, state.state2) + state.offset if state.nested else state.absmax
+    (outputs, inputs), size = state.shape, state.blocksize
+    unit = size // math.gcd(inputs, size)
+    step, packed = max(unit, PACKED_BLOCK // inputs // unit * unit), weight.data.view(torch.uint8).view(-1, 1)
+    for row in range(0, outputs, step):
+        shape = (min(step, outputs - row), inputs)
+        begin, end = row * inputs, (row + shape[0]) * inputs
+        part = functional.QuantState(
+            scales[begin // size : -(-end // size)], shape, blocksize=size, quant_type=state.quant_type, dtype=state.dtype
+        )
+        yield functional.dequantize_4bit(packed[begin // 2 : -(-end // 2)], part).to(dtype)
 
 
 def product(x_TI: Tensor, weights_OI: Sequence[Tensor], added: Tensor | None = None) -> Tensor:
