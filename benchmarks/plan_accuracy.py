@@ -6,9 +6,8 @@
     python benchmarks/plan_accuracy.py --published                what others measured beside what the plan says
     python benchmarks/plan_accuracy.py --constants                what would fit the constants of plan/memory.py
 
-The peak is the process's VmHWM, reset by /proc/self/clear_refs. What is finished is kept in benchmarks/results/, and a
-broken-off run goes on from there; `--again` measures anew. The tables of docs/memory-model.md and docs/speed-model.md are
-written by it.
+The peak is the process's VmHWM, reset by /proc/self/clear_refs. What is finished is kept in benchmarks/results/; `--resume`
+goes on from there where it was broken off. The tables of docs/memory-model.md and docs/speed-model.md are written by it.
 """
 
 import argparse
@@ -41,7 +40,7 @@ def read_flags() -> argparse.Namespace:
     parser.add_argument(
         "--constants", action="store_true", help="print the constants that fit one half, measure nothing"
     )
-    parser.add_argument("--again", action="store_true", help="measure anew what is finished already")
+    parser.add_argument("--resume", action="store_true", help="measure only what is not in the results yet")
     parser.add_argument("--only", help="models whose name holds this")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -63,7 +62,7 @@ def main() -> int:
     )
     wanted = [one for one in wanted if not flags.only or flags.only in one.model]
     if not flags.constants:
-        measure(wanted, flags.results, flags.again)
+        measure(wanted, flags.results, flags.resume)
     rows = [row for one in wanted if (row := read(flags.results).get(one.key))]
     done = [row for row in rows if "peak_bytes" in row]
     if flags.constants:
@@ -74,10 +73,10 @@ def main() -> int:
     return conclude(found, flags.json)
 
 
-def measure(wanted: list[Configuration], results: Path, again: bool) -> None:
-    """Measure what is not finished, one after the other."""
+def measure(wanted: list[Configuration], results: Path, resume: bool) -> None:
+    """Measure one after the other, with `resume` what is not finished."""
     results.parent.mkdir(parents=True, exist_ok=True)
-    finished = {} if again else read(results)
+    finished = read(results) if resume else {}
     for number, one in enumerate(wanted, 1):
         if one.key in finished:
             continue

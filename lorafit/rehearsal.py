@@ -124,7 +124,8 @@ def _passes(engine: Engine, samples: Samples, expected: Expectation) -> tuple[fl
         peak = probe.peak_bytes
         if place or few:  # the first of several warms up
             found += probe.seconds
-            predicted += micro_batch_seconds(spec, layout, rate, _share(micro, engine.facts.shares))
+            own = as_computed(micro, engine.facts.shares)
+            predicted += sum(micro_batch_seconds(spec, layout, rate, share) for share in own)
     return found, predicted, peak
 
 
@@ -139,13 +140,14 @@ def _micro_batches(samples: Samples, plan: Plan, shares: bool) -> tuple[MicroBat
     return found[-1], found[len(found) // 2], len(found) / len(steps) * plan.steps < FEW
 
 
-def _share(micro: MicroBatch, shares: bool) -> Share:
-    """Its rows as the engine computes them: what its samples begin with alike once, where the engine `shares` that."""
+def as_computed(micro: MicroBatch, shares: bool) -> list[Share]:
+    """Its rows as the engine computes them: what its samples begin with alike once, before them, where it `shares` that."""
     lengths, begun = np.diff(micro.segments).astype(np.int64), micro.beginnings()
-    once = [(len(ids), begun.count(ids.tobytes()) - 1) for ids in (begun_alike([micro]) if shares else [])]
-    tokens = micro.num_tokens - sum(length * again for length, again in once)
-    squares = int((lengths**2).sum()) - sum(length**2 * again for length, again in once)
-    return Share(tokens, micro.num_targets, squares)
+    once = [(len(ids), begun.count(ids.tobytes())) for ids in (begun_alike([micro]) if shares else [])]
+    tokens = micro.num_tokens - sum(length * times for length, times in once)
+    squares = int((lengths**2).sum()) - sum(length**2 * times for length, times in once)
+    own, held = Share(tokens, micro.num_targets, squares), sum(length for length, _times in once)
+    return [own, Share(held, 0, sum(length**2 for length, _times in once))] if held else [own]
 
 
 def _smaller(plan: Plan, expected: Expectation) -> Plan:

@@ -13,15 +13,16 @@ from test_planner import CPU
 from tiny import make_samples
 
 from lorafit.config import TrainConfig
-from lorafit.data.batch import MicroBatch
+from lorafit.data.batch import MicroBatch, Sample, pack
 from lorafit.engines.base import Probe, Setup
 from lorafit.engines.fake import FakeEngine
 from lorafit.events import Event, Finished, Rehearsed, Shrunk, StepDone, Warned
 from lorafit.plan import calibrate
 from lorafit.plan.calibrate import Known
+from lorafit.plan.facts import Split, steps_as_shares
 from lorafit.plan.plan import Plan
 from lorafit.plan.planner import DataFacts, consider
-from lorafit.rehearsal import Expectation, compared, rehearse
+from lorafit.rehearsal import Expectation, as_computed, compared, rehearse
 from lorafit.units import GIB
 from lorafit.worker import work
 
@@ -56,6 +57,21 @@ def expectation(gib: float, **settings: object) -> Expectation:
     machine = replace(CPU, available_bytes=int(gib * GIB))
     planned = consider(config, machine, llama_1b(), DataFacts(lengths, lengths[:4], ""))
     return Expectation(planned, Known(), planned.plan)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_probe_is_counted_as_its_step_is_planned(together: bool) -> None:
+    lengths, begun = np.array([20, 30, 45]), 10
+    rng = np.random.default_rng(0)
+    samples = [
+        Sample(np.r_[np.arange(begun), rng.integers(50, 99, n - begun)].astype(np.int32), np.arange(n) >= n // 2)
+        for n in lengths
+    ]
+    micro = pack(samples, range(3), range(3), [begun] * 3)
+    data = DataFacts(lengths, lengths[:0], "", micro.num_targets / micro.num_tokens, "", begun, begun)
+    (planned,) = steps_as_shares(data if together else data.alone, Split(3, 4096, 4096), seed=0)
+    order = sorted(as_computed(micro, together), key=lambda share: share.tokens)
+    assert order == sorted(planned, key=lambda share: share.tokens)
 
 
 def all_of(events: Generator[Event, None, Result]) -> tuple[list[Event], Result]:

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import resource
+import statistics
 import sys
 import tempfile
 import time
@@ -47,6 +48,7 @@ WORDS = [
     "days",
     "pay",
 ]
+RULER_ROUNDS = 12
 WORD_TOKENS = 3.5  # of a word, by the demo model's tokenizer
 
 
@@ -85,7 +87,7 @@ def measured(wanted: Configuration, folder: Path) -> dict[str, Any]:
             if isinstance(event, StepDone):
                 steps.append((event.seconds, product_gflops()))
             if isinstance(event, Rehearsed):
-                facts |= {"predicted_seconds": event.expected_seconds, "rehearsed_gflops": product_gflops()}
+                facts |= {"predicted_seconds": event.expected_seconds, "rehearsed_gflops": products_gflops()}
                 began = time.perf_counter()
             elif isinstance(event, Finished):
                 facts["whole_seconds"] = came - began - beside
@@ -107,6 +109,11 @@ def measured(wanted: Configuration, folder: Path) -> dict[str, Any]:
         "path": next((choice.value for choice in plan.choices if choice.setting == "path"), ""),
         "tokens_per_step": plan.predicted_tokens_per_second * plan.predicted_step_seconds,
     }  # fmt: skip
+
+
+def products_gflops() -> float:
+    """A product's rate over half a second: a single one is a short sample beside a whole run's."""
+    return statistics.fmean(product_gflops() for _round in range(RULER_ROUNDS))
 
 
 def settings(wanted: Configuration, model: str, folder: Path) -> TrainConfig:

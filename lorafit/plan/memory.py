@@ -27,11 +27,18 @@ SLACK = {
     "default": {FAST: (40 * MIB, 0.14, 0.09), GENERIC: (40 * MIB, 0.35, 0.5)},
     "fast": {FAST: (40 * MIB, 0.14, 0.09), GENERIC: (40 * MIB, 0.32, 0.27)},
 }
-SLACK_4BIT = {"lean": (0, 0.0), "default": (200 * MIB, 1.0), "fast": (0, 1.5)}  # besides: bytes, and largest linears in b
+SLACK_4BIT = {
+    "lean": (0, 0.0),
+    "default": (200 * MIB, 1.0),
+    "fast": (0, 1.5),
+}  # besides: bytes, and largest linears in b
 SLACK_8BIT = (40 * MIB, 0.44, 0.48)  # not lean: generic too, and every product unpacks its weights
 GENERIC_WORK = 1.8  # of what a layer keeps, at work: measured with and without recompute (Llama-3.2-1B, 512 tokens)
 LOGITS_BLOCK = 1 << 20  # numbers of the head that are multiplied at once (engines/torch/stored.py)
-SCRATCH_BYTES = {"none": 4 * MIB, "4bit": 8 * MIB}  # in which weights are unpacked block by block (engines/torch/stored.py)
+SCRATCH_BYTES = {
+    "none": 4 * MIB,
+    "4bit": 8 * MIB,
+}  # in which weights are unpacked block by block (engines/torch/stored.py)
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,9 @@ def _unpacked(weight: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
     """The rows of a packed weight, as many at a time as end with one of its scales."""
     functional: Any = importlib.import_module("bitsandbytes").functional  # is loaded, where such a weight exists
     state: Any = weight.quant_state  # type: ignore[attr-defined]
-    scales = functional.dequantize_blockwise(state.absmax, state.state2) + state.offset if state.nested else state.absmax
+    scales = (
+        functional.dequantize_blockwise(state.absmax, state.state2) + state.offset if state.nested else state.absmax
+    )
     (outputs, inputs), size = state.shape, state.blocksize
     unit = size // math.gcd(inputs, size)
     step, packed = max(unit, PACKED_BLOCK // inputs // unit * unit), weight.data.view(torch.uint8).view(-1, 1)
@@ -63,7 +65,11 @@ def _unpacked(weight: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
         shape = (min(step, outputs - row), inputs)
         begin, end = row * inputs, (row + shape[0]) * inputs
         part = functional.QuantState(
-            scales[begin // size : -(-end // size)], shape, blocksize=size, quant_type=state.quant_type, dtype=state.dtype
+            scales[begin // size : -(-end // size)],
+            shape,
+            blocksize=size,
+            quant_type=state.quant_type,
+            dtype=state.dtype,
         )
         yield functional.dequantize_4bit(packed[begin // 2 : -(-end // 2)], part).to(dtype)
 
