@@ -27,6 +27,11 @@ from lorafit.plan.speed import Share, micro_batch_seconds
 
 LOOKED_AT = 6  # steps whose micro-batches are looked through for the longest and the median one
 FEW = 60  # micro-batches in a run, below which one pass is all that is spent
+FEWEST_PASSES, MOST_PASSES = 3, 17  # else, the first of which warms up
+PASSES_SHARE, ENOUGH_SECONDS = (
+    0.05,
+    8.0,
+)  # of a run's micro-batches, or of measuring, after which there is no more of it
 SLOWER = 1.3  # over the plan, after which it is said
 SETTLED = 20  # steps
 
@@ -114,30 +119,33 @@ def note_ceiling(expected: Expectation, token_budget: int | None) -> None:
 
 def _passes(engine: Engine, samples: Samples, expected: Expectation) -> tuple[float, float, int | None]:
     """Seconds that were measured and predicted for the same micro-batches, and the peak in bytes after them."""
-    longest, median, few = _micro_batches(samples, expected.plan, engine.facts.shares)
+    longest, median, count = _micro_batches(samples, expected.plan, engine.facts.shares)
     spec, layout = expected.planned.question.spec, expected.layout
     rate = rates(expected.planned.question.machine, layout, expected.known.core_gflops)
-    order = [longest] if few else [median, longest, median]
+    most = min(max(FEWEST_PASSES, int(PASSES_SHARE * count)), MOST_PASSES)
+    order = [longest] if count < FEW else [median, *([longest, median] * (most // 2))]
     found, predicted, peak = 0.0, 0.0, None
     for place, micro in enumerate(order):
         probe = engine.probe(micro)
         peak = probe.peak_bytes
-        if place or few:  # the first of several warms up
+        if place or count < FEW:  # the first of several warms up
             found += probe.seconds
             own = as_computed(micro, engine.facts.shares)
             predicted += sum(micro_batch_seconds(spec, layout, rate, share) for share in own)
+        if place >= FEWEST_PASSES - 1 and found > ENOUGH_SECONDS:
+            break
     return found, predicted, peak
 
 
-def _micro_batches(samples: Samples, plan: Plan, shares: bool) -> tuple[MicroBatch, MicroBatch, bool]:
-    """The longest and the median micro-batch of the first steps, and whether the run has only a few."""
+def _micro_batches(samples: Samples, plan: Plan, shares: bool) -> tuple[MicroBatch, MicroBatch, float]:
+    """The longest and the median micro-batch of the first steps, and about how many the run has."""
     steps = range(1, min(plan.steps, LOOKED_AT) + 1)
     budget, most = plan.token_budget, plan.max_micro_batch
     split = [batch(samples, step_samples(plan, step), budget, most, shares=shares) for step in steps]
     found: Sequence[MicroBatch] = sorted(
         (micro for step in split for micro in step.micro_batches), key=lambda micro: micro.num_tokens
     )
-    return found[-1], found[len(found) // 2], len(found) / len(steps) * plan.steps < FEW
+    return found[-1], found[len(found) // 2], len(found) / len(steps) * plan.steps
 
 
 def as_computed(micro: MicroBatch, shares: bool) -> list[Share]:

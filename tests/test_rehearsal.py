@@ -99,11 +99,11 @@ def test_a_run_learns_the_same_with_and_without_it(tmp_path: Path, demo_folder: 
     assert adapter("with", False) == adapter("without", True)
 
 
-def test_three_micro_batches_at_most_are_computed_and_one_in_a_short_run() -> None:
-    for steps, most in ((400, 3), (4, 1)):
-        engine = Measured(1.0, None)
+def test_more_micro_batches_are_computed_where_they_are_short_and_one_in_a_short_run() -> None:
+    for steps, seconds, passes in ((400, 10.0, 3), (400, 1.0, 10), (30, 0.01, 5), (9999, 0.01, 17), (4, 1.0, 1)):
+        engine = Measured(seconds, None)
         all_of(rehearse(engine, SAMPLES, expectation(24, max_steps=steps)))
-        assert engine.probed == most
+        assert engine.probed == passes
 
 
 def test_the_time_that_is_told_is_the_measured_one() -> None:
