@@ -21,7 +21,7 @@ from lorafit.errors import LorafitError
 from lorafit.events import Finished, Rehearsed, StepDone
 from lorafit.modelspec import read_spec
 from lorafit.plan import calibrate
-from lorafit.plan.calibrate import product_gflops
+from lorafit.plan.calibrate import SIDE, product_gflops
 from lorafit.plan.plan import Plan
 from lorafit.units import GIB
 from lorafit.worker import work
@@ -48,7 +48,7 @@ WORDS = [
     "days",
     "pay",
 ]
-RULER_ROUNDS = 12
+RULER_ROUNDS = 12  # a single product is a short sample beside a whole run's
 WORD_TOKENS = 3.5  # of a word, by the demo model's tokenizer
 
 
@@ -81,13 +81,17 @@ def measured(wanted: Configuration, folder: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {**wanted.facts(), "began": time.time()}
     steps: list[tuple[float, float]] = []  # seconds, and GFLOP/s of a product timed beside
     began = beside = 0.0
+    ruler = torch_gflops if wanted.kind == "run" else product_gflops  # as the plan's own, where that is compared
     try:
         for event in work(config):
             came = time.perf_counter()
             if isinstance(event, StepDone):
-                steps.append((event.seconds, product_gflops()))
+                steps.append((event.seconds, ruler()))
             if isinstance(event, Rehearsed):
-                facts |= {"predicted_seconds": event.expected_seconds, "rehearsed_gflops": products_gflops()}
+                facts |= {
+                    "predicted_seconds": event.expected_seconds,
+                    "rehearsed_gflops": statistics.fmean(ruler() for _round in range(RULER_ROUNDS)),
+                }
                 began = time.perf_counter()
             elif isinstance(event, Finished):
                 facts["whole_seconds"] = came - began - beside
@@ -111,9 +115,17 @@ def measured(wanted: Configuration, folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def products_gflops() -> float:
-    """A product's rate over half a second: a single one is a short sample beside a whole run's."""
-    return statistics.fmean(product_gflops() for _round in range(RULER_ROUNDS))
+def torch_gflops() -> float:
+    """As `product_gflops`, by PyTorch's own threads: numpy's wait busily after a product, and slowed the next step by 8%."""
+    import torch  # by now the run has it
+
+    side = torch.ones(SIDE, SIDE)
+    seconds = []
+    for _round in range(6):
+        began = time.perf_counter()
+        side @ side
+        seconds.append(time.perf_counter() - began)
+    return 2 * SIDE**3 / min(seconds) / 1e9
 
 
 def settings(wanted: Configuration, model: str, folder: Path) -> TrainConfig:
