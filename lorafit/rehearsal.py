@@ -28,10 +28,8 @@ from lorafit.plan.speed import Share, micro_batch_seconds
 LOOKED_AT = 6  # steps whose micro-batches are looked through for the longest and the median one
 FEW = 60  # micro-batches in a run, below which one pass is all that is spent
 FEWEST_PASSES, MOST_PASSES = 3, 17  # else, the first of which warms up
-PASSES_SHARE, ENOUGH_SECONDS = (
-    0.05,
-    8.0,
-)  # of a run's micro-batches, or of measuring, after which there is no more of it
+PASSES_SHARE = 0.05  # of a run's micro-batches, at most
+ENOUGH_SECONDS = 8.0  # of measuring, after the fewest passes
 SLOWER = 1.3  # over the plan, after which it is said
 SETTLED = 20  # steps
 
@@ -123,12 +121,13 @@ def _passes(engine: Engine, samples: Samples, expected: Expectation) -> tuple[fl
     spec, layout = expected.planned.question.spec, expected.layout
     rate = rates(expected.planned.question.machine, layout, expected.known.core_gflops)
     most = min(max(FEWEST_PASSES, int(PASSES_SHARE * count)), MOST_PASSES)
-    order = [longest] if count < FEW else [median, *([longest, median] * (most // 2))]
+    few = count < FEW
+    order = [longest] if few else [median, *([longest, median] * (most // 2))]
     found, predicted, peak = 0.0, 0.0, None
     for place, micro in enumerate(order):
         probe = engine.probe(micro)
         peak = probe.peak_bytes
-        if place or count < FEW:  # the first of several warms up
+        if place or few:  # the first of several warms up
             found += probe.seconds
             own = as_computed(micro, engine.facts.shares)
             predicted += sum(micro_batch_seconds(spec, layout, rate, share) for share in own)

@@ -21,7 +21,7 @@ from lorafit.errors import LorafitError
 from lorafit.events import Finished, Rehearsed, StepDone
 from lorafit.modelspec import read_spec
 from lorafit.plan import calibrate
-from lorafit.plan.calibrate import SIDE, product_gflops
+from lorafit.plan.calibrate import SIDE, best_gflops, product_gflops
 from lorafit.plan.plan import Plan
 from lorafit.units import GIB
 from lorafit.worker import work
@@ -116,16 +116,11 @@ def measured(wanted: Configuration, folder: Path) -> dict[str, Any]:
 
 
 def torch_gflops() -> float:
-    """As `product_gflops`, by PyTorch's own threads: numpy's wait busily after a product, and slowed the next step by 8%."""
+    """As `product_gflops`, by PyTorch's own threads: numpy's wait busily after a product, and slow the next step by 4 to 8%."""
     import torch  # by now the run has it
 
     side = torch.ones(SIDE, SIDE)
-    seconds = []
-    for _round in range(6):
-        began = time.perf_counter()
-        side @ side
-        seconds.append(time.perf_counter() - began)
-    return 2 * SIDE**3 / min(seconds) / 1e9
+    return best_gflops(lambda: side @ side)
 
 
 def settings(wanted: Configuration, model: str, folder: Path) -> TrainConfig:

@@ -8,7 +8,7 @@ from lorafit.catalogue.clouds import INSTANCES
 from lorafit.catalogue.find import CHIPS
 from lorafit.messages import _, listed, translate
 from lorafit.plan.table import GUIDE_MODELS, MODELS, Cell, Timed, settings_text
-from lorafit.reporters.columns import show_rows, show_title
+from lorafit.reporters.columns import show_line, show_rows, show_title
 
 PACKED = "*"  # beside a time
 
@@ -78,7 +78,7 @@ def show_tables(cells: list[Cell], times: list[Timed], console: Console) -> None
 
 def _show_notes(notes: list[str], console: Console) -> None:
     for note in notes:
-        console.print(Text(note, "dim"), soft_wrap=not console.is_interactive)
+        show_line(Text(note, "dim"), console)
 
 
 def _timed(timed: Timed) -> list[str | Text]:

@@ -44,6 +44,11 @@ def show_title(title: str, console: Console) -> None:
     console.print(Text(title, "bold"), soft_wrap=True)
 
 
+def show_line(text: Text | str, console: Console) -> None:
+    """Print a sentence: folded within a terminal, a whole line in a file or pipe."""
+    console.print(text, soft_wrap=not console.is_interactive)
+
+
 def show_whole(text: Text, console: Console) -> None:
     """Print what is to be pasted: never broken over lines."""
     console.print(text, soft_wrap=True)

@@ -6,7 +6,7 @@ from rich.text import Text
 from lorafit.data.findings import DataReport, Lengths, Shown
 from lorafit.messages import _
 from lorafit.reporters import data_words as words
-from lorafit.reporters.columns import show_rows
+from lorafit.reporters.columns import show_line, show_rows
 from lorafit.units import count_text
 
 BAR = 40  # characters of the longest bar
@@ -77,7 +77,7 @@ def _sample(sample: Shown, several: bool, console: Console) -> None:
         marked = is_target and console.color_system is None
         text.append(f"⟦{_middle(piece)}⟧" if marked else _middle(piece), TARGET if is_target else "")
     text.rstrip()
-    console.print(text, soft_wrap=not console.is_interactive)
+    show_line(text, console)
 
 
 def _middle(text: str) -> str:

@@ -11,7 +11,7 @@ from lorafit import history
 from lorafit.history import Difference, Record
 from lorafit.messages import _, aside, labelled, listed
 from lorafit.reporters import commands
-from lorafit.reporters.columns import show_rows, show_title, show_whole
+from lorafit.reporters.columns import show_line, show_rows, show_title, show_whole
 from lorafit.reporters.sparkline import sparkline
 from lorafit.reporters.tables import state_text
 from lorafit.units import bytes_text, seconds_text
@@ -23,7 +23,7 @@ def show_record(record: Record, console: Console) -> None:
     """Print everything about one run."""
     show_rows(_facts(record), console)
     for fault in record.faults:
-        console.print(Text(f"⚠  {fault}", "yellow"), soft_wrap=not console.is_interactive)
+        show_line(Text(f"⚠  {fault}", "yellow"), console)
     _show_part(_("Settings that are not the defaults"), _setting_rows(record), console)
     _show_part(_("Plan"), _plan_rows(record), console)
     _show_part(_("Losses"), _loss_rows(record), console)
@@ -52,7 +52,7 @@ def show_difference(one: Record, other: Record, console: Console) -> None:
     for record in (one, other):
         for fault in record.faults:
             text = labelled(record.info.name, fault)
-            console.print(Text(f"⚠  {text}", "yellow"), soft_wrap=not console.is_interactive)
+            show_line(Text(f"⚠  {text}", "yellow"), console)
 
 
 def _show_part(title: str, rows: list[list[str | Text]], console: Console) -> None:

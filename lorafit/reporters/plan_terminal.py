@@ -11,7 +11,7 @@ from lorafit.outlook import Outlook, described_facts
 from lorafit.plan import room
 from lorafit.plan.plan import Choice
 from lorafit.plan.reasons import source_text, term_names
-from lorafit.reporters.columns import show_rows, show_whole
+from lorafit.reporters.columns import show_line, show_rows, show_whole
 from lorafit.units import bytes_text, seconds_text
 
 MARKS = ("✓", "⚠", "✗")
@@ -66,11 +66,8 @@ def _show_time(look: Outlook, console: Console) -> None:
         rate=expected.tokens_per_second,
         source=source_text(expected.source),
     )
-    console.print(Text(line, "bold"), soft_wrap=not console.is_interactive)
-    console.print(
-        _("Begun now it would be done {when}.").format(when=clock_text(expected.total)),
-        soft_wrap=not console.is_interactive,
-    )
+    show_line(Text(line, "bold"), console)
+    show_line(_("Begun now it would be done {when}.").format(when=clock_text(expected.total)), console)
 
 
 def clock_text(seconds: float) -> str:

@@ -23,7 +23,8 @@ PACKED_BLOCK = 1 << 21  # of a 4-bit one: room for each is taken anew
 def blocks(weights_OI: Sequence[Tensor], dtype: torch.dtype, whole: bool = True) -> Iterator[tuple[slice, Tensor]]:
     """The rows of `weights_OI` end to end in `dtype`, some at a time: where they lie, and the weight there.
 
-    A block is valid until the next one is asked for. Weights that are in `dtype` already come `whole`, if that is right.
+    A block is valid until the next one is asked for; a 4-bit one is freed before, if the caller lets go of it. Weights that
+    are in `dtype` already come `whole`, if that is right.
     """
     begin = 0
     for weight in weights_OI:
