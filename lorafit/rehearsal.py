@@ -25,7 +25,8 @@ from lorafit.plan.planner import Planned, consider
 from lorafit.plan.rates import rates
 from lorafit.plan.speed import Share, micro_batch_seconds
 
-LOOKED_AT = 6  # steps whose micro-batches are looked through for the longest and the median one
+STEPS_LOOKED_AT, LOOKED_AT = 6, 64  # at least so many steps and micro-batches, for the longest, the median and others
+GOLDEN = 0.6180339887498949
 FEW = 60  # micro-batches in a run, below which one pass is all that is spent
 FEWEST_PASSES, MOST_PASSES = 3, 17  # else, the first of which warms up
 PASSES_SHARE = 0.05  # of a run's micro-batches, at most
@@ -117,12 +118,13 @@ def note_ceiling(expected: Expectation, token_budget: int | None) -> None:
 
 def _passes(engine: Engine, samples: Samples, expected: Expectation) -> tuple[float, float, int | None]:
     """Seconds that were measured and predicted for the same micro-batches, and the peak in bytes after them."""
-    longest, median, count = _micro_batches(samples, expected.plan, engine.facts.shares)
+    micros, count = _micro_batches(samples, expected.plan, engine.facts.shares)
+    longest, median = micros[-1], micros[len(micros) // 2]
     spec, layout = expected.planned.question.spec, expected.layout
     rate = rates(expected.planned.question.machine, layout, expected.known.core_gflops)
     most = min(max(FEWEST_PASSES, int(PASSES_SHARE * count)), MOST_PASSES)
     few = count < FEW
-    order = [longest] if few else [median, *([longest, median] * (most // 2))]
+    order = [longest] if few else [median, longest, median, *_spread(micros, most - FEWEST_PASSES)]
     found, predicted, peak = 0.0, 0.0, None
     for place, micro in enumerate(order):
         probe = engine.probe(micro)
@@ -136,15 +138,20 @@ def _passes(engine: Engine, samples: Samples, expected: Expectation) -> tuple[fl
     return found, predicted, peak
 
 
-def _micro_batches(samples: Samples, plan: Plan, shares: bool) -> tuple[MicroBatch, MicroBatch, float]:
-    """The longest and the median micro-batch of the first steps, and about how many the run has."""
-    steps = range(1, min(plan.steps, LOOKED_AT) + 1)
-    budget, most = plan.token_budget, plan.max_micro_batch
-    split = [batch(samples, step_samples(plan, step), budget, most, shares=shares) for step in steps]
-    found: Sequence[MicroBatch] = sorted(
-        (micro for step in split for micro in step.micro_batches), key=lambda micro: micro.num_tokens
-    )
-    return found[-1], found[len(found) // 2], len(found) / len(steps) * plan.steps
+def _spread(micros: Sequence[MicroBatch], count: int) -> list[MicroBatch]:
+    """`count` of them, such that the first few stand for all, as do all: places by the golden section."""
+    return [micros[int(place * GOLDEN % 1 * len(micros))] for place in range(1, count + 1)]
+
+
+def _micro_batches(samples: Samples, plan: Plan, shares: bool) -> tuple[Sequence[MicroBatch], float]:
+    """The micro-batches of the first steps, the longest last, and about how many the run has."""
+    found: list[MicroBatch] = []
+    step = 0
+    while step < plan.steps and (step < STEPS_LOOKED_AT or len(found) < LOOKED_AT):
+        step += 1
+        rows = step_samples(plan, step)
+        found += batch(samples, rows, plan.token_budget, plan.max_micro_batch, shares=shares).micro_batches
+    return sorted(found, key=lambda micro: micro.num_tokens), len(found) / step * plan.steps
 
 
 def as_computed(micro: MicroBatch, shares: bool) -> list[Share]:

@@ -1,6 +1,6 @@
 """Does measuring before a run leave no trace, and does it correct the plan the way a second run would?"""
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -51,11 +51,12 @@ def fresh_calibrations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LORAFIT_CALIBRATIONS", str(tmp_path / "calibrations.json"))
 
 
-def expectation(gib: float, **settings: object) -> Expectation:
-    lengths = np.asarray([len(sample) for sample in SAMPLES])
+def expectation(gib: float, samples: Sequence[Sample] = SAMPLES, **settings: object) -> Expectation:
+    lengths = np.asarray([len(sample) for sample in samples])
     config = TrainConfig(precision="fp32", quantization="none", **settings)  # type: ignore[arg-type]
     machine = replace(CPU, available_bytes=int(gib * GIB))
-    planned = consider(config, machine, llama_1b(), DataFacts(lengths, lengths[:4], ""))
+    share = sum(int(sample.target_mask.sum()) for sample in samples) / int(lengths.sum())
+    planned = consider(config, machine, llama_1b(), DataFacts(lengths, lengths[:4], "", share))
     return Expectation(planned, Known(), planned.plan)
 
 
@@ -100,10 +101,31 @@ def test_a_run_learns_the_same_with_and_without_it(tmp_path: Path, demo_folder: 
 
 
 def test_more_micro_batches_are_computed_where_they_are_short_and_one_in_a_short_run() -> None:
-    for steps, seconds, passes in ((400, 10.0, 3), (400, 1.0, 10), (30, 0.01, 5), (9999, 0.01, 17), (4, 1.0, 1)):
+    for steps, seconds, passes in ((400, 10.0, 3), (400, 1.0, 10), (30, 0.01, 4), (9999, 0.01, 17), (4, 1.0, 1)):
         engine = Measured(seconds, None)
         all_of(rehearse(engine, SAMPLES, expectation(24, max_steps=steps)))
         assert engine.probed == passes
+
+
+class Slow(Measured):
+    """A fake whose passes take a time that does not grow with their tokens alone."""
+
+    def probe(self, micro_batch: MicroBatch) -> Probe:
+        super().probe(micro_batch)
+        return Probe(seconds_of(micro_batch.num_tokens), None)
+
+
+def seconds_of(tokens: int) -> float:
+    return 0.001 * (tokens + 100)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 16])
+def test_the_time_that_is_told_is_that_of_all_steps(batch: int) -> None:
+    engine, samples = Slow(1.0, None), make_samples(400, longest=300)
+    expected = expectation(24, samples, max_steps=400 // batch, effective_batch=batch, batch_size=1)
+    _events, plan = all_of(rehearse(engine, samples, expected))
+    told = plan.predicted_step_seconds * plan.steps
+    assert told == pytest.approx(sum(seconds_of(len(sample)) for sample in samples), rel=0.03)
 
 
 def test_the_time_that_is_told_is_the_measured_one() -> None:

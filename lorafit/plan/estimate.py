@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from lorafit.hardware import Machine
 from lorafit.modelspec import ModelSpec
 from lorafit.plan.calibrate import Known
-from lorafit.plan.facts import DataFacts, Split, as_shares, steps_as_shares
+from lorafit.plan.facts import LOOKED_AT, DataFacts, Split, as_shares, steps_as_shares
 from lorafit.plan.memory import Layout
 from lorafit.plan.rates import rates
 from lorafit.plan.speed import evaluation_seconds, load_seconds, save_seconds, step_seconds
 
 SAVE_SECONDS = 600.0  # between checkpoints (loop.py)
+SAMPLES_LOOKED_AT = 2000  # whose mean length is within 1% to 2% of all samples'
 # How far the time may be off, down and up, by what it rests on.
 SPREAD = {"measured": (0.9, 1.15), "calibrated": (0.85, 1.2), "catalogue": (0.65, 1.6), "guess": (0.4, 3.0)}
 
@@ -53,7 +54,8 @@ def estimate(work: Work, layout: Layout, token_budget: int, machine: Machine, kn
     """By the catalogue's speeds, corrected by what was measured on this machine before."""
     spec, rate = work.spec, rates(machine, layout, known.core_gflops)
     how = Split(work.effective_batch, token_budget, work.max_samples, layout.processes)
-    steps = steps_as_shares(work.data, how, work.seed)
+    most = min(work.schedule.steps, max(LOOKED_AT, SAMPLES_LOOKED_AT // work.effective_batch))
+    steps = steps_as_shares(work.data, how, work.seed, most)
     step = sum(step_seconds(spec, layout, rate, shares) for shares in steps) / len(steps)
     slowness = known.slowness(layout, spec)
     source = "catalogue" if rate.source == "measured" else rate.source

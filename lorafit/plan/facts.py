@@ -9,7 +9,7 @@ from lorafit.data.steps import deal, split
 from lorafit.hashing import permutation
 from lorafit.plan.speed import Share
 
-LOOKED_AT = 24  # steps
+LOOKED_AT = 24  # steps, to tell which split is faster
 VALID_LOOKED_AT = 400  # rows that are split into micro-batches to tell an evaluation's time
 
 
@@ -60,15 +60,15 @@ class Split:
     processes: int = 1
 
 
-def steps_as_shares(data: DataFacts, how: Split, seed: int) -> list[list[Share]]:
-    """The micro-batches of some steps, chosen as a run's first ones are; what samples share comes once a step.
+def steps_as_shares(data: DataFacts, how: Split, seed: int, most: int = LOOKED_AT) -> list[list[Share]]:
+    """The micro-batches of at most so many steps, those a run begins with; what samples share comes once a step.
 
     Of several processes' the ones of that which has most to do: the others wait for it. `data.shared` is 0 where the
     engine computes it for every sample.
     """
-    rows = len(data.train_lengths)
-    order = permutation(seed, 0, rows)[: LOOKED_AT * how.samples]
-    steps = [order[i : i + how.samples] for i in range(0, len(order), how.samples)]
+    order = permutation(seed, 0, len(data.train_lengths))
+    whole = max(min(len(order) // how.samples, most), 1) * how.samples
+    steps = [order[i : i + how.samples] for i in range(0, whole, how.samples)]
     return [_shares(_slowest(data.train_lengths[step], data, how.processes), data, how) for step in steps]
 
 
