@@ -7,16 +7,18 @@ import json
 import math
 import re
 import resource
-import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from accuracy.configurations import Configuration
-from lorafit import hardware
+from lorafit import hardware, worker
 from lorafit.config import TrainConfig
+from lorafit.data.batch import MicroBatch
+from lorafit.engines.base import Engine, Probe
 from lorafit.errors import LorafitError
 from lorafit.events import Finished, Rehearsed, StepDone
 from lorafit.modelspec import read_spec
@@ -24,7 +26,6 @@ from lorafit.plan import calibrate
 from lorafit.plan.calibrate import SIDE, best_gflops, product_gflops
 from lorafit.plan.plan import Plan
 from lorafit.units import GIB
-from lorafit.worker import work
 from race.shapes import shape_folder
 
 WORDS = [
@@ -48,7 +49,6 @@ WORDS = [
     "days",
     "pay",
 ]
-RULER_ROUNDS = 12  # a single product is a short sample beside a whole run's; one more before, as numpy's threads still wait
 WORD_TOKENS = 3.5  # of a word, by the demo model's tokenizer
 
 
@@ -82,15 +82,17 @@ def measured(wanted: Configuration, folder: Path) -> dict[str, Any]:
     steps: list[tuple[float, float]] = []  # seconds, and GFLOP/s of a product timed beside
     began = beside = 0.0
     ruler = torch_gflops if wanted.kind == "run" else product_gflops  # as the plan's own, where that is compared
+    probes: list[tuple[float, float]] = []
+    worker.rehearse = ruled(worker.rehearse, ruler, probes)
     try:
-        for event in work(config):
+        for event in worker.work(config):
             came = time.perf_counter()
             if isinstance(event, StepDone):
                 steps.append((event.seconds, ruler()))
             if isinstance(event, Rehearsed):
                 facts |= {
                     "predicted_seconds": event.expected_seconds,
-                    "rehearsed_gflops": statistics.fmean([ruler() for _round in range(RULER_ROUNDS + 1)][1:]),
+                    "rehearsed_gflops": beside_seconds(probes[1:] or probes),
                 }
                 began = time.perf_counter()
             elif isinstance(event, Finished):
@@ -113,6 +115,30 @@ def measured(wanted: Configuration, folder: Path) -> dict[str, Any]:
         "path": next((choice.value for choice in plan.choices if choice.setting == "path"), ""),
         "tokens_per_step": plan.predicted_tokens_per_second * plan.predicted_step_seconds,
     }  # fmt: skip
+
+
+def ruled(
+    rehearse: Callable[..., Any], ruler: Callable[[], float], found: list[tuple[float, float]]
+) -> Callable[..., Any]:
+    """`rehearse`, which adds to `found` the seconds of every pass and GFLOP/s of a product timed beside it."""
+
+    def rehearsed(engine: Engine, *about: object) -> Any:
+        probe = engine.probe
+
+        def with_product(micro_batch: MicroBatch) -> Probe:
+            done = probe(micro_batch)
+            found.append((done.seconds, ruler()))
+            return done
+
+        engine.probe = with_product  # type: ignore[method-assign]
+        return rehearse(engine, *about)
+
+    return rehearsed
+
+
+def beside_seconds(pairs: Sequence[tuple[float, float]]) -> float:
+    """The GFLOP/s of (seconds, GFLOP/s) in the mean, a long one counting for more."""
+    return sum(seconds * gflops for seconds, gflops in pairs) / sum(seconds for seconds, _gflops in pairs)
 
 
 def torch_gflops() -> float:
