@@ -101,7 +101,7 @@ def test_a_run_learns_the_same_with_and_without_it(tmp_path: Path, demo_folder: 
 
 
 def test_more_micro_batches_are_computed_where_they_are_short_and_one_in_a_short_run() -> None:
-    for steps, seconds, passes in ((400, 10.0, 3), (400, 1.0, 10), (30, 0.01, 4), (9999, 0.01, 17), (4, 1.0, 1)):
+    for steps, seconds, passes in ((400, 20.0, 3), (400, 1.0, 17), (30, 0.01, 4), (9999, 0.01, 33), (4, 1.0, 1)):
         engine = Measured(seconds, None)
         all_of(rehearse(engine, SAMPLES, expectation(24, max_steps=steps)))
         assert engine.probed == passes

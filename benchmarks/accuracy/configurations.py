@@ -70,12 +70,12 @@ def steps(quick: bool) -> list[Configuration]:
 
 
 def runs() -> list[Configuration]:
-    """Whole runs after preflight: two hundred steps each."""
+    """Whole runs after preflight: three hundred steps each."""
     shapes: list[tuple[int, int | None, float | None, int]] = [
         (128, 256, 0, 16), (192, 192, 0, 32), (128, 128, 1, 16), (96, None, None, 64), (128, 128, 0.5, 32),
     ]  # fmt: skip
     return [
-        Configuration("demo", "fp32", "none", longest, budget, recompute, rank, "auto", "run", 200)
+        Configuration("demo", "fp32", "none", longest, budget, recompute, rank, "auto", "run", 300)
         for longest, budget, recompute, rank in shapes
     ]
 
