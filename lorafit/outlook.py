@@ -131,7 +131,9 @@ def _no_tokenizer(config: TrainConfig) -> ConfigError:
     return ConfigError(
         _("The rows' lengths in tokens cannot be told: the model's tokenizer is not on this disk."),
         where=f"{config.model_name}, {config.dataset_name}",
-        fix=_("Fetch the model first (`lorafit train --dry_run` does), or plan with `--model_name demo`."),
+        fix=_("Fetch it first: `lorafit train --demo --dry_run` does.")
+        if config.model_name == "demo"
+        else _("Fetch the model first (`lorafit train --dry_run` does), or plan with `--model_name demo`."),
     )
 
 

@@ -14,6 +14,7 @@ from lorafit.data.steps import Samples, batch, step_samples
 from lorafit.engines.base import Engine, OutOfMemory
 from lorafit.errors import DoesNotFit
 from lorafit.events import Event, Finished, Rehearsed, Shrunk, StepDone, Warned
+from lorafit.hashing import spread
 from lorafit.messages import _
 from lorafit.plan import calibrate
 from lorafit.plan.calibrate import Known
@@ -26,10 +27,8 @@ from lorafit.plan.rates import rates
 from lorafit.plan.speed import Share, micro_batch_seconds
 
 STEPS_LOOKED_AT, LOOKED_AT = 6, 64  # at least so many steps and micro-batches, for the longest, the median and others
-GOLDEN = 0.6180339887498949
-FEW = 60  # micro-batches in a run, below which one pass is all that is spent
-FEWEST_PASSES, MOST_PASSES = 3, 33  # else, the first of which warms up
 PASSES_SHARE = 0.05  # of a run's micro-batches, at most
+FEWEST_PASSES, MOST_PASSES = 3, 33  # the first warms up; where the share allows fewer, one is all that is spent
 ENOUGH_SECONDS = 15.0  # of measuring, after the fewest passes
 SLOWER = 1.3  # over the plan, after which it is said
 SETTLED = 20  # steps
@@ -122,8 +121,8 @@ def _passes(engine: Engine, samples: Samples, expected: Expectation) -> tuple[fl
     longest, median = micros[-1], micros[len(micros) // 2]
     spec, layout = expected.planned.question.spec, expected.layout
     rate = rates(expected.planned.question.machine, layout, expected.known.core_gflops)
-    most = min(max(FEWEST_PASSES, int(PASSES_SHARE * count)), MOST_PASSES)
-    few = count < FEW
+    most = min(int(PASSES_SHARE * count), MOST_PASSES)
+    few = most < FEWEST_PASSES
     order = [longest] if few else [longest, median, longest, *_spread(micros, most - FEWEST_PASSES)]
     found, predicted, peak = 0.0, 0.0, None
     for place, micro in enumerate(order):
@@ -139,8 +138,8 @@ def _passes(engine: Engine, samples: Samples, expected: Expectation) -> tuple[fl
 
 
 def _spread(micros: Sequence[MicroBatch], count: int) -> list[MicroBatch]:
-    """`count` of them, such that the first few stand for all, as do all: places by the golden section."""
-    return [micros[int(place * GOLDEN % 1 * len(micros))] for place in range(1, count + 1)]
+    """`count` of them, of which the first few stand for all, as do all."""
+    return [micros[int(place * len(micros))] for place in spread(count + 1)[1:]]
 
 
 def _micro_batches(samples: Samples, plan: Plan, shares: bool) -> tuple[Sequence[MicroBatch], float]:

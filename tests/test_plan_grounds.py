@@ -17,9 +17,10 @@ from lorafit.catalogue.lengths import LAWYER_LLAMA
 from lorafit.catalogue.models import known_spec
 from lorafit.config import TrainConfig
 from lorafit.demo import demo_model
-from lorafit.errors import HardwareError
+from lorafit.errors import ConfigError, HardwareError
 from lorafit.hardware import Machine
 from lorafit.modelspec import read_headers, read_spec, spec_from
+from lorafit.outlook import find_data
 from lorafit.plan import calibrate
 from lorafit.plan.calibrate import Known, key_of, known, note
 from lorafit.plan.memory import Layout
@@ -56,6 +57,18 @@ def test_a_processor_is_named_by_its_cores(name: str, cores: int, gib: int, gflo
     machine = described(name)
     assert (machine.cores, machine.memory_bytes, machine.gpus) == (cores, gib * GIB, ())
     assert rates(machine, replace(LAYOUT, path=FAST)).flops == pytest.approx(gflops * 0.85e9)
+
+
+@pytest.mark.parametrize(
+    ("model", "way"), [("demo", "lorafit train --demo --dry_run"), ("mistralai/Mistral-7B-v0.3", "--model_name demo")]
+)
+def test_a_tokenizer_that_is_not_here_is_told_with_the_way_to_get_it(
+    model: str, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lorafit.outlook.local_folder", lambda _name: None)
+    with pytest.raises(ConfigError) as caught:
+        find_data(TrainConfig(model_name=model, dataset_name="demo"))
+    assert way in str(caught.value.fix)
 
 
 @pytest.mark.parametrize(

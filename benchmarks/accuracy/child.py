@@ -10,10 +10,11 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from accuracy import figures
 from accuracy.configurations import Configuration
 from lorafit import hardware, worker
 from lorafit.config import TrainConfig
@@ -92,7 +93,7 @@ def measured(wanted: Configuration, folder: Path) -> dict[str, Any]:
             if isinstance(event, Rehearsed):
                 facts |= {
                     "predicted_seconds": event.expected_seconds,
-                    "rehearsed_gflops": beside_seconds(probes[1:] or probes),
+                    "rehearsed_gflops": figures.mean_gflops(probes[1:] or probes),
                 }
                 began = time.perf_counter()
             elif isinstance(event, Finished):
@@ -134,11 +135,6 @@ def ruled(
         return rehearse(engine, *about)
 
     return rehearsed
-
-
-def beside_seconds(pairs: Sequence[tuple[float, float]]) -> float:
-    """The GFLOP/s of (seconds, GFLOP/s) in the mean, a long one counting for more."""
-    return sum(seconds * gflops for seconds, gflops in pairs) / sum(seconds for seconds, _gflops in pairs)
 
 
 def torch_gflops() -> float:

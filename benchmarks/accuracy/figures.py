@@ -1,6 +1,7 @@
 """How far off was the plan? Errors of what was measured, and the constants that would fit one half of it."""
 
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -80,11 +81,16 @@ def speed_error(row: Row) -> float | None:
 
     Both in products timed beside: a busy neighbour slows these as it slows the steps.
     """
-    steps, rates = row["step_seconds"][1:], row["step_gflops"][1:]
+    steps = list(zip(row["step_seconds"], row["step_gflops"], strict=True))[1:]
     if not steps or not row["predicted_step_seconds"]:
         return None
-    products = sum(seconds * rate for seconds, rate in zip(steps, rates, strict=True))
+    beside = mean_gflops(steps)
     if row["kind"] == "run":
-        measured = row["whole_seconds"] * products / sum(steps)
-        return float(row["predicted_seconds"] * row["rehearsed_gflops"] / measured - 1)
-    return float(row["predicted_step_seconds"] * row["plan_gflops"] * len(steps) / products - 1)
+        return float(row["predicted_seconds"] * row["rehearsed_gflops"] / (row["whole_seconds"] * beside) - 1)
+    took = sum(seconds for seconds, _gflops in steps) / len(steps)
+    return float(row["predicted_step_seconds"] * row["plan_gflops"] / (took * beside) - 1)
+
+
+def mean_gflops(timed: Sequence[tuple[float, float]]) -> float:
+    """GFLOP/s of a product beside each of some passes or steps (seconds, GFLOP/s), a long one counting for more."""
+    return sum(seconds * gflops for seconds, gflops in timed) / sum(seconds for seconds, _gflops in timed)

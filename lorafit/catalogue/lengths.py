@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from lorafit.hashing import spread
+
 BIN = 16  # tokens
 
 
@@ -21,8 +23,7 @@ class Lengths:
         """Token lengths [rows] of the same distribution, cut at `max_length`, in a fixed mixed order."""
         middles = (np.arange(len(self.counts)) + 0.5) * BIN
         ends = np.cumsum(self.counts)
-        # Multiples of the golden ratio, modulo 1: as even as sorting, in no order.
-        places = np.arange(rows) * 0.6180339887498949 % 1.0 * ends[-1]
+        places = spread(rows) * ends[-1]
         lengths: NDArray[np.int64] = np.minimum(
             middles[np.searchsorted(ends, places, side="right")], max_length
         ).astype(np.int64)
