@@ -46,11 +46,6 @@ def uniform(key: int, n: int) -> NDArray[np.float32]:
     return bits.astype(np.float32) * np.float32(2.0**-UNIT_BITS)
 
 
-def spread(n: int) -> NDArray[np.float64]:
-    """`n` places in [0, 1), as even as sorting but in no order, from 0 on: multiples of the golden ratio, modulo 1."""
-    return np.arange(n, dtype=np.float64) * 0.6180339887498949 % 1.0
-
-
 def permutation(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
     """The order of `n` rows in `epoch`: by the hash of (seed, epoch, row), which has no ties, since mix() is a bijection."""
     return np.argsort(fold(seed, epoch, np.arange(n, dtype=np.uint32))).astype(np.int64)

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from lorafit.catalogue.lengths import spread
 from lorafit.data.batch import MicroBatch
 from lorafit.data.beginnings import begun_alike
 from lorafit.data.steps import Samples, batch, step_samples
 from lorafit.engines.base import Engine, OutOfMemory
 from lorafit.errors import DoesNotFit
 from lorafit.events import Event, Finished, Rehearsed, Shrunk, StepDone, Warned
-from lorafit.hashing import spread
 from lorafit.messages import _
 from lorafit.plan import calibrate
 from lorafit.plan.calibrate import Known

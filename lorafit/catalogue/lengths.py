@@ -5,9 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lorafit.hashing import spread
-
 BIN = 16  # tokens
+
+
+def spread(n: int) -> NDArray[np.float64]:
+    """`n` places in [0, 1), as even as sorting but in no order, from 0 on: multiples of the golden ratio, modulo 1."""
+    return np.arange(n, dtype=np.float64) * 0.6180339887498949 % 1.0
 
 
 @dataclass(frozen=True)

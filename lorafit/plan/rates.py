@@ -10,7 +10,7 @@ from lorafit.plan.path import FAST
 
 GIGA, TERA = 1e9, 1e12
 # Share of the stated rate that an engine reaches in training's products. CPU: measured against products of 1024 x 1024
-# (fast path 79-88%, generic 56-60%). CUDA: what a published LoRA run on an A100 comes to within a fifth. Apple: assumed from
+# (fast path 79-88%, later 60-66%; generic 56-60%; docs/log.md). CUDA: what a published LoRA run on an A100 comes to within a fifth. Apple: assumed from
 # products alone (55-70% of the table); MLX's 4-bit products lose a third of it.
 EFFICIENCY = {("torch", "cpu"): 0.60, ("torch", "cuda"): 0.60, ("torch", "mps"): 0.45, ("mlx", "mps"): 0.60}
 FAST_EFFICIENCY = 0.85
