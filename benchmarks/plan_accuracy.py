@@ -41,7 +41,7 @@ def read_flags() -> argparse.Namespace:
         "--constants", action="store_true", help="print the constants that fit one half, measure nothing"
     )
     parser.add_argument("--resume", action="store_true", help="measure only what is not in the results yet")
-    parser.add_argument("--only", help="models whose name holds this")
+    parser.add_argument("--only", help="models whose name holds this; no table is written")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     parser.add_argument("--results", type=Path, default=RESULTS)
     return parser.parse_args()
@@ -122,8 +122,10 @@ def read(results: Path) -> dict[str, Row]:
 
 def report(flags: argparse.Namespace, rows: list[Row], done: list[Row]) -> dict[str, Any]:
     """The flat figures, and the tables in the docs where everything was measured."""
+    whole = not flags.quick and not flags.only
     if flags.limits:
-        pages.write("memory-model.md", "limits", pages.limit_table(rows))
+        if whole:
+            pages.write("memory-model.md", "limits", pages.limit_table(rows))
         refused = [row for row in rows if "error" in row]
         crashed = [row for row in refused if "fix" not in row or row["fix"] is None]
         return {
@@ -133,9 +135,10 @@ def report(flags: argparse.Namespace, rows: list[Row], done: list[Row]) -> dict[
             "refused": len(refused),
         }
     if flags.runs:
-        pages.write("speed-model.md", "runs", pages.run_table(done))
+        if whole:
+            pages.write("speed-model.md", "runs", pages.run_table(done))
         return run_figures(done)
-    if not flags.quick and not flags.only:
+    if whole:
         pages.write("memory-model.md", "memory", pages.memory_table(done))
         pages.write("speed-model.md", "speed", pages.speed_table(done))
     return figures.summary(done, FEWEST_QUICK if flags.quick else FEWEST)

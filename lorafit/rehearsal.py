@@ -27,9 +27,8 @@ from lorafit.plan.rates import rates
 from lorafit.plan.speed import Share, micro_batch_seconds
 
 STEPS_LOOKED_AT, LOOKED_AT = 6, 64  # at least so many steps and micro-batches, for the longest, the median and others
-PASSES_SHARE = 0.05  # of a run's micro-batches, at most
-FEWEST_PASSES, MOST_PASSES = 3, 33  # the first warms up; where the share allows fewer, one is all that is spent
-ENOUGH_SECONDS = 15.0  # of measuring, after the fewest passes
+PASSES_SHARE, MOST_PASSES = 0.05, 33  # of a run's micro-batches, and in all; one is always spent
+ENOUGH_SECONDS = 15.0  # of measuring, after the longest and the median
 SLOWER = 1.3  # over the plan, after which it is said
 SETTLED = 20  # steps
 
@@ -121,18 +120,17 @@ def _passes(engine: Engine, samples: Samples, expected: Expectation) -> tuple[fl
     longest, median = micros[-1], micros[len(micros) // 2]
     spec, layout = expected.planned.question.spec, expected.layout
     rate = rates(expected.planned.question.machine, layout, expected.known.core_gflops)
-    most = min(int(PASSES_SHARE * count), MOST_PASSES)
-    few = most < FEWEST_PASSES
-    order = [longest] if few else [longest, median, longest, *_spread(micros, most - FEWEST_PASSES)]
+    most = min(max(1, int(PASSES_SHARE * count)), MOST_PASSES)
+    order = [longest, median, longest, *_spread(micros, max(0, most - 3))][:most]
     found, predicted, peak = 0.0, 0.0, None
     for place, micro in enumerate(order):
         probe = engine.probe(micro)
         peak = probe.peak_bytes
-        if place or few:  # the first of several warms up, and takes the memory that the others find there
+        if place or most == 1:  # the first of several warms up, and takes the memory that the others find there
             found += probe.seconds
             own = as_computed(micro, engine.facts.shares)
             predicted += sum(micro_batch_seconds(spec, layout, rate, share) for share in own)
-        if place >= FEWEST_PASSES - 1 and found > ENOUGH_SECONDS:
+        if place >= 2 and found > ENOUGH_SECONDS:
             break
     return found, predicted, peak
 

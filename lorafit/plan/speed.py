@@ -63,6 +63,12 @@ def flops(spec: ModelSpec, layout: Layout, share: Share) -> float:
     return fixed + attention_flops(spec, share) + recompute_flops(spec, layout, share)
 
 
+def product_seconds(spec: ModelSpec, rate: Rates, operations: float, tokens: int) -> float:
+    """`operations` at the rate that matrices of so many rows and so wide reach."""
+    filling = (1 + rate.half_rate_tokens / max(tokens, 1)) * (1 + rate.half_rate_width / spec.hidden)
+    return operations / rate.flops * filling
+
+
 def _passes(spec: ModelSpec, layout: Layout) -> float:
     """How often each weight is read for a micro-batch."""
     return 2.0 + min(layout.recompute, spec.layers) / spec.layers
@@ -89,7 +95,7 @@ def micro_batch_seconds(spec: ModelSpec, layout: Layout, rate: Rates, share: Sha
     """Forward and backward of one micro-batch."""
     launches = rate.launch_seconds * spec.layers * _passes(spec, layout)
     moved = 0.0 if layout.path == FAST else traffic_bytes(spec, layout, share) / rate.bytes
-    products = flops(spec, layout, share) / rate.flops * (1 + rate.half_rate_tokens / max(share.tokens, 1))
+    products = product_seconds(spec, rate, flops(spec, layout, share), share.tokens)
     return products + moved + unpack_seconds(spec, layout, rate) + launches + gather_seconds(spec, layout)
 
 
@@ -122,7 +128,7 @@ def step_seconds(spec: ModelSpec, layout: Layout, rate: Rates, shares: Sequence[
 def evaluation_seconds(spec: ModelSpec, layout: Layout, rate: Rates, share: Share) -> float:
     """Forward only: a third to a half of a training pass, without recompute."""
     plain = flops(spec, layout, share) - recompute_flops(spec, layout, share)
-    return plain / 2 / rate.flops + rate.launch_seconds * spec.layers
+    return product_seconds(spec, rate, plain / 2, layout.tokens) + rate.launch_seconds * spec.layers
 
 
 def load_seconds(spec: ModelSpec) -> float:
