@@ -20,7 +20,7 @@ from lorafit.units import MIB
 
 # Few rungs, so that two runs on one machine split their steps alike though free memory differs a little.
 LADDER = (256, 512, 1024, 2048, 4096)
-USEFUL_TOKENS = {"cpu": 1024, "mps": 2048, "cuda": 4096}  # a larger micro-batch is not faster
+USEFUL_TOKENS = {"cpu": 1024, "mps": 2048, "cuda": 4096}  # a larger micro-batch is hardly faster
 LOGITS_BYTES = (128 * MIB, 32 * MIB)  # of one chunk of the loss, were all logits of it there at once
 NO_LIMIT = 4096  # samples in a micro-batch
 WORTH = 0.03  # a plan that is faster by less than this is not worth more memory
