@@ -121,7 +121,7 @@ def _passes(engine: Engine, samples: Samples, expected: Expectation) -> tuple[fl
     spec, layout = expected.planned.question.spec, expected.layout
     rate = rates(expected.planned.question.machine, layout, expected.known.core_gflops)
     most = min(max(1, int(PASSES_SHARE * count)), MOST_PASSES)
-    order = [longest, median, longest, *_spread(micros, max(0, most - 3))][:most]
+    order = [longest, median, longest, *_spread(micros, most)][:most]
     found, predicted, peak = 0.0, 0.0, None
     for place, micro in enumerate(order):
         probe = engine.probe(micro)
