@@ -5,13 +5,14 @@ tyro parses what passes here; its own errors know English only and neither our n
 
 import difflib
 import itertools
+import re
 from collections.abc import Sequence
 
 import tyro
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from lorafit.config import is_switch, setting_error, wanted
+from lorafit.config import TrainConfig, is_switch, setting_error, wanted
 from lorafit.errors import ConfigError
 from lorafit.messages import _
 
@@ -56,6 +57,22 @@ def part_words(kind: type[BaseModel], argv: Sequence[str]) -> tuple[list[str], l
         else:
             flags.append(word)
     return words, flags
+
+
+def share_out(own: type[BaseModel], argv: list[str]) -> tuple[list[str], list[str], list[str]]:
+    """Words without a flag, flags that `own` has, and the other flags, which are a training's; each with its value."""
+    words: list[str] = []
+    mine: list[str] = []
+    others: list[str] = []
+    rest = iter(re.sub(r"^-o(=|$)", r"--output\1", word) for word in argv)
+    for word in rest:
+        name = word.removeprefix("--").replace("-", "_")
+        kind = own if name.partition("=")[0] in own.model_fields or word in HELP else TrainConfig
+        flags = words if not word.startswith("-") else mine if kind is own else others
+        flags.append(word)
+        if word.startswith("--") and name in kind.model_fields and not is_switch(kind.model_fields[name]):
+            flags += itertools.islice(rest, 1)
+    return words, mine, others
 
 
 def _switched_off(kind: type[BaseModel], name: str) -> bool:

@@ -8,29 +8,26 @@ import sys
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
-import tyro
 from pydantic import BaseModel, Field
 from rich.console import Console
 from rich.text import Text
 
-from lorafit import moving, verbs
-from lorafit.arguments import HELP, check_arguments, part_words
-from lorafit.cli import COMMANDS, OK, USER, flag_value
-from lorafit.config import DEMO_PRESET, TrainConfig, make_config, read_yaml
+from lorafit import verbs
+from lorafit.arguments import part_words
+from lorafit.cli import OK, USER
+from lorafit.command_line import LATEST, parse, train_config
 from lorafit.contest import CompareRequest, page_path
 from lorafit.demo import silent
 from lorafit.errors import LorafitError
 from lorafit.events import Event, Stopped
 from lorafit.messages import _, set_language
-from lorafit.ranks import place
 from lorafit.reporters import compare_page, data_page
 from lorafit.reporters.answers import check_output, write_answers
 from lorafit.reporters.compare_terminal import show_comparison
 from lorafit.reporters.data_terminal import show_data, show_figures
 from lorafit.reporters.doctor import show_calibrations, show_report
-from lorafit.reporters.help import show_help
 from lorafit.reporters.notify import Notifier
 from lorafit.reporters.pages import check_page, write_page
 from lorafit.reporters.run_page import RunPage
@@ -41,9 +38,6 @@ from lorafit.reporters.terminal import Terminal
 from lorafit.verbs import ChatRequest, DataRequest
 
 Reader = Terminal | TensorBoard | RunPage | Notifier
-Settings = TypeVar("Settings", bound=BaseModel)
-
-LATEST = "latest"  # what a bare --resume means
 
 
 class FolderFlags(BaseModel):
@@ -176,59 +170,3 @@ def doctor(argv: list[str]) -> int:
     else:
         show_report(report, Console(highlight=False))
     return OK if report.well else USER
-
-
-# arguments
-
-
-def spell_out_resume(argv: list[str]) -> list[str]:
-    """`argv` with "latest" after a --resume that nothing or another flag follows."""
-    spelled: list[str] = []
-    for word, following in zip(argv, [*argv, "--"][1:], strict=True):
-        spelled += [word, LATEST] if word == "--resume" and following.startswith("--") else [word]
-    return spelled
-
-
-def take_over(argv: list[str]) -> list[str]:
-    """`argv`, and behind it the run that a bundle behind --resume becomes here."""
-    bundle = flag_value(argv, "resume") or ""
-    if not bundle.lower().endswith(".zip") or set(HELP) & set(argv):
-        return argv
-    output_dir = Path(flag_value(argv, "output_dir") or "output")
-    run, notes = moving.take_over(Path(bundle).expanduser(), output_dir, flag_value(argv, "model_name"))
-    for note in notes:
-        print(note, file=sys.stderr)
-    return [*argv, "--resume", str(run.path)]
-
-
-def train_config(argv: list[str], verb: str = "train") -> TrainConfig:
-    """Preset < the resumed run's own settings < YAML < flags, the later winning."""
-    bundle = argv and argv[0].lower().endswith(".zip")
-    argv = spell_out_resume(["--resume", *argv] if bundle else argv)
-    check_arguments(TrainConfig, argv, verb)
-    argv = take_over(argv)
-    file = flag_value(argv, "config")
-    written = read_yaml(Path(file)) if file else {}
-    demo = flag_value(argv, "demo") is not None or written.get("demo") is True
-    settings = (DEMO_PRESET if demo else {}) | written
-    run = flag_value(argv, "resume") or written.get("resume")
-    if run and place().leads and not set(HELP) & set(argv):  # the others are told, and may be on another disk
-        output_dir = flag_value(argv, "output_dir") or settings.get("output_dir", "output")
-        settings = verbs.settings_of_run(str(run), Path(output_dir)) | settings
-    return parse(TrainConfig, argv, verb, make_config(settings, file or _("the command line")))
-
-
-def parse(
-    kind: type[Settings], argv: list[str], verb: str, default: Settings | None = None, about: str = ""
-) -> Settings:
-    """`argv` as settings of `kind`: hyphens and underscores, near names suggested; help, and the end, where it asks for that.
-
-    `about` says what `verb` does, where it is not one of cli.COMMANDS.
-    """
-    check_arguments(kind, argv, verb)
-    default = default or kind()
-    if set(HELP) & set(argv):
-        show_help(default, verb, about or COMMANDS[verb].help(), Console(highlight=False))
-        raise SystemExit(OK)
-    os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")
-    return tyro.cli(kind, args=argv, default=default, prog=f"lorafit {verb}", use_underscores=True)

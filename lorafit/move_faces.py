@@ -1,21 +1,18 @@
 """What do `bundle`, `cloud` and `fetch` do at a terminal? Arguments to a verb of moving.py, and what comes back shown."""
 
 import difflib
-import itertools
-import re
 from pathlib import Path
 
-from pydantic import BaseModel
 from rich.console import Console
 from rich.text import Text
 
 from lorafit import moving
-from lorafit.arguments import HELP, part_words
+from lorafit.arguments import part_words, share_out
 from lorafit.bundle import BEGIN, GO_ON, RESULT, Facts
 from lorafit.cli import OK
-from lorafit.config import TrainConfig, is_switch
+from lorafit.command_line import parse, train_config
+from lorafit.config import TrainConfig
 from lorafit.errors import ConfigError
-from lorafit.faces import parse, train_config
 from lorafit.messages import _, listed
 from lorafit.moving import BundleRequest, CloudRequest, FetchRequest
 from lorafit.registry import CLOUDS
@@ -77,22 +74,6 @@ def fetch(argv: list[str]) -> int:
         base = "" if fetched.base_is_here else " --base_model FOLDER"
         _say(console, _("Try it: {command}"), command=commands.chat(run) + base)
     return OK
-
-
-def share_out(own: type[BaseModel], argv: list[str]) -> tuple[list[str], list[str], list[str]]:
-    """Words without a flag, flags that `own` has, and the other flags, which are a training's; each with its value."""
-    words: list[str] = []
-    mine: list[str] = []
-    others: list[str] = []
-    rest = iter(re.sub(r"^-o(=|$)", r"--output\1", word) for word in argv)
-    for word in rest:
-        name = word.removeprefix("--").replace("-", "_")
-        kind = own if name.partition("=")[0] in own.model_fields or word in HELP else TrainConfig
-        flags = words if not word.startswith("-") else mine if kind is own else others
-        flags.append(word)
-        if word.startswith("--") and name in kind.model_fields and not is_switch(kind.model_fields[name]):
-            flags += itertools.islice(rest, 1)
-    return words, mine, others
 
 
 def one_run(words: list[str], flags: list[str], verb: str) -> str | None:

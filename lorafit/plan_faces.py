@@ -8,9 +8,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 
+from lorafit.arguments import share_out
 from lorafit.cli import OK
-from lorafit.faces import parse, train_config
-from lorafit.move_faces import share_out
+from lorafit.command_line import parse, train_config
 from lorafit.outlook import Outlook, look_ahead
 from lorafit.plan.table import cells, times
 from lorafit.reporters.catalogue_terminal import show_machines, show_tables

@@ -15,8 +15,9 @@ from rich.text import Text
 from lorafit import history, verbs
 from lorafit.arguments import part_words
 from lorafit.cli import COMMANDS, OK
+from lorafit.command_line import parse
 from lorafit.errors import ConfigError
-from lorafit.faces import FolderFlags, parse
+from lorafit.faces import FolderFlags
 from lorafit.history import Record
 from lorafit.messages import _
 from lorafit.reporters.history import show_difference, show_record

@@ -14,7 +14,7 @@ from lorafit.adapter import ChatSettings, check_shapes, read_chat_settings
 from lorafit.checkup.examine import examine
 from lorafit.checkup.finding import Report
 from lorafit.compare import Comparison
-from lorafit.config import TrainConfig, read_yaml
+from lorafit.config import TrainConfig
 from lorafit.contest import CompareRequest
 from lorafit.data.findings import DataReport
 from lorafit.data.report import make_report
@@ -47,11 +47,6 @@ def train(config: TrainConfig) -> Iterator[Event]:
     alone = config.no_supervisor or "RANK" in os.environ  # torchrun has its own way of looking after processes
     with awake.keep_awake():
         yield from work(config) if alone else supervise(config)
-
-
-def settings_of_run(name: str, output_dir: Path) -> dict[str, Any]:
-    """The settings that the run called `name` ("latest": the newest in `output_dir`) was begun with. Raises RunError."""
-    return read_yaml(rundir.find(name, output_dir).config)
 
 
 # chat

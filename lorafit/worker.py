@@ -262,7 +262,7 @@ def open_engine(config: TrainConfig, model: Found, plan: Plan, ranks: Ranks, sta
         plan=plan,
         ranks=ranks,
     )
-    allocator.use(allocator.while_loading(plan.allocator))
+    allocator.use(allocator.LOADING)
     engine: Engine = registry.load(registry.find(registry.ENGINES, plan.engine)).open(setup)
     allocator.use(plan.allocator)
     with ranks.at_hand(start) as folder:

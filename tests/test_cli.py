@@ -11,10 +11,11 @@ import yaml
 import lorafit
 from lorafit import verbs
 from lorafit.cli import COMMANDS, flag_value, main
+from lorafit.command_line import spell_out_resume, train_config
 from lorafit.config import TrainConfig
 from lorafit.errors import DoesNotFit
 from lorafit.events import Event, Started, Stopped
-from lorafit.faces import show_events, spell_out_resume, train_config
+from lorafit.faces import show_events
 from lorafit.messages import language
 
 Output = pytest.CaptureFixture[str]

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from lorafit import faces, move_faces, plan_faces, run_faces, verbs
+from lorafit import command_line, faces, move_faces, plan_faces, run_faces
 from lorafit.cli import COMMANDS
 from lorafit.registry import load
 
@@ -53,17 +53,17 @@ def arguments(words: list[str]) -> list[str] | None:
 @pytest.fixture
 def parse_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every face stops after its flags are parsed; runs and YAML files that the docs invent are empty."""
-    real = faces.parse
+    real = command_line.parse
 
     def parse(*args: Any, **kwargs: Any) -> NoReturn:
         real(*args, **kwargs)
         raise Parsed
 
-    for module in (faces, move_faces, plan_faces, run_faces):
+    for module in (command_line, faces, move_faces, plan_faces, run_faces):
         monkeypatch.setattr(module, "parse", parse)
-    monkeypatch.setattr(faces, "take_over", lambda argv: argv)
-    monkeypatch.setattr(faces, "read_yaml", lambda path: {})
-    monkeypatch.setattr(verbs, "settings_of_run", lambda name, output_dir: {})
+    monkeypatch.setattr(command_line, "take_over", lambda argv: argv)
+    monkeypatch.setattr(command_line, "read_yaml", lambda path: {})
+    monkeypatch.setattr(command_line, "settings_of_run", lambda name, output_dir: {})
 
 
 @pytest.mark.usefixtures("parse_only")
@@ -79,7 +79,7 @@ def test_every_command_in_the_docs_is_understood(page: Path) -> None:
             load(COMMANDS[given[0]].face)(given[1:])
         except Parsed:
             continue
-        pytest.fail(f"{page.name}: not parsed by faces.parse: {shlex.join(words)}")
+        pytest.fail(f"{page.name}: not parsed by command_line.parse: {shlex.join(words)}")
 
 
 @pytest.mark.usefixtures("parse_only")

@@ -1,23 +1,25 @@
 """How does the C library hand out memory? One profile a run, for glibc on Linux; elsewhere nothing is changed.
 
 `fast` keeps what was once taken, so that no page is asked for twice; `lean` gives large blocks back at once, so that
-the peak is what the tensors need; `default` leaves glibc as it is, which keeps less than the one and more than the
-other. CUDA's and MPS's own allocators are set in engines/torch/device.py.
+the peak is what the tensors need; `default` is what glibc's own thresholds grow to once a block of 32 MiB was freed.
+Models are loaded with LOADING whatever comes after: `fast` would keep all that reading and quantising take, and glibc's
+growing thresholds left holes of up to 2 GiB between 4-bit weights, more or fewer by chance. CUDA's and MPS's own allocators are set in engines/torch/device.py.
 """
 
 import ctypes
 import platform
 import sys
 
-from lorafit.units import MIB
+from lorafit.units import KIB, MIB
 
 # mallopt(3). Parameters are ints: a threshold of -1 is never reached.
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD, MMAP_MAX = -1, -2, -3, -4
 PROFILES = {
     "fast": {MMAP_MAX: 0, TRIM_THRESHOLD: -1, TOP_PAD: 64 * MIB},
     "lean": {MMAP_THRESHOLD: MIB, TRIM_THRESHOLD: MIB, TOP_PAD: 0},
-    "default": {},
+    "default": {MMAP_THRESHOLD: 32 * MIB, TRIM_THRESHOLD: 64 * MIB, TOP_PAD: 128 * KIB},
 }
+LOADING = "lean"
 
 
 def has_profiles() -> bool:
@@ -31,11 +33,6 @@ def use(profile: str) -> bool:
         return profile == "default"
     mallopt = ctypes.CDLL(None).mallopt
     return all([mallopt(option, value) == 1 for option, value in PROFILES[profile].items()])
-
-
-def while_loading(profile: str) -> str:
-    """The profile to load with: `fast` would keep all that reading and quantising take, and has no step to be faster in."""
-    return "lean" if profile == "fast" else profile
 
 
 def trim() -> None:
