@@ -155,6 +155,8 @@ def test_measurements_come_back_for_this_machine_only_and_the_best_product_count
     assert known(replace(CPU, chip="another"), path) == Known()
     assert known(CPU, path, measure=lambda: 80.0).core_gflops == 80.0
     assert known(CPU, path, measure=lambda: 40.0).core_gflops == 80.0  # a busy neighbour makes no processor slower
+    assert known(CPU, path, measure=lambda: 100.0).slowness(LAYOUT, spec) == 1.5 * 100 / 80  # the same seconds
+    assert known(CPU, path).slowness(LAYOUT, spec) == 1.5 * 100 / 80, "written"
     assert known(replace(CPU, described=True), path, measure=lambda: 1.0) == Known()
 
 

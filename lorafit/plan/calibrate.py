@@ -122,21 +122,30 @@ def read(path: Path) -> dict[str, Any]:
 
 def known(machine: Machine, path: Path | None = None, measure: Callable[[], float] | None = None) -> Known:
     """What was measured on `machine`; a described one has been nowhere. `measure` times its product: the best counts,
-    since neighbours can only make it slower."""
+    since neighbours can only make it slower. A faster one leaves the seconds as they are that runs were measured to take."""
     if machine.described:
         return NOTHING
     path = path or file()
     facts = read(path).get(machine_key(machine), {})
-    gflops = facts.get("core_gflops")
-    if measure is not None and (fresh := round(measure(), 1)) > (gflops or 0.0):
-        gflops = fresh
-        _write(path, machine, {**facts, "core_gflops": gflops})
+    before, fresh = facts.get("core_gflops"), None if measure is None else round(measure(), 1)
+    gflops = max(filter(None, (before, fresh)), default=None)
     try:
         measured = {key: Measured(**value) for key, value in facts.get("measured", {}).items()}
         ceilings = {key: Ceiling(**value) for key, value in facts.get("ceilings", {}).items()}
-        return Known(gflops, measured, ceilings, Told(**facts["metal"]) if "metal" in facts else None)
+        told = Told(**facts["metal"]) if "metal" in facts else None
     except (TypeError, AttributeError):
-        return Known(gflops)
+        measured, ceilings, told = {}, {}, None
+    if gflops is not None and gflops != before:
+        times = gflops / (before or gflops)
+        measured = {key: _over_faster(key, found, times) for key, found in measured.items()}
+        kept = {key: asdict(found) for key, found in measured.items()}
+        _write(path, machine, {**facts, "core_gflops": gflops, "measured": kept})
+    return Known(gflops, measured, ceilings, told)
+
+
+def _over_faster(key: str, found: Measured, times: float) -> Measured:
+    """`found`, where what is predicted for the CPU became so many times shorter."""
+    return replace(found, slowness=round(found.slowness * times, 4)) if "/cpu/" in key else found
 
 
 def note(
