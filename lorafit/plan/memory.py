@@ -27,11 +27,7 @@ SLACK = {
     "default": {FAST: (40 * MIB, 0.14, 0.09), GENERIC: (40 * MIB, 0.35, 0.5)},
     "fast": {FAST: (40 * MIB, 0.14, 0.09), GENERIC: (40 * MIB, 0.32, 0.27)},
 }
-SLACK_4BIT = {
-    "lean": (0, 0.0),
-    "default": (200 * MIB, 1.0),
-    "fast": (0, 1.5),
-}  # besides: bytes, and largest linears in b
+SLACK_4BIT = {"lean": 0, "default": 80 * MIB, "fast": 130 * MIB}  # besides; and the generic path's largest linear in b
 SLACK_8BIT = (40 * MIB, 0.44, 0.48)  # not lean: generic too, and every product unpacks its weights
 GENERIC_WORK = 1.8  # of what a layer keeps, at work: measured with and without recompute (Llama-3.2-1B, 512 tokens)
 LOGITS_BLOCK = 1 << 20  # numbers of the head that are multiplied at once (engines/torch/stored.py)
@@ -245,8 +241,8 @@ def slack_bytes(spec: ModelSpec, layout: Layout, kept: int, work: int) -> int:
     if layout.quantization == "8bit" and layout.allocator != "lean":
         always, share, lost = SLACK_8BIT
     if layout.quantization == "4bit":
-        flat, times = SLACK_4BIT[layout.allocator]
-        always += flat + int(times * spec.largest_linear * layout.size)
+        whole = 0 if layout.path == FAST or layout.allocator == "lean" else spec.largest_linear * layout.size
+        always += SLACK_4BIT[layout.allocator] + whole
     given_up = activation_bytes(spec, replace(layout, recompute=0)) - kept if layout.recompute else 0
     return always + int(share * kept + lost * given_up)
 
