@@ -68,9 +68,10 @@ def show_calibrations(known: Known, console: Console) -> None:
         console.print(_("No run has been measured here yet."))
         return
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for title in (_("way and shape"), _("time over the formula's"), _("peak over it"), _("times"), _("last")):
+    for title in (_("way and shape"), _("time / formula"), _("peak / formula"), _("times"), _("last")):
         table.add_column(title, overflow="fold")
+    table.columns[-1].no_wrap = True
     for key, measured in sorted(known.measured.items()):
         memory = "?" if measured.memory is None else f"{measured.memory:.2f}"
-        table.add_row(Text(key), f"{measured.slowness:.2f}", memory, str(measured.times), measured.when)
+        table.add_row(Text(key.replace(" ", "\n", 1)), f"{measured.slowness:.2f}", memory, str(measured.times), measured.when)
     console.print(table)
