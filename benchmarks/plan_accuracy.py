@@ -5,6 +5,7 @@
     python benchmarks/plan_accuracy.py --limits                   the planner under limits of 3 to 12 GiB (RLIMIT_DATA)
     python benchmarks/plan_accuracy.py --published                what others measured beside what the plan says
     python benchmarks/plan_accuracy.py --constants                what would fit the constants of plan/memory.py
+    python benchmarks/plan_accuracy.py --predict                  what is finished beside what the formulas say now
 
 The peak is the process's VmHWM, reset by /proc/self/clear_refs. What is finished is kept in benchmarks/results/; `--resume`
 goes on from there where it was broken off. The tables of docs/memory-model.md and docs/speed-model.md are written by it.
@@ -19,10 +20,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from accuracy import configurations, figures, pages, published
+from accuracy import child, configurations, figures, pages, published
 from accuracy.configurations import Configuration
 from accuracy.figures import Row
 from ending import conclude
+from lorafit.outlook import look_ahead
 from lorafit.units import bytes_text
 
 HERE = Path(__file__).parent
@@ -40,11 +42,17 @@ def read_flags() -> argparse.Namespace:
     parser.add_argument(
         "--constants", action="store_true", help="print the constants that fit one half, measure nothing"
     )
+    parser.add_argument(
+        "--predict", action="store_true", help="predict the peaks of what is finished anew, measure nothing"
+    )
     parser.add_argument("--resume", action="store_true", help="measure only what is not in the results yet")
     parser.add_argument("--only", help="models whose name holds this; no table is written")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    return parser.parse_args()
+    flags = parser.parse_args()
+    if flags.predict and (flags.runs or flags.limits):
+        parser.error("--predict is for what was measured without preflight and without a limit")
+    return flags
 
 
 def main() -> int:
@@ -61,7 +69,9 @@ def main() -> int:
         else configurations.steps(flags.quick)
     )
     wanted = [one for one in wanted if not flags.only or flags.only in one.model]
-    if not flags.constants:
+    if flags.predict:
+        predict(wanted, flags.results)
+    elif not flags.constants:
         measure(wanted, flags.results, flags.resume)
     rows = [row for one in wanted if (row := read(flags.results).get(one.key))]
     done = [row for row in rows if "peak_bytes" in row]
@@ -80,10 +90,26 @@ def measure(wanted: list[Configuration], results: Path, resume: bool) -> None:
     for number, one in enumerate(wanted, 1):
         if one.key in finished:
             continue
-        row = in_child(one)
-        with results.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"key": one.key, **row}, ensure_ascii=False) + "\n")
+        keep(row := {"key": one.key, **in_child(one)}, results)
         print(f"{number}/{len(wanted)} {one.key}: {told(row)}", flush=True)
+
+
+def predict(wanted: list[Configuration], results: Path) -> None:
+    """Foretell the peaks of what is finished once more, after a formula of plan/memory.py was changed."""
+    finished = read(results)
+    for one in (one for one in wanted if one.key in finished):
+        with tempfile.TemporaryDirectory() as folder:
+            os.environ["LORAFIT_CALIBRATIONS"] = str(Path(folder) / "calibrations.json")
+            plan = look_ahead(child.settings(one, Path(folder)), None).plan
+        row = finished[one.key] | {"predicted_bytes": plan.predicted_peak_bytes, "terms": plan.memory_terms}
+        keep(row, results)
+        print(f"{one.key}: {told(row)}", flush=True)
+
+
+def keep(row: Row, results: Path) -> None:
+    """Add `row`, which has its key, to the end of `results`: the last one counts."""
+    with results.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def told(row: Row) -> str:

@@ -74,8 +74,7 @@ def peak_bytes() -> int:
 
 def measured(wanted: Configuration, folder: Path) -> dict[str, Any]:
     """Figures of one training."""
-    model = "demo" if wanted.model == "demo" else str(shape_folder(wanted.model))
-    config = settings(wanted, model, folder)
+    config = settings(wanted, folder)
     if wanted.limit_gib is not None:
         limit = wanted.limit_gib * GIB
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
@@ -145,8 +144,9 @@ def torch_gflops() -> float:
     return best_gflops(lambda: side @ side)
 
 
-def settings(wanted: Configuration, model: str, folder: Path) -> TrainConfig:
+def settings(wanted: Configuration, folder: Path) -> TrainConfig:
     """Rows that are all cut to the same length, a micro-batch a step."""
+    model = "demo" if wanted.model == "demo" else str(shape_folder(wanted.model))
     budget = wanted.token_budget or wanted.longest * (2 if wanted.kind == "run" else 1)
     rows = max(1, budget // wanted.longest)
     write_rows(folder / "rows.jsonl", 4 * rows, wanted.longest, mixed=wanted.kind == "run")

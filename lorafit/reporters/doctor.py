@@ -73,5 +73,7 @@ def show_calibrations(known: Known, console: Console) -> None:
     table.columns[-1].no_wrap = True
     for key, measured in sorted(known.measured.items()):
         memory = "?" if measured.memory is None else f"{measured.memory:.2f}"
-        table.add_row(Text(key.replace(" ", "\n", 1)), f"{measured.slowness:.2f}", memory, str(measured.times), measured.when)
+        table.add_row(
+            Text(key.replace(" ", "\n", 1)), f"{measured.slowness:.2f}", memory, str(measured.times), measured.when
+        )
     console.print(table)
