@@ -8,7 +8,9 @@ Letters: T tokens, I inputs, O outputs.
 
 import importlib
 import math
+import threading
 from collections.abc import Iterator, Sequence
+from ctypes import c_longlong, c_void_p
 from typing import Any
 
 import torch
@@ -17,13 +19,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 BLOCK = 1 << 20  # numbers of a weight at once: 4 MB in float32, which a core's cache nearly holds
-PACKED_BLOCK = 1 << 21  # of a 4-bit one: room for each is taken anew
+PACKED_BLOCK = 1 << 21  # of a 4-bit one
+NATIVE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+_OWN = threading.local()
 
 
 def blocks(weights_OI: Sequence[Tensor], dtype: torch.dtype, whole: bool = True) -> Iterator[tuple[slice, Tensor]]:
     """The rows of `weights_OI` end to end in `dtype`, some at a time: where they lie, and the weight there.
 
-    A block is valid until the next one is asked for; a 4-bit one is freed before, if the caller lets go of it. Weights that
+    A block is valid until the next one is asked for; a new 4-bit one on a GPU is freed before, if let go of. Weights that
     are in `dtype` already come `whole`, if that is right.
     """
     begin = 0
@@ -62,17 +66,39 @@ def _unpacked(weight: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
     (outputs, inputs), size = state.shape, state.blocksize
     unit = size // math.gcd(inputs, size)
     step, packed = max(unit, PACKED_BLOCK // inputs // unit * unit), weight.data.view(torch.uint8).view(-1, 1)
+    in_place = _native(state) if weight.device.type == "cpu" else None
     for row in range(0, outputs, step):
         shape = (min(step, outputs - row), inputs)
         begin, end = row * inputs, (row + shape[0]) * inputs
-        part = functional.QuantState(
-            scales[begin // size : -(-end // size)],
-            shape,
-            blocksize=size,
-            quant_type=state.quant_type,
-            dtype=state.dtype,
-        )
-        yield functional.dequantize_4bit(packed[begin // 2 : -(-end // 2)], part).to(dtype)
+        own, scale = packed[begin // 2 : -(-end // 2)], scales[begin // size : -(-end // size)]
+        if in_place is None:
+            part = functional.QuantState(scale, shape, blocksize=size, quant_type=state.quant_type, dtype=state.dtype)
+            yield functional.dequantize_4bit(own, part).to(dtype)
+        else:
+            block = _scratch(math.prod(shape), state.dtype).view(shape)
+            in_place(_address(own), _address(scale), _address(block), c_longlong(size), *map(c_longlong, shape))
+            yield block.to(dtype)
+
+
+def _native(state: Any) -> Any:
+    """bitsandbytes' kernel that writes where it is told. What it registers takes new memory for every block, which leaves
+    holes of up to 300 MiB in the heap, more or fewer by chance. None where it is absent, or not for such weights."""
+    library = getattr(importlib.import_module("bitsandbytes.cextension"), "lib", None)
+    name = f"cdequantize_blockwise_cpu_{state.quant_type}_{NATIVE_NAMES.get(state.dtype)}"
+    fitting = state.blocksize < 2048 and state.shape[-1] % 2 == 0
+    return getattr(getattr(library, "_lib", None), name, None) if fitting else None
+
+
+def _scratch(numbers: int, dtype: torch.dtype) -> Tensor:
+    """This thread's buffer for unpacked weights, which is kept."""
+    kept: Tensor | None = getattr(_OWN, "scratch", None)
+    if kept is None or kept.numel() < numbers or kept.dtype != dtype:
+        kept = _OWN.scratch = torch.empty(max(numbers, PACKED_BLOCK), dtype=dtype)
+    return kept[:numbers]
+
+
+def _address(tensor: Tensor) -> c_void_p:
+    return c_void_p(tensor.data_ptr())
 
 
 def product(x_TI: Tensor, weights_OI: Sequence[Tensor], added: Tensor | None = None) -> Tensor:
