@@ -27,7 +27,6 @@ SLACK = {
     "default": {FAST: (60 * MIB, 0.15, 0.09), GENERIC: (40 * MIB, 0.35, 0.42)},
     "fast": {FAST: (40 * MIB, 0.18, 0.06), GENERIC: (40 * MIB, 0.27, 0.2)},
 }
-SLACK_4BIT = {"lean": 0, "default": 60 * MIB, "fast": 130 * MIB}  # besides; and the generic path's largest linear in b
 SLACK_8BIT = (40 * MIB, 0.44, 0.48)  # not lean: generic too, and every product unpacks its weights
 GENERIC_WORK = 1.8  # of what a layer keeps, at work: measured with and without recompute (Llama-3.2-1B, 512 tokens)
 LOGITS_BLOCK = 1 << 20  # numbers of the head that are multiplied at once (engines/torch/stored.py)
@@ -240,9 +239,8 @@ def slack_bytes(spec: ModelSpec, layout: Layout, kept: int, work: int) -> int:
     always, share, lost = SLACK[layout.allocator][layout.path]
     if layout.quantization == "8bit" and layout.allocator != "lean":
         always, share, lost = SLACK_8BIT
-    if layout.quantization == "4bit":
-        whole = 0 if layout.path == FAST or layout.allocator == "lean" else spec.largest_linear * layout.size
-        always += SLACK_4BIT[layout.allocator] + whole
+    if layout.quantization == "4bit" and layout.path == GENERIC and layout.allocator != "lean":
+        always += spec.largest_linear * layout.size  # unpacked whole, and anew each time
     given_up = activation_bytes(spec, replace(layout, recompute=0)) - kept if layout.recompute else 0
     return always + int(share * kept + lost * given_up)
 
