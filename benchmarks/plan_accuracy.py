@@ -25,6 +25,7 @@ from accuracy.configurations import Configuration
 from accuracy.figures import Row
 from ending import conclude
 from lorafit.outlook import look_ahead
+from lorafit.plan import calibrate
 from lorafit.units import bytes_text
 
 HERE = Path(__file__).parent
@@ -42,9 +43,7 @@ def read_flags() -> argparse.Namespace:
     parser.add_argument(
         "--constants", action="store_true", help="print the constants that fit one half, measure nothing"
     )
-    parser.add_argument(
-        "--predict", action="store_true", help="predict the peaks of what is finished anew, measure nothing"
-    )
+    parser.add_argument("--predict", action="store_true", help="predict what is finished anew, measure nothing")
     parser.add_argument("--resume", action="store_true", help="measure only what is not in the results yet")
     parser.add_argument("--only", help="models whose name holds this; no table is written")
     parser.add_argument("--json", type=Path, help="write the figures here too")
@@ -95,13 +94,19 @@ def measure(wanted: list[Configuration], results: Path, resume: bool) -> None:
 
 
 def predict(wanted: list[Configuration], results: Path) -> None:
-    """Foretell the peaks of what is finished once more, after a formula of plan/memory.py was changed."""
+    """Foretell what is finished once more, after a formula was changed; its time for the product that was timed with it."""
     finished = read(results)
     for one in (one for one in wanted if one.key in finished):
         with tempfile.TemporaryDirectory() as folder:
             os.environ["LORAFIT_CALIBRATIONS"] = str(Path(folder) / "calibrations.json")
-            plan = look_ahead(child.settings(one, Path(folder)), None).plan
-        row = finished[one.key] | {"predicted_bytes": plan.predicted_peak_bytes, "terms": plan.memory_terms}
+            look = look_ahead(child.settings(one, Path(folder)), None)
+            product = calibrate.known(look.machine).core_gflops
+        row, plan = finished[one.key], look.plan
+        row |= {
+            "predicted_bytes": plan.predicted_peak_bytes,
+            "terms": plan.memory_terms,
+            "predicted_step_seconds": plan.predicted_step_seconds * product / row["plan_gflops"],
+        }
         keep(row, results)
         print(f"{one.key}: {told(row)}", flush=True)
 

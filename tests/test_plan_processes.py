@@ -30,7 +30,7 @@ def planned(machine: Machine, processes: int, data: DataFacts | None = None, **s
 def test_two_processes_on_one_processor_share_its_cores_and_memory_and_are_no_faster_for_it() -> None:
     one, two = planned(CPU, 1), planned(CPU, 2)
     assert two.plan.available_bytes == one.plan.available_bytes // 2
-    assert rates(two.question.machine, two.chosen.layout).flops == rates(CPU, one.chosen.layout).flops / 2
+    assert rates(two.question.machine, one.chosen.layout).flops == rates(CPU, one.chosen.layout).flops / 2
     assert 1.0 <= two.estimate.step / one.estimate.step < 1.2
     assert "4 of 8 cores" in reason(two.plan, "processes")
 

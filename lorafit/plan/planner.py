@@ -93,7 +93,8 @@ def _with_allocator(question: Question, chosen: Candidate) -> tuple[Candidate, l
     ample = judged(question, replace(layout, allocator="fast"), chosen.token_budget)
     room = available_bytes(machine, layout.device)
     choice = tuning.choose_allocator(config, machine, layout.device, ample.peak_bytes, room)
-    return judged(question, replace(layout, allocator=choice.value), chosen.token_budget), [choice]
+    suited = judged(question, replace(layout, allocator=choice.value), chosen.token_budget)
+    return replace(suited, seconds=chosen.seconds), [choice]  # compared with the others, which are lean
 
 
 def alternatives(planned: Planned, known: Known = NOTHING) -> list[Choice]:
