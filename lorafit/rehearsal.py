@@ -3,6 +3,7 @@
 The passes are `Engine.probe`: gradients are dropped and no state is touched, so the result is the same with and without.
 """
 
+import statistics
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -74,7 +75,7 @@ def rehearse(engine: Engine, samples: Samples, expected: Expectation) -> Generat
     plan = expected.plan
     while True:
         try:
-            seconds, predicted, peak = _passes(engine, samples, replace(expected, plan=plan))
+            seconds, slowness, peak = _passes(engine, samples, replace(expected, plan=plan))
             break
         except OutOfMemory:
             plan = _smaller(plan, expected)
@@ -83,7 +84,7 @@ def rehearse(engine: Engine, samples: Samples, expected: Expectation) -> Generat
             engine.set_recompute(plan.recompute)
             text = _("Memory ran out in the rehearsal: {budget} tokens at a time, {recompute} layers recomputed.")
             yield Warned(text=text.format(budget=plan.token_budget, recompute=plan.recompute))
-    slowness = seconds / predicted or 1.0  # an engine that computes nothing takes no time
+    slowness = slowness or 1.0  # an engine that computes nothing takes no time
     memory = None if peak is None else peak / expected.plan.predicted_peak_bytes
     calibrate.note(expected.planned.question.machine, expected.key, slowness * _ours(expected), memory)
     plan = _corrected(plan, expected, memory)
@@ -115,24 +116,27 @@ def note_ceiling(expected: Expectation, token_budget: int | None) -> None:
 
 
 def _passes(engine: Engine, samples: Samples, expected: Expectation) -> tuple[float, float, int | None]:
-    """Seconds that were measured and predicted for the same micro-batches, and the peak in bytes after them."""
+    """Seconds of the micro-batches that were measured, the middle one's over what was predicted for it, since a neighbour
+    comes and goes, and the peak in bytes after them."""
     micros, count = _micro_batches(samples, expected.plan, engine.facts.shares)
     longest, median = micros[-1], micros[len(micros) // 2]
     spec, layout = expected.planned.question.spec, expected.layout
     rate = rates(expected.planned.question.machine, layout, expected.known.core_gflops)
     most = min(max(1, int(PASSES_SHARE * count)), MOST_PASSES)
     order = [longest, median, longest, *_spread(micros, most)][:most]
-    found, predicted, peak = 0.0, 0.0, None
+    found: list[float] = []
+    over: list[float] = []
+    peak = None
     for place, micro in enumerate(order):
         probe = engine.probe(micro)
         peak = probe.peak_bytes
         if place or most == 1:  # the first of several warms up, and takes the memory that the others find there
-            found += probe.seconds
             own = as_computed(micro, engine.facts.shares)
-            predicted += sum(micro_batch_seconds(spec, layout, rate, share) for share in own)
-        if place >= 2 and found > ENOUGH_SECONDS:
+            found.append(probe.seconds)
+            over.append(probe.seconds / sum(micro_batch_seconds(spec, layout, rate, share) for share in own))
+        if place >= 2 and sum(found) > ENOUGH_SECONDS:
             break
-    return found, predicted, peak
+    return sum(found), statistics.median(over), peak
 
 
 def _spread(micros: Sequence[MicroBatch], count: int) -> list[MicroBatch]:

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import resource
+import statistics
 import sys
 import tempfile
 import time
@@ -14,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from accuracy import figures
 from accuracy.configurations import Configuration
 from lorafit import hardware, worker
 from lorafit.config import TrainConfig
@@ -92,7 +92,7 @@ def measured(wanted: Configuration, folder: Path) -> dict[str, Any]:
             if isinstance(event, Rehearsed):
                 facts |= {
                     "predicted_seconds": event.expected_seconds,
-                    "rehearsed_gflops": figures.mean_gflops(probes[1:] or probes),
+                    "rehearsed_gflops": statistics.median(gflops for _seconds, gflops in probes[1:] or probes),
                 }
                 began = time.perf_counter()
             elif isinstance(event, Finished):
