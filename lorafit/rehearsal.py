@@ -124,19 +124,18 @@ def _passes(engine: Engine, samples: Samples, expected: Expectation) -> tuple[fl
     rate = rates(expected.planned.question.machine, layout, expected.known.core_gflops)
     most = min(max(1, int(PASSES_SHARE * count)), MOST_PASSES)
     order = [longest, median, longest, *_spread(micros, most)][:most]
-    found: list[float] = []
     over: list[float] = []
-    peak = None
+    found, peak = 0.0, None
     for place, micro in enumerate(order):
         probe = engine.probe(micro)
         peak = probe.peak_bytes
         if place or most == 1:  # the first of several warms up, and takes the memory that the others find there
             own = as_computed(micro, engine.facts.shares)
-            found.append(probe.seconds)
+            found += probe.seconds
             over.append(probe.seconds / sum(micro_batch_seconds(spec, layout, rate, share) for share in own))
-        if place >= 2 and sum(found) > ENOUGH_SECONDS:
+        if place >= 2 and found > ENOUGH_SECONDS:
             break
-    return sum(found), statistics.median(over), peak
+    return found, statistics.median(over), peak
 
 
 def _spread(micros: Sequence[MicroBatch], count: int) -> list[MicroBatch]:

@@ -3,7 +3,7 @@
 `fast` keeps what was once taken, so that no page is asked for twice; `lean` gives large blocks back at once, so that
 the peak is what the tensors need; `default` is what glibc's own thresholds grow to once a block of 32 MiB was freed.
 Models are loaded with LOADING whatever comes after: `fast` would keep all that reading and quantising take, and glibc's
-growing thresholds left holes of up to 2 GiB between 4-bit weights, more or fewer by chance. CUDA's and MPS's own allocators are set in engines/torch/device.py.
+growing thresholds left holes of over 1 GiB between 4-bit weights, more or fewer by chance. CUDA's and MPS's own allocators are set in engines/torch/device.py.
 """
 
 import ctypes
