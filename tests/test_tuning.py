@@ -13,7 +13,8 @@ from lorafit.plan.path import FAST, GENERIC
 from lorafit.plan.tuning import COMPILE_SAVES, COMPILE_SECONDS, choose_allocator, choose_compile
 from lorafit.units import GIB
 
-# Takes 64 blocks of 4 MiB, gives them back, and says how much of them is still resident, in MiB.
+# Takes 12 blocks of 4 MiB, gives them back, and says how much of them is still resident, in MiB. 48 MiB are fewer than
+# `default` gives back from the heap's end at once.
 TAKE_AND_GIVE = """
 import ctypes, re, sys
 from pathlib import Path
@@ -25,7 +26,7 @@ for profile in sys.argv[1].split("+"):
 c = ctypes.CDLL(None)
 c.malloc.restype, c.malloc.argtypes, c.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
 before, size = resident(), 4 << 20
-blocks = [c.malloc(size) for _ in range(64)]
+blocks = [c.malloc(size) for _ in range(12)]
 for block in blocks:
     ctypes.memset(block, 1, size)
 for block in blocks:
@@ -57,11 +58,11 @@ def test_lean_gives_back_what_fast_keeps_until_memory_is_short() -> None:
         command = [sys.executable, "-c", TAKE_AND_GIVE, *words]
         return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
-    assert kept("lean") < 16
-    assert kept("fast") > 200
-    assert kept("fast", "trimmed") < 16
-    assert kept(f"{allocator.LOADING}+fast") > 200, "from loading on to training"
-    assert kept(f"{allocator.LOADING}+default") > kept("lean"), "glibc's own thresholds again"
+    assert kept("lean") < 8
+    assert kept("fast") > 40
+    assert kept("fast", "trimmed") < 8
+    assert kept(f"{allocator.LOADING}+fast") > 40, "from loading on to training"
+    assert kept(f"{allocator.LOADING}+default") > 40, "glibc's own thresholds again"
 
 
 def test_layers_are_compiled_only_where_it_pays() -> None:
