@@ -30,10 +30,7 @@ SLACK = {
 SLACK_8BIT = (40 * MIB, 0.44, 0.48)  # not lean: generic too, and every product unpacks its weights
 GENERIC_WORK = 1.8  # of what a layer keeps, at work: measured with and without recompute (Llama-3.2-1B, 512 tokens)
 LOGITS_BLOCK = 1 << 20  # numbers of the head that are multiplied at once (engines/torch/stored.py)
-SCRATCH_BYTES = {
-    "none": 4 * MIB,
-    "4bit": 8 * MIB,
-}  # in which weights are unpacked block by block (engines/torch/stored.py)
+SCRATCH_BYTES = {"none": 4 * MIB, "4bit": 8 * MIB}  # in which weights are unpacked block by block (the same file)
 
 
 @dataclass(frozen=True)

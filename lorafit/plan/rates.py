@@ -17,9 +17,8 @@ FAST_EFFICIENCY = 1.0
 # Hidden size at which the fast path runs at half its rate: attention, adapters and what lies between products weigh more
 # in narrow layers. Fitted to 18 passes of three models 576, 896 and 2048 wide, 5% (root mean square), docs/log.md.
 FAST_HALF_RATE_WIDTH = 220
-LEAN_SHARE = (
-    0.91  # of the efficiency: memory is got anew for every large block. The middle of 14 steps, docs/speed-model.md
-)
+# Of the efficiency: memory is got anew for every large block. The middle of 14 steps, docs/speed-model.md.
+LEAN_SHARE = 0.91
 QUANTISED_SHARE = {("mlx", "mps"): 0.67}  # of the efficiency, where products take packed weights
 # Seconds before a layer's kernels run, forward or backward: dozens of launches. Assumed, CPU measured.
 LAUNCH_SECONDS = {"cpu": 0.3e-3, "cuda": 0.4e-3, "mps": 1.0e-3}
