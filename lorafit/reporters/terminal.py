@@ -157,12 +157,12 @@ class Terminal:
 
     def _finished(self, event: Finished) -> None:
         self._display.close()
-        self._say(_("✓ Finished in {time}.").format(time=seconds_text(event.seconds)), "bold green")
+        self._say(_("✓ Finished: the steps took {time}.").format(time=seconds_text(event.seconds)), "bold green")
         if event.seconds > 0:
             waited = _("The device waited for data {share:.2%} of the time.")
             self._say(waited.format(share=event.data_seconds / event.seconds))
         if event.predicted_seconds is not None and event.peak_bytes is not None:
-            text = _("Planned: {time}, {peak} of memory; it was {found}.")
+            text = _("Planned: {time} for the steps and {peak} of memory; memory was {found}.")
             peak, found = bytes_text(event.predicted_peak_bytes), bytes_text(event.peak_bytes)
             self._say(text.format(time=seconds_text(event.predicted_seconds), peak=peak, found=found))
         if event.valid_loss_before is not None and event.valid_loss_after is not None:
