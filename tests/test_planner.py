@@ -271,6 +271,7 @@ def test_4_bits_are_advised_on_a_mac_too_and_count_for_the_smaller_model() -> No
     with pytest.raises(DoesNotFit) as refused:
         plan_for(described("M1 8GB"), spec)
     assert "Qwen2.5-3B" in (refused.value.fix or "")
+    assert re.search(r"with 4-bit base weights [67]\.\d GiB in all", refused.value.found or ""), "tried in vain"
 
 
 def test_a_shorter_length_is_advised_only_where_it_would_fit() -> None:

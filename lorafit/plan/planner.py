@@ -59,13 +59,14 @@ def consider(
         shared = replace(question, base=sharing.shared(question.base, config))
         if best(tried := candidates(shared)).fits or config.shard == "on":
             question, found = shared, tried
+    in_4bit: Candidate | None = None
     if not best(found).fits and config.quantization == "auto" and quantization.value == "none":
         packed = _asked(config, machine, spec, data, replace(base, quantization="4bit"), known)
-        if best(tried := candidates(packed)).fits:
+        if (in_4bit := best(tried := candidates(packed))).fits:
             question, found, quantization = packed, tried, numbers.only_4bit_fits(engine.value)
     chosen = best(found)
     if not chosen.fits and config.token_budget is None:
-        raise remedies.does_not_fit(question, chosen)
+        raise remedies.does_not_fit(question, chosen, in_4bit)
     chosen, tuned = _with_allocator(question, chosen)
     effective_batch = resolve_effective_batch(config)
     schedule = make_schedule(config, effective_batch, data)

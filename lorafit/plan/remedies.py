@@ -24,10 +24,12 @@ SHORTER = (1024, 512, 384, 256, 128)
 LARGER_MACHINES = ("colab-t4", "M2 Pro 32GB", "RTX 3090", "M3 Max 64GB", "A100 80GB", "H100")  # the cheap ones first
 
 
-def does_not_fit(question: Question, nearest: Candidate) -> DoesNotFit:
-    """The error that names what was predicted, term by term, and the flags that would fit."""
+def does_not_fit(question: Question, nearest: Candidate, in_4bit: Candidate | None = None) -> DoesNotFit:
+    """The error that names what was predicted, term by term, and the flags that would fit; `in_4bit` was tried in vain."""
     names, layout = term_names(), nearest.layout
     parts = [f"{names[name]} {bytes_text(size)}" for name, size in terms(question.spec, layout).items() if size]
+    if in_4bit is not None:
+        parts.append(_("with 4-bit base weights {need} in all").format(need=bytes_text(in_4bit.peak_bytes)))
     available = available_bytes(question.machine, layout.device)
     return DoesNotFit(
         _("This does not fit: training needs {need}, and {share:.0%} of {available} may be used.").format(
