@@ -24,11 +24,12 @@ from lorafit.errors import LorafitError
 from lorafit.events import Finished, Rehearsed, StepDone
 from lorafit.modelspec import read_spec
 from lorafit.plan import calibrate
-from lorafit.plan.calibrate import SIDE, best_gflops, product_gflops
+from lorafit.plan.calibrate import SIDE, product_gflops
 from lorafit.plan.plan import Plan
 from lorafit.units import GIB
 from race.shapes import shape_folder
 
+PRODUCTS = 10  # of SIDE rows and columns, timed beside a step
 WORDS = [
     "法院",
     "合同",
@@ -137,11 +138,17 @@ def ruled(
 
 
 def torch_gflops() -> float:
-    """As `product_gflops`, by PyTorch's own threads: numpy's wait busily after a product, and slow the next step by 4 to 8%."""
+    """float32 GFLOP/s over a few products, not of the best: a neighbour that comes and goes spares one of them.
+
+    By PyTorch's own threads: numpy's wait busily after a product, and slow the next step by 4 to 8%.
+    """
     import torch  # by now the run has it
 
     side = torch.ones(SIDE, SIDE)
-    return best_gflops(lambda: side @ side)
+    began = time.perf_counter()
+    for _product in range(PRODUCTS):
+        torch.mm(side, side)
+    return PRODUCTS * 2 * SIDE**3 / (time.perf_counter() - began) / 1e9
 
 
 def settings(wanted: Configuration, folder: Path) -> TrainConfig:
