@@ -67,11 +67,11 @@ def _show_time(look: Outlook, console: Console) -> None:
         source=source_text(expected.source),
     )
     show_line(Text(line, "bold"), console)
-    show_line(_("Begun now it would be done {when}.").format(when=clock_text(expected.total)), console)
+    show_line(_("Begun now it would be done {when}.").format(when=clock_text(time.time(), expected.total)), console)
 
 
-def clock_text(seconds: float) -> str:
-    """The time of day, and the date where that is not today's, after so many seconds."""
-    now, then = time.localtime(), time.localtime(time.time() + seconds)
-    same_day = time.strftime("%Y-%m-%d", now) == time.strftime("%Y-%m-%d", then)
+def clock_text(begun: float, seconds: float) -> str:
+    """The time of day so many seconds after `begun` (since 1970), and the date where that is another."""
+    day, then = time.localtime(begun), time.localtime(begun + seconds)
+    same_day = time.strftime("%Y-%m-%d", day) == time.strftime("%Y-%m-%d", then)
     return time.strftime("%H:%M" if same_day else "%Y-%m-%d %H:%M", then)

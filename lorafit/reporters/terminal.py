@@ -218,6 +218,6 @@ def _rehearsed_text(event: Rehearsed) -> str:
     return text.format(
         rate=event.tokens_per_second,
         total=seconds_text(event.expected_seconds),
-        when=clock_text(event.expected_seconds),
+        when=clock_text(event.time, event.expected_seconds),
         peak=bytes_text(event.peak_bytes),
     )
