@@ -84,7 +84,6 @@ def rehearse(engine: Engine, samples: Samples, expected: Expectation) -> Generat
             engine.set_recompute(plan.recompute)
             text = _("Memory ran out in the rehearsal: {budget} tokens at a time, {recompute} layers recomputed.")
             yield Warned(text=text.format(budget=plan.token_budget, recompute=plan.recompute))
-    slowness = slowness or 1.0  # an engine that computes nothing takes no time
     memory = None if peak is None else peak / expected.plan.predicted_peak_bytes
     calibrate.note(expected.planned.question.machine, expected.key, slowness * _ours(expected), memory)
     plan = _corrected(plan, expected, memory)
@@ -135,7 +134,7 @@ def _passes(engine: Engine, samples: Samples, expected: Expectation) -> tuple[fl
             over.append(probe.seconds / sum(micro_batch_seconds(spec, layout, rate, share) for share in own))
         if place >= 2 and found > ENOUGH_SECONDS:
             break
-    return found, statistics.median(over), peak
+    return found, statistics.median(over) or 1.0, peak  # an engine that computes nothing takes no time
 
 
 def _spread(micros: Sequence[MicroBatch], count: int) -> list[MicroBatch]:
