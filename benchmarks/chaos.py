@@ -31,7 +31,7 @@ from faults.deeds import HANG_SECONDS, KINDS, SAME_BYTES, fake_clock, missing, m
 from faults.training import SETTINGS, NotSurvived, TooLate, Training, write_rows
 from faults.verdict import check, cost_of_saving, overhead
 from lorafit.events import Restarted
-from lorafit.rundir import RunDir
+from lorafit.run_folders.directory import RunDir
 
 QUICK, MANY = 20, 200
 PER_RUN = 6  # faults that a run meets

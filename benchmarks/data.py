@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from lorafit.config import TrainConfig
-from lorafit.data.build import make_all, usable_cores
 from lorafit.data.dataset import drain, prepare_cached
-from lorafit.data.recipe import recipe_of
+from lorafit.data.preprocessing import recipe_of
 from lorafit.data.sources import read_rows
-from lorafit.demo import demo_model
+from lorafit.data.tokenize import make_all, usable_cores
 from lorafit.engines.tokenizer import shared_tokenizer
+from lorafit.models.demo import demo_model
 
 FEW, MANY, QUICK, STAGE_ROWS = 10_000, 1_000_000, 50_000, 20_000
 WORDS = [

@@ -23,15 +23,15 @@ from typing import Any
 import numpy as np
 
 from ending import conclude
-from lorafit.adapter import AdapterConfig, lora_names, read_adapter, write_adapter
-from lorafit.checkpoint import latest_good, save_checkpoint, step_of
 from lorafit.config import TrainConfig, make_config, read_yaml, write_yaml
 from lorafit.data.formats import BadRow, to_conversation
 from lorafit.data.sources import read_rows
 from lorafit.errors import LorafitError
 from lorafit.events import EventLog, StepDone, read_events
-from lorafit.history import read as read_record
-from lorafit.rundir import RunDir
+from lorafit.run_folders.adapter import AdapterConfig, lora_names, read_adapter, write_adapter
+from lorafit.run_folders.checkpoint import latest_good, save_checkpoint, step_of
+from lorafit.run_folders.directory import RunDir
+from lorafit.run_folders.history import read as read_record
 
 CASE_SECONDS, GROWTH_BYTES = 20.0, 1 << 30
 ROW: dict[str, Any] = {

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from lorafit.data.build import usable_cores
-from lorafit.demo import demo_model
-from lorafit.modelspec import read_spec
+from lorafit.data.tokenize import usable_cores
+from lorafit.models.demo import demo_model
+from lorafit.models.spec import read_spec
 from peers.protocol import Task
 from race.about import machine_facts
 from race.child import Child, Lost

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ending import conclude
-from lorafit.demo import demo_model
-from lorafit.modelspec import read_spec
+from lorafit.models.demo import demo_model
+from lorafit.models.spec import read_spec
 from peers.protocol import Task
 from race.about import machine_facts
 from race.contestants import Contestant

@@ -21,19 +21,21 @@ from typing import Any
 import numpy as np
 
 from ending import conclude
-from lorafit import hardware, registry
-from lorafit.adapter import read_adapter
+from lorafit import registry
 from lorafit.config import TrainConfig
+from lorafit.data.batching import batch
 from lorafit.data.dataset import Prepared, prepare
 from lorafit.data.sources import read_rows
-from lorafit.data.steps import batch, lr_at, step_samples
-from lorafit.demo import demo_model
 from lorafit.engines.base import Engine, Setup
 from lorafit.engines.tokenizer import load_tokenizer
-from lorafit.hardware import Machine
-from lorafit.modelspec import read_spec
-from lorafit.plan.plan import Plan
-from lorafit.plan.planner import DataFacts, make_plan
+from lorafit.hardware import detect
+from lorafit.hardware.detect import Machine
+from lorafit.models.demo import demo_model
+from lorafit.models.spec import read_spec
+from lorafit.planner.plan import Plan
+from lorafit.planner.planner import DataFacts, make_plan
+from lorafit.planner.schedule import lr_at, step_samples
+from lorafit.run_folders.adapter import read_adapter
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE, PICTURE, NUMBERS = DOCS / "parity.md", DOCS / "parity.png", DOCS / "parity.json"
@@ -245,7 +247,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_STEPS} steps, and the page stays as it is")
     parser.add_argument("--json", type=Path, help="write the verdict here")
     arguments = parser.parse_args()
-    machine = hardware.detect()
+    machine = detect.detect()
     task = make_task(settings(QUICK_STEPS if arguments.quick else STEPS), machine)
     runs = measure(task, machine)
     if not arguments.quick:

@@ -24,8 +24,8 @@ from accuracy import child, configurations, figures, pages, published
 from accuracy.configurations import Configuration
 from accuracy.figures import Row
 from ending import conclude
-from lorafit.outlook import look_ahead
-from lorafit.plan import calibrate
+from lorafit.planner import calibrate
+from lorafit.training.preview import look_ahead
 from lorafit.units import bytes_text
 
 HERE = Path(__file__).parent

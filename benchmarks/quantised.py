@@ -18,7 +18,7 @@ from typing import Any
 
 from accuracy import pages
 from ending import conclude
-from lorafit import hardware
+from lorafit.hardware import detect
 from lorafit.units import MIB
 
 HERE = Path(__file__).parent
@@ -110,7 +110,7 @@ def main() -> int:
     sizes = QUICK if arguments.quick else WHOLE
     found, steps = measure(sizes), sizes["steps"]
     if not arguments.quick:
-        pages.write("conformance.md", "quantised", table(found, steps, hardware.detect().chip))
+        pages.write("conformance.md", "quantised", table(found, steps, detect.detect().chip))
     flat = verdict(found, steps)
     return conclude(flat, arguments.json)
 

@@ -19,9 +19,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from lorafit.data.build import usable_cores
-from lorafit.demo import demo_model
-from lorafit.modelspec import ModelSpec, read_spec
+from lorafit.data.tokenize import usable_cores
+from lorafit.models.demo import demo_model
+from lorafit.models.spec import ModelSpec, read_spec
 from peers.protocol import Task
 from race import environment, figures
 from race.about import machine_facts

@@ -2,6 +2,6 @@
 
 import sys
 
-from lorafit.cli import main
+from lorafit.cli.app import main
 
 sys.exit(main())

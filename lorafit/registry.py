@@ -25,7 +25,7 @@ ENGINES: dict[str, Entry] = {
 }
 EXPORTERS: dict[str, Entry] = {}
 CLOUDS: dict[str, Entry] = {
-    name: Entry(f"lorafit.cloud.{name}:TARGET", "pip install lorafit")
+    name: Entry(f"lorafit.transfer.cloud.{name}:TARGET", "pip install lorafit")
     for name in ("colab", "kaggle", "paperspace", "sagemaker", "skypilot")
 }
 
@@ -36,16 +36,16 @@ MEASURED_BYTES: dict[str, Entry] = {
 }
 
 # Several processes as one: a context (processes, what to do while waiting) -> Ranks.
-RANKS = Entry("lorafit.engines.torch.ranks:joined", _TORCH)
+RANKS = Entry("lorafit.engines.torch.process_group:joined", _TORCH)
 
 # What `lorafit doctor` tries: functions (device, precision) that return words, or raise where something is wrong.
 SELF_TESTS: dict[str, Entry] = {
-    "torch": Entry("lorafit.engines.torch.trials:try_device", "pip install torch transformers"),
-    "mlx": Entry("lorafit.engines.mlx.trials:try_device", _MLX),
+    "torch": Entry("lorafit.engines.torch.doctor:try_device", "pip install torch transformers"),
+    "mlx": Entry("lorafit.engines.mlx.doctor:try_device", _MLX),
 }
 QUANTIZATIONS: dict[str, Entry] = {
-    "4bit": Entry("lorafit.engines.torch.trials:try_4bit", "pip install bitsandbytes"),
-    "8bit": Entry("lorafit.engines.torch.trials:try_8bit", "pip install bitsandbytes"),
+    "4bit": Entry("lorafit.engines.torch.doctor:try_4bit", "pip install bitsandbytes"),
+    "8bit": Entry("lorafit.engines.torch.doctor:try_8bit", "pip install bitsandbytes"),
 }
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from lorafit.arguments import is_word
-from lorafit.completion import SETTINGS
+from lorafit.cli.completion import SETTINGS
+from lorafit.cli.flags import is_word
 from lorafit.config import TrainConfig
 
 PAGE = Path(__file__).parents[1] / "docs/cli.md"

@@ -16,12 +16,12 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.terminal_theme import MONOKAI
 
-from lorafit import rundir
 from lorafit.events import Event, StepDone, read_events
 from lorafit.messages import set_language
-from lorafit.reporters.display import figures_text, left_text, progress_bar
-from lorafit.reporters.pace import Pace
-from lorafit.reporters.terminal import Terminal
+from lorafit.reporters.terminal.progress import figures_text, left_text, progress_bar
+from lorafit.reporters.terminal.run import Terminal
+from lorafit.reporters.terminal.throughput import Pace
+from lorafit.run_folders import directory
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs/pictures"
@@ -105,7 +105,7 @@ def train(language: str) -> Path:
     """A demo run, trained now; minutes."""
     command = [sys.executable, "train.py", "--demo", "--lang", language]
     subprocess.run(command, cwd=ROOT, check=True)
-    return rundir.find("latest", ROOT / "output").path
+    return directory.find("latest", ROOT / "output").path
 
 
 def main(argv: list[str]) -> None:

@@ -8,7 +8,7 @@ def start(command: str) -> None:
     try:
         if sys.version_info < (3, 11):
             raise ModuleNotFoundError(f"it is Python {sys.version.split()[0]}")
-        from lorafit.cli import main
+        from lorafit.cli.app import main
     except ModuleNotFoundError as missing:
         sys.exit(
             f"This Python ({sys.executable}) cannot run lorafit: {missing}.\n"

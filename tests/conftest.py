@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lorafit.demo import demo_model
 from lorafit.messages import set_language
+from lorafit.models.demo import demo_model
 
 
 @pytest.fixture(scope="session")

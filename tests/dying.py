@@ -6,10 +6,11 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from lorafit import checkpoint, loop, worker
-from lorafit.cli import main
+from lorafit.cli.app import main
 from lorafit.engines.torch.engine import TorchEngine
 from lorafit.engines.torch.optimizer import Optimizer
+from lorafit.run_folders import checkpoint
+from lorafit.training import loop, worker
 
 MOMENTS: dict[str, tuple[Any, str]] = {
     "opening": (worker, "_open_engine"),

@@ -17,14 +17,16 @@ from typing import Any
 
 from plans import make_plan, make_samples
 
-from lorafit import child, hardware, registry, worker
+from lorafit import registry
 from lorafit.config import TrainConfig
-from lorafit.data.batch import MicroBatch
+from lorafit.data.micro_batch import MicroBatch
 from lorafit.engines.base import OutOfMemory, Setup, StepResult
 from lorafit.engines.fake import FakeEngine
 from lorafit.errors import EngineError
 from lorafit.events import Event, Stage
-from lorafit.resume import Interrupted, plan_for
+from lorafit.hardware import detect
+from lorafit.training import child, worker
+from lorafit.training.resume import Interrupted, plan_for
 
 METAL = "Error: command buffer exited with error status."
 WATCHDOG = "Impacting Interactivity (0000000e:kIOGPUCommandBufferCallbackErrorImpactingInteractivity)"
@@ -81,7 +83,7 @@ def get_ready(config: TrainConfig, old: Interrupted | None, _ranks: object = Non
     plan = make_plan(
         steps=config.max_steps or 10, save_steps=config.save_steps or 0, valid_samples=8, eval_steps=4, **changes
     )
-    machine, samples = hardware.detect(), make_samples(40)
+    machine, samples = detect.detect(), make_samples(40)
     if old is not None:
         plan = plan_for(old.run, machine, config, plan)
     data = SimpleNamespace(train=samples[:32], valid=samples[32:], notes=[], rejects=[], valid_conversations=[])

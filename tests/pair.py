@@ -16,17 +16,18 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 
 from lorafit.config import TrainConfig
-from lorafit.data.batch import Sample
+from lorafit.data.batching import batch
 from lorafit.data.dataset import prepare
+from lorafit.data.micro_batch import Sample
 from lorafit.data.sources import read_rows
-from lorafit.data.steps import batch, lr_at, step_samples
+from lorafit.distributed.collectives import ALONE, Ranks
+from lorafit.distributed.launch import started
 from lorafit.engines.base import OutOfMemory, Setup
-from lorafit.engines.ranks import ALONE, Ranks
 from lorafit.engines.tokenizer import load_tokenizer
-from lorafit.engines.torch import ranks as torch_ranks
+from lorafit.engines.torch import process_group as torch_ranks
 from lorafit.engines.torch.engine import TorchEngine
-from lorafit.plan.plan import Plan
-from lorafit.ranks import started
+from lorafit.planner.plan import Plan
+from lorafit.planner.schedule import lr_at, step_samples
 
 BUDGET = 60
 SCENARIOS: dict[str, dict[str, Any]] = {

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from lorafit.data.batch import Sample
-from lorafit.plan.plan import Plan
+from lorafit.data.micro_batch import Sample
+from lorafit.planner.plan import Plan
 
 VOCAB = 96
 

@@ -1,6 +1,6 @@
 """What do tests take for a model's shape, where no weights are needed?"""
 
-from lorafit.modelspec import Linear, ModelSpec
+from lorafit.models.spec import Linear, ModelSpec
 
 ATTENTION = {"q": (2048, 2048), "k": (2048, 512), "v": (2048, 512), "o": (2048, 2048)}
 MLP = {"gate": (2048, 8192), "up": (2048, 8192), "down": (8192, 2048)}

@@ -8,10 +8,10 @@ from lorafit.config import TrainConfig, write_yaml
 from lorafit.engines.base import Setup
 from lorafit.engines.fake import FakeEngine
 from lorafit.events import EventLog, Resumed, Started, StepDone
-from lorafit.loop import Job, Progress, train
-from lorafit.plan.plan import Choice, Plan
-from lorafit.rundir import RunDir
-from lorafit.watch.link import Link
+from lorafit.ipc.link import Link
+from lorafit.planner.plan import Choice, Plan
+from lorafit.run_folders.directory import RunDir
+from lorafit.training.loop import Job, Progress, train
 
 SAMPLES = plans.make_samples(40)
 CHOICES = [Choice("device", "cpu", "✓ No GPU found: training on the CPU"), Choice("steps", "10", "32 rows, 16 a step")]

@@ -11,7 +11,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lorafit.adapter import (
+from lorafit.errors import AdapterError
+from lorafit.run_folders.adapter import (
     AdapterConfig,
     ChatSettings,
     lora_names,
@@ -23,7 +24,6 @@ from lorafit.adapter import (
     write_adapter,
     write_chat_settings,
 )
-from lorafit.errors import AdapterError
 
 Tensors = dict[str, np.ndarray]
 SHORT = ["q_proj", "v_proj", "down_proj"]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from lorafit import archive
 from lorafit.errors import LorafitError, RunError
+from lorafit.transfer import archive
 
 Spoil = Callable[[Path], None]
 

@@ -8,20 +8,20 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lorafit import awake
+from lorafit.hardware import keep_awake
 
 
 def test_macos_runs_caffeinate_for_our_process() -> None:
-    assert awake.command("Darwin", 123) == ["caffeinate", "-i", "-w", "123"]
+    assert keep_awake.command("Darwin", 123) == ["caffeinate", "-i", "-w", "123"]
 
 
 def test_linux_holds_a_lock_with_a_child_that_ends_when_its_input_closes() -> None:
     cmd = ["systemd-inhibit", "--what=idle:sleep", "--who=lorafit", "--why=training", "--mode=block", "cat"]
-    assert awake.command("Linux", 123) == cmd
+    assert keep_awake.command("Linux", 123) == cmd
 
 
 def test_elsewhere_nothing_is_run() -> None:
-    assert awake.command("Windows", 123) is None
+    assert keep_awake.command("Windows", 123) is None
 
 
 def tool_in(folder: Path, name: str, text: str) -> None:
@@ -35,7 +35,7 @@ def test_the_tool_lives_as_long_as_the_context_in_a_session_of_its_own(
 ) -> None:
     tool_in(tmp_path, "systemd-inhibit", f'echo $$ > "{tmp_path}/pid"; exec cat')
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    with awake.keep_awake():
+    with keep_awake.keep_awake():
         while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
             time.sleep(0.01)
         pid = int((tmp_path / "pid").read_text())
@@ -51,13 +51,13 @@ def test_a_missing_or_failing_tool_is_silently_nothing(
         if tool:
             tool_in(tmp_path, name, f"echo no bus >&2; {tool}")
     monkeypatch.setenv("PATH", str(tmp_path))
-    with awake.keep_awake():
+    with keep_awake.keep_awake():
         pass
     assert capfd.readouterr() == ("", "")
 
 
 def test_the_context_ends_the_tool_when_training_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = set(psutil.Process().children())
-    with pytest.raises(ValueError, match="diverged"), awake.keep_awake():
+    with pytest.raises(ValueError, match="diverged"), keep_awake.keep_awake():
         raise ValueError("diverged")
     assert set(psutil.Process().children()) <= before

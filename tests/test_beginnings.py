@@ -11,12 +11,11 @@ import tiny
 import torch
 from numpy.typing import NDArray
 
-from lorafit.data.batch import MicroBatch, Sample
-from lorafit.data.beginnings import FEWEST, MORE, Beginning, beginnings, begun_alike, lengths_of
-from lorafit.data.steps import batch
+from lorafit.data.batching import batch
+from lorafit.data.micro_batch import MicroBatch, Sample
+from lorafit.data.shared_prefix import FEWEST, MORE, Beginning, beginnings, begun_alike, lengths_of
 from lorafit.engines.torch.engine import TorchEngine
-from lorafit.outlook import facts_of
-from lorafit.plan.facts import Split, steps_as_shares
+from lorafit.planner.data_stats import Split, facts_of, steps_as_shares
 
 MUCH = 10**9
 

@@ -6,7 +6,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from lorafit.reporters.breaks import words
+from lorafit.reporters.terminal.line_wrap import words
 
 
 def pieces(text: str) -> list[str]:

@@ -11,18 +11,18 @@ from typing import Any
 import pytest
 import tiny
 
-from lorafit import archive, moving
-from lorafit.bundle import bundle
-from lorafit.checkpoint import whole_folder
-from lorafit.cli import main
+from lorafit.atomic import whole_folder
+from lorafit.cli.app import main
 from lorafit.config import TrainConfig, read_yaml
 from lorafit.errors import ConfigError, LorafitError, RunError
 from lorafit.events import EventLog, Finished, Planned, read_events
-from lorafit.hardware import Machine
-from lorafit.resume import interrupted, saved_config
-from lorafit.rundir import RunDir
-from lorafit.unbundle import is_bundle, unbundle
-from lorafit.worker import work
+from lorafit.hardware.detect import Machine
+from lorafit.run_folders.directory import RunDir, saved_config
+from lorafit.training.resume import interrupted
+from lorafit.training.worker import work
+from lorafit.transfer import archive, operations
+from lorafit.transfer.bundle import bundle
+from lorafit.transfer.unbundle import is_bundle, unbundle
 
 Output = pytest.CaptureFixture[str]
 SECRET = "hf_" + "a1b2c3d4" * 4
@@ -85,7 +85,7 @@ def run_zip(died: RunDir, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def there(path: Path, home: Path, output_dir: Path, **settings: Any) -> TrainConfig:
     """What `lorafit resume BUNDLE --model_name ...` asks for on the other machine."""
-    run, notes = moving.take_over(path, output_dir, str(home / "models/Tiny-Llama"))
+    run, notes = operations.take_over(path, output_dir, str(home / "models/Tiny-Llama"))
     assert notes == []
     return saved_config(run).model_copy(update={"resume": str(run.path), "output_dir": str(output_dir), **settings})
 
@@ -158,7 +158,7 @@ def test_a_finished_run_is_bundled_as_what_came_of_it_and_not_gone_on_with(finis
     names = zipfile.ZipFile(path).namelist()
     assert not [name for name in names if "checkpoints" in name or "inputs" in name]
     with pytest.raises(RunError, match="nothing to go on with"):
-        moving.take_over(path, tmp_path / "there", None)
+        operations.take_over(path, tmp_path / "there", None)
     run = RunDir(tmp_path / "there" / finished.name)
     assert weights(run.final_model) == weights(finished.final_model)
     assert isinstance(read_events(run.events)[-1], Finished)
@@ -207,7 +207,7 @@ def test_on_the_same_machine_the_base_may_not_change(home: Path, stopped: RunDir
 
 def test_a_base_that_stayed_at_home_must_be_named(run_zip: Path, tmp_path: Path, capsys: Output) -> None:
     with pytest.raises(ConfigError, match="not in the bundle"):
-        moving.take_over(run_zip, tmp_path / "there", None)
+        operations.take_over(run_zip, tmp_path / "there", None)
     assert main(["train", str(run_zip), "--output_dir", str(tmp_path / "there")]) == 2
     assert "--model_name" in capsys.readouterr().err
 

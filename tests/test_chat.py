@@ -15,14 +15,14 @@ import tiny
 import torch
 import transformers
 
-from lorafit.adapter import AdapterConfig, ChatSettings, lora_names, write_adapter, write_chat_settings
-from lorafit.cli import main
+from lorafit.api import ChatRequest, open_chat
+from lorafit.cli.app import main
 from lorafit.errors import AdapterError, ConfigError, HardwareError
-from lorafit.hardware import Machine, detect
-from lorafit.modelspec import read_spec
-from lorafit.opening import choose_way
+from lorafit.evaluation.model_request import choose_way
+from lorafit.hardware.detect import Machine, detect
+from lorafit.models.spec import read_spec
+from lorafit.run_folders.adapter import AdapterConfig, ChatSettings, lora_names, write_adapter, write_chat_settings
 from lorafit.units import GIB
-from lorafit.verbs import ChatRequest, open_chat
 
 Output = pytest.CaptureFixture[str]
 MODULE = "model.layers.0.self_attn.q_proj"

@@ -15,19 +15,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from lorafit import checkpoint
-from lorafit.checkpoint import (
-    latest_good,
-    make_room,
-    prune,
-    put_back,
-    save_checkpoint,
-    verify,
-    whole_file,
-    whole_folder,
-)
+from lorafit import atomic
+from lorafit.atomic import put_back, verify, whole_file, whole_folder
 from lorafit.errors import DiskError
-from lorafit.rundir import RunDir
+from lorafit.run_folders import checkpoint
+from lorafit.run_folders.checkpoint import latest_good, make_room, prune, save_checkpoint
+from lorafit.run_folders.directory import RunDir
 
 SAVER = """
 import sys
@@ -242,7 +235,7 @@ def test_prune_sweeps_what_dead_processes_left_and_spares_the_living(run: RunDir
         f".old-{dead_pid()}-0a-step-000001",
         f".tmp-{os.getpid()}-0a-step-000003",
     ]
-    alive = [f".tmp-{os.getppid()}-0a-step-000002", f".tmp-{os.getpid()}-{checkpoint.TOKEN}-step-000004"]
+    alive = [f".tmp-{os.getppid()}-0a-step-000002", f".tmp-{os.getpid()}-{atomic.TOKEN}-step-000004"]
     for name in stale + alive:
         (run.checkpoints / name).mkdir()
     (run.path / f".tmp-{dead_pid()}-0a-final_model").mkdir()

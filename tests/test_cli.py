@@ -9,13 +9,13 @@ import pytest
 import yaml
 
 import lorafit
-from lorafit import verbs
-from lorafit.cli import COMMANDS, flag_value, main
-from lorafit.command_line import spell_out_resume, train_config
+from lorafit import api
+from lorafit.cli.app import COMMANDS, flag_value, main
+from lorafit.cli.commands import show_events
+from lorafit.cli.parse import spell_out_resume, train_config
 from lorafit.config import TrainConfig
 from lorafit.errors import DoesNotFit
 from lorafit.events import Event, Started, Stopped
-from lorafit.faces import show_events
 from lorafit.messages import language
 
 Output = pytest.CaptureFixture[str]
@@ -135,7 +135,7 @@ def test_a_resumed_run_keeps_its_settings_but_for_what_is_said(tmp_path: Path) -
 def test_resume_as_a_command_is_train_with_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = run_with(tmp_path, "llama-lora-20260101_120000", lora_r=2)
     seen: list[TrainConfig] = []
-    monkeypatch.setattr(verbs, "train", lambda config: seen.append(config) or iter(()))
+    monkeypatch.setattr(api, "train", lambda config: seen.append(config) or iter(()))
     assert main(["resume", str(run), "--save_steps", "9"]) == 0
     assert main(["resume", "--output_dir", str(tmp_path)]) == 0
     assert [(c.resume, c.lora_r) for c in seen] == [(str(run), 2), ("latest", 2)]
@@ -239,7 +239,7 @@ def test_an_error_for_the_user_is_shown_with_its_remedy_and_no_traceback(
         raise DoesNotFit("This does not fit.", found="needs 40 GiB", fix="--quantization 4bit")
         yield
 
-    monkeypatch.setattr(verbs, "train", train)
+    monkeypatch.setattr(api, "train", train)
     assert main(["train"]) == 2
     text = capsys.readouterr().err
     assert all(part in text for part in ("This does not fit.", "needs 40 GiB", "--quantization 4bit"))
@@ -247,7 +247,7 @@ def test_an_error_for_the_user_is_shown_with_its_remedy_and_no_traceback(
 
 
 def test_a_bug_keeps_its_traceback_and_owns_up(monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
-    monkeypatch.setattr(verbs, "train", lambda config: 1 / 0)
+    monkeypatch.setattr(api, "train", lambda config: 1 / 0)
     assert main(["train"]) == 1
     text = capsys.readouterr().err
     assert "ZeroDivisionError" in text
@@ -259,7 +259,7 @@ def test_ctrl_c_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyboardInterrupt
         yield
 
-    monkeypatch.setattr(verbs, "train", train)
+    monkeypatch.setattr(api, "train", train)
     assert main(["train"]) == 130
 
 

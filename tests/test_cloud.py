@@ -13,18 +13,18 @@ from typing import Any
 import pytest
 import yaml
 
-from lorafit import moving
-from lorafit.catalogue.clouds import INSTANCES
-from lorafit.cli import main
-from lorafit.cloud import send
-from lorafit.cloud.notebook import HELPERS
-from lorafit.cloud.parcel import Offer, Target
-from lorafit.cloud.prices import PRICES, Price
-from lorafit.cloud.sagemaker import best, longest_seconds
-from lorafit.cloud.wheel import program
+from lorafit.cli.app import main
 from lorafit.config import DEMO_PRESET, TrainConfig
 from lorafit.errors import ConfigError
+from lorafit.hardware.catalogue.clouds import INSTANCES
 from lorafit.registry import CLOUDS, load
+from lorafit.transfer import operations
+from lorafit.transfer.cloud import send
+from lorafit.transfer.cloud.base import Offer, Target
+from lorafit.transfer.cloud.notebook import HELPERS
+from lorafit.transfer.cloud.prices import PRICES, Price
+from lorafit.transfer.cloud.sagemaker import best, longest_seconds
+from lorafit.transfer.cloud.wheel import program
 
 Output = pytest.CaptureFixture[str]
 SECRET = "hf_" + "a1b2c3d4" * 4
@@ -55,7 +55,7 @@ def sent(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(send, "program", lambda folder: "lorafit-0.1.0-py3-none-any.whl")
         config = TrainConfig.model_validate({**DEMO_PRESET, "hf_endpoint": "https://me:pass@mirror.example"})
         for place in CLOUDS:
-            moving.cloud(place, moving.order(None, config, Path("output"), None), folder / place)
+            operations.cloud(place, operations.order(None, config, Path("output"), None), folder / place)
     return folder
 
 
@@ -223,7 +223,7 @@ def test_the_cheapest_machine_that_fits_is_taken_and_given_time() -> None:
 def test_a_base_on_this_disk_must_be_named_as_it_is_called_there(tmp_path: Path, demo_folder: Path) -> None:
     config = TrainConfig(model_name=str(demo_folder), dataset_name="demo")
     with pytest.raises(ConfigError, match="does not go along"):
-        moving.cloud("colab", moving.order(None, config, tmp_path, None), tmp_path / "out")
+        operations.cloud("colab", operations.order(None, config, tmp_path, None), tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -247,7 +247,7 @@ def test_the_programs_own_wheel_is_built_the_same_each_time_and_holds_all_of_it(
         assert program(tmp_path / name).endswith("-py3-none-any.whl")
     (one,), (other,) = (list((tmp_path / name).iterdir()) for name in ("a", "b"))
     assert one.read_bytes() == other.read_bytes()
-    code = "import lorafit.cli, sys; assert sys.argv[1] in lorafit.__file__; lorafit.cli.main(['--version'])"
+    code = "import lorafit.cli.app, sys; assert sys.argv[1] in lorafit.__file__; lorafit.cli.app.main(['--version'])"
     environ = {**os.environ, "PYTHONPATH": str(one)}
     done = subprocess.run([sys.executable, "-c", code, str(one)], cwd=tmp_path, env=environ, capture_output=True)
     assert done.returncode == 0, done.stderr

@@ -16,18 +16,28 @@ import transformers
 from rich.cells import cell_len
 from rich.console import Console
 
-from lorafit import verbs
-from lorafit.cli import main
-from lorafit.compare import Answer, Comparison, Figures, Losses, Question, Side, asked_of_file, count_up, sample_losses
-from lorafit.contest import CompareRequest
+from lorafit import api
+from lorafit.cli.app import main
 from lorafit.data.formats import Message
 from lorafit.engines.base import LossSum
 from lorafit.errors import AdapterError, ConfigError, DataError
+from lorafit.evaluation.compare import (
+    Answer,
+    Comparison,
+    Figures,
+    Losses,
+    Question,
+    Side,
+    asked_of_file,
+    count_up,
+    sample_losses,
+)
+from lorafit.evaluation.compare_request import CompareRequest
+from lorafit.evaluation.metrics import Difference, Likeness
 from lorafit.events import Finished, read_events
-from lorafit.figures import Difference, Likeness
-from lorafit.reporters.compare_page import page
-from lorafit.reporters.compare_terminal import show_comparison
-from lorafit.reporters.compare_words import lines, pieces
+from lorafit.reporters.html.compare import page
+from lorafit.reporters.terminal.compare import show_comparison
+from lorafit.reporters.text.compare import lines, pieces
 from lorafit.sampling import Sampling
 
 Output = pytest.CaptureFixture[str]
@@ -119,8 +129,8 @@ def test_a_run_is_compared_with_its_base_on_the_rows_it_held_out(run: Path, caps
 
 def test_comparing_again_gives_the_same_and_the_flag_is_as_good_as_the_name(run: Path, made: Path) -> None:
     request = {"num_samples": 2, "max_new_tokens": 6}
-    one = verbs.compare(CompareRequest(adapters=[str(run)], **request))
-    again = verbs.compare(CompareRequest(lora_weights=str(run / "final_model"), **request))
+    one = api.compare(CompareRequest(adapters=[str(run)], **request))
+    again = api.compare(CompareRequest(lora_weights=str(run / "final_model"), **request))
     assert one == again
     assert one.base.answers != one.tuned[0].answers
     losses = one.tuned[0].losses
@@ -131,9 +141,9 @@ def test_comparing_again_gives_the_same_and_the_flag_is_as_good_as_the_name(run:
 
 
 def test_the_held_out_questions_are_asked_as_training_asked_them_and_chat_answers_the_same(run: Path) -> None:
-    found = verbs.compare(CompareRequest(adapters=[str(run)], num_samples=3, max_new_tokens=6))
-    asked = verbs.ChatRequest(lora_weights=str(run), temperature=0, max_new_tokens=6)
-    chat = verbs.open_chat(asked)
+    found = api.compare(CompareRequest(adapters=[str(run)], num_samples=3, max_new_tokens=6))
+    asked = api.ChatRequest(lora_weights=str(run), temperature=0, max_new_tokens=6)
+    chat = api.open_chat(asked)
     assert [chat.answer(q.text).strip() for q in found.questions] == [a.text for a in found.tuned[0].answers]
     chat.adapter_on = False
     assert [chat.answer(q.text).strip() for q in found.questions] == [a.text for a in found.base.answers]
@@ -153,23 +163,23 @@ def test_several_adapters_stand_beside_one_base(run: Path, tmp_path: Path, capsy
 
 def test_an_adapter_without_its_run_only_answers(run: Path, tmp_path: Path) -> None:
     away = shutil.copytree(run / "final_model", tmp_path / "away")
-    found = verbs.compare(CompareRequest(adapters=[str(away)], prompt="你好", max_new_tokens=4))
+    found = api.compare(CompareRequest(adapters=[str(away)], prompt="你好", max_new_tokens=4))
     assert found.tuned[0].losses is None
     assert "no loss" in found.notes[0]
     with pytest.raises(ConfigError, match="no held-out questions"):
-        verbs.compare(CompareRequest(adapters=[str(away)]))
+        api.compare(CompareRequest(adapters=[str(away)]))
 
 
 def test_the_loss_is_left_out_where_the_data_are_gone_or_others(model: Path, tmp_path: Path) -> None:
     run, data = trained(model, tmp_path), tmp_path / "rows.jsonl"
     request = CompareRequest(adapters=[str(run)], prompt="你好", max_new_tokens=4)
-    assert verbs.compare(request).tuned[0].losses is not None
+    assert api.compare(request).tuned[0].losses is not None
     data.write_text(rows(30), "utf-8")
-    other = verbs.compare(request)
+    other = api.compare(request)
     assert other.tuned[0].losses is None
     assert "no longer what the run was trained with" in other.notes[0]
     data.unlink()
-    gone = verbs.compare(request)
+    gone = api.compare(request)
     assert gone.tuned[0].losses is None
     assert str(data) in gone.notes[0]
 
@@ -182,7 +192,7 @@ def test_validation_rows_of_their_own_and_a_template_of_the_users_are_found_agai
         "utf-8",
     )
     own = {"valid_dataset": tmp_path / "valid.jsonl", "chat_template": tmp_path / "chat.jinja"}
-    found = verbs.compare(CompareRequest(adapters=[str(trained(model, tmp_path, **own))], max_new_tokens=4))
+    found = api.compare(CompareRequest(adapters=[str(trained(model, tmp_path, **own))], max_new_tokens=4))
     losses = found.tuned[0].losses
     assert losses is not None
     assert losses.rows == 6
@@ -191,7 +201,7 @@ def test_validation_rows_of_their_own_and_a_template_of_the_users_are_found_agai
 
 def test_runs_that_held_out_other_rows_are_said_to(model: Path, tmp_path: Path) -> None:
     one, two = trained(model, tmp_path), trained(model, tmp_path, val_size=3)
-    found = verbs.compare(CompareRequest(adapters=[str(one), str(two)], prompt="你好", max_new_tokens=4))
+    found = api.compare(CompareRequest(adapters=[str(one), str(two)], prompt="你好", max_new_tokens=4))
     assert "held out different rows" in found.notes[0]
     assert [side.losses.rows for side in found.tuned if side.losses] == [5, 3]
     held_out = next(line for line in lines(found) if line.label == "held-out loss")
@@ -203,10 +213,10 @@ def test_a_file_with_answers_has_references_and_a_text_file_has_none(run: Path, 
     (tmp_path / "q.jsonl").write_text(rows(3), "utf-8")
     (tmp_path / "q.txt").write_text("一\n\n二\n", "utf-8")
     common = {"adapters": [str(run)], "max_new_tokens": 4}
-    data = verbs.compare(CompareRequest(test_file=str(tmp_path / "q.jsonl"), num_samples=2, **common))
+    data = api.compare(CompareRequest(test_file=str(tmp_path / "q.jsonl"), num_samples=2, **common))
     assert [q.text for q in data.questions] == ["第0个问题？", "第1个问题？"]
     assert data.base.figures.agreeing is not None
-    text = verbs.compare(CompareRequest(test_file=str(tmp_path / "q.txt"), **common))
+    text = api.compare(CompareRequest(test_file=str(tmp_path / "q.txt"), **common))
     assert [q.reference for q in text.questions] == [None, None]
     assert text.base.figures.likeness is None
     assert not [line.label for line in lines(text) if "ROUGE-L" in line.label]
@@ -235,7 +245,9 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(
     monkeypatch.chdir(tmp_path)
     Path("empty.txt").write_text("\n \n")
     Path("empty.jsonl").write_text("")
-    monkeypatch.setattr("lorafit.contest.compare_models", lambda *_args: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(
+        "lorafit.evaluation.compare_request.compare_models", lambda *_args: pytest.fail("a model was loaded")
+    )
     assert main(["compare", *(str(made) if flag == "RUN" else flag for flag in flags)]) == 2
     text = capsys.readouterr().err
     assert all(word in text for word in words), text
@@ -247,7 +259,7 @@ def test_adapters_of_different_bases_are_refused(run: Path, model: Path, tmp_pat
     config = json.loads((away / "adapter_config.json").read_text())
     (away / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "other/base"}))
     with pytest.raises(AdapterError, match="different base models"):
-        verbs.compare(CompareRequest(adapters=[str(run), str(away)]))
+        api.compare(CompareRequest(adapters=[str(run), str(away)]))
 
 
 def test_a_row_without_an_answer_is_named_by_its_line(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from lorafit.data.steps import batch
+from lorafit.data.batching import batch
 
 pytestmark = pytest.mark.slow  # inductor calls a C++ compiler
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from lorafit.cli import COMMANDS, main
-from lorafit.completion import SETTINGS, SHELLS, script
+from lorafit.cli.app import COMMANDS, main
+from lorafit.cli.completion import SETTINGS, SHELLS, script
 
 Output = pytest.CaptureFixture[str]
 

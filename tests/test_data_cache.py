@@ -12,9 +12,9 @@ import pytest
 from test_dataset import questions, rows_of
 
 from lorafit.config import TrainConfig
-from lorafit.data import build
+from lorafit.data import tokenize
 from lorafit.data.dataset import cached, drain, prepare, prepare_cached
-from lorafit.data.recipe import recipe_of
+from lorafit.data.preprocessing import recipe_of
 from lorafit.data.render import Tokenizer
 from lorafit.data.sources import read_rows
 from lorafit.data.store import digest as store_digest
@@ -166,12 +166,12 @@ def test_what_nobody_opened_for_a_month_is_deleted(
 def test_other_processes_give_the_same_as_one(
     demo_folder: Path, tokenizer: ChatTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "BATCH", 16)
+    monkeypatch.setattr(tokenize, "BATCH", 16)
     rows = rows_of([*questions(150), {"q": 1}, *questions(50)])
     recipe = recipe_of(TrainConfig())
     load = partial(shared_tokenizer, demo_folder, None, False)
-    one = list(build.make_all(rows, recipe, load, cores=1))
-    many = list(build.make_all(rows, recipe, load, cores=2, patience=0))
+    one = list(tokenize.make_all(rows, recipe, load, cores=1))
+    many = list(tokenize.make_all(rows, recipe, load, cores=2, patience=0))
     assert [share for share, _ in many] == [share for share, _ in one]
     for (_, made), (_, expected) in zip(many, one, strict=True):
         for name in vars(expected):
@@ -183,7 +183,7 @@ def test_a_script_without_a_guard_is_not_run_again_by_other_processes(demo_folde
     script.write_text(
         "from functools import partial; from pathlib import Path\n"
         "from lorafit.config import TrainConfig; from lorafit.data import build\n"
-        "from lorafit.data.recipe import recipe_of; from lorafit.data.rows import Row\n"
+        "from lorafit.data.preprocessing import recipe_of; from lorafit.data.readers.row import Row\n"
         "from lorafit.engines.tokenizer import shared_tokenizer\n"
         "print('run'); build.BATCH = 16\n"
         "rows = [Row({'question': f'{i}', 'answer': 'a'}, 'f', i) for i in range(100)]\n"
@@ -197,12 +197,12 @@ def test_a_script_without_a_guard_is_not_run_again_by_other_processes(demo_folde
 
 
 def test_a_process_that_dies_costs_nothing_but_time(tokenizer: ChatTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "BATCH", 16)
+    monkeypatch.setattr(tokenize, "BATCH", 16)
     rows = rows_of(questions(100))
     dying = partial(die_elsewhere, os.getpid())
     loaded = {os.getpid(): tokenizer}
     monkeypatch.setattr(sys.modules[__name__], "HERE", loaded)
-    made = [one for _, one in build.make_all(rows, recipe_of(TrainConfig()), dying, cores=2, patience=0)]
+    made = [one for _, one in tokenize.make_all(rows, recipe_of(TrainConfig()), dying, cores=2, patience=0)]
     assert sum(len(one.lengths) for one in made) == 100
 
 

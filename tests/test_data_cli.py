@@ -13,15 +13,15 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from lorafit import verbs
-from lorafit.arguments import part_words
-from lorafit.cli import main
+from lorafit import api
+from lorafit.api import DataRequest
+from lorafit.cli.app import main
+from lorafit.cli.flags import part_words
 from lorafit.data.findings import DataReport
 from lorafit.messages import set_language
-from lorafit.reporters.data_page import page
-from lorafit.reporters.data_terminal import show_data
-from lorafit.reporters.pages import write_page
-from lorafit.verbs import DataRequest
+from lorafit.reporters.html.data import page
+from lorafit.reporters.html.page import write_page
+from lorafit.reporters.terminal.data import show_data
 
 Output = pytest.CaptureFixture[str]
 SCRIPT = "</pre><script>document.title = 'it ran'</script><img src=https://example.com/x onerror=alert(1)>"
@@ -50,7 +50,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def report(file: Path, demo_folder: Path) -> DataReport:
-    return verbs.data(DataRequest.model_validate({"files": [str(file)], "model_name": str(demo_folder)}))
+    return api.data(DataRequest.model_validate({"files": [str(file)], "model_name": str(demo_folder)}))
 
 
 def shown(report: DataReport, **settings: Any) -> str:
@@ -137,7 +137,7 @@ def test_keys_of_their_own_names_a_context_and_the_last_turn_alone_are_as_in_a_t
     (tmp_path / "talks.jsonl").write_text(json.dumps(row), "utf-8")
     settings = {"field_map": "talk=messages", "context_field": "laws", "train_on": "last", "val_size": 0}
     request = {"files": [str(tmp_path / "talks.jsonl")], "model_name": str(demo_folder), **settings}
-    pieces = verbs.data(DataRequest.model_validate(request)).samples["shortest"][0].pieces
+    pieces = api.data(DataRequest.model_validate(request)).samples["shortest"][0].pieces
     assert [text for text, is_target in pieces if is_target] == ["答二<|im_end|>"]
     assert "第一条\n\n问一" in pieces[0][0]
 
@@ -219,7 +219,7 @@ def test_a_page_tells_what_the_report_holds(report: DataReport) -> None:
 def test_a_page_of_bad_rows_only_is_a_page(tmp_path: Path, demo_folder: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('{"a": 1}\n' * 3)
     request = DataRequest.model_validate({"files": [str(tmp_path / "bad.jsonl")], "model_name": str(demo_folder)})
-    report = verbs.data(request)
+    report = api.data(request)
     assert "found the keys: a" in Page(page(report)).text
     assert "rejected" in shown(report)
 

@@ -10,7 +10,7 @@ import pytest
 from lorafit.config import TrainConfig
 from lorafit.data.dataset import Prepared, Reject, content_key, prepare, write_rejects
 from lorafit.data.formats import recognise
-from lorafit.data.readers import Row
+from lorafit.data.readers.registry import Row
 from lorafit.data.render import render
 from lorafit.data.sources import read_rows
 from lorafit.engines.tokenizer import ChatTokenizer, load_tokenizer

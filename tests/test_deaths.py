@@ -4,12 +4,12 @@ import re
 
 import pytest
 
+from lorafit.distributed.collectives import RankLost
 from lorafit.engines.base import OutOfMemory
-from lorafit.engines.ranks import RankLost
 from lorafit.errors import DiskError, EngineError
 from lorafit.messages import set_language
-from lorafit.watch.cures import MOST, MOST_SMALLER, Cure, Died, advice, cure
-from lorafit.watch.deaths import Ending, death_of, is_fatal, sentence
+from lorafit.supervisor.diagnosis import Ending, death_of, is_fatal, sentence
+from lorafit.supervisor.recovery import MOST, MOST_SMALLER, Cure, Died, advice, cure
 
 MLX = "RuntimeError: [METAL] Command buffer execution failed: "
 CAUSES = [

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from lorafit import demo
+from lorafit import paths
 from lorafit.errors import DiskError, HubError
+from lorafit.models import demo
 
 GREETING = [{"role": "user", "content": "What is the capital of France?"}]
 
@@ -110,14 +111,14 @@ def test_the_cache_is_where_the_environment_says(
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert demo.cache_folder() == Path(folder)
+    assert paths.cache_folder() == Path(folder)
 
 
 def test_macos_keeps_caches_in_library(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("LORAFIT_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert demo.cache_folder() == Path.home() / "Library/Caches/lorafit"
+    assert paths.cache_folder() == Path.home() / "Library/Caches/lorafit"
 
 
 @pytest.fixture

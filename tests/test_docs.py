@@ -8,8 +8,10 @@ from typing import Any, NoReturn
 
 import pytest
 
-from lorafit import command_line, faces, move_faces, plan_faces, run_faces
-from lorafit.cli import COMMANDS
+from lorafit.cli import commands as faces
+from lorafit.cli import parse as command_line
+from lorafit.cli import plan, runs, transfer
+from lorafit.cli.app import COMMANDS
 from lorafit.registry import load
 
 ROOT = Path(__file__).parents[1]
@@ -59,7 +61,7 @@ def parse_only(monkeypatch: pytest.MonkeyPatch) -> None:
         real(*args, **kwargs)
         raise Parsed
 
-    for module in (command_line, faces, move_faces, plan_faces, run_faces):
+    for module in (command_line, faces, transfer, plan, runs):
         monkeypatch.setattr(module, "parse", parse)
     monkeypatch.setattr(command_line, "take_over", lambda argv: argv)
     monkeypatch.setattr(command_line, "read_yaml", lambda path: {})

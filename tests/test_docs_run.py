@@ -22,12 +22,12 @@ from fakehub import FakeHub
 from huggingface_hub import constants
 from test_docs import PAGES, ROOT, arguments, commands
 
-from lorafit import verbs
-from lorafit.cli import main
+from lorafit import api
+from lorafit.cli.app import main
 from lorafit.config import TrainConfig
 from lorafit.events import Started, StepDone
-from lorafit.hardware import Machine
-from lorafit.hub import find_model
+from lorafit.hardware.detect import Machine
+from lorafit.models.hub import find_model
 
 MODELS = ("meta-llama/Llama-3.2-3B-Instruct", "unsloth/Llama-3.2-3B-Instruct", "unsloth/Llama-3.2-1B-Instruct",
           "Qwen/Qwen3-0.6B")  # fmt: skip
@@ -122,7 +122,7 @@ def make_runs(folder: Path) -> None:
 def stop_a_run(folder: Path) -> None:
     """`folder` is a run that was stopped after two of its steps."""
     shutil.rmtree(folder, ignore_errors=True)
-    for event in verbs.train(TrainConfig(no_supervisor=True)):
+    for event in api.train(TrainConfig(no_supervisor=True)):
         if isinstance(event, Started):
             run = Path(event.run)
         if isinstance(event, StepDone) and event.step == 2:

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 from test_hardware import INTEL, M1, M2_MAX, P100, ROSETTA, RTX_3090, linux, mac
 
-from lorafit import verbs
-from lorafit.checkup import examine, tryout, works
-from lorafit.checkup.finding import Finding, Report
-from lorafit.checkup.machine import look_at_machine, nvidia_driver
-from lorafit.checkup.wheels import Packages, look_at_packages
-from lorafit.cli import main
+from lorafit import api
+from lorafit.cli.app import main
+from lorafit.diagnostics import engines, examine, self_test
+from lorafit.diagnostics.finding import Finding, Report
+from lorafit.diagnostics.machine import look_at_machine, nvidia_driver
+from lorafit.diagnostics.packages import Packages, look_at_packages
 from lorafit.errors import HardwareError
-from lorafit.hardware import Gpu, Machine
+from lorafit.hardware.detect import Gpu, Machine
 from lorafit.registry import ENGINES, QUANTIZATIONS, SELF_TESTS, Entry
 from lorafit.units import GIB
 
@@ -73,9 +73,9 @@ def test_a_bug_report_tells_what_was_tried_and_no_secret(tmp_path: Path) -> None
     code, text = run_doctor(tmp_path, "--json")
     report = json.loads(text)
     assert (code, report["well"]) == (0, True), text
-    works = {finding["what"]: finding["mark"] for finding in report["findings"] if finding["part"] == "works"}
-    assert works.keys() == {"device", *ENGINES, "4-bit", "8-bit"}
-    assert works["torch"] == "good"
+    engines = {finding["what"]: finding["mark"] for finding in report["findings"] if finding["part"] == "works"}
+    assert engines.keys() == {"device", *ENGINES, "4-bit", "8-bit"}
+    assert engines["torch"] == "good"
     assert report["packages"]["torch"] == report["machine"]["torch_version"]
     assert report["machine"]["memory_bytes"] > 0
     found = {finding["what"]: finding["found"] for finding in report["findings"]}
@@ -104,7 +104,7 @@ def test_a_backend_that_ends_its_process_does_not_end_the_doctor(tmp_path: Path)
 def test_exit_code_and_language_follow_the_report(monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
     machine = mac(M1)
     for findings, code in (([Finding("works", "a", "b", "poor")], 0), ([Finding("works", "a", "b", "bad")], 2)):
-        monkeypatch.setattr(verbs, "doctor", lambda _dir, f=findings: Report(machine, f, {}, None))
+        monkeypatch.setattr(api, "doctor", lambda _dir, f=findings: Report(machine, f, {}, None))
         assert main(["doctor"]) == code
         assert main(["doctor", "--json"]) == code
 
@@ -162,12 +162,14 @@ def test_a_mac_without_pytorch_is_told_where_to_go_and_nothing_is_tried(outputs:
 
 
 def test_an_m2_with_a_torch_that_multiplies_wrongly_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lorafit.plan.numbers.has_mlx", lambda machine: False)  # with MLX it would not be used
+    monkeypatch.setattr(
+        "lorafit.planner.device_precision.has_mlx", lambda machine: False
+    )  # with MLX it would not be used
     machine = with_torch(mac(M2_MAX))
     (finding,) = [f for f in no_tensors([], machine).findings if f.what == "device"]
     assert finding.mark == "bad"
     assert "torch>=2.14" in (finding.fix or "")
-    assert works.look_at_device(with_torch(mac(M2_MAX), "2.14.1")).mark == "good"
+    assert engines.look_at_device(with_torch(mac(M2_MAX), "2.14.1")).mark == "good"
 
 
 def test_an_m1_is_described_in_words() -> None:
@@ -297,6 +299,6 @@ def wants_more(device: str, precision: str) -> str:
     ],
 )
 def test_whatever_a_trial_raises_becomes_words(target: str, words: dict[str, str]) -> None:
-    facts = tryout.attempt(Entry(target, "pip install x"), "cpu", "fp32")
+    facts = self_test.attempt(Entry(target, "pip install x"), "cpu", "fp32")
     assert facts.pop("good") is False
     assert {name: value for name, value in facts.items() if value is not None} == words

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from lorafit import download
-from lorafit.demo import Say
-from lorafit.download import watched
 from lorafit.events import Event, Stage
-from lorafit.stages import said
+from lorafit.models import download
+from lorafit.models.download import watched
+from lorafit.progress import Say
+from lorafit.training.progress import said
 
 PART = b"x" * 2**20
 

@@ -8,11 +8,12 @@ import pytest
 import tiny
 import torch
 
-from lorafit.data.batch import MicroBatch
-from lorafit.data.steps import batch, step_samples
+from lorafit.data.batching import batch
+from lorafit.data.micro_batch import MicroBatch
 from lorafit.engines.base import OutOfMemory
 from lorafit.engines.torch import device
 from lorafit.errors import EngineError
+from lorafit.planner.schedule import step_samples
 
 
 def test_when_memory_runs_out_nothing_of_the_pass_stays_behind(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,7 +32,7 @@ def test_when_memory_runs_out_nothing_of_the_pass_stays_behind(models: Path, mon
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(engine.generic, "hidden", seen)
-    monkeypatch.setattr("lorafit.engines.torch.generic.target_loss", no_memory)
+    monkeypatch.setattr("lorafit.engines.torch.hf_path.target_loss", no_memory)
     empty = dataclasses.replace(engine.device, empty_cache=lambda: held.extend(ref() for ref in hidden))
     monkeypatch.setattr(engine, "device", empty)
     with pytest.raises(OutOfMemory):

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import tiny
 
-from lorafit.data.steps import batch, step_samples
+from lorafit.data.batching import batch
 from lorafit.errors import AdapterError
+from lorafit.planner.schedule import step_samples
 
 
 def test_layers_that_take_no_part_are_saved_and_loaded_like_the_others(models: Path, tmp_path: Path) -> None:

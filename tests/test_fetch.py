@@ -10,12 +10,11 @@ import pytest
 import test_bundle
 from test_bundle import weights
 
-from lorafit.bundle import bundle
-from lorafit.cli import main
+from lorafit.cli.app import main
 from lorafit.errors import LorafitError, RunError
-from lorafit.fetch import fetch
-from lorafit.resume import saved_config
-from lorafit.rundir import RunDir
+from lorafit.run_folders.directory import RunDir, saved_config
+from lorafit.transfer.bundle import bundle
+from lorafit.transfer.fetch import fetch
 
 Output = pytest.CaptureFixture[str]
 home, finished, died, run_zip = test_bundle.home, test_bundle.finished, test_bundle.died, test_bundle.run_zip

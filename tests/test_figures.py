@@ -6,13 +6,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from lorafit import figures
 from lorafit.errors import LorafitError
-from lorafit.figures import Difference, bootstrap, citations, likeness
+from lorafit.evaluation import metrics
+from lorafit.evaluation.metrics import Difference, bootstrap, citations, likeness
 from lorafit.registry import Entry
 
 
-def losses(samples: int, seed: int = 0) -> tuple[figures.Float64, figures.Float64, figures.NDArray[np.int64]]:
+def losses(samples: int, seed: int = 0) -> tuple[metrics.Float64, metrics.Float64, metrics.NDArray[np.int64]]:
     """Sums of base and tuned losses, and target tokens, of samples that differ much in length and gain."""
     rng = np.random.default_rng(seed)
     tokens = rng.integers(5, 200, samples)
@@ -46,7 +46,7 @@ def test_long_samples_count_by_their_tokens() -> None:
 def test_the_same_losses_give_the_same_interval_however_many_are_drawn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = bootstrap(*losses(33))
     assert bootstrap(*losses(33)) == whole
-    monkeypatch.setattr(figures, "CHUNK", 1000)
+    monkeypatch.setattr(metrics, "CHUNK", 1000)
     assert bootstrap(*losses(33)) == whole
 
 
@@ -105,7 +105,7 @@ def test_an_english_word_is_one_token_and_case_does_not_matter() -> None:
 
 
 def test_a_missing_package_is_named_with_the_command_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures, "CHRF", Entry("no_such_package.metrics:CHRF", figures.CHRF.install))
+    monkeypatch.setattr(metrics, "CHRF", Entry("no_such_package.metrics:CHRF", metrics.CHRF.install))
     with pytest.raises(LorafitError) as caught:
         likeness(["一"], ["一"])
     assert "no_such_package" in caught.value.what

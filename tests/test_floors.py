@@ -1,4 +1,4 @@
-"""The architecture as a test: who may import whom, how big things may grow, and what `lorafit --help` may cost."""
+"""The structure of the code: the order of packages, sizes, heavy imports, and what `lorafit --help` costs."""
 
 import ast
 import os
@@ -11,19 +11,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+from house import ORDER, House, imported  # noqa: E402
+
+house = House(ROOT)
 PACKAGE = ROOT / "lorafit"
-FLOORS = [
-    "errors units events messages",  # 0 words
-    "config registry hardware modelspec demo hub download catalogue remotespec ranks",  # 1 facts
-    "data plan adapter rundir checkpoint archive sampling hashing figures",  # 2 thinking (numpy at most)
-    "engines",  # 3 muscle (torch)
-    "outlook measure_lengths rehearsal watch loop worker stages child supervise awake generate resume modelcard preflight show history checkup opening heldout compare contest "
-    "bundle unbundle fetch cloud follower",  # 4 jobs
-    "verbs moving",  # 5 use cases
-    "cli faces run_faces plan_faces move_faces completion arguments command_line reporters",  # 6 faces
-    "__main__",
-]
-FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}
 HEAVY = {"torch", "mlx", "mlx_lm", "transformers", "peft", "bitsandbytes", "accelerate"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 MOST_LINES, MOST_FUNCTION_LINES, MOST_PARAMETERS = 400, 50, 7
@@ -31,22 +23,8 @@ MOST_LINES, MOST_FUNCTION_LINES, MOST_PARAMETERS = 400, 50, 7
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-def room(path: Path) -> str:
-    """The top-level name a file belongs to: `plan` for lorafit/plan/memory.py."""
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-
-
 def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
-
-
-def imported(tree: ast.AST) -> Iterator[tuple[str, ast.stmt]]:
-    """Every module named in an import, whole: `lorafit.plan.memory`, also for `from lorafit.plan import memory`."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from ((alias.name, node) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield from ((f"{node.module}.{alias.name}", node) for alias in node.names)
 
 
 def functions(tree: ast.AST) -> Iterator[Function]:
@@ -63,15 +41,12 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text("utf-8"))
 
 
-def test_every_file_has_a_floor() -> None:
-    assert {room(path) for path in FILES} - {"__init__"} <= set(FLOOR)
+def test_the_root_holds_known_files_and_packages_only() -> None:
+    assert {house.room(path).split("/")[0] for path in FILES} == set(ORDER)
 
 
-def test_imports_never_go_up(path: Path, tree: ast.Module) -> None:
-    if room(path) == "__init__":
-        return  # the public API hands on names from any floor
-    rooms = {name.split(".")[1] for name, _node in imported(tree) if name.startswith("lorafit.")}
-    assert not {other for other in rooms if FLOOR.get(other, 0) > FLOOR[room(path)]}
+def test_imports_never_go_up() -> None:
+    assert not house.upward()
 
 
 def test_imports_never_go_in_a_circle() -> None:
@@ -90,7 +65,7 @@ def test_no_import_is_relative(tree: ast.Module) -> None:
 
 def test_only_engines_import_tensor_libraries(path: Path, tree: ast.Module) -> None:
     heavy = {name.split(".")[0] for name, _node in imported(tree)} & HEAVY
-    assert not heavy or room(path) == "engines"
+    assert not heavy or house.room(path).startswith("engines")
 
 
 def test_no_function_imports_our_own_package(tree: ast.Module) -> None:
@@ -118,13 +93,13 @@ def test_functions_take_few_parameters(tree: ast.Module) -> None:
 
 
 def test_the_command_line_starts_without_tensor_libraries() -> None:
-    code = f"import sys, lorafit.cli; sys.exit(', '.join({HEAVY!r} & set(sys.modules)) or None)"
+    code = f"import sys, lorafit.cli.app; sys.exit(', '.join({HEAVY!r} & set(sys.modules)) or None)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
 def test_the_planner_needs_no_tensor_library() -> None:
-    code = f"import sys, lorafit.plan.planner; sys.exit(', '.join({HEAVY!r} & set(sys.modules)) or None)"
+    code = f"import sys, lorafit.planner.planner; sys.exit(', '.join({HEAVY!r} & set(sys.modules)) or None)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lorafit.data.formats import Conversation, Message
 from lorafit.engines.base import Engine
 from lorafit.errors import EngineError
-from lorafit.generate import BROKEN, WINDOW, Chat, text_pieces
+from lorafit.evaluation.chat import BROKEN, WINDOW, Chat, text_pieces
 from lorafit.sampling import Sampling
 
 STOP = 256

@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from lorafit.errors import HardwareError
-from lorafit.hardware import Gpu, Machine, Run, check, detect, installed_torch
+from lorafit.hardware.detect import Gpu, Machine, Run, check, detect, installed_torch
 from lorafit.units import GIB, MIB
 
 M1 = {

@@ -5,10 +5,10 @@ import time
 import pytest
 import torch.distributed as dist
 
-from lorafit.engines.ranks import RankLost
+from lorafit.distributed.collectives import RankLost
+from lorafit.distributed.launch import Place, nobody
 from lorafit.engines.torch import heartbeat
 from lorafit.engines.torch.heartbeat import Heartbeat
-from lorafit.ranks import Place, nobody
 
 
 @pytest.fixture

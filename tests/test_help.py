@@ -5,8 +5,8 @@ import re
 import pytest
 from rich.cells import cell_len
 
-from lorafit.cli import COMMANDS, main
-from lorafit.completion import SETTINGS
+from lorafit.cli.app import COMMANDS, main
+from lorafit.cli.completion import SETTINGS
 from lorafit.messages import set_language, translate
 
 Output = pytest.CaptureFixture[str]

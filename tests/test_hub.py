@@ -16,7 +16,7 @@ from fakehub import FakeHub
 from safetensors.numpy import save_file
 
 from lorafit.errors import DiskError, HubError, ModelError
-from lorafit.hub import ELSEWHERE, REACH_SECONDS, ensure_reachable, find_model, is_local, translate
+from lorafit.models.hub import ELSEWHERE, REACH_SECONDS, ensure_reachable, find_model, is_local, translate
 
 LLAMA = "meta-llama/Llama-3.2-3B-Instruct"
 
@@ -109,7 +109,7 @@ def test_a_hub_that_takes_the_connection_and_says_nothing_is_told(
     with socket.socket() as mute:
         mute.bind(("127.0.0.1", 0))
         mute.listen()
-        monkeypatch.setattr("lorafit.hub.REACH_SECONDS", 0.5)
+        monkeypatch.setattr("lorafit.models.hub.REACH_SECONDS", 0.5)
         began = time.monotonic()
         with pytest.raises(HubError, match="acme/data") as caught:
             ensure_reachable(f"http://127.0.0.1:{mute.getsockname()[1]}", "acme/data", "dataset")
@@ -158,7 +158,7 @@ def test_a_full_disk_names_the_place_and_the_remedy(hub: FakeHub, monkeypatch: p
 
 
 def test_modelscope_that_is_not_installed_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lorafit.hub.find_spec", lambda _name: None)
+    monkeypatch.setattr("lorafit.models.hub.find_spec", lambda _name: None)
     with pytest.raises(HubError) as caught:
         find_model("acme/tiny", hub="modelscope")
     assert caught.value.fix == "pip install modelscope"
@@ -173,7 +173,7 @@ def test_modelscope_is_asked_by_its_own_package(hub: FakeHub, tmp_path: Path, mo
         f"    return {str(hub.models['acme/tiny'])!r}\n"
     )
     monkeypatch.syspath_prepend(str(package))
-    monkeypatch.setattr("lorafit.hub.MODELSCOPE", hub.address)
+    monkeypatch.setattr("lorafit.models.hub.MODELSCOPE", hub.address)
     assert find_model("acme/tiny", hub="modelscope").folder == hub.models["acme/tiny"]
     sys.modules.pop("modelscope")
 
@@ -190,7 +190,7 @@ def test_a_data_set_on_the_hub_loads_through_the_endpoint_and_its_errors_are_tra
     rows = [{"instruction": f"问{i}", "input": "", "output": f"答{i}"} for i in range(3)]
     (folder / "train.json").write_text(json.dumps(rows, ensure_ascii=False), "utf-8")
     script = (
-        f"import sys; from lorafit.hub import *; {order}\n"
+        f"import sys; from lorafit.models.hub import *; {order}\n"
         "print(datasets.load_dataset('acme/law', split='train')[1]['output'])\n"
         "for name in ('acme/lore', 'acme/shut'):\n"
         "    try: datasets.load_dataset(name, split='train')\n"
@@ -213,7 +213,5 @@ def test_an_error_of_unknown_kind_keeps_its_words() -> None:
 
 
 def test_the_hubs_client_is_not_imported_before_it_is_needed() -> None:
-    script = (
-        "import sys, lorafit.hub; sys.exit(any(m in sys.modules for m in ('huggingface_hub', 'datasets', 'torch')))"
-    )
+    script = "import sys, lorafit.models.hub; sys.exit(any(m in sys.modules for m in ('huggingface_hub', 'datasets', 'torch')))"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

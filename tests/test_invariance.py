@@ -9,10 +9,11 @@ import tiny
 import torch
 
 from lorafit import hashing
-from lorafit.data.steps import batch, lr_at, split, step_samples, stream_length
+from lorafit.data.batching import batch, split
 from lorafit.engines.torch.engine import TorchEngine
 from lorafit.engines.torch.lora import mix_
-from lorafit.plan.plan import Plan
+from lorafit.planner.plan import Plan
+from lorafit.planner.schedule import lr_at, step_samples, stream_length
 
 SAMPLES = tiny.make_samples(32)
 

@@ -17,18 +17,18 @@ from test_compare import comparison
 from test_hardware import M1, mac
 from test_reporters import a_whole_run
 
-from lorafit import verbs
-from lorafit.checkup import examine
-from lorafit.checkup.finding import Report
-from lorafit.checkup.machine import look_at_machine
-from lorafit.checkup.wheels import Packages
-from lorafit.cli import main
+from lorafit import api
+from lorafit.cli.app import main
 from lorafit.config import TrainConfig
+from lorafit.diagnostics import examine
+from lorafit.diagnostics.finding import Report
+from lorafit.diagnostics.machine import look_at_machine
+from lorafit.diagnostics.packages import Packages
 from lorafit.messages import set_language
-from lorafit.plan.table import Cell, Timed, cells, times
-from lorafit.reporters.catalogue_terminal import show_tables
-from lorafit.reporters.compare_terminal import show_comparison
-from lorafit.reporters.terminal import Terminal
+from lorafit.planner.table import Cell, Timed, cells, times
+from lorafit.reporters.terminal.catalogue import show_tables
+from lorafit.reporters.terminal.compare import show_comparison
+from lorafit.reporters.terminal.run import Terminal
 
 Output = pytest.CaptureFixture[str]
 Show = Callable[[], object]
@@ -46,7 +46,7 @@ def doctor(argv: list[str]) -> int:
     machine = mac(M1)
     findings = [*look_at_machine(machine, None), *examine.works(machine, None)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verbs, "doctor", lambda _folder: Report(machine, findings, Packages([]), None))
+        patch.setattr(api, "doctor", lambda _folder: Report(machine, findings, Packages([]), None))
         return main(["doctor", *argv])
 
 

@@ -8,17 +8,17 @@ from typing import TypeVar
 import plans
 import pytest
 
-from lorafit.checkpoint import latest_good
-from lorafit.data.batch import MicroBatch, Sample
-from lorafit.data.steps import step_samples
+from lorafit.data.micro_batch import MicroBatch, Sample
 from lorafit.engines.base import LossSum, OutOfMemory, Setup
 from lorafit.engines.fake import FakeEngine
 from lorafit.events import EvalDone, Evaluating, Event, Finished, Saved, Shrunk, StepDone, Stopped
-from lorafit.loop import Job, Progress, train
-from lorafit.plan.plan import Plan
-from lorafit.rundir import RunDir
-from lorafit.watch.link import Link
-from lorafit.watch.wire import Message, Order
+from lorafit.ipc.link import Link
+from lorafit.ipc.protocol import Message, Order
+from lorafit.planner.plan import Plan
+from lorafit.planner.schedule import step_samples
+from lorafit.run_folders.checkpoint import latest_good
+from lorafit.run_folders.directory import RunDir
+from lorafit.training.loop import Job, Progress, train
 
 Kind = TypeVar("Kind", bound=Event)
 SAMPLES = plans.make_samples(40)

@@ -17,10 +17,10 @@ from safetensors.numpy import load_file
 from lorafit.config import TrainConfig
 from lorafit.engines.torch.engine import TorchEngine
 from lorafit.events import Event, Resumed, Shrunk, StepDone, read_events
-from lorafit.rundir import RunDir
-from lorafit.watch.link import Link
-from lorafit.watch.wire import Order
-from lorafit.worker import work
+from lorafit.ipc.link import Link
+from lorafit.ipc.protocol import Order
+from lorafit.run_folders.directory import RunDir
+from lorafit.training.worker import work
 
 STEPS, SHRINKS = 16, (3, 7, 12)
 LOSSES, B_MATRICES = 1e-5, 1e-3  # the law's measures

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 from shapes import llama_1b
 
-from lorafit.plan import memory
-from lorafit.plan.memory import Layout
-from lorafit.plan.path import FAST
+from lorafit.planner import memory
+from lorafit.planner.fast_path import FAST
+from lorafit.planner.memory import Layout
 
 
 def layout(**changes: object) -> Layout:

@@ -16,13 +16,13 @@ from test_planner import T4 as T4_GPU
 
 from lorafit.config import TrainConfig
 from lorafit.errors import DoesNotFit, ModelError
-from lorafit.hardware import Machine
-from lorafit.modelspec import ModelSpec, read_spec
-from lorafit.opening import AnswerRequest, choose_way
-from lorafit.plan import numbers
-from lorafit.plan.memory import weights_bytes
-from lorafit.plan.plan import Plan
-from lorafit.plan.planner import make_plan
+from lorafit.evaluation.model_request import AnswerRequest, choose_way
+from lorafit.hardware.detect import Machine
+from lorafit.models.spec import ModelSpec, read_spec
+from lorafit.planner import device_precision
+from lorafit.planner.memory import weights_bytes
+from lorafit.planner.plan import Plan
+from lorafit.planner.planner import make_plan
 from lorafit.units import GIB
 
 HIDDEN, WIDE, VOCAB, GROUP = 128, 256, 96, 64
@@ -83,7 +83,7 @@ def test_it_is_planned_for_mlx_in_the_bits_that_it_has(folder: Path, monkeypatch
     assert (plan.engine, plan.quantization) == ("mlx", "4bit")
     assert plan.memory_terms["weights"] == spec.weight_bytes
     assert "as their files have them" in reason(plan, "quantization")
-    monkeypatch.setattr(numbers, "has_mlx", lambda _machine: True)
+    monkeypatch.setattr(device_precision, "has_mlx", lambda _machine: True)
     assert plan_for(CPU, spec).engine == "mlx"
     assert choose_way(AnswerRequest(), CPU, spec).engine == "mlx"
 

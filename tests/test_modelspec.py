@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from lorafit.errors import ModelError
-from lorafit.modelspec import read_spec
+from lorafit.models.spec import read_spec
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama",

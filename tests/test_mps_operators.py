@@ -15,8 +15,8 @@ import torchgen
 import yaml
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lorafit.data.batch import pack
-from lorafit.engines.torch import checks
+from lorafit.data.micro_batch import pack
+from lorafit.engines.torch import self_check
 from lorafit.sampling import Sampling
 
 TABLE = Path(torchgen.__file__).parent / "packaged/ATen/native/native_functions.yaml"
@@ -82,7 +82,7 @@ def answering(folder: Path) -> None:
     list(engine.generate(range(5, 15), Sampling(max_new_tokens=4)))
 
 
-@pytest.mark.parametrize("deed", [training, answering, lambda _folder: checks.self_test("cpu")])
+@pytest.mark.parametrize("deed", [training, answering, lambda _folder: self_check.self_test("cpu")])
 def test_every_operator_has_an_mps_kernel_and_none_is_float64(
     table: dict[str, dict[str, Any]], folder: Path, deed: Callable[[Path], None]
 ) -> None:

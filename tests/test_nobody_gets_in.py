@@ -12,15 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from lorafit import history
-from lorafit.adapter import read_adapter
-from lorafit.checkpoint import MANIFEST, latest_good, verify
+from lorafit.atomic import MANIFEST, verify
 from lorafit.config import TrainConfig, read_yaml, write_yaml
 from lorafit.data.sources import read_rows
 from lorafit.errors import LorafitError
 from lorafit.events import read_events
-from lorafit.rundir import RunDir
-from lorafit.watch.wire import read_message
+from lorafit.ipc.protocol import read_message
+from lorafit.run_folders import history
+from lorafit.run_folders.adapter import read_adapter
+from lorafit.run_folders.checkpoint import latest_good
+from lorafit.run_folders.directory import RunDir
 
 PACKAGE = Path(__file__).parents[1] / "lorafit"
 TREES = {path: ast.parse(path.read_text("utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}

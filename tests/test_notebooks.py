@@ -16,16 +16,15 @@ import pytest
 import tiny
 from test_bundle import as_it_died
 
-from lorafit import moving
-from lorafit.adapter import WEIGHTS
-from lorafit.bundle import bundle
-from lorafit.cli import main
+from lorafit.cli.app import main
 from lorafit.config import TrainConfig, make_config, read_yaml, write_yaml
 from lorafit.events import StepDone, read_events
-from lorafit.fetch import fetch
-from lorafit.resume import saved_config
-from lorafit.rundir import RunDir
-from lorafit.worker import work
+from lorafit.run_folders.adapter import WEIGHTS
+from lorafit.run_folders.directory import RunDir, saved_config
+from lorafit.training.worker import work
+from lorafit.transfer import operations
+from lorafit.transfer.bundle import bundle
+from lorafit.transfer.fetch import fetch
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("papermill")
@@ -51,7 +50,7 @@ def sent(tmp_path_factory: pytest.TempPathFactory, demo_folder: Path) -> Path:
                          effective_batch=4, save_steps=2, max_length=128)  # fmt: skip
     write_yaml(config, folder / "run.yaml")
     for place in ("colab", "kaggle", "paperspace"):
-        moving.cloud(place, moving.order(None, config, folder, str(model)), folder / place)
+        operations.cloud(place, operations.order(None, config, folder, str(model)), folder / place)
     return folder
 
 

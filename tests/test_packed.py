@@ -9,8 +9,8 @@ import pytest
 import tiny
 import torch
 
-from lorafit.data.batch import MicroBatch, Sample, pack
-from lorafit.data.beginnings import begun_alike
+from lorafit.data.micro_batch import MicroBatch, Sample, pack
+from lorafit.data.shared_prefix import begun_alike
 from lorafit.engines.torch.engine import TorchEngine
 from lorafit.engines.torch.packed import attention
 

@@ -8,7 +8,7 @@ import tiny
 import torch
 import transformers
 
-from lorafit.engines.torch import checks
+from lorafit.engines.torch import self_check
 from lorafit.engines.torch.attention import segment_attention
 from lorafit.engines.torch.loss import Head
 from lorafit.errors import ConfigError, ModelError
@@ -38,7 +38,7 @@ def test_a_head_that_we_do_not_know_is_refused_rather_than_trained_wrongly(
 
 
 def test_a_packing_check_that_overflows_is_not_passed(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lorafit.engines.torch.checks.packing_error", lambda *_: (0.0, math.nan))
+    monkeypatch.setattr("lorafit.engines.torch.self_check.packing_error", lambda *_: (0.0, math.nan))
     assert not tiny.open_engine(models / "llama", tiny.make_plan()).generic.packs
 
 
@@ -48,7 +48,7 @@ def test_the_packing_check_does_not_overflow_in_fp16(models: Path, monkeypatch: 
     assert engine.generic.packs
     with engine._plain_and_moving():
         parameters = list(engine._parameters().values())
-        assert checks.worst_packing_error(engine.model, engine.head, parameters, "cpu") < 0.01
+        assert self_check.worst_packing_error(engine.model, engine.head, parameters, "cpu") < 0.01
 
 
 def test_lora_goes_into_the_language_model_and_not_into_an_eye_with_more_layers(tmp_path: Path) -> None:

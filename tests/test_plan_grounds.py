@@ -12,23 +12,23 @@ from fakehub import FakeHub
 from shapes import llama_1b
 from tiny import FAMILIES, make_plan
 
-from lorafit.catalogue.find import CHIPS, chip_of, described, names
-from lorafit.catalogue.lengths import LAWYER_LLAMA
-from lorafit.catalogue.models import known_spec
 from lorafit.config import TrainConfig
-from lorafit.demo import demo_model
 from lorafit.errors import ConfigError, HardwareError
-from lorafit.hardware import Machine
-from lorafit.modelspec import read_headers, read_spec, spec_from
-from lorafit.outlook import find_data
-from lorafit.plan import calibrate
-from lorafit.plan.calibrate import Known, key_of, known, note
-from lorafit.plan.memory import Layout
-from lorafit.plan.path import FAST, path_of
-from lorafit.plan.plan import Plan
-from lorafit.plan.planner import DataFacts, consider
-from lorafit.plan.rates import rates
-from lorafit.remotespec import remote_spec
+from lorafit.hardware.catalogue.find import CHIPS, chip_of, described, names
+from lorafit.hardware.catalogue.lengths import LAWYER_LLAMA
+from lorafit.hardware.catalogue.models import known_spec
+from lorafit.hardware.detect import Machine
+from lorafit.models.demo import demo_model
+from lorafit.models.remote_spec import remote_spec
+from lorafit.models.spec import read_headers, read_spec, spec_from
+from lorafit.planner import calibrate
+from lorafit.planner.calibrate import Known, key_of, known, note
+from lorafit.planner.fast_path import FAST, path_of
+from lorafit.planner.memory import Layout
+from lorafit.planner.plan import Plan
+from lorafit.planner.planner import DataFacts, consider
+from lorafit.planner.throughput import rates
+from lorafit.training.preview import find_data
 from lorafit.units import GIB
 
 LAYOUT = Layout("cpu", "fp32", "none", "adamw", 32, "all-linear", 512, 512, 0, 64, path=FAST)
@@ -65,7 +65,7 @@ def test_a_processor_is_named_by_its_cores(name: str, cores: int, gib: int, gflo
 def test_a_tokenizer_that_is_not_here_is_told_with_the_way_to_get_it(
     model: str, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lorafit.outlook.local_folder", lambda _name: None)
+    monkeypatch.setattr("lorafit.training.preview.local_folder", lambda _name: None)
     with pytest.raises(ConfigError) as caught:
         find_data(TrainConfig(model_name=model, dataset_name="demo"))
     assert way in str(caught.value.fix)
@@ -201,7 +201,7 @@ def test_a_damaged_file_of_measurements_is_as_good_as_none(tmp_path: Path) -> No
 
 def test_looking_ahead_imports_no_tensor_library(tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom lorafit.plan_faces import plan, machines\n"
+        "import sys\nfrom lorafit.cli.plan import plan, machines\n"
         "plan(['--machine', 'M1 Pro 16GB', '--json']); plan(['--demo', '--json', '--val_size', '0'])\n"
         "sys.exit(', '.join({'torch', 'mlx', 'transformers', 'bitsandbytes'} & set(sys.modules)) or None)"
     )
@@ -214,12 +214,14 @@ def test_what_metal_told_a_run_is_what_later_plans_go_by_and_say(
 ) -> None:
     from test_planner import mac, reason
 
-    from lorafit import hardware, registry, worker
-    from lorafit.outlook import look_ahead
+    from lorafit import registry
+    from lorafit.hardware import detect
+    from lorafit.training import worker
+    from lorafit.training.preview import look_ahead
 
     monkeypatch.setenv("LORAFIT_CALIBRATIONS", str(tmp_path / "calibrations.json"))
     here, told = mac("Apple M4 Max", 64), 52 * GIB
-    monkeypatch.setattr(hardware, "detect", lambda: here)
+    monkeypatch.setattr(detect, "detect", lambda: here)
     config = TrainConfig(demo=True, engine="torch")
     before = look_ahead(config, None).plan
     assert before.available_bytes == 64 * GIB * 2 // 3

@@ -9,16 +9,16 @@ from shapes import llama_1b
 from test_planner import CPU, cuda, facts, reason
 from test_planner import T4 as T4_GPU
 
-from lorafit.catalogue.find import described
 from lorafit.config import TrainConfig
-from lorafit.data.steps import batch
+from lorafit.data.batching import batch
 from lorafit.errors import ConfigError, DoesNotFit
-from lorafit.hardware import Machine
-from lorafit.outlook import look_ahead
-from lorafit.plan.facts import DataFacts, Split, steps_as_shares
-from lorafit.plan.planner import Planned, alternatives, consider
-from lorafit.plan.rates import rates
-from lorafit.plan.room import share_of
+from lorafit.hardware.catalogue.find import described
+from lorafit.hardware.detect import Machine
+from lorafit.planner.data_stats import DataFacts, Split, steps_as_shares
+from lorafit.planner.memory_budget import share_of
+from lorafit.planner.planner import Planned, alternatives, consider
+from lorafit.planner.throughput import rates
+from lorafit.training.preview import look_ahead
 from lorafit.units import GIB
 
 

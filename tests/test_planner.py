@@ -9,20 +9,20 @@ import numpy as np
 import pytest
 from shapes import llama_1b
 
-from lorafit.catalogue.find import described
-from lorafit.catalogue.models import known_spec
 from lorafit.config import TrainConfig
 from lorafit.errors import ConfigError, DoesNotFit, HardwareError
-from lorafit.hardware import Gpu, Machine
+from lorafit.hardware.catalogue.find import described
+from lorafit.hardware.catalogue.models import known_spec
+from lorafit.hardware.detect import Gpu, Machine
 from lorafit.messages import set_language
-from lorafit.modelspec import ModelSpec
-from lorafit.plan.estimate import as_estimate
-from lorafit.plan.facts import as_shares
-from lorafit.plan.plan import Plan
-from lorafit.plan.planner import DataFacts, consider, make_plan, make_schedule
-from lorafit.plan.room import MARGIN, available_bytes
-from lorafit.plan.search import WORTH, loss_chunk
-from lorafit.plan.speed import load_seconds
+from lorafit.models.spec import ModelSpec
+from lorafit.planner.data_stats import as_shares
+from lorafit.planner.estimate import as_estimate
+from lorafit.planner.memory_budget import MARGIN, available_bytes
+from lorafit.planner.plan import Plan
+from lorafit.planner.planner import DataFacts, consider, make_plan, make_schedule
+from lorafit.planner.search import WORTH, loss_chunk
+from lorafit.planner.speed import load_seconds
 from lorafit.units import GIB
 
 CPU = Machine(

@@ -8,8 +8,9 @@ import pytest
 import tiny
 import torch
 
-from lorafit.data.steps import batch, step_samples
-from lorafit.engines.torch import stored
+from lorafit.data.batching import batch
+from lorafit.engines.torch import low_bit_linear
+from lorafit.planner.schedule import step_samples
 
 
 @pytest.mark.parametrize(("quantization", "tolerance"), [("4bit", 1e-5), ("8bit", 0.03)])
@@ -48,11 +49,11 @@ def test_rows_of_a_packed_weight_are_unpacked_some_at_a_time(
     bitsandbytes = pytest.importorskip("bitsandbytes")
     numbers = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     weight = bitsandbytes.nn.Params4bit(numbers, compress_statistics=nested, quant_type="nf4").to("cpu")
-    monkeypatch.setattr(stored, "PACKED_BLOCK", 1 << 10)
-    assert stored._native(weight.quant_state) is not None, "bitsandbytes has its kernel under another name"
+    monkeypatch.setattr(low_bit_linear, "PACKED_BLOCK", 1 << 10)
+    assert low_bit_linear._native(weight.quant_state) is not None, "bitsandbytes has its kernel under another name"
     if not in_place:  # as on a GPU, or with a bitsandbytes that has no such kernel
-        monkeypatch.setattr(stored, "_native", lambda state: None)
-    found = [(rows, part.clone()) for rows, part in stored.blocks([weight, weight], torch.float32)]
+        monkeypatch.setattr(low_bit_linear, "_native", lambda state: None)
+    found = [(rows, part.clone()) for rows, part in low_bit_linear.blocks([weight, weight], torch.float32)]
     whole = bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state)
     assert torch.equal(torch.cat([part for _rows, part in found]), torch.cat([whole, whole]))
     assert [rows.start for rows, _part in found][1:] == [rows.stop for rows, _part in found][:-1]

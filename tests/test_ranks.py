@@ -11,10 +11,11 @@ import pytest
 import tiny
 import torch
 
-from lorafit.data.steps import batch, deal, step_samples
-from lorafit.engines.ranks import ALONE
+from lorafit.data.batching import batch, deal
+from lorafit.distributed.collectives import ALONE
+from lorafit.distributed.launch import environments, place, started
 from lorafit.errors import ConfigError
-from lorafit.ranks import environments, place, started
+from lorafit.planner.schedule import step_samples
 
 HERE = Path(__file__).parent
 

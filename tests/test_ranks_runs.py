@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 
 from lorafit.config import TrainConfig, read_yaml
 from lorafit.events import Finished, Restarted, Saved, StepDone, Stopped, read_events
-from lorafit.outlook import look_ahead
-from lorafit.plan.plan import Plan
-from lorafit.rundir import RunDir
+from lorafit.planner.plan import Plan
+from lorafit.run_folders.directory import RunDir
+from lorafit.training.preview import look_ahead
 
 STEPS = 60  # enough to be caught in the middle
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "lorafit", "train"]

@@ -11,14 +11,15 @@ import torch.nn.functional as F
 import transformers
 
 from lorafit.config import TrainConfig
-from lorafit.data.batch import Sample
+from lorafit.data.batching import batch
 from lorafit.data.dataset import prepare
+from lorafit.data.micro_batch import Sample
 from lorafit.data.sources import read_rows
-from lorafit.data.steps import batch, lr_at, step_samples
 from lorafit.engines.tokenizer import load_tokenizer
-from lorafit.engines.torch import checks
+from lorafit.engines.torch import self_check
 from lorafit.engines.torch.engine import TorchEngine
-from lorafit.plan.plan import Plan
+from lorafit.planner.plan import Plan
+from lorafit.planner.schedule import lr_at, step_samples
 
 
 def reference_steps(
@@ -72,7 +73,7 @@ def same_as_reference(
     wanted, wanted_grads = reference_steps(model, samples, plan)
     data = batch(samples, step_samples(plan, 1), plan.token_budget, plan.max_micro_batch)
     grads = tiny.gradients(engine, 1, data.micro_batches, data.num_targets)
-    assert checks.difference(end_to_end(grads), end_to_end(wanted_grads)) < together
+    assert self_check.difference(end_to_end(grads), end_to_end(wanted_grads)) < together
     assert tiny.worst(grads, wanted_grads) < worst
     for step in range(1, plan.steps + 1):
         data = batch(samples, step_samples(plan, step), plan.token_budget, plan.max_micro_batch)
@@ -122,7 +123,7 @@ def test_a_model_that_packs_wrongly_trains_sample_by_sample_and_says_so(
     def leaks(*arguments: object, **options: object) -> tuple[float, float]:
         return 0.5, 0.5
 
-    monkeypatch.setattr("lorafit.engines.torch.checks.packing_error", leaks)
+    monkeypatch.setattr("lorafit.engines.torch.self_check.packing_error", leaks)
     plan = tiny.make_plan()
     engine = tiny.open_engine(models / "qwen3", plan)
     assert not engine.generic.packs
@@ -143,7 +144,7 @@ def test_a_model_that_cannot_be_packed_learns_as_a_plain_peft_loop_does(
 def test_a_difference_one_by_one_is_that_of_all_end_to_end() -> None:
     generator = torch.Generator().manual_seed(0)
     found, wanted = ([torch.randn(n, generator=generator) for n in (3, 50, 1)] for _side in range(2))
-    assert checks.difference_of_all(found, wanted) == pytest.approx(
-        checks.difference(torch.cat(found), torch.cat(wanted)), rel=1e-6
+    assert self_check.difference_of_all(found, wanted) == pytest.approx(
+        self_check.difference(torch.cat(found), torch.cat(wanted)), rel=1e-6
     )
-    assert np.isnan(checks.difference_of_all([torch.tensor([float("nan")])], [torch.ones(1)]))
+    assert np.isnan(self_check.difference_of_all([torch.tensor([float("nan")])], [torch.ones(1)]))

@@ -13,18 +13,18 @@ from test_planner import CPU
 from tiny import make_samples
 
 from lorafit.config import TrainConfig
-from lorafit.data.batch import MicroBatch, Sample, pack
+from lorafit.data.micro_batch import MicroBatch, Sample, pack
 from lorafit.engines.base import Probe, Setup
 from lorafit.engines.fake import FakeEngine
 from lorafit.events import Event, Finished, Rehearsed, Shrunk, StepDone, Warned
-from lorafit.plan import calibrate
-from lorafit.plan.calibrate import Known
-from lorafit.plan.facts import Split, steps_as_shares
-from lorafit.plan.plan import Plan
-from lorafit.plan.planner import DataFacts, consider
-from lorafit.rehearsal import Expectation, as_computed, compared, rehearse
+from lorafit.planner import calibrate
+from lorafit.planner.calibrate import Known
+from lorafit.planner.data_stats import Split, steps_as_shares
+from lorafit.planner.plan import Plan
+from lorafit.planner.planner import DataFacts, consider
+from lorafit.training.warmup_probe import Expectation, as_computed, compared, rehearse
+from lorafit.training.worker import work
 from lorafit.units import GIB
-from lorafit.worker import work
 
 Result = TypeVar("Result")
 SAMPLES = make_samples(64, longest=300)

@@ -8,7 +8,7 @@ import pytest
 
 from lorafit.data.formats import BadRow, Conversation, Message
 from lorafit.data.render import place_system, render, target_mask
-from lorafit.data.turns import TargetSpan
+from lorafit.data.target_spans import TargetSpan
 from lorafit.engines.tokenizer import ChatTokenizer, load_tokenizer
 
 DATE = "26 Jul 2024"

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 
 from lorafit.config import TrainConfig
+from lorafit.data import near_duplicates
 from lorafit.data import report as report_module
-from lorafit.data import twins
 from lorafit.data.dataset import prepare
 from lorafit.data.findings import DataReport, Place
 from lorafit.data.formats import Conversation
-from lorafit.data.oddities import excerpt, lacks_answer, strange_characters, visible
+from lorafit.data.readers.row import Broken, Row
 from lorafit.data.report import make_report, summary_lines
-from lorafit.data.rows import Broken, Row
 from lorafit.data.sources import read_rows
+from lorafit.data.text_checks import excerpt, lacks_answer, strange_characters, visible
 from lorafit.engines.tokenizer import load_tokenizer
 
 FOLDER = Path(__file__).parents[2] / "shared/data/lawyer_llama"
@@ -264,7 +264,7 @@ def test_rows_shown_at_random_depend_on_the_seed_alone() -> None:
 
 def grams(text: str) -> set[str]:
     text = "".join(text.casefold().split())
-    return {text[i : i + twins.GRAM] for i in range(max(len(text) - twins.GRAM + 1, 1))}
+    return {text[i : i + near_duplicates.GRAM] for i in range(max(len(text) - near_duplicates.GRAM + 1, 1))}
 
 
 def jaccard(one: set[str], other: set[str]) -> float:
@@ -285,7 +285,7 @@ def test_near_copies_are_those_that_comparing_every_pair_finds() -> None:
     rows = json.loads(COUNSEL.read_text("utf-8"))[:150]
     texts = [row["query"] + row["response"][: rng.randrange(60, 400)] for row in rows]
     texts += [altered(rng.choice(texts), rng) for _ in range(100)]
-    pairs, similar = twins.near_pairs(np.stack([twins.signature(text) for text in texts]))
+    pairs, similar = near_duplicates.near_pairs(np.stack([near_duplicates.signature(text) for text in texts]))
     found = {(int(a), int(b)): float(s) for (a, b), s in zip(pairs, similar, strict=True)}
     every = [grams(text) for text in texts]
     exact = {(a, b): jaccard(every[a], every[b]) for b in range(len(texts)) for a in range(b)}
@@ -297,17 +297,17 @@ def test_near_copies_are_those_that_comparing_every_pair_finds() -> None:
 
 
 def test_thousands_of_copies_and_huge_texts_cost_no_square() -> None:
-    signatures = np.repeat(twins.signature("合同到期后房东不退押金怎么办？")[None], 5000, axis=0)
-    pairs, similar = twins.near_pairs(signatures)
-    assert len(pairs) < 5000 * twins.NEIGHBOURS
+    signatures = np.repeat(near_duplicates.signature("合同到期后房东不退押金怎么办？")[None], 5000, axis=0)
+    pairs, similar = near_duplicates.near_pairs(signatures)
+    assert len(pairs) < 5000 * near_duplicates.NEIGHBOURS
     assert set(pairs[:, 1].tolist()) == set(range(1, 5000))
     assert (similar == 1).all()
-    assert twins.signature("字" * 300_000).shape == (twins.PLACES,)
+    assert near_duplicates.signature("字" * 300_000).shape == (near_duplicates.PLACES,)
 
 
 @pytest.mark.parametrize("text", ["", " ", "a", "字", "\ud800"])
 def test_any_text_has_a_signature(text: str) -> None:
-    assert twins.signature(text).shape == (twins.PLACES,)
+    assert near_duplicates.signature(text).shape == (near_duplicates.PLACES,)
 
 
 def test_above_the_limit_a_sample_is_compared_that_does_not_depend_on_order(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,11 +28,11 @@ from lorafit.events import (
     Stopped,
     Warned,
 )
-from lorafit.reporters import commands
-from lorafit.reporters.errors import show_error
-from lorafit.reporters.pace import Pace
 from lorafit.reporters.tensorboard import TensorBoard
-from lorafit.reporters.terminal import Terminal
+from lorafit.reporters.terminal import next_commands
+from lorafit.reporters.terminal.errors import show_error
+from lorafit.reporters.terminal.run import Terminal
+from lorafit.reporters.terminal.throughput import Pace
 from lorafit.units import GIB
 
 START = 1_000_000.0
@@ -216,8 +216,8 @@ def test_commands_are_those_of_the_face_in_use(
     program: str, chat: list[str], resume: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", [program])
-    assert shlex.split(commands.chat("a b"))[-len(chat) :] == chat
-    assert shlex.split(commands.resume("a b"))[-len(resume) :] == resume
+    assert shlex.split(next_commands.chat("a b"))[-len(chat) :] == chat
+    assert shlex.split(next_commands.resume("a b"))[-len(resume) :] == resume
 
 
 def test_an_error_shows_its_four_parts_with_and_without_a_terminal() -> None:
@@ -232,10 +232,14 @@ def test_an_error_shows_its_four_parts_with_and_without_a_terminal() -> None:
 def test_commands_are_told_from_where_the_user_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [str(tmp_path / "train.py")])
-    assert shlex.split(commands.resume(str(tmp_path / "output" / "a")))[-3:] == ["train.py", "--resume", "output/a"]
-    assert shlex.split(commands.chat("output/a"))[-4] == "inference.py"
+    assert shlex.split(next_commands.resume(str(tmp_path / "output" / "a")))[-3:] == [
+        "train.py",
+        "--resume",
+        "output/a",
+    ]
+    assert shlex.split(next_commands.chat("output/a"))[-4] == "inference.py"
     monkeypatch.chdir("/")
-    assert shlex.split(commands.chat("output/a"))[-4] == str((tmp_path / "inference.py").relative_to("/"))
+    assert shlex.split(next_commands.chat("output/a"))[-4] == str((tmp_path / "inference.py").relative_to("/"))
 
 
 def test_a_run_that_broke_off_ends_with_the_command_to_go_on() -> None:

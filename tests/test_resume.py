@@ -9,16 +9,17 @@ import pytest
 from test_loop import make_job
 from test_planner import CPU, M2_MAX, RTX_3090, cuda
 
-from lorafit.checkpoint import whole_folder, write_step
+from lorafit.atomic import whole_folder
 from lorafit.config import TrainConfig, write_yaml
 from lorafit.engines.fake import FakeEngine
 from lorafit.errors import RunError
 from lorafit.events import Event, EventLog, read_events
-from lorafit.hardware import Machine
-from lorafit.loop import Job, Progress, train
-from lorafit.plan.plan import Plan
-from lorafit.resume import as_before, interrupted, plan_for, refuse_other_state
-from lorafit.rundir import RunDir
+from lorafit.hardware.detect import Machine
+from lorafit.planner.plan import Plan
+from lorafit.run_folders.checkpoint import write_step
+from lorafit.run_folders.directory import RunDir
+from lorafit.training.loop import Job, Progress, train
+from lorafit.training.resume import as_before, interrupted, plan_for, refuse_other_state
 
 
 def begun(folder: Path, plan: Plan, machine: Machine = CPU) -> RunDir:

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 from plans import make_plan
 
-from lorafit import history
 from lorafit.config import TrainConfig, write_yaml
 from lorafit.errors import ConfigError
 from lorafit.events import Answered, EvalDone, Event, EventLog, Failed, Finished, Restarted, Resumed, Started, StepDone
 from lorafit.messages import set_language
 from lorafit.reporters import notify
-from lorafit.reporters.curve import means, nice_ticks, picture
+from lorafit.reporters.html.curve import means, nice_ticks, picture
+from lorafit.reporters.html.run import RunPage, page
 from lorafit.reporters.notify import Notifier, desktop_command, own_command
-from lorafit.reporters.run_page import RunPage, page
-from lorafit.rundir import RunDir
+from lorafit.run_folders import history
+from lorafit.run_folders.directory import RunDir
 
 EVIL = "<script>alert(1)</script>"
 

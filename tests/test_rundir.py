@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from lorafit import rundir
-from lorafit.checkpoint import save_checkpoint
 from lorafit.errors import AdapterError, DiskError, RunError
 from lorafit.events import EvalDone, Event, Finished, Resumed, Started, StepDone, Stopped, to_line
-from lorafit.rundir import RunDir, RunInfo, create, find, find_adapter, latest, list_runs
+from lorafit.run_folders import directory
+from lorafit.run_folders.checkpoint import save_checkpoint
+from lorafit.run_folders.directory import RunDir, RunInfo, create, find, find_adapter, latest, list_runs
 
 STARTED = Started(
     run="r",
@@ -272,4 +272,4 @@ def test_all_names_lie_in_the_runs_folder() -> None:
     assert [p.name for p in (run.logs, run.checkpoints, run.final_model, run.best_model)] == [
         "logs", "checkpoints", "final_model", "best_model",
     ]  # fmt: skip
-    assert rundir.RunDir(Path("output/r")) == run
+    assert directory.RunDir(Path("output/r")) == run

@@ -12,13 +12,13 @@ import pytest
 from rich.console import Console
 from small_runs import ONE, TWO, go_on, make_run
 
-from lorafit import history
-from lorafit.cli import main
+from lorafit.cli.app import main
 from lorafit.events import EventLog, Failed, StepDone
-from lorafit.history import read
-from lorafit.reporters.history import show_record
-from lorafit.reporters.sparkline import BARS, sparkline
-from lorafit.rundir import RunDir
+from lorafit.reporters.terminal.history import show_record
+from lorafit.reporters.terminal.sparkline import BARS, sparkline
+from lorafit.run_folders import history
+from lorafit.run_folders.directory import RunDir
+from lorafit.run_folders.history import read
 
 Output = pytest.CaptureFixture[str]
 

@@ -11,13 +11,14 @@ import pytest
 from small_runs import ONE, TWO, make_run
 from test_runs import damage_config, tear_events
 
-from lorafit import history, run_faces
-from lorafit.cli import main
+from lorafit.cli import runs
+from lorafit.cli.app import main
 from lorafit.errors import RunError
 from lorafit.events import Stopped
-from lorafit.history import Difference, read
-from lorafit.plan.plan import Plan
-from lorafit.rundir import RunDir
+from lorafit.planner.plan import Plan
+from lorafit.run_folders import history
+from lorafit.run_folders.directory import RunDir
+from lorafit.run_folders.history import Difference, read
 
 Output = pytest.CaptureFixture[str]
 
@@ -188,7 +189,7 @@ def test_wrong_words_are_answered_with_right_ones(
     assert answer in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("deed", run_faces.DEEDS)
+@pytest.mark.parametrize("deed", runs.DEEDS)
 def test_each_deed_has_its_help(deed: str, capsys: Output) -> None:
     assert main(["runs", deed, "--help"]) == 0
     assert "--output_dir" in capsys.readouterr().out

@@ -12,12 +12,13 @@ import pytest
 import zstandard
 from pyarrow import parquet
 
-from lorafit import hub
-from lorafit.data import jsonrows, sources
+from lorafit.data import sources
 from lorafit.data.formats import BadRow, recognise
-from lorafit.data.rows import Broken, Row
+from lorafit.data.readers import json_reader
+from lorafit.data.readers.row import Broken, Row
 from lorafit.data.sources import read_rows
 from lorafit.errors import DataError, HubError
+from lorafit.models import hub
 
 LAWYER_LLAMA = Path(__file__).parents[2] / "shared/data/lawyer_llama"
 ROWS = [
@@ -53,7 +54,7 @@ def as_csv(rows: list[dict[str, str]]) -> str:
 def test_a_json_array_is_read_element_by_element_with_lines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, indent: int | None, chunk: int
 ) -> None:
-    monkeypatch.setattr(jsonrows, "CHUNK", chunk)
+    monkeypatch.setattr(json_reader, "CHUNK", chunk)
     text = json.dumps(ROWS, ensure_ascii=False, indent=indent)
     rows = list(read_rows(str(write(tmp_path / "a.json", text, encoding)), "train"))
     assert [row.value for row in rows] == ROWS
@@ -62,7 +63,7 @@ def test_a_json_array_is_read_element_by_element_with_lines(
 
 
 def test_numbers_at_a_chunk_edge_are_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jsonrows, "CHUNK", 1)
+    monkeypatch.setattr(json_reader, "CHUNK", 1)
     numbers = [1234567.25e-3, -17, True, None, 1e300, "é\n"]
     assert values(write(tmp_path / "a.json", json.dumps(numbers))) == numbers
 

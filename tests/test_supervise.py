@@ -19,10 +19,10 @@ from faulty import METAL
 from lorafit.config import TrainConfig
 from lorafit.errors import EngineError, LorafitError, RunError
 from lorafit.events import Event, Failed, Finished, Restarted, Resumed, Saved, Shrunk, StepDone, Stopped, read_events
-from lorafit.rundir import RunDir
-from lorafit.supervise import supervise
-from lorafit.watch.care import Senses
-from lorafit.watch.clock import Clocks
+from lorafit.run_folders.directory import RunDir
+from lorafit.supervisor.clock_drift import Clocks
+from lorafit.supervisor.monitor import Senses
+from lorafit.supervisor.supervise import supervise
 
 HERE = Path(__file__).parent
 CALM = Senses(battery=lambda: None, heat=lambda: None, clocks=lambda: Clocks(0, 0, 0))
@@ -167,7 +167,7 @@ def test_when_the_system_kills_for_memory_the_run_goes_on_as_one_that_took_less_
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     count = iter(range(10))
-    monkeypatch.setattr("lorafit.watch.pressure.oom_kills", lambda: next(count))
+    monkeypatch.setattr("lorafit.supervisor.memory_pressure.oom_kills", lambda: next(count))
     events = train({"step": 6, "deed": "kill"})
     (restarted,) = of(Restarted, events)
     assert restarted.cause == "oom_killer"

@@ -114,7 +114,7 @@ def wait_for_step(output: Path, step: int) -> None:
 def held(process: subprocess.Popen[str]) -> Iterator[None]:
     """The process with the engine does nothing inside."""
     children = psutil.Process(process.pid).children()
-    (worker,) = (p for p in children if p.status() != psutil.STATUS_ZOMBIE and "lorafit.child" in p.cmdline())
+    (worker,) = (p for p in children if p.status() != psutil.STATUS_ZOMBIE and "lorafit.training.child" in p.cmdline())
     worker.suspend()
     yield
     worker.resume()

@@ -13,9 +13,9 @@ from rich.console import Console
 from lorafit.data.formats import Conversation
 from lorafit.engines.base import Engine
 from lorafit.errors import DiskError
-from lorafit.generate import Chat
-from lorafit.reporters.answers import write_answers
-from lorafit.reporters.talk import talk
+from lorafit.evaluation.chat import Chat
+from lorafit.reporters.terminal.answers import write_answers
+from lorafit.reporters.terminal.chat import talk
 from lorafit.sampling import Sampling
 
 Output = pytest.CaptureFixture[str]

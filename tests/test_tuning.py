@@ -8,9 +8,9 @@ import pytest
 
 from lorafit.config import TrainConfig
 from lorafit.engines import allocator
-from lorafit.hardware import Machine, detect
-from lorafit.plan.path import FAST, GENERIC
-from lorafit.plan.tuning import COMPILE_SAVES, COMPILE_SECONDS, choose_allocator, choose_compile
+from lorafit.hardware.detect import Machine, detect
+from lorafit.planner.fast_path import FAST, GENERIC
+from lorafit.planner.tuning import COMPILE_SAVES, COMPILE_SECONDS, choose_allocator, choose_compile
 from lorafit.units import GIB
 
 # Takes 12 blocks of 4 MiB, gives them back, and says how much of them is still resident, in MiB. 48 MiB are fewer than

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lorafit.data.batch import pack
-from lorafit.engines.torch import checks, device
+from lorafit.data.micro_batch import pack
+from lorafit.engines.torch import device, self_check
 from lorafit.engines.torch.attention import (
     NAME,
     ONE_KERNEL,
@@ -88,7 +88,7 @@ def test_it_asks_the_kernel_for_what_segments_compute(monkeypatch: pytest.Monkey
         out, _none = function(torch.nn.Module(), *inputs, None, **segments(ENDS, "cpu"), **options)
         assert out.shape == (1, 17, 4, 8)
         found.append([out, *torch.autograd.grad(out, inputs, torch.ones_like(out) + out.detach())])
-    assert max(checks.difference(a, b) for a, b in zip(*found, strict=True)) < 1e-6
+    assert max(self_check.difference(a, b) for a, b in zip(*found, strict=True)) < 1e-6
 
 
 def test_a_soft_cap_goes_segment_by_segment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from lorafit.events import Evaluating
-from lorafit.watch import heat, power, pressure
-from lorafit.watch.care import Care, Senses
-from lorafit.watch.clock import Clocks, read_clocks, set_by_seconds, slept_seconds
-from lorafit.watch.link import HANG_UP, RECYCLE, Link
-from lorafit.watch.pressure import Reading
-from lorafit.watch.pulse import BUSY_PATIENCE, Pulse
-from lorafit.watch.wire import Beat, Message, Order
+from lorafit.ipc.link import HANG_UP, RECYCLE, Link
+from lorafit.ipc.protocol import Beat, Message, Order
+from lorafit.supervisor import battery as power
+from lorafit.supervisor import memory_pressure, thermal
+from lorafit.supervisor.clock_drift import Clocks, read_clocks, set_by_seconds, slept_seconds
+from lorafit.supervisor.memory_pressure import Reading
+from lorafit.supervisor.monitor import Care, Senses
+from lorafit.supervisor.watchdog import BUSY_PATIENCE, Pulse
 
 # the pulse
 
@@ -104,20 +105,20 @@ def test_level_zero_never_pauses() -> None:
 
 
 def test_heat_is_asked_without_special_rights() -> None:
-    assert heat.command("Darwin", False) == ("notifyutil", "-g", "com.apple.system.thermalpressurelevel")
-    assert heat.command("Linux", False) is None
-    cmd = heat.command("Linux", True)
+    assert thermal.command("Darwin", False) == ("notifyutil", "-g", "com.apple.system.thermalpressurelevel")
+    assert thermal.command("Linux", False) is None
+    cmd = thermal.command("Linux", True)
     assert cmd is not None
     assert cmd[0] == "nvidia-smi"
 
 
 def test_what_the_tools_print_becomes_words_only_where_it_slows_down() -> None:
-    assert heat.too_hot(heat.APPLE, "com.apple.system.thermalpressurelevel 0\n") is None
-    assert heat.too_hot(heat.APPLE, "com.apple.system.thermalpressurelevel 2\n")
-    assert heat.too_hot(heat.NVIDIA, "71, Not Active, Not Active\n") is None
-    assert "88" in (heat.too_hot(heat.NVIDIA, "60, Not Active, Not Active\n88, Active, Not Active\n") or "")
-    assert heat.too_hot(heat.NVIDIA, "[N/A], [N/A], [N/A]\n") is None
-    assert heat.too_hot(heat.APPLE, "") is None
+    assert thermal.too_hot(thermal.APPLE, "com.apple.system.thermalpressurelevel 0\n") is None
+    assert thermal.too_hot(thermal.APPLE, "com.apple.system.thermalpressurelevel 2\n")
+    assert thermal.too_hot(thermal.NVIDIA, "71, Not Active, Not Active\n") is None
+    assert "88" in (thermal.too_hot(thermal.NVIDIA, "60, Not Active, Not Active\n88, Active, Not Active\n") or "")
+    assert thermal.too_hot(thermal.NVIDIA, "[N/A], [N/A], [N/A]\n") is None
+    assert thermal.too_hot(thermal.APPLE, "") is None
 
 
 # memory
@@ -135,20 +136,20 @@ PSI = "some avg10=31.20 avg60=5.00 avg300=1.00 total=9\nfull avg10=12.50 avg60=3
 
 def test_linux_tells_how_long_nobody_could_work(tmp_path: Path) -> None:
     path = write(tmp_path, memory=PSI) / "memory"
-    assert pressure.stalled_percent(path) == 12.5
-    assert pressure.stalled_percent(tmp_path / "none") is None
+    assert memory_pressure.stalled_percent(path) == 12.5
+    assert memory_pressure.stalled_percent(tmp_path / "none") is None
 
 
 def test_a_cgroup_tells_its_share_of_either_version(tmp_path: Path) -> None:
     stat = "anon 1\ninactive_file 100\n"
     two = write(tmp_path / "2", memory__current="1100\n", memory__max="1000\n", memory__stat=stat)
-    assert pressure.share(two) == 1.0
+    assert memory_pressure.share(two) == 1.0
     one = write(tmp_path / "1", **{"memory.usage_in_bytes": "600", "memory.limit_in_bytes": "1000", "memory.stat": "total_inactive_file 100\n"})  # fmt: skip
-    assert pressure.share(one) == 0.5
+    assert memory_pressure.share(one) == 0.5
     free = write(tmp_path / "3", memory__current="1100\n", memory__max="max\n")
-    assert pressure.share(free) is None
+    assert memory_pressure.share(free) is None
     endless = write(tmp_path / "4", **{"memory.usage_in_bytes": "600", "memory.limit_in_bytes": "9223372036854771712"})
-    assert pressure.share(endless) is None
+    assert memory_pressure.share(endless) is None
 
 
 @pytest.mark.parametrize(
@@ -160,28 +161,28 @@ def test_a_cgroup_tells_its_share_of_either_version(tmp_path: Path) -> None:
     ],
 )
 def test_the_memory_cgroup_is_found(tmp_path: Path, lines: str, place: str, file: str) -> None:
-    pressure.cgroup.cache_clear()
+    memory_pressure.cgroup.cache_clear()
     write(tmp_path / "proc" / "self", cgroup=lines)
     folder = write(tmp_path / "fs" / place, **{file: "0"})
-    assert pressure.cgroup(tmp_path / "proc", tmp_path / "fs") == folder
-    pressure.cgroup.cache_clear()
+    assert memory_pressure.cgroup(tmp_path / "proc", tmp_path / "fs") == folder
+    memory_pressure.cgroup.cache_clear()
 
 
 def test_memory_is_short_when_several_looks_agree() -> None:
     high, low = Reading(stalled_percent=40.0), Reading(stalled_percent=2.0)
-    assert pressure.is_short([high, high, high])
-    assert not pressure.is_short([high, low, high])
-    assert not pressure.is_short([high, high])
-    assert pressure.is_short([Reading(cgroup_share=0.99)] * 3)
-    assert pressure.is_short([Reading(macos_level=4)] * 3)
-    assert not pressure.is_short([Reading(macos_level=2)] * 3)
-    assert not pressure.is_short([Reading()] * 3)
+    assert memory_pressure.is_short([high, high, high])
+    assert not memory_pressure.is_short([high, low, high])
+    assert not memory_pressure.is_short([high, high])
+    assert memory_pressure.is_short([Reading(cgroup_share=0.99)] * 3)
+    assert memory_pressure.is_short([Reading(macos_level=4)] * 3)
+    assert not memory_pressure.is_short([Reading(macos_level=2)] * 3)
+    assert not memory_pressure.is_short([Reading()] * 3)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_this_machine_answers() -> None:
-    assert pressure.read().macos_level is None
-    assert pressure.oom_kills() >= 0
+    assert memory_pressure.read().macos_level is None
+    assert memory_pressure.oom_kills() >= 0
 
 
 # all together
@@ -247,7 +248,7 @@ def test_a_worker_without_a_supervisor_ends_at_once_where_there_is_nothing_to_sa
     """Else it would take the run from the one that goes on with it."""
     lines = [
         "import sys, time",
-        "from lorafit.watch.link import Link, listen",
+        "from lorafit.ipc.link import Link, listen",
         f"link = Link(); link.writes = {writes}",
         "listen(link, sys.stdin)",
         "while not link.leave: time.sleep(0.01)",

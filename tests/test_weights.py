@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lorafit.data.batch import pack
+from lorafit.data.micro_batch import pack
 from lorafit.engines.base import Setup
 from lorafit.engines.torch import model
-from lorafit.engines.torch.stored import StoredLinear
+from lorafit.engines.torch.low_bit_linear import StoredLinear
 from lorafit.engines.torch.weights import read_weights, unread_weights
 from lorafit.sampling import Sampling
 

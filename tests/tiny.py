@@ -12,8 +12,8 @@ from plans import make_samples as make_samples
 
 from lorafit.engines.base import Setup
 from lorafit.engines.torch.engine import TorchEngine
-from lorafit.modelspec import TOKENIZER_FILES
-from lorafit.plan.plan import Plan
+from lorafit.models.spec import TOKENIZER_FILES
+from lorafit.planner.plan import Plan
 
 SHAPE: dict[str, Any] = {
     "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,

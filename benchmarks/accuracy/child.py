@@ -16,16 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from accuracy.configurations import Configuration
-from lorafit import hardware, worker
 from lorafit.config import TrainConfig
-from lorafit.data.batch import MicroBatch
+from lorafit.data.micro_batch import MicroBatch
 from lorafit.engines.base import Engine, Probe
 from lorafit.errors import LorafitError
 from lorafit.events import Finished, Rehearsed, StepDone
-from lorafit.modelspec import read_spec
-from lorafit.plan import calibrate
-from lorafit.plan.calibrate import SIDE, product_gflops
-from lorafit.plan.plan import Plan
+from lorafit.hardware import detect
+from lorafit.models.spec import read_spec
+from lorafit.planner import calibrate
+from lorafit.planner.calibrate import SIDE, product_gflops
+from lorafit.planner.plan import Plan
+from lorafit.training import worker
 from lorafit.units import GIB
 from race.shapes import shape_folder
 
@@ -102,7 +103,7 @@ def measured(wanted: Configuration, folder: Path) -> dict[str, Any]:
                 beside += (time.perf_counter() - came) * bool(began)
     except LorafitError as error:
         return {**facts, "error": error.what, "found": error.found, "fix": error.fix}
-    facts["plan_gflops"] = calibrate.known(hardware.detect()).core_gflops
+    facts["plan_gflops"] = calibrate.known(detect.detect()).core_gflops
     run = next((folder / "output").iterdir())
     plan = Plan.load(run / "plan.json")
     return facts | {

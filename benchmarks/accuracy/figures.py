@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from lorafit.demo import demo_model
-from lorafit.modelspec import read_spec
-from lorafit.plan.memory import Layout, activation_bytes
+from lorafit.models.demo import demo_model
+from lorafit.models.spec import read_spec
+from lorafit.planner.memory import Layout, activation_bytes
 from race.shapes import shape_folder
 
 Row = dict[str, Any]

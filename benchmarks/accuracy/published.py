@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-from lorafit.catalogue.find import described
-from lorafit.catalogue.models import known_spec
-from lorafit.plan.memory import Layout, terms
-from lorafit.plan.rates import rates
-from lorafit.plan.speed import Share, step_seconds
+from lorafit.hardware.catalogue.find import described
+from lorafit.hardware.catalogue.models import known_spec
+from lorafit.planner.memory import Layout, terms
+from lorafit.planner.speed import Share, step_seconds
+from lorafit.planner.throughput import rates
 from lorafit.units import GIB
 
 LLAMA, QWEN = "meta-llama/Llama-3.2-3B-Instruct", "Qwen/Qwen3-8B"

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import parity
-from lorafit import hardware
 from lorafit.config import TrainConfig
-from lorafit.demo import data_path
 from lorafit.engines import allocator
 from lorafit.engines.base import Engine
+from lorafit.hardware import detect
+from lorafit.models.demo import data_path
 from peers.protocol import process_peak_bytes
 from race.task import LAWYER_LLAMA
 
@@ -32,7 +32,7 @@ def task_of(flags: dict[str, Any]) -> parity.Task:
         token_budget=BUDGET, recompute=0, engine=flags["engine"], device="cpu", precision="fp32",
         quantization=flags["quantization"],
     )  # fmt: skip
-    return parity.make_task(config, hardware.detect())
+    return parity.make_task(config, detect.detect())
 
 
 def base_bytes(engine: Any) -> int:

@@ -1,6 +1,6 @@
 """A face whose worker hangs when a file called "hang" lies beside its run, once for each time that it is put there.
 
-`hanging.py train ...` is the face; it starts `hanging.py` without words as the worker, in the place of lorafit.child.
+`hanging.py train ...` is the face; it starts `hanging.py` without words as the worker, in the place of lorafit.training.child.
 """
 
 import sys
@@ -8,12 +8,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from lorafit import child, cli, supervise, verbs
+from lorafit import api
+from lorafit.cli import app
 from lorafit.config import TrainConfig
 from lorafit.events import Event
-from lorafit.watch.link import Link
-from lorafit.watch.wire import Message
-from lorafit.worker import work
+from lorafit.ipc.link import Link
+from lorafit.ipc.protocol import Message
+from lorafit.supervisor import supervise
+from lorafit.training import child
+from lorafit.training.worker import work
 
 
 def hanging_work(config: TrainConfig, link: Link) -> Iterator[Event]:
@@ -32,5 +35,5 @@ def hanging_work(config: TrainConfig, link: Link) -> Iterator[Event]:
 if __name__ == "__main__":
     if len(sys.argv) == 1:
         sys.exit(child.main(hanging_work))
-    verbs.supervise = lambda config: supervise.supervise(config, [sys.executable, __file__])
-    sys.exit(cli.main())
+    api.supervise = lambda config: supervise.supervise(config, [sys.executable, __file__])
+    sys.exit(app.main())

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from lorafit.events import Event, Saved, StepDone, read_events
-from lorafit.rundir import RunDir
+from lorafit.run_folders.directory import RunDir
 
 STEPS, SAVE_STEPS = 24, 2
 SETTINGS: dict[str, object] = {

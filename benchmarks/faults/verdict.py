@@ -10,8 +10,8 @@ from safetensors.numpy import load_file
 
 from faults.training import NotSurvived, Training
 from lorafit.events import EvalDone, Saved, Shrunk, StepDone
-from lorafit.plan.plan import HOW
-from lorafit.rundir import RunDir
+from lorafit.planner.plan import HOW
+from lorafit.run_folders.directory import RunDir
 
 LOSS_TOLERANCE, B_TOLERANCE = 1e-5, 1e-3  # relative; by norm (docs/architecture.md, "The law")
 

@@ -5,15 +5,16 @@ from typing import Any
 
 import numpy as np
 
-from lorafit import hardware, registry
+from lorafit import registry
 from lorafit.config import TrainConfig
-from lorafit.data.batch import Sample
-from lorafit.data.steps import batch
+from lorafit.data.batching import batch
+from lorafit.data.micro_batch import Sample
 from lorafit.engines import allocator
 from lorafit.engines.base import Engine, Setup
-from lorafit.modelspec import read_spec
-from lorafit.plan.plan import Plan
-from lorafit.plan.planner import DataFacts, make_plan
+from lorafit.hardware import detect
+from lorafit.models.spec import read_spec
+from lorafit.planner.plan import Plan
+from lorafit.planner.planner import DataFacts, make_plan
 from peers.protocol import Referee, Task
 
 
@@ -37,7 +38,7 @@ def config_of(task: Task, options: dict[str, Any]) -> TrainConfig:
 
 
 def plan_for(task: Task, options: dict[str, Any], facts: DataFacts) -> Plan:
-    return make_plan(config_of(task, options), hardware.detect(), read_spec(Path(task.model)), facts)
+    return make_plan(config_of(task, options), detect.detect(), read_spec(Path(task.model)), facts)
 
 
 def plan_of(task: Task, steps: list[list[Sample]]) -> Plan:

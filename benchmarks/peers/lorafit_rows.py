@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from lorafit.data.steps import batch, step_samples
+from lorafit.data.batching import batch
 from lorafit.data.store import Column, SampleStore, mapped
 from lorafit.engines import allocator
-from lorafit.plan.planner import DataFacts
+from lorafit.planner.planner import DataFacts
+from lorafit.planner.schedule import step_samples
 from peers.lorafit_own import open_engine, plan_for
 from peers.protocol import Referee, Task
 

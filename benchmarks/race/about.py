@@ -6,13 +6,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lorafit import hardware
+from lorafit.hardware import detect
 
 ROOT = Path(__file__).parents[2]
 
 
 def machine_facts() -> dict[str, Any]:
-    machine = hardware.detect()
+    machine = detect.detect()
     return {
         "chip": machine.chip,
         "cores": machine.cores,

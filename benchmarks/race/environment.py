@@ -10,7 +10,7 @@ import sysconfig
 import venv
 from pathlib import Path
 
-from lorafit.demo import cache_folder
+from lorafit.paths import cache_folder
 
 LLAMA_FACTORY = "llamafactory-0.9.5"
 PACKAGES = {

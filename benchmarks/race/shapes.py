@@ -8,7 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from lorafit.demo import cache_folder, demo_model
+from lorafit.models.demo import demo_model
+from lorafit.paths import cache_folder
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],

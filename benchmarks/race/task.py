@@ -14,11 +14,11 @@ import numpy as np
 
 from lorafit.config import TrainConfig
 from lorafit.data.dataset import prepare
-from lorafit.data.rows import Row
+from lorafit.data.readers.row import Row
 from lorafit.data.store import SampleStore
-from lorafit.demo import data_path, demo_model
 from lorafit.engines.tokenizer import ChatTokenizer, load_tokenizer
-from lorafit.modelspec import ModelSpec
+from lorafit.models.demo import data_path, demo_model
+from lorafit.models.spec import ModelSpec
 
 LAWYER_LLAMA = Path(__file__).parents[3] / "shared" / "data" / "lawyer_llama" / "lawyer_llama_data.json"
 SOURCES = ("legal_advice", "judical_examination")

@@ -22,19 +22,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorafit import __version__
-from lorafit.checkpoint import MANIFEST, whole_folder
-from lorafit.data.batch import Int32
-from lorafit.data.build import FORMAT_NAMES, Load, Made, make_all
+from lorafit.atomic import MANIFEST, whole_folder
 from lorafit.data.formats import Conversation, Message
-from lorafit.data.recipe import Recipe
+from lorafit.data.micro_batch import Int32
+from lorafit.data.preprocessing import Recipe
+from lorafit.data.readers.row import Row
 from lorafit.data.rejects import Reject, RejectFile
-from lorafit.data.rows import Row
 from lorafit.data.sources import Source
 from lorafit.data.split import KEY, MAX_VALID_ROWS, Keys, as_keys
 from lorafit.data.store import Column, SampleStore, mapped
-from lorafit.demo import cache_folder
+from lorafit.data.tokenize import FORMAT_NAMES, Load, Made, make_all
 from lorafit.errors import DiskError
 from lorafit.messages import _
+from lorafit.paths import cache_folder
 from lorafit.units import count_text
 
 LAYOUT = 1  # of the folder: a change here makes every older one invisible

@@ -14,17 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorafit.config import TrainConfig
-from lorafit.data.batch import Bool
-from lorafit.data.build import Load
 from lorafit.data.cache import Entry, find, find_or_build, key_of, open_entry, tokenizer_digest, write_entry
 from lorafit.data.formats import Conversation
-from lorafit.data.readers import Row
-from lorafit.data.recipe import Recipe, recipe_of
+from lorafit.data.micro_batch import Bool
+from lorafit.data.preprocessing import Recipe, recipe_of
+from lorafit.data.readers.registry import Row
 from lorafit.data.rejects import Reject, RejectFile, check_rejects, write_rejects
 from lorafit.data.render import Tokenizer
 from lorafit.data.sources import Source, open_source
 from lorafit.data.split import content_key, held_out, held_out_rows, key_bytes
 from lorafit.data.store import SampleStore
+from lorafit.data.tokenize import Load
 from lorafit.errors import DataError
 from lorafit.hashing import fold
 from lorafit.messages import _

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lorafit.data.rows import Broken
+from lorafit.data.readers.row import Broken
 from lorafit.messages import _, clauses, listed
 
 TEXT, TOOLS = "text", "tools"  # roles of what is no turn: a plain text; the functions that may be called, as JSON

@@ -12,10 +12,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lorafit.data.batch import Bool, Sample
 from lorafit.data.formats import TEXT, BadRow, Conversation, Message
+from lorafit.data.micro_batch import Bool, Sample
+from lorafit.data.target_spans import Span, TargetSpan, TemplateRefused, Tokenizer, content_spans, target_spans
 from lorafit.data.truncate import keep
-from lorafit.data.turns import Span, TargetSpan, TemplateRefused, Tokenizer, content_spans, target_spans
 from lorafit.messages import _
 
 __all__ = ["Rendered", "Span", "Spelled", "TemplateRefused", "Tokenizer", "place_system", "render", "spell"]

@@ -19,15 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorafit.config import TrainConfig
-from lorafit.data import twins
-from lorafit.data.batch import Sample
+from lorafit.data import near_duplicates
 from lorafit.data.dataset import Prepared, content_key, held_out
 from lorafit.data.findings import DataReport, Lengths, Place, Refused, Shown, Strange, Twins
 from lorafit.data.formats import BadRow, Conversation
-from lorafit.data.oddities import excerpt, lacks_answer, strange_characters, visible
-from lorafit.data.recipe import recipe_of
+from lorafit.data.micro_batch import Sample
+from lorafit.data.preprocessing import recipe_of
+from lorafit.data.readers.row import Row
 from lorafit.data.render import Rendered, Tokenizer
-from lorafit.data.rows import Row
+from lorafit.data.text_checks import excerpt, lacks_answer, strange_characters, visible
 from lorafit.hashing import UInt32
 from lorafit.messages import _, listed
 from lorafit.units import count_text
@@ -149,7 +149,7 @@ class _Seen:
             return
         # A system text is the same in many rows and would make them alike.
         said = "\n".join(turn.content for turn in conversation if turn.role != "system")
-        self.compared[key] = place, twins.signature(said)
+        self.compared[key] = place, near_duplicates.signature(said)
         if len(self.compared) >= COMPARED + COMPARED // 4:
             self.forget()
 
@@ -194,7 +194,7 @@ def _twins(seen: _Seen, chosen: set[bytes]) -> Twins:
     if not seen.compared:
         return Twins(exact, 0, 0, 0, [])
     keys, places = list(seen.compared), [place for place, _signature in seen.compared.values()]
-    pairs, similar = twins.near_pairs(np.stack([signature for _place, signature in seen.compared.values()]))
+    pairs, similar = near_duplicates.near_pairs(np.stack([signature for _place, signature in seen.compared.values()]))
     across = {
         keys[i] for pair in pairs for i in pair if keys[i] in chosen and not chosen.issuperset(keys[j] for j in pair)
     }

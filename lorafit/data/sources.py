@@ -11,11 +11,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from lorafit.data.readers import Row, is_data_file, kinds, read_file
-from lorafit.demo import data_path
+from lorafit.data.readers.registry import Row, is_data_file, kinds, read_file
 from lorafit.errors import DataError
-from lorafit.hub import ensure_reachable, fetch_modelscope_data, is_local, translate, use_endpoint
 from lorafit.messages import _, listed
+from lorafit.models.demo import data_path
+from lorafit.models.hub import ensure_reachable, fetch_modelscope_data, is_local, translate, use_endpoint
 
 BOUND = r"(-?\d+%?)?"
 SPLIT = re.compile(rf"([\w.-]+)(?:\[{BOUND}:{BOUND}\])?")

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from lorafit.data.batch import Bool
 from lorafit.data.formats import Conversation
+from lorafit.data.micro_batch import Bool
 from lorafit.messages import _
 
 MAX_VALID_ROWS = 200  # where val_size is a share: enough for a steady mean, and evaluated in little time

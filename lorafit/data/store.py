@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from lorafit.data.batch import Bool, Int32, Sample
+from lorafit.data.micro_batch import Bool, Int32, Sample
 
 HEADER_BYTES = 128  # of a one-dimensional .npy file, whatever its length
 

@@ -10,7 +10,7 @@ Letters: T tokens.
 import numpy as np
 from numpy.typing import NDArray
 
-from lorafit.data.batch import Bool
+from lorafit.data.micro_batch import Bool
 
 LEAST = 32  # tokens of a text that stay, half of them at each end
 

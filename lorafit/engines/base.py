@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from lorafit.data.batch import MicroBatch
-from lorafit.engines.ranks import ALONE, Ranks
+from lorafit.data.micro_batch import MicroBatch
+from lorafit.distributed.collectives import ALONE, Ranks
 from lorafit.errors import EngineError
-from lorafit.plan.plan import Plan
+from lorafit.planner.plan import Plan
 from lorafit.sampling import Sampling
 
 

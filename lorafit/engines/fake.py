@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from lorafit.adapter import AdapterConfig, lora_names, read_adapter, write_adapter
-from lorafit.data.batch import MicroBatch
+from lorafit.data.micro_batch import MicroBatch
 from lorafit.engines.base import Facts, LossSum, OutOfMemory, Probe, Setup, StepResult, one_by_one
+from lorafit.run_folders.adapter import AdapterConfig, lora_names, read_adapter, write_adapter
 from lorafit.sampling import Sampling, pick
 
 VOCAB = 512

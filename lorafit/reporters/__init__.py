@@ -1,5 +1,5 @@
 """Who reads a run's events and a verb's results, and shows them? Whatever is printed, its lines are broken as breaks.py says."""
 
-from lorafit.reporters.breaks import teach_rich
+from lorafit.reporters.terminal.line_wrap import teach_rich
 
 teach_rich()

@@ -4,10 +4,10 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from lorafit.checkpoint import disk_errors
+from lorafit.atomic import disk_errors
 from lorafit.errors import ConfigError
-from lorafit.history import Points
 from lorafit.messages import _, listed
+from lorafit.run_folders.history import Points
 
 # Names of what was measured, not words: matplotlib's own font knows no Chinese.
 PANELS = (("loss", "valid_loss"), ("lr",), ("tokens/s",))

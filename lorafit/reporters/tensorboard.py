@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lorafit.checkpoint import disk_errors
+from lorafit.atomic import disk_errors
 from lorafit.events import EvalDone, Event, Resumed, Started, StepDone
-from lorafit.rundir import RunDir
+from lorafit.run_folders.directory import RunDir
 from lorafit.units import GIB
 
 VERSION = "brain.Event:2"  # of the file's format

@@ -8,7 +8,7 @@ import pytest
 import tiny
 from wrong import Refused, Words
 
-from lorafit.cli import main
+from lorafit.cli.app import main
 
 
 @pytest.fixture(scope="session")

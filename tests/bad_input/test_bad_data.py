@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from wrong import Refused, Words
 
-from lorafit.cli import main
+from lorafit.cli.app import main
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from wrong import Refused, Words, adapter_bytes, the_run
 
-from lorafit.checkpoint import latest_good
-from lorafit.cli import main
+from lorafit.cli.app import main
 from lorafit.events import StepDone, read_events
+from lorafit.run_folders.checkpoint import latest_good
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from fakehub import FakeHub
 from wrong import Refused, Words
 
-from lorafit.cli import main
+from lorafit.cli.app import main
 
 NOWHERE = "http://127.0.0.1:9"  # the port "discard", closed on any machine
 LLAMA = "meta-llama/Llama-3.2-3B-Instruct"

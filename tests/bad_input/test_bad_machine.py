@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from wrong import Refused, Words, the_run
 
-from lorafit import hardware
-from lorafit.cli import main
+from lorafit.cli.app import main
 from lorafit.engines.torch.engine import TorchEngine
 from lorafit.events import Failed, read_events
+from lorafit.hardware import detect
 
 # the machine
 
@@ -21,16 +21,16 @@ from lorafit.events import Failed, read_events
 def test_a_device_that_is_not_here_is_named(
     flags: Callable[..., Words], refused: Refused, monkeypatch: pytest.MonkeyPatch, device: str, kind: str
 ) -> None:
-    machine = replace(hardware.detect(), gpus=(), torch_cuda=None)
-    monkeypatch.setattr(hardware, "detect", lambda: machine)
+    machine = replace(detect.detect(), gpus=(), torch_cuda=None)
+    monkeypatch.setattr(detect, "detect", lambda: machine)
     refused(flags(device=device), kind, machine.chip, "--device cpu")
 
 
 def test_numbers_that_the_processor_would_only_imitate_are_refused(
     flags: Callable[..., Words], refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    machine = replace(hardware.detect(), gpus=(), torch_cuda=None, cpu_bf16=False)
-    monkeypatch.setattr(hardware, "detect", lambda: machine)
+    machine = replace(detect.detect(), gpus=(), torch_cuda=None, cpu_bf16=False)
+    monkeypatch.setattr(detect, "detect", lambda: machine)
     refused(flags(precision="fp16"), "fp16", machine.chip, "--precision fp32")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from wrong import Refused, Words, change_config, the_run, without
 
-from lorafit.cli import main
+from lorafit.cli.app import main
 from lorafit.events import Warned, read_events
 
 

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from lorafit.rundir import RunDir
+from lorafit.run_folders.directory import RunDir
 
 Refused = Callable[..., str]
 Words = list[str]

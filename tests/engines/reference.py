@@ -10,9 +10,9 @@ import torch.nn.functional as F
 import transformers
 import ways
 
-from lorafit.data.batch import Sample
-from lorafit.data.steps import step_samples
-from lorafit.plan.plan import Plan
+from lorafit.data.micro_batch import Sample
+from lorafit.planner.plan import Plan
+from lorafit.planner.schedule import step_samples
 
 
 @dataclass(frozen=True)

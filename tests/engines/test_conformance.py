@@ -12,9 +12,9 @@ import transformers
 import ways
 from ways import SAMPLES, Way, every_way, every_way_and_the_fake
 
-from lorafit.data.batch import pack
+from lorafit.data.micro_batch import pack
 from lorafit.engines.base import OutOfMemory
-from lorafit.plan.plan import Plan
+from lorafit.planner.plan import Plan
 from lorafit.sampling import Sampling
 
 PLAN = tiny.make_plan(token_budget=100)

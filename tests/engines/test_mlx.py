@@ -13,10 +13,10 @@ import tiny
 import ways
 from safetensors.numpy import save_file
 
-from lorafit.adapter import module_of, read_adapter
-from lorafit.data.batch import Sample, pack
+from lorafit.data.micro_batch import Sample, pack
 from lorafit.engines.base import OutOfMemory, Setup
 from lorafit.errors import EngineError, ModelError
+from lorafit.run_folders.adapter import module_of, read_adapter
 
 mx = pytest.importorskip("mlx.core", reason="MLX has no wheel here, or is not installed: pip install 'lorafit[mlx]'")
 pytest.importorskip("mlx_lm")

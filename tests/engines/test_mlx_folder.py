@@ -14,9 +14,9 @@ from lorafit.config import TrainConfig
 from lorafit.engines.base import Setup
 from lorafit.errors import ModelError
 from lorafit.events import Event, Finished, StepDone, Warned
-from lorafit.modelspec import read_spec
-from lorafit.plan.memory import weights_bytes
-from lorafit.worker import work
+from lorafit.models.spec import read_spec
+from lorafit.planner.memory import weights_bytes
+from lorafit.training.worker import work
 
 pytest.importorskip("mlx.core", reason="MLX has no wheel here, or is not installed: pip install 'lorafit[mlx]'")
 mlx_lm = pytest.importorskip("mlx_lm")

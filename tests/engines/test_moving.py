@@ -6,16 +6,16 @@ import pytest
 import tiny
 import ways
 
-from lorafit.adapter import read_adapter
+from lorafit.api import ChatRequest, open_chat
 from lorafit.config import TrainConfig
+from lorafit.data.batching import batch
 from lorafit.data.dataset import prepare
 from lorafit.data.sources import read_rows
-from lorafit.data.steps import batch
 from lorafit.engines.tokenizer import load_tokenizer
 from lorafit.events import EvalDone, Saved, StepDone, read_events
-from lorafit.rundir import RunDir
-from lorafit.verbs import ChatRequest, open_chat
-from lorafit.worker import work
+from lorafit.run_folders.adapter import read_adapter
+from lorafit.run_folders.directory import RunDir
+from lorafit.training.worker import work
 
 pytestmark = ways.NO_MLX
 

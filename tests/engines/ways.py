@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from lorafit import registry
-from lorafit.adapter import read_adapter, write_adapter
-from lorafit.data.batch import Sample
-from lorafit.data.steps import StepBatch, batch, lr_at, step_samples
+from lorafit.data.batching import StepBatch, batch
+from lorafit.data.micro_batch import Sample
 from lorafit.engines.base import Engine, OutOfMemory, Setup
-from lorafit.plan.plan import Plan
+from lorafit.planner.plan import Plan
+from lorafit.planner.schedule import lr_at, step_samples
+from lorafit.run_folders.adapter import read_adapter, write_adapter
 
 Arrays = dict[str, NDArray[Any]]
 SAMPLES = tiny.make_samples(32)

@@ -14,7 +14,7 @@ from mlx import nn
 from mlx_lm.models.cache import KVCache
 from transformers import PretrainedConfig
 
-from lorafit.data.batch import MicroBatch
+from lorafit.data.micro_batch import MicroBatch
 from lorafit.engines.mlx.arithmetic import geglu, swiglu
 from lorafit.engines.mlx.attention import Kind
 from lorafit.engines.mlx.layer import Layer, LayerFacts, norm_of

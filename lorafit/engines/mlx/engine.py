@@ -15,19 +15,9 @@ import numpy as np
 from mlx.utils import tree_map
 
 from lorafit import hashing
-from lorafit.adapter import (
-    AdapterConfig,
-    lora_names,
-    module_of,
-    other_base,
-    other_layers,
-    read_adapter,
-    target_names,
-    write_adapter,
-)
-from lorafit.data.batch import MicroBatch
+from lorafit.data.micro_batch import MicroBatch
 from lorafit.engines.base import Facts, LossSum, OutOfMemory, Probe, Setup, StepResult, one_by_one
-from lorafit.engines.mlx import blas, checks, device
+from lorafit.engines.mlx import blas, device, self_check
 from lorafit.engines.mlx.decoder import Decoder, Rows, layer_facts
 from lorafit.engines.mlx.generic import GenericDecoder
 from lorafit.engines.mlx.load import Base, load_base
@@ -37,7 +27,17 @@ from lorafit.engines.mlx.optimizer import Optimizer
 from lorafit.engines.mlx.targets import find_targets
 from lorafit.errors import EngineError, ModelError
 from lorafit.messages import _, listed
-from lorafit.plan.plan import Plan
+from lorafit.planner.plan import Plan
+from lorafit.run_folders.adapter import (
+    AdapterConfig,
+    lora_names,
+    module_of,
+    other_base,
+    other_layers,
+    read_adapter,
+    target_names,
+    write_adapter,
+)
 from lorafit.sampling import Sampling, pick
 from lorafit.units import bytes_text
 
@@ -76,10 +76,10 @@ class MLXEngine:
 
     def _body(self, base: Base, notes: list[str]) -> Decoder | GenericDecoder:
         """Our decoder where it computes what mlx_lm's model does, else that model; in `notes`, which and why."""
-        tolerance, off = checks.TOLERANCE[self.setup.precision], math.inf
+        tolerance, off = self_check.TOLERANCE[self.setup.precision], math.inf
         if layer_facts(base.model.model.layers, base.prefix, base.config) is not None:
             ours = Decoder(base.model, base.prefix, base.config, self.delta)
-            off = checks.packing_error(ours, base, {})
+            off = self_check.packing_error(ours, base, {})
             if off <= tolerance:
                 notes.append(_("✓ Fast path: own packed decoder (equal to mlx_lm's within {off:.0e})").format(off=off))
                 return ours
@@ -93,11 +93,11 @@ class MLXEngine:
 
     def _check_generic(self, body: GenericDecoder, base: Base, tolerance: float, notes: list[str]) -> None:
         """Packed where that equals single samples; refused where even these do not give mlx_lm's own logits."""
-        if checks.packing_error(body, base, {}) <= tolerance:
+        if self_check.packing_error(body, base, {}) <= tolerance:
             return
         self.packs = False
         notes.append(_("This model does not take packed samples: it trains sample by sample."))
-        alone = checks.single_error(body, base, {})
+        alone = self_check.single_error(body, base, {})
         if not alone <= tolerance:
             what = _("lorafit cannot train this kind of model: it makes its predictions in a way of its own.")
             found = _("{kind}: off by {off:.1%}").format(kind=base.config.model_type, off=alone)

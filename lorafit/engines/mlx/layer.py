@@ -13,10 +13,10 @@ from typing import Any
 import mlx.core as mx
 from mlx import nn
 
-from lorafit.adapter import lora_names
 from lorafit.engines.mlx.attention import Kind, attention, trained_attention
 from lorafit.engines.mlx.lora import Delta, Params, Stack
 from lorafit.engines.mlx.rope import Rope
+from lorafit.run_folders.adapter import lora_names
 
 Norm = Callable[[mx.array], mx.array]
 

@@ -15,8 +15,8 @@ from mlx import nn
 from numpy.typing import NDArray
 
 from lorafit import hashing
-from lorafit.adapter import lora_names
 from lorafit.engines.mlx.matrix import matrix_of, stacked
+from lorafit.run_folders.adapter import lora_names
 
 Params = dict[str, mx.array]  # lora_A [R,I] and lora_B [O,R], fp32, by name
 

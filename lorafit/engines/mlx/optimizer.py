@@ -7,7 +7,7 @@ import numpy as np
 
 from lorafit.engines.mlx.lora import Params
 from lorafit.engines.moments import MOMENTS, read_moments, write_moments
-from lorafit.plan.plan import Plan
+from lorafit.planner.plan import Plan
 
 
 class Optimizer:

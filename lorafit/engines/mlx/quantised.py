@@ -14,8 +14,8 @@ import mlx.core as mx
 from mlx import nn
 from mlx_lm.utils import save_model
 
-from lorafit.checkpoint import whole_folder
-from lorafit.demo import cache_folder
+from lorafit.atomic import whole_folder
+from lorafit.paths import cache_folder
 
 GROUP, BITS = 64, {"4bit": 4, "8bit": 8}
 ROUTER = re.compile(r"\.(gate|router)$")  # sends tokens to experts: a linear layer only in mlx_lm

@@ -10,25 +10,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lorafit.adapter import (
-    AdapterConfig,
-    lora_names,
-    module_of,
-    other_base,
-    other_layers,
-    read_adapter,
-    target_names,
-    write_adapter,
-)
-from lorafit.data.batch import MicroBatch
+from lorafit.data.micro_batch import MicroBatch
 from lorafit.engines.base import Facts, LossSum, Probe, Setup, StepResult
-from lorafit.engines.torch import checks
-from lorafit.engines.torch.answering import go_on, go_on_from_all
+from lorafit.engines.torch import self_check
 from lorafit.engines.torch.attention import NAME, ONE_KERNEL, may_take_one_kernel, own_attention
 from lorafit.engines.torch.device import DTYPES, computes_in, get_device, translated
-from lorafit.engines.torch.generic import GenericPath
+from lorafit.engines.torch.fsdp import ShardedPath, is_sharded, load_sharded
+from lorafit.engines.torch.generate import go_on, go_on_from_all
+from lorafit.engines.torch.hf_path import GenericPath
 from lorafit.engines.torch.lora import DropoutKeys, LoRALinear
 from lorafit.engines.torch.loss import head_of
+from lorafit.engines.torch.loss_scale import LossScale
 from lorafit.engines.torch.model import (
     Recompute,
     add_lora,
@@ -40,11 +32,19 @@ from lorafit.engines.torch.model import (
 )
 from lorafit.engines.torch.optimizer import Optimizer
 from lorafit.engines.torch.packed.decoder import PackedDecoder, unfit
-from lorafit.engines.torch.scaler import LossScale
-from lorafit.engines.torch.sharded import ShardedPath, is_sharded, load_sharded
 from lorafit.errors import EngineError
 from lorafit.messages import _, listed
-from lorafit.plan.plan import Plan
+from lorafit.planner.plan import Plan
+from lorafit.run_folders.adapter import (
+    AdapterConfig,
+    lora_names,
+    module_of,
+    other_base,
+    other_layers,
+    read_adapter,
+    target_names,
+    write_adapter,
+)
 from lorafit.sampling import Sampling
 
 DEFAULT_CHUNK = 128  # targets whose logits are made at once, where no plan says otherwise
@@ -66,7 +66,7 @@ class TorchEngine:
         self.setup, self.device = setup, get_device(setup.device)
         with translated(self.device):
             if setup.device != "cpu":
-                checks.self_test(setup.device, DTYPES[setup.precision])
+                self_check.self_test(setup.device, DTYPES[setup.precision])
             began = time.monotonic()
             self.model, shards = load_sharded(setup) if is_sharded(setup) else (load_base(setup), None)
             self.load_seconds, self.load_peak_bytes = time.monotonic() - began, self.peak_bytes()
@@ -121,13 +121,13 @@ class TorchEngine:
     def _check_packing(self) -> list[str]:
         """Packed must equal one by one, else samples go one by one; the fast path must equal the generic one."""
         with self._plain_and_moving(), self.generic.ready():
-            parameters, tolerance = list(self._parameters().values()), checks.TOLERANCE[computes_in(self.setup)]
+            parameters, tolerance = list(self._parameters().values()), self_check.TOLERANCE[computes_in(self.setup)]
             notes = self._try_one_kernel(parameters, tolerance)
-            off = checks.worst_packing_error(self.model, self.head, parameters, self.setup.device)
+            off = self_check.worst_packing_error(self.model, self.head, parameters, self.setup.device)
             self.generic.packs = off <= tolerance
             if self.generic.packs:
                 return [self._take_fast_path(), *notes]
-            checks.refuse_unknown_head(self.model, self.head, self.setup.device, tolerance)
+            self_check.refuse_unknown_head(self.model, self.head, self.setup.device, tolerance)
         self.model.set_attn_implementation(own_attention(self.model))
         if not math.isfinite(off):
             return [_("This model does not take packed samples: it trains sample by sample.")]
@@ -143,9 +143,9 @@ class TorchEngine:
             return []
         self.model.set_attn_implementation(ONE_KERNEL)
         try:
-            off = checks.worst(
-                checks.one_kernel_error(self.model, dtype, self.setup.device),
-                *checks.packing_error(self.model, self.head, parameters, self.setup.device),
+            off = self_check.worst(
+                self_check.one_kernel_error(self.model, dtype, self.setup.device),
+                *self_check.packing_error(self.model, self.head, parameters, self.setup.device),
             )
             if off <= tolerance:
                 return [_("✓ Attention: one flash kernel for all samples of a micro-batch")]
@@ -175,7 +175,7 @@ class TorchEngine:
         decoder = self.model.get_decoder()
         if reason := unfit(decoder, self.head, self.plan, self.device):
             return _("✓ Generic path of transformers: {reason}").format(reason=reason)
-        micro = checks.tiny_micro_batch(self.model)
+        micro = self_check.tiny_micro_batch(self.model)
         wanted_loss, wanted = self._loss_and_gradients(micro)
         self.packed = PackedDecoder(decoder, self.head, self.plan.loss_chunk, self.recompute, self.dropout)
         if not self.packed.takes([micro]):
@@ -184,8 +184,8 @@ class TorchEngine:
                 reason=_("the fast path lets every token see the whole sample before it")
             )
         loss, found = self._loss_and_gradients(micro)
-        off = checks.worst(abs(loss - wanted_loss) / wanted_loss, checks.difference_of_all(found, wanted))
-        if off <= checks.TOLERANCE[torch.float32]:
+        off = self_check.worst(abs(loss - wanted_loss) / wanted_loss, self_check.difference_of_all(found, wanted))
+        if off <= self_check.TOLERANCE[torch.float32]:
             return _("✓ Fast path: own packed decoder (equal to transformers' within {off:.0e})").format(off=off)
         self.packed = None
         return _("✓ Generic path of transformers: {reason}").format(

@@ -11,9 +11,9 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from lorafit.engines.ranks import RankLost
+from lorafit.distributed.collectives import RankLost
+from lorafit.distributed.launch import Dead, Place
 from lorafit.messages import _
-from lorafit.ranks import Dead, Place
 
 BEAT_SECONDS = 1.0
 BLAME_SECONDS = 5.0

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lorafit import hashing
-from lorafit.data.batch import MicroBatch
+from lorafit.data.micro_batch import MicroBatch
 
 MIXED = 64  # tokens whose channels are hashed at once: they stay in the cache
 

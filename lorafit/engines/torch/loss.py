@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lorafit.engines.torch.stored import StoredLinear, blocks
+from lorafit.engines.torch.low_bit_linear import StoredLinear, blocks
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from lorafit.engines.base import Setup
 from lorafit.engines.torch.attention import NAME
 from lorafit.engines.torch.device import DTYPES, computes_in
 from lorafit.engines.torch.lora import DropoutKeys, LoRALinear
-from lorafit.engines.torch.stored import StoredLinear, compute_in_float32
+from lorafit.engines.torch.low_bit_linear import StoredLinear, compute_in_float32
 from lorafit.engines.torch.weights import read_weights, unread_weights
 from lorafit.errors import ConfigError, ModelError
 from lorafit.messages import _, listed

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lorafit.engines.moments import MOMENTS, Arrays, read_moments, write_moments
 from lorafit.engines.torch.device import Device
-from lorafit.plan.plan import Plan
+from lorafit.planner.plan import Plan
 
 STATES = {"adamw": MOMENTS, "paged_adamw_8bit": ("state1", "state2")}
 RAW = ("state1", "state2", "absmax1", "absmax2")

@@ -10,18 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lorafit.data.batch import MicroBatch
-from lorafit.data.beginnings import begun_alike
+from lorafit.data.micro_batch import MicroBatch
+from lorafit.data.shared_prefix import begun_alike
 from lorafit.engines.torch.device import Device
 from lorafit.engines.torch.lora import DropoutKeys
 from lorafit.engines.torch.loss import Head, target_loss
+from lorafit.engines.torch.low_bit_linear import StoredLinear
 from lorafit.engines.torch.model import Recompute
 from lorafit.engines.torch.packed.layer import PackedLayer, Saved, looks_like_llama, norm_of
 from lorafit.engines.torch.packed.prefix import SharedPrefix
 from lorafit.engines.torch.packed.rows import Shared, Tokens, own_tokens
-from lorafit.engines.torch.stored import StoredLinear
 from lorafit.messages import _
-from lorafit.plan.plan import Plan
+from lorafit.planner.plan import Plan
 
 
 class PackedDecoder:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from lorafit.engines.torch.lora import DropoutKeys
+from lorafit.engines.torch.low_bit_linear import StoredLinear
 from lorafit.engines.torch.packed import attention
-from lorafit.engines.torch.packed.fused import FusedLinear
-from lorafit.engines.torch.packed.parts import RMSNorm, rotate_, swiglu, swiglu_backward
+from lorafit.engines.torch.packed.fused_linear import FusedLinear
+from lorafit.engines.torch.packed.ops import RMSNorm, rotate_, swiglu, swiglu_backward
 from lorafit.engines.torch.packed.rows import Rows, Segment, Shared
-from lorafit.engines.torch.stored import StoredLinear
 
 Thing = TypeVar("Thing")
 

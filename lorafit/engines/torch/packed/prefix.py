@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lorafit.data.batch import Int32
+from lorafit.data.micro_batch import Int32
 from lorafit.engines.torch.packed.layer import PackedLayer, Saved
 from lorafit.engines.torch.packed.rows import Rows, Shared, end_to_end, rows_at
 

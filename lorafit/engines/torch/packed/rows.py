@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lorafit.data.batch import MicroBatch
+from lorafit.data.micro_batch import MicroBatch
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,248 @@
+"""Files and folders that are written whole or not at all, and errors of the disk."""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from lorafit.errors import DiskError
+from lorafit.messages import _
+from lorafit.units import bytes_text
+
+MANIFEST = "manifest.json"
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EIO)
+
+
+FULL_SYNC: int | None = getattr(fcntl, "F_FULLFSYNC", None)  # macOS: fsync alone stops at the drive's own cache
+
+
+TOKEN = os.urandom(4).hex()  # tells us from an earlier process with the same id, as is usual in containers
+
+
+HIDDEN = re.compile(r"\.(tmp|old)-([0-9]+)-([0-9a-f]+)-(.+)")
+
+
+def disk_error(error: OSError, path: Path) -> DiskError:
+    """What to tell the user when the disk answered `error` to writing `path`."""
+    full = error.errno in FULL
+    return DiskError(
+        _("The disk is full.") if full else _("This place on the disk cannot be written."),
+        where=path,
+        found=_("{problem}; {room} left").format(problem=error.strerror or error, room=bytes_text(_room_bytes(path))),
+        fix=_("Make room, or choose another folder with --output_dir.")
+        if full
+        else _("Choose a folder that you may write with --output_dir."),
+    )
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Whatever the disk refuses inside becomes a DiskError about `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL + REFUSED:
+            raise
+        raise disk_error(error, path) from error
+    except Exception as error:  # safetensors and tokenizers, made in Rust, hide the system's error in their text
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None or int(number[1]) not in FULL + REFUSED:
+            raise
+        raise disk_error(OSError(int(number[1]), os.strerror(int(number[1]))), path) from error
+
+
+def ensure_writable(folder: Path) -> None:
+    """Raise DiskError unless files can be made in `folder`, or it can be made. Found out by doing it; nothing is left."""
+    try:
+        there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        tempfile.TemporaryDirectory(dir=there, prefix=".writable-").cleanup()
+    except OSError as error:
+        raise disk_error(error, folder) from error
+
+
+def ensure_room(folder: Path, needed_bytes: int) -> None:
+    """Raise DiskError where the disk of `folder` has not `needed_bytes` left."""
+    room = _room_bytes(folder)
+    if room is not None and room < needed_bytes:
+        raise DiskError(
+            _("The disk has not the room that this run needs."),
+            where=folder,
+            found=_("{room} left, about {needed} needed").format(
+                room=bytes_text(room), needed=bytes_text(needed_bytes)
+            ),
+            fix=_("Make room, choose another folder with --output_dir, or keep less: --keep_checkpoints 1."),
+        )
+
+
+def _room_bytes(path: Path) -> int | None:
+    for folder in (path, *path.absolute().parents):
+        with contextlib.suppress(OSError):
+            return shutil.disk_usage(folder).free
+    return None
+
+
+@contextlib.contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `target` when the block ends well and vanishes when it does not.
+
+    An older `target` stays untouched until the new one is complete and durable. Raises DiskError.
+    """
+    temporary = hidden_path(target, "tmp")
+    with disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        try:
+            yield temporary
+            _seal(temporary)
+            _swap_in(temporary, target)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+@contextlib.contextmanager
+def whole_file(target: Path) -> Iterator[Path]:
+    """A path to write to, which becomes `target` when the block ends well; until then an older one stays. Raises DiskError."""
+    temporary = hidden_path(target, "tmp")
+    with disk_errors(target):
+        try:
+            yield temporary
+            _make_durable(temporary)
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def verify(folder: Path) -> str | None:
+    """Why `folder` is not what whole_folder() wrote, for a person, or None. Files added since do not matter."""
+    try:
+        entries = list(_entries(json.loads((folder / MANIFEST).read_text("utf-8"))))
+    except FileNotFoundError:
+        return _("{file} is missing").format(file=MANIFEST)
+    except (OSError, ValueError, RecursionError) as error:
+        return _("{file} cannot be read: {problem}").format(file=MANIFEST, problem=error)
+    return next(filter(None, (_fault(folder / name, name, size, digest) for name, size, digest in entries)), None)
+
+
+def put_back(folder: Path) -> None:
+    """Give back its name to what a process set aside in `folder` before it died with the successor not yet in place."""
+    for path, kind, name in leftovers(folder):
+        if kind == "old" and not (folder / name).exists() and verify(path) is None:
+            with contextlib.suppress(OSError):
+                path.rename(folder / name)
+
+
+def _seal(folder: Path) -> None:
+    """Write the manifest, last of all, and make everything durable."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
+    entries = {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": _digest(p)} for p in files}
+    for path in (*files, *(p for p in folder.rglob("*") if p.is_dir())):
+        _make_durable(path)
+    (folder / MANIFEST).write_text(json.dumps({"files": entries}, indent=1) + "\n", "utf-8")
+    _make_durable(folder / MANIFEST)
+    _make_durable(folder)
+
+
+def _swap_in(temporary: Path, target: Path) -> None:
+    aside = hidden_path(target, "old")
+    if target.is_dir():
+        target.rename(aside)
+    try:
+        temporary.rename(target)
+    except OSError:
+        if aside.is_dir():
+            aside.rename(target)
+        raise
+    _make_durable(target.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _make_durable(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        _sync(descriptor)
+    except OSError as error:
+        if not (path.is_dir() and error.errno == errno.EINVAL):  # network file systems cannot sync a folder
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _sync(descriptor: int) -> None:
+    if FULL_SYNC is not None:
+        with contextlib.suppress(OSError):  # exFAT and network disks do not know it
+            fcntl.fcntl(descriptor, FULL_SYNC)
+            return
+    os.fsync(descriptor)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _entries(manifest: Any) -> Iterator[tuple[str, int, str]]:
+    """Name, bytes and digest of each file. Raises ValueError when the manifest is none of ours."""
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(files, dict) or not files:
+        raise ValueError(_("no list of files"))
+    for name, facts in files.items():
+        size, digest = (facts.get("bytes"), facts.get("sha256")) if isinstance(facts, dict) else (None, None)
+        outside = PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts
+        if outside or type(size) is not int or not isinstance(digest, str):
+            raise ValueError(repr(name))
+        yield name, size, digest
+
+
+def _fault(path: Path, name: str, size: int, digest: str) -> str | None:
+    try:
+        found = path.stat().st_size
+        if found != size:
+            return _("{file} has {found} bytes instead of {size}").format(file=name, found=found, size=size)
+        return None if _digest(path) == digest else _("{file} has changed: its digest differs").format(file=name)
+    except FileNotFoundError:
+        return _("{file} is missing").format(file=name)
+    except (OSError, ValueError) as error:
+        return _("{file} cannot be read: {problem}").format(file=name, problem=error)
+
+
+def hidden_path(target: Path, kind: str) -> Path:
+    return target.parent / f".{kind}-{os.getpid()}-{TOKEN}-{target.name}"
+
+
+def leftovers(folder: Path) -> Iterator[tuple[Path, str, str]]:
+    """Hidden folders and files of dead processes: path, kind, and the name that was meant."""
+    for path in list_folder(folder):
+        parts = HIDDEN.fullmatch(path.name)
+        if parts and not _is_alive(int(parts[2]), parts[3]):
+            yield path, parts[1], parts[4]
+
+
+def _is_alive(pid: int, token: str) -> bool:
+    if pid == os.getpid():
+        return token == TOKEN
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def list_folder(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []

@@ -1,0 +1,140 @@
+"""What did the user type, which command is that, and with which code does it end? Light, so that --help comes at once.
+
+Exit codes: 0 done, 2 something the user can mend, 1 our bug (with its traceback), 128 + signal after a signal.
+"""
+
+import difflib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rich.console import Console
+
+import lorafit
+from lorafit.errors import ConfigError, LorafitError
+from lorafit.messages import LANGUAGES, _, listed, set_language
+from lorafit.registry import Entry, load
+from lorafit.reporters.terminal.errors import show_error
+
+OK, BUG, USER = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Command:
+    """`face` is a function from the arguments behind the command's name to an exit code; `help` its line in the overview."""
+
+    face: Entry
+    help: Callable[[], str]
+
+
+PACKAGES = "pip install -r requirements.txt"
+
+
+def _face(name: str) -> Entry:
+    return Entry(f"lorafit.cli.commands:{name}", PACKAGES)
+
+
+COMMANDS = {
+    "train": Command(_face("train"), lambda: _("train an adapter")),
+    "resume": Command(_face("resume"), lambda: _("go on with a run: the latest, or the one named")),
+    "chat": Command(_face("chat"), lambda: _("talk to a model, or let it answer a prompt or a file")),
+    "compare": Command(_face("compare"), lambda: _("compare base and tuned: held-out loss, answers side by side")),
+    "data": Command(_face("data"), lambda: _("look at data: formats, rejects, copies, lengths, samples")),
+    "plan": Command(
+        Entry("lorafit.cli.plan:plan", PACKAGES), lambda: _("what fits, how long it takes and why, before a run")
+    ),
+    "machines": Command(
+        Entry("lorafit.cli.plan:machines", PACKAGES), lambda: _("list the machines that a plan can be made for")
+    ),
+    "runs": Command(Entry("lorafit.cli.runs:runs", PACKAGES), lambda: _("list the runs; show, compare or remove them")),
+    "bundle": Command(
+        Entry("lorafit.cli.transfer:bundle", PACKAGES),
+        lambda: _("pack a run for another machine: `lorafit train run.zip`"),
+    ),
+    "cloud": Command(
+        Entry("lorafit.cli.transfer:cloud", PACKAGES),
+        lambda: _("get a run ready for Colab, Kaggle, SageMaker and others"),
+    ),
+    "fetch": Command(
+        Entry("lorafit.cli.transfer:fetch", PACKAGES), lambda: _("take over what came back from another machine")
+    ),
+    "doctor": Command(_face("doctor"), lambda: _("look at this machine, and say what is wrong with it")),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line `argv` (without the program's name; None: what was typed) and return the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    language = flag_value(argv, "lang")
+    set_language(language if language in LANGUAGES else None)
+    try:
+        return _command(argv)
+    except LorafitError as error:
+        show_error(error, Console(stderr=True, highlight=False))
+        return USER
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except SystemExit as done:  # tyro: 0 after --help, 2 after a wrong flag
+        return done.code if isinstance(done.code, int) else USER
+    except BrokenPipeError:  # `| head` went away; nobody is left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except Exception:
+        traceback.print_exc()
+        print(
+            _("This is a bug in lorafit, not a mistake of yours. Please report it with the lines above."),
+            file=sys.stderr,
+        )
+        return BUG
+
+
+def _command(argv: list[str]) -> int:
+    name, rest = (argv[0], argv[1:]) if argv else ("--help", [])
+    if name in ("--version", "-V"):
+        print(f"lorafit {lorafit.__version__}")
+        return OK
+    if name in ("--help", "-h"):
+        print(overview())
+        return OK
+    if name.replace("-", "_") == "__print_completion":
+        print(load(Entry("lorafit.cli.completion:script", PACKAGES))(rest[0] if rest else ""), end="")
+        return OK
+    if name in COMMANDS:
+        code: int = load(COMMANDS[name].face)(rest)
+        return code
+    near = difflib.get_close_matches(name, COMMANDS, n=1)
+    raise ConfigError(
+        _("There is no command `{name}`.").format(name=name),
+        found=name,
+        fix=_("Did you mean `{name}`?").format(name=near[0])
+        if near
+        else _("Commands: {names}.").format(names=listed(COMMANDS)),
+    )
+
+
+def overview() -> str:
+    """What `lorafit --help` prints."""
+    lines = [_("LoRA fine-tuning that fits the machine in front of you."), "", _("usage: lorafit COMMAND [flags]"), ""]
+    width = max(map(len, COMMANDS)) + 2
+    lines += [f"  {name:<{width}}{command.help()}" for name, command in COMMANDS.items()]
+    more = [
+        _("`lorafit COMMAND --help` lists its flags; `lorafit --version` tells the version."),
+        _("Let the Tab key complete commands, flags and runs:"),
+        "  lorafit --print_completion bash > ~/.lorafit.bash && echo 'source ~/.lorafit.bash' >> ~/.bashrc",
+        "  lorafit --print_completion zsh > ~/.lorafit.zsh && echo 'source ~/.lorafit.zsh' >> ~/.zshrc",
+    ]
+    return "\n".join([*lines, "", *more])
+
+
+def flag_value(argv: list[str], name: str) -> str | None:
+    """The value of --name in `argv` before anything else is read; the last one counts, "" when none follows it."""
+    value = None
+    for place, word in enumerate(argv):
+        flag, equals, behind = word.partition("=")
+        if flag.startswith("--") and flag[2:].replace("-", "_") == name:
+            following = argv[place + 1] if place + 1 < len(argv) else "--"
+            value = behind if equals else "" if following.startswith("--") else following
+    return value

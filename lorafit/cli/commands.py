@@ -1,0 +1,173 @@
+"""What does each command do at a terminal? Arguments to settings, a verb of verbs.py, and what comes back shown. No logic."""
+
+import contextlib
+import os
+import re
+import signal
+import sys
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, Field
+from rich.console import Console
+from rich.text import Text
+
+from lorafit import api
+from lorafit.api import ChatRequest, DataRequest
+from lorafit.cli.app import OK, USER
+from lorafit.cli.flags import part_words
+from lorafit.cli.parse import LATEST, parse, train_config
+from lorafit.errors import LorafitError
+from lorafit.evaluation.compare_request import CompareRequest, page_path
+from lorafit.events import Event, Stopped
+from lorafit.messages import _, set_language
+from lorafit.progress import silent
+from lorafit.reporters.html import compare as compare_page
+from lorafit.reporters.html import data as data_page
+from lorafit.reporters.html.page import check_page, write_page
+from lorafit.reporters.html.run import RunPage
+from lorafit.reporters.notify import Notifier
+from lorafit.reporters.tensorboard import TensorBoard
+from lorafit.reporters.terminal.answers import check_output, write_answers
+from lorafit.reporters.terminal.chat import stream, talk
+from lorafit.reporters.terminal.compare import show_comparison
+from lorafit.reporters.terminal.data import show_data, show_figures
+from lorafit.reporters.terminal.doctor import show_calibrations, show_report
+from lorafit.reporters.terminal.run import Terminal
+from lorafit.reporters.terminal.status import told
+
+Reader = Terminal | TensorBoard | RunPage | Notifier
+
+
+class FolderFlags(BaseModel):
+    """Look at what is here."""
+
+    output_dir: str = Field("output", description="Folder for runs.")
+    lang: Literal["en", "zh"] | None = Field(None, description="Language to speak (None: by locale).")
+
+
+with warnings.catch_warnings():  # pydantic has an old method `json`, which nobody needs here
+    warnings.simplefilter("ignore", UserWarning)
+
+    class DoctorFlags(FolderFlags):
+        """Look at this machine: what it is, what works on it, what is missing and what mends that."""
+
+        json: bool = Field(  # type: ignore[assignment]
+            False, description="Print everything as JSON, for a bug report; no names, folders or tokens."
+        )
+        calibrations: bool = Field(False, description="Show what earlier runs measured here, and plans rest on.")
+
+
+def train(argv: list[str], verb: str = "train") -> int:
+    """`train [BUNDLE] [flags]`; a bundle is gone on with, from wherever it stands."""
+    config = train_config(argv, verb)
+    return show_events(api.train(config), notifier=Notifier(config.notify))
+
+
+def resume(argv: list[str]) -> int:
+    """`resume [RUN] [flags]` is `train --resume RUN [flags]`."""
+    named = argv and not argv[0].startswith("-")
+    return train(["--resume", *argv] if named else ["--resume", LATEST, *argv], "resume")
+
+
+def show_events(events: Iterable[Event], console: Console | None = None, notifier: Notifier | None = None) -> int:
+    """Let the terminal and others read `events` as they come; the exit code that they end with."""
+    terminal = Terminal(console)
+    readers: tuple[Reader, ...] = (terminal, TensorBoard(), RunPage(), notifier or Notifier())
+    code = OK
+    try:
+        for event in events:
+            for reader in readers:
+                _let_see(reader, event)
+            if isinstance(event, Stopped):
+                code = 128 + event.signal
+    except LorafitError as error:
+        terminal.show_error(error)
+        code = USER
+    finally:
+        for reader in readers:
+            reader.close()
+    return code
+
+
+def _let_see(reader: Reader, event: Event) -> None:
+    """Show `event`; where the terminal or pipe is gone, that is a hang-up: training finishes its step, saves and ends."""
+    try:
+        reader.see(event)
+    except (OSError, SystemExit):  # rich makes an exit of a broken pipe
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nobody would save
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        signal.raise_signal(signal.SIGHUP)
+
+
+def chat(argv: list[str]) -> int:
+    request = parse(ChatRequest, argv, "chat")
+    api.check_request(request)
+    check_output(request.output)
+    questions = None if request.test_file is None else api.read_questions(Path(request.test_file).expanduser())
+    notes = Console(stderr=True, highlight=False)
+    with notes.status(_("Getting ready ...")) if notes.is_interactive else contextlib.nullcontext() as status:
+        chat = api.open_chat(request, (lambda text: status.update(Text(text))) if status else silent)
+    if request.prompt is not None:
+        stream(chat, request.prompt)
+    elif questions is not None:
+        write_answers(api.answers(chat, questions), len(questions), request.output, notes)
+    else:
+        talk(chat)
+    return OK
+
+
+def compare(argv: list[str]) -> int:
+    """`compare RUN... [flags]`; the page goes to -o FILE."""
+    argv = [re.sub(r"^-o(=|$)", r"--output\1", word) for word in argv]
+    names, flags = part_words(CompareRequest, argv)
+    request = parse(CompareRequest, flags, "compare", CompareRequest.model_validate({"adapters": names}))
+    path = page_path(request)
+    check_page(path)
+    with told(Console(stderr=True, highlight=False)) as say:
+        comparison = api.compare(request, say)
+    write_page(compare_page.page(comparison), path)
+    console = Console(highlight=False)
+    show_comparison(comparison, console)
+    console.print(Text("\n" + _("✓ page: {path}").format(path=path)), soft_wrap=True)
+    return OK
+
+
+def data(argv: list[str]) -> int:
+    """`data FILE... [flags]`; the page goes to -o FILE."""
+    argv = [re.sub(r"^-o(=|$)", r"--output\1", word) for word in argv]
+    files, flags = part_words(DataRequest, argv)
+    request = parse(DataRequest, flags, "data", DataRequest.model_validate({"files": files}))
+    page = None if request.output is None else Path(request.output).expanduser()
+    if page is not None:
+        check_page(page)
+    with told(Console(stderr=True, highlight=False)) as say:
+        report = api.data(request, say)
+    console = Console(highlight=False)
+    if page is None:
+        show_data(report, console)
+    else:
+        write_page(data_page.page(report), page)
+        show_figures(report, console)
+        console.print(Text("\n" + _("✓ report: {path}").format(path=page)), soft_wrap=True)
+    return OK
+
+
+def doctor(argv: list[str]) -> int:
+    flags = parse(DoctorFlags, argv, "doctor")
+    if flags.calibrations:
+        show_calibrations(api.calibrations(), Console(highlight=False))
+        return OK
+    if flags.json and flags.lang is None:
+        set_language("en")  # a bug report is read by others
+    notes = Console(stderr=True, highlight=False)
+    with notes.status(_("Looking at this machine ...")) if notes.is_interactive else contextlib.nullcontext():
+        report = api.doctor(Path(flags.output_dir))
+    if flags.json:
+        print(report.to_json())
+    else:
+        show_report(report, Console(highlight=False))
+    return OK if report.well else USER

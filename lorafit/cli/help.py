@@ -1,0 +1,63 @@
+"""What does `lorafit COMMAND --help` print? Each flag with its meaning, in the user's language, as wide as the terminal."""
+
+from collections.abc import Iterator
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from rich.cells import cell_len
+from rich.console import Console
+from rich.text import Text
+
+from lorafit.cli.flags import is_word
+from lorafit.config import TrainConfig, choices, is_switch, sections, without_none
+from lorafit.messages import _, translate
+
+INDENT, COLUMN = 2, 28  # cells before a flag, and before its meaning; a longer flag has its meaning a line below
+
+
+def show_help(settings: BaseModel, command: str, about: str, console: Console) -> None:
+    """Print the help of `command`, whose flags are the fields of `settings`; `about` says what it does."""
+    fields = dict(sorted(type(settings).model_fields.items(), key=lambda item: not is_word(item[1])))
+    words = "".join(f" [{name.upper()} ...]" for name, field in fields.items() if is_word(field))
+    console.print(Text.assemble((f"lorafit {command}", "bold"), f": {about}\n"))
+    console.print(Text(_("usage: {usage} [flags]").format(usage=f"lorafit {command}{words}")))
+    titles = sections() if isinstance(settings, TrainConfig) else {next(iter(fields)): _("Flags")}
+    for name, field in fields.items():
+        if name in titles:
+            console.print(Text(f"\n{titles[name]}", "bold"))
+        meaning = _meaning(field, getattr(settings, name))
+        console.print(*_lines(_flag(name, field), meaning, console), sep="\n")
+    console.print(Text("\n" + _("Underscores and hyphens are the same; --no_FLAG turns a switch off.")))
+
+
+def _flag(name: str, field: FieldInfo) -> Text:
+    if is_word(field):
+        return Text(name.upper(), "cyan")
+    return Text.assemble((f"--{name}", "cyan"), "" if is_switch(field) else f" {_value(field)}")
+
+
+def _value(field: FieldInfo) -> str:
+    """`auto|cuda|mps|cpu`, or what kind of thing: N, X, TEXT."""
+    kinds = {int: _("N"), float: _("X")}
+    return "|".join(choices(field)) or kinds.get(without_none(field.annotation), _("TEXT"))
+
+
+def _meaning(field: FieldInfo, default: object) -> Text:
+    text = Text(translate(field.description or ""))
+    explained = default is None and "None" in text
+    if not (is_word(field) or is_switch(field) or explained):
+        text.append(_(" Default: {default}.").format(default=default), "dim")
+    return text
+
+
+def _lines(flag: Text, meaning: Text, console: Console) -> Iterator[Text]:
+    """The meaning beside the flag, wrapped into its own column; below it where the flag is long."""
+    head = Text(" " * INDENT) + flag
+    if cell_len(head.plain) > COLUMN - 2:
+        yield head
+        head = Text()
+    head.pad_right(COLUMN - cell_len(head.plain))
+    for line in meaning.wrap(console, max(console.width - COLUMN, 20)):
+        line.rstrip()
+        yield head + line
+        head = Text(" " * COLUMN)

@@ -1,0 +1,161 @@
+"""What does `lorafit runs` do at a terminal? List, show, compare and remove runs; each a verb and what comes back shown."""
+
+import difflib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import tyro
+from pydantic import Field
+from rich.console import Console
+from rich.text import Text
+
+from lorafit import api
+from lorafit.cli.app import COMMANDS, OK
+from lorafit.cli.commands import FolderFlags
+from lorafit.cli.flags import part_words
+from lorafit.cli.parse import parse
+from lorafit.errors import ConfigError
+from lorafit.messages import _
+from lorafit.reporters.plot import check_plot, write_plot
+from lorafit.reporters.terminal.history import show_difference, show_record
+from lorafit.reporters.terminal.runs import show_runs, state_text
+from lorafit.run_folders import history
+from lorafit.run_folders.history import Record
+from lorafit.units import bytes_text
+
+Flags = TypeVar("Flags", bound=FolderFlags)
+
+LATEST = "latest"
+
+
+class ListFlags(FolderFlags):
+    """The flags of `runs` and `runs list`."""
+
+
+class ShowFlags(FolderFlags):
+    """The flags of `runs show`."""
+
+    runs: tyro.conf.Positional[list[str]] = Field([], description="RUN: its name, its folder, or `latest` (if none).")
+    plot: str | None = Field(None, description="Draw the curves into this picture, e.g. curves.png (None: no picture).")
+
+
+class DiffFlags(FolderFlags):
+    """The flags of `runs diff`."""
+
+    runs: tyro.conf.Positional[list[str]] = Field([], description="RUN RUN: names, folders, or `latest`.")
+
+
+class RemoveFlags(FolderFlags):
+    """The flags of `runs remove`."""
+
+    runs: tyro.conf.Positional[list[str]] = Field([], description="RUN: its name, its folder, or `latest`.")
+    yes: bool = Field(False, description="Do not ask.")
+
+
+def runs(argv: list[str]) -> int:
+    """`runs [list | show RUN | diff RUN RUN | remove RUN] [flags]`."""
+    name, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("list", argv)
+    if name in DEEDS:
+        return DEEDS[name].face(rest)
+    near = difflib.get_close_matches(name, DEEDS, n=1)
+    raise ConfigError(
+        _("There is no command `{name}`.").format(name=f"runs {name}"),
+        found=name,
+        fix=_("Did you mean `{name}`?").format(name=f"lorafit runs {near[0] if near else 'show ' + name}"),
+    )
+
+
+def list_(argv: list[str]) -> int:
+    deeds = [f"  {name:<8}{deed.help()}" for name, deed in DEEDS.items()]
+    flags = parse(ListFlags, argv, "runs", about="\n\n".join([COMMANDS["runs"].help(), "\n".join(deeds)]))
+    found = api.runs(Path(flags.output_dir))
+    if found:
+        show_runs(found, Console(highlight=False))
+    else:
+        text = _("No runs in {folder} yet. Start one: {command}")
+        print(text.format(folder=flags.output_dir, command="lorafit train --demo"))
+    return OK
+
+
+def show(argv: list[str]) -> int:
+    flags = _parse(ShowFlags, argv, "show")
+    (name,) = _names(flags.runs or [LATEST], 1, "show RUN")
+    if flags.plot is not None:
+        check_plot(Path(flags.plot))
+    record = api.run_record(name, Path(flags.output_dir))
+    console = Console(highlight=False)
+    show_record(record, console)
+    if flags.plot is not None:
+        write_plot(history.curves(record), record.info.name, Path(flags.plot))
+        console.print(Text(_("✓ curves: {path}").format(path=flags.plot)), soft_wrap=True)
+    return OK
+
+
+def diff(argv: list[str]) -> int:
+    flags = _parse(DiffFlags, argv, "diff")
+    names = _names(flags.runs, 2, "diff RUN RUN")
+    one, other = (api.run_record(name, Path(flags.output_dir)) for name in names)
+    show_difference(one, other, Console(highlight=False))
+    return OK
+
+
+def remove(argv: list[str]) -> int:
+    flags = _parse(RemoveFlags, argv, "remove")
+    (name,) = _names(flags.runs, 1, "remove RUN")
+    record = api.run_record(name, Path(flags.output_dir))
+    history.check_removable(record)
+    if flags.yes or _agreed(record):
+        api.remove_run(record)
+        print(_("✓ removed: {path}").format(path=record.run.path))
+    else:
+        print(_("Nothing was removed."))
+    return OK
+
+
+@dataclass(frozen=True)
+class Deed:
+    """What stands behind `runs NAME`, and its line in the help."""
+
+    face: Callable[[list[str]], int]
+    help: Callable[[], str]
+
+
+DEEDS = {
+    "list": Deed(list_, lambda: _("the runs, the latest first; also without a word")),
+    "show": Deed(show, lambda: _("one run: settings, plan, losses, curves, how to go on")),
+    "diff": Deed(diff, lambda: _("two runs: what differs, and what came of each")),
+    "remove": Deed(remove, lambda: _("delete a run: its whole folder")),
+}
+
+
+def _parse(kind: type[Flags], argv: list[str], deed: str) -> Flags:
+    names, flags = part_words(kind, argv)
+    return parse(kind, flags, f"runs {deed}", kind.model_validate({"runs": names}), DEEDS[deed].help())
+
+
+def _names(names: list[str], count: int, usage: str) -> list[str]:
+    if len(names) == count:
+        return names
+    raise ConfigError(
+        _("Which run?") if count == 1 else _("Which {count} runs?").format(count=count),
+        found=" ".join(names) or None,
+        fix=_("{command}; `lorafit runs` lists all runs.").format(command=f"lorafit runs {usage}"),
+    )
+
+
+def _agreed(record: Record) -> bool:
+    """Ask. Raises ConfigError where nobody is there to answer."""
+    if not sys.stdin.isatty():
+        raise ConfigError(
+            _("Nobody can be asked whether this run may be removed."), where=record.run.path, fix=_("Add --yes.")
+        )
+    question = _("Remove {path} ({size}, {state}) for good? [y/N] ")
+    state = state_text(record.info.state)
+    try:
+        answer = input(question.format(path=record.run.path, size=bytes_text(record.bytes), state=state))
+    except EOFError:
+        return False
+    return answer.strip().lower() in ("y", "yes", "是")

@@ -1,0 +1,106 @@
+"""What do `bundle`, `cloud` and `fetch` do at a terminal? Arguments to a verb of moving.py, and what comes back shown."""
+
+import difflib
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from lorafit.cli.app import OK
+from lorafit.cli.flags import part_words, share_out
+from lorafit.cli.parse import parse, train_config
+from lorafit.config import TrainConfig
+from lorafit.errors import ConfigError
+from lorafit.messages import _, listed
+from lorafit.registry import CLOUDS
+from lorafit.reporters.terminal import next_commands
+from lorafit.reporters.terminal.cloud import show_sent
+from lorafit.reporters.terminal.status import told
+from lorafit.transfer import operations
+from lorafit.transfer.bundle import BEGIN, GO_ON, RESULT, Facts
+from lorafit.transfer.operations import BundleRequest, CloudRequest, FetchRequest
+from lorafit.units import bytes_text
+
+
+def bundle(argv: list[str]) -> int:
+    """`bundle [RUN] -o run.zip`, or `bundle [flags of a training] -o run.zip`."""
+    words, own, others = share_out(BundleRequest, argv)
+    request = parse(BundleRequest, own, "bundle", BundleRequest.model_validate({"run": words}))
+    name = one_run(words, others, "bundle")
+    target = Path(request.output).expanduser()
+    facts = operations.bundle(name, training(name, others, "bundle"), Path(request.output_dir), target)
+    console = Console(highlight=False)
+    _say(console, _("✓ bundle: {path} ({size}): {what}"), path=target, size=bytes_text(target.stat().st_size),
+         what=_what(facts))  # fmt: skip
+    verb = "fetch" if facts.kind == RESULT else "train"
+    _say(console, _("On the other machine: {command}"), command=f"lorafit {verb} {target.name}{_base_flag(facts)}")
+    return OK
+
+
+def cloud(argv: list[str]) -> int:
+    """`cloud PLACE [RUN] [-o DIR]`, or `cloud PLACE [flags of a training] [-o DIR]`."""
+    words, own, others = share_out(CloudRequest, argv)
+    request = parse(CloudRequest, own, "cloud", CloudRequest.model_validate({"words": words}))
+    if not words or words[0] not in CLOUDS:
+        near = difflib.get_close_matches(words[0] if words else "", CLOUDS, n=1)
+        raise ConfigError(
+            _("Which place?"),
+            found=words[0] if words else None,
+            fix=_("Did you mean `{name}`?").format(name=near[0]) if near else _("Known: {known}.").format(
+                known=listed(CLOUDS)),
+        )  # fmt: skip
+    name = one_run(words[1:], others, f"cloud {words[0]}")
+    order = operations.order(name, training(name, others, "cloud"), Path(request.output_dir), request.base_model)
+    with told(Console(stderr=True, highlight=False)) as say:
+        sent = operations.cloud(words[0], order, Path(request.output).expanduser(), say)
+    show_sent(sent, Console(highlight=False))
+    return OK
+
+
+def fetch(argv: list[str]) -> int:
+    """`fetch DIR_OR_ZIP`."""
+    words, flags = part_words(FetchRequest, argv)
+    request = parse(FetchRequest, flags, "fetch", FetchRequest.model_validate({"source": words}))
+    if len(words) != 1:
+        fix = _("Name one: {command}").format(command="lorafit fetch result.zip")
+        raise ConfigError(_("What should be fetched?"), found=" ".join(words) or None, fix=fix)
+    console = Console(highlight=False)
+    for fetched in operations.fetch(Path(words[0]).expanduser(), Path(request.output_dir)):
+        run = str(fetched.run.path)
+        _say(console, _("✓ fetched: {path}"), path=run)
+        if not fetched.finished:
+            _say(console, _("Not finished; go on: {command}"), command=next_commands.resume(run))
+            continue
+        base = "" if fetched.base_is_here else " --base_model FOLDER"
+        _say(console, _("Try it: {command}"), command=next_commands.chat(run) + base)
+    return OK
+
+
+def one_run(words: list[str], flags: list[str], verb: str) -> str | None:
+    """The run that is named, or None. Raises ConfigError for two, and for a run with flags of a training."""
+    usage = _("{command}, or the flags of a training without a run.").format(command=f"lorafit {verb} RUN")
+    if len(words) > 1 or (not words and not flags):
+        raise ConfigError(_("Which run?"), found=" ".join(words) or None, fix=usage)
+    if words and flags:
+        raise ConfigError(_("A run keeps the settings that it was begun with."), found=" ".join(flags), fix=usage)
+    return words[0] if words else None
+
+
+def training(name: str | None, flags: list[str], verb: str) -> TrainConfig:
+    """What the flags say, where no run is named."""
+    return TrainConfig() if name is not None else train_config(flags, verb)
+
+
+def _what(facts: Facts) -> str:
+    if facts.kind == BEGIN:
+        return _("settings and data of a run to begin")
+    text = _("run {run} after {step} steps") if facts.kind == GO_ON else _("finished run {run}, its adapter")
+    return text.format(run=facts.run, step=facts.step)
+
+
+def _base_flag(facts: Facts) -> str:
+    return " --model_name FOLDER" if facts.base_is_local and facts.kind != RESULT else ""
+
+
+def _say(console: Console, text: str, **values: object) -> None:
+    console.print(Text(text.format(**values)), soft_wrap=True)

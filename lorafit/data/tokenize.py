@@ -1,0 +1,196 @@
+"""How do rows become arrays on the disk? Some at a time, on all cores; in the rows' order, whoever does the work.
+
+One process with the tokenizer's own threads does until it has been at it for a while: others take seconds to start,
+since each imports the tokenizer anew. What they give back does not depend on how many they are.
+"""
+
+import itertools
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from types import ModuleType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lorafit.data.formats import FORMATS, BadRow, Conversation
+from lorafit.data.micro_batch import Bool, Int32
+from lorafit.data.preprocessing import Recipe
+from lorafit.data.readers.row import Row
+from lorafit.data.render import Rendered, Spelled, Tokenizer, to_sample
+from lorafit.data.split import content_key
+
+BATCH = 256  # rows
+PATIENCE_SECONDS = 10.0  # of one process, before others are started
+FORMAT_NAMES = tuple(FORMATS)
+Load = Callable[[], Tokenizer]
+
+
+@dataclass
+class Made:
+    """What became of some rows. Arrays over the N good ones, and over their T tokens."""
+
+    input_ids: Int32
+    target_mask: Bool
+    lengths: Int32
+    whole_lengths: Int32  # before any cut
+    targets_cut: Int32
+    dropped: Bool
+    formats: NDArray[np.uint8]  # places in FORMAT_NAMES
+    places: Int32  # of the good rows among all
+    keys: bytes  # 32 for each good row
+    rejects: list[tuple[int, str]] = field(default_factory=list)  # places of the bad rows, and why
+
+    def first(self, count: int) -> "Made":
+        """What became of the rows up to the good one number `count`."""
+        if count >= len(self.lengths):
+            return self
+        tokens, last = int(self.lengths[:count].sum()), int(self.places[count - 1]) if count else -1
+        return Made(
+            input_ids=self.input_ids[:tokens],
+            target_mask=self.target_mask[:tokens],
+            lengths=self.lengths[:count],
+            whole_lengths=self.whole_lengths[:count],
+            targets_cut=self.targets_cut[:count],
+            dropped=self.dropped[:count],
+            formats=self.formats[:count],
+            places=self.places[:count],
+            keys=self.keys[: 32 * count],
+            rejects=[(place, reason) for place, reason in self.rejects if place < last],
+        )
+
+
+def make(rows: list[Row], recipe: Recipe, tokenizer: Tokenizer) -> Made:
+    """Samples of the good rows, reasons for the bad ones."""
+    rejects: list[tuple[int, str]] = []
+    read: list[tuple[int, str, Conversation, Spelled]] = []
+    for place, row in enumerate(rows):
+        try:
+            name, conversation = recipe.read(row.value)
+            read.append((place, name, conversation, recipe.spell(conversation, tokenizer)))
+        except BadRow as bad:
+            rejects.append((place, bad.reason))
+    made: list[tuple[int, str, Conversation, Rendered]] = []
+    encoded = tokenizer.encode_many([spelled.text for _place, _name, _said, spelled in read])
+    for (place, name, conversation, spelled), (ids, offsets) in zip(read, encoded, strict=True):
+        try:
+            made.append((place, name, conversation, to_sample(spelled, ids, offsets, recipe.max_length)))
+        except BadRow as bad:
+            rejects.append((place, bad.reason))
+    return _joined(made, sorted(rejects))
+
+
+def _joined(made: list[tuple[int, str, Conversation, Rendered]], rejects: list[tuple[int, str]]) -> Made:
+    rendered = [one for _place, _name, _said, one in made]
+    return Made(
+        input_ids=np.concatenate([np.empty(0, np.int32), *(one.sample.input_ids for one in rendered)]),
+        target_mask=np.concatenate([np.empty(0, np.bool_), *(one.sample.target_mask for one in rendered)]),
+        lengths=np.array([len(one.sample) for one in rendered], np.int32),
+        whole_lengths=np.array([len(one.sample) + one.tokens_cut for one in rendered], np.int32),
+        targets_cut=np.array([one.targets_cut for one in rendered], np.int32),
+        dropped=np.array([one.dropped for one in rendered], np.bool_),
+        formats=np.array([FORMAT_NAMES.index(name) for _place, name, _said, _one in made], np.uint8),
+        places=np.array([place for place, _name, _said, _one in made], np.int32),
+        keys=b"".join(content_key(said) for _place, _name, said, _one in made),
+        rejects=rejects,
+    )
+
+
+def make_all(
+    rows: Iterable[Row], recipe: Recipe, load: Load, cores: int | None = None, patience: float = PATIENCE_SECONDS
+) -> Iterator[tuple[list[Row], Made]]:
+    """All rows, some at a time, each share with what became of it, in order."""
+    shares = _shares(rows)
+    started, tokenizer = time.monotonic(), load()
+    cores = cores or usable_cores()
+    for share in shares:
+        yield share, make(share, recipe, tokenizer)
+        if cores > 1 and time.monotonic() - started > patience:
+            break
+    with _Workers(recipe, load, cores) as workers:
+        for share in shares:
+            workers.send(share)
+            if workers.full:
+                yield workers.receive(tokenizer)
+        while workers.waiting:
+            yield workers.receive(tokenizer)
+
+
+def _shares(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    iterator = iter(rows)
+    while share := list(itertools.islice(iterator, BATCH)):
+        yield share
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+class _Workers:
+    """Processes that make samples. What one that died was asked for is made here."""
+
+    def __init__(self, recipe: Recipe, load: Load, cores: int) -> None:
+        self.recipe, self.most = recipe, 2 * cores
+        self.pool = ProcessPoolExecutor(cores, get_context("spawn"), _begin, (recipe, load))
+        self.waiting: deque[tuple[list[Row], Future[Made] | None]] = deque()
+        self.broken = False
+
+    @property
+    def full(self) -> bool:
+        return len(self.waiting) >= self.most
+
+    def send(self, share: list[Row]) -> None:
+        try:
+            with _no_main():
+                self.waiting.append((share, None if self.broken else self.pool.submit(_make_there, share)))
+        except BrokenExecutor:
+            self.broken = True
+            self.waiting.append((share, None))
+
+    def receive(self, tokenizer: Tokenizer) -> tuple[list[Row], Made]:
+        share, future = self.waiting.popleft()
+        if future is not None and not self.broken:
+            try:
+                return share, future.result()
+            except BrokenExecutor:  # out of memory, as a rule
+                self.broken = True
+        return share, make(share, self.recipe, tokenizer)
+
+    def __enter__(self) -> "_Workers":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
+
+@contextmanager
+def _no_main() -> Iterator[None]:
+    """New processes do not import the user's script, which would run it once more where it has no guard."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+_there: list[tuple[Recipe, Tokenizer]] = []  # in a worker: what it was begun with
+
+
+def _begin(recipe: Recipe, load: Load) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread each, or they would stand in each other's way
+    os.environ["RAYON_NUM_THREADS"] = "1"
+    _there.append((recipe, load()))
+
+
+def _make_there(share: list[Row]) -> Made:
+    recipe, tokenizer = _there[0]
+    return make(share, recipe, tokenizer)

@@ -1,0 +1,91 @@
+"""What works on this machine? Every engine and every kind of quantisation is tried once, in a process of its own."""
+
+import json
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import Any
+
+from lorafit.config import TrainConfig
+from lorafit.diagnostics.finding import Finding, Mark
+from lorafit.diagnostics.machine import pip_install
+from lorafit.errors import LorafitError
+from lorafit.hardware.detect import Machine
+from lorafit.messages import _, language
+from lorafit.planner import device_precision
+
+SECONDS = 120.0  # for all trials; a device that has hung never ends
+
+
+def engine_of(device: str) -> str:
+    """The engine that training takes on `device`."""
+    return "mlx" if device == "mps" and find_spec("mlx") else "torch"
+
+
+def chosen(machine: Machine) -> tuple[str, str]:
+    """Device and precision that training would take. Raises LorafitErrors where it would refuse."""
+    device = device_precision.choose_device(TrainConfig(), machine).value
+    return device, device_precision.precisions(TrainConfig(), machine, device)[0]
+
+
+def look_at_device(machine: Machine) -> Finding:
+    """The device that would be chosen and why."""
+    try:
+        choice = device_precision.choose_device(TrainConfig(), machine)
+    except LorafitError as error:
+        return Finding("works", _("device"), error.brief, "bad", error.fix)
+    mark: Mark = "poor" if choice.reason.startswith("⚠") else "good"
+    return Finding("works", _("device"), choice.reason.lstrip("✓⚠️ "), mark)
+
+
+class Trials:
+    """The process that tries everything; begun at once, so that the rest is looked at meanwhile."""
+
+    def __init__(self, device: str, precision: str) -> None:
+        self.device = device
+        command = [sys.executable, "-m", "lorafit.diagnostics.self_test", device, precision, language()]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def findings(self) -> Iterator[Finding]:
+        """Wait, and tell of each trial; of one that took its process along as well."""
+        output, errors, late = self._end()
+        lines = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+        told = {(line["kind"], line["name"]): line for line in lines}  # the later line of each, with its result
+        for facts in told.values():
+            if "good" not in facts:
+                facts["good"], facts["found"] = False, _death(self._process.returncode, errors, late)
+            yield self._finding(facts)
+        if not told:
+            yield Finding("works", engine_of(self.device), _death(self._process.returncode, errors, late), "bad")
+
+    def _end(self) -> tuple[str, str, bool]:
+        try:
+            return *self._process.communicate(timeout=SECONDS), False
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return *self._process.communicate(), True
+
+    def _finding(self, facts: dict[str, Any]) -> Finding:
+        name = facts["name"] if facts["kind"] == "engine" else facts["name"].replace("bit", "-bit")
+        mark: Mark = "good" if facts["good"] else "bad" if self._needed(facts) else "poor"
+        command = pip_install(*shlex.split(facts["install"])[2:]) if "install" in facts else None
+        return Finding("works", name, facts["found"], mark, facts.get("fix"), command)
+
+    def _needed(self, facts: dict[str, Any]) -> bool:
+        """Whether training stands on it when nothing is said."""
+        if facts["kind"] == "engine":
+            return bool(facts["name"] == engine_of(self.device))
+        return bool(device_precision.choose_quantization(TrainConfig(), self.device).value == facts["name"])
+
+
+def _death(code: int, errors: str, late: bool) -> str:
+    if late:
+        return _("no answer within {seconds:.0f} seconds").format(seconds=SECONDS)
+    name = signal.Signals(-code).name if code < 0 else str(code)
+    last = next((line.strip() for line in reversed(errors.splitlines()) if line.strip()), "")
+    return _("the process died with {name}").format(name=name) + (f": {last}" if last else "")

@@ -1,0 +1,66 @@
+"""What ails this machine? Everything is looked at in turn; nothing is changed."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+from lorafit.diagnostics.engines import Trials, chosen, look_at_device
+from lorafit.diagnostics.finding import Finding, Report
+from lorafit.diagnostics.folders import look_at_folders, look_at_hub
+from lorafit.diagnostics.machine import look_at_machine, nvidia_driver
+from lorafit.diagnostics.packages import Packages, look_at_packages
+from lorafit.diagnostics.redact import scrub
+from lorafit.errors import LorafitError
+from lorafit.hardware import detect
+from lorafit.hardware.detect import Machine, Run
+from lorafit.messages import _
+
+
+def examine(output_dir: Path) -> Report:
+    """Look at the machine that we run on: about a second, and what the trials and the hub take."""
+    machine = detect.detect()
+    with ThreadPoolExecutor(1) as pool:
+        hub = pool.submit(look_at_hub)
+        trials = start_trials(machine)
+        findings = [*_facts(machine, detect.command_output, Packages()), *works(machine, trials)]
+        findings += [*look_at_folders(output_dir), hub.result()]
+    return report(machine, findings, Packages())
+
+
+def report(machine: Machine, findings: list[Finding], packages: Packages) -> Report:
+    """The findings as they may be shown to anybody."""
+    shown = [_scrubbed(finding) for finding in findings]
+    bad = any(finding.mark == "bad" for finding in shown)
+    return Report(machine, shown, packages.versions(), None if bad else chosen(machine))
+
+
+def start_trials(machine: Machine) -> Trials | None:
+    """The trials, on the device that training would take; None where it would refuse."""
+    try:
+        detect.check(machine)
+        return Trials(*chosen(machine))
+    except LorafitError:
+        return None
+
+
+def works(machine: Machine, trials: Trials | None) -> Iterator[Finding]:
+    """The device, and what was tried on it."""
+    if trials is not None:
+        yield look_at_device(machine)
+        yield from trials.findings()
+    elif machine.rosetta or (machine.system == "Darwin" and machine.arch != "arm64"):
+        yield Finding("works", _("training"), _("nothing was tried: there is no PyTorch for this"), "bad")
+    else:
+        yield look_at_device(machine)
+
+
+def _facts(machine: Machine, run: Run, packages: Packages) -> Iterator[Finding]:
+    driver = nvidia_driver(run) if machine.gpu("cuda") else None
+    yield from look_at_machine(machine, driver)
+    yield from look_at_packages(machine, driver, packages)
+
+
+def _scrubbed(finding: Finding) -> Finding:
+    fix, command = (None if text is None else scrub(text) for text in (finding.fix, finding.command))
+    return replace(finding, found=scrub(finding.found), fix=fix, command=command)

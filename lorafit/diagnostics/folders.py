@@ -1,0 +1,53 @@
+"""Is there room where things are written, and does the hub answer?"""
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from lorafit.diagnostics.finding import Finding
+from lorafit.messages import _
+from lorafit.models.hub import endpoint_of, no_answer
+from lorafit.paths import cache_folder
+from lorafit.units import GIB, bytes_text
+
+HUB_SECONDS = 2.0
+LITTLE_BYTES = 5 * GIB  # less than a model of 3B weighs
+
+
+def look_at_folders(output_dir: Path, environ: Mapping[str, str] = os.environ) -> Iterator[Finding]:
+    """Free disk for runs and for what is fetched; bad where runs cannot be written."""
+    yield _folder(_("runs"), output_dir.absolute(), needed=True)
+    yield _folder(_("cache"), cache_folder())
+    yield _folder(_("models"), _hub_cache(environ))
+
+
+def look_at_hub() -> Finding:
+    """Whether the hub answers; models of one's own and the demo need none, so nothing fails without it."""
+    address = endpoint_of()
+    reason = no_answer(address, HUB_SECONDS)
+    if reason is None:
+        return Finding("places", _("hub"), _("{address} answers").format(address=address), "good")
+    found = _("{address} cannot be reached: {reason}").format(address=address, reason=str(reason).splitlines()[0])
+    fix = _("What is in the cache, local folders and `--demo` work without it; a mirror: --hf_endpoint {mirror}")
+    return Finding("places", _("hub"), found, "poor", fix.format(mirror="https://hf-mirror.com"))
+
+
+def _folder(what: str, folder: Path, needed: bool = False) -> Finding:
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    found = _("{folder} ({free} free)").format(folder=folder, free=bytes_text(free))
+    if not os.access(there, os.W_OK):
+        text = _("{folder} cannot be written").format(folder=folder)
+        fix = _("Choose a folder that you may write with --output_dir.") if needed else None
+        return Finding("places", what, text, "bad" if needed else "poor", fix)
+    if free < LITTLE_BYTES:
+        return Finding("places", what, found, "poor", _("There is little room: models and checkpoints need some GiB."))
+    return Finding("places", what, found)
+
+
+def _hub_cache(environ: Mapping[str, str]) -> Path:
+    """Where the hub's client keeps models, by its own rules."""
+    cache = Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    home = Path(environ.get("HF_HOME") or cache / "huggingface")
+    return Path(environ.get("HF_HUB_CACHE") or home / "hub").expanduser().absolute()

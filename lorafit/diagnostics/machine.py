@@ -1,0 +1,80 @@
+"""What is this machine, and which Python runs on it?"""
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from lorafit.diagnostics.finding import Finding
+from lorafit.errors import HardwareError
+from lorafit.hardware import detect
+from lorafit.hardware.detect import Gpu, Machine, Run
+from lorafit.messages import _, listed
+from lorafit.units import bytes_text
+
+# Settings of the environment that change where and how things run; none of them holds a secret.
+TELLING = (
+    "CUDA_VISIBLE_DEVICES", "HF_ENDPOINT", "HF_HOME", "HF_HUB_OFFLINE", "LORAFIT_CACHE", "MLX_ENABLE_TF32",
+    "OMP_NUM_THREADS", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ENABLE_MPS_FALLBACK", "PYTORCH_MPS_HIGH_WATERMARK_RATIO",
+)  # fmt: skip
+
+
+def look_at_machine(machine: Machine, driver: str | None, environ: Mapping[str, str] = os.environ) -> Iterator[Finding]:
+    """Chip, memory, GPUs, driver or macOS, Python; bad where no PyTorch can be had at all."""
+    cores = _("{count} cores").format(count=machine.cores)
+    yield Finding("machine", _("processor"), listed([machine.chip, cores, machine.arch]))
+    yield Finding("machine", _("system"), f"macOS {machine.macos or '?'}" if machine.macos else machine.system)
+    memory = _("{total}, {available} available (swap not counted)")
+    sizes = {"total": bytes_text(machine.memory_bytes), "available": bytes_text(machine.available_bytes)}
+    yield Finding("machine", _("memory"), memory.format(**sizes))
+    for gpu in machine.gpus:
+        yield Finding("machine", _("GPU"), _gpu_text(gpu))
+    if not machine.gpus:
+        yield Finding("machine", _("GPU"), _("none that can be used"))
+    if driver is not None:
+        yield Finding("machine", _("NVIDIA driver"), driver)
+    yield Finding("machine", "Python", _("{version} for {arch} ({path})").format(
+        version=machine.python, arch=machine.arch, path=sys.executable
+    ))  # fmt: skip
+    if told := [f"{name}={environ[name]}" for name in TELLING if name in environ]:
+        yield Finding("machine", _("environment"), " ".join(told))
+    try:
+        detect.check(machine)
+    except HardwareError as error:
+        yield Finding("machine", _("Rosetta") if machine.rosetta else _("Intel Mac"), error.what, "bad", error.fix)
+
+
+def nvidia_driver(run: Run) -> str | None:
+    """Version of the NVIDIA driver, or None without one."""
+    answer = run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"])
+    return answer.splitlines()[0].strip() if answer else None
+
+
+def pip_install(*words: str) -> str:
+    """The command that installs into the environment that we run in."""
+    return shlex.join([_python(), "-m", "pip", "install", *words])
+
+
+def pip_exchange(*words: str) -> str:
+    """The same for a package whose installed build would count as new enough."""
+    return f"{shlex.join([_python(), '-m', 'pip', 'uninstall', '-y', 'torch'])} && {pip_install(*words)}"
+
+
+def _python() -> str:
+    ours, found = Path(sys.executable), shutil.which("python")
+    if found and Path(found).absolute() == ours.absolute():
+        return "python"
+    return str(ours.relative_to(Path.cwd()) if ours.is_relative_to(Path.cwd()) else ours)
+
+
+def _gpu_text(gpu: Gpu) -> str:
+    parts = [gpu.name, gpu.kind, bytes_text(gpu.memory_bytes)]
+    if gpu.kind == "mps":
+        parts[-1] = _("shares the memory")
+    if gpu.available_bytes is not None:
+        parts.append(_("{size} free").format(size=bytes_text(gpu.available_bytes)))
+    if gpu.compute_capability is not None:
+        parts.append(_("compute capability {number}").format(number=gpu.compute_capability))
+    return listed(parts)

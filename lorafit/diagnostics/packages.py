@@ -1,0 +1,179 @@
+"""Are the packages there, and are they made for this hardware? Their files are read, none is imported."""
+
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+
+from packaging.requirements import Requirement
+
+from lorafit.diagnostics.finding import Finding, Mark
+from lorafit.diagnostics.machine import pip_exchange, pip_install
+from lorafit.hardware.detect import Gpu, Machine
+from lorafit.messages import _, listed
+
+US = "lorafit"
+SHOWN = ("torch", "transformers", "bitsandbytes")  # the others are told of only where something is wrong
+OPTIONAL_ENGINES = ("mlx", "mlx-metal", "mlx-lm")
+TAGGED = ("torch", "bitsandbytes", "mlx", "mlx-metal", "numpy", "tokenizers", "safetensors")
+ARCHS = {"arm64": ("arm64", "aarch64", "universal2"), "aarch64": ("aarch64",), "x86_64": ("x86_64", "universal2")}
+
+# What PyTorch's builds for CUDA need: of the driver, and of the card (compute capability).
+LEAST_DRIVER = {11: 450, 12: 525, 13: 580}
+TURING, BLACKWELL = 7.5, 10.0
+NO_OLD_CARDS_SINCE = (12, 8)  # Pascal and Volta are left out from here on; Blackwell is in only from here on
+BEFORE_TURING = re.compile(r"\b(K80|M40|M60|P4|P40|P100|V100|GTX (9|10)\d\d|TITAN (X|V))\b", re.I)
+OLD_CARDS = ("torch<2.15", "--index-url", "https://download.pytorch.org/whl/cu126")  # the last builds for them
+NEURAL_MACOS = 26  # the macosx_26 wheel of MLX alone uses the M5's matrix units
+
+
+class Packages:
+    """The distributions on `path` (None: where Python looks)."""
+
+    def __init__(self, path: Sequence[str] | None = None) -> None:
+        self._path = sys.path if path is None else list(path)
+
+    def find(self, name: str) -> metadata.Distribution | None:
+        return next(iter(metadata.distributions(name=name, path=self._path)), None)
+
+    def version(self, name: str) -> str | None:
+        found = self.find(name)
+        return found.version if found else None
+
+    def tags(self, name: str) -> list[str]:
+        """Platforms that the wheel was made for: "macosx_14_0_arm64"."""
+        found = self.find(name)
+        text = (found.read_text("WHEEL") or "") if found else ""
+        return re.findall(r"^Tag: \S+?-\S+?-(\S+)$", text, re.M)
+
+    def wanted(self, extra: str = "") -> list[Requirement]:
+        """What we ask for on this system, or what the extra `extra` adds."""
+        us = self.find(US)
+        lines = [Requirement(line) for line in (us.requires or [])] if us else []
+        plain = [r for r in lines if r.marker is None or r.marker.evaluate({"extra": ""})]
+        if not extra:
+            return plain
+        return [r for r in lines if r not in plain and r.marker and r.marker.evaluate({"extra": extra})]
+
+    def extras(self) -> list[str]:
+        us = self.find(US)
+        return [name for name in (us.metadata.get_all("Provides-Extra") or []) if name != "dev"] if us else []
+
+    def versions(self) -> dict[str, str]:
+        """Version of everything that we ask for, and of the engines, as far as installed."""
+        names = [*(r.name for r in self.wanted()), *(r.name for e in self.extras() for r in self.wanted(e))]
+        pairs = [(name, self.version(name)) for name in dict.fromkeys([*names, *OPTIONAL_ENGINES, "peft"])]
+        return {name: version for name, version in pairs if version is not None}
+
+
+def look_at_packages(machine: Machine, driver: str | None, packages: Packages) -> Iterator[Finding]:
+    """Versions of what matters most, then whatever is missing, too old, or made for other hardware."""
+    for name in (*SHOWN, *OPTIONAL_ENGINES):
+        if version := packages.version(name):
+            yield Finding("packages", name, _build_text(name, version, machine, packages))
+    yield from _requirements(machine, packages)
+    yield from _architectures(machine, packages)
+    yield from _cuda_builds(machine, driver)
+    yield from _mlx_build(machine, packages)
+    yield from _extras(packages)
+
+
+def _build_text(name: str, version: str, machine: Machine, packages: Packages) -> str:
+    if name == "torch":
+        cuda = _("for CUDA {version}").format(version=machine.torch_cuda) if machine.torch_cuda else _("without CUDA")
+        return listed([version, cuda]) if machine.system != "Darwin" else version
+    if name == "mlx-metal":
+        return f"{version} ({listed(packages.tags(name)) or '?'})"
+    return version
+
+
+def _requirements(machine: Machine, packages: Packages) -> Iterator[Finding]:
+    """Each requirement that is not met; a line for all that are."""
+    met = 0
+    for wanted in packages.wanted():
+        version = packages.version(wanted.name)
+        if version is not None and wanted.specifier.contains(version, prereleases=True):
+            met += 1
+            continue
+        found = _("not installed") if version is None else _("{version} is too old").format(version=version)
+        words = f"{wanted.name}{wanted.specifier}"
+        yield Finding("packages", wanted.name, found, _gravity(wanted.name, machine), command=pip_install(words))
+    if met:
+        yield Finding("packages", _("all told"), _("{count} packages as wanted").format(count=met))
+
+
+def _gravity(name: str, machine: Machine) -> Mark:
+    """bitsandbytes is what training stands on only where 4-bit is the default: on CUDA."""
+    return "poor" if name == "bitsandbytes" and machine.gpu("cuda") is None else "bad"
+
+
+def _architectures(machine: Machine, packages: Packages) -> Iterator[Finding]:
+    """Wheels for another processor, as in an environment that was copied from an older Mac."""
+    ours = ARCHS.get(machine.arch, (machine.arch,))
+    for name in TAGGED:
+        tags = [tag for tag in packages.tags(name) if tag != "any"]
+        if tags and not any(tag.endswith(ours) for tag in tags):
+            found = _("made for {tags}, not for {arch}").format(tags=listed(tags), arch=machine.arch)
+            command = pip_install("--force-reinstall", "--no-deps", name)
+            yield Finding("packages", name, found, "bad", command=command)
+
+
+def _cuda_builds(machine: Machine, driver: str | None) -> Iterator[Finding]:
+    """A PyTorch that cannot use the NVIDIA card which is there."""
+    gpu = machine.gpu("cuda")
+    if gpu is None or machine.torch_version is None:
+        return
+    major = int(driver.split(".")[0]) if driver and driver.split(".")[0].isdigit() else None
+    if machine.torch_cuda is None:
+        found = _("made without CUDA, though there is an NVIDIA card: training would take the processor")
+        yield Finding("packages", "torch", found, "poor", command=_cuda_torch(gpu, major))
+        return
+    cuda = tuple(int(number) for number in re.findall(r"\d+", machine.torch_cuda)[:2])
+    least = LEAST_DRIVER.get(cuda[0])
+    if least is not None and major is not None and major < least:
+        found = _("made for CUDA {cuda}, which needs an NVIDIA driver from {least} on; this one is {driver}")
+        yield Finding(
+            "packages", "torch", found.format(cuda=machine.torch_cuda, least=least, driver=driver), "bad",
+            fix=_("Update the driver (https://www.nvidia.com/drivers), or take an older build:"),
+            command=pip_exchange(*OLD_CARDS),
+        )  # fmt: skip
+    if _before_turing(gpu) and cuda >= NO_OLD_CARDS_SINCE:
+        found = _("made for CUDA {cuda}, whose builds start at Turing (7.5): too new for {gpu}")
+        text = found.format(cuda=machine.torch_cuda, gpu=gpu.name)
+        yield Finding("packages", "torch", text, "bad", command=pip_exchange(*OLD_CARDS))
+    if (gpu.compute_capability or 0) >= BLACKWELL and cuda < NO_OLD_CARDS_SINCE:
+        found = _("made for CUDA {cuda}, which does not know {gpu}: too old for it")
+        text = found.format(cuda=machine.torch_cuda, gpu=gpu.name)
+        yield Finding("packages", "torch", text, "bad", command=pip_exchange("torch"))
+
+
+def _cuda_torch(gpu: Gpu, driver: int | None) -> str:
+    """The command for a PyTorch that this card and driver can use; the package index has the newest CUDA's."""
+    old_driver = driver is not None and driver < LEAST_DRIVER[13]
+    return pip_exchange(*(OLD_CARDS if _before_turing(gpu) or old_driver else ("torch",)))
+
+
+def _before_turing(gpu: Gpu) -> bool:
+    """By what the driver says, else (old drivers do not) by name."""
+    if gpu.compute_capability is not None:
+        return gpu.compute_capability < TURING
+    return BEFORE_TURING.search(gpu.name) is not None
+
+
+def _mlx_build(machine: Machine, packages: Packages) -> Iterator[Finding]:
+    tags = packages.tags("mlx-metal")
+    built = [int(made[1]) for tag in tags if (made := re.match(r"macosx_(\d+)", tag))]
+    macos = re.match(r"\d+", machine.macos or "")
+    if built and macos and "M5" in machine.chip and int(macos[0]) >= NEURAL_MACOS > max(built):
+        found = _("{tags}: without the M5's matrix units, which the wheel for macOS {version} uses")
+        command = pip_install("--force-reinstall", "--no-deps", "mlx", "mlx-metal")
+        text = found.format(tags=listed(tags), version=NEURAL_MACOS)
+        yield Finding("packages", "mlx-metal", text, "poor", command=command)
+
+
+def _extras(packages: Packages) -> Iterator[Finding]:
+    """What may be added, as far as it is missing."""
+    missing = [r for extra in packages.extras() for r in packages.wanted(extra) if packages.version(r.name) is None]
+    if missing:
+        text = _("not installed: {names}").format(names=listed(r.name for r in missing))
+        yield Finding("packages", _("optional"), text)

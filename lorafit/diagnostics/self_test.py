@@ -1,0 +1,55 @@
+"""What works here? `python -m lorafit.diagnostics.self_test DEVICE PRECISION LANGUAGE`: a process of its own, since a broken
+backend may take its process with it. Tells each trial when it begins and when it is over, as JSON lines.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+
+from lorafit import registry
+from lorafit.errors import LorafitError
+from lorafit.messages import _, set_language
+from lorafit.registry import Entry
+
+Trial = Callable[[str, str], str]  # device, precision -> what was found; raises where it is wrong
+
+
+def main(device: str, precision: str, language: str) -> None:
+    """Try every engine, then every kind of quantisation."""
+    set_language(language)
+    for kind, trials in (("engine", registry.SELF_TESTS), ("quantization", registry.QUANTIZATIONS)):
+        for name, entry in trials.items():
+            if name == "mlx" and device != "mps" and find_spec("mlx") is None:
+                continue  # nobody misses it here
+            _tell(kind=kind, name=name)
+            _tell(kind=kind, name=name, **attempt(entry, device, precision))
+
+
+def attempt(entry: Entry, device: str, precision: str) -> dict[str, object]:
+    """`good`, `found`, and where it is not good `fix` or, for a package that is missing, `install`."""
+    try:
+        trial: Trial = registry.load(entry)
+        return {"good": True, "found": trial(device, precision)}
+    except LorafitError as error:
+        if isinstance(error.__context__, ModuleNotFoundError):
+            return _missing(error.__context__, entry)
+        return {"good": False, "found": error.brief, "fix": error.fix}
+    except ModuleNotFoundError as error:
+        return _missing(error, entry)
+    except Exception as error:  # a backend that is broken raises whatever it likes; that is what is asked for here
+        first = str(error).strip().partition("\n")[0]
+        return {"good": False, "found": f"{type(error).__name__}: {first}"}
+
+
+def _missing(error: ModuleNotFoundError, entry: Entry) -> dict[str, object]:
+    found = _("not installed: {name}").format(name=error.name)
+    return {"good": False, "found": found, "install": entry.install}
+
+
+def _tell(**facts: object) -> None:
+    print(json.dumps(facts), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:4])

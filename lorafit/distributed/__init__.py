@@ -1,0 +1,1 @@
+"""Several processes as one run: launching them, and the collectives they need."""

@@ -1,0 +1,203 @@
+"""How does a base train that no device holds alone? Each rank keeps its share of every layer, and all meet layer by layer.
+
+torch's fully_shard (FSDP2) gathers a layer before it computes, forward and backward, and lets it go after. It knows the
+frozen base only: adapters are put on afterwards, are whole on every rank, and their gradients are summed by our own
+collective as without sharding. The head is gathered once a pass, since the loss uses it in chunks.
+
+A gathering needs all ranks, so each makes as many passes as the one with the most: the others' are of a tiny
+micro-batch without weight.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Shard
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from lorafit.data.micro_batch import MicroBatch
+from lorafit.distributed.collectives import RankLost
+from lorafit.engines.base import OutOfMemory, Setup
+from lorafit.engines.torch import self_check
+from lorafit.engines.torch.attention import NAME
+from lorafit.engines.torch.device import DTYPES, computes_in, get_device, translated
+from lorafit.engines.torch.hf_path import GenericPath
+from lorafit.engines.torch.low_bit_linear import compute_in_float32
+from lorafit.engines.torch.model import decoder_layers, decoder_of, load_base
+from lorafit.engines.torch.process_group import TorchRanks
+from lorafit.models.spec import read_headers, weight_files
+
+
+class ShardedPath(GenericPath):
+    """The generic path over a base that several ranks hold together."""
+
+    def __init__(self, path: GenericPath, setup: Setup, shards: "Shards") -> None:
+        super().__init__(path.model, path.head, path.dropout, path.chunk)
+        assert isinstance(setup.ranks, TorchRanks)
+        self.ranks, self.device, self.shards = setup.ranks, get_device(setup.device), shards
+        self.tiny = self_check.tiny_micro_batch(path.model).only(0)
+
+    def accumulate(self, step: int, micro_batches: Sequence[MicroBatch], weight: float) -> list[Tensor]:
+        with self._in_step():
+            singles, idle = self._passes(micro_batches)
+            losses = [self._pass(micro, step, weight) for micro in singles]
+            for _i in range(idle):
+                self._pass(self.tiny, step, 0.0)
+            return losses
+
+    def evaluate(self, micro_batches: Sequence[MicroBatch]) -> list[Tensor]:
+        with self._in_step():
+            singles, idle = self._passes(micro_batches)
+            losses = []
+            for micro in [*singles, *[self.tiny] * idle]:
+                with self.shards.gathered_head():
+                    losses += super().evaluate([micro])
+            return losses[: len(singles)]
+
+    def ready(self) -> contextlib.AbstractContextManager[None]:
+        context: contextlib.AbstractContextManager[None] = self.shards.gathered_head()
+        return context
+
+    def _passes(self, micro_batches: Sequence[MicroBatch]) -> tuple[list[MicroBatch], int]:
+        """What there is to compute, and how many more passes another rank makes."""
+        singles = [single for micro in micro_batches for single in self._packable(micro)]
+        return singles, int(self.ranks.most(len(singles))) - len(singles)
+
+    def _pass(self, micro: MicroBatch, step: int, weight: float) -> Tensor:
+        self.ranks.waiting()  # a sign of life: gatherings wait for the others without one
+        with self.shards.gathered_head():
+            return self.forward_backward(micro, step, weight)
+
+    @contextlib.contextmanager
+    def _in_step(self) -> Iterator[None]:
+        """A rank that breaks off cannot be waited for: the others are in the middle of a layer. It leaves, with the reason."""
+        try:
+            with self.ranks.connected(), translated(self.device):
+                yield
+        except OutOfMemory as error:
+            place = self.ranks.place
+            raise RankLost(place.rank, place.count, f"{error.what} {error.found}") from error
+
+
+class Shards:
+    """What this rank holds of the head, and the layer that it is gathered into."""
+
+    def __init__(self, head: nn.Module, owner: nn.Module) -> None:
+        self.head, self.owner, self._depth = head, owner, 0
+
+    @contextlib.contextmanager
+    def gathered_head(self) -> Iterator[None]:
+        """Inside, the head has its weight whole. All ranks enter together."""
+        if self._depth == 0:
+            weight = self.owner.weight
+            assert isinstance(weight, DTensor)
+            self.head.weight = nn.Parameter(weight.full_tensor(), requires_grad=False)
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            if self._depth == 0:
+                self.head.weight = _nothing()
+
+
+def is_sharded(setup: Setup) -> bool:
+    """Whether the base is held by several ranks together."""
+    return setup.plan is not None and setup.plan.shard and setup.ranks.place.count > 1
+
+
+def load_sharded(setup: Setup) -> tuple[PreTrainedModel, Shards]:
+    """The base, frozen, of which this rank holds its share; as load_base() otherwise.
+
+    Read layer by layer, so that no rank ever has more than a layer whole; but where the files' names are not the
+    model's (fused experts, older layouts) transformers loads the whole of it first. Raises ModelError.
+    """
+    mesh = init_device_mesh(setup.device, (setup.ranks.place.count,))
+    files = {header.name: file for file in weight_files(setup.folder) for header in read_headers(file)}
+    model = _skeleton(setup)
+    missing = {name for name, _p in model.named_parameters()} - set(files) - _tied_names(model)
+    persistent = set(model.state_dict()) - {name for name, _p in model.named_parameters()}
+    if missing or persistent:
+        model, files = load_base(setup), {}
+    shards = _share_out(model, mesh, files)
+    model.eval().requires_grad_(False)
+    return model, shards
+
+
+def _skeleton(setup: Setup) -> PreTrainedModel:
+    """The model without weights; its buffers (rotary tables) are real."""
+    config = AutoConfig.from_pretrained(setup.folder, trust_remote_code=setup.trust_remote_code, local_files_only=True)
+    with init_empty_weights(include_buffers=False):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config,
+            dtype=DTYPES[setup.precision],
+            attn_implementation=NAME,
+            trust_remote_code=setup.trust_remote_code,
+        )
+    if computes_in(setup) != DTYPES[setup.precision]:
+        compute_in_float32(model)
+    for buffer in model.buffers():
+        buffer.data = buffer.to(setup.device)
+    return model
+
+
+def _tied_names(model: PreTrainedModel) -> set[str]:
+    """The head's weight, where it is the embedding's."""
+    head = model.get_output_embeddings()
+    return {f"{name}.weight" for name, module in model.named_modules() if module is head and _is_tied(model)}
+
+
+def _is_tied(model: PreTrainedModel) -> bool:
+    return bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
+
+
+def _share_out(model: PreTrainedModel, mesh: DeviceMesh, files: dict[str, Path]) -> Shards:
+    """Fill `model` from `files` (nothing to fill where there are none) and keep this rank's share of it."""
+    name, layers = decoder_layers(model)
+    for index, layer in enumerate(layers):
+        _fill(layer, f"{name}.{index}.", files)
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    names = {module: name for name, module in model.named_modules()}
+    _fill(embedding, f"{names[embedding]}.", files)
+    fully_shard(embedding, mesh=mesh, reshard_after_forward=True)
+    owner = embedding if _is_tied(model) else _shared_head(head, f"{names[head]}.", files, mesh)
+    head.weight = _nothing()
+    decoder = decoder_of(model)
+    _fill(decoder, f"{names[decoder]}.", files)
+    fully_shard(decoder, mesh=mesh, reshard_after_forward=True)
+    return Shards(head, owner)
+
+
+def _shared_head(head: Any, prefix: str, files: dict[str, Path], mesh: DeviceMesh) -> nn.Module:
+    """Something whose `weight` is the head's, shared out."""
+    _fill(head, prefix, files)
+    whole: Tensor = head.weight.detach()
+    part = list(whole.chunk(mesh.size()))[mesh.get_local_rank()].clone().to(mesh.device_type)
+    owner: Any = nn.Module()
+    owner.weight = DTensor.from_local(part, mesh, [Shard(0)], shape=whole.shape, stride=whole.stride())
+    kept: nn.Module = owner
+    return kept
+
+
+def _fill(module: nn.Module, prefix: str, files: dict[str, Path]) -> None:
+    """Give the parameters below `module` that are on the meta device their numbers."""
+    for path, owner in list(module.named_modules()):
+        for attribute, parameter in list(owner.named_parameters(recurse=False)):
+            if parameter.device.type != "meta":
+                continue
+            name = ".".join(part for part in (prefix.rstrip("."), path, attribute) if part)
+            with safe_open(files[name], framework="pt") as file:
+                tensor = file.get_tensor(name).to(parameter.dtype)
+            setattr(owner, attribute, nn.Parameter(tensor, requires_grad=False))
+
+
+def _nothing() -> nn.Parameter:
+    return nn.Parameter(torch.empty(0), requires_grad=False)

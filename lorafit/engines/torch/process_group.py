@@ -1,0 +1,225 @@
+"""How do several processes train as one under torch? gloo between CPUs, NCCL between GPUs, and no pickle anywhere.
+
+Every wait is a look at the others' pulse too, so that a lost process ends a run with words and never hangs it.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
+
+from lorafit.distributed.collectives import RankLost
+from lorafit.distributed.launch import Dead, Place, nobody, place, started
+from lorafit.engines.base import OutOfMemory
+from lorafit.engines.torch.heartbeat import Heartbeat
+from lorafit.errors import EngineError
+from lorafit.messages import _
+
+MEET_SECONDS = 600.0  # for all processes to come
+WAIT_SECONDS = 3600.0  # for a live one to finish its share of a step
+LEAVE_SECONDS = 20.0
+PIECE = 1 << 26  # bytes of a file that travel at once
+STORES: Any = dist  # its stores are there, but not in what mypy is told of
+LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
+
+
+class TorchRanks:
+    """engines/ranks.py over torch.distributed's default group."""
+
+    def __init__(self, here: Place, store: Any, heartbeat: Heartbeat, waiting: Callable[[], None]) -> None:
+        self.place, self.store, self.heartbeat, self.waiting = here, store, heartbeat, waiting
+        self._told = 0
+        self._flat: Tensor | None = (
+            None  # kept: one that finds no room on one rank alone would leave the others waiting
+        )
+
+    def tell(self, facts: dict[str, Any] | None = None) -> dict[str, Any]:
+        self._told += 1
+        key = f"told/{self._told}"
+        if self.place.leads:
+            self.store.set(key, json.dumps(facts))
+        with self._connected():
+            while not self.store.check([key]):
+                self._wait(0.02)
+            found: dict[str, Any] = json.loads(self.store.get(key))
+            return found
+
+    @contextlib.contextmanager
+    def at_hand(self, folder: Path | None) -> Iterator[Path | None]:
+        if not self.most(float(folder is not None and not folder.is_dir())):
+            yield folder
+            return
+        with tempfile.TemporaryDirectory(prefix="lorafit-") as place:
+            copy = Path(place)
+            found = sorted(p for p in folder.iterdir() if p.is_file()) if folder and self.place.leads else []
+            sizes = self.tell({path.name: path.stat().st_size for path in found})
+            for name, size in sizes.items():
+                self._copy(folder / name if folder and self.place.leads else copy / name, size)
+            yield folder if self.place.leads else copy
+
+    def _copy(self, path: Path, size: int) -> None:
+        """The leader's file, to all: a sum to which the others add nothing."""
+        for start in range(0, size, PIECE):
+            piece = torch.zeros(min(PIECE, size - start), dtype=torch.uint8)
+            if self.place.leads:
+                with path.open("rb") as file:
+                    file.seek(start)
+                    file.readinto(piece.numpy())  # type: ignore[arg-type]
+            self._reduce(piece, dist.ReduceOp.SUM)
+            if not self.place.leads:
+                with path.open("ab") as file:
+                    file.write(piece.numpy().tobytes())
+
+    def most(self, number: float) -> float:
+        return self._reduced(number, dist.ReduceOp.MAX)
+
+    def sum(self, number: float) -> float:
+        return self._reduced(number, dist.ReduceOp.SUM)
+
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        size = sum(tensor.numel() for tensor in tensors)
+        if self._flat is None or self._flat.numel() != size:
+            self._flat = tensors[0].new_empty(size)
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors], out=self._flat)
+        self._reduce(flat, dist.ReduceOp.SUM)
+        parts = flat.split([tensor.numel() for tensor in tensors])
+        for tensor, part in zip(tensors, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+    @contextlib.contextmanager
+    def all_or_none(self) -> Iterator[None]:
+        problem: OutOfMemory | None = None
+        try:
+            yield
+        except OutOfMemory as error:
+            problem = error
+        if self.most(float(problem is not None)):
+            raise problem or OutOfMemory(_("Out of memory in another process."))
+
+    def _reduced(self, number: float, how: dist.ReduceOp.RedOpType) -> float:
+        tensor = torch.tensor([number], dtype=torch.float64)
+        self._reduce(tensor, how)
+        return float(tensor)
+
+    def _reduce(self, tensor: Tensor, how: dist.ReduceOp.RedOpType) -> None:
+        with self._connected():
+            work: Any = dist.all_reduce(tensor, how, async_op=True)
+            while not work.is_completed():
+                self._wait(1e-4)
+            work.wait()
+
+    def _wait(self, seconds: float) -> None:
+        self.heartbeat.check()
+        self.waiting()
+        time.sleep(seconds)
+
+    @contextlib.contextmanager
+    def connected(self) -> Iterator[None]:
+        """The same around torch's own collectives, where an error may be one of the computation too."""
+        try:
+            yield
+        except RuntimeError as error:
+            if (lost := self.heartbeat.blamed()) is None:
+                raise
+            raise lost from error
+
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[None]:
+        """What a broken connection raises inside becomes RankLost, once it is known who is to blame."""
+        try:
+            yield
+        except RuntimeError as error:
+            other = 0 if self.place.rank else 1
+            raise self.heartbeat.blamed() or RankLost(other, self.place.count, error) from error
+
+
+@contextlib.contextmanager
+def joined(processes: int, waiting: Callable[[], None]) -> Iterator[TorchRanks]:
+    """Inside, this process is one of several: of those that torchrun started, else the first of `processes` of its own.
+
+    `waiting` is called again and again while it waits for the others, since a supervisor wants a sign of life.
+    Raises EngineError when they do not find each other.
+    """
+    if "RANK" in os.environ:
+        with _group(place(), _meet(), nobody, waiting) as ranks:
+            yield ranks
+        return
+    store = STORES.TCPStore(
+        "127.0.0.1", 0, processes, is_master=True, wait_for_workers=False, timeout=_time(MEET_SECONDS)
+    )
+    with (
+        started(processes, store.port) as others,
+        _group(Place(0, processes, 0, processes), store, others.dead, waiting) as ranks,
+    ):
+        yield ranks
+
+
+def _meet() -> Any:
+    """The store whose address is in the environment."""
+    try:
+        return next(rendezvous("env://", timeout=_time(MEET_SECONDS)))[0]
+    except (RuntimeError, ValueError) as error:
+        raise _not_met(error) from error
+
+
+def _not_met(error: object) -> EngineError:
+    return EngineError(
+        _("The processes did not find each other."),
+        where="{}:{}".format(os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")),
+        found=error,
+        fix=_("Check that all of them were started, and that MASTER_ADDR and MASTER_PORT can be reached from each."),
+    )
+
+
+@contextlib.contextmanager
+def _group(here: Place, store: Any, dead: Dead, waiting: Callable[[], None]) -> Iterator[TorchRanks]:
+    """Join the group that meets in `store`, and leave it whatever happens inside."""
+    _take_share_of_machine(here)
+    heartbeat = Heartbeat(STORES.PrefixStore("heartbeat", store.clone()), here, dead)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    meeting = STORES.PrefixStore("group", store)
+    try:
+        dist.init_process_group(
+            backend, store=meeting, rank=here.rank, world_size=here.count, timeout=_time(WAIT_SECONDS)
+        )
+    except RuntimeError as error:
+        raise _not_met(error) from error
+    heartbeat.start()
+    problem: BaseException | None = None
+    try:
+        yield TorchRanks(here, store, heartbeat, waiting)
+    except BaseException as error:
+        problem = error
+        raise
+    finally:
+        heartbeat.leave(problem)
+        if here.leads and problem is None:
+            heartbeat.all_left(LEAVE_SECONDS)
+        if not isinstance(problem, RankLost):  # NCCL would wait for the lost one
+            dist.destroy_process_group()
+
+
+def _take_share_of_machine(here: Place) -> None:
+    """A GPU of its own, and its share of the cores: torchrun leaves one thread to each, whatever there are."""
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK) if here.local_count == here.count else None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(max(cores // here.local_count, 1))
+    if torch.cuda.is_available():
+        torch.cuda.set_device(
+            here.local_rank % torch.cuda.device_count()
+        )  # too few of them are refused later, in words
+
+
+def _time(seconds: float) -> timedelta:
+    return timedelta(seconds=seconds)

@@ -1,0 +1,162 @@
+"""Does this device compute rightly, and does this model pack? Two checks before anything is spent."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lorafit.data.micro_batch import MicroBatch, Sample, pack
+from lorafit.data.shared_prefix import FEWEST
+from lorafit.engines.torch.attention import attention, own_attention, segment_attention, segments, varlen_attention
+from lorafit.engines.torch.device import DEVICES, get_device, translated
+from lorafit.engines.torch.loss import Head
+from lorafit.engines.torch.model import decoder_of
+from lorafit.errors import HardwareError, ModelError
+from lorafit.messages import _
+
+# Largest difference by norm that rounding explains. A wrong kernel is off by the whole.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}
+SEGMENTS = (5, 9, 3)
+LONG_SEGMENTS, WINDOWS = (5, 300, 130), (None, 70)  # longer than the blocks of a kernel
+SELF_TESTS = ("matmul", "causal attention in training", "causal attention in answers", "gradient")
+
+
+def difference(found: Tensor, wanted: Tensor) -> float:
+    """Distance by norm, relative to `wanted`."""
+    return difference_of_all([found], [wanted])
+
+
+def difference_of_all(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+    """difference() of all tensors end to end, one after the other: gradients of an adapter are large."""
+    off, whole = [], []
+    for one, other in zip(found, wanted, strict=True):
+        one, other = one.detach().float().cpu(), other.detach().float().cpu()
+        off.append(float((one - other).norm()))
+        whole.append(float(other.norm()))
+    return math.hypot(*off) / max(math.hypot(*whole), 1e-30)
+
+
+def self_test(name: str, dtype: torch.dtype = torch.float32) -> None:
+    """A matrix product, causal attention and a gradient on `name` against the CPU in fp32. Raises HardwareError.
+
+    Attention twice, since answers and evaluation take kernels that training does not: one of MPS looked ahead in bf16.
+    """
+    device = get_device(name)
+    generator = torch.Generator().manual_seed(0)
+    x, w = (torch.randn(256, 256, generator=generator) for _i in range(2))
+    with translated(DEVICES[name]):
+        wanted = _self_test_sums(x, w)
+        found = _self_test_sums(x.to(name, dtype), w.to(name, dtype))
+    for part, a, b in zip(SELF_TESTS, found, wanted, strict=True):
+        if not (off := difference(a, b)) <= TOLERANCE[dtype]:
+            raise HardwareError(
+                _("The device `{name}` computes wrongly: its self-test failed.").format(name=device.name),
+                where=part,
+                found=_("off by {off:.1%} of the right result (torch {version})").format(
+                    off=off, version=torch.__version__
+                ),
+                fix=_("Update PyTorch and the system, or train with --device cpu."),
+            )
+
+
+def _self_test_sums(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    w = w.detach().requires_grad_()
+    product = x @ w
+    heads = product.view(1, 256, 4, 64).transpose(1, 2)
+    attended = F.scaled_dot_product_attention(heads, heads, heads, is_causal=True, scale=0.01)
+    with torch.no_grad():
+        answered = F.scaled_dot_product_attention(heads, heads, heads, is_causal=True, scale=0.01)
+    (gradient,) = torch.autograd.grad(attended, w, torch.full(attended.shape, 1e-2, dtype=x.dtype, device=x.device))
+    return product, attended, answered, gradient
+
+
+def tiny_micro_batch(model: PreTrainedModel) -> MicroBatch:
+    """Three tiny samples that begin alike, with targets at their ends."""
+    rng, vocab = np.random.default_rng(0), model.config.get_text_config().vocab_size
+    samples = []
+    for length in SEGMENTS:
+        ids = rng.integers(0, vocab, length + FEWEST).astype(np.int32)
+        ids[:FEWEST] = 0
+        samples.append(Sample(ids, np.arange(length + FEWEST) > length // 2 + FEWEST))
+    return pack(samples, range(len(samples)), range(len(samples)), [FEWEST] * len(samples))
+
+
+def packing_error(model: PreTrainedModel, head: Head, parameters: Sequence[Tensor], device: str) -> tuple[float, float]:
+    """How far packed differs from one by one, in (logits, gradients), by norm, on three tiny segments; nan on overflow.
+
+    One by one is transformers' own forward with its own attention and head, so this also checks our head. A weight
+    that takes no part (an expert that nothing was sent to) has a gradient of zero.
+    """
+    ids_1T = _some_ids(model, sum(SEGMENTS), device)
+    ends = torch.tensor([0, *np.cumsum(SEGMENTS)], dtype=torch.int32)
+    position_ids = torch.cat([torch.arange(n) for n in SEGMENTS]).to(device)[None]
+    hidden = decoder_of(model)(
+        input_ids=ids_1T, position_ids=position_ids, use_cache=False, **segments(ends, device)
+    ).last_hidden_state
+    packed = head(hidden[0])
+    largest = packed.shape[-1] ** -0.5  # as small as a loss's gradient, so that fp16 holds what comes of it
+    seed = torch.linspace(-largest, largest, packed.numel(), device=device).view_as(packed).to(packed.dtype)
+    packed_grads = _gradients(packed, parameters, seed)
+    with attention(model, own_attention(model)):  # around the backward too, which may recompute
+        plain = torch.cat([model(input_ids=part, use_cache=False).logits[0] for part in ids_1T.split(SEGMENTS, 1)])
+        plain_grads = _gradients(plain, parameters, seed)
+    return difference(packed, plain), difference_of_all(packed_grads, plain_grads)
+
+
+def one_kernel_error(model: PreTrainedModel, dtype: torch.dtype, device: str) -> float:
+    """How far one kernel for all segments is from segment by segment, by norm: outputs and gradients, the worst.
+
+    With heads as wide as the model's, with and without a window. Raises what the kernel raises.
+    """
+    text = model.config.get_text_config()
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    ends = segments(torch.tensor([0, *np.cumsum(LONG_SEGMENTS)], dtype=torch.int32), device)
+    generator, shape = torch.Generator().manual_seed(0), (1, 4, sum(LONG_SEGMENTS), width)
+    q, k, v, grad = (torch.randn(shape, generator=generator).to(device, dtype).requires_grad_() for _i in range(4))
+    inputs, errors = (q, k[:, :2], v[:, :2]), []
+    for window in WINDOWS:
+        one, each = (
+            function(torch.nn.Module(), *inputs, None, sliding_window=window, **ends)[0]
+            for function in (varlen_attention, segment_attention)
+        )
+        seed = grad.detach().transpose(1, 2)
+        pairs = zip(torch.autograd.grad(one, (q, k, v), seed), torch.autograd.grad(each, (q, k, v), seed), strict=True)
+        errors += [difference(one, each), *(difference(a, b) for a, b in pairs)]
+    return worst(*errors)
+
+
+def worst_packing_error(model: PreTrainedModel, head: Head, parameters: Sequence[Tensor], device: str) -> float:
+    """The worse of the two; infinite where the model does not take, or pass on, what packing needs."""
+    try:
+        return worst(*packing_error(model, head, parameters, device))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return math.inf
+
+
+def worst(*errors: float) -> float:
+    """The largest; infinite where one is nan, which max() may pass over."""
+    return math.inf if any(math.isnan(error) for error in errors) else max(errors)
+
+
+def refuse_unknown_head(model: PreTrainedModel, head: Head, device: str, tolerance: float) -> None:
+    """Raise ModelError where our way to the logits, decoder then head, is not the model's: its losses would be wrong."""
+    ids_1T = _some_ids(model, max(SEGMENTS), device)
+    with torch.no_grad(), attention(model, own_attention(model)):
+        hidden = decoder_of(model)(input_ids=ids_1T, use_cache=False).last_hidden_state
+        off = difference(head(hidden[0]), model(input_ids=ids_1T, use_cache=False).logits[0])
+    if not off <= tolerance:
+        what = _("lorafit cannot train this kind of model: it makes its predictions in a way of its own.")
+        raise ModelError(what, found=_("{kind}: off by {off:.1%}").format(kind=type(model).__name__, off=off))
+
+
+def _gradients(outputs: Tensor, parameters: Sequence[Tensor], seed: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(outputs, list(parameters), seed, allow_unused=True, materialize_grads=True)
+
+
+def _some_ids(model: PreTrainedModel, length: int, device: str) -> Tensor:
+    ids = np.random.default_rng(0).integers(0, model.config.get_text_config().vocab_size, length)
+    return torch.from_numpy(ids).to(device)[None]

@@ -1,0 +1,37 @@
+"""Did it help? One held-out question, answered by the base and by the tuned model, side by side."""
+
+from collections.abc import Iterator, Sequence
+
+from lorafit.config import TrainConfig
+from lorafit.data.formats import Conversation
+from lorafit.engines.base import Engine
+from lorafit.engines.tokenizer import ChatTokenizer
+from lorafit.evaluation.chat import Chat
+from lorafit.events import Answered, Event, Stage
+from lorafit.messages import _
+from lorafit.sampling import Sampling
+
+SAMPLING = Sampling(temperature=0.0, max_new_tokens=120)
+
+
+def show_answers(
+    engine: Engine, tokenizer: ChatTokenizer, conversations: Sequence[Conversation], config: TrainConfig, step: int
+) -> Iterator[Event]:
+    """The first held-out single question, answered greedily with the adapter off and on."""
+    questions = [turns[-2].content for turns in conversations if [t.role for t in turns] == ["user", "assistant"]]
+    if not questions:
+        return
+    yield Stage(step=step, text=_("Asking the base and the tuned model a question that neither has seen"))
+    chat = Chat(
+        engine,
+        tokenizer,
+        SAMPLING,
+        system_prompt=config.system_prompt,
+        date_string=config.date_string,
+        has_adapter=True,
+    )
+    answers = {}
+    for on in (False, True):
+        chat.adapter_on = on
+        answers[on] = chat.answer(questions[0])
+    yield Answered(step=step, question=questions[0], base=answers[False], tuned=answers[True])

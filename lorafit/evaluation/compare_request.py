@@ -1,0 +1,232 @@
+"""Who is compared, over what, and with what asked? From a request to a comparison; everything cheap is checked first."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import tyro
+from pydantic import Field
+
+from lorafit import registry
+from lorafit.data.readers.registry import READERS
+from lorafit.engines.base import Engine, Setup
+from lorafit.engines.tokenizer import load_tokenizer
+from lorafit.errors import AdapterError, ConfigError, LorafitError
+from lorafit.evaluation.compare import (
+    Comparison,
+    Contestant,
+    Question,
+    asked_of_file,
+    asked_of_lines,
+    asked_of_rows,
+    compare_models,
+)
+from lorafit.evaluation.model_request import AnswerRequest, base_name, choose_way, tokenizer_folder
+from lorafit.evaluation.validation import HeldOut, Trained, held_out_rows, read_trained, run_of
+from lorafit.hardware import detect
+from lorafit.messages import _, listed
+from lorafit.models.hub import Found, find_model
+from lorafit.models.spec import read_spec
+from lorafit.progress import Say
+from lorafit.run_folders import directory
+from lorafit.run_folders.adapter import check_shapes, read_chat_settings
+from lorafit.sampling import Sampling
+
+PAGE = "compare.html"
+
+
+class CompareRequest(AnswerRequest):
+    """Compare a base model and what was tuned from it: held-out loss, and answers side by side."""
+
+    adapters: tyro.conf.Positional[list[str]] = Field(
+        [], description="Runs, or adapters, to compare; more than one: side by side."
+    )
+    lora_weights: str | None = Field(None, description="The same as naming an adapter without a flag.")
+    prompt: str | None = Field(None, description="Ask this (None: the questions that the run held out).")
+    test_file: str | None = Field(
+        None, description="Ask this file's questions: JSON, JSON Lines or CSV with answers, or text, a question a line."
+    )
+    num_samples: int = Field(20, description="Ask at most this many of the questions.", ge=1)
+    output: str | None = Field(
+        None, description="Where the page goes; short: -o (None: compare.html in the run's folder, or here)."
+    )
+    temperature: float = Field(0.0, description="How freely to choose words; 0: always the likeliest.", ge=0)
+    max_new_tokens: int = Field(256, description="Longest answer in tokens.", ge=1)
+
+    @property
+    def named(self) -> list[str]:
+        return [*([self.lora_weights] if self.lora_weights else []), *self.adapters]
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """An adapter's folder, its name in the comparison, and the run it comes from."""
+
+    name: str
+    folder: Path
+    trained: Trained | None
+
+
+@dataclass(frozen=True)
+class Base:
+    """The base model of all, and where and in which numbers it computes."""
+
+    found: Found
+    engine: str
+    device: str
+    precision: str
+    quantization: str
+
+
+def page_path(request: CompareRequest) -> Path:
+    """Where the page is to go: into the one run that is compared, else to the working directory."""
+    if request.output is not None:
+        return Path(request.output).expanduser()
+    runs = [run_of(Path(name).expanduser()) for name in request.named]
+    return runs[0].path / PAGE if len(runs) == 1 and runs[0] is not None else Path(PAGE)
+
+
+def compare(request: CompareRequest, read_lines: Callable[[Path], list[str]], say: Say) -> Comparison:
+    """The comparison that `request` asks for; `read_lines` reads a text file of questions. Raises LorafitErrors."""
+    _check(request)
+    entrants = _entrants(request.named)
+    asked, source = _asked(request, read_lines)
+    base = _base(request, entrants, say)
+    notes: list[str] = []
+    contestants = [_contestant(request, entrant, base, notes, say) for entrant in entrants]
+    if asked is None:
+        asked, source = _held_out_questions(contestants, notes)
+    questions = asked[: request.num_samples]
+    notes += _unequal(contestants)
+    sampling = Sampling(request.temperature, request.top_p, request.max_new_tokens, request.seed)
+    sides, left_out = compare_models(contestants, questions, sampling, say)
+    setting = [base.device, base.precision, *([base.quantization] if base.quantization != "none" else [])]
+    source = _("{n} of {total} questions, {source}").format(n=len(questions), total=len(asked), source=source)
+    name = base.found.folder.name if Path(base.found.name).is_absolute() else base.found.name  # pages travel
+    return Comparison(name, listed(setting), source, sampling, questions, sides[0], sides[1:], notes + left_out)
+
+
+def _check(request: CompareRequest) -> None:
+    if not request.named:
+        fix = _("Name one, or several: {command}. `lorafit runs` lists them.").format(
+            command="lorafit compare output/RUN ..."
+        )
+        raise ConfigError(_("Which runs should be compared with their base?"), fix=fix)
+    if request.prompt is not None and request.test_file is not None:
+        given = "--prompt, --test_file"
+        what = _("Only one of {flags} can be done at a time.").format(flags=given)
+        raise ConfigError(what, found=given, fix=_("Leave all but one out."))
+
+
+def _entrants(names: list[str]) -> list[Entrant]:
+    """The adapters that `names` mean, each under a name of its own. Raises AdapterError, ConfigError, RunError."""
+    entrants = []
+    for name in names:
+        path = Path(name).expanduser()
+        folder, run = directory.find_adapter(path), run_of(path)
+        short = folder.absolute().name if run is None else _short(run, folder.absolute())
+        entrants.append(Entrant(short, folder, None if run is None else read_trained(run)))
+    times = Counter(entrant.name for entrant in entrants)
+    return [e if times[e.name] == 1 else replace(e, name=str(e.folder)) for e in entrants]
+
+
+def _short(run: directory.RunDir, folder: Path) -> str:
+    """The run's name, with the adapter's where that is not the final one."""
+    return run.name if folder.name == run.final_model.name else f"{run.name}/{folder.name}"
+
+
+def _asked(request: CompareRequest, read_lines: Callable[[Path], list[str]]) -> tuple[list[Question] | None, str]:
+    """The questions that the request brings, None where it brings none, and words on where they come from."""
+    if request.prompt is not None:
+        return asked_of_lines([request.prompt]), "--prompt"
+    if request.test_file is None:
+        return None, ""
+    path = Path(request.test_file).expanduser()
+    asked = asked_of_file(path) if path.suffix.lower() in READERS else asked_of_lines(read_lines(path))
+    return asked, path.name
+
+
+def _held_out_questions(contestants: list[Contestant], notes: list[str]) -> tuple[list[Question], str]:
+    for contestant in contestants:
+        if contestant.held_out is not None:
+            source = _("held out by {run}").format(run=contestant.name)
+            return asked_of_rows(contestant.held_out.conversations), source
+    fix = _("Give --prompt TEXT or --test_file FILE.")
+    raise ConfigError(_("There are no held-out questions to ask."), found="\n".join(notes), fix=fix)
+
+
+def _base(request: CompareRequest, entrants: list[Entrant], say: Say) -> Base:
+    """The one base of all; on the device it was trained on, in the numbers of the first run. Raises LorafitErrors."""
+    machine = detect.detect()
+    detect.check(machine)
+    names = {base_name(request, entrant.folder) for entrant in entrants}
+    if len(names) > 1:
+        raise AdapterError(
+            _("These adapters are tuned from different base models."),
+            found=listed(sorted(names)),
+            fix=_("Compare those of one base at a time."),
+        )
+    found = find_model(names.pop(), hub=request.hub, endpoint=request.hf_endpoint, say=say)
+    spec = read_spec(found.folder)
+    for entrant in entrants:
+        check_shapes(entrant.folder, spec)
+    way = choose_way(request, machine, spec)
+    plan = entrants[0].trained.plan if entrants[0].trained else None
+    if plan is not None and (plan.engine, plan.device) == way[:2] and request.precision == "auto":
+        return Base(found, way.engine, way.device, plan.precision, plan.quantization)
+    return Base(found, *way, "none")
+
+
+def _contestant(request: CompareRequest, entrant: Entrant, base: Base, notes: list[str], say: Say) -> Contestant:
+    """`entrant` ready to be asked; why it has no held-out rows, where it has none, is added to `notes`."""
+    trust = request.trust_remote_code
+    tokenizer = load_tokenizer(tokenizer_folder(entrant.folder, base.found.folder), trust_remote_code=trust)
+    settings = read_chat_settings(entrant.folder)
+
+    def open_engine() -> Engine:
+        say(_("Loading {model} on {device} ...").format(model=base.found.name, device=base.device))
+        engine: Engine = registry.load(registry.ENGINES[base.engine]).open(_setup(base, entrant.trained, trust))
+        engine.load_adapter(entrant.folder)
+        return engine
+
+    return Contestant(
+        name=entrant.name,
+        open=open_engine,
+        tokenizer=tokenizer,
+        date_string=settings.date_string,
+        system_prompt=request.system_prompt or settings.system_prompt,
+        held_out=_held_out(entrant, base, trust, notes, say),
+    )
+
+
+def _setup(base: Base, trained: Trained | None, trust: bool) -> Setup:
+    """With the run's plan where there is one: then the engine tries its arithmetic on this model, as for training."""
+    numbers = {"device": base.device, "precision": base.precision, "quantization": base.quantization}
+    plan = None if trained is None else replace(trained.plan, **numbers, engine=base.engine, optimizer="adamw")  # type: ignore[arg-type]
+    found = base.found
+    return Setup(found.folder, found.name, base.device, base.precision, base.quantization, trust, plan)
+
+
+def _held_out(entrant: Entrant, base: Base, trust: bool, notes: list[str], say: Say) -> HeldOut | None:
+    if entrant.trained is None:
+        text = _("{name} lies in no run's folder, so its held-out rows are not known: no loss.")
+        notes.append(text.format(name=entrant.name))
+        return None
+    say(_("Reading {name}").format(name=entrant.trained.config.dataset_name))
+    try:
+        return held_out_rows(entrant.trained, base.found.folder, trust, say)  # by the base's tokenizer, as in training
+    except LorafitError as error:
+        reason = " ".join(part for part in (error.what, error.where, error.found) if part)
+        notes.append(_("{name}: no held-out loss. {reason}").format(name=entrant.name, reason=reason))
+        return None
+
+
+def _unequal(contestants: list[Contestant]) -> list[str]:
+    """What makes a comparison of several adapters less than fair."""
+    notes = []
+    if len({c.held_out.digest for c in contestants if c.held_out}) > 1:
+        notes.append(_("The runs held out different rows: some of one may be among those that another learned from."))
+    if len({(c.system_prompt, c.date_string) for c in contestants}) > 1:
+        notes.append(_("The adapters have different system prompts or dates; the base is asked as the first is."))
+    return notes

@@ -1,0 +1,86 @@
+"""Which model answers, on which device, in which numbers? What chat and compare ask for alike, resolved."""
+
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from lorafit.config import TrainConfig
+from lorafit.errors import AdapterError, ConfigError
+from lorafit.hardware.detect import Machine
+from lorafit.messages import _
+from lorafit.models.spec import TOKENIZER_FILES, ModelSpec
+from lorafit.planner import device_precision, memory_budget, prequantized
+from lorafit.planner.memory import weights_bytes
+from lorafit.run_folders.adapter import read_adapter_config
+
+
+class AnswerRequest(BaseModel):
+    """A model, and how it is to answer."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    base_model: str | None = Field(
+        None, description="Base model: a folder, a hub id, or `demo` (None: the adapter's own)."
+    )
+    temperature: float = Field(0.7, description="How freely to choose words; 0: always the likeliest.", ge=0)
+    top_p: float = Field(
+        0.9, description="Choose among the likeliest tokens that together have this share.", gt=0, le=1
+    )
+    max_new_tokens: int = Field(512, description="Longest answer in tokens.", ge=1)
+    seed: int = Field(42, description="Decides the choices; the same seed gives the same answers.", ge=0)
+    system_prompt: str | None = Field(None, description="System text (None: what the adapter was trained with).")
+    engine: Literal["auto", "mlx", "torch"] = Field(
+        "auto", description="What computes (auto: MLX on Apple Silicon where it is installed, else PyTorch)."
+    )
+    device: Literal["auto", "cuda", "mps", "cpu"] = Field("auto", description="Device to answer on.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="Number format of the weights.")
+    trust_remote_code: bool = Field(
+        False, description="Run code that comes with the model. Only for models whose author you trust."
+    )
+    hub: Literal["huggingface", "modelscope"] = Field("huggingface", description="Hub that names are looked up on.")
+    hf_endpoint: str | None = Field(None, description="Mirror of the Hugging Face hub, e.g. https://hf-mirror.com.")
+    lang: Literal["en", "zh"] | None = Field(None, description="Language to speak (None: by locale).")
+
+
+def base_name(request: AnswerRequest, adapter: Path | None) -> str:
+    """The base that is asked for, else the one that the adapter was trained on. Raises ConfigError or AdapterError."""
+    if request.base_model is not None:
+        return request.base_model
+    if adapter is None:
+        raise ConfigError(
+            _("Which model should answer?"),
+            fix=_("Give --lora_weights RUN (`lorafit runs` lists them), or --base_model NAME."),
+        )
+    base_model = read_adapter_config(adapter).base_model
+    if base_model is None:
+        raise AdapterError(
+            _("The adapter does not say what its base model is."), where=adapter, fix=_("Name it with --base_model.")
+        )
+    return base_model
+
+
+def tokenizer_folder(adapter: Path | None, base: Path) -> Path:
+    """The adapter's folder where it has a tokenizer of its own, else the base's."""
+    own = adapter is not None and any((adapter / name).is_file() for name in TOKENIZER_FILES)
+    return adapter if adapter is not None and own else base
+
+
+class Way(NamedTuple):
+    """How answers are computed."""
+
+    engine: str
+    device: str
+    precision: str
+
+
+def choose_way(request: AnswerRequest, machine: Machine, spec: ModelSpec) -> Way:
+    """As for training: the first precision whose weights fit, else the smallest."""
+    config = TrainConfig(engine=request.engine, device=request.device, precision=request.precision)
+    device = device_precision.choose_device(config, machine).value
+    chosen = device_precision.choose_engine(config, machine, device)
+    engine = (prequantized.choose_engine(config, machine, device, chosen, spec.packed) if spec.packed else chosen).value
+    precisions = device_precision.precisions(config, machine, device, engine)
+    available = memory_budget.available_bytes(machine, device)
+    fitting = [p for p in precisions if weights_bytes(spec, p, "none") <= memory_budget.MARGIN * available]
+    return Way(engine, device, (fitting or precisions[-1:])[0])

@@ -1,0 +1,1 @@
+"""The machine: detection, keeping it awake, and the catalogue of known machines."""

@@ -1,0 +1,1 @@
+"""Messages and signals between the supervisor and its worker."""

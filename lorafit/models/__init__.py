@@ -1,0 +1,1 @@
+"""Base models: their shape, the hubs, downloads and the demo model."""

@@ -1,0 +1,63 @@
+"""How far is a download? The client fetches in a thread; how much of it lies in its folder is told meanwhile."""
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+from lorafit.messages import _
+from lorafit.progress import Say
+from lorafit.units import bytes_text, seconds_text
+
+Result = TypeVar("Result")
+FIRST_SECONDS = 2.0  # until it is told for the first time; then at a tenth of the time that has passed
+
+
+def watched(fetch: Callable[[], str], folder: Path, total_bytes: int | None, say: Say) -> str:
+    """What `fetch` returns or raises; until then `say` hears how much more lies in `folder`, of `total_bytes` if known."""
+    before, began = _bytes_in(folder), time.monotonic()
+    fetched = in_thread(fetch)
+    while True:
+        passed = time.monotonic() - began
+        with suppress(TimeoutError):
+            return fetched.result(timeout=max(FIRST_SECONDS, passed / 10))
+        if fetched.done():  # the time-out was its own
+            return fetched.result()
+        say(_told(_bytes_in(folder) - before, total_bytes and total_bytes - before, time.monotonic() - began))
+
+
+def in_thread(job: Callable[[], Result]) -> Future[Result]:
+    """`job` begun in a thread that nobody waits for at the end: Ctrl-C ends the program at once."""
+    future: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(job())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+def _told(done: int, total: int | None, seconds: float) -> str:
+    """`1.2 GiB of 6.0 GiB, about 3 min 10 s left`."""
+    if not total or done > total:
+        return _("{size} so far").format(size=bytes_text(max(done, 0)))
+    if done <= 0:
+        return _("{done} of {total}").format(done=bytes_text(0), total=bytes_text(total))
+    left = seconds_text(seconds * (total - done) / done)
+    text = _("{done} of {total}, about {left} left")
+    return text.format(done=bytes_text(done), total=bytes_text(total), left=left)
+
+
+def _bytes_in(folder: Path) -> int:
+    """Of all files in `folder` and below; links to another of them count once."""
+    size = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):  # it has just got its final name
+            size += 0 if path.is_symlink() or path.is_dir() else path.stat().st_size
+    return size

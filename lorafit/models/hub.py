@@ -1,0 +1,294 @@
+"""From which files is a name read? A folder, the embedded demo, or a hub (Hugging Face, a mirror, ModelScope).
+
+Offline first: what the hub's own cache holds is taken without asking. Everything that a hub can answer becomes words with
+a remedy; the same words serve data sets, which `datasets` loads (data/sources.py).
+"""
+
+import errno
+import importlib
+import os
+import re
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from lorafit.errors import DiskError, HubError, ModelError
+from lorafit.messages import _
+from lorafit.models.demo import demo_model
+from lorafit.models.download import watched
+from lorafit.models.spec import require_folder, weight_files
+from lorafit.progress import Say, silent
+
+Kind = Literal["model", "dataset"]
+
+HUGGING_FACE, MODELSCOPE = "https://huggingface.co", "https://www.modelscope.cn"
+REACH_SECONDS = 8.0  # names, connection and answer together: name look-up alone has no time limit of its own
+ALLOW = ["*.json", "*.safetensors", "tokenizer*", "*.jinja", "*.model", "merges.txt", "*.tiktoken"]
+IGNORE = ["original/*", "onnx/*", "consolidated*"]  # the same weights once more, in another layout
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+# Gated on Hugging Face: name -> (the id on ModelScope, a copy on Hugging Face without a gate).
+ELSEWHERE = {
+    "meta-llama/Llama-3.2-1B-Instruct": ("LLM-Research/Llama-3.2-1B-Instruct", "unsloth/Llama-3.2-1B-Instruct"),
+    "meta-llama/Llama-3.2-3B-Instruct": ("LLM-Research/Llama-3.2-3B-Instruct", "unsloth/Llama-3.2-3B-Instruct"),
+    "meta-llama/Llama-3.1-8B-Instruct": (
+        "LLM-Research/Meta-Llama-3.1-8B-Instruct",
+        "unsloth/Meta-Llama-3.1-8B-Instruct",
+    ),
+    "google/gemma-2-2b-it": ("LLM-Research/gemma-2-2b-it", "unsloth/gemma-2-2b-it"),
+    "google/gemma-2-9b-it": ("LLM-Research/gemma-2-9b-it", "unsloth/gemma-2-9b-it"),
+    "google/gemma-3-1b-it": ("LLM-Research/gemma-3-1b-it", "unsloth/gemma-3-1b-it"),
+    "google/gemma-3-4b-it": ("LLM-Research/gemma-3-4b-it", "unsloth/gemma-3-4b-it"),
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model's local `folder`, and the `name` that an adapter's config gives its base: a hub id, or the absolute folder."""
+
+    folder: Path
+    name: str
+
+
+def find_model(name: str, *, hub: str = "huggingface", endpoint: str | None = None, say: Say = silent) -> Found:
+    """The files of the model `name`, fetched where they are not here yet. Raises HubError, ModelError, DiskError."""
+    if name == "demo":
+        folder = demo_model(say)
+        return Found(folder, str(folder))
+    if is_local(name):
+        folder = Path(name).expanduser().absolute()
+        require_folder(folder)
+        return Found(folder, str(folder))
+    try:
+        fetch = _from_modelscope if hub == "modelscope" else _from_hugging_face
+        return Found(Path(fetch(name, endpoint, say)), name)
+    except HubError:
+        raise
+    except (
+        Exception
+    ) as error:  # at the hub's edge: both hubs raise their own, their HTTP client's and the system's errors
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            raise _disk(name, error) from None
+        raise translate(error, name, "model", MODELSCOPE if hub == "modelscope" else None) from error
+
+
+def is_local(name: str) -> bool:
+    """Whether `name` is a path: it exists, or looks like one and not like owner/name."""
+    return name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1 or Path(name).exists()
+
+
+def endpoint_of(endpoint: str | None = None) -> str:
+    """Address of the Hugging Face hub: the one given, HF_ENDPOINT, or the hub itself."""
+    return (endpoint or os.environ.get("HF_ENDPOINT") or HUGGING_FACE).rstrip("/")
+
+
+def use_endpoint(endpoint: str | None) -> None:
+    """Let `huggingface_hub`, and `datasets` above it, use `endpoint`; None changes nothing.
+
+    Both read HF_ENDPOINT once, when imported; where that has happened (a notebook) their constants are set.
+    """
+    if not endpoint:
+        return
+    os.environ["HF_ENDPOINT"] = address = endpoint_of(endpoint)
+    if constants := sys.modules.get("huggingface_hub.constants"):
+        vars(constants)["ENDPOINT"] = address
+        vars(constants)["HUGGINGFACE_CO_URL_TEMPLATE"] = address + "/{repo_id}/resolve/{revision}/{filename}"
+    if config := sys.modules.get("datasets.config"):
+        vars(config)["HF_ENDPOINT"] = address
+
+
+def ensure_reachable(endpoint: str | None, name: str, kind: Kind) -> None:
+    """Use `endpoint` (None: as endpoint_of says) from now on; HubError after REACH_SECONDS unless something answers.
+
+    The hub's own client tries five times and has no limit for a server that takes the connection and says nothing.
+    """
+    use_endpoint(endpoint)
+    _require_answer(endpoint_of(endpoint), name, kind)
+
+
+def no_answer(address: str, seconds: float = REACH_SECONDS) -> object:
+    """Why the server at `address` gives no answer within `seconds`; None when it gives one."""
+    answer: list[object] = []
+    # A thread, since a name server that does not answer cannot be interrupted otherwise.
+    thread = threading.Thread(target=lambda: answer.append(_knock(address)), daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return answer[0] if answer else _("no answer within {seconds:.0f} seconds").format(seconds=seconds)
+
+
+def _require_answer(address: str, name: str, kind: Kind) -> None:
+    if (found := no_answer(address, REACH_SECONDS)) is not None:
+        raise _unreachable(address, found, name, kind)
+
+
+def _knock(address: str) -> object:
+    """None when a server answers at `address`, else what happened. By the hub's own client: its proxies and certificates."""
+    from huggingface_hub import get_session  # 0.3 s, not for `--help`
+
+    try:
+        status = get_session().head(address, timeout=REACH_SECONDS).status_code
+    except Exception as error:  # whichever HTTP library this version of huggingface_hub uses
+        return f"{type(error).__name__}: {error}"
+    return None if status < 500 else f"HTTP {status}"
+
+
+def translate(error: Exception, name: str, kind: Kind, address: str | None = None) -> HubError:
+    """The words for an error that a client of the hub at `address` raised while it looked for `name`."""
+    address = address or endpoint_of()
+    causes = list(_causes(error))
+    # By class name: they moved between modules over the versions of huggingface_hub and datasets.
+    classes = {c.__name__ for cause in causes for c in type(cause).__mro__}
+    if "GatedRepoError" in classes or "gated dataset" in str(error):  # `datasets` cuts the cause off
+        return _gated(address, name, kind)
+    if classes & {"RepositoryNotFoundError", "DatasetNotFoundError", "HFValidationError", "NotExistError"}:
+        return _unknown(address, name, kind, error)
+    if classes & {"OfflineModeIsEnabled", "ConnectionError", "ConnectError", "TimeoutException", "TimeoutError"}:
+        return _unreachable(address, causes[-1], name, kind)
+    return HubError(
+        _("The hub's answer could not be used."),
+        where=name,
+        found=f"{type(error).__name__}: {error}",
+        fix=_("Try again later. {ways}").format(ways=_ways_round(name, kind)),
+    )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """`error` and those it was raised from, the first cause last."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _from_hugging_face(name: str, endpoint: str | None, say: Say) -> str:
+    use_endpoint(endpoint)
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.utils import disable_progress_bars
+
+    try:
+        found = snapshot_download(name, local_files_only=True, allow_patterns=ALLOW, ignore_patterns=IGNORE)
+        weight_files(Path(found))  # older clients also return half a download
+        return found
+    except (OSError, ModelError):  # not in the cache, or not all of it
+        ensure_reachable(endpoint, name, "model")
+    address = endpoint_of(endpoint)
+    say(_("Fetching {name} from {address} ...").format(name=name, address=address))
+    disable_progress_bars()  # ours tells it, in a pipe too
+    fetch = partial(snapshot_download, name, allow_patterns=ALLOW, ignore_patterns=IGNORE, endpoint=address)
+    folder = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
+    return watched(fetch, folder, _total_bytes(name, address), lambda text: say(f"{name}: {text}"))
+
+
+def _total_bytes(name: str, address: str) -> int | None:
+    """The size of all files that are fetched; None where the hub does not say."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils import filter_repo_objects
+
+    files = HfApi(endpoint=address).model_info(name, files_metadata=True).siblings or []
+    wanted = filter_repo_objects(files, allow_patterns=ALLOW, ignore_patterns=IGNORE, key=lambda file: file.rfilename)
+    sizes = [file.size for file in wanted]
+    return None if None in sizes else sum(size or 0 for size in sizes)
+
+
+def fetch_modelscope_data(name: str) -> Path:
+    """The folder with the files of the data set `name` from ModelScope. Raises HubError."""
+    download = _modelscope(name).dataset_snapshot_download
+    _require_answer(MODELSCOPE, name, "dataset")
+    try:
+        return Path(download(name))
+    except Exception as error:  # as for models
+        raise translate(error, name, "dataset", MODELSCOPE) from error
+
+
+def _modelscope(name: str) -> Any:
+    if find_spec("modelscope") is None:
+        raise HubError(
+            _("`--hub modelscope` needs a package that is not installed."),
+            where=name,
+            found="modelscope",
+            fix="pip install modelscope",
+        )
+    return importlib.import_module("modelscope")
+
+
+def _from_modelscope(name: str, endpoint: str | None, say: Say) -> str:
+    download = _modelscope(name).snapshot_download
+    try:
+        folder = str(download(name, local_files_only=True))
+        weight_files(Path(folder))
+        return folder
+    except Exception:  # not in the cache, or not all of it: its versions raise different kinds
+        _require_answer(MODELSCOPE, name, "model")
+    say(_("Fetching {name} from {address} ...").format(name=name, address=MODELSCOPE))
+    return str(download(name, allow_patterns=ALLOW, ignore_patterns=IGNORE))
+
+
+def _unreachable(address: str, found: object, name: str, kind: Kind) -> HubError:
+    return HubError(
+        _("The hub cannot be reached, and `{name}` is not in the local cache.").format(name=name),
+        where=address,
+        found=found,
+        fix=_("Check the network. {ways}").format(ways=_ways_round(name, kind)),
+    )
+
+
+def _ways_round(name: str, kind: Kind) -> str:
+    """The flags that lead elsewhere."""
+    if kind == "dataset":
+        return _(
+            "Or use a mirror: `--hf_endpoint https://hf-mirror.com`; a file of your own: `--dataset_name FILE.jsonl`; "
+            "or what needs no hub: `--demo`."
+        )
+    modelscope = f"--hub modelscope --model_name {ELSEWHERE.get(name, (name, name))[0]}"
+    return _(
+        "Or use a mirror: `--hf_endpoint https://hf-mirror.com`; another hub: `{modelscope}`; a folder: "
+        "`--model_name FOLDER`; or what needs no hub: `--demo`."
+    ).format(modelscope=modelscope)
+
+
+def _gated(address: str, name: str, kind: Kind) -> HubError:
+    log_in = _("Or ask for access at {page}, then `hf auth login`.").format(
+        page=f"{HUGGING_FACE}/{'datasets/' if kind == 'dataset' else ''}{name}"
+    )
+    if kind == "dataset":
+        ways = _("Use a file of your own: `--dataset_name FILE.jsonl`.")
+    elif name in ELSEWHERE:
+        modelscope, copy = ELSEWHERE[name]
+        ways = _("The same model without a gate: `{modelscope}` or `{copy}`.").format(
+            modelscope=f"--hub modelscope --model_name {modelscope}", copy=f"--model_name {copy}"
+        )
+    else:
+        ways = _(
+            "Look for it on ModelScope ({page}) and give the id there: `--hub modelscope --model_name OWNER/NAME`; "
+            "or take a copy without a gate, often `--model_name unsloth/{short}`."
+        ).format(page=f"{MODELSCOPE}/models?name={re.sub(r'.*/', '', name)}", short=re.sub(r".*/", "", name))
+    return HubError(
+        _("`{name}` is gated: its owner wants you to log in and accept terms first.").format(name=name),
+        where=f"{address}/{name}",
+        fix=f"{ways} {log_in}",
+    )
+
+
+def _unknown(address: str, name: str, kind: Kind, error: Exception) -> HubError:
+    what = _("The hub has no model `{name}`.") if kind == "model" else _("The hub has no data set `{name}`.")
+    return HubError(
+        what.format(name=name),
+        where=address,
+        found=str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,
+        fix=_(
+            "Check the spelling: OWNER/NAME, as on its page; a local folder or file is given as `./{name}`. "
+            "If it is private, `hf auth login` first."
+        ).format(name=name),
+    )
+
+
+def _disk(name: str, error: OSError) -> DiskError:
+    return DiskError(
+        _("`{name}` cannot be written to the local cache.").format(name=name),
+        where=error.filename or os.environ.get("HF_HOME") or "~/.cache/huggingface",
+        found=error.strerror or error,
+        fix=_("Make room there, or set HF_HOME to a folder on a disk that has it."),
+    )

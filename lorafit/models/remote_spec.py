@@ -1,0 +1,123 @@
+"""What shape has a model that is on a hub? Its config.json and the heads of its safetensors files, nothing else, are fetched.
+
+A head is a few hundred KB at most, asked for by its range of bytes; a 70B model takes 30 small requests.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorafit.errors import HubError, LorafitError, ModelError
+from lorafit.messages import _
+from lorafit.models.demo import FILES, FOLDER
+from lorafit.models.hub import (
+    ALLOW,
+    IGNORE,
+    MODELSCOPE,
+    endpoint_of,
+    ensure_reachable,
+    is_local,
+    translate,
+    use_endpoint,
+)
+from lorafit.models.spec import INDEX, WEIGHTS, Header, ModelSpec, as_headers, spec_from, weight_files
+from lorafit.paths import cache_folder
+
+SECONDS = 20.0  # for an answer
+HEAD_BYTES = 256 * 1024  # most heads are shorter
+MOST_HEAD_BYTES = 100_000_000  # safetensors allows no longer one
+
+
+def local_folder(name: str) -> Path | None:
+    """The folder of the model `name` where all of it is on this disk: a path, the demo, or a hub's cache."""
+    if name == "demo":
+        folder = cache_folder() / FOLDER
+        return folder if all((folder / file).is_file() for file in FILES) else None
+    if is_local(name):
+        return Path(name).expanduser().absolute()
+    from huggingface_hub import snapshot_download  # 0.3 s, and only for hub ids
+
+    try:
+        folder = Path(snapshot_download(name, local_files_only=True, allow_patterns=ALLOW, ignore_patterns=IGNORE))
+        weight_files(folder)
+    except (OSError, ValueError, LorafitError):
+        return None
+    return folder
+
+
+@dataclass(frozen=True)
+class Remote:
+    """Where a model's files are: `root` + a file's name is its address."""
+
+    name: str
+    root: str
+    headers: dict[str, str]
+
+    def part(self, file: str, start: int, stop: int) -> bytes:
+        """The file's bytes [start, stop), or what there is of them. Raises what the hub's client raises."""
+        asked = self.fetch(file, {"Range": f"bytes={start}-{stop - 1}"})
+        return asked if len(asked) <= stop - start else asked[start:stop]  # a server that knows no ranges sends all
+
+    def fetch(self, file: str, extra: dict[str, str] | None = None) -> bytes:
+        from huggingface_hub import get_session, utils
+
+        answer = get_session().get(self.root + file, headers={**self.headers, **(extra or {})}, timeout=SECONDS)
+        utils.hf_raise_for_status(answer)
+        content: bytes = answer.content
+        return content
+
+
+def remote_spec(name: str, hub: str = "huggingface", endpoint: str | None = None) -> ModelSpec:
+    """The shape of the model `name` on a hub. Raises HubError or ModelError."""
+    remote = _remote(name, hub, endpoint)
+    try:
+        config = json.loads(remote.fetch("config.json"))
+        headers = [header for file in _weight_files(remote) for header in _headers(remote, file)]
+    except LorafitError:
+        raise
+    except Exception as error:  # at the hub's edge: its client's own errors, and what damaged files give
+        raise translate(error, name, "model", MODELSCOPE if hub == "modelscope" else None) from error
+    return spec_from(config, headers, Path(name))
+
+
+def _remote(name: str, hub: str, endpoint: str | None) -> Remote:
+    if hub == "modelscope":
+        return Remote(name, f"{MODELSCOPE}/models/{name}/resolve/master/", {})
+    ensure_reachable(endpoint, name, "model")
+    use_endpoint(endpoint)
+    from huggingface_hub import utils
+
+    headers = dict(utils.build_hf_headers())
+    return Remote(name, f"{endpoint_of(endpoint)}/{name}/resolve/main/", headers)
+
+
+def _weight_files(remote: Remote) -> list[str]:
+    """One file, or those that the index names. Raises HubError where there is neither."""
+    try:
+        return sorted(set(json.loads(remote.fetch(INDEX))["weight_map"].values()))
+    except Exception as error:
+        if type(error).__name__ not in ("EntryNotFoundError", "RemoteEntryNotFoundError"):
+            raise
+    return [WEIGHTS]
+
+
+def _headers(remote: Remote, file: str) -> list[Header]:
+    start = remote.part(file, 0, HEAD_BYTES)
+    length = int.from_bytes(start[:8], "little")
+    if not 0 < length < MOST_HEAD_BYTES:
+        raise HubError(
+            _("This file of weights on the hub is not safetensors."),
+            where=f"{remote.name}/{file}",
+            fix=_("Look at the model's page; take a safetensors version of it."),
+        )
+    head = start[8 : 8 + length]
+    if len(head) < length:
+        head += remote.part(file, 8 + len(head), 8 + length)
+    lines: dict[str, Any] = json.loads(head)
+    try:
+        return as_headers(lines, 8 + length)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            _("This file is not safetensors, or its head is damaged."), where=f"{remote.name}/{file}", found=error
+        ) from None

@@ -1,0 +1,14 @@
+"""Folders of the user's that the program writes to."""
+
+import os
+import sys
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """The user's cache of this program: LORAFIT_CACHE, XDG_CACHE_HOME/lorafit, or the system's place for it."""
+    if own := os.environ.get("LORAFIT_CACHE"):
+        return Path(own).expanduser().absolute()
+    if xdg := os.environ.get("XDG_CACHE_HOME"):
+        return Path(xdg).expanduser().absolute() / "lorafit"
+    return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "lorafit"

@@ -1,0 +1,228 @@
+"""How will this run go? Config, machine, model and data lengths -> a Plan, each decision with its reason."""
+
+import math
+from dataclasses import dataclass, replace
+
+from lorafit.config import TrainConfig, resolve_effective_batch
+from lorafit.hardware.detect import Machine
+from lorafit.models.spec import ModelSpec
+from lorafit.planner import device_precision, prequantized, reasons, sharding, suggestions, tuning
+from lorafit.planner.calibrate import NOTHING, Known
+from lorafit.planner.data_stats import DataFacts, target_share
+from lorafit.planner.estimate import Estimate, Schedule, Work, estimate
+from lorafit.planner.fast_path import FAST, path_of
+from lorafit.planner.memory import Layout, terms
+from lorafit.planner.memory_budget import available_bytes
+from lorafit.planner.plan import Choice, Plan
+from lorafit.planner.search import NO_LIMIT, Candidate, Question, best, candidates, judged, loss_chunk
+
+__all__ = ["DataFacts", "Planned", "Schedule", "consider", "make_plan", "make_schedule"]
+
+EVAL_SHARE = 0.05  # of the time that scheduled evaluations may take
+MOST_EVALS = 20
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan, what it rests on, and what else was considered."""
+
+    plan: Plan
+    question: Question
+    chosen: Candidate
+    considered: list[Candidate]
+    estimate: Estimate
+    work: Work
+
+
+def make_plan(
+    config: TrainConfig, machine: Machine, spec: ModelSpec, data: DataFacts, known: Known = NOTHING
+) -> Plan:  # fmt: skip
+    """The plan for this run. Raises ConfigError, HardwareError or DoesNotFit."""
+    return consider(config, machine, spec, data, known).plan
+
+
+def consider(
+    config: TrainConfig, machine: Machine, spec: ModelSpec, data: DataFacts, known: Known = NOTHING
+) -> Planned:
+    """The plan, with all that was considered. Raises ConfigError, HardwareError or DoesNotFit."""
+    device = device_precision.choose_device(config, machine)
+    engine = device_precision.choose_engine(config, machine, device.value)
+    quantization = device_precision.choose_quantization(config, device.value, engine.value)
+    if spec.packed is not None:
+        engine = prequantized.choose_engine(config, machine, device.value, engine, spec.packed)
+        quantization = prequantized.choose_quantization(config, spec.packed)
+    optimizer = device_precision.choose_optimizer(config, device.value, engine.value)
+    base = _base(config, spec, data, engine.value, device.value, quantization.value, optimizer.value)
+    question = _asked(config, machine, spec, data, base, known)
+    found = candidates(question)
+    if sharding.can_share(config, quantization.value) and (config.shard == "on" or not best(found).fits):
+        shared = replace(question, base=sharding.shared(question.base, config))
+        if best(tried := candidates(shared)).fits or config.shard == "on":
+            question, found = shared, tried
+    in_4bit: Candidate | None = None
+    if not best(found).fits and config.quantization == "auto" and quantization.value == "none":
+        packed = _asked(config, machine, spec, data, replace(base, quantization="4bit"), known)
+        if (in_4bit := best(tried := candidates(packed))).fits:
+            question, found, quantization = packed, tried, device_precision.only_4bit_fits(engine.value)
+    chosen = best(found)
+    if not chosen.fits and config.token_budget is None:
+        raise suggestions.does_not_fit(question, chosen, in_4bit)
+    chosen, tuned = _with_allocator(question, chosen)
+    effective_batch = resolve_effective_batch(config)
+    schedule = make_schedule(config, effective_batch, data)
+    work = Work(spec, question.data, schedule, effective_batch, question.max_samples, config.seed)
+    expected = estimate(work, chosen.layout, chosen.token_budget, machine, known)
+    precision = device_precision.precision_choice(config, device.value, chosen.layout.precision, engine.value)
+    what = [device, *device_precision.old_gpu(machine, device.value), engine, quantization, precision, optimizer]
+    how = reasons.how(question, chosen, expected)
+    how += sharding.choices(config, chosen.layout, chosen.peak_bytes, machine)
+    if engine.value == "torch" and (chosen.layout.path != FAST or config.compile != "auto"):
+        tuned.append(tuning.choose_compile(config, device.value, chosen.layout.path, expected.total))
+    how += tuned
+    choices = [*what, *how, *_schedule_choices(config, effective_batch, schedule, len(data.train_lengths))]
+    plan = _plan(question, schedule, chosen, expected, choices)
+    values = {choice.setting: choice.value for choice in tuned}
+    plan = replace(plan, allocator=values.get("allocator", "default"), compile=values.get("compile", "off"))
+    return Planned(plan, question, chosen, found, expected, work)
+
+
+def _with_allocator(question: Question, chosen: Candidate) -> tuple[Candidate, list[Choice]]:
+    """`chosen` with the allocator that suits what it takes; MLX has its own."""
+    layout, config, machine = chosen.layout, question.config, question.machine
+    if layout.engine != "torch":
+        return chosen, []
+    ample = judged(question, replace(layout, allocator="fast"), chosen.token_budget)
+    room = available_bytes(machine, layout.device)
+    choice = tuning.choose_allocator(config, machine, layout.device, ample.peak_bytes, room)
+    suited = judged(question, replace(layout, allocator=choice.value), chosen.token_budget)
+    return replace(suited, seconds=chosen.seconds), [choice]  # compared with the others, which are lean
+
+
+def alternatives(planned: Planned, known: Known = NOTHING) -> list[Choice]:
+    """The runners-up with why not, and 4-bit where it would fit and was not asked for."""
+    question, chosen = planned.question, planned.chosen
+    found = reasons.others(question, chosen, planned.considered)
+    config, base = question.config, question.base
+    if config.quantization == "auto" and base.quantization == "none" and (base.device == "cpu" or base.engine == "mlx"):
+        base = replace(base, quantization="4bit")
+        packed = best(candidates(_asked(config, question.machine, question.spec, question.data, base, known)))
+        if packed.fits:
+            found.append(reasons.proposal(question, chosen, packed))
+    gpus = sum(gpu.kind == question.base.device for gpu in question.machine.gpus)
+    if gpus > 1 and question.base.processes == 1:
+        several = replace(question, base=replace(question.base, processes=gpus))
+        found.append(reasons.more_gpus(chosen, best(candidates(several))))
+    return found
+
+
+def _base(
+    config: TrainConfig, spec: ModelSpec, data: DataFacts, engine: str, device: str, quantization: str, optimizer: str
+) -> Layout:  # fmt: skip
+    return Layout(
+        device=device,
+        precision="",
+        quantization=quantization,
+        optimizer=optimizer,
+        lora_r=config.lora_r,
+        lora_targets=config.lora_targets,
+        tokens=0,
+        longest=data.longest,
+        recompute=0,
+        loss_chunk=loss_chunk(spec.vocab),
+        engine=engine,
+        target_share=data.target_share,
+        allocator="lean" if config.allocator == "auto" else config.allocator,
+        processes=config.processes or 1,
+    )
+
+
+def _asked(
+    config: TrainConfig, machine: Machine, spec: ModelSpec, data: DataFacts, base: Layout, known: Known
+) -> Question:  # fmt: skip
+    """`base` with the way that the engine will take, and what was learnt of its memory."""
+    path = path_of(spec, base.longest, base.quantization, base.device)
+    precisions = device_precision.precisions(config, machine, base.device, base.engine)
+    if path != FAST or spec.window is not None or config.lora_dropout > 0:  # it is computed for every sample
+        data = data.alone
+    base = replace(base, path=path, precision=precisions[0], target_share=target_share(data))
+    factor = known.memory_factor(base, spec)
+    ceiling = known.most_tokens(base, spec, available_bytes(machine, base.device))
+    return Question(config, machine, spec, data, base, precisions, factor, ceiling)
+
+
+def make_schedule(config: TrainConfig, effective_batch: int, data: DataFacts) -> Schedule:
+    """How many steps, how many of them warm up, and after how many to evaluate."""
+    rows = len(data.train_lengths)
+    steps = config.max_steps or math.ceil(rows * config.num_epochs / effective_batch)
+    warmup = min(math.ceil(config.warmup_ratio * steps), steps - 1)
+    if len(data.valid_lengths) == 0:
+        return Schedule(steps, warmup, 0)
+    step_tokens = float(data.train_lengths.mean()) * effective_batch
+    return Schedule(
+        steps, warmup, config.eval_steps or _eval_interval(steps, step_tokens, int(data.valid_lengths.sum()))
+    )
+
+
+def _eval_interval(steps: int, step_tokens: float, valid_tokens: int) -> int:
+    """Steps between evaluations, so that they take at most EVAL_SHARE of the time; at most `steps`: the one at the end.
+
+    Going forward through a frozen base costs half of going forward and back.
+    """
+    affordable = EVAL_SHARE * steps * step_tokens / (valid_tokens / 2)
+    return min(math.ceil(steps / max(min(affordable, MOST_EVALS), 1)), steps)
+
+
+def _schedule_choices(config: TrainConfig, effective_batch: int, schedule: Schedule, rows: int) -> list[Choice]:
+    choices = [reasons.steps(config, effective_batch, schedule, rows)]
+    if schedule.eval_steps:
+        choices.append(reasons.evaluations(config, schedule, EVAL_SHARE))
+    return choices
+
+
+def _plan(
+    question: Question, schedule: Schedule, chosen: Candidate, expected: Estimate, choices: list[Choice]
+) -> Plan:  # fmt: skip
+    layout, config, data = chosen.layout, question.config, question.data
+    return Plan(
+        engine=layout.engine,
+        device=layout.device,
+        precision=layout.precision,
+        quantization=layout.quantization,
+        optimizer=layout.optimizer,
+        steps=schedule.steps,
+        effective_batch=resolve_effective_batch(config),
+        train_samples=len(data.train_lengths),
+        valid_samples=len(data.valid_lengths),
+        num_epochs=config.num_epochs,
+        seed=config.seed,
+        learning_rate=config.learning_rate,
+        lr_scheduler=config.lr_scheduler,
+        warmup_steps=schedule.warmup_steps,
+        weight_decay=config.weight_decay,
+        adam_beta1=config.adam_beta1,
+        adam_beta2=config.adam_beta2,
+        adam_epsilon=config.adam_epsilon,
+        max_grad_norm=config.max_grad_norm,
+        lora_r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        lora_targets=config.lora_targets,
+        data_digest=data.digest,
+        token_budget=chosen.token_budget,
+        max_micro_batch=config.batch_size or NO_LIMIT,
+        recompute=layout.recompute,
+        loss_chunk=layout.loss_chunk,
+        save_steps=config.save_steps or 0,
+        eval_steps=schedule.eval_steps,
+        keep_checkpoints=config.keep_checkpoints,
+        predicted_peak_bytes=chosen.peak_bytes,
+        available_bytes=available_bytes(question.machine, layout.device),
+        processes=config.processes or 1,
+        shard=layout.shards > 1,
+        choices=choices,
+        predicted_seconds=expected.total,
+        predicted_step_seconds=expected.step,
+        predicted_range=(expected.low, expected.high),
+        predicted_tokens_per_second=expected.tokens_per_second,
+        memory_terms=terms(question.spec, layout),
+    )

@@ -1,0 +1,167 @@
+"""Why this and not another? The words beside each choice of a plan, and beside what was not chosen."""
+
+from collections.abc import Iterator
+
+from lorafit.config import TrainConfig
+from lorafit.messages import _, joined, listed
+from lorafit.planner.estimate import Estimate, Schedule
+from lorafit.planner.fast_path import FAST, why_generic
+from lorafit.planner.memory import terms
+from lorafit.planner.memory_budget import MARGIN, available_bytes
+from lorafit.planner.memory_budget import source_text as room_source
+from lorafit.planner.plan import Choice
+from lorafit.planner.search import Candidate, Question
+from lorafit.units import bytes_text, count_text, seconds_text
+
+SHOWN_TERMS = 3
+MOST_OTHERS = 4
+
+
+def term_names() -> dict[str, str]:
+    """The terms of the memory formula, for a person."""
+    return {
+        "framework": _("libraries"),
+        "weights": _("base weights"),
+        "adapter": _("adapter and optimizer"),
+        "activations": _("activations"),
+        "work": _("layer at work"),
+        "unpacking": _("unpacking of stored weights"),
+        "batch": _("micro-batch"),
+        "allocator": _("allocator"),
+    }
+
+
+def how(question: Question, chosen: Candidate, expected: Estimate) -> list[Choice]:
+    """Memory, path, split, recompute and time, each with its reason."""
+    path = [_path(question)] if question.base.engine == "torch" else []
+    return [_memory(question, chosen), *path, *_split(question, chosen), _time(expected)]
+
+
+def _memory(question: Question, chosen: Candidate) -> Choice:
+    device = chosen.layout.device
+    facts = {
+        "peak": bytes_text(chosen.peak_bytes),
+        "available": bytes_text(available_bytes(question.machine, device)),
+        "terms": listed(largest_terms(question, chosen)),
+    }
+    if not chosen.fits:
+        text = _(
+            "⚠️  About {peak} are needed, more than may be used of {available}; going on, since --token_budget was given"
+        )
+    elif source := room_source(question.machine, device):
+        text, facts["source"] = _("✓ About {peak} of {available} ({source}): {terms}"), source
+    else:
+        text = _("✓ About {peak} of {available}: {terms}")
+    return Choice("memory", facts["peak"], text.format(**facts))
+
+
+def largest_terms(question: Question, chosen: Candidate) -> list[str]:
+    """ "base weights 2.3 GiB" and the like, the largest first."""
+    sizes, names = terms(question.spec, chosen.layout), term_names()
+    largest = sorted(sizes, key=lambda name: -sizes[name])[:SHOWN_TERMS]
+    return [joined(" ", [names[name], bytes_text(sizes[name])]) for name in largest]
+
+
+def _path(question: Question) -> Choice:
+    base = question.base
+    reason = why_generic(question.spec, base.longest, base.quantization, base.device)
+    if base.path == FAST:
+        return Choice("path", base.path, _("own packed decoder, for this shape of model"))
+    return Choice("path", base.path, reason or "")
+
+
+def _split(question: Question, chosen: Candidate) -> Iterator[Choice]:
+    budget, recompute, config = chosen.token_budget, chosen.layout.recompute, question.config
+    longest = _("the longest sample has {longest}").format(longest=count_text(chosen.layout.longest))
+    asked = _("as asked; {longest}") if config.token_budget else _("the fastest that fits; {longest}")
+    if question.is_capped:
+        asked = _("memory ran out here above that; {longest}")
+    yield Choice("token_budget", str(budget), asked.format(longest=longest))
+    if recompute:
+        text = _("{layers} of {all} layers compute their activations twice, as asked")
+        if config.recompute is None:
+            text = _("{layers} of {all} layers compute their activations twice: else they would not fit")
+        yield Choice("recompute", str(recompute), text.format(layers=recompute, all=question.spec.layers))
+
+
+def _time(expected: Estimate) -> Choice:
+    text = _("{low} to {high}, {rate:,.0f} tokens/s, {source}")
+    spread = text.format(
+        low=seconds_text(expected.low),
+        high=seconds_text(expected.high),
+        rate=expected.tokens_per_second,
+        source=source_text(expected.source),
+    )
+    return Choice("time", seconds_text(expected.total), spread)
+
+
+def source_text(source: str) -> str:
+    """What an estimate of the time rests on."""
+    words = {
+        "measured": _("measured just now"),
+        "calibrated": _("from earlier runs on this machine"),
+        "catalogue": _("from the chip's speed"),
+        "guess": _("a guess: this chip is not in the catalogue"),
+    }
+    return words[source]
+
+
+def steps(config: TrainConfig, effective_batch: int, schedule: Schedule, rows: int) -> Choice:
+    text = _("{rows} rows, {batch} a step, num_epochs {epochs:g}")
+    if config.max_steps:
+        text = _("as asked; {rows} rows, {batch} a step")
+    reason = text.format(rows=count_text(rows), epochs=config.num_epochs, batch=effective_batch)
+    return Choice("steps", str(schedule.steps), reason)
+
+
+def evaluations(config: TrainConfig, schedule: Schedule, most: float) -> Choice:
+    share = _("as asked") if config.eval_steps else _("so that evaluating takes at most {share:.0%} of the time")
+    return Choice("eval_steps", str(schedule.eval_steps), share.format(share=most))
+
+
+def others(question: Question, chosen: Candidate, considered: list[Candidate]) -> list[Choice]:
+    """What was considered and not taken, and why not: the faster ones that do not fit, then the slower ones that do."""
+    rest = [candidate for candidate in considered if _flags(candidate) != _flags(chosen)]
+    faster = sorted((c for c in rest if not c.fits), key=lambda c: c.seconds)
+    slower = sorted((c for c in rest if c.fits), key=lambda c: c.seconds)
+    found: dict[str, Choice] = {}
+    for candidate in faster[:2] + slower:
+        key = f"{candidate.layout.precision} {candidate.token_budget} {candidate.fits}"
+        found.setdefault(key, _other(question, chosen, candidate))
+    return list(found.values())[:MOST_OTHERS]
+
+
+def proposal(question: Question, chosen: Candidate, packed: Candidate) -> Choice:
+    """4-bit beside a base that is not quantised: it learns something else, so it is only proposed."""
+    text = _("{ratio:.0%} of the speed, {peak}; learns on a rounded base")
+    reason = text.format(ratio=chosen.seconds / packed.seconds, peak=bytes_text(packed.peak_bytes))
+    return Choice("quantization", f"--quantization {packed.layout.quantization} {_flags(packed)}", reason)
+
+
+def more_gpus(chosen: Candidate, several: Candidate) -> Choice:
+    """A process on every GPU beside one on the first alone."""
+    text = _("{ratio:.0%} of the speed: a process on each of the machine's GPUs learns the same, sooner")
+    return Choice(
+        "processes", f"--processes {several.layout.processes}", text.format(ratio=chosen.seconds / several.seconds)
+    )
+
+
+def _flags(candidate: Candidate) -> str:
+    layout = candidate.layout
+    return f"--precision {layout.precision} --token_budget {candidate.token_budget} --recompute {layout.recompute}"
+
+
+def _other(question: Question, chosen: Candidate, other: Candidate) -> Choice:
+    layout, usable = other.layout, int(MARGIN * available_bytes(question.machine, other.layout.device))
+    ratio = other.seconds / chosen.seconds
+    if not other.fits:
+        reason = _("needs {need}, {usable} may be used").format(
+            need=bytes_text(other.peak_bytes), usable=bytes_text(usable)
+        )
+    elif layout.precision != chosen.layout.precision:
+        reason = _("{precision} is preferred where it fits").format(precision=chosen.layout.precision)
+    elif ratio > 1.005:
+        reason = _("{ratio:.0%} of the speed, {peak}").format(ratio=1 / ratio, peak=bytes_text(other.peak_bytes))
+    else:
+        reason = _("as fast, and takes more memory: {peak}").format(peak=bytes_text(other.peak_bytes))
+    return Choice("plan", _flags(other), reason)

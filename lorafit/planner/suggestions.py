@@ -1,0 +1,143 @@
+"""What would fit, where nothing does? Flags to paste, each tried with the same formula; then machines that could."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from lorafit.errors import DoesNotFit
+from lorafit.hardware.catalogue.find import described
+from lorafit.hardware.catalogue.models import SHAPES, known_spec
+from lorafit.messages import _, listed
+from lorafit.models.spec import ModelSpec
+from lorafit.planner import device_precision
+from lorafit.planner.fast_path import path_of
+from lorafit.planner.memory import terms
+from lorafit.planner.memory_budget import MARGIN, available_bytes, share_of
+from lorafit.planner.reasons import term_names
+from lorafit.planner.search import Candidate, Question, anything_fits, budgets
+from lorafit.units import bytes_text
+
+WORTH_A_TRY = 1.3  # times the available memory: beyond that no formula is so wrong
+SHORTER = (1024, 512, 384, 256, 128)
+LARGER_MACHINES = ("colab-t4", "M2 Pro 32GB", "RTX 3090", "M3 Max 64GB", "A100 80GB", "H100")  # the cheap ones first
+
+
+def does_not_fit(question: Question, nearest: Candidate, in_4bit: Candidate | None = None) -> DoesNotFit:
+    """The error that names what was predicted, term by term, and the flags that would fit; `in_4bit` was tried in vain."""
+    names, layout = term_names(), nearest.layout
+    parts = [f"{names[name]} {bytes_text(size)}" for name, size in terms(question.spec, layout).items() if size]
+    if in_4bit is not None:
+        parts.append(_("with 4-bit base weights {need} in all").format(need=bytes_text(in_4bit.peak_bytes)))
+    available = available_bytes(question.machine, layout.device)
+    return DoesNotFit(
+        _("This does not fit: training needs {need}, and {share:.0%} of {available} may be used.").format(
+            need=bytes_text(nearest.peak_bytes), share=MARGIN, available=bytes_text(available)
+        ),
+        where=_("{device}, {precision}, longest sample {longest}").format(
+            device=layout.device, precision=layout.precision, longest=layout.longest
+        ),
+        found=listed(parts),
+        fix="\n".join(remedies(question, nearest)),
+    )
+
+
+def remedies(question: Question, nearest: Candidate) -> Iterator[str]:
+    """The nearest things that would fit: shorter, 4-bit, both, a smaller model, another machine; to try all the same."""
+    packs = question.base.quantization == "none" and question.spec.packed is None
+    yield from _fewer_processes(question)
+    yield from _flags(question, packs)
+    smaller = _smaller_model(question)
+    if smaller:
+        yield _("--model_name {name}: the largest of its kind that fits").format(name=smaller)
+    else:
+        yield _("--model_name NAME: a smaller model (`demo` is the smallest)")
+    machine = _larger_machine(question)
+    if machine:
+        yield _('--machine "{name}" would do: `lorafit plan` with it tells how').format(name=machine)
+    if nearest.peak_bytes < WORTH_A_TRY * available_bytes(question.machine, question.base.device):
+        yield _("--token_budget {budget}: to try all the same").format(budget=budgets(question)[-1])
+
+
+def _fewer_processes(question: Question) -> Iterator[str]:
+    """On a CPU processes share the memory: how many would have enough."""
+    machine, count = question.machine, question.machine.shared_by
+    whole = replace(machine, available_bytes=machine.available_bytes * count)
+    for fewer in range(count - 1, 0, -1):
+        base = replace(question.base, processes=fewer)
+        alone = question.base.device == "cpu" and question.base.shards == 1
+        if alone and fits(replace(question, machine=share_of(whole, fewer), base=base)):
+            yield _("--processes {count}: each has more of the memory").format(count=fewer)
+            return
+
+
+def _flags(question: Question, packs: bool) -> Iterator[str]:
+    if packs and fits(question, quantization="4bit"):
+        yield _("--quantization 4bit: base weights in about a quarter of float32's memory")
+    shorter = [n for n in SHORTER if n < question.data.longest]
+    alone = next((n for n in shorter if fits(question, longest=n)), None)
+    if alone:
+        yield _("--max_length {length}: shorter samples").format(length=alone)
+        return
+    both = next((n for n in shorter if packs and fits(question, longest=n, quantization="4bit")), None)
+    if both:
+        yield _("--quantization 4bit --max_length {length}: both together").format(length=both)
+
+
+def fits(question: Question, longest: int | None = None, **changes: Any) -> bool:
+    """Whether something fits with `changes` to the layout, and no sample longer than `longest`."""
+    base = replace(question.base, **changes)
+    data = question.data
+    if longest is not None:
+        cut = np.minimum(data.train_lengths, longest)
+        data, base = replace(data, train_lengths=cut), replace(base, longest=longest)
+    base = replace(base, path=path_of(question.spec, base.longest, base.quantization, base.device))
+    return anything_fits(replace(question, base=base, data=data))
+
+
+def _smaller_model(question: Question) -> str | None:
+    """The largest smaller model of the catalogue that fits as it is, first of the same kind."""
+    size = question.spec.linear_weights
+    known = [(name, known_spec(name)) for name in SHAPES]
+    smaller = [(name, spec) for name, spec in known if spec is not None and spec.linear_weights < size]
+    alike = [pair for pair in smaller if pair[1].model_type == question.spec.model_type] or smaller
+    for name, spec in sorted(alike, key=lambda pair: -pair[1].parameters):
+        if _fits_model(question, spec):
+            return name
+    return None
+
+
+def _fits_model(question: Question, spec: ModelSpec) -> bool:
+    """Whether it fits as it is, or in 4 bits where that would be chosen by itself."""
+    instead, base = replace(question, spec=spec), question.base
+    by_itself = question.config.quantization == "auto" and base.quantization == "none"
+    return fits(instead) or (by_itself and fits(instead, quantization="4bit"))
+
+
+def _larger_machine(question: Question) -> str | None:
+    for name in LARGER_MACHINES:
+        machine = described(name)
+        device = machine.gpus[0].kind
+        engine = device_precision.choose_engine(question.config, machine, device).value
+        auto = question.config.model_copy(
+            update={"precision": "auto", "device": "auto", "recompute": None, "processes": None}
+        )
+        quantization = device_precision.choose_quantization(auto, device, engine).value
+        precisions = device_precision.precisions(auto, machine, device, engine)
+        alone = replace(question.base, processes=1, shards=1)
+        base = replace(alone, device=device, engine=engine, quantization=quantization, precision=precisions[0])
+        there = replace(
+            question,
+            config=auto,
+            machine=machine,
+            base=base,
+            precisions=precisions,
+            memory_factor=1.0,
+            most_tokens=None,
+        )
+        if question.spec.packed is not None and engine != "mlx":
+            continue
+        if machine.gpus[0].memory_bytes > available_bytes(question.machine, question.base.device) and fits(there):
+            return name
+    return None

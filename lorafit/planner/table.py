@@ -1,0 +1,103 @@
+"""Which machine trains which model, and how long does it take? The macOS guide's two tables, computed, beside its own figures."""
+
+from dataclasses import dataclass
+
+from lorafit.config import TrainConfig
+from lorafit.errors import ConfigError, DoesNotFit
+from lorafit.hardware.catalogue.find import described
+from lorafit.hardware.catalogue.lengths import LAWYER_LLAMA
+from lorafit.hardware.catalogue.models import known_spec
+from lorafit.models.spec import ModelSpec
+from lorafit.planner.data_stats import DataFacts
+from lorafit.planner.planner import Planned, consider
+
+# What the tables call a model, and which one stands for it.
+MODELS = {
+    "1B": "meta-llama/Llama-3.2-1B-Instruct", "3B": "meta-llama/Llama-3.2-3B-Instruct",
+    "7B": "Qwen/Qwen2.5-7B-Instruct", "8B": "meta-llama/Llama-3.1-8B-Instruct",
+    "13B": "meta-llama/Llama-2-13b-chat-hf", "32B": "Qwen/Qwen2.5-32B-Instruct",
+    "70B": "meta-llama/Llama-3.3-70B-Instruct",
+}  # fmt: skip
+# Machine -> the guide's word on what it trains; "" where the guide has none.
+GUIDE_MODELS = {
+    "M1 8GB": "1B", "M1 Pro 16GB": "3B", "M1 Max 32GB": "3B", "M2 8GB": "1B", "M2 24GB": "3B", "M2 Pro 16GB": "3B",
+    "M2 Max 96GB": "7B", "M3 Pro 18GB": "3B", "M3 Max 64GB": "7B", "M3 Max 128GB": "13B", "M4 Max 128GB": "",
+    "M2 Ultra 192GB": "", "M5 Max 128GB": "", "T4": "", "RTX 3060 12GB": "", "RTX 3090": "3B", "RTX 4090": "",
+    "A100 80GB": "", "H100": "",
+}  # fmt: skip
+# (machine, length, quantisation, hours from, to): the guide's times for Llama-3.2-3B, lawyer_llama_data, 3 epochs.
+GUIDE_HOURS = [
+    ("M1 16GB", 256, "auto", 48, 72), ("M1 Pro 16GB", 384, "auto", 24, 36), ("M2 Max 32GB", 512, "auto", 12, 18),
+    ("M3 Max 64GB", 512, "auto", 8, 12), ("RTX 3090", 512, "4bit", 9, 12),
+]  # fmt: skip
+TIMED = "3B"
+VALID_ROWS = 200
+
+
+@dataclass(frozen=True)
+class Cell:
+    """How one model trains on one machine: None for `planned` where it does not fit."""
+
+    machine: str
+    model: str
+    planned: Planned | None
+
+
+@dataclass(frozen=True)
+class Timed:
+    """The guide's time for one machine beside ours, and why they differ."""
+
+    machine: str
+    max_length: int
+    guide_hours: tuple[int, int]
+    planned: Planned | None
+    padding: float  # tokens of rows padded to max_length over real ones
+
+
+def lawyer_llama(max_length: int) -> DataFacts:
+    """The guide's data, from the catalogue."""
+    lengths = LAWYER_LLAMA.sample(LAWYER_LLAMA.rows, max_length)
+    return DataFacts(lengths[VALID_ROWS:], lengths[:VALID_ROWS], "", LAWYER_LLAMA.target_share, LAWYER_LLAMA.source)
+
+
+def cells(config: TrainConfig) -> list[Cell]:
+    """Every machine of the table with every model, at the settings of `config`."""
+    data = lawyer_llama(config.max_length)
+    return [
+        Cell(machine, model, _planned(config, machine, _spec(model), data))
+        for machine in GUIDE_MODELS
+        for model in MODELS
+    ]
+
+
+def times(config: TrainConfig) -> list[Timed]:
+    """The guide's second table."""
+    rows = []
+    for machine, length, quantization, low, high in GUIDE_HOURS:
+        data = lawyer_llama(length)
+        settings = config.model_copy(update={"max_length": length, "quantization": quantization})
+        planned = _planned(settings, machine, _spec(TIMED), data)
+        padding = length / float(data.train_lengths.mean())
+        rows.append(Timed(machine, length, (low, high), planned, padding))
+    return rows
+
+
+def settings_text(planned: Planned) -> str:
+    """How it would be trained, in a few signs: "4bit 2048", with the number of recomputed layers "4bit 2048 r12"."""
+    layout = planned.chosen.layout
+    numbers = layout.precision if layout.quantization == "none" else layout.quantization
+    recompute = f" r{layout.recompute}" if layout.recompute else ""
+    return f"{numbers} {planned.chosen.token_budget}{recompute}"
+
+
+def _spec(model: str) -> ModelSpec:
+    spec = known_spec(MODELS[model])
+    assert spec is not None
+    return spec
+
+
+def _planned(config: TrainConfig, machine: str, spec: ModelSpec, data: DataFacts) -> Planned | None:
+    try:
+        return consider(config, described(machine), spec, data)
+    except (DoesNotFit, ConfigError):
+        return None

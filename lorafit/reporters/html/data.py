@@ -1,0 +1,84 @@
+"""How does a data report become one page that any browser shows, without a network? The page itself is data.html."""
+
+from dataclasses import dataclass
+
+from lorafit.data.findings import DataReport, Lengths
+from lorafit.messages import _
+from lorafit.reporters.html.page import render
+from lorafit.reporters.text import data as words
+from lorafit.units import count_text
+
+WIDTH, HEIGHT, LEFT, BELOW, ABOVE = 960, 280, 48, 34, 18  # of the histogram, and its margins
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar of the histogram, in the picture's units; `label` is its place on the axis, "" for most of them."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    beyond: bool  # what is longer than max_length
+    label: str
+    title: str
+
+
+def page(report: DataReport) -> str:
+    """The report as HTML."""
+    titles, several = words.sample_titles(), len(report.files) > 1
+    facts: dict[str, object] = {
+        "title": words.title(report),
+        "subtitle": words.subtitle(report),
+        "figures": words.figures(report),
+        "listings": words.listings(report),
+        "lengths_title": _("Lengths in tokens, before any cut"),
+        "bars": bars(report.lengths, report.max_length) if report.lengths else [],
+        "limit": _limit(report.lengths, report.max_length) if report.lengths else None,
+        "limit_label": _("max_length {n}").format(n=count_text(report.max_length)),
+        "picture": {"width": WIDTH, "height": HEIGHT, "left": LEFT, "floor": HEIGHT - BELOW, "above": ABOVE},
+        "most": count_text(max(report.lengths.rows)) if report.lengths else "",
+        "samples": [
+            (titles[kind], [(words.place_text(s.place, several), words.sample_text(s), s.pieces) for s in samples])
+            for kind, samples in report.samples.items()
+            if samples
+        ],
+        "legend": _("learned"),
+        "other": _("read only"),
+    }
+    return render("data.html", facts)
+
+
+def bars(lengths: Lengths, max_length: int) -> list[Bar]:
+    """One a bin, the highest as high as the picture."""
+    pitch = _pitch(lengths)
+    room, most, every = HEIGHT - BELOW - ABOVE, max(lengths.rows), max(len(lengths.edges) // 8, 1)
+    labelled = range(0, len(lengths.edges) - every, every)  # room for the last one's, which always stands there
+    drawn = []
+    for place, (edge, rows) in enumerate(zip(lengths.edges, lengths.rows, strict=True)):
+        last = edge == lengths.edges[-1]
+        span = f"{count_text(edge)}+" if last else f"{count_text(edge)}–{count_text(lengths.edges[place + 1] - 1)}"
+        height = max(room * rows / most, 1.5 if rows else 0)
+        drawn.append(
+            Bar(
+                x=LEFT + pitch * place + 1,
+                y=HEIGHT - BELOW - height,
+                width=pitch - 2,
+                height=height,
+                beyond=edge >= max_length,
+                label=f"{count_text(edge)}+" if last else count_text(edge) if place in labelled else "",
+                title=_("{span} tokens: {rows} rows").format(span=span, rows=count_text(rows)),
+            )
+        )
+    return drawn
+
+
+def _pitch(lengths: Lengths) -> float:
+    return (WIDTH - LEFT) / len(lengths.edges)
+
+
+def _limit(lengths: Lengths, max_length: int) -> float | None:
+    """Where max_length stands on the axis; None where it lies beyond the last edge."""
+    if max_length > lengths.edges[-1] or len(lengths.edges) < 2:
+        return None
+    return LEFT + _pitch(lengths) * max_length / lengths.edges[1]

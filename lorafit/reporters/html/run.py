@@ -1,0 +1,170 @@
+"""How does a run become one page that tells all of it? Asked, planned, measured, what happened, and how to use what came of it."""
+
+import contextlib
+import time
+from pathlib import Path
+
+from lorafit.errors import LorafitError
+from lorafit.events import Answered, Event, Failed, Finished, Restarted, Resumed, Shrunk, Started, Stopped, Warned
+from lorafit.messages import _
+from lorafit.reporters.html.curve import picture
+from lorafit.reporters.html.page import render, write_page
+from lorafit.reporters.terminal import next_commands
+from lorafit.reporters.terminal.runs import state_text
+from lorafit.reporters.text.data import Figure, Listing
+from lorafit.run_folders import history
+from lorafit.run_folders.directory import RunDir
+from lorafit.run_folders.history import Record, Results
+from lorafit.units import bytes_text, count_text, seconds_text
+
+MARKS = "✓⚠️ "  # what sentences of the plan begin with
+HAPPENED = (Started, Restarted, Resumed, Shrunk, Warned, Stopped, Failed, Finished)
+
+
+class RunPage:
+    """Writes report.html into the folder of the run that `started` names, when the run is over."""
+
+    def __init__(self) -> None:
+        self._run: RunDir | None = None
+
+    def see(self, event: Event) -> None:
+        """Take note of the run's folder."""
+        if isinstance(event, Started):
+            self._run = RunDir(Path(event.run))
+
+    def close(self) -> None:
+        """Write the page; a disk that takes no more loses only this."""
+        if self._run is not None and self._run.path.is_dir():
+            with contextlib.suppress(LorafitError, OSError):
+                write_page(page(history.read(self._run)), self._run.report)
+
+
+def page(record: Record) -> str:
+    """The run as HTML."""
+    curves, results = history.curves(record), history.results(record)
+    losses = {_("training"): curves.get("loss", []), _("held out"): curves.get("valid_loss", [])}
+    pictures = [picture(_("Loss, nats per target token"), losses)]
+    pictures += [
+        picture(title, {name: curves.get(name, [])})
+        for name, title in (("lr", _("Learning rate")), ("tokens/s", _("Tokens per second")))
+    ]
+    facts: dict[str, object] = {
+        "title": record.info.name,
+        "subtitle": _subtitle(record),
+        "failure": history.why_not_finished(record) or "",
+        "figures": _figures(record, results),
+        "pictures": [drawn for drawn in pictures if drawn is not None],
+        "listings": [listing for listing in _listings(record, results) if listing.rows],
+        "answers_title": _("A question that was held out"),
+        "answers": [
+            (e.question, ((_("before, the base model"), e.base), (_("after, with the adapter"), e.tuned)))
+            for e in record.of(Answered)
+        ],
+        "use_title": _("Going on"),
+        "use": _use(record),
+    }
+    return render("run.html", facts)
+
+
+def _subtitle(record: Record) -> str:
+    where = "/".join(str(record.plan[key]) for key in ("engine", "device", "precision") if key in record.plan)
+    model = record.info.model or str(record.settings.get("model_name", "?"))
+    data = str(record.settings.get("dataset_name", "?"))
+    begun = history.begun(record)
+    when = "" if begun is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(begun))
+    return " · ".join(part for part in (model, data, where, when) if part)
+
+
+def _figures(record: Record, results: Results) -> list[Figure]:
+    info = record.info
+    steps = _("{step} of {steps} steps").format(step=info.step, steps="?" if info.steps is None else info.steps)
+    before, after = results.valid_loss_before, results.valid_loss_after
+    figures = [Figure(_("state"), state_text(info.state), steps, True if info.state == "finished" else None)]
+    if before is not None and after is not None:
+        figures.append(
+            Figure(_("held-out loss"), f"{after:.4f}", _("{loss} before").format(loss=f"{before:.4f}"), after < before)
+        )
+    if results.best_loss is not None and results.best_step is not None:
+        figures.append(
+            Figure(
+                _("best held-out loss"), f"{results.best_loss:.4f}", _("at step {step}").format(step=results.best_step)
+            )
+        )
+    figures.append(Figure(_("time in steps"), seconds_text(results.seconds), _rate(results.tokens_per_second)))
+    if results.peak_bytes is not None:
+        figures.append(Figure(_("memory at the peak"), bytes_text(results.peak_bytes)))
+    count = len(record.of(Restarted))
+    figures.append(
+        Figure(_("restarts"), count_text(count), _("by itself, after a death") if count else "", not count or None)
+    )
+    return figures
+
+
+def _rate(rate: float | None) -> str:
+    return "" if rate is None else _("{rate:,.0f} tok/s").format(rate=rate)
+
+
+def _listings(record: Record, results: Results) -> list[Listing]:
+    asked = [(p.name, _value(p.one), _value(p.other)) for p in history.changed_settings(record.settings)]
+    planned = [(row["setting"], row["value"], row["reason"].lstrip(MARKS)) for row in history.choices(record.plan)]
+    return [
+        Listing(_("Predicted and measured"), ("", _("predicted"), _("measured")), _compared(record, results), (1, 2)),
+        Listing(_("What happened"), (_("time"), _("step"), ""), _happened(record), (1,)),
+        Listing(_("Asked: settings that are not the defaults"), (_("setting"), _("value"), _("default")), asked),
+        Listing(_("Planned, and why"), (_("setting"), _("value"), _("reason")), planned),
+    ]
+
+
+def _compared(record: Record, results: Results) -> list[tuple[str, ...]]:
+    """What the plan predicted beside what was measured; what it did not predict is left out."""
+    plan = record.plan
+    whole = results.seconds if record.info.state == "finished" else None
+    rows = [
+        (_("memory at the peak"), bytes_text, plan.get("predicted_peak_bytes"), results.peak_bytes),
+        (_("time of all steps"), seconds_text, plan.get("predicted_seconds"), whole),
+        (_("tokens per second"), lambda rate: f"{rate:,.0f}", plan.get("predicted_tokens_per_second"), results.tokens_per_second),
+    ]  # fmt: skip
+    good = [(name, text, p, m) for name, text, p, m in rows if isinstance(p, int | float) and p > 0 and m is not None]
+    return [(name, text(predicted), text(measured)) for name, text, predicted, measured in good]
+
+
+def _happened(record: Record) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for event in record.events:
+        text = _told(event)
+        if isinstance(event, HAPPENED) and text and isinstance(event.time, int | float):
+            rows.append((time.strftime("%m-%d %H:%M:%S", time.localtime(event.time)), str(event.step), text))
+    return rows
+
+
+def _told(event: Event) -> str:
+    match event:
+        case Started():
+            return _("Training begins.")
+        case Resumed():
+            return _("Going on after step {step} from {path}.").format(step=event.step, path=event.checkpoint or "-")
+        case Stopped():
+            return _("Stopped by signal {signal}; everything is saved.").format(signal=event.signal)
+        case Finished():
+            return _("Finished.")
+        case Restarted() | Shrunk() | Warned() | Failed():
+            return str(event.text).lstrip(MARKS)
+    return ""
+
+
+def _use(record: Record) -> list[tuple[str, str]]:
+    """What to do next, and the command for it."""
+    run = str(record.run.path)
+    use = []
+    if record.info.state in ("stopped", "interrupted"):
+        use.append((_("go on"), next_commands.resume(run)))
+    if record.adapter is not None:
+        use.append((_("talk to it"), next_commands.chat(run)))
+        use.append((_("compare it with the base"), next_commands.compare(run)))
+        use.append((_("the adapter, as peft loads it"), str(record.adapter)))
+    use.append((_("see the curves"), next_commands.curves(str(Path(run).parent))))
+    return use
+
+
+def _value(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

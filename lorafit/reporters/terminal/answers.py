@@ -1,0 +1,64 @@
+"""How are many answers written? JSON Lines to a file, whole or not at all, or to stdout; how far it is goes to stderr."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import track
+
+from lorafit.atomic import disk_errors, ensure_writable
+from lorafit.errors import DiskError
+from lorafit.messages import _
+
+
+def write_answers(answers: Iterator[dict[str, str]], total: int, output: str | None, notes: Console) -> None:
+    """Write each of `answers` as a line to the file `output` (None: stdout). Raises DiskError."""
+    watched = (
+        track(answers, _("Answering"), total, console=notes) if notes.is_interactive else _told(answers, total, notes)
+    )
+    with _opened(output) as file:
+        for answer in watched:
+            file.write(json.dumps(answer, ensure_ascii=False) + "\n")
+            file.flush()
+
+
+def check_output(output: str | None) -> None:
+    """Raise DiskError unless answers can be written to the file `output`; before the model is loaded."""
+    if output is None:
+        return
+    path = Path(output).expanduser()
+    if path.is_dir():
+        raise DiskError(_("Answers go to a file; this is a folder."), where=path, fix=_("Name a file with --output."))
+    try:
+        ensure_writable(path.parent)
+    except DiskError as error:
+        error.fix = _("Name a file in a folder that you may write with --output.")
+        raise
+
+
+@contextmanager
+def _opened(output: str | None) -> Iterator[TextIO]:
+    """Stdout, or a file beside `output` that takes its name at the end; answers of a broken-off run stay in it."""
+    if output is None:
+        yield sys.stdout
+        return
+    path = Path(output).expanduser()
+    part = path.with_name(path.name + ".part")
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("w", encoding="utf-8") as file:
+            yield file
+        part.replace(path)
+
+
+def _told(answers: Iterator[dict[str, str]], total: int, notes: Console) -> Iterator[dict[str, str]]:
+    """A line for every twentieth part."""
+    every = max(total // 20, 1)
+    for count, answer in enumerate(answers, 1):
+        yield answer
+        if count % every == 0 or count == total:
+            notes.print(_("{count}/{total} answered").format(count=count, total=total))

@@ -1,0 +1,106 @@
+"""How do the catalogue of machines, and the tables of what each of them trains, look? A line a machine, at 80 columns."""
+
+from rich.console import Console
+from rich.text import Text
+
+from lorafit.hardware.catalogue import cpus
+from lorafit.hardware.catalogue.clouds import INSTANCES
+from lorafit.hardware.catalogue.find import CHIPS
+from lorafit.messages import _, listed, translate
+from lorafit.planner.table import GUIDE_MODELS, MODELS, Cell, Timed, settings_text
+from lorafit.reporters.terminal.columns import show_line, show_rows, show_title
+
+PACKED = "*"  # beside a time
+
+
+def show_machines(console: Console) -> None:
+    """Print the catalogue, and below it where its figures are from."""
+    processors = [*cpus.MEASURED.items(), (_("any other"), (cpus.UNKNOWN, cpus.UNKNOWN_SOURCE))]
+    given = [*(chip.source for chip in CHIPS), *(source for _name, (_rate, source) in processors)]
+    sources = list(dict.fromkeys([*given, *(one.source for one in INSTANCES)]))
+    titles = [_("machine"), _("memory in GB"), "GB/s", "fp32", "bf16", "fp16", _("source")]
+    rows = [_head(titles)]
+    for chip in CHIPS:
+        sizes = listed(map(str, chip.memory_gb))
+        rates = [f"{chip.teraflops[p]:g}" if p in chip.teraflops else "-" for p in ("fp32", "bf16", "fp16")]
+        source = _mark(sources, chip.source)
+        rows.append([Text(chip.name, "bold"), sizes, f"{chip.gigabytes_per_second:g}", *rates, source])
+    show_rows(rows, console, (2, 3, 4, 5))
+    console.print(Text(_("fp32, bf16, fp16: TFLOP/s as the maker states them.") + "\n", "dim"))
+    cores = [_head([_("processor"), _("GFLOP/s a core, fp32"), _("source")])]
+    cores += [[Text(name, "bold"), f"{rate:g}", _mark(sources, source)] for name, (rate, source) in processors]
+    show_rows(cores, console, (1,))
+    console.print()
+    rented = [_head([_("rented machine"), "GPU", _("memory in GB"), _("cores"), _("source")])]
+    for one in INSTANCES:
+        gpu, source = f"{one.gpus} x {one.chip} {one.gpu_gb} GB", _mark(sources, one.source)
+        rented.append([Text(one.name, "bold"), gpu, str(one.memory_gb), str(one.cores), source])
+    show_rows(rented, console, (2, 3))
+    show_title(_("Sources"), console)
+    show_rows([[_mark(sources, source), translate(source)] for source in sources], console, fold=True)
+    console.print()
+    console.print(_("Plan for one of them: {command}").format(command='lorafit plan --machine "M1 Pro 16GB"'))
+
+
+def _head(titles: list[str]) -> list[str | Text]:
+    return [Text(title, "dim") for title in titles]
+
+
+def _mark(sources: list[str], source: str) -> Text:
+    return Text(f"[{sources.index(source) + 1}]", "dim")
+
+
+def show_tables(cells: list[Cell], times: list[Timed], console: Console) -> None:
+    """Print which machine trains which model, and how long the guide's run takes."""
+    show_title(_("How long lawyer_llama_data takes (21,476 rows, 3 epochs), by size of the model"), console)
+    rows = [_head([_("machine"), *MODELS, _("guide")])]
+    for name, guide in GUIDE_MODELS.items():
+        own = [cell for cell in cells if cell.machine == name]
+        rows.append([Text(name, "bold"), *(_cell(cell) for cell in own), guide])
+    show_rows(rows, console, range(1, len(MODELS) + 1))
+    notes = [
+        _(
+            "*: with 4-bit base weights. -: does not fit, not even so. guide: the largest that the macOS guide trains there."
+        ),
+        _("Where more fits than the guide says: fewer bits, layers that compute their activations twice, no padding."),
+    ]
+    _show_notes(notes, console)
+    show_title(_("Llama-3.2-3B beside the guide's times"), console)
+    titles = [_("machine"), _("length"), _("settings"), _("ours"), _("guide"), _("guide / ours"), _("padding")]
+    show_rows([_head(titles), *(_timed(timed) for timed in times)], console, (1, 3, 4, 5, 6))
+    notes = [
+        _("settings: numbers of the base, token_budget, r and how many layers compute their activations twice."),
+        _("padding: of rows padded to the length, as the guide's are, tokens over real ones. Ours are not padded."),
+        _("Times are from the chips' stated speeds, not measured: they may be off by half."),
+    ]
+    _show_notes(notes, console)
+
+
+def _show_notes(notes: list[str], console: Console) -> None:
+    for note in notes:
+        show_line(Text(note, "dim"), console)
+
+
+def _timed(timed: Timed) -> list[str | Text]:
+    low, high = timed.guide_hours
+    guide, padding = f"{low}-{high} h", f"{timed.padding:.1f}"
+    if timed.planned is None:
+        return [Text(timed.machine, "bold"), str(timed.max_length), "-", "-", guide, "-", padding]
+    ratio = (low + high) / 2 / (timed.planned.estimate.total / 3600)
+    ours, settings = short_time(timed.planned.estimate.total), settings_text(timed.planned)
+    return [Text(timed.machine, "bold"), str(timed.max_length), settings, ours, guide, f"{ratio:.1f}", padding]
+
+
+def short_time(seconds: float) -> str:
+    """A time in few cells, so that a line holds seven: "0.4 h", "25 h", "3.4 d"."""
+    hours = seconds / 3600
+    number = hours if hours < 48 else hours / 24
+    text = _("{number} h") if hours < 48 else _("{number} d")
+    return text.format(number=f"{number:.1f}" if number < 9.95 else f"{number:.0f}")
+
+
+def _cell(cell: Cell) -> str | Text:
+    if cell.planned is None:
+        return Text("- ", "dim")
+    packed = cell.planned.chosen.layout.quantization != "none"
+    return short_time(cell.planned.estimate.total) + (PACKED if packed else " ")

@@ -1,0 +1,121 @@
+"""How does a person talk to a model at the terminal? Streamed answers, a few commands, Ctrl-C; piped: questions in, answers out."""
+
+import json
+import sys
+from collections.abc import Callable
+from contextlib import closing, suppress
+from pathlib import Path
+
+from lorafit.errors import LorafitError
+from lorafit.evaluation.chat import Chat
+from lorafit.messages import _
+
+with suppress(ImportError):
+    import readline  # noqa: F401  (input() edits and remembers lines once it is imported; Windows has none)
+
+
+class Leave(Exception):
+    """The person wants to go."""
+
+
+def talk(chat: Chat) -> None:
+    """Read questions from stdin and stream the answers to stdout until the end of input, /exit, or Ctrl-C twice."""
+    at_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    if at_terminal:
+        print(_("Ask away. /help lists the commands, /exit leaves."))
+    interrupted = False
+    while True:
+        try:
+            line = input(_prompt(chat) if at_terminal else "").strip()
+            interrupted = False
+            if line:
+                _turn(chat, line)
+        except (EOFError, Leave):
+            return
+        except KeyboardInterrupt:
+            if interrupted or not at_terminal:
+                raise
+            interrupted = True
+            print("\n" + _("Ctrl-C again leaves."))
+
+
+def _prompt(chat: Chat) -> str:
+    return "> " if chat.adapter_on or not chat.has_adapter else _("base> ")
+
+
+def _turn(chat: Chat, line: str) -> None:
+    if not line.startswith("/"):
+        _answer(chat, line)
+        return
+    name, _space, rest = line.partition(" ")
+    command = COMMANDS.get(name)
+    if command is None:
+        print(_("There is no command {name}.").format(name=name))
+        command = _help
+    command(chat, rest.strip())
+
+
+def stream(chat: Chat, question: str) -> None:
+    """Print the answer to `question` as it comes."""
+    with closing(chat.reply(question)) as pieces:
+        for piece in pieces:
+            print(piece, end="", flush=True)
+    print(flush=True)
+
+
+def _answer(chat: Chat, question: str) -> None:
+    """What goes wrong with one answer (memory, a template) does not end the conversation."""
+    try:
+        stream(chat, question)
+    except LorafitError as error:
+        print(f"\n{error}", file=sys.stderr)
+
+
+def _reset(chat: Chat, _rest: str) -> None:
+    chat.reset()
+    print(_("Forgotten; we begin anew."))
+
+
+def _base(chat: Chat, _rest: str) -> None:
+    if not chat.has_adapter:
+        print(_("There is no adapter here: these are the base model's answers."))
+        return
+    chat.adapter_on = not chat.adapter_on
+    print(_("The adapter is on.") if chat.adapter_on else _("The adapter is off: the base model answers."))
+
+
+def _save(chat: Chat, rest: str) -> None:
+    """Append the conversation to a file as a row that training reads."""
+    if not rest:
+        print(_("Name a file: /save chat.jsonl"))
+        return
+    try:
+        with Path(rest).expanduser().open("a", encoding="utf-8") as file:
+            turns = [{"role": turn.role, "content": turn.content} for turn in chat.transcript()]
+            file.write(json.dumps({"messages": turns}, ensure_ascii=False) + "\n")
+    except OSError as error:
+        print(_("Not saved: {error}").format(error=error))
+        return
+    print(_("Saved to {path}.").format(path=rest))
+
+
+def _help(_chat: Chat, _rest: str) -> None:
+    print(_("/reset      forget what was said"))
+    print(_("/base       switch the adapter off and on"))
+    print(_("/save FILE  append the conversation to FILE (JSON Lines)"))
+    print(_("/help       show this"))
+    print(_("/exit       leave (or Ctrl-D)"))
+
+
+def _leave(_chat: Chat, _rest: str) -> None:
+    raise Leave
+
+
+COMMANDS: dict[str, Callable[[Chat, str], None]] = {
+    "/reset": _reset,
+    "/base": _base,
+    "/save": _save,
+    "/help": _help,
+    "/exit": _leave,
+    "/quit": _leave,
+}

@@ -1,0 +1,60 @@
+"""How is shown what was written for a cloud? The files, what the planner says of the place's machines, and what is next."""
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lorafit.messages import _, aside, clauses, listed
+from lorafit.transfer.cloud.base import Offer
+from lorafit.transfer.cloud.send import Sent
+from lorafit.units import seconds_text
+
+
+def show_sent(sent: Sent, console: Console) -> None:
+    """Print it all."""
+    head = _("✓ {place}: {folder}: {files}")
+    text = head.format(place=sent.title, folder=sent.folder, files=listed(sent.files))
+    console.print(Text(text), soft_wrap=True)
+    if sent.offers:
+        console.print()
+        console.print(_table(sent.offers))
+        if note := _prices_note(sent.offers):
+            console.print(Text(note, "dim"))
+    console.print()
+    for number, step in enumerate(sent.steps, 1):
+        console.print(Text(f"{number}. {step}"), soft_wrap=True)
+    console.print(Text(_("When it is done: {command}").format(command="lorafit fetch result.zip")), soft_wrap=True)
+
+
+def _table(offers: list[Offer]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in (_("machine"), "GPU", _("plan"), _("time"), _("price")):
+        table.add_column(title, overflow="fold")
+    for offer in offers:
+        plan = f"✓ {offer.words}" if offer.fits else f"✗ {offer.words}"
+        table.add_row(offer.machine, offer.gpu, plan, _time(offer), _price(offer))
+    return table
+
+
+def _time(offer: Offer) -> str:
+    if offer.seconds is None:
+        return ""
+    return aside(seconds_text(offer.seconds), f"{seconds_text(offer.low)} - {seconds_text(offer.high)}")
+
+
+def _price(offer: Offer) -> str:
+    if not offer.fits or offer.price is None or offer.price.dollars is None:
+        return "?" if offer.fits else ""
+    if offer.price.dollars == 0:
+        return _("free")
+    return f"$ {offer.dollars:.2f} ($ {offer.price.dollars:.2f}/h)"
+
+
+def _prices_note(offers: list[Offer]) -> str:
+    """Where the prices are from, and of when."""
+    dates: dict[str, set[str]] = {}
+    for offer in offers:
+        if offer.fits and offer.price is not None:
+            dates.setdefault(offer.price.source, set()).add(offer.price.read)
+    sources = clauses(f"{source} ({listed(sorted(read))})" for source, read in dates.items())
+    return _("Prices: {sources}").format(sources=sources) if sources else ""

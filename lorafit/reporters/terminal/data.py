@@ -1,0 +1,88 @@
+"""How is a data report shown on a terminal? Figures, tables, a histogram of bars, and samples with their targets coloured."""
+
+from rich.console import Console
+from rich.text import Text
+
+from lorafit.data.findings import DataReport, Lengths, Shown
+from lorafit.messages import _
+from lorafit.reporters.terminal.columns import show_line, show_rows
+from lorafit.reporters.text import data as words
+from lorafit.units import count_text
+
+BAR = 40  # characters of the longest bar
+PIECE = 240  # characters of a piece of a sample; of longer ones the middle is left out
+TARGET = "bold green"
+
+
+def show_data(report: DataReport, console: Console) -> None:
+    """Print the report; without colours targets stand in ⟦ ⟧."""
+    show_figures(report, console)
+    for listing in words.listings(report):
+        _heading(listing.title, console)
+        titles = [Text(column, "dim") for column in listing.columns]
+        show_rows([titles, *listing.rows], console, listing.figures, fold=True)
+    if report.lengths is not None:
+        _heading(_("Lengths in tokens, before any cut"), console)
+        show_rows(_bars(report.lengths, report.max_length), console, (0, 1))
+    for kind, samples in report.samples.items():
+        if samples:
+            _heading(words.sample_titles()[kind], console)
+        for number, sample in enumerate(samples):
+            if number:
+                _blank(console)
+            _sample(sample, len(report.files) > 1, console)
+
+
+def show_figures(report: DataReport, console: Console) -> None:
+    """Print the report's figures alone."""
+    console.print(Text(words.title(report), "bold"))
+    console.print(Text(words.subtitle(report), "dim"))
+    _blank(console)
+    show_rows(_figures(report), console, (2,), fold=True)
+
+
+def _blank(console: Console) -> None:
+    console.print()
+
+
+def _heading(text: str, console: Console) -> None:
+    _blank(console)
+    console.print(Text(text, "bold cyan"))
+
+
+def _figures(report: DataReport) -> list[list[str | Text]]:
+    marks = {True: Text("✓", "green"), False: Text("⚠", "yellow"), None: Text("")}
+    return [
+        [marks[figure.good], figure.label, Text(figure.value, "bold"), Text(figure.note, "dim")]
+        for figure in words.figures(report)
+    ]
+
+
+def _bars(lengths: Lengths, max_length: int) -> list[list[str | Text]]:
+    """A line a bin; what is longer than `max_length` in another colour."""
+    most = max(lengths.rows)
+    bars: list[list[str | Text]] = []
+    for edge, rows in zip(lengths.edges, lengths.rows, strict=True):
+        style = "yellow" if edge >= max_length else "cyan"
+        bar = "█" * round(BAR * rows / most) or ("▏" if rows else "")
+        last = edge == lengths.edges[-1]
+        bars.append([f"{count_text(edge)}{'+' if last else ' '}", count_text(rows), Text(bar, style)])
+    return bars
+
+
+def _sample(sample: Shown, several: bool, console: Console) -> None:
+    console.print(Text(f"{words.place_text(sample.place, several)}  {words.sample_text(sample)}", "dim"))
+    text = Text()
+    for piece, is_target in sample.pieces:
+        marked = is_target and console.color_system is None
+        text.append(f"⟦{_middle(piece)}⟧" if marked else _middle(piece), TARGET if is_target else "")
+    text.rstrip()
+    show_line(text, console)
+
+
+def _middle(text: str) -> str:
+    """`text` without its middle where it is long."""
+    if len(text) <= PIECE:
+        return text
+    left_out = _("… {n} characters …").format(n=count_text(len(text) - PIECE))
+    return f"{text[: PIECE // 2]} {left_out} {text[-PIECE // 2 :]}"

@@ -1,0 +1,175 @@
+"""How does one run, and how do two beside each other, look on a terminal?"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from lorafit.messages import _, aside, labelled, listed
+from lorafit.reporters.terminal import next_commands
+from lorafit.reporters.terminal.columns import show_line, show_rows, show_title, show_whole
+from lorafit.reporters.terminal.runs import state_text
+from lorafit.reporters.terminal.sparkline import sparkline
+from lorafit.run_folders import history
+from lorafit.run_folders.history import Difference, Record
+from lorafit.units import bytes_text, seconds_text
+
+MARKS = "✓⚠️ "  # what sentences of the plan begin with
+
+
+def show_record(record: Record, console: Console) -> None:
+    """Print everything about one run."""
+    show_rows(_facts(record), console)
+    for fault in record.faults:
+        show_line(Text(f"⚠  {fault}", "yellow"), console)
+    _show_part(_("Settings that are not the defaults"), _setting_rows(record), console)
+    _show_part(_("Plan"), _plan_rows(record), console)
+    _show_part(_("Losses"), _loss_rows(record), console)
+    _show_part(_("Curves"), _curve_rows(record), console)
+    _show_part(_("Restarts"), _restart_rows(record), console)
+    _show_part(_("Adapter"), [[str(record.adapter)]] if record.adapter else [], console)
+    show_title(_("Going on"), console)
+    for purpose, command in _follow(record).items():
+        show_whole(Text.assemble(labelled(purpose, ""), (command, "bold cyan")), console)
+
+
+def show_difference(one: Record, other: Record, console: Console) -> None:
+    """Print what sets two runs apart, and what came of each."""
+    names = [Text(record.info.name, "bold") for record in (one, other)]
+    settings = history.differences(one.settings, other.settings)
+    told = {(pair.name, str(pair.one), str(pair.other)) for pair in settings}
+    planned = history.differences(history.planned(one.plan), history.planned(other.plan))
+    planned = [pair for pair in planned if (pair.name, str(pair.one), str(pair.other)) not in told]
+    rows: list[Sequence[str | Text]] = [["", *names]]
+    for title, pairs in ((_("settings"), settings), (_("plan"), planned)):
+        rows.append([Text(title if pairs else _("{part}: the same").format(part=title), "dim"), "", ""])
+        rows += [[f"  {pair.name}", _value(pair.one), _value(pair.other)] for pair in pairs]
+    rows.append([Text(_("results"), "dim"), "", ""])
+    rows += [[f"  {pair.name}", _value(pair.one), _value(pair.other)] for pair in _result_pairs(one, other)]
+    show_rows(rows, console)
+    for record in (one, other):
+        for fault in record.faults:
+            text = labelled(record.info.name, fault)
+            show_line(Text(f"⚠  {text}", "yellow"), console)
+
+
+def _show_part(title: str, rows: list[list[str | Text]], console: Console) -> None:
+    if rows:
+        show_title(title, console)
+        show_rows(rows, console)
+
+
+def _facts(record: Record) -> list[list[str | Text]]:
+    info, results = record.info, history.results(record)
+    begun = history.begun(record)
+    steps = _("{step} of {steps} steps").format(step=info.step, steps="?" if info.steps is None else info.steps)
+    where = "/".join(str(record.plan[key]) for key in ("engine", "device", "precision") if key in record.plan)
+    model = str(info.model or record.settings.get("model_name", "?"))
+    rows: list[list[str | Text]] = [
+        [_("run"), Text(info.name, "bold")],
+        [_("state"), listed([state_text(info.state), steps])],
+        [_("model"), aside(model, where) if where else model],
+        [_("data"), str(record.settings.get("dataset_name", "?"))],
+        [_("begun"), "?" if begun is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(begun))],
+        [_("training"), _pace_text(results)],
+        [_("folder"), aside(str(record.run.path), bytes_text(record.bytes))],
+    ]
+    if failure := history.why_not_finished(record):
+        rows.append([_("failed"), Text(failure, "red")])
+    return rows
+
+
+def _pace_text(results: history.Results) -> str:
+    parts = [seconds_text(results.seconds)]
+    if results.tokens_per_second is not None:
+        parts.append(_("{rate:,.0f} tok/s").format(rate=results.tokens_per_second))
+    if results.peak_bytes is not None:
+        parts.append(_("{size} at the peak").format(size=bytes_text(results.peak_bytes)))
+    return listed(parts)
+
+
+def _setting_rows(record: Record) -> list[list[str | Text]]:
+    pairs = history.changed_settings(record.settings)
+    return [
+        [p.name, Text(_value(p.one), "bold"), Text(_("default {value}").format(value=_value(p.other)), "dim")]
+        for p in pairs
+    ]
+
+
+def _plan_rows(record: Record) -> list[list[str | Text]]:
+    rows = history.choices(record.plan)
+    return [[row["setting"], Text(row["value"], "bold"), Text(row["reason"].lstrip(MARKS), "dim")] for row in rows]
+
+
+def _loss_rows(record: Record) -> list[list[str | Text]]:
+    results = history.results(record)
+    best = _loss(results.best_loss)
+    if results.best_loss is not None and results.best_step is not None:
+        best = _("{loss} at step {step}").format(loss=best, step=results.best_step)
+    found = [
+        (_("held out, before"), results.valid_loss_before, _loss(results.valid_loss_before)),
+        (_("held out, after"), results.valid_loss_after, _loss(results.valid_loss_after)),
+        (_("held out, best"), results.best_loss, best),
+        (_("training, last steps"), results.train_loss, _loss(results.train_loss)),
+    ]
+    return [[name, Text(text, "bold")] for name, loss, text in found if loss is not None]
+
+
+def _curve_rows(record: Record) -> list[list[str | Text]]:
+    rows: list[list[str | Text]] = []
+    for name, points in history.curves(record).items():
+        values = [value for _step, value in points]
+        ends = f"{_figure(name, values[0])} → {_figure(name, values[-1])}"
+        rows.append([name, Text(sparkline(values), "cyan"), ends])
+    return rows
+
+
+def _restart_rows(record: Record) -> list[list[str | Text]]:
+    return [
+        [_("after step {step}").format(step=event.step), event.checkpoint or _("from the start")]
+        for event in history.restarts(record)
+    ]
+
+
+def _follow(record: Record) -> dict[str, str]:
+    run = str(record.run.path)
+    follow = {}
+    if record.info.state in ("stopped", "interrupted"):
+        follow[_("go on")] = next_commands.resume(run)
+    if record.adapter is not None:
+        follow[_("talk to it")] = next_commands.chat(run)
+    follow[_("see the curves")] = next_commands.curves(str(Path(run).parent))
+    return follow
+
+
+def _result_pairs(one: Record, other: Record) -> list[Difference]:
+    return [Difference(name, a, b) for (name, a), (_name, b) in zip(_results(one), _results(other), strict=True)]
+
+
+def _results(record: Record) -> list[tuple[str, str]]:
+    info, results = record.info, history.results(record)
+    return [
+        (_("state"), listed([state_text(info.state), f"{info.step}/{'?' if info.steps is None else info.steps}"])),
+        (_("held out, before"), _loss(results.valid_loss_before)),
+        (_("held out, after"), _loss(results.valid_loss_after)),
+        (_("held out, best"), _loss(results.best_loss)),
+        (_("training, last steps"), _loss(results.train_loss)),
+        (_("training"), _pace_text(results)),
+    ]
+
+
+def _value(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _loss(loss: float | None) -> str:
+    return "?" if loss is None else f"{loss:.4f}"
+
+
+def _figure(name: str, value: float) -> str:
+    """A number of the curve `name`: losses to four places, rates as whole numbers, learning rates in short."""
+    if name.endswith("loss"):
+        return f"{value:.4f}"
+    return f"{value:,.0f}" if name == "tokens/s" else f"{value:.3g}"

@@ -1,0 +1,77 @@
+"""How does a plan look before a run? Machine, model, data, choices with reasons, memory by term, time, and the runners-up."""
+
+import time
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.text import Text
+
+from lorafit.messages import _
+from lorafit.planner import memory_budget
+from lorafit.planner.plan import Choice
+from lorafit.planner.reasons import source_text, term_names
+from lorafit.reporters.terminal.columns import show_line, show_rows, show_whole
+from lorafit.training.preview import Outlook, described_facts
+from lorafit.units import bytes_text, seconds_text
+
+MARKS = ("✓", "⚠", "✗")
+
+
+def show_plan(look: Outlook, console: Console) -> None:
+    """Print all of it."""
+    for note in look.notes:
+        console.print(Text(f"⚠  {note}", "yellow"), soft_wrap=True)
+    _show(described_facts(look), console)
+    console.print()
+    _show((c for c in look.plan.choices if c.setting not in ("memory", "time")), console)
+    console.print()
+    _show_memory(look, console)
+    console.print()
+    _show_time(look, console)
+    if look.others:
+        console.print(Text("\n" + _("Considered and not taken"), "bold"))
+        for other in look.others:
+            show_whole(Text(f"  {other.value}"), console)
+            show_rows([["  ", Text(other.reason, "dim")]], console, fold=True)
+
+
+def _show(choices: Iterable[Choice], console: Console) -> None:
+    rows: list[list[str | Text]] = [
+        [choice.setting, Text(choice.value, "bold"), Text(choice.reason, "dim")] for choice in choices
+    ]
+    show_rows(rows, console, fold=True)
+
+
+def _show_memory(look: Outlook, console: Console) -> None:
+    plan, names = look.plan, term_names()
+    text = _("Memory at its peak: {peak} of {available}")
+    if plan.processes > 1:
+        text = _("Memory of each of {count} processes at its peak: {peak} of {available}")
+    peak, available = bytes_text(plan.predicted_peak_bytes), bytes_text(plan.available_bytes)
+    title = Text(text.format(count=plan.processes, peak=peak, available=available), "bold")
+    if source := memory_budget.source_text(look.planned.question.machine, plan.device):
+        title.append(_(" ({source})").format(source=source), "not bold dim")
+    console.print(title, soft_wrap=True)
+    terms = sorted(plan.memory_terms.items(), key=lambda item: -item[1])
+    show_rows([[f"  {names[name]}", bytes_text(size)] for name, size in terms if size], console, (1,), fold=True)
+
+
+def _show_time(look: Outlook, console: Console) -> None:
+    expected = look.planned.estimate
+    text = _("Time: {total} ({low} to {high}), {rate:,.0f} tokens/s, {source}")
+    line = text.format(
+        total=seconds_text(expected.total),
+        low=seconds_text(expected.low),
+        high=seconds_text(expected.high),
+        rate=expected.tokens_per_second,
+        source=source_text(expected.source),
+    )
+    show_line(Text(line, "bold"), console)
+    show_line(_("Begun now it would be done {when}.").format(when=clock_text(time.time(), expected.total)), console)
+
+
+def clock_text(begun: float, seconds: float) -> str:
+    """The time of day so many seconds after `begun` (since 1970), and the date where that is another."""
+    day, then = time.localtime(begun), time.localtime(begun + seconds)
+    same_day = time.strftime("%Y-%m-%d", day) == time.strftime("%Y-%m-%d", then)
+    return time.strftime("%H:%M" if same_day else "%Y-%m-%d %H:%M", then)

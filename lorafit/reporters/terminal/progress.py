@@ -1,0 +1,167 @@
+"""How is a running training shown: one live bar on a terminal, now and then a line anywhere else?"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.status import Status
+from rich.text import Text
+
+from lorafit.events import StepDone
+from lorafit.messages import _, listed
+from lorafit.reporters.terminal.throughput import Pace
+from lorafit.units import bytes_text, seconds_text
+
+LINE_SECONDS = 10.0  # between plain lines at first; later a sixtieth of the time passed
+LINE_SHARE = 0.05  # of all steps, after which a plain line is due in any case
+
+
+class Display(Protocol):
+    """Where stages and steps are shown."""
+
+    def stage(self, text: str) -> None:
+        """Something that takes a while begins."""
+        ...
+
+    def progress(self, text: str) -> None:
+        """How far the stage is; a live display alone shows it."""
+        ...
+
+    def start(self, pace: Pace, step: int, time: float) -> None:
+        """Training begins after `step`."""
+        ...
+
+    def step(self, event: StepDone) -> None:
+        """A step is done; `pace` knows it already."""
+        ...
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        ...
+
+
+def open_display(console: Console) -> Display:
+    """A live one for a person at a terminal, plain lines for a file, a pipe or a dumb terminal."""
+    return LiveDisplay(console) if console.is_interactive and not console.is_dumb_terminal else PlainDisplay(console)
+
+
+class LiveDisplay:
+    """A spinner for stages, then one bar that stays at the bottom."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._status: Status | None = None
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+
+    def stage(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, figures=text, left="")
+            return
+        self._end_status()
+        self._status = self._console.status(Text(text))
+        self._status.start()
+
+    def progress(self, text: str) -> None:
+        self.stage(text)
+
+    def start(self, pace: Pace, step: int, time: float) -> None:
+        self.close()
+        self._pace = pace
+        self._bar = progress_bar(self._console)
+        self._task = self._bar.add_task("", total=pace.steps, completed=step, figures="", left="")
+        self._bar.start()
+
+    def step(self, event: StepDone) -> None:
+        if self._bar is not None:
+            self._bar.update(
+                self._task, completed=event.step, figures=figures_text(self._pace, event), left=left_text(self._pace)
+            )
+
+    def close(self) -> None:
+        self._end_status()
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _end_status(self) -> None:
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+
+
+def progress_bar(console: Console, disable: bool = False, clock: Callable[[], float] | None = None) -> Progress:
+    """Steps done, a bar, loss and speed, time passed by `clock`, time left; `disable`: shown by nobody but its owner."""
+    figures, left = (TextColumn(f"{{task.fields[{name}]}}", markup=False) for name in ("figures", "left"))
+    done = SpinnerColumn(finished_text=Text("✓", "green"))
+    return Progress(
+        done, MofNCompleteColumn(), BarColumn(bar_width=None), figures, TimeElapsedColumn(), left,
+        console=console, expand=True, refresh_per_second=4, disable=disable, get_time=clock,
+    )  # fmt: skip
+
+
+class PlainDisplay:
+    """Whole lines at a rhythm that fills no log: about every ten seconds, rarer in long runs."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._began = 0.0
+        self._last: tuple[float, int] | None = None  # time and step of the last line
+
+    def stage(self, text: str) -> None:
+        """Between the first step and the last the lines of the steps are enough."""
+        if self._last is not None:
+            return
+        self._console.print(Text(text.removesuffix(" ...") + " ..."), soft_wrap=True)
+
+    def progress(self, text: str) -> None:
+        pass
+
+    def start(self, pace: Pace, step: int, time: float) -> None:
+        self._pace, self._began, self._last = pace, time, None
+
+    def step(self, event: StepDone) -> None:
+        if not self._due(event):
+            return
+        self._last = (event.time, event.step)
+        times = _("{passed} passed").format(passed=seconds_text(event.time - self._began))
+        if event.step < self._pace.steps:
+            left = seconds_text(self._pace.seconds_left)
+            times = listed([times, _("{left} left").format(left=left)])
+        head = _("step {step}/{steps}").format(step=event.step, steps=self._pace.steps)
+        self._console.print(Text(f"{head}  {figures_text(self._pace, event)}  {times}"), soft_wrap=True)
+
+    def close(self) -> None:
+        self._last = None
+
+    def _due(self, event: StepDone) -> bool:
+        if self._last is None or event.step == self._pace.steps:
+            return True
+        time, step = self._last
+        rhythm = max(LINE_SECONDS, (event.time - self._began) / 60)
+        return event.time - time >= rhythm or event.step - step >= LINE_SHARE * self._pace.steps
+
+
+def figures_text(pace: Pace, event: StepDone) -> str:
+    """Loss, speed and memory in few words; what is unknown is left out."""
+    parts = []
+    if pace.loss is not None:
+        parts.append(_("loss {loss:.3f}").format(loss=pace.loss))
+    if pace.tokens_per_second is not None:
+        parts.append(_("{rate:,.0f} tok/s").format(rate=pace.tokens_per_second))
+    if event.peak_bytes is not None:
+        parts.append(bytes_text(event.peak_bytes))
+    return "  ".join(parts)
+
+
+def left_text(pace: Pace) -> str:
+    """How long it will take yet; nothing when it is done."""
+    return _("ETA {time}").format(time=_clock(pace.seconds_left)) if pace.step < pace.steps else ""
+
+
+def _clock(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

@@ -1,0 +1,223 @@
+"""What does a person at the terminal see of a run? The plan, the progress, what was saved, and how to go on."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lorafit.errors import LorafitError
+from lorafit.events import (
+    Answered,
+    EvalDone,
+    Evaluating,
+    Event,
+    Failed,
+    Finished,
+    Planned,
+    Rehearsed,
+    Restarted,
+    Resumed,
+    Saved,
+    Shrunk,
+    Stage,
+    Started,
+    StepDone,
+    Stopped,
+    Warned,
+)
+from lorafit.messages import _, labelled
+from lorafit.reporters.terminal import next_commands
+from lorafit.reporters.terminal.columns import show_rows
+from lorafit.reporters.terminal.errors import show_error
+from lorafit.reporters.terminal.plan import clock_text
+from lorafit.reporters.terminal.progress import Display, open_display
+from lorafit.reporters.terminal.throughput import Pace
+from lorafit.units import bytes_text, count_text, seconds_text
+
+MARKS = ("✓", "⚠", "✗")  # a text that begins with one of these is a sentence of its own
+
+
+class Terminal:
+    """Shows events on `console`, by the console's nature live or as plain lines."""
+
+    def __init__(self, console: Console | None = None, display: Display | None = None) -> None:
+        self._console = console or Console(highlight=False)
+        self._display = display or open_display(self._console)
+        self._pace = Pace(steps=0)
+        self._run = ""
+        self._follow: dict[str, str] = {}  # purpose -> command, told at the very end
+
+    def see(self, event: Event) -> None:
+        """Show `event`."""
+        match event:
+            case Stage():
+                self._stage(event)
+            case Evaluating() | EvalDone():
+                self._evaluation(event)
+            case Planned():
+                self._planned(event)
+            case Started():
+                self._started(event)
+            case StepDone():
+                self._pace.see(event)
+                self._display.step(event)
+            case Stopped():
+                self._stopped(event)
+            case Failed():
+                self._failed(event)
+            case Finished():
+                self._finished(event)
+            case Answered():
+                self._answered(event)
+            case _:
+                self._say(*line_of(event))
+
+    def show_error(self, error: LorafitError) -> None:
+        """Show what ended the run, on stderr."""
+        self._display.close()
+        show_error(error, Console(stderr=True, highlight=False))
+
+    def close(self) -> None:
+        """Leave the terminal as it was, with the commands to go on where the run is over."""
+        self._display.close()
+        for purpose, command in self._follow.items():  # to be pasted: never wrapped
+            self._console.print(Text.assemble("  ", labelled(purpose, ""), (command, "bold cyan")), soft_wrap=True)
+
+    def _say(self, text: str, style: str = "") -> None:
+        if text:
+            self._console.print(Text(text, style), soft_wrap=not self._console.is_interactive)
+
+    def _stage(self, event: Stage) -> None:
+        if event.text.startswith(MARKS):
+            self._say(event.text)
+        else:
+            self._display.stage(event.text)
+
+    def _evaluation(self, event: Evaluating | EvalDone) -> None:
+        """How far it is, until it is done."""
+        if isinstance(event, Evaluating):
+            text = _("Evaluating on {rows} held-out rows: {share:.0%}")
+            self._display.progress(text.format(rows=event.rows, share=event.share))
+        else:
+            self._display.progress("")
+            self._say(*line_of(event))
+
+    def _planned(self, event: Planned) -> None:
+        """Sentences as they are; the other choices, and memory where no sentence tells of it, as a table."""
+        self._display.close()
+        for choice in event.choices:
+            if choice["reason"].startswith(MARKS):
+                self._say(choice["reason"], "yellow" if choice["reason"].startswith("⚠") else "")
+        rows = [
+            (choice["setting"], choice["value"], choice["reason"])
+            for choice in event.choices
+            if not choice["reason"].startswith(MARKS)
+        ]
+        if not any(choice["setting"] == "memory" for choice in event.choices):
+            peak, available = bytes_text(event.predicted_peak_bytes), bytes_text(event.available_bytes)
+            rows.append((_("memory"), peak, _("predicted peak; {available} available").format(available=available)))
+        if self._console.is_interactive:
+            show_rows(
+                [[setting, Text(value, "bold"), Text(reason, "dim")] for setting, value, reason in rows], self._console
+            )
+            return
+        for setting, value, reason in rows:
+            self._say(labelled(f"{setting} = {value}", reason))
+
+    def _started(self, event: Started) -> None:
+        self._display.close()
+        self._run = event.run
+        self._pace = Pace(steps=event.steps, step=event.step)
+        text = _("Training {model} on {device}: {steps} steps, {train} rows, {held} held out, {parameters} parameters.")
+        self._say(
+            text.format(
+                model=event.model,
+                device=event.device,
+                steps=count_text(event.steps),
+                train=count_text(event.train_samples),
+                held=count_text(event.valid_samples),
+                parameters=count_text(event.trainable_parameters),
+            ),
+            "bold",
+        )
+        self._say(_("Run: {run}").format(run=event.run))
+        self._display.start(self._pace, event.step, event.time)
+
+    def _stopped(self, event: Stopped) -> None:
+        self._display.close()
+        self._say(_("Stopped after step {step}; everything up to there is saved.").format(step=event.step), "yellow")
+        self._follow = {_("go on"): next_commands.resume(self._run)}
+
+    def _failed(self, event: Failed) -> None:
+        """What went wrong is told as an error; here is only what is left of the run."""
+        self._display.close()
+        self._say(_("The run broke off after step {step}.").format(step=event.step), "yellow")
+        self._follow = {_("go on from the last checkpoint"): next_commands.resume(self._run)}
+
+    def _finished(self, event: Finished) -> None:
+        self._display.close()
+        self._say(_("✓ Finished: the steps took {time}.").format(time=seconds_text(event.seconds)), "bold green")
+        if event.seconds > 0:
+            waited = _("The device waited for data {share:.2%} of the time.")
+            self._say(waited.format(share=event.data_seconds / event.seconds))
+        if event.predicted_seconds is not None and event.peak_bytes is not None:
+            text = _("Planned: {time} for the steps and {peak} of memory; memory was {found}.")
+            peak, found = bytes_text(event.predicted_peak_bytes), bytes_text(event.peak_bytes)
+            self._say(text.format(time=seconds_text(event.predicted_seconds), peak=peak, found=found))
+        if event.valid_loss_before is not None and event.valid_loss_after is not None:
+            losses = _("Held-out loss: {before:.4f} before, {after:.4f} after.")
+            self._say(losses.format(before=event.valid_loss_before, after=event.valid_loss_after))
+        if event.best_loss is not None and event.best_step is not None:
+            self._say(_("Best: {loss:.4f} at step {step}.").format(loss=event.best_loss, step=event.best_step))
+        self._say(_("Adapter: {path}").format(path=Path(self._run) / event.path))
+        self._follow = {
+            _("talk to it"): next_commands.chat(self._run),
+            _("see the curves"): next_commands.curves(str(Path(self._run).parent)),
+        }
+
+    def _answered(self, event: Answered) -> None:
+        """Side by side on a terminal, one below the other elsewhere."""
+        self._display.close()
+        self._say(_("A question that was held out: {question}").format(question=event.question), "bold")
+        before, after = _("before, the base model"), _("after, with the adapter")
+        if not self._console.is_interactive:
+            self._say(labelled(before, event.base))
+            self._say(labelled(after, event.tuned))
+            return
+        table = Table(box=None, padding=(0, 2, 0, 0), expand=True, header_style="dim")
+        table.add_column(before, ratio=1)
+        table.add_column(after, ratio=1)
+        table.add_row(Text(event.base), Text(event.tuned))
+        self._console.print(table)
+
+
+def line_of(event: Event) -> tuple[str, str]:
+    """An event that is one line: its text and style; no text for one that shows nothing."""
+    match event:
+        case EvalDone():
+            best = _(" (best so far)") if event.best else ""
+            loss = "?" if event.loss is None else f"{event.loss:.4f}"
+            return _("step {step}: held-out loss {loss}").format(step=event.step, loss=loss) + best, "cyan"
+        case Saved():
+            size = bytes_text(event.bytes)
+            return _("step {step}: saved {path} ({size})").format(step=event.step, path=event.path, size=size), "dim"
+        case Warned() | Shrunk() | Restarted():
+            text = event.text if event.text.startswith(MARKS) else f"⚠  {event.text}"
+            return text, "" if text.startswith("✓") else "yellow"
+        case Rehearsed():
+            return _rehearsed_text(event), ""
+        case Resumed() if event.checkpoint:
+            return _("Going on after step {step} from {path}.").format(step=event.step, path=event.checkpoint), ""
+        case _:
+            return "", ""
+
+
+def _rehearsed_text(event: Rehearsed) -> str:
+    text = _("✓ Measured: {rate:,.0f} tokens/s, so about {total} in all, done {when}; {peak} at the peak")
+    return text.format(
+        rate=event.tokens_per_second,
+        total=seconds_text(event.expected_seconds),
+        when=clock_text(event.time, event.expected_seconds),
+        peak=bytes_text(event.peak_bytes),
+    )

@@ -1,0 +1,31 @@
+"""How is it told what goes on before there is a result? One line that changes on a terminal, now and then one anywhere else."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.text import Text
+
+from lorafit.messages import _
+from lorafit.progress import Say
+
+LINE_SECONDS = 10.0  # between lines that go to no terminal
+
+
+@contextmanager
+def told(notes: Console) -> Iterator[Say]:
+    """A function that tells `notes` what is being done."""
+    if notes.is_interactive:
+        with notes.status(_("Getting ready ...")) as status:
+            yield lambda text: status.update(Text(text))
+        return
+    told_at = -LINE_SECONDS
+
+    def say(text: str) -> None:
+        nonlocal told_at
+        if time.monotonic() - told_at >= LINE_SECONDS:
+            notes.print(Text(text), soft_wrap=True)
+            told_at = time.monotonic()
+
+    yield say

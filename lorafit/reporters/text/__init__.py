@@ -1,0 +1,1 @@
+"""Texts that the terminal and the HTML pages share."""

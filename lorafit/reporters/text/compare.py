@@ -1,0 +1,188 @@
+"""In which words and marks is a comparison told? The same for the terminal and the page."""
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from typing import Literal
+
+from lorafit.evaluation.compare import Answer, Comparison, Losses, Question, Side
+from lorafit.evaluation.metrics import CITATION, citations
+from lorafit.messages import _, aside
+
+Kind = Literal["plain", "same", "cited", "agrees", "differs"]
+SAME_CHARACTERS = 6  # shorter runs that two answers share say nothing
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure of one side; `note` stands below it; `better` than the base's, or worse, or neither can be said."""
+
+    text: str
+    note: str = ""
+    better: bool | None = None
+
+
+@dataclass(frozen=True)
+class Line:
+    """A figure of all sides, the base's first; `note` says how it is measured."""
+
+    label: str
+    note: str
+    cells: list[Cell]
+
+
+def title(comparison: Comparison) -> str:
+    only = [comparison.tuned[0].name] if len(comparison.tuned) == 1 else []
+    return " · ".join([_("Base and tuned answers"), *only])
+
+
+def subtitle(comparison: Comparison) -> str:
+    sampling = comparison.sampling
+    how = (
+        _("greedy, at most {n} tokens an answer")
+        if sampling.temperature == 0
+        else _("temperature {t:g}, top_p {p:g}, seed {seed}, at most {n} tokens an answer")
+    )
+    how = how.format(t=sampling.temperature, p=sampling.top_p, seed=sampling.seed, n=sampling.max_new_tokens)
+    return " · ".join([aside(comparison.base_model, comparison.setting), comparison.source, how])
+
+
+# figures
+
+
+def lines(comparison: Comparison) -> list[Line]:
+    """The figures that there are, losses first."""
+    return [*_loss_lines(comparison), *_answer_lines(comparison)]
+
+
+def _loss_lines(comparison: Comparison) -> list[Line]:
+    known = [side.losses for side in comparison.tuned if side.losses is not None]
+    if not known:
+        return []
+    one_base = len({(losses.base, losses.rows) for losses in known}) == 1
+    rows, targets = known[0].rows, known[0].base.num_targets
+    measured = (
+        _("nats a token; {tokens:,} tokens, {rows} rows").format(tokens=targets, rows=rows)
+        if one_base
+        else _("nats a token, on each run's own rows")
+    )
+    interval = _("95% by bootstrap; below 0 is better")
+
+    def told(mean: Callable[[float], str]) -> list[Cell]:
+        base = Cell(mean(known[0].base.mean) if one_base else "")
+        return [base, *(_loss_cell(side.losses, mean, one_base) for side in comparison.tuned)]
+
+    return [
+        Line(_("held-out loss"), measured, told(lambda loss: f"{loss:.4f}")),
+        Line(_("difference from the base"), interval, [Cell(""), *(_difference(s.losses) for s in comparison.tuned)]),
+        Line(_("perplexity"), "", told(_perplexity)),
+    ]
+
+
+def _loss_cell(losses: Losses | None, mean: Callable[[float], str], one_base: bool) -> Cell:
+    if losses is None:
+        return Cell("?")
+    text = mean(losses.tuned.mean) if one_base else f"{mean(losses.base.mean)} → {mean(losses.tuned.mean)}"
+    return Cell(text, better=_better(losses))
+
+
+def _better(losses: Losses) -> bool | None:
+    """None where the interval holds 0."""
+    sure = losses.difference
+    return None if sure is None or sure.low <= 0 <= sure.high else sure.mean < 0
+
+
+def _difference(losses: Losses | None) -> Cell:
+    if losses is None:
+        return Cell("?")
+    if losses.difference is None:
+        return Cell(f"{losses.tuned.mean - losses.base.mean:+.4f}", _("one row: no interval"))
+    sure, better = losses.difference, _better(losses)
+    return Cell(f"{sure.mean:+.4f}", f"[{sure.low:+.4f}, {sure.high:+.4f}]", better)
+
+
+def _perplexity(loss: float) -> str:
+    return f"{math.exp(loss):,.2f}" if loss < 50 else f"e^{loss:.0f}"
+
+
+def _answer_lines(comparison: Comparison) -> list[Line]:
+    sides, longest = comparison.sides, comparison.sampling.max_new_tokens
+    found = [
+        (_("chrF, ROUGE-L"), _("likeness to the references, to 100"), [_likeness(s) for s in sides]),
+        (_("cites a statute (《…》第…条)"), "", [_share(s, s.figures.citing) for s in sides]),
+        (_("cites one that the reference cites"), "", [_share(s, s.figures.agreeing) for s in sides]),
+        (_("mean length in characters"), "", [Cell(f"{s.figures.characters:,.0f}") for s in sides]),
+        (_("cut off at {n} tokens").format(n=longest), "", [_share(s, s.figures.cut) for s in sides]),
+    ]
+    return [Line(label, note, cells) for label, note, cells in found if any(cell.text for cell in cells)]
+
+
+def _likeness(side: Side) -> Cell:
+    found = side.figures.likeness
+    return Cell("" if found is None else f"{found.chrf:.1f}, {found.rouge_l:.1f}")
+
+
+def _share(side: Side, count: int | None) -> Cell:
+    return Cell("" if count is None else f"{count}/{side.figures.answers}")
+
+
+# answers
+
+
+def question_text(place: int, question: Question) -> str:
+    earlier = "… " if any(turn.role == "assistant" for turn in question.turns) else ""
+    return f"{place}. {earlier}{question.text}"
+
+
+def side_pieces(comparison: Comparison, side: Side, place: int) -> list[tuple[str, Kind]]:
+    """The pieces of a side's answer to question number `place`."""
+    base = None if side is comparison.base else comparison.base.answers[place]
+    return pieces(side.answers[place], comparison.questions[place], base)
+
+
+def pieces(answer: Answer, question: Question, base: Answer | None) -> list[tuple[str, Kind]]:
+    """The answer in pieces: statutes that the reference cites too or not, and what `base` says in the same words."""
+    kinds: list[Kind] = ["plain"] * len(answer.text)
+    if base is not None:
+        for block in SequenceMatcher(None, base.text, answer.text, autojunk=False).get_matching_blocks():
+            if block.size >= SAME_CHARACTERS:
+                kinds[block.b : block.b + block.size] = ["same"] * block.size
+    for match in CITATION.finditer(answer.text):
+        kinds[match.start() : match.end()] = [_cited(match[0], question.reference)] * len(match[0])
+    text, parts = answer.text, []
+    for kind, group in itertools.groupby(range(len(text)), key=kinds.__getitem__):
+        places = list(group)
+        parts.append((text[places[0] : places[-1] + 1], kind))
+    return parts
+
+
+def _cited(statute: str, reference: str | None) -> Kind:
+    if reference is None:
+        return "cited"
+    return "agrees" if citations(statute) <= citations(reference) else "differs"
+
+
+def answer_note(answer: Answer) -> str:
+    """What is to be known about the answer's end."""
+    if answer.cut:
+        return _("cut off after {n} tokens").format(n=answer.tokens)
+    return "" if answer.text else _("empty answer")
+
+
+def legend(comparison: Comparison) -> list[tuple[Kind, str]]:
+    """The marks that occur, and their meaning."""
+    meanings: dict[Kind, str] = {
+        "agrees": _("statute that the reference cites too"),
+        "differs": _("statute that it does not cite"),
+        "cited": _("statute"),
+        "same": _("in the same words as the base"),
+    }
+    occurring = {
+        kind
+        for place, question in enumerate(comparison.questions)
+        for side in comparison.sides
+        for _text, kind in side_pieces(comparison, side, place)
+    }
+    return [(kind, meaning) for kind, meaning in meanings.items() if kind in occurring]

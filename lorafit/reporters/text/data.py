@@ -1,0 +1,186 @@
+"""What does a data report say in words? Figures with a judgement, and tables: the terminal and the page show the same."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorafit.data.findings import DataReport, Place, Shown, Strange
+from lorafit.data.near_duplicates import SIMILAR
+from lorafit.messages import _, labelled, listed
+from lorafit.units import count_text
+
+MANY = 20  # lines of a table
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure with a note; `good` None where there is nothing to judge."""
+
+    label: str
+    value: str
+    note: str = ""
+    good: bool | None = None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A table; the columns whose number stands in `figures` are numbers."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    figures: tuple[int, ...] = ()
+
+
+def title(report: DataReport) -> str:
+    """What was looked at."""
+    names = [Path(name).name for name in report.files]
+    return listed(names[:3]) + (" …" if len(names) > 3 else "")
+
+
+def subtitle(report: DataReport) -> str:
+    """By which measure tokens were counted."""
+    text = _("tokens as {model} counts them, max_length {n}")
+    return text.format(model=report.model_name, n=count_text(report.max_length))
+
+
+def figures(report: DataReport) -> list[Figure]:
+    """The report's figures in the order in which they are read."""
+    return [*_rows(report), *_copies(report), *_tokens(report), _strange(report)]
+
+
+def _rows(report: DataReport) -> list[Figure]:
+    formats = listed(f"{name} {count_text(rows)}" for name, rows in report.formats.items())
+    share = _("{share:.1%} of the rows").format(share=report.rejected / max(report.rows, 1))
+    return [
+        Figure(_("rows"), count_text(report.rows), formats),
+        Figure(_("rejected"), count_text(report.rejected), share if report.rejected else "", not report.rejected),
+        Figure(
+            _("without an answer"),
+            count_text(report.without_answer),
+            _("among the rejected") if report.without_answer else "",
+            not report.without_answer,
+        ),
+        Figure(_("trained on"), count_text(report.train), good=report.train > 0),
+        Figure(_("held out"), count_text(report.valid)),
+    ]
+
+
+def _copies(report: DataReport) -> list[Figure]:
+    twins = report.twins
+    near = _("{share:.0%} alike or more; {n} conversations compared").format(
+        share=SIMILAR, n=count_text(twins.compared)
+    )
+    across = _("held-out rows with a near copy that is trained on: {n}").format(n=count_text(twins.near_held_out))
+    return [
+        Figure(_("exact copies"), count_text(twins.exact), _("rows that repeat an earlier one"), not twins.exact),
+        Figure(_("near copies"), count_text(twins.near), near, not twins.near),
+        Figure(
+            _("on both sides"),
+            count_text(report.on_both_sides),
+            across if twins.near_held_out else _("rows trained on whose tokens are those of a held-out row"),
+            not report.on_both_sides and not twins.near_held_out,
+        ),
+    ]
+
+
+def _tokens(report: DataReport) -> list[Figure]:
+    if report.lengths is None:
+        return []
+    lengths, per_row = (
+        report.lengths,
+        _("a row: median {median:,.0f}, nine of ten up to {most:,.0f}, longest {longest:,}"),
+    )
+    lost = _("{tokens} tokens lost; max_length {longest} would lose none")
+    return [
+        Figure(
+            _("tokens"),
+            count_text(report.total_tokens),
+            per_row.format(median=lengths.median, most=lengths.ninth_decile, longest=lengths.longest),
+        ),
+        Figure(
+            _("target share"),
+            f"{report.target_share:.1%}",
+            _("{n} tokens are learned").format(n=count_text(report.total_targets)),
+        ),
+        Figure(
+            _("cut rows"),
+            count_text(report.cut_rows),
+            lost.format(tokens=count_text(report.cut_tokens), longest=lengths.longest) if report.cut_rows else "",
+            not report.cut_rows,
+        ),
+    ]
+
+
+def _strange(report: DataReport) -> Figure:
+    note = _("rows with control or invisible characters") if report.strange_rows else ""
+    return Figure(_("odd characters"), count_text(report.strange_rows), note, not report.strange_rows)
+
+
+def listings(report: DataReport) -> list[Listing]:
+    """The report's tables, those with something in them."""
+    several = len(report.files) > 1
+    tables = [_files(report)] if several else []
+    tables += [_formats(report)] if len(report.formats) > 1 else []
+    tables += [_refused(report, several), _twin_pairs(report, several), _characters(report, several)]
+    return [table for table in tables if table.rows]
+
+
+def _files(report: DataReport) -> Listing:
+    rows = [(name, count_text(read), count_text(read - good)) for name, (read, good) in report.files.items()]
+    return Listing(_("Files"), (_("file"), _("rows"), _("rejected")), rows[:MANY], (1, 2))
+
+
+def _formats(report: DataReport) -> Listing:
+    rows = [(name, count_text(count)) for name, count in report.formats.items()]
+    return Listing(_("Formats"), (_("format"), _("rows")), rows, (1,))
+
+
+def _refused(report: DataReport, several: bool) -> Listing:
+    rows = [
+        (
+            group.reason,
+            count_text(group.rows),
+            "\n".join(labelled(place_text(p, several), row) for p, row in group.examples),
+        )
+        for group in report.refused[:MANY]
+    ]
+    return Listing(_("Rejected, by reason"), (_("reason"), _("rows"), _("for example")), rows, (1,))
+
+
+def _twin_pairs(report: DataReport, several: bool) -> Listing:
+    rows = [
+        (place_text(one, several), place_text(other, several), f"{similar:.0%}")
+        for one, other, similar in report.twins.examples
+    ]
+    return Listing(_("Near copies, for example"), (_("row"), _("its near copy"), _("alike")), rows, (2,))
+
+
+def _characters(report: DataReport, several: bool) -> Listing:
+    rows = [
+        (f"{c.code} {name_text(c)}", count_text(c.rows), place_text(c.first, several)) for c in report.strange[:MANY]
+    ]
+    return Listing(_("Odd characters"), (_("character"), _("rows"), _("first in")), rows, (1,))
+
+
+def name_text(character: Strange) -> str:
+    """Its name in Unicode; control characters have none."""
+    return character.name or _("control character")
+
+
+def place_text(place: Place, several: bool) -> str:
+    """The line, with its file where there are several."""
+    return f"{Path(place.file).name}:{place.line}" if several else _("line {n}").format(n=place.line)
+
+
+def sample_titles() -> dict[str, str]:
+    """The groups of samples that are shown, by their name in the report."""
+    return {"shortest": _("The shortest"), "longest": _("The longest"), "random": _("Drawn at random")}
+
+
+def sample_text(sample: Shown) -> str:
+    """A sample's figures."""
+    parts = [sample.format, _("{n} tokens").format(n=count_text(sample.tokens))]
+    parts.append(_("{n} targets").format(n=count_text(sample.targets)))
+    parts += [_("{n} cut off").format(n=count_text(sample.cut))] if sample.cut else []
+    return listed(parts)

@@ -1,0 +1,308 @@
+"""How does an adapter lie on the disk? In PEFT's layout and names, whatever engine made it, so that `peft` loads it.
+
+adapter_model.safetensors holds lora_A [r, in] and lora_B [out, r] of each module, adapter_config.json the rest;
+beside them lorafit.json keeps what a chat with it needs. An adapter of a kind that we would compute wrongly is refused.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, deserialize, safe_open
+from safetensors.numpy import save_file
+
+from lorafit.config import TrainConfig
+from lorafit.errors import AdapterError
+from lorafit.messages import _, listed
+from lorafit.models.spec import LAYER, ModelSpec
+
+CONFIG, WEIGHTS, CHAT = "adapter_config.json", "adapter_model.safetensors", "lorafit.json"
+KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
+DTYPES = {"F32": np.float32, "F16": np.float16, "F64": np.float64}
+# Kinds of adapter that are more, or other, than W + scale * B @ A.
+FOREIGN = (
+    "use_dora", "lora_bias", "rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication", "target_parameters",
+    "trainable_token_indices", "use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config", "kasa_config",
+    "velora_config", "monteclora_config", "megatron_config",
+)  # fmt: skip
+PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")  # any other start changes the base's weights too
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """What adapter_config.json says. `target_modules` are short names ("q_proj") or full ones ("model.layers.0.self_attn.q_proj")."""
+
+    base_model: str | None
+    r: int
+    alpha: float
+    dropout: float
+    target_modules: list[str]
+    use_rslora: bool = False
+
+    @property
+    def scale(self) -> float:
+        """Factor before B @ A: alpha / r, with rsLoRA alpha / sqrt(r) (arXiv 2312.03732)."""
+        return self.alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
+
+
+@dataclass(frozen=True)
+class ChatSettings:
+    """What the run's chat template was given, so that a chat gives it the same. `run` is the name of the run."""
+
+    system_prompt: str | None = None
+    date_string: str = TrainConfig.model_fields["date_string"].default
+    base_model: str | None = None
+    run: str | None = None
+
+
+def lora_names(module: str) -> tuple[str, str]:
+    """Names of `module`'s lora_A and lora_B in the weights' file."""
+    return f"base_model.model.{module}.lora_A.weight", f"base_model.model.{module}.lora_B.weight"
+
+
+def module_of(name: str) -> tuple[str, str] | None:
+    """The inverse of lora_names(): module and "A" or "B"; None for a name of another kind."""
+    parts = KEY.fullmatch(name)
+    return (parts[1], parts[2]) if parts else None
+
+
+def target_names(trained: Iterable[str], every_module: Iterable[str]) -> list[str]:
+    """What PEFT's target_modules must say to attach to exactly the modules `trained`, of a model with `every_module`.
+
+    Short names where they select just those, else the full ones. PEFT matches a name or what follows a dot.
+    """
+    trained = sorted(set(trained))
+    short = sorted({name.rpartition(".")[2] for name in trained})
+    selected = {name for name in every_module if name.rpartition(".")[2] in short}
+    return short if selected == set(trained) else trained
+
+
+def write_adapter(folder: Path, config: AdapterConfig, tensors: dict[str, NDArray[Any]]) -> None:
+    """Write `tensors`, named by lora_names(), and `config` into `folder`; equal weights give equal bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    ordered = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
+    save_file(ordered, folder / WEIGHTS, {"format": "pt"})
+    (folder / CONFIG).write_text(json.dumps(_peft_config(config), ensure_ascii=False, indent=2) + "\n", "utf-8")
+
+
+def read_adapter_config(folder: Path) -> AdapterConfig:
+    """What the adapter in `folder` is. Raises AdapterError when it is missing, broken, or of a kind that we cannot apply."""
+    facts = _read_json(folder / CONFIG)
+    _refuse_foreign(facts, folder / CONFIG)
+    try:
+        return AdapterConfig(
+            base_model=_text(facts.get("base_model_name_or_path")),
+            r=_positive(int, facts, "r"),
+            alpha=_positive(float, facts, "lora_alpha"),
+            dropout=float(facts.get("lora_dropout") or 0.0),
+            target_modules=_targets(facts, folder),
+            use_rslora=bool(facts.get("use_rslora")),
+        )
+    except (TypeError, ValueError) as error:
+        raise _broken(folder / CONFIG, error) from error
+
+
+def read_adapter(folder: Path) -> tuple[AdapterConfig, dict[str, NDArray[np.float32]]]:
+    """The adapter in `folder`: config, and its tensors as float32 by their names in the file. Raises AdapterError."""
+    config = read_adapter_config(folder)
+    path = folder / WEIGHTS
+    _require_weights(path)
+    try:
+        tensors = {name: _array(facts) for name, facts in deserialize(path.read_bytes())}
+    except (OSError, SafetensorError, ValueError) as error:
+        raise _broken(path, error) from error
+    _check_pairs(tensors, config.r, path)
+    return config, tensors
+
+
+def check_shapes(folder: Path, spec: ModelSpec) -> None:
+    """Raise AdapterError where the adapter in `folder` cannot belong to a base of this shape; before the base is loaded.
+
+    Modules that the base's files do not name are left to the engine: some models are renamed when loaded.
+    """
+    config, tensors = read_adapter(folder)
+    layers = max((int(part[3]) for name in tensors if (part := LAYER.search(name))), default=-1) + 1
+    if layers > spec.layers:
+        found = _("{theirs} layers in the adapter, {ours} in the model").format(theirs=layers, ours=spec.layers)
+        raise other_base(folder, config.base_model, found)
+    sizes = {linear.name: (linear.in_features, linear.out_features) for linear in spec.linears}
+    modules = {parts[0] for name in tensors if (parts := module_of(name))}
+    for module in sorted(modules & sizes.keys()):
+        a, b = (tensors[name] for name in lora_names(module))
+        if (a.shape[1], b.shape[0]) != sizes[module]:
+            found = _("{module}: {theirs} in the adapter, {ours} in the model").format(
+                module=module, theirs=f"{a.shape[1]} -> {b.shape[0]}", ours="{} -> {}".format(*sizes[module])
+            )
+            raise other_base(folder, config.base_model, found)
+
+
+def other_base(folder: Path, trained_on: str | None, found: str) -> AdapterError:
+    """The words for an adapter on a base that it was not trained on."""
+    return AdapterError(
+        _("This adapter was trained on another base model: {name}.").format(name=trained_on or "?"),
+        where=folder,
+        found=found,
+        fix=_(
+            "Give that base (training: --model_name, inference.py: --base_model, or leave it out), or another adapter."
+        ),
+    )
+
+
+def other_layers(folder: Path, config: AdapterConfig, found: str) -> AdapterError:
+    """The words for an adapter that has more, or fewer, layers than are trained."""
+    targets = ",".join(sorted({name.rpartition(".")[2] for name in config.target_modules}))
+    return AdapterError(
+        _("This adapter sits on other layers than those that are trained here."),
+        where=folder,
+        found=found,
+        fix=_("Give its own: {flags} (its base is {name}), or another adapter.").format(
+            flags=f"--lora_targets {targets}", name=config.base_model or "?"
+        ),
+    )
+
+
+def write_chat_settings(folder: Path, settings: ChatSettings) -> None:
+    """Write `settings` beside the adapter in `folder`."""
+    (folder / CHAT).write_text(json.dumps(asdict(settings), ensure_ascii=False, indent=2) + "\n", "utf-8")
+
+
+def read_chat_settings(folder: Path) -> ChatSettings:
+    """The settings beside the adapter in `folder`; defaults for what is absent or damaged (`peft` itself writes none)."""
+    try:
+        facts = json.loads((folder / CHAT).read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return ChatSettings()
+    known = asdict(ChatSettings())
+    facts = facts if isinstance(facts, dict) else {}
+    return ChatSettings(**{name: facts[name] for name in known if isinstance(facts.get(name), str)})
+
+
+def _peft_config(config: AdapterConfig) -> dict[str, Any]:
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": config.base_model,
+        "r": config.r,
+        "lora_alpha": int(config.alpha) if config.alpha == int(config.alpha) else config.alpha,
+        "lora_dropout": config.dropout,
+        "target_modules": sorted(config.target_modules),
+        "use_rslora": config.use_rslora,
+        "use_dora": False,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "modules_to_save": None,
+        "inference_mode": True,
+    }
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise AdapterError(
+            _("There is no adapter here."),
+            where=path.parent,
+            found=_("{file} is missing").format(file=path.name),
+            fix=_("Give a run, its final_model, or one of its checkpoints."),
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise _broken(path, error) from error
+    if not isinstance(facts, dict):
+        raise _broken(path, type(facts).__name__)
+    return facts
+
+
+def _refuse_foreign(facts: dict[str, Any], path: Path) -> None:
+    strange = {name: facts[name] for name in FOREIGN if facts.get(name)}
+    if facts.get("peft_type") != "LORA":
+        strange["peft_type"] = facts.get("peft_type")
+    if facts.get("bias", "none") != "none":
+        strange["bias"] = facts["bias"]
+    if facts.get("init_lora_weights") not in PLAIN_STARTS:
+        strange["init_lora_weights"] = facts["init_lora_weights"]
+    if strange:
+        raise AdapterError(
+            _("This adapter is of a kind that lorafit cannot apply."),
+            where=path,
+            found=listed(f"{name}: {value!r}" for name, value in strange.items()),
+            fix=_("Use `peft` itself to merge it into its base, and take the merged folder as --model_name."),
+        )
+
+
+def _targets(facts: dict[str, Any], folder: Path) -> list[str]:
+    """The config's list of names, or the full names in the weights' file where the config selects in a finer way."""
+    names = facts.get("target_modules")
+    narrowed = facts.get("layers_to_transform") is not None or facts.get("exclude_modules")
+    if isinstance(names, list) and all(isinstance(name, str) for name in names) and not narrowed:
+        return sorted(names)
+    _require_weights(folder / WEIGHTS)
+    try:
+        with safe_open(folder / WEIGHTS, "numpy") as file:
+            return sorted({parts[0] for name in file.keys() if (parts := module_of(name))})  # noqa: SIM118 (no mapping)
+    except (OSError, SafetensorError) as error:
+        raise _broken(folder / WEIGHTS, error) from error
+
+
+def _positive(kind: type[Any], facts: dict[str, Any], name: str) -> Any:
+    value = facts.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | kind) or not value > 0:
+        raise ValueError(f"{name}: {value!r}")
+    return value
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _array(facts: dict[str, Any]) -> NDArray[np.float32]:
+    """A tensor as float32; numpy has no bfloat16, which is the upper half of a float32."""
+    if facts["dtype"] == "BF16":
+        values = (np.frombuffer(facts["data"], np.uint16).astype(np.uint32) << 16).view(np.float32)
+    elif facts["dtype"] in DTYPES:
+        values = np.frombuffer(facts["data"], DTYPES[facts["dtype"]]).astype(np.float32)
+    else:
+        raise ValueError(facts["dtype"])
+    return values.reshape(facts["shape"])
+
+
+def _require_weights(path: Path) -> None:
+    if path.is_file():
+        return
+    pickled = path.with_suffix(".bin").is_file()
+    raise AdapterError(
+        _("The adapter's weights are missing."),
+        where=path,
+        found=_("{file}, a pickle, which could run any code").format(file=path.with_suffix(".bin").name)
+        if pickled
+        else None,
+        fix=_("Save it as safetensors with `peft`.") if pickled else _("Copy the whole folder of the adapter."),
+    )
+
+
+def _check_pairs(tensors: dict[str, NDArray[np.float32]], r: int, path: Path) -> None:
+    """Every tensor is a lora_A [r, in] or lora_B [out, r] of a module that has both."""
+    for name, tensor in tensors.items():
+        parts = module_of(name)
+        if parts is None:
+            raise _broken(path, _("a tensor that is neither lora_A nor lora_B: {name}").format(name=name))
+        if not set(lora_names(parts[0])) <= tensors.keys():
+            raise _broken(path, _("{name} lacks its counterpart").format(name=name))
+        if tensor.ndim != 2 or tensor.shape["AB".index(parts[1])] != r:
+            raise _broken(path, _("{name} has shape {shape}, and r is {r}").format(name=name, shape=tensor.shape, r=r))
+    if not tensors:
+        raise _broken(path, _("no tensor in it"))
+
+
+def _broken(path: Path, found: object) -> AdapterError:
+    return AdapterError(
+        _("The adapter's files are damaged, or not what they should be."),
+        where=path,
+        found=found,
+        fix=_("Copy or save the adapter again, or take another checkpoint."),
+    )

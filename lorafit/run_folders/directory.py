@@ -1,0 +1,369 @@
+"""Where does everything about a run lie, which runs are there, and who may write one?
+
+A run is a folder with a config.yaml; this file knows the names in it, not what stands in the files (except what a list
+of runs shows: plan.json and events.jsonl, damaged or not).
+"""
+
+import contextlib
+import difflib
+import errno
+import fcntl
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorafit.atomic import HIDDEN, disk_error, put_back
+from lorafit.config import TrainConfig, make_config, read_yaml
+from lorafit.errors import AdapterError, RunError
+from lorafit.events import EvalDone, Event, Failed, Finished, Resumed, Started, StepDone, Stopped, read_events
+from lorafit.messages import _, clauses, labelled, listed
+from lorafit.run_folders.checkpoint import latest_good
+
+STAMP = re.compile(r".*-([0-9]{8}_[0-9]{6})(?:_([0-9]+))?")
+ORPHAN_SECONDS = 60.0  # as long as a worker without a supervisor lives
+NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # some network disks
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The names in a run's folder."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def plan(self) -> Path:
+        return self.path / "plan.json"
+
+    @property
+    def machine(self) -> Path:
+        return self.path / "machine.json"
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def final_model(self) -> Path:
+        return self.path / "final_model"
+
+    @property
+    def best_model(self) -> Path:
+        return self.path / "best_model"
+
+    @property
+    def rejects(self) -> Path:
+        return self.path / "rejects.jsonl"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def inputs(self) -> Path:
+        """What came along with a run that was moved here: data, template."""
+        return self.path / "inputs"
+
+    @property
+    def worker_log(self) -> Path:
+        """What the process with the engine wrote to stderr while it trained."""
+        return self.path / "worker.log"
+
+    @property
+    def lock_file(self) -> Path:
+        return self.path / "lock"
+
+    def foreign(self) -> list[Path]:
+        """What lies in the folder and is none of a run's."""
+        files = (
+            self.config,
+            self.plan,
+            self.machine,
+            self.events,
+            self.rejects,
+            self.report,
+            self.worker_log,
+            self.lock_file,
+        )
+        folders = (self.logs, self.checkpoints, self.final_model, self.best_model, self.inputs)
+        own = {path.name for path in files + folders} | {".DS_Store"}
+        return [p for p in sorted(self.path.iterdir()) if p.name not in own and not HIDDEN.fullmatch(p.name)]
+
+    @contextlib.contextmanager
+    def lock(self, owner: int | None = None) -> Iterator[None]:
+        """Be the one writer of this run. Raises RunError, with the other's process id, when there is one already.
+
+        `owner` is the process to name to others, None: this one.
+        """
+        try:
+            file = self.lock_file.open("a+", encoding="utf-8")
+        except OSError as error:
+            raise disk_error(error, self.lock_file) from error
+        with file:
+            if not _take(file.fileno()):
+                file.seek(0)
+                raise RunError(
+                    _("Another process is writing this run."),
+                    where=self.path,
+                    found=_("process {pid}").format(pid=file.read(20).strip() or "?"),
+                    fix=_("Wait for it, or stop it with Ctrl-C where it runs."),
+                )
+            file.truncate(0)
+            file.write(f"{owner or os.getpid()}\n")
+            file.flush()
+            yield
+
+    def let_orphan_end(self) -> None:
+        """Wait, though not for ever, where the supervisor of this run's writer is gone: it saves its last step just now."""
+        deadline = time.monotonic() + ORPHAN_SECONDS
+        while _is_running(self) and not _lives(self._owner()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+
+    def _owner(self) -> int | None:
+        """The process that the lock names; None where it names none."""
+        try:
+            return int(self.lock_file.read_text("utf-8")[:20])
+        except (OSError, ValueError):
+            return None
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """A line in a list of runs; None where the run does not tell. Losses are means per token."""
+
+    name: str
+    path: Path
+    model: str | None
+    state: str  # finished | running | stopped | interrupted
+    step: int
+    steps: int | None
+    loss: float | None
+    valid_loss_before: float | None
+    valid_loss_after: float | None
+
+
+def create(output_dir: Path, model_type: str) -> RunDir:
+    """A new folder `<model_type>-lora-<YYYYmmdd_HHMMSS>`, with `_2` and so on where that is taken. Raises DiskError."""
+    kind = re.sub(r"[^a-z0-9_.]+", "_", model_type.lower()).strip("._") or "model"
+    return take_name(output_dir, f"{kind}-lora-{time.strftime('%Y%m%d_%H%M%S')}")
+
+
+def take_name(output_dir: Path, name: str) -> RunDir:
+    """A new, empty folder `name`, with `_2` and so on where that is taken. Raises DiskError."""
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        return RunDir(_new_folder(output_dir, name))
+    except OSError as error:
+        raise disk_error(error, output_dir) from error
+
+
+def discard(run: RunDir) -> None:
+    """Delete a run that never did a step."""
+    shutil.rmtree(run.path, ignore_errors=True)
+
+
+def latest(output_dir: Path) -> RunDir | None:
+    """The run that was begun last, by the time in its name (else its folder's); None when there is none."""
+    return max(all_runs(output_dir), key=_begun, default=None)
+
+
+def find(name: str, output_dir: Path) -> RunDir:
+    """The run that `name` means: a path, a bare name in `output_dir`, "" or "latest" for the latest. Raises RunError."""
+    if name in ("", "latest"):
+        newest = latest(output_dir)
+        if newest is None:
+            raise RunError(_("There is no run yet."), where=output_dir, fix=_("Start one with `lorafit train`."))
+        return newest
+    for path in (Path(name).expanduser(), output_dir / name):
+        if _is_run(path):
+            return RunDir(path)
+    names = [run.name for run in all_runs(output_dir)]
+    near = difflib.get_close_matches(Path(name).name, names, n=3, cutoff=0.5)
+    raise RunError(
+        _("There is no such run."),
+        where=name,
+        found=_("not a run's folder, which holds a config.yaml") if Path(name).expanduser().exists() else None,
+        fix=_("Did you mean {names}?").format(names=listed(near)) if near else _("`lorafit runs` lists all runs."),
+    )
+
+
+def list_runs(output_dir: Path) -> list[RunInfo]:
+    """All runs in `output_dir`, the latest first."""
+    return [info_of(run) for run in sorted(all_runs(output_dir), key=_begun, reverse=True)]
+
+
+def info_of(run: RunDir) -> RunInfo:
+    """What a list of runs shows of `run`."""
+    events = events_of(run)
+    started = next((e for e in reversed(events) if isinstance(e, Started)), None)
+    finished = next((e for e in reversed(events) if isinstance(e, Finished)), None)
+    evals = [e.loss for e in events if isinstance(e, EvalDone)]
+    losses = [e.loss for e in events if isinstance(e, StepDone)]
+    return RunInfo(
+        name=run.name,
+        path=run.path,
+        model=_text(started.model) if started else None,
+        state=_state(run, events),
+        step=_whole(events[-1].step) or 0 if events else 0,
+        steps=_planned_steps(run) or (_whole(started.steps) if started else None),
+        loss=_number(losses[-1]) if losses else None,
+        valid_loss_before=_number(finished.valid_loss_before if finished else evals[0] if evals else None),
+        valid_loss_after=_number(finished.valid_loss_after if finished else evals[-1] if evals[1:] else None),
+    )
+
+
+def events_of(run: RunDir) -> list[Event]:
+    """The events of `run` that hold; none where the file is damaged beyond single lines."""
+    try:
+        return read_events(run.events)
+    except (OSError, TypeError, ValueError, AttributeError, RecursionError):
+        return []
+
+
+def find_adapter(path: Path) -> Path:
+    """The folder of the adapter that a user means by `path`: itself, or in a run the final, the best, the last saved one.
+
+    Raises AdapterError.
+    """
+    if _holds_adapter(path):
+        return path
+    run = RunDir(path)
+    put_back(path)
+    checkpoint, bad = latest_good(run)
+    for folder in (run.final_model, run.best_model, checkpoint):
+        if folder is not None and _holds_adapter(folder):
+            return folder
+    raise AdapterError(
+        _("There is no adapter here."),
+        where=path,
+        found=clauses(labelled(p.name, why) for p, why in bad) or (None if path.is_dir() else _("no such folder")),
+        fix=_("Give a run, its final_model, or one of its checkpoints: a folder with adapter_config.json."),
+    )
+
+
+def _new_folder(output_dir: Path, name: str) -> Path:
+    # Names are compared without case: on a Mac, or copied to one, "Llama" and "llama" are one folder.
+    taken = {path.name.casefold() for path in output_dir.iterdir()}
+    number = 1
+    while True:
+        path = output_dir / (name if number == 1 else f"{name}_{number}")
+        if path.name.casefold() not in taken:
+            with contextlib.suppress(FileExistsError):  # another process was quicker
+                path.mkdir()
+                return path
+        number += 1
+
+
+def _is_run(path: Path) -> bool:
+    return RunDir(path).config.is_file() or RunDir(path).events.is_file()
+
+
+def all_runs(output_dir: Path) -> list[RunDir]:
+    """All runs in `output_dir`, by name."""
+    try:
+        return [RunDir(path) for path in sorted(output_dir.iterdir()) if _is_run(path)]
+    except OSError:
+        return []
+
+
+def _begun(run: RunDir) -> tuple[str, int]:
+    stamp = STAMP.fullmatch(run.name)
+    if stamp:
+        return stamp[1], int(stamp[2] or 1)
+    return time.strftime("%Y%m%d_%H%M%S", time.localtime(run.path.stat().st_mtime)), 1
+
+
+def _holds_adapter(folder: Path) -> bool:
+    return (folder / "adapter_config.json").is_file()
+
+
+def _take(descriptor: int, shared: bool = False) -> bool:
+    """Whether the lock is ours now. A list of runs holds it for a moment, so a refusal counts only when it lasts."""
+    for _attempt in range(1 if shared else 5):
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(0.0 if shared else 0.05)
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                return True
+            raise
+    return False
+
+
+def _is_running(run: RunDir) -> bool:
+    try:
+        with run.lock_file.open("r", encoding="utf-8") as file:
+            return not _take(file.fileno(), shared=True)
+    except OSError:
+        return False
+
+
+def _state(run: RunDir, events: list[Event]) -> str:
+    turns = [e for e in events if isinstance(e, Started | Resumed | Stopped | Failed | Finished)]
+    if turns and isinstance(turns[-1], Finished):
+        return "finished"
+    if _is_running(run):
+        return "running"
+    return "stopped" if turns and isinstance(turns[-1], Stopped) else "interrupted"
+
+
+def _lives(pid: int | None) -> bool:
+    if pid is None:
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def _planned_steps(run: RunDir) -> int | None:
+    try:
+        plan = json.loads(run.plan.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return _whole(plan.get("steps")) if isinstance(plan, dict) else None
+
+
+# What a damaged line says may be of any type, whatever the event's annotation.
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _whole(value: object) -> int | None:
+    return value if type(value) is int else None
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def saved_config(run: RunDir) -> TrainConfig:
+    """The settings that `run` was started with."""
+    return make_config(read_yaml(run.config), where=run.config)

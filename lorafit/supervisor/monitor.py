@@ -1,0 +1,103 @@
+"""What does the supervisor look at while its worker lives? Memory, power, heat, clocks and the pulse; it answers with orders."""
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import psutil
+
+from lorafit.ipc.protocol import Order
+from lorafit.messages import _
+from lorafit.supervisor import battery as power
+from lorafit.supervisor import memory_pressure
+from lorafit.supervisor.clock_drift import Clocks, read_clocks, set_by_seconds, slept_seconds
+from lorafit.supervisor.thermal import Thermometer
+from lorafit.supervisor.watchdog import Pulse
+from lorafit.units import seconds_text
+
+MEMORY_SECONDS, POWER_SECONDS, HEAT_SECONDS = 5.0, 30.0, 60.0  # between looks
+REST_SECONDS = 120.0  # after a shrink, before the next; doubled each time
+
+
+@dataclass(frozen=True)
+class Senses:
+    """What is looked at; each a function, so that a described machine can stand for this one."""
+
+    memory: Callable[[], memory_pressure.Reading] = memory_pressure.read
+    battery: Callable[[], tuple[float, bool] | None] = power.battery
+    heat: Callable[[], str | None] = field(default_factory=lambda: Thermometer().look)
+    clocks: Callable[[], Clocks] = read_clocks
+
+
+class Every:
+    """Whether it is time again, every so many seconds after `last`."""
+
+    def __init__(self, seconds: float, last: float = -math.inf) -> None:
+        self._seconds, self._last = seconds, last
+
+    def due(self, now: float) -> bool:
+        if now - self._last < self._seconds:
+            return False
+        self._last = now
+        return True
+
+
+class Care:
+    """Looks after one worker: `pause_battery` in percent, `hang_seconds` as in the settings."""
+
+    def __init__(self, pause_battery: float, hang_seconds: float, senses: Senses | None = None) -> None:
+        self.pulse = Pulse(hang_seconds)
+        self.paused = False
+        self._pause_battery, self._senses = pause_battery, senses or Senses()
+        self._memory, self._power, self._heat = Every(MEMORY_SECONDS), Every(POWER_SECONDS), Every(HEAT_SECONDS)
+        self._readings: deque[memory_pressure.Reading] = deque(maxlen=memory_pressure.LOOKS)
+        self._rest, self._rested = Every(0.0), REST_SECONDS
+        self._clocks = self._senses.clocks()
+
+    def orders(self, now: float) -> Iterator[Order]:
+        """What the worker should do or say, by how things stand; `now` is time.monotonic()."""
+        yield from self._look_at_clocks()
+        if self._power.due(now):
+            yield from self._look_at_power()
+        if self._memory.due(now):
+            yield from self._look_at_memory(now)
+        if self._heat.due(now) and (words := self._senses.heat()):
+            yield Order("say", text=words)
+
+    def hangs(self, pid: int, now: float) -> bool:
+        """Whether process `pid` shows no progress for too long."""
+        try:
+            process = psutil.Process(pid)
+            times, stopped = process.cpu_times(), process.status() == psutil.STATUS_STOPPED
+        except psutil.Error:
+            return False
+        return self.pulse.hangs(now, times.user + times.system, stopped or self.paused)
+
+    def _look_at_clocks(self) -> Iterator[Order]:
+        before, self._clocks = self._clocks, self._senses.clocks()
+        if slept := slept_seconds(before, self._clocks):
+            text = _("The machine slept for {time} (a closed lid?); training goes on where it was.")
+            yield Order("say", text=text.format(time=seconds_text(slept)))
+        if by := set_by_seconds(before, self._clocks):
+            text = _("The clock was set by {time}; training does not depend on it.")
+            yield Order("say", text=text.format(time=("-" if by < 0 else "+") + seconds_text(abs(by))))
+
+    def _look_at_power(self) -> Iterator[Order]:
+        found = self._senses.battery()
+        order = power.wanted(found, self._pause_battery, self.paused)
+        if order is None:
+            return
+        self.paused = order == "pause"
+        text = _("On battery at {percent:.0f} percent: saved and paused until there is power again (--pause_battery).")
+        resumed = _("There is power again: training goes on.")
+        yield Order("say", text=text.format(percent=found[0] if found else 0) if self.paused else resumed)
+        yield Order(order)
+
+    def _look_at_memory(self, now: float) -> Iterator[Order]:
+        self._readings.append(self._senses.memory())
+        if memory_pressure.is_short(self._readings) and self._rest.due(now):
+            self._readings.clear()
+            self._rest = Every(self._rested, now)
+            self._rested *= 2
+            yield Order("shrink")

@@ -1,0 +1,296 @@
+"""Who looks after the process with the engine? Starts it, hands on what it says, sees how it ends, and has it go on.
+
+What a death means and what helps against it is decided in watch/; here it is done.
+"""
+
+import contextlib
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from types import FrameType
+
+from lorafit.config import TrainConfig
+from lorafit.errors import EngineError, LorafitError
+from lorafit.events import Event, EventLog, Failed, Finished, Restarted, Resumed, Started, StepDone, Warned
+from lorafit.ipc.protocol import Beat, Bug, Ended, Order, RunFolder, Start
+from lorafit.ipc.signals import hear_signals
+from lorafit.messages import _, language
+from lorafit.run_folders import directory
+from lorafit.run_folders.checkpoint import discard_from, latest_good, step_of
+from lorafit.run_folders.directory import RunDir, saved_config
+from lorafit.supervisor import memory_pressure
+from lorafit.supervisor.diagnosis import Death, Ending, death_of, is_fatal
+from lorafit.supervisor.monitor import Care, Senses
+from lorafit.supervisor.recovery import RELAXED, Cure, Died, advice, cure, in_a_row
+from lorafit.supervisor.worker_process import COMMAND, Worker
+from lorafit.training.loop import SAVE_SECONDS
+
+TICK_SECONDS = 1.0  # between looks at the worker when it says nothing
+LEAVE_SECONDS = 60.0  # for the step and its checkpoint when the one who watches goes away
+STACKS_SECONDS = 2.0  # for a hanging worker to write where it hangs
+SOONEST_SAVE_SECONDS = 30.0  # between checkpoints, however often it dies
+LOG_BYTES = 1 << 20  # of worker.log
+
+
+class RemoteTraceback(Exception):
+    """A bug's traceback in the worker, for the bug to be raised from."""
+
+
+@dataclass
+class Watch:
+    """What is known of the run, over all its workers."""
+
+    config: TrainConfig
+    run: RunDir | None = None
+    worker: Worker | None = None
+    step: int = 0  # done
+    training: bool = False  # a stop is obeyed after the step, with everything saved
+    finished: bool = False
+    asked: int | None = None  # the signal that asked to stop
+    failed: Failed | None = None  # said by the worker, and held back until it is sure that nothing helps
+    deaths: list[Died] = field(default_factory=list)
+    environ: dict[str, str] = field(default_factory=dict)
+    recycle_every: int | None = None
+
+
+@dataclass
+class Life:
+    """What is known of one worker."""
+
+    care: Care
+    began: int  # steps done when it began
+    oom_kills: int
+    said: Ended | LorafitError | Bug | None = None  # how it says that it ended
+    heard: str | None = None  # the line of its stderr for which it was ended
+    silent_seconds: float | None = None
+    recycled: bool = False
+
+
+def supervise(config: TrainConfig, command: Sequence[str] = COMMAND, senses: Senses | None = None) -> Iterator[Event]:
+    """Do what `config` asks for in a process of its own; its events as they come. Raises LorafitErrors as worker.work().
+
+    `command` starts the process; `senses` stand for this machine's.
+    """
+    watch = Watch(config, recycle_every=config.recycle_every)
+    start = Start(config, language(), os.getpid())
+    with _signals(watch):
+        while True:
+            life = Life(
+                Care(config.pause_battery, config.hang_seconds, senses), watch.step, memory_pressure.oom_kills()
+            )
+            watch.worker = Worker(start, partial(_hear, watch, life), watch.environ, command)
+            try:
+                yield from _follow(watch, watch.worker, life)
+            finally:
+                _leave(watch, watch.worker)
+            watch.training = False
+            well = isinstance(life.said, Ended)
+            if well and (watch.finished or watch.asked or not life.recycled):
+                return
+            cured = Cure(True, "") if well else (yield from _after(watch, watch.worker, life))
+            if not cured.restart:
+                return
+            start = _next_start(watch, cured)
+
+
+# while it lives
+
+
+def _follow(watch: Watch, worker: Worker, life: Life) -> Iterator[Event]:
+    """The events of `worker` until it ends."""
+    while not worker.over:
+        for message in worker.read(TICK_SECONDS):
+            if isinstance(message, Event | Beat):
+                life.care.pulse.beat(time.monotonic())
+            match message:
+                case Failed():
+                    watch.failed = message
+                case Event():
+                    _see(watch, life, message)
+                    yield message
+                case RunFolder():
+                    watch.run = RunDir(Path(message.path))
+                case Ended() | LorafitError() | Bug():
+                    life.said = message
+        if not worker.over:
+            _look_after(watch, worker, life)
+
+
+def _see(watch: Watch, life: Life, event: Event) -> None:
+    if isinstance(event, Resumed):
+        watch.step = life.began = event.step
+    elif isinstance(event, Started):
+        watch.training = True
+    elif isinstance(event, StepDone):
+        watch.step = event.step
+    elif isinstance(event, Finished):
+        watch.training, watch.finished = False, True
+
+
+def _look_after(watch: Watch, worker: Worker, life: Life) -> None:
+    """Give `worker` what orders it needs; end it where it hangs, or where what it computes is garbage."""
+    if life.heard is not None:
+        worker.signal(signal.SIGKILL)
+    if not watch.training:
+        return
+    now = time.monotonic()
+    for order in life.care.orders(now):
+        worker.order(order)
+    if watch.recycle_every and watch.step - life.began >= watch.recycle_every and not life.recycled:
+        life.recycled = True
+        worker.order(Order("recycle"))
+    if life.silent_seconds is None and life.care.hangs(worker.pid, now):
+        life.silent_seconds = life.care.pulse.silent_seconds
+        worker.signal(signal.SIGUSR1)  # it writes where it hangs, if it still can
+        _hear_out(worker, STACKS_SECONDS)
+        worker.signal(signal.SIGKILL)
+
+
+def _hear(watch: Watch, life: Life, line: str) -> None:
+    """A line of the worker's stderr: shown as long as it gets ready (downloads draw their bars there), later kept in a file."""
+    if is_fatal(line):
+        life.heard = life.heard or line.strip()
+    if not watch.training and sys.stderr is not None:
+        print(line, end="", file=sys.stderr, flush=True)
+    elif watch.run is not None:
+        with contextlib.suppress(OSError), watch.run.worker_log.open("a", encoding="utf-8") as file:
+            if file.tell() < LOG_BYTES:
+                file.write(line)
+
+
+# after its end
+
+
+def _after(watch: Watch, worker: Worker, life: Life) -> Generator[Event, None, Cure]:
+    """What helps now that the worker ended badly. Raises what it raised, or what it died of, where nothing does."""
+    error = life.said if isinstance(life.said, LorafitError) else None
+    bug = _last_line(life.said) if isinstance(life.said, Bug) else None
+    kills = memory_pressure.oom_kills() - life.oom_kills
+    death = death_of(Ending(worker.code, worker.tail, error, bug, kills, life.silent_seconds, life.heard))
+    if watch.finished:
+        yield Warned(step=watch.step, text=death.text)
+        return Cure(False, "")
+    done, saved = watch.step, _last_good(watch, life)
+    watch.deaths.append(Died(death.cause, done, saved))
+    found = cure(watch.deaths, platform.system(), RELAXED.items() <= {**os.environ, **watch.environ}.items())
+    if not found.restart or watch.asked or watch.config.dry_run:
+        yield from _give_up(watch, death, _bug(life.said) if isinstance(life.said, Bug) else error, found)
+    watch.environ |= found.environ
+    watch.recycle_every = found.recycle_every or watch.recycle_every
+    watch.step, watch.failed = saved, None
+    where = _("It goes on after step {step}; {lost} steps are done again.").format(step=saved, lost=done - saved)
+    text = " ".join((death.text, found.text, where))
+    event = Restarted(step=saved, text=text, cause=death.cause, lost_steps=done - saved)
+    _note(watch, event)
+    yield event
+    return found
+
+
+def _give_up(watch: Watch, death: Death, error: Exception | None, found: Cure) -> Iterator[Event]:
+    """Say that the run broke off, and raise why."""
+    fix = advice("asked") if found.restart and _can_go_on(watch) else None if found.restart else found.text
+    raised = error or EngineError(death.text, where=watch.run and watch.run.path, found=death.words, fix=fix)
+    failed = watch.failed
+    if failed is None:
+        failed = Failed(step=watch.step, text=str(raised))
+        _note(watch, failed)
+    if watch.step > 0:
+        yield failed
+    _discard_empty(watch)
+    raise raised
+
+
+def _bug(bug: Bug) -> Exception:
+    raised = RuntimeError(_last_line(bug))
+    raised.__cause__ = RemoteTraceback(f'\n"""\n{bug.traceback}"""')
+    return raised
+
+
+def _last_line(bug: Bug) -> str:
+    return bug.traceback.strip().rpartition("\n")[2]
+
+
+def _last_good(watch: Watch, life: Life) -> int:
+    """The step to go on from. What was saved when work failed without a word may be wrong, and is not kept."""
+    if watch.run is None:
+        return 0
+    if life.heard is not None:
+        discard_from(watch.run, max(watch.step, life.began + 1))
+    good = latest_good(watch.run)[0]
+    return (good and step_of(good)) or 0
+
+
+def _can_go_on(watch: Watch) -> bool:
+    return watch.run is not None and watch.run.config.is_file() and watch.run.plan.is_file()
+
+
+def _next_start(watch: Watch, cured: Cure) -> Start:
+    """The run's own settings, to be gone on with; what was asked for, where it died before there was anything to go on with."""
+    config = watch.config
+    if watch.run is not None and _can_go_on(watch):
+        config = saved_config(watch.run).model_copy(update={"resume": str(watch.run.path), "lang": config.lang})
+    else:
+        _discard_empty(watch)
+    row = len(in_a_row(watch.deaths)) if watch.deaths else 0
+    soon = max(SAVE_SECONDS / 2**row, SOONEST_SAVE_SECONDS) if row else None
+    return Start(config, language(), os.getpid(), cured.shrink, soon)
+
+
+def _note(watch: Watch, event: Event) -> None:
+    """Write `event` into the run's record, since nobody else does who is dead."""
+    if watch.run is None or not watch.run.path.is_dir():
+        return
+    with contextlib.suppress(OSError, LorafitError), watch.run.lock(), EventLog(watch.run.events) as log:
+        log.write(event)
+
+
+# leaving
+
+
+def _leave(watch: Watch, worker: Worker) -> None:
+    """See the worker end when we are left early: after its step where it trains and nobody is in a hurry, else at once."""
+    if worker.over:
+        return
+    if watch.training and watch.asked is None:
+        worker.order(Order("stop", signal.SIGHUP))
+        _hear_out(worker, LEAVE_SECONDS)
+    if not worker.over:
+        worker.kill()
+    _discard_empty(watch)
+
+
+def _hear_out(worker: Worker, seconds: float) -> None:
+    """Let it say what it has to, until it ends, though no longer than that; what it writes to stderr is kept."""
+    deadline = time.monotonic() + seconds
+    while not worker.over and (left := deadline - time.monotonic()) > 0:
+        for _message in worker.read(min(left, TICK_SECONDS)):
+            pass
+
+
+def _discard_empty(watch: Watch) -> None:
+    """A new run that has done no step leaves nothing behind."""
+    if watch.config.resume is None and watch.run is not None and watch.step == 0 and latest_good(watch.run)[0] is None:
+        directory.discard(watch.run)
+
+
+@contextlib.contextmanager
+def _signals(watch: Watch) -> Iterator[None]:
+    """Inside, a signal makes the worker finish its step, save and stop; a second Ctrl-C ends it at once."""
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        if watch.training and watch.asked is None and watch.worker is not None:
+            watch.asked = number
+            watch.worker.order(Order("stop", number))
+        elif number == signal.SIGINT:
+            raise KeyboardInterrupt
+        elif not watch.training:
+            raise SystemExit(128 + number)
+
+    with hear_signals(note):
+        yield

@@ -1,0 +1,141 @@
+"""How does the supervisor hold its worker? Starts the process, gives it orders, hears what it says, sees it end."""
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from lorafit.ipc.protocol import Message, Order, Start, order_line, read_message, start_line
+
+COMMAND = (sys.executable, "-m", "lorafit.training.child")
+PACKAGE = Path(__file__).parents[2]
+TAIL_LINES = 200  # of stderr, kept to tell what a worker died of
+CHUNK = 1 << 16
+REAP_SECONDS = 10.0  # for a process that has closed its pipes to be gone
+
+
+class Worker:
+    """One process, in our process group. Its stderr is read while it lives: `heard(line)` for every line there, its end included."""
+
+    def __init__(
+        self,
+        start: Start,
+        heard: Callable[[str], None],
+        environ: Mapping[str, str] | None = None,
+        command: Sequence[str] = COMMAND,
+    ) -> None:
+        self.tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self.over = False
+        self._heard = heard
+        self._process = subprocess.Popen(
+            list(command),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            env=_environment(environ or {}),
+        )
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
+        self._events, self._errors = self._process.stdout.fileno(), self._process.stderr.fileno()
+        self._rests = {self._events: b"", self._errors: b""}
+        for descriptor in self._rests:
+            os.set_blocking(descriptor, False)
+        self._write(start_line(start))
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def code(self) -> int | None:
+        """The exit code, negative for a signal; None while it lives."""
+        return self._process.returncode
+
+    def order(self, order: Order) -> None:
+        """Give an order. Nothing happens where the worker is gone already."""
+        self._write(order_line(order))
+
+    def signal(self, number: int) -> None:
+        """Send a signal."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(number)
+
+    def read(self, seconds: float) -> Iterator[Message]:
+        """What it says within `seconds`, or until it said something; `over` is set when it will say no more."""
+        open_ = list(self._rests)
+        ready, _w, _x = select.select(open_, [], [], seconds)
+        for descriptor in sorted(ready, key=open_.index):  # events before errors: they tell at which step an error came
+            yield from self._said(descriptor)
+        if self._events not in self._rests or self._process.poll() is not None:
+            yield from self._last_words()
+
+    def kill(self) -> None:
+        """End it at once."""
+        self.signal(signal.SIGKILL)
+        self._process.wait()
+        self.over = True
+        self._close()
+
+    def _write(self, line: str) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError, ValueError):
+            self._process.stdin.write(line.encode() + b"\n")
+
+    def _said(self, descriptor: int) -> Iterator[Message]:
+        for line in self._lines(descriptor):
+            if descriptor == self._errors:
+                self.tail.append(line.rstrip())
+                self._heard(line)
+            elif message := read_message(line):
+                yield message
+
+    def _lines(self, descriptor: int) -> Iterator[str]:
+        """The whole lines that are there, each with its end (bars of progress end in a carriage return)."""
+        while True:
+            try:
+                data = os.read(descriptor, CHUNK)
+            except BlockingIOError:
+                return
+            lines = (self._rests[descriptor] + data).splitlines(keepends=True)
+            if not data:
+                del self._rests[descriptor]
+            else:
+                self._rests[descriptor] = b"" if lines[-1].endswith((b"\n", b"\r")) else lines.pop()
+            yield from (line.decode(errors="replace") for line in lines)
+            if not data:
+                return
+
+    def _last_words(self) -> Iterator[Message]:
+        """What is still in the pipes. Stderr may be held open by others that the worker started: it is not waited for."""
+        deadline = time.monotonic() + REAP_SECONDS
+        while self._process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if self._process.poll() is None:
+            self.signal(signal.SIGKILL)
+            self._process.wait()
+        for descriptor in list(self._rests):
+            yield from self._said(descriptor)
+        self.over = True
+        self._close()
+
+    def _close(self) -> None:
+        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+
+
+def _environment(extra: Mapping[str, str]) -> dict[str, str]:
+    """Ours, with this very package on the path wherever we were started from."""
+    path = os.pathsep.join(filter(None, (str(PACKAGE), os.environ.get("PYTHONPATH"))))
+    environ = {**os.environ, "PYTHONPATH": path, **extra}
+    if sys.stderr is not None and sys.stderr.isatty():
+        environ.setdefault("TQDM_POSITION", "-1")  # bars of downloads are drawn though the worker has but a pipe
+    return environ

@@ -1,0 +1,85 @@
+"""What do the processes after the first do? The same training, by the first one's orders: they write and say nothing.
+
+Run as `python -m lorafit.training.follower` by the first one, which hears Ctrl-C for all; torchrun's come here through train.
+"""
+
+import signal
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lorafit import registry
+from lorafit.config import TrainConfig
+from lorafit.data.dataset import drain, prepare_cached
+from lorafit.distributed.collectives import RankLost, Ranks
+from lorafit.distributed.launch import place
+from lorafit.engines.tokenizer import read_template, shared_tokenizer
+from lorafit.errors import DataError, LorafitError
+from lorafit.ipc.link import Link
+from lorafit.messages import _, set_language
+from lorafit.models.hub import find_model
+from lorafit.planner.plan import Plan
+from lorafit.run_folders.directory import RunDir
+from lorafit.training.loop import Job, Progress, train
+from lorafit.training.worker import load_checkpoint, open_engine, stop_signals
+
+FAILED = 2
+
+
+def follow() -> None:
+    """Do what the first process says until all is done. Raises LorafitErrors; SystemExit where another has told why."""
+    try:
+        with registry.load(registry.RANKS)(place().count, lambda: None) as ranks:
+            _obey(ranks.tell(), ranks)
+    except RankLost as lost:
+        if lost.rank != 0 or lost.told:  # the first process says it to the user
+            raise SystemExit(FAILED) from lost
+        raise
+
+
+def _obey(orders: dict[str, Any], ranks: Ranks) -> None:
+    set_language(orders["language"])
+    config, plan = TrainConfig.model_validate(orders["config"]), Plan.of(orders["plan"])
+    model = find_model(config.model_name, hub=config.hub, endpoint=config.hf_endpoint)
+    template = read_template(config.chat_template)
+    load = partial(shared_tokenizer, model.folder, template, config.trust_remote_code)
+    data = drain(prepare_cached(config, model.folder, load, template))
+    if data.digest != plan.data_digest:
+        raise DataError(
+            _("This process reads other data than the first one does."),
+            where=config.dataset_name,
+            found=f"{data.digest[:16]} != {plan.data_digest[:16]}",
+            fix=_("Give every machine the same files of data and model."),
+        )
+    start = orders["start"] and Path(orders["start"])
+    engine = open_engine(config, model, plan, ranks, start)
+    if orders["run"] is None:  # a dry run
+        return
+    progress = Progress(**orders["progress"])
+    if orders["resumed"]:
+        load_checkpoint(engine, ranks, orders["checkpoint"] and Path(orders["checkpoint"]))
+    if progress.recompute is not None:
+        engine.set_recompute(progress.recompute)
+    link, run = Link(), RunDir(Path(orders["run"]))
+    with stop_signals(link):
+        for _event in train(
+            Job(engine, data.train, data.valid, run, plan, lambda _folder: None, link, ranks), progress
+        ):
+            pass
+
+
+def main() -> int:
+    """For a process that the first one started: it alone hears what the terminal says."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        follow()
+    except LorafitError as error:
+        print(error, file=sys.stderr)
+        return FAILED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

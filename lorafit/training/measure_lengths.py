@@ -1,0 +1,47 @@
+"""How long are the rows in tokens? A process of its own that imports the tokenizer, fills the data cache and goes.
+
+`python -m lorafit.training.measure_lengths FOLDER < settings.json`: the planner starts it where the cache lacks the data.
+"""
+
+import json
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+from lorafit.config import COMMAND_FIELDS, TrainConfig
+from lorafit.data.dataset import drain, prepare_cached
+from lorafit.engines.tokenizer import read_template, shared_tokenizer
+from lorafit.errors import LorafitError
+from lorafit.ipc.protocol import message_line, read_message
+
+USER = 2
+
+
+def fill_cache(config: TrainConfig, model_folder: Path) -> None:
+    """Let a child render and tokenise the data of `config`. Raises the child's LorafitError."""
+    settings = json.dumps(config.model_dump(exclude=set(COMMAND_FIELDS), include=set(TrainConfig.model_fields)))
+    command = [sys.executable, "-m", "lorafit.training.measure_lengths", str(model_folder)]
+    done = subprocess.run(command, input=settings, capture_output=True, text=True, encoding="utf-8")
+    said = read_message((done.stdout.splitlines() or [""])[-1])
+    if isinstance(said, LorafitError):
+        raise said
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+
+
+def main(argv: list[str]) -> int:
+    """The child: what fails for the user to mend is printed as JSON."""
+    folder, config = Path(argv[0]), TrainConfig.model_validate_json(sys.stdin.read())
+    try:
+        template = read_template(config.chat_template)
+        load = partial(shared_tokenizer, folder, template, config.trust_remote_code)
+        drain(prepare_cached(config, folder, load, template))
+    except LorafitError as error:
+        print(message_line(error))
+        return USER
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

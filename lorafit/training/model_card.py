@@ -1,0 +1,40 @@
+"""What does an adapter's folder need beside the weights? Tokenizer, chat settings, and a page on how it was made."""
+
+from pathlib import Path
+
+from lorafit import __version__
+from lorafit.config import TrainConfig
+from lorafit.engines.tokenizer import ChatTokenizer
+from lorafit.messages import _
+from lorafit.run_folders.adapter import ChatSettings, write_chat_settings
+
+SETTINGS = ("dataset_name", "dataset_split", "num_epochs", "max_steps", "effective_batch", "learning_rate", "max_length",
+            "lora_r", "lora_alpha", "lora_dropout", "lora_targets", "quantization", "seed")  # fmt: skip
+
+
+def dress(folder: Path, config: TrainConfig, base_model: str, run: str, tokenizer: ChatTokenizer) -> None:
+    """Write into an adapter's `folder` all that trying it elsewhere needs."""
+    tokenizer.save(folder)
+    write_chat_settings(folder, ChatSettings(config.system_prompt, config.date_string, base_model, run))
+    (folder / "README.md").write_text(model_card(config, base_model, run), "utf-8")
+
+
+def model_card(config: TrainConfig, base_model: str, run: str) -> str:
+    """A README with the front matter that model hubs read."""
+    rows = "\n".join(f"| {name} | {getattr(config, name)} |" for name in SETTINGS)
+    how = _("A LoRA adapter for `{base}`, trained by lorafit {version} (run `{run}`).")
+    return f"""---
+base_model: {base_model}
+library_name: peft
+tags: [lora, lorafit]
+---
+# {run}
+
+{how.format(base=base_model, version=__version__, run=run)}
+
+    python inference.py --lora_weights {run} --interactive
+
+| | |
+|---|---|
+{rows}
+"""

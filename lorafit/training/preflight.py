@@ -1,0 +1,121 @@
+"""What would go wrong later and can be told at once? Looked at before anything is fetched, loaded or written."""
+
+from pathlib import Path
+
+from lorafit.atomic import ensure_room, ensure_writable
+from lorafit.config import TrainConfig, resolve_effective_batch
+from lorafit.data.sources import check_source
+from lorafit.errors import AdapterError, ConfigError
+from lorafit.hardware.detect import Machine
+from lorafit.messages import _, listed
+from lorafit.models.spec import ModelSpec
+from lorafit.planner import device_precision
+from lorafit.planner.memory import adapter_parameters
+from lorafit.planner.plan import Plan
+from lorafit.run_folders import directory
+from lorafit.run_folders.adapter import AdapterConfig, check_shapes, read_adapter_config
+
+MOMENTS_TOO = 3  # an adapter and its two moments, in a checkpoint
+
+
+def check_settings(config: TrainConfig, machine: Machine, folder: Path, start: Path | None) -> None:
+    """What can be told without the model. The run goes into `folder`, `start` is the adapter to start from.
+
+    Raises LorafitErrors.
+    """
+    resolve_effective_batch(config)
+    device = device_precision.choose_device(config, machine).value
+    device_precision.precisions(config, machine, device)
+    device_precision.choose_quantization(config, device)
+    device_precision.choose_optimizer(config, device)
+    check_source(config.dataset_name, config.dataset_split)
+    ensure_writable(folder)
+    if config.plan is not None:
+        Plan.load(Path(config.plan))
+    if start is not None:
+        _check_start(config, start)
+
+
+def check_processes(config: TrainConfig, machine: Machine, local: int) -> None:
+    """Raise ConfigError where `local` processes cannot train together on `machine`."""
+    if (config.processes or 1) == 1:
+        if config.shard == "on":
+            fix = _("Add --processes N, or start with torchrun; or leave --shard out.")
+            raise ConfigError(_("One process has nobody to share weights with."), where="--shard on", fix=fix)
+        return
+    device = device_precision.choose_device(config, machine).value
+    gpus = sum(1 for gpu in machine.gpus if gpu.kind == "cuda")
+    if device == "mps" or device_precision.choose_engine(config, machine, device).value != "torch":
+        raise ConfigError(
+            _("A Mac's GPU, and MLX, are used by one process alone."),
+            where=f"--processes {config.processes}",
+            fix=_("Leave --processes out; or add --device cpu --engine torch."),
+        )
+    if device == "cuda" and local > gpus:
+        raise ConfigError(
+            _("Each process takes a GPU of its own, and there are not so many."),
+            where=f"--processes {local}",
+            found=_("{count} GPUs").format(count=gpus),
+            fix=_("Give --processes {count} at most, or --device cpu.").format(count=gpus),
+        )
+    if config.shard == "on" and config.quantization in ("4bit", "8bit"):
+        raise ConfigError(
+            _("Weights that are shared out over processes are not quantised."),
+            where=f"--shard on --quantization {config.quantization}",
+            fix=_("Leave one of the two out: quantised weights take less room by themselves."),
+        )
+
+
+def check_model(config: TrainConfig, spec: ModelSpec, folder: Path, start: Path | None) -> None:
+    """What can be told from the model's shape, before the data are read; arguments as above. Raises LorafitErrors."""
+    _check_targets(config.lora_targets, spec)
+    if start is not None:
+        check_shapes(start, spec)
+    size = 4 * adapter_parameters(spec, config.lora_r, config.lora_targets)
+    # One checkpoint more than are kept, while it is written; best_model and final_model. A resumed run has the others.
+    checkpoints = 1 if config.resume else config.keep_checkpoints + 1
+    ensure_room(folder, size * (MOMENTS_TOO * checkpoints + 2))
+
+
+def init_adapter(name: str) -> Path:
+    """The folder of the adapter that --init_adapter names. Raises AdapterError."""
+    return directory.find_adapter(Path(name).expanduser())
+
+
+def _check_start(config: TrainConfig, folder: Path) -> None:
+    """Raise AdapterError where rank or scale differ: the weights would not fit, or would not mean what they did."""
+    adapter = read_adapter_config(folder)
+    if adapter.r == config.lora_r and adapter.scale == config.lora_alpha / config.lora_r:
+        return
+    raise AdapterError(
+        _("The adapter to start from has another rank or scale than the run would have."),
+        where=folder,
+        found=_("lora_r {r}, lora_alpha {alpha:g}; the run has lora_r {run_r}, lora_alpha {run_alpha:g}").format(
+            r=adapter.r, alpha=adapter.alpha, run_r=config.lora_r, run_alpha=config.lora_alpha
+        ),
+        fix=_("Give its own: {flags}").format(flags=_flags(adapter)),
+    )
+
+
+def _flags(adapter: AdapterConfig) -> str:
+    return f"--lora_r {adapter.r} --lora_alpha {adapter.scale * adapter.r:g}"
+
+
+def _check_targets(targets: str, spec: ModelSpec) -> None:
+    """Raise ConfigError where a name in `targets` matches no linear layer that the weights' files hold.
+
+    Quantised files may hold none that can be told; then the engine decides alone.
+    """
+    if targets == "all-linear" or not spec.linears:
+        return
+    wanted = [name.strip() for name in targets.split(",") if name.strip()]
+    missing = [w for w in wanted if not any(f".{linear.name}".endswith(f".{w}") for linear in spec.linears)]
+    if wanted and not missing:
+        return
+    names = sorted({linear.name.rpartition(".")[2] for linear in spec.linears})
+    raise ConfigError(
+        _("lora_targets names layers that this model does not have."),
+        where=f"lora_targets: {targets!r}",
+        found=listed(missing),
+        fix=_("It has: {names}; or use all-linear.").format(names=listed(names)),
+    )

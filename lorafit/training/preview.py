@@ -1,0 +1,150 @@
+"""What would a run be: here or on a machine that is named, before anything is fetched, loaded or spent?
+
+No tensor library is imported. What is not on this disk is asked of the hub in small pieces; where no hub answers the
+catalogue stands in, and that is said.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+
+from lorafit.config import TrainConfig
+from lorafit.data.dataset import cached
+from lorafit.engines.tokenizer import read_template
+from lorafit.errors import ConfigError, DataError, HubError
+from lorafit.hardware import detect
+from lorafit.hardware.catalogue.clouds import INSTANCES
+from lorafit.hardware.catalogue.find import described
+from lorafit.hardware.catalogue.lengths import known_lengths
+from lorafit.hardware.catalogue.models import known_spec
+from lorafit.hardware.detect import Machine
+from lorafit.messages import _, listed
+from lorafit.models.remote_spec import local_folder, remote_spec
+from lorafit.models.spec import ModelSpec, read_spec
+from lorafit.planner import calibrate
+from lorafit.planner.data_stats import DataFacts, facts_of
+from lorafit.planner.memory_budget import share_of
+from lorafit.planner.plan import Choice, Plan
+from lorafit.planner.planner import Planned, alternatives, consider
+from lorafit.progress import Say, silent
+from lorafit.training.measure_lengths import fill_cache
+from lorafit.training.preflight import check_processes
+from lorafit.units import bytes_text, count_text
+
+MOST_VALID = 200  # rows that a share of val_size holds out at most (config.val_size)
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """A plan and what it rests on; `notes` are words on what stands in for what is not here."""
+
+    machine: Machine
+    model: str
+    spec: ModelSpec
+    data: DataFacts
+    planned: Planned
+    others: list[Choice]
+    notes: list[str]
+
+    @property
+    def plan(self) -> Plan:
+        return self.planned.plan
+
+
+def look_ahead(config: TrainConfig, machine_name: str | None, say: Say = silent) -> Outlook:
+    """The plan for `config` on the machine called `machine_name` (None: this one). Raises LorafitErrors."""
+    machine = described(machine_name) if machine_name else detect.detect()
+    known = calibrate.known(machine, measure=calibrate.product_gflops)
+    machine = calibrate.recalled(machine, known)
+    check_processes(config, machine, config.processes or 1)
+    spec, notes = find_spec(config)
+    data, more = find_data(config, say)
+    planned = consider(config, share_of(machine, config.processes or 1), spec, data, known)
+    return Outlook(machine, config.model_name, spec, data, planned, alternatives(planned, known), [*notes, *more])
+
+
+def find_spec(config: TrainConfig) -> tuple[ModelSpec, list[str]]:
+    """The model's shape: from this disk, from the hub's heads, from the catalogue; and words on the last."""
+    folder = local_folder(config.model_name)
+    if folder is not None:
+        return read_spec(folder), []
+    stand_in = known_spec(config.model_name)
+    try:
+        if config.model_name != "demo":
+            return remote_spec(config.model_name, config.hub, config.hf_endpoint), []
+    except HubError:
+        if stand_in is None:
+            raise
+    assert stand_in is not None
+    return stand_in, [
+        _("The model is not here and no hub was reached: its shape is the catalogue's (from its owner's config.json).")
+    ]
+
+
+def find_data(config: TrainConfig, say: Say = silent) -> tuple[DataFacts, list[str]]:
+    """The data's lengths: from the cache, measured by a child, or the catalogue's; and words on the last."""
+    folder = local_folder(config.model_name)
+    stand_in = _from_catalogue(config)
+    if folder is None:
+        if stand_in is None:
+            raise _no_tokenizer(config)
+        return stand_in, [_("The model's tokenizer is not here: the rows' lengths are the catalogue's, an estimate.")]
+    template = read_template(config.chat_template)
+    try:
+        found = cached(config, folder, template)
+        if found is None:
+            say(_("Counting the tokens of {name}, once").format(name=config.dataset_name))
+            fill_cache(config, folder)
+            found = cached(config, folder, template)
+    except (HubError, DataError):
+        if stand_in is None:
+            raise
+        text = _("The data are not here and no hub was reached: the rows' lengths are the catalogue's, an estimate.")
+        return stand_in, [text]
+    assert found is not None
+    return facts_of(found), []
+
+
+def _from_catalogue(config: TrainConfig) -> DataFacts | None:
+    known = known_lengths(config.dataset_name)
+    if known is None:
+        return None
+    rows = min(known.rows, config.max_samples or known.rows)
+    valid = min(int(config.val_size if config.val_size >= 1 else config.val_size * rows), rows - 1)
+    valid = min(valid, MOST_VALID) if config.val_size < 1 else valid
+    lengths = known.sample(rows, config.max_length)
+    return DataFacts(lengths[valid:], lengths[:valid], "", known.target_share, known.source)
+
+
+def _no_tokenizer(config: TrainConfig) -> ConfigError:
+    return ConfigError(
+        _("The rows' lengths in tokens cannot be told: the model's tokenizer is not on this disk."),
+        where=f"{config.model_name}, {config.dataset_name}",
+        fix=_("Fetch it first: `lorafit train --demo --dry_run` does.")
+        if config.model_name == "demo"
+        else _("Fetch the model first (`lorafit train --dry_run` does), or plan with `--model_name demo`."),
+    )
+
+
+def described_facts(look: Outlook) -> list[Choice]:
+    """Machine, model and data in a line each."""
+    machine, spec, lengths = look.machine, look.spec, look.data.train_lengths
+    counted = Counter(f"{gpu.name} {bytes_text(gpu.memory_bytes)}" for gpu in machine.gpus)
+    gpus = listed(f"{count} x {name}" if count > 1 else name for name, count in counted.items()) or _("no GPU")
+    known = _("{cores} cores, {memory} memory, {available} of it free; {gpus}")
+    if machine.described and machine.chip not in (instance.name for instance in INSTANCES):  # only the chip is known
+        known = _("{memory} memory, {available} of it free; {gpus}")
+    memory = known.format(
+        cores=machine.cores, memory=bytes_text(machine.memory_bytes), available=bytes_text(machine.available_bytes),
+        gpus=gpus,
+    )  # fmt: skip
+    model = _("{layers} layers, {parameters} parameters, {size} in its files").format(
+        layers=spec.layers, parameters=count_text(spec.parameters), size=bytes_text(spec.weight_bytes)
+    )
+    data = _("{mean:.0f} tokens a row, longest {longest}; {share:.0%} of the tokens are learned").format(
+        mean=float(lengths.mean()), longest=int(lengths.max()), share=look.data.target_share
+    )
+    return [
+        Choice("machine", machine.chip, memory),
+        Choice("model", look.model, model),
+        Choice("data", _("{rows} rows").format(rows=count_text(len(lengths))), data),
+    ]

@@ -1,0 +1,239 @@
+"""Does a real pass cost what the plan says? A few before the run, then every step beside the plan; both correct what is told.
+
+The passes are `Engine.probe`: gradients are dropped and no state is touched, so the result is the same with and without.
+"""
+
+import statistics
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from lorafit.data.batching import Samples, batch
+from lorafit.data.micro_batch import MicroBatch
+from lorafit.data.shared_prefix import begun_alike
+from lorafit.engines.base import Engine, OutOfMemory
+from lorafit.errors import DoesNotFit
+from lorafit.events import Event, Finished, Rehearsed, Shrunk, StepDone, Warned
+from lorafit.hardware.catalogue.lengths import spread
+from lorafit.messages import _
+from lorafit.planner import calibrate
+from lorafit.planner.calibrate import Known
+from lorafit.planner.estimate import Estimate, as_estimate, estimate
+from lorafit.planner.fast_path import path_of
+from lorafit.planner.memory import Layout
+from lorafit.planner.plan import Plan
+from lorafit.planner.planner import Planned, consider
+from lorafit.planner.schedule import step_samples
+from lorafit.planner.speed import Share, micro_batch_seconds
+from lorafit.planner.throughput import rates
+
+STEPS_LOOKED_AT, LOOKED_AT = 6, 64  # at least so many steps and micro-batches, for the longest, the median and others
+PASSES_SHARE, MOST_PASSES = 0.05, 33  # of a run's micro-batches, and in all; one is always spent
+ENOUGH_SECONDS = 15.0  # of measuring, after the longest and the median
+SLOWER = 1.3  # over the plan, after which it is said
+SETTLED = 20  # steps
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What was planned, and on what grounds: everything that measuring may correct."""
+
+    planned: Planned
+    known: Known
+    plan: Plan  # as it is carried out: a resumed run's own
+
+    @property
+    def layout(self) -> Layout:
+        """How `plan` computes, for the formulas."""
+        plan, question = self.plan, self.planned.question
+        return replace(
+            question.base,
+            engine=plan.engine,
+            device=plan.device,
+            precision=plan.precision,
+            quantization=plan.quantization,
+            optimizer=plan.optimizer,
+            path=path_of(question.spec, question.base.longest, plan.quantization, plan.device),
+            recompute=plan.recompute,
+            loss_chunk=plan.loss_chunk,
+            allocator=plan.allocator,
+            tokens=max(question.data.longest, min(plan.token_budget, self.planned.chosen.layout.tokens)),
+        )
+
+    @property
+    def key(self) -> str:
+        return calibrate.key_of(self.layout, self.planned.question.spec)
+
+    def by_formula(self) -> Estimate:
+        """The time without what earlier runs have taught."""
+        grounds = Known(self.known.core_gflops)
+        return estimate(self.planned.work, self.layout, self.plan.token_budget, self.planned.question.machine, grounds)
+
+
+def rehearse(engine: Engine, samples: Samples, expected: Expectation) -> Generator[Event, None, Plan]:
+    """Measure a few micro-batches and keep what that says; the plan, with less at a time where memory is short."""
+    plan = expected.plan
+    while True:
+        try:
+            seconds, slowness, peak = _passes(engine, samples, replace(expected, plan=plan))
+            break
+        except OutOfMemory:
+            plan = _smaller(plan, expected)
+            note_ceiling(expected, plan.token_budget)
+            engine.release()
+            engine.set_recompute(plan.recompute)
+            text = _("Memory ran out in the rehearsal: {budget} tokens at a time, {recompute} layers recomputed.")
+            yield Warned(text=text.format(budget=plan.token_budget, recompute=plan.recompute))
+    memory = None if peak is None else peak / expected.plan.predicted_peak_bytes
+    calibrate.note(expected.planned.question.machine, expected.key, slowness * _ours(expected), memory)
+    plan = _corrected(plan, expected, memory)
+    engine.set_recompute(plan.recompute)
+    total = _measured_time(replace(expected, plan=plan), slowness)
+    yield Rehearsed(
+        seconds=seconds,
+        peak_bytes=peak,
+        predicted_peak_bytes=plan.predicted_peak_bytes,
+        tokens_per_second=total.tokens_per_second,
+        expected_seconds=total.total,
+        low_seconds=total.low,
+        high_seconds=total.high,
+    )
+    return replace(plan, predicted_step_seconds=total.step, predicted_seconds=total.total)
+
+
+def _ours(expected: Expectation) -> float:
+    """The share of the processor that was ours just now, by a product timed beside: a neighbour is gone another time."""
+    best = expected.known.core_gflops
+    return min(1.0, calibrate.product_gflops() / best) if best and expected.layout.device == "cpu" else 1.0
+
+
+def note_ceiling(expected: Expectation, token_budget: int | None) -> None:
+    """Memory ran out, and it goes on with `token_budget` (None: as before, by more recomputing): begin so next time."""
+    if token_budget is not None:
+        machine, available = expected.planned.question.machine, expected.plan.available_bytes
+        calibrate.note_ceiling(machine, expected.key, token_budget, available)
+
+
+def _passes(engine: Engine, samples: Samples, expected: Expectation) -> tuple[float, float, int | None]:
+    """Seconds of the micro-batches that were measured, the middle one's over what was predicted for it, since a neighbour
+    comes and goes, and the peak in bytes after them."""
+    micros, count = _micro_batches(samples, expected.plan, engine.facts.shares)
+    longest, median = micros[-1], micros[len(micros) // 2]
+    spec, layout = expected.planned.question.spec, expected.layout
+    rate = rates(expected.planned.question.machine, layout, expected.known.core_gflops)
+    most = min(max(1, int(PASSES_SHARE * count)), MOST_PASSES)
+    order = [longest, median, longest, *_spread(micros, most)][:most]
+    over: list[float] = []
+    found, peak = 0.0, None
+    for place, micro in enumerate(order):
+        probe = engine.probe(micro)
+        peak = probe.peak_bytes
+        if place or most == 1:  # the first of several warms up, and takes the memory that the others find there
+            own = as_computed(micro, engine.facts.shares)
+            found += probe.seconds
+            over.append(probe.seconds / sum(micro_batch_seconds(spec, layout, rate, share) for share in own))
+        if place >= 2 and found > ENOUGH_SECONDS:
+            break
+    return found, statistics.median(over) or 1.0, peak  # an engine that computes nothing takes no time
+
+
+def _spread(micros: Sequence[MicroBatch], count: int) -> list[MicroBatch]:
+    """`count` of them, of which the first few stand for all, as do all."""
+    return [micros[int(place * len(micros))] for place in spread(count + 1)[1:]]
+
+
+def _micro_batches(samples: Samples, plan: Plan, shares: bool) -> tuple[Sequence[MicroBatch], float]:
+    """The micro-batches of the first steps, the longest last, and about how many the run has."""
+    found: list[MicroBatch] = []
+    step = 0
+    while step < plan.steps and (step < STEPS_LOOKED_AT or len(found) < LOOKED_AT):
+        step += 1
+        rows = step_samples(plan, step)
+        found += batch(samples, rows, plan.token_budget, plan.max_micro_batch, shares=shares).micro_batches
+    return sorted(found, key=lambda micro: micro.num_tokens), len(found) / step * plan.steps
+
+
+def as_computed(micro: MicroBatch, shares: bool) -> list[Share]:
+    """Its rows as the engine computes them: what its samples begin with alike once, before them, where it `shares` that."""
+    lengths, begun = np.diff(micro.segments).astype(np.int64), micro.beginnings()
+    once = [(len(ids), begun.count(ids.tobytes())) for ids in (begun_alike([micro]) if shares else [])]
+    tokens = micro.num_tokens - sum(length * times for length, times in once)
+    squares = int((lengths**2).sum()) - sum(length**2 * times for length, times in once)
+    own, held = Share(tokens, micro.num_targets, squares), sum(length for length, _times in once)
+    return [own, Share(held, 0, sum(length**2 for length, _times in once))] if held else [own]
+
+
+def _smaller(plan: Plan, expected: Expectation) -> Plan:
+    """Half the tokens, down to the longest sample; then more layers recomputed. Raises OutOfMemory at the end of both."""
+    longest, layers = expected.planned.question.data.longest, expected.planned.question.spec.layers
+    if plan.token_budget > longest:
+        return replace(plan, token_budget=max(plan.token_budget // 2, longest))
+    if plan.recompute < layers:
+        return replace(plan, recompute=min(layers, plan.recompute + max(1, layers // 4)))
+    raise OutOfMemory(
+        _("Memory ran out over a single sample of {tokens} tokens: it cannot be split.").format(tokens=longest),
+        fix=_("Begin with a smaller `--max_length`, `--quantization 4bit` or a smaller model; close other programs."),
+    )
+
+
+def _corrected(plan: Plan, expected: Expectation, memory: float | None) -> Plan:
+    """`plan` with the budget that a run takes which knows the measured peak from the start; never a larger one."""
+    question = expected.planned.question
+    if question.config.plan is not None or calibrate.rounded_factor(memory) <= question.memory_factor:
+        return plan
+    taught = calibrate.known(question.machine)
+    try:
+        fresh = consider(question.config, question.machine, question.spec, question.data, taught).plan
+    except DoesNotFit:
+        return plan
+    if fresh.token_budget >= plan.token_budget and fresh.recompute <= plan.recompute:
+        return replace(plan, predicted_peak_bytes=max(plan.predicted_peak_bytes, fresh.predicted_peak_bytes))
+    return replace(
+        plan,
+        token_budget=min(plan.token_budget, fresh.token_budget),
+        recompute=max(plan.recompute, fresh.recompute),
+        predicted_peak_bytes=fresh.predicted_peak_bytes,
+    )
+
+
+def _measured_time(expected: Expectation, slowness: float) -> Estimate:
+    formula, work = expected.by_formula(), expected.planned.work
+    tokens = formula.tokens_per_second * formula.step
+    evaluation = formula.evaluation * slowness
+    return as_estimate(work, expected.layout, formula.step * slowness, evaluation, tokens, "measured")
+
+
+def compared(events: Iterator[Event], expected: Expectation, whole: bool) -> Iterator[Event]:
+    """`events` of a training, with a word where it is much slower than planned, and both figures at its end.
+
+    A run that was trained here as a `whole` is kept for later plans, its speed only where its rehearsal promised that.
+    """
+    steps, seconds, peak, said = 0, 0.0, 0, False
+    planned, rehearsed = expected.plan.predicted_step_seconds, not expected.planned.question.config.no_preflight
+    for event in events:
+        if isinstance(event, StepDone):
+            steps, seconds, peak = steps + 1, seconds + event.seconds, max(peak, event.peak_bytes or 0)
+        if isinstance(event, Shrunk) and event.ran_out:
+            note_ceiling(expected, event.token_budget)
+        if isinstance(event, Finished) and steps:
+            if whole:
+                memory = peak / expected.plan.predicted_peak_bytes if peak else None
+                disturbed = rehearsed and seconds / steps > SLOWER * planned
+                slowness = None if disturbed else seconds / steps / expected.by_formula().step
+                calibrate.note(expected.planned.question.machine, expected.key, slowness, memory)
+            event = _with_both(event, expected.plan, peak)
+        yield event
+        if not said and planned and steps == SETTLED and seconds / steps > SLOWER * planned:
+            said = True
+            text = _("Slower than planned: {ratio:.1f} times the time a step. Is something else using this machine?")
+            yield Warned(step=event.step, text=text.format(ratio=seconds / steps / planned))
+
+
+def _with_both(event: Finished, plan: Plan, peak: int) -> Finished:
+    return replace(
+        event,
+        predicted_seconds=plan.predicted_step_seconds * plan.steps or None,
+        peak_bytes=peak or None,
+        predicted_peak_bytes=plan.predicted_peak_bytes or None,
+    )

@@ -1,0 +1,333 @@
+"""What does the process with the engine do? From a config to events: find, read, plan, load, train.
+
+It writes all that a run leaves on the disk, and prints nothing: every face reads the events.
+"""
+
+import os
+import signal
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from lorafit import registry
+from lorafit.atomic import disk_errors, whole_file
+from lorafit.config import TrainConfig, resolve_effective_batch, write_yaml
+from lorafit.data.dataset import Prepared, prepare_cached, write_rejects
+from lorafit.data.report import summary_lines
+from lorafit.distributed.collectives import ALONE, Ranks
+from lorafit.distributed.launch import place
+from lorafit.engines import allocator
+from lorafit.engines.base import Engine, Setup
+from lorafit.engines.tokenizer import ChatTokenizer, read_template, shared_tokenizer
+from lorafit.errors import LorafitError
+from lorafit.evaluation.before_after import show_answers
+from lorafit.events import Event, EventLog, Failed, Planned, Resumed, Shrunk, Stage, Started, Warned
+from lorafit.hardware import detect
+from lorafit.hardware.detect import Machine
+from lorafit.ipc.link import Link
+from lorafit.ipc.protocol import RunFolder
+from lorafit.ipc.signals import hear_signals
+from lorafit.messages import _, language
+from lorafit.models.hub import Found, find_model
+from lorafit.models.spec import ModelSpec, read_spec
+from lorafit.planner import calibrate
+from lorafit.planner.data_stats import facts_of
+from lorafit.planner.device_precision import choose_device, choose_engine
+from lorafit.planner.memory_budget import share_of
+from lorafit.planner.plan import Plan
+from lorafit.planner.planner import consider
+from lorafit.run_folders import directory
+from lorafit.run_folders.directory import RunDir
+from lorafit.training.loop import Job, Progress, train
+from lorafit.training.model_card import dress
+from lorafit.training.preflight import check_model, check_processes, check_settings, init_adapter
+from lorafit.training.progress import as_stages, said
+from lorafit.training.resume import Interrupted, as_before, interrupted, plan_for, refuse_other_state
+from lorafit.training.warmup_probe import Expectation, compared, rehearse
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Everything up to the first step; nothing is written yet."""
+
+    config: TrainConfig
+    machine: Machine
+    model: Found
+    spec: ModelSpec
+    tokenizer: ChatTokenizer
+    data: Prepared
+    plan: Plan
+    start: Path | None  # an adapter's folder
+    expected: Expectation
+    ranks: Ranks = ALONE
+
+
+def work(config: TrainConfig, link: Link | None = None) -> Iterator[Event]:
+    """Do what `config` asks for, and say so in events. Raises LorafitErrors; what was saved until then stays whole.
+
+    `link` leads to the supervisor; without one, signals alone tell when to stop.
+    """
+    link = link or Link()
+    with gathered(config, link) as ranks:
+        yield from _lead(config.model_copy(update={"processes": ranks.place.count}), link, ranks)
+
+
+@contextmanager
+def gathered(config: TrainConfig, link: Link) -> Iterator[Ranks]:
+    """All processes that train together: torchrun's, or --processes of our own, or this one alone. Raises EngineError."""
+    count = place().count if "RANK" in os.environ else config.processes or 1
+    if count == 1:
+        yield ALONE
+        return
+    with registry.load(registry.RANKS)(count, link.beat) as ranks:
+        yield ranks
+
+
+def _lead(config: TrainConfig, link: Link, ranks: Ranks) -> Iterator[Event]:
+    """Get ready alone, tell the others what is to be done, and do it with them."""
+    old = None if config.resume is None else interrupted(config)
+    ready = yield from _get_ready(config, old, ranks)
+    if config.dry_run:
+        yield from _planned(ready)
+        ranks.tell(_orders(ready, None, old))
+        yield from _open_engine(ready)
+        return
+    run = old.run if old else directory.create(Path(config.output_dir), ready.spec.model_type)
+    progress = old.progress if old else Progress()
+    try:
+        with disk_errors(run.path), run.lock(link.owner):
+            link.writes = True
+            link.send(RunFolder(str(run.path.absolute())))
+            if old is not None:
+                refuse_other_state(old, config)
+            yield from _logged(run, progress, _run(ready, run, old, progress, link))
+    except BaseException:
+        if old is None and progress.done == 0:  # there is nothing to go on with
+            directory.discard(run)
+        raise
+
+
+def _logged(run: RunDir, progress: Progress, events: Iterator[Event]) -> Iterator[Event]:
+    """`events`, each in the run's log before anybody sees it."""
+    with disk_errors(run.path), EventLog(run.events) as log:
+        try:
+            for event in events:
+                with disk_errors(run.events):
+                    log.write(event)
+                yield event
+        except LorafitError as error:
+            failed = Failed(step=progress.done, text=str(error))
+            with suppress(OSError):  # the disk may be what failed
+                log.write(failed)
+            if progress.done > 0:
+                yield failed
+            raise
+
+
+def _get_ready(config: TrainConfig, old: Interrupted | None, ranks: Ranks) -> Generator[Event, None, Ready]:
+    machine = detect.detect()
+    detect.check(machine)
+    from_checkpoint = old is not None and old.checkpoint is not None
+    start = init_adapter(config.init_adapter) if config.init_adapter and not from_checkpoint else None
+    folder = old.run.path if old else Path(config.output_dir)
+    check_settings(config, machine, folder, start)
+    check_processes(config, machine, ranks.place.local_count)
+    device = choose_device(config, machine).value
+    machine = _measured(machine, device, choose_engine(config, machine, device).value)
+    yield Stage(text=_("Looking for the model {name}").format(name=config.model_name))
+    find = partial(find_model, config.model_name, hub=config.hub, endpoint=config.hf_endpoint)
+    model = yield from said(lambda say: find(say=say))
+    spec = read_spec(model.folder)
+    check_model(config, spec, folder, start)
+    yield Stage(text=_("Reading {name}").format(name=config.dataset_name))
+    template = read_template(config.chat_template)
+    load = partial(shared_tokenizer, model.folder, template, config.trust_remote_code)
+    data = yield from as_stages(prepare_cached(config, model.folder, load, template))
+    share = share_of(machine, ranks.place.local_count)
+    known = calibrate.known(share, measure=calibrate.product_gflops)
+    planned = consider(
+        config if old is None else as_before(old.run, machine, config), share, spec, facts_of(data), known
+    )
+    plan = planned.plan
+    if config.plan is not None:
+        plan = plan.computed_as(Plan.load(Path(config.plan)))
+    if old is not None:
+        fresh, plan = plan, plan_for(old.run, machine, config, plan)
+        if plan is fresh:  # limits of another machine or other settings
+            old.progress.token_budget = old.progress.recompute = None
+    return Ready(config, machine, model, spec, load(), data, plan, start, Expectation(planned, known, plan), ranks)
+
+
+def _measured(machine: Machine, device: str, engine: str) -> Machine:
+    """`machine` with what Metal itself says may be used: that figure is read, never computed."""
+    if device != "mps":
+        return machine
+    measured: int | None = registry.load(registry.MEASURED_BYTES[engine])(device)
+    if measured is not None:
+        calibrate.note_metal(machine, measured)
+    return replace(
+        machine, gpus=tuple(replace(g, available_bytes=measured) if g.kind == device else g for g in machine.gpus)
+    )
+
+
+def _planned(ready: Ready) -> Iterator[Event]:
+    if ready.tokenizer.template_is_ours:
+        text = _("The model has no chat template: it is given a plain one (ChatML), which is kept beside the adapter.")
+        yield Warned(text=text)
+    for line in summary_lines(ready.data):
+        yield Stage(text=line)
+    for note in ready.data.notes:
+        yield Warned(text=note)
+    plan = ready.plan
+    choices = [asdict(choice) for choice in plan.choices]
+    yield Planned(choices=choices, predicted_peak_bytes=plan.predicted_peak_bytes, available_bytes=plan.available_bytes)
+
+
+def _run(ready: Ready, run: RunDir, old: Interrupted | None, progress: Progress, link: Link) -> Iterator[Event]:
+    """From an empty or interrupted run's folder to its end."""
+    yield from _planned(ready)
+    _write_facts(ready, run)
+    ready.ranks.tell(_orders(ready, run, old))
+    engine = yield from _open_engine(ready)
+    if old is not None:
+        yield from _go_on(engine, ready.ranks, old)
+    elif not ready.config.no_preflight and ready.ranks.place.count == 1:
+        ready = yield from _rehearsed(ready, run, engine)
+    yield _started(ready, run, engine, progress.done)
+    with stop_signals(link):
+        training = train(_job(ready, run, engine, link), progress)
+        yield from compared(training, ready.expected, whole=old is None and ready.ranks.place.count == 1)
+    if ready.config.demo and progress.done == ready.plan.steps and not ready.plan.shard:
+        conversations = ready.data.valid_conversations
+        yield from show_answers(engine, ready.tokenizer, conversations, ready.config, progress.done)
+
+
+def _rehearsed(ready: Ready, run: RunDir, engine: Engine) -> Generator[Event, None, Ready]:
+    """`ready` with a plan that measuring has corrected, which is the run's plan from now on."""
+    yield Stage(text=_("Measuring a few micro-batches"))
+    plan = yield from rehearse(engine, ready.data.train, ready.expected)
+    with disk_errors(run.path), whole_file(run.plan) as path:
+        plan.save(path)
+    return replace(ready, plan=plan, expected=replace(ready.expected, plan=plan))
+
+
+def _orders(ready: Ready, run: RunDir | None, old: Interrupted | None) -> dict[str, Any]:
+    """What the other processes must know (follower.py): JSON. Without a run they only open the engine."""
+    return {
+        "language": language(),
+        "config": ready.config.model_dump(),
+        "plan": asdict(ready.plan),
+        "run": None if run is None else str(run.path.absolute()),
+        "start": None if ready.start is None else str(ready.start.absolute()),
+        "resumed": old is not None,
+        "checkpoint": None if old is None or old.checkpoint is None else str(old.checkpoint.absolute()),
+        "progress": asdict(old.progress if old else Progress()),
+    }
+
+
+def _write_facts(ready: Ready, run: RunDir) -> None:
+    effective = resolve_effective_batch(ready.config)
+    settled = ready.config.model_copy(update={"effective_batch": effective, "gradient_accumulation_steps": None})
+    with disk_errors(run.path):
+        with whole_file(run.config) as path:
+            write_yaml(settled, path)
+        with whole_file(run.plan) as path:
+            ready.plan.save(path)
+        with whole_file(run.machine) as path:
+            path.write_text(ready.machine.to_json(), "utf-8")
+        write_rejects(run.rejects, ready.data.rejects)
+
+
+def _open_engine(ready: Ready) -> Generator[Event, None, Engine]:
+    plan = ready.plan
+    yield Stage(text=_("Loading the model on {device}").format(device=plan.device))
+    engine = open_engine(ready.config, ready.model, plan, ready.ranks, ready.start)
+    yield Stage(text=_("✓ Model loaded on {device}").format(device=plan.device))
+    for note in engine.facts.notes:
+        yield Warned(text=note)
+    return engine
+
+
+def open_engine(config: TrainConfig, model: Found, plan: Plan, ranks: Ranks, start: Path | None) -> Engine:
+    """The engine that `plan` names, with the adapter in `start` where there is one."""
+    setup = Setup(
+        folder=model.folder,
+        model_name=model.name,
+        device=plan.device,
+        precision=plan.precision,
+        quantization=plan.quantization,
+        trust_remote_code=config.trust_remote_code,
+        plan=plan,
+        ranks=ranks,
+    )
+    allocator.use(allocator.LOADING)
+    engine: Engine = registry.load(registry.find(registry.ENGINES, plan.engine)).open(setup)
+    allocator.use(plan.allocator)
+    with ranks.at_hand(start) as folder:
+        if folder is not None:
+            engine.load_adapter(folder)
+    return engine
+
+
+def load_checkpoint(engine: Engine, ranks: Ranks, checkpoint: Path | None) -> None:
+    """Go on from the leader's `checkpoint`, where there is one."""
+    with ranks.at_hand(checkpoint) as folder:
+        if folder is not None:
+            engine.load(folder)
+
+
+def _go_on(engine: Engine, ranks: Ranks, old: Interrupted) -> Iterator[Event]:
+    for path, fault in old.bad:
+        text = _("The checkpoint {name} is damaged ({fault}); an older one is used.")
+        yield Warned(step=old.progress.done, text=text.format(name=path.name, fault=fault))
+    load_checkpoint(engine, ranks, old.checkpoint)
+    name = old.checkpoint.name if old.checkpoint else ""
+    done, budget, recompute = old.progress.done, old.progress.token_budget, old.progress.recompute
+    yield Resumed(step=done, checkpoint=name)
+    if recompute is not None:
+        engine.set_recompute(recompute)
+    if budget is not None or recompute is not None:
+        text = _("Memory ran out before: the run goes on with less at a time.")
+        yield Shrunk(step=done, text=text, token_budget=budget, recompute=recompute)
+
+
+def _started(ready: Ready, run: RunDir, engine: Engine, step: int) -> Started:
+    plan = ready.plan
+    return Started(
+        step=step,
+        run=str(run.path),
+        model=ready.config.model_name,
+        engine=plan.engine,
+        device=plan.device,
+        steps=plan.steps,
+        train_samples=plan.train_samples,
+        valid_samples=plan.valid_samples,
+        trainable_parameters=engine.facts.trainable_parameters,
+    )
+
+
+def _job(ready: Ready, run: RunDir, engine: Engine, link: Link) -> Job:
+    def dress_folder(folder: Path) -> None:
+        dress(folder, ready.config, ready.model.name, run.name, ready.tokenizer)
+
+    return Job(engine, ready.data.train, ready.data.valid, run, ready.plan, dress_folder, link, ready.ranks)
+
+
+@contextmanager
+def stop_signals(link: Link) -> Iterator[None]:
+    """Inside, a signal that asks to stop becomes an order to do so. A second Ctrl-C stops at once.
+
+    What is ignored stays ignored: a child leaves Ctrl-C to its supervisor.
+    """
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        if link.stop_signal and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        link.stop_signal = link.stop_signal or number
+
+    with hear_signals(note):
+        yield

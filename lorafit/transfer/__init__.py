@@ -1,0 +1,1 @@
+"""Moving a run to another machine and back: bundles, archives, fetching."""

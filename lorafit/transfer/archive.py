@@ -1,0 +1,158 @@
+"""How does a folder travel as one file, and come out without harm on the other side?
+
+The same folder gives the same bytes: names in order, no times, no owners. What is taken out is nothing but plain files
+below the folder that it is put into, whoever made the archive: a zip, or a tar.gz as SageMaker writes.
+"""
+
+import contextlib
+import lzma
+import re
+import shutil
+import stat
+import struct
+import tarfile
+import unicodedata
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from lorafit.atomic import disk_errors, ensure_room, whole_file
+from lorafit.errors import RunError
+from lorafit.messages import _
+from lorafit.units import GIB, bytes_text
+
+MOST_FILES, MOST_BYTES = 100_000, 64 * GIB  # unpacked; beyond that it is no bundle of ours
+CHUNK = 1 << 20  # bytes
+EPOCH = (1980, 1, 1, 0, 0, 0)  # the first time that a zip can tell
+PACKED_ALREADY = {".safetensors", ".gz", ".zst", ".parquet", ".whl", ".zip"}
+DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError,
+           NotImplementedError, RuntimeError, ValueError)  # what a broken, encrypted or odd archive raises  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file in an archive. `size` is the bytes that the archive says it has."""
+
+    name: str
+    size: int
+    plain: bool  # neither a link nor a device
+    open: Callable[[], IO[bytes] | None]
+
+
+def pack(folder: Path, target: Path) -> None:
+    """Write all files of `folder` into the zip `target`, whole or not at all. Raises DiskError."""
+    files = sorted((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*") if path.is_file())
+    with whole_file(target) as beside, zipfile.ZipFile(beside, "w", compresslevel=6) as archive:
+        for name, path in files:
+            entry = zipfile.ZipInfo(name, EPOCH)
+            entry.compress_type = zipfile.ZIP_STORED if path.suffix in PACKED_ALREADY else zipfile.ZIP_DEFLATED
+            entry.external_attr = (stat.S_IFREG | 0o644) << 16
+            entry.create_system = 3  # Unix, wherever it is made
+            with path.open("rb") as source, archive.open(entry, "w", force_zip64=True) as packed:
+                shutil.copyfileobj(source, packed, CHUNK)
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Write what is in `archive` into the empty `folder`. Raises RunError where it is damaged or unsafe, and DiskError."""
+    with _told(archive), _members(archive) as members:
+        checked = _check(members)
+        ensure_room(folder, sum(member.size for member in checked))
+        for member in checked:
+            target = folder / member.name
+            with disk_errors(target):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                _write(member, target)
+
+
+def read_member(archive: Path, name: str, most_bytes: int) -> bytes | None:
+    """The file `name` in a zip; None where the zip has none. Raises RunError where it is damaged or larger than asked for."""
+    with _told(archive), zipfile.ZipFile(archive) as inside:
+        if name not in inside.namelist():
+            return None
+        with inside.open(name) as source:
+            content = source.read(most_bytes + 1)
+        if len(content) > most_bytes:
+            raise ValueError(_("{file} is larger than {size}").format(file=name, size=bytes_text(most_bytes)))
+        return content
+
+
+def is_archive(path: Path) -> bool:
+    """Whether unpack() takes it, by its name."""
+    return path.name.lower().endswith((".zip", ".tar.gz", ".tgz"))
+
+
+@contextlib.contextmanager
+def _told(archive: Path) -> Iterator[None]:
+    """What is wrong with the archive, in words."""
+    try:
+        yield
+    except DAMAGED as error:
+        raise RunError(
+            _("This archive is damaged, or not safe to unpack."),
+            where=archive,
+            found=str(error) or type(error).__name__,
+            fix=_("Fetch or make it again; nothing of it was taken over."),
+        ) from None
+
+
+@contextlib.contextmanager
+def _members(archive: Path) -> Iterator[Iterable[Member]]:
+    if archive.name.lower().endswith((".tar.gz", ".tgz")):
+        with tarfile.open(archive, "r:gz") as tar:
+            yield (_of_tar(tar, info) for info in tar if not info.isdir())
+    else:
+        with zipfile.ZipFile(archive) as inside:
+            yield [_of_zip(inside, info) for info in inside.infolist() if not info.filename.endswith("/")]
+
+
+def _of_zip(inside: zipfile.ZipFile, info: zipfile.ZipInfo) -> Member:
+    kind = stat.S_IFMT(info.external_attr >> 16)
+    # The name as it stands there: zipfile cuts it off at a zero byte.
+    return Member(info.orig_filename, info.file_size, kind in (0, stat.S_IFREG), lambda: inside.open(info))
+
+
+def _of_tar(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Member:
+    name = info.name.removeprefix("./")
+    return Member(name, info.size, info.isreg() and not info.issparse(), lambda: tar.extractfile(info))
+
+
+def _check(members: Iterable[Member]) -> list[Member]:
+    """All of `members`. Raises ValueError at the first that may not be written."""
+    checked: list[Member] = []
+    seen: set[str] = set()
+    total = 0
+    for member in members:
+        total += member.size
+        key = unicodedata.normalize("NFC", member.name).casefold()  # on a Mac these are one file
+        if not member.plain or not _stays_inside(member.name):
+            raise ValueError(_("it would write outside its folder: {name}").format(name=repr(member.name)))
+        if key in seen:
+            raise ValueError(_("a name twice: {name}").format(name=repr(member.name)))
+        if len(checked) >= MOST_FILES or total > MOST_BYTES:
+            raise ValueError(
+                _("more than {files} files or {size}").format(files=MOST_FILES, size=bytes_text(MOST_BYTES))
+            )
+        seen.add(key)
+        checked.append(member)
+    return checked
+
+
+def _stays_inside(name: str) -> bool:
+    outside = PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts
+    return bool(name) and not outside and re.search(r"[\\\0]|^[A-Za-z]:", name) is None
+
+
+def _write(member: Member, target: Path) -> None:
+    """Write one file. Raises ValueError where it holds another number of bytes than the archive says."""
+    source = member.open()
+    if source is None:
+        raise ValueError(repr(member.name))
+    written = 0
+    with source, target.open("xb") as file:
+        while (chunk := source.read(CHUNK)) and written <= member.size:
+            written += file.write(chunk)
+    if written != member.size:
+        raise ValueError(_("{file} has another length than it should").format(file=member.name))

@@ -1,0 +1,250 @@
+"""What does another machine need to begin a run, to go on with one, or to try what came of it? One zip, the same wherever made.
+
+It holds settings, data by content, the newest good checkpoint or the finished adapter, what was learned so far, and the
+versions of the packages. It holds no absolute path, nothing of the user's home and no secret: settings of one machine or
+of one person (device, folders, mirrors, notices) stay where they are. The plan is made anew where the bundle goes.
+"""
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from lorafit import __version__
+from lorafit.atomic import MANIFEST, disk_errors, put_back, verify, whole_folder
+from lorafit.config import TrainConfig, resolve_effective_batch, what_fields, write_yaml
+from lorafit.data.sources import local_files
+from lorafit.diagnostics.redact import scrub
+from lorafit.engines.tokenizer import read_template
+from lorafit.errors import RunError
+from lorafit.events import EvalDone, Event, EventLog, Finished, Started, StepDone, read_events
+from lorafit.hardware.detect import Machine
+from lorafit.messages import _
+from lorafit.models.hub import is_local
+from lorafit.planner.plan import Plan
+from lorafit.run_folders.adapter import CHAT, CONFIG, read_adapter
+from lorafit.run_folders.checkpoint import latest_good, step_of
+from lorafit.run_folders.directory import RunDir, find_adapter
+from lorafit.transfer import archive
+
+BUNDLE, RUN, INPUTS, LAYOUT = "bundle.json", "run", "inputs", 1
+# What a bundle can be: nothing begun, something to go on with, something to try.
+BEGIN, GO_ON, RESULT = "begin", "go_on", "result"
+# Settings that mean the same on every machine and for every person; `resume` asks for the others anew.
+KEPT = (*what_fields(), "hub", "demo", "max_rejects", "save_steps", "eval_steps", "keep_checkpoints")
+TOLD = (Started, StepDone, EvalDone, Finished)  # events that hold numbers; others hold words, and with them paths
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "datasets", "bitsandbytes", "mlx", "mlx-lm")
+CACHED = re.compile(r"models--(.+?)--(.+)")  # the hub's own name for a folder in its cache
+
+
+@dataclass(frozen=True)
+class Facts:
+    """bundle.json: what the bundle is. `run` names the run, or its first word for one that is not begun."""
+
+    layout: int
+    kind: str
+    run: str
+    step: int
+    base: str
+    base_is_local: bool  # a folder that stayed at home: where the bundle goes, --model_name says where it lies there
+    versions: dict[str, str]
+
+
+def bundle(run: RunDir | None, config: TrainConfig, target: Path) -> Facts:
+    """Pack `run`, which was begun as `config` says, or `config` alone, into the zip `target`. Raises LorafitErrors."""
+    with tempfile.TemporaryDirectory(prefix="lorafit-") as scratch:
+        folder = Path(scratch) / "bundle"
+        try:
+            with disk_errors(folder), whole_folder(folder) as beside:
+                facts = _stage(run, config, beside)
+        except FileNotFoundError as error:  # a run that trains just now gives up old checkpoints
+            what = _("Something went away while it was packed.")
+            raise RunError(what, where=run and run.path, found=error, fix=_("Give the command again.")) from None
+        archive.pack(folder, target)
+    return facts
+
+
+def _stage(run: RunDir | None, config: TrainConfig, folder: Path) -> Facts:
+    inside = RunDir(folder / RUN)
+    inside.path.mkdir()
+    kind = BEGIN if run is None else GO_ON if _finished(run) is None else RESULT
+    checkpoint = _checkpoint(run) if run is not None and kind == GO_ON else None
+    settled = portable(config, inside.path, kind, checkpoint is not None)
+    write_yaml(settled, inside.config)
+    step = 0
+    if run is not None:
+        step = (checkpoint and step_of(checkpoint)) or (Plan.load(run.plan).steps if kind == RESULT else 0)
+        names = renames(config, settled)
+        _stage_run(run, inside, step, names)
+        for source in _adapters(run, kind, checkpoint):
+            carry_adapter(source, inside.path / source.relative_to(run.path), settled.model_name, names)
+    facts = Facts(
+        layout=LAYOUT,
+        kind=kind,
+        run=run.name if run else first_word(settled.model_name),
+        step=step,
+        base=settled.model_name,
+        base_is_local=_is_folder(config.model_name) and settled.model_name == Path(config.model_name).name,
+        versions=versions(),
+    )
+    (folder / BUNDLE).write_text(json.dumps(vars(facts), ensure_ascii=False, indent=1) + "\n", "utf-8")
+    return facts
+
+
+# Settings and inputs
+
+
+def portable(config: TrainConfig, folder: Path, kind: str, has_checkpoint: bool) -> TrainConfig:
+    """`config` as it holds anywhere, and what it names on this disk copied below `folder`/inputs."""
+    settings = {name: getattr(config, name) for name in KEPT}
+    settings |= {"effective_batch": resolve_effective_batch(config), "model_name": base_name(config.model_name)}
+    carried = kind != RESULT  # what is finished needs no data any more
+    for name, split in (("dataset_name", config.dataset_split), ("valid_dataset", config.valid_split)):
+        if settings[name] is not None:
+            settings[name] = ",".join(_data(settings[name], split, name, folder if carried else None))
+    if settings["chat_template"] is not None:
+        settings["chat_template"] = read_template(settings["chat_template"])
+    if settings["init_adapter"] is not None:
+        start = find_adapter(Path(settings["init_adapter"]).expanduser())
+        settings["init_adapter"] = f"{INPUTS}/init_adapter"
+        if carried and not has_checkpoint:
+            carry_adapter(start, folder / settings["init_adapter"], settings["model_name"], {})
+    return TrainConfig.model_validate(settings)
+
+
+def _data(name: str, split: str, field: str, folder: Path | None) -> Iterator[str]:
+    """Each of the names in `name` as it is called in the bundle, its files copied there."""
+    for place, (one, files) in enumerate(local_files(name, split)):
+        if not files:
+            yield one
+            continue
+        root = Path(one).expanduser()
+        inside = Path(INPUTS, field, str(place))
+        for path in files:
+            if folder is not None:
+                target = folder / inside / (path.relative_to(root) if root.is_dir() else path.name)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, target)
+        yield (inside if root.is_dir() else inside / root.name).as_posix()
+
+
+def base_name(name: str) -> str:
+    """A base model's name without where it lies: `demo`, a hub's id, or a folder's own name."""
+    if not _is_folder(name):
+        return name
+    cached = next((m for part in Path(name).parts if (m := CACHED.fullmatch(part))), None)
+    return f"{cached[1]}/{cached[2]}" if cached else Path(name).expanduser().resolve().name
+
+
+def _is_folder(name: str) -> bool:
+    return name != "demo" and is_local(name)
+
+
+def first_word(base: str) -> str:
+    """How the folder of a run of this base begins: "llama" for meta-llama/Llama-3.2-3B-Instruct."""
+    word = re.match(r"[a-z]+", base.rpartition("/")[2].lower())
+    return "llama" if base == "demo" else word[0] if word else "model"
+
+
+def renames(before: TrainConfig, after: TrainConfig) -> dict[str, str]:
+    """What the names of places on this disk become."""
+    names = ("model_name", "dataset_name", "valid_dataset", "init_adapter")
+    pairs = ((getattr(before, name), getattr(after, name)) for name in names)
+    return {str(old): str(new) for old, new in pairs if old is not None and old != new}
+
+
+def versions() -> dict[str, str]:
+    """Which packages are here, of those that make what is in a bundle."""
+    found = {"lorafit": __version__}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+# A run
+
+
+def _finished(run: RunDir) -> Finished | None:
+    return next((event for event in read_events(run.events) if isinstance(event, Finished)), None)
+
+
+def _checkpoint(run: RunDir) -> Path | None:
+    """The newest good one; None for a run that has saved none yet: it begins anew there."""
+    put_back(run.path)
+    return latest_good(run)[0]
+
+
+def _stage_run(run: RunDir, inside: RunDir, step: int, names: dict[str, str]) -> None:
+    """Plan, machine and numbers. The plan's reasons are words for this machine: they are given anew there."""
+    if run.plan.is_file():
+        replace(Plan.load(run.plan), choices=[]).save(inside.plan)
+    if run.machine.is_file():
+        inside.machine.write_text(Machine.from_json(run.machine.read_text("utf-8")).to_json(), "utf-8")
+    with EventLog(inside.events) as log:
+        for event in read_events(run.events):
+            if isinstance(event, TOLD) and event.step <= step:
+                log.write(_placeless(event, run, names))
+
+
+def _placeless(event: Event, run: RunDir, names: dict[str, str]) -> Event:
+    if not isinstance(event, Started):
+        return event
+    return replace(event, run=run.name, model=names.get(event.model, event.model))
+
+
+def _adapters(run: RunDir, kind: str, checkpoint: Path | None) -> Iterator[Path]:
+    """The adapters' folders that go along."""
+    if kind == RESULT:
+        yield run.final_model
+    if checkpoint is not None:
+        yield checkpoint
+    if run.best_model.is_dir():
+        yield run.best_model
+
+
+def carry_adapter(source: Path, target: Path, base: str, names: dict[str, str]) -> None:
+    """Copy an adapter's folder, whole or not at all; in its README `names` replace those of places on this disk.
+
+    A base model that is named by its folder is called `base`. Raises RunError where it is damaged, AdapterError where it
+    is none.
+    """
+    if (source / MANIFEST).is_file() and (fault := verify(source)):
+        fix = _("Take another checkpoint, or fetch it again from where it was made.")
+        raise RunError(_("This adapter's folder is damaged."), where=source, found=fault, fix=fix)
+    old = read_adapter(source)[0].base_model
+    named_by_place = old is not None and _is_folder(old)
+    names = names | ({old: base} if old is not None and named_by_place else {})
+    with whole_folder(target) as folder:
+        for path in sorted(source.rglob("*")):
+            if path.is_file() and not path.is_symlink() and path.name != MANIFEST:
+                copy = folder / path.relative_to(source)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                _carry_file(path, copy, names)
+        if named_by_place:
+            _rename_base(folder, base)
+
+
+def _carry_file(path: Path, copy: Path, names: dict[str, str]) -> None:
+    if path.suffix != ".md":
+        shutil.copyfile(path, copy)
+        return
+    text = path.read_text("utf-8", errors="replace")
+    for old, new in sorted(names.items(), key=lambda pair: -len(pair[0])):
+        text = text.replace(old, new)
+    copy.write_text(scrub(text), "utf-8")
+
+
+def _rename_base(folder: Path, base: str) -> None:
+    for file, key in ((CONFIG, "base_model_name_or_path"), (CHAT, "base_model")):
+        path = folder / file
+        if path.is_file():
+            facts: dict[str, Any] = json.loads(path.read_text("utf-8"))
+            path.write_text(json.dumps({**facts, key: base}, ensure_ascii=False, indent=2) + "\n", "utf-8")

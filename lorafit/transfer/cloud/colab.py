@@ -1,0 +1,68 @@
+"""What does Google Colab take? A notebook; checkpoints go to Google Drive, which outlives a session."""
+
+from pathlib import Path
+
+from lorafit.messages import _
+from lorafit.transfer.bundle import Facts
+from lorafit.transfer.cloud import notebook
+from lorafit.transfer.cloud.base import Parcel, Target
+from lorafit.transfer.cloud.notebook import Place
+
+OPENING = """\
+try:
+    from google.colab import drive, files, userdata
+except ImportError:
+    drive = None  # not on Colab
+if drive:
+    drive.mount("/content/drive")
+    try:
+        os.environ["HF_TOKEN"] = userdata.get("HF_TOKEN")  # a secret of yours, the key at the left; gated models want it
+    except Exception:
+        pass
+STORE.mkdir(parents=True, exist_ok=True)
+"""
+
+UPLOAD = """\
+def upload():
+    for name, content in files.upload().items():  # choose the bundle and the wheel
+        (STORE / name).write_bytes(content)
+
+"""
+
+CLOSING = """
+if drive:
+    files.download(str(result))
+"""
+
+
+def place() -> Place:
+    return Place(
+        title="Google Colab",
+        intro=_(
+            "1. *Runtime > Change runtime type*: choose a GPU (T4 is free; it has no bf16, and the plan knows that).\n"
+            "2. Put `run.zip` and the wheel into the folder `lorafit` of your Google Drive, or upload them when asked.\n"
+            "3. *Runtime > Run all*. Checkpoints go to Drive every ten minutes; when the session ends, open the notebook "
+            "again and run all: it goes on.\n\n"
+            "A model that is gated: add your token as the secret `HF_TOKEN` (the key at the left)."
+        ),
+        store="/content/drive/MyDrive/lorafit",
+        places=("/content",),
+        opening=OPENING,
+        upload=UPLOAD,
+        closing=CLOSING,
+    )
+
+
+def check(facts: Facts) -> None:
+    """Colab takes every run."""
+
+
+def write(parcel: Parcel, folder: Path) -> list[str]:
+    path = notebook.write(place(), parcel, folder)
+    return [
+        _("Open https://colab.research.google.com, *File > Upload notebook*: {path}").format(path=path),
+        _("Choose a GPU, run all; when asked, upload {files}.").format(files=notebook.files(parcel)),
+    ]
+
+
+TARGET = Target("Google Colab", ("colab-t4", "colab-l4", "colab-a100"), check, write)

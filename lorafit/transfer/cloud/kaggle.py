@@ -1,0 +1,64 @@
+"""What does Kaggle take? A notebook; its disk is empty in each session, so what is saved becomes the next one's input."""
+
+from pathlib import Path
+
+from lorafit.messages import _
+from lorafit.transfer.bundle import Facts
+from lorafit.transfer.cloud import notebook
+from lorafit.transfer.cloud.base import Parcel, Target
+from lorafit.transfer.cloud.notebook import Place
+
+OPENING = """\
+try:
+    from kaggle_secrets import UserSecretsClient
+
+    os.environ["HF_TOKEN"] = UserSecretsClient().get_secret("HF_TOKEN")  # Add-ons > Secrets; gated models want it
+except Exception:
+    pass
+STORE.mkdir(parents=True, exist_ok=True)
+"""
+
+UPLOAD = """\
+if not (find("*.zip") or find("bundle.json")):
+    raise SystemExit("Add the data set with run.zip and the wheel: Add Input, at the right.")
+
+"""
+
+
+def place() -> Place:
+    return Place(
+        title="Kaggle",
+        intro=_(
+            "1. *Datasets > New Dataset*: upload `run.zip` and the wheel. In the notebook: *Add Input* > that data set.\n"
+            "2. *Session options*: accelerator **GPU T4 x2** (current builds of PyTorch no longer know the P100, whose "
+            "architecture is older than Turing; neither has bf16, and the plan knows that), internet on.\n"
+            "3. *Save Version > Save & Run All*. A session ends after 12 hours, of some accounts after 9; training saves "
+            "and stops before that, and `result.zip` is kept as the version's output.\n"
+            "4. Not finished? *Add Input* > *Notebook Output Files* of this notebook, and save a version again: it goes "
+            "on from there.\n\n"
+            "A model that is gated: add your token as the secret `HF_TOKEN` (*Add-ons > Secrets*)."
+        ),
+        store="/kaggle/working",
+        places=("/kaggle/input",),
+        opening=OPENING,
+        upload=UPLOAD,
+        closing="shutil.rmtree(OUTPUT)  # it is all in result.zip, the one file to fetch\n",
+        hours=8.0,
+        fresh=True,
+    )
+
+
+def check(facts: Facts) -> None:
+    """Kaggle takes every run."""
+
+
+def write(parcel: Parcel, folder: Path) -> list[str]:
+    path = notebook.write(place(), parcel, folder)
+    return [
+        _("At https://www.kaggle.com make a data set of {files}.").format(files=notebook.files(parcel)),
+        _("*Create > New Notebook > File > Import Notebook*: {path}; add the data set as its input.").format(path=path),
+        _("Choose GPU T4 x2 and internet on, then *Save Version > Save & Run All*."),
+    ]
+
+
+TARGET = Target("Kaggle", ("kaggle-t4x2", "kaggle-p100"), check, write)

@@ -1,0 +1,199 @@
+"""How does a notebook of a cloud look? The same cells everywhere; what differs from place to place is a Place.
+
+The notebook keeps the place's own PyTorch, takes the bundle, shows the plan for the GPU that is there, trains so that a
+session that ends loses nothing, and packs what came of it. Its JSON is format 4.5 (nbformat.readthedocs.io).
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorafit.atomic import disk_errors
+from lorafit.messages import _
+from lorafit.transfer.cloud.base import Parcel
+
+NAME, RESULT = "lorafit.ipynb", "result.zip"
+QUESTION = "公司拖欠工资怎么办？"
+
+HELPERS = '''\
+import importlib.metadata, json, os, pathlib, shutil, signal, subprocess, sys, threading, zipfile
+
+STORE = pathlib.Path(STORE)
+OUTPUT = STORE / NAME
+LORAFIT = [sys.executable, "-m", "lorafit"]
+
+
+def run(*command, hours=None, good=(0,)):
+    """Run a command, its output in this cell. After `hours`, or when the cell is stopped, it may save before it ends."""
+    plain = {**os.environ, "FORCE_COLOR": "", "TERM": "dumb"}  # lines, no moving signs: a cell is no terminal
+    process = subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                               text=True, errors="replace", bufsize=1, start_new_session=True, env=plain)
+    timer = threading.Timer((hours or 0) * 3600, process.send_signal, [signal.SIGINT])
+    if hours:
+        timer.start()
+    try:
+        for line in process.stdout:
+            print(line, end="")
+    except KeyboardInterrupt:
+        process.send_signal(signal.SIGINT)
+        print(process.stdout.read(), end="")
+    finally:
+        timer.cancel()
+    if process.wait() not in good:
+        raise RuntimeError(f"It ended with code {process.returncode}: what went wrong stands above.")
+
+
+def find(pattern):
+    """All files of that name in the places where they may lie, the newest last."""
+    paths = [path for place in (STORE, *PLACES) for path in pathlib.Path(place).glob(f"**/{pattern}")]
+    return sorted({path.resolve() for path in paths if OUTPUT.resolve() not in path.resolve().parents},
+                  key=lambda path: path.stat().st_mtime)
+'''
+
+TAKE = """\
+if not find(BUNDLE) or (WHEEL.endswith(".whl") and not find(WHEEL)):
+    upload()
+bundle = find(BUNDLE)[-1]
+print(bundle)
+"""
+
+# Where every session begins with an empty disk: go on from the bundle that got furthest.
+TAKE_FURTHEST = """\
+def facts(path):
+    if not zipfile.is_zipfile(path):
+        return {"kind": None}
+    with zipfile.ZipFile(path) as inside:
+        return json.loads(inside.read("bundle.json")) if "bundle.json" in inside.namelist() else {"kind": None}
+
+
+for inside in find("bundle.json"):  # the place may have unpacked the zip: it is packed again, its digests still hold
+    shutil.make_archive(STORE / f"again-{len(find('again-*.zip'))}", "zip", inside.parent)
+bundles = [path for path in find("*.zip") if facts(path)["kind"] in ("begin", "go_on")]
+bundle = max(bundles, key=lambda path: facts(path)["step"])
+print(bundle, facts(bundle))
+"""
+
+INSTALL = """\
+wheel = find(WHEEL)[-1] if WHEEL.endswith(".whl") else WHEEL
+kept = STORE / "keep.txt"  # this place's own PyTorch, which fits its driver, stays
+kept.write_text(f"torch=={importlib.metadata.version('torch')}\\n")
+pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+run(*pip, "-c", kept, wheel)
+run(*pip, "--no-deps", "--force-reinstall", wheel)  # the newest wheel, where an older one of this version was here
+"""
+
+LOOK = """\
+if shutil.which("nvidia-smi"):
+    run("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv", good=range(256))
+run(*LORAFIT, "plan", bundle, "--output_dir", OUTPUT, *FLAGS, good=(0, 2))
+"""
+
+TRAIN = """\
+def finished():
+    return list(OUTPUT.glob("*/final_model/adapter_config.json"))
+
+
+if not finished():
+    run(*LORAFIT, "train", bundle, "--output_dir", OUTPUT, *FLAGS, hours=HOURS, good=(0, 128 + signal.SIGINT))
+RUN = sorted(OUTPUT.glob("*/config.yaml"))[-1].parent
+print(RUN, "is finished" if finished() else "is saved: the next session goes on from there")
+"""
+
+TRY = """\
+run(*LORAFIT, "chat", "--lora_weights", RUN, "--prompt", QUESTION, "--max_new_tokens", 200)
+"""
+
+PACK = """\
+result = STORE / "result.zip"
+run(*LORAFIT, "bundle", RUN, "-o", result)
+"""
+
+
+@dataclass(frozen=True)
+class Place:
+    """What is peculiar to a place: `intro` (Markdown), where files outlive a session, where uploads lie, and code.
+
+    `hours` after which training saves and stops, None: never; `fresh` where a session begins with an empty disk.
+    """
+
+    title: str
+    intro: str
+    store: str
+    places: tuple[str, ...]
+    opening: str
+    upload: str
+    closing: str
+    hours: float | None = None
+    fresh: bool = False
+
+
+def write(place: Place, parcel: Parcel, folder: Path) -> Path:
+    """Write the notebook of `place` into `folder`. Raises DiskError."""
+    path = folder / NAME
+    with disk_errors(path):
+        path.write_text(json.dumps(notebook(place, parcel), ensure_ascii=False, indent=1) + "\n", "utf-8")
+    return path
+
+
+def files(parcel: Parcel) -> str:
+    """What must be uploaded, in words."""
+    return f"{parcel.bundle}, {parcel.install}" if parcel.has_wheel else parcel.bundle
+
+
+def notebook(place: Place, parcel: Parcel) -> dict[str, Any]:
+    """The notebook as JSON holds it."""
+    cells = list(_cells(place, parcel))
+    return {
+        "nbformat": 4,
+        "nbformat_minor": 5,
+        "metadata": {
+            "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
+            "language_info": {"name": "python"},
+            "accelerator": "GPU",
+        },
+        "cells": [{"id": f"cell-{number}", **cell} for number, cell in enumerate(cells)],
+    }
+
+
+def _cells(place: Place, parcel: Parcel) -> Iterable[dict[str, Any]]:
+    yield _text(f"# lorafit: {place.title}\n\n{place.intro}")
+    yield _code(_parameters(place, parcel), "parameters")
+    yield _code(HELPERS)
+    yield _text(_("## Storage and files"))
+    yield _code(place.opening)
+    yield _code(place.upload + "\n" + (TAKE_FURTHEST if place.fresh else TAKE))
+    yield _text(_("## Install: PyTorch stays as it is here"))
+    yield _code(INSTALL)
+    yield _text(_("## The plan for this GPU"))
+    yield _code(LOOK)
+    yield _text(_("## Train, or go on: this cell may be run again at any time, in a new session too"))
+    yield _code(TRAIN)
+    yield _text(_("## Try it"))
+    yield _code(TRY)
+    yield _text(_("## Pack what came of it; at home: `lorafit fetch result.zip`"))
+    yield _code(PACK + place.closing)
+
+
+def _parameters(place: Place, parcel: Parcel) -> str:
+    store, places = _("outlives the session: checkpoints and results"), _("where uploaded files may lie")
+    flags, hours = _("more flags of `lorafit train`"), _("training saves and stops after so many; None: never")
+    return (
+        f"STORE = {place.store!r}  # {store}\n"
+        f"PLACES = {list(place.places)!r}  # {places}\n"
+        f"NAME = {parcel.name!r}\nBUNDLE = {parcel.bundle!r}\nWHEEL = {parcel.install!r}\n"
+        f"FLAGS = {parcel.flags!r}  # {flags}\n"
+        f"HOURS = {place.hours!r}  # {hours}\n"
+        f"QUESTION = {QUESTION!r}\n"
+    )
+
+
+def _text(source: str) -> dict[str, Any]:
+    return {"cell_type": "markdown", "metadata": {}, "source": source.splitlines(keepends=True)}
+
+
+def _code(source: str, *tags: str) -> dict[str, Any]:
+    metadata = {"tags": list(tags)} if tags else {}
+    lines = source.rstrip().splitlines(keepends=True)
+    return {"cell_type": "code", "metadata": metadata, "source": lines, "outputs": [], "execution_count": None}

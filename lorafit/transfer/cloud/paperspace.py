@@ -1,0 +1,54 @@
+"""What does Paperspace Gradient take? A notebook; /storage outlives a session and is shared by all of a team's notebooks."""
+
+from pathlib import Path
+
+from lorafit.messages import _
+from lorafit.transfer.bundle import Facts
+from lorafit.transfer.cloud import notebook
+from lorafit.transfer.cloud.base import Parcel, Target
+from lorafit.transfer.cloud.notebook import Place
+
+OPENING = """\
+STORE.mkdir(parents=True, exist_ok=True)
+if STORE.is_relative_to("/storage"):
+    os.environ.setdefault("HF_HOME", "/storage/huggingface")  # the model is fetched once, not in every session
+"""
+
+UPLOAD = """\
+def upload():
+    raise SystemExit("Upload the bundle and the wheel beside this notebook (the folder sign at the left), then run all.")
+
+"""
+
+
+def place() -> Place:
+    return Place(
+        title="Paperspace Gradient",
+        intro=_(
+            "1. *Create a notebook* with the template PyTorch and a GPU.\n"
+            "2. Upload `run.zip`, the wheel and this notebook (the folder sign at the left).\n"
+            "3. *Run all*. Checkpoints go to `/storage` every ten minutes; when the session ends (free machines: after 6 "
+            "hours, or what auto-shutdown says), start it again and run all: it goes on.\n\n"
+            "A model that is gated: *Settings > Secrets*, name `HF_TOKEN`; it comes as an environment variable."
+        ),
+        store="/storage/lorafit",
+        places=("/notebooks", "."),
+        opening=OPENING,
+        upload=UPLOAD,
+        closing="shutil.copy(result, pathlib.Path.cwd())  # in the file list: right click > Download\n",
+    )
+
+
+def check(facts: Facts) -> None:
+    """Gradient takes every run."""
+
+
+def write(parcel: Parcel, folder: Path) -> list[str]:
+    path = notebook.write(place(), parcel, folder)
+    return [
+        _("At https://console.paperspace.com create a notebook with the template PyTorch and a GPU."),
+        _("Upload {path} and {files}, open the notebook, run all.").format(path=path, files=notebook.files(parcel)),
+    ]
+
+
+TARGET = Target("Paperspace Gradient", ("paperspace-a4000", "paperspace-a100"), check, write)

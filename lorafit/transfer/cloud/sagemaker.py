@@ -1,0 +1,148 @@
+"""What does Amazon SageMaker take? A training job (CreateTrainingJob), the script that it runs, and one that sends both.
+
+Managed spot training: what is written to /opt/ml/checkpoints goes to S3 as it comes, and is there again when SageMaker
+starts the job anew after an interruption. The account's names (bucket, role, region) are given to send.sh, not kept here.
+"""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+from lorafit.atomic import disk_errors
+from lorafit.messages import _
+from lorafit.transfer.bundle import Facts
+from lorafit.transfer.cloud.base import Offer, Parcel, Target
+
+JOB, SCRIPT, SEND = "training_job.json", "train.sh", "send.sh"
+BUCKET, ROLE, REGION = "BUCKET", "ROLE", "REGION"  # what send.sh puts in
+# AWS Deep Learning Containers; github.com/aws/deep-learning-containers lists the newest.
+IMAGE = f"763104351884.dkr.ecr.{REGION}.amazonaws.com/pytorch-training:2.8.0-gpu-py312-cu129-ubuntu22.04-sagemaker"
+DAY = 86_400  # seconds
+DISK_GB = 100
+
+TRAIN = """\
+#!/usr/bin/env bash
+# What the training job runs. Begun again after an interruption, it goes on from the newest checkpoint.
+set -euo pipefail
+code=${{SM_CHANNEL_CODE:-/opt/ml/input/data/code}}
+checkpoints=${{CHECKPOINTS:-/opt/ml/checkpoints}}
+model=${{SM_MODEL_DIR:-/opt/ml/model}}
+python=${{PYTHON:-python3}}
+
+keep=$(mktemp)
+"$python" -c 'import importlib.metadata as m; print("torch==" + m.version("torch"))' > "$keep"  # it fits the driver
+"$python" -m pip install --quiet -c "$keep" {install}
+
+# A spot machine gets SIGTERM two minutes before it goes: handed on, so that training saves.
+"$python" -m lorafit train "$code/{bundle}" --output_dir "$checkpoints/{name}" {flags}${{FLAGS:-}} &
+training=$!
+trap 'kill -TERM $training 2> /dev/null || true' TERM
+done=0
+wait "$training" || done=$?
+if kill -0 "$training" 2> /dev/null; then  # `wait` was cut short by the signal: wait for the end itself
+    done=0
+    wait "$training" || done=$?
+fi
+run=$(ls -d "$checkpoints/{name}"/*/config.yaml | tail -n 1 | xargs dirname)
+if [[ $done -ne 0 && ! -e $run/final_model/adapter_config.json ]]; then exit "$done"; fi
+mkdir -p "$model"
+"$python" -m lorafit bundle "$run" -o "$model/result.zip"
+"""
+
+SENDING = """\
+#!/usr/bin/env bash
+# Send it: ./send.sh BUCKET ROLE_ARN REGION   (the AWS command line, logged in)
+set -euo pipefail
+bucket=$1 role=$2 region=$3
+here=$(cd "$(dirname "${{BASH_SOURCE[0]}}")" && pwd)
+aws s3 cp "$here" "s3://$bucket/lorafit/{name}/code" --recursive --exclude "*" \\
+    --include {bundle} --include {script} --include "*.whl" --region "$region"
+job=$(mktemp)
+sed -e "s|BUCKET|$bucket|g" -e "s|ROLE|$role|g" -e "s|REGION|$region|g" "$here/{job}" > "$job"
+aws sagemaker create-training-job --cli-input-json "file://$job" --region "$region"
+echo "When it is done: aws s3 cp s3://$bucket/lorafit/{name}/output . --recursive && lorafit fetch $(pwd)"
+"""
+
+
+def check(facts: Facts) -> None:
+    """SageMaker takes every run."""
+
+
+def write(parcel: Parcel, folder: Path) -> list[str]:
+    install = f'"$code/{parcel.install}"' if parcel.has_wheel else parcel.install
+    flags = "".join(f"{shlex.quote(flag)} " for flag in parcel.flags)
+    names = {"name": parcel.name, "bundle": parcel.bundle, "script": SCRIPT, "job": JOB}
+    with disk_errors(folder):
+        (folder / JOB).write_text(json.dumps(training_job(parcel), indent=1) + "\n", "utf-8")
+        for file, text in ((SCRIPT, TRAIN), (SEND, SENDING)):
+            (folder / file).write_text(text.format(**names, install=install, flags=flags), "utf-8")
+            (folder / file).chmod(0o755)
+    return [
+        _("Look at {file}: the machine (ResourceConfig) and the longest time (StoppingCondition).").format(
+            file=folder / JOB
+        ),
+        _("Send it: {command}").format(command=f"{folder / SEND} YOUR-BUCKET YOUR-ROLE-ARN YOUR-REGION"),
+        _("Spot machines need a quota: *Service Quotas > SageMaker > ml.… for spot training job usage*."),
+    ]
+
+
+def training_job(parcel: Parcel) -> dict[str, Any]:
+    """The request; BUCKET, ROLE and REGION stand where send.sh puts the account's names."""
+    place = f"s3://{BUCKET}/lorafit/{parcel.name}"
+    seconds = longest_seconds(best(parcel.offers))
+    return {
+        "TrainingJobName": f"lorafit-{parcel.name}".replace("_", "-").replace(".", "-"),
+        "AlgorithmSpecification": {
+            "TrainingImage": IMAGE,
+            "TrainingInputMode": "File",
+            "ContainerEntrypoint": ["bash", f"/opt/ml/input/data/code/{SCRIPT}"],
+        },
+        "RoleArn": ROLE,
+        "InputDataConfig": [
+            {
+                "ChannelName": "code",
+                "DataSource": {
+                    "S3DataSource": {
+                        "S3DataType": "S3Prefix",
+                        "S3Uri": f"{place}/code",
+                        "S3DataDistributionType": "FullyReplicated",
+                    }
+                },
+            }
+        ],
+        "OutputDataConfig": {"S3OutputPath": f"{place}/output"},
+        "CheckpointConfig": {"S3Uri": f"{place}/checkpoints", "LocalPath": "/opt/ml/checkpoints"},
+        "ResourceConfig": {
+            "InstanceType": instance(best(parcel.offers)),
+            "InstanceCount": 1,
+            "VolumeSizeInGB": DISK_GB,
+        },
+        "EnableManagedSpotTraining": True,
+        "StoppingCondition": {"MaxRuntimeInSeconds": seconds, "MaxWaitTimeInSeconds": 2 * seconds},
+        "Environment": {"PYTHONUNBUFFERED": "1"},
+    }
+
+
+def best(offers: list[Offer]) -> Offer | None:
+    """The cheapest that fits, else the fastest that fits; None where none does, or nothing is known."""
+    fitting = [offer for offer in offers if offer.fits]
+    priced = [offer for offer in fitting if offer.dollars is not None]
+    if priced:
+        return min(priced, key=lambda offer: offer.dollars or 0.0)
+    return min(fitting, key=lambda offer: offer.seconds or 0.0, default=None)
+
+
+def instance(offer: Offer | None) -> str:
+    return f"ml.{offer.machine if offer else MACHINES[0]}"
+
+
+def longest_seconds(offer: Offer | None) -> int:
+    """Three times the planner's upper end and an hour for starting; a day where nothing is known, five at most."""
+    if offer is None or offer.high is None:
+        return DAY
+    return min(int(3 * offer.high) + 3600, 5 * DAY)
+
+
+MACHINES = ("g5.xlarge", "g4dn.xlarge", "g6.xlarge", "g6e.xlarge", "p3.2xlarge")
+TARGET = Target("Amazon SageMaker", MACHINES, check, write)

@@ -1,0 +1,82 @@
+"""How does a run get ready for a place? Bundled, with this program and the place's own files, in one folder."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorafit import registry
+from lorafit.atomic import MANIFEST, disk_errors
+from lorafit.config import TrainConfig
+from lorafit.errors import ConfigError
+from lorafit.messages import _
+from lorafit.progress import Say
+from lorafit.run_folders.directory import RunDir
+from lorafit.transfer import archive
+from lorafit.transfer.bundle import RESULT, Facts, bundle
+from lorafit.transfer.cloud.base import Offer, Parcel, Target
+from lorafit.transfer.cloud.quotes import offers
+from lorafit.transfer.cloud.wheel import program
+from lorafit.units import MIB
+
+BUNDLE_NAME = "run.zip"
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What was written for a place: the folder, its files, what the planner says of the place's machines, what is next."""
+
+    title: str
+    folder: Path
+    facts: Facts
+    files: list[str]
+    offers: list[Offer]
+    steps: list[str]
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be sent: `run`, begun as `config` says, or `config` alone. `base` is what its base model is called there."""
+
+    run: RunDir | None
+    config: TrainConfig
+    base: str | None
+
+
+def send(place: str, order: Order, folder: Path, say: Say) -> Sent:
+    """Write into `folder` what `place` takes. Raises LorafitErrors."""
+    target: Target = registry.load(registry.find(registry.CLOUDS, place))
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    say(_("Packing the run"))
+    facts = bundle(order.run, order.config, folder / BUNDLE_NAME)
+    _check(target, facts, order.base, folder)
+    say(_("Building the program's wheel"))
+    install = program(folder)
+    say(_("Planning for {place}").format(place=target.title))
+    flags = ["--model_name", order.base] if order.base is not None else []
+    parcel = Parcel(facts, _name(facts, folder), BUNDLE_NAME, install, flags, offers(order.config, target.machines))
+    steps = target.write(parcel, folder)
+    return Sent(target.title, folder, facts, sorted(p.name for p in folder.iterdir()), parcel.offers, steps)
+
+
+def _check(target: Target, facts: Facts, base: str | None, folder: Path) -> None:
+    """Raise ConfigError for a run that no place, or not this one, can do anything for."""
+    if facts.base_is_local and base is None:
+        (folder / BUNDLE_NAME).unlink()
+        raise ConfigError(
+            _("The base model is a folder on this machine; it does not go along."),
+            found=facts.base,
+            fix=_("Say what it is called there: --base_model with a hub id, such as Qwen/Qwen3-0.6B, or a folder."),
+        )
+    if facts.kind == RESULT:
+        (folder / BUNDLE_NAME).unlink()
+        fix = _("To train it further, start a new run with --init_adapter.")
+        raise ConfigError(_("This run is finished."), where=facts.run, fix=fix)
+    target.check(facts)
+
+
+def _name(facts: Facts, folder: Path) -> str:
+    """What tells this run from others at the place: the same bundle has the same name."""
+    manifest = archive.read_member(folder / BUNDLE_NAME, MANIFEST, 16 * MIB) or b""
+    word = facts.run.partition("-lora-")[0].lower()
+    return f"{word}-{hashlib.sha256(manifest).hexdigest()[:8]}"

@@ -1,0 +1,108 @@
+"""What does SkyPilot take? A task for every other cloud: spot machines, recovery, and several nodes through torchrun.
+
+Checkpoints go to a bucket that is mounted with a cache (MOUNT_CACHED): a plain mount cannot rename a folder, which is how
+a checkpoint becomes whole.
+"""
+
+import shlex
+from pathlib import Path
+
+import yaml
+
+from lorafit.atomic import disk_errors
+from lorafit.messages import _
+from lorafit.transfer.bundle import Facts
+from lorafit.transfer.cloud.base import Parcel, Target
+
+TASK = "task.yaml"
+PORT = 29_500
+# Cheapest first, as SkyPilot finds them; the planner's notes say where one would not do.
+GPUS = {"L4": 1, "A10G": 1, "L40S": 1, "A100": 1, "A100-80GB": 1, "H100": 1}
+
+SETUP = """\
+python3 -m pip --version > /dev/null 2>&1 || sudo apt-get install -y -q python3-pip
+keep=$(mktemp)
+python3 -c 'import importlib.metadata as m; print("torch==" + m.version("torch"))' > "$keep" 2> /dev/null || true
+python3 -m pip install --quiet -c "$keep" {install}
+"""
+
+RUN = """\
+set -euo pipefail
+output=/checkpoints/{name}
+mkdir -p "$output"
+# The first node unpacks; a run that is there already, after a recovery too, stays as it is.
+if [[ "$SKYPILOT_NODE_RANK" == 0 ]]; then python3 -m lorafit fetch {bundle} --output_dir "$output"; fi
+until run=$(ls -d "$output"/*/config.yaml 2> /dev/null | tail -n 1) && [[ -n $run ]]; do sleep 5; done
+run=$(dirname "$run")
+if [[ ! -e $run/final_model/adapter_config.json ]]; then
+    train=(-m lorafit train --resume "$run" --output_dir "$output" {flags}$FLAGS)
+    if [[ $((SKYPILOT_NUM_NODES * SKYPILOT_NUM_GPUS_PER_NODE)) -gt 1 ]]; then
+        torchrun --nnodes "$SKYPILOT_NUM_NODES" --nproc_per_node "$SKYPILOT_NUM_GPUS_PER_NODE" \\
+            --node_rank "$SKYPILOT_NODE_RANK" --master_addr "$(head -n 1 <<< "$SKYPILOT_NODE_IPS")" \\
+            --master_port {port} "${{train[@]}}"
+    else
+        python3 "${{train[@]}}"
+    fi
+fi
+if [[ "$SKYPILOT_NODE_RANK" == 0 ]]; then python3 -m lorafit bundle "$run" -o "$output/result.zip"; fi
+"""
+
+
+def check(facts: Facts) -> None:
+    """SkyPilot takes every run."""
+
+
+def write(parcel: Parcel, folder: Path) -> list[str]:
+    path = folder / TASK
+    note = _("Several nodes: raise num_nodes; several GPUs a node: L4: 8, say. Training is then started by torchrun.")
+    with disk_errors(path):
+        path.write_text(
+            f"# {note}\n" + yaml.dump(task(parcel), Dumper=_Dumper, sort_keys=False, allow_unicode=True), "utf-8"
+        )
+    go = f"cd {folder} && sky jobs launch {TASK}"
+    return [
+        _("Begin: {command} (spot machines; recovered and gone on with by itself)").format(command=go),
+        _("A gated model: add {flag}, with your token in the environment.").format(flag="--secret HF_TOKEN"),
+        _("What came of it lies in the bucket {bucket}: {file}.").format(
+            bucket=bucket(parcel), file=f"{parcel.name}/result.zip"
+        ),
+    ]
+
+
+def task(parcel: Parcel) -> dict[str, object]:
+    """The task as YAML holds it."""
+    flags = "".join(f"{shlex.quote(flag)} " for flag in parcel.flags)
+    names = {"name": parcel.name, "bundle": parcel.bundle, "port": PORT, "flags": flags}
+    return {
+        "name": f"lorafit-{parcel.name}",
+        "workdir": ".",
+        "num_nodes": 1,
+        "resources": {
+            "accelerators": GPUS,
+            "use_spot": True,
+            "disk_size": 100,
+            "job_recovery": {"max_restarts_on_errors": 2},
+        },
+        "file_mounts": {"/checkpoints": {"name": bucket(parcel), "mode": "MOUNT_CACHED"}},
+        "envs": {"FLAGS": "", "PYTHONUNBUFFERED": "1"},
+        "setup": SETUP.format(install=parcel.install),
+        "run": RUN.format(**names),
+    }
+
+
+def bucket(parcel: Parcel) -> str:
+    """A bucket's name: lower case, digits and hyphens."""
+    return f"lorafit-{parcel.name}".lower().replace("_", "-").replace(".", "-")
+
+
+class _Dumper(yaml.SafeDumper):
+    """Scripts as blocks, line by line."""
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
+
+
+_Dumper.add_representer(str, _text)
+
+TARGET = Target("SkyPilot", ("g6.xlarge", "g5.xlarge", "g6e.xlarge", "p3.2xlarge", "g4dn.xlarge"), check, write)

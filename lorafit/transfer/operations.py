@@ -1,0 +1,115 @@
+"""What can a user ask for when a run is to move: pack it, take it over, send it to a cloud, fetch what came of it?
+
+One function a verb, as in verbs.py; each returns data and prints nothing.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from pydantic import BaseModel, Field
+
+from lorafit.config import TrainConfig, write_yaml
+from lorafit.errors import ConfigError, RunError
+from lorafit.messages import _, listed
+from lorafit.progress import Say, silent
+from lorafit.run_folders import directory
+from lorafit.run_folders.directory import RunDir, saved_config
+from lorafit.transfer import bundle as bundles
+from lorafit.transfer import fetch as fetching
+from lorafit.transfer.cloud.send import Order, Sent, send
+from lorafit.transfer.fetch import Fetched
+from lorafit.transfer.unbundle import unbundle
+
+
+class MoveRequest(BaseModel):
+    """What all that move a run have in common."""
+
+    output_dir: str = Field("output", description="Folder for runs.")
+    lang: Literal["en", "zh"] | None = Field(None, description="Language to speak (None: by locale).")
+
+
+class BundleRequest(MoveRequest):
+    """Pack a run, or the settings of one to begin, for another machine; there `lorafit train run.zip` takes it."""
+
+    run: tyro.conf.Positional[list[str]] = Field(
+        [], description="RUN: its name, its folder, or `latest`; or none, and the flags of a training."
+    )
+    output: str = Field("run.zip", description="The zip to write; short: -o.")
+
+
+def bundle(name: str | None, config: TrainConfig, output_dir: Path, target: Path) -> bundles.Facts:
+    """Pack the run called `name`, or without one what `config` would begin, into the zip `target`. Raises LorafitErrors."""
+    if target.suffix.lower() != ".zip":
+        fix = _("Give it a name that ends in .zip.")
+        raise ConfigError(_("A bundle is a zip file."), where="--output", found=str(target), fix=fix)
+    run = None if name is None else directory.find(name, output_dir)
+    return bundles.bundle(run, config if run is None else saved_config(run), target)
+
+
+class CloudRequest(MoveRequest):
+    """Get a run ready for a cloud: PLACE is colab, kaggle, paperspace, sagemaker or skypilot; then a run, or the flags of a
+    training."""
+
+    words: tyro.conf.Positional[list[str]] = Field(
+        [], description="PLACE, then RUN: its name, its folder, or `latest`; or PLACE and the flags of a training."
+    )
+    output: str = Field("cloud", description="The folder to write into; short: -o.")
+    base_model: str | None = Field(
+        None, description="What the base model is called there, where it is a folder here (None: as here)."
+    )
+
+
+def cloud(place: str, order: Order, folder: Path, say: Say = silent) -> Sent:
+    """Write into `folder` what `place` (a name in registry.CLOUDS) takes. Raises LorafitErrors."""
+    return send(place, order, folder, say)
+
+
+def order(name: str | None, config: TrainConfig, output_dir: Path, base: str | None) -> Order:
+    """What is to be sent: the run called `name`, or without one what `config` would begin. Raises RunError."""
+    run = None if name is None else directory.find(name, output_dir)
+    return Order(run, config if run is None else saved_config(run), base)
+
+
+class FetchRequest(MoveRequest):
+    """Take over what came back from another machine: result.zip, model.tar.gz, or a folder. It is checked first."""
+
+    source: tyro.conf.Positional[list[str]] = Field([], description="A zip, a tar.gz, or a folder.")
+
+
+def fetch(path: Path, output_dir: Path) -> list[Fetched]:
+    """All runs in `path`, put into `output_dir`. Raises LorafitErrors, and then nothing of a damaged run is there."""
+    return fetching.fetch(path, output_dir)
+
+
+def take_over(path: Path, output_dir: Path, base: str | None) -> tuple[RunDir, list[str]]:
+    """The run that the bundle `path` is, unpacked into `output_dir` unless it is there already, to be gone on with; and notes.
+
+    `base` is what the user calls the base model here. Raises RunError and ConfigError.
+    """
+    moved = unbundle(path, output_dir)
+    if moved.facts.kind == bundles.RESULT:
+        fix = _("Try it: {command}").format(command=f"lorafit chat --lora_weights {moved.run.path} --interactive")
+        raise RunError(_("This bundle holds a finished run: there is nothing to go on with."), where=path, fix=fix)
+    config = saved_config(moved.run)
+    notes = _other_versions(moved.facts)
+    if not moved.facts.base_is_local or config.model_name != moved.facts.base:
+        return moved.run, notes
+    if base is None:
+        raise ConfigError(
+            _("The base model was a folder on the machine that this bundle comes from; it is not in the bundle."),
+            where=path,
+            found=moved.facts.base,
+            fix=_("Say where it is here: --model_name with a folder, or a hub id of the same model."),
+        )
+    write_yaml(config.model_copy(update={"model_name": base}), moved.run.config)
+    return moved.run, notes
+
+
+def _other_versions(facts: bundles.Facts) -> list[str]:
+    """A note where packages that decide what is learned have other versions here than where the bundle was made."""
+    here = bundles.versions()
+    differing = [f"{name} {facts.versions[name]} -> {here.get(name, '-')}" for name in ("lorafit", "transformers", "tokenizers")
+                 if facts.versions.get(name) not in (None, here.get(name))]  # fmt: skip
+    text = _("Made with other versions than are here: {names}. Data that come out otherwise are refused.")
+    return [text.format(names=listed(differing))] if differing else []
