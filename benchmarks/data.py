@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from lorafit.config import TrainConfig
-from lorafit.data.dataset import drain, prepare_cached
-from lorafit.data.preprocessing import recipe_of
+from lorafit.data.dataset import exhaust, prepare_cached
+from lorafit.data.preprocessing import preprocessing_of
 from lorafit.data.sources import read_rows
 from lorafit.data.tokenize import make_all, usable_cores
 from lorafit.engines.tokenizer import shared_tokenizer
@@ -64,13 +64,13 @@ def prepare(path: Path) -> dict[str, Any]:
     """All that is done before a training can begin: rows to samples, or the cache opened."""
     folder, began = demo_model(), time.monotonic()
     load = partial(shared_tokenizer, folder, None, False)
-    data = drain(prepare_cached(TrainConfig(dataset_name=str(path), max_length=512), folder, load))
+    data = exhaust(prepare_cached(TrainConfig(dataset_name=str(path), max_length=512), folder, load))
     return {"rows": data.rows, "tokens": data.total_tokens, "seconds": time.monotonic() - began}
 
 
 def stages(path: Path) -> dict[str, float]:
     """Rows a second of each stage, the earlier ones taken off; one process where nothing else is said."""
-    recipe, load = recipe_of(TrainConfig()), partial(shared_tokenizer, demo_model(), None, False)
+    recipe, load = preprocessing_of(TrainConfig()), partial(shared_tokenizer, demo_model(), None, False)
     load()
     read = _seconds(lambda: sum(1 for _row in read_rows(str(path), "train")))
     recognised = _seconds(lambda: [recipe.read(row.value) for row in read_rows(str(path), "train")])

@@ -31,7 +31,7 @@ from lorafit.events import EventLog, StepDone, read_events
 from lorafit.run_folders.adapter import AdapterConfig, lora_names, read_adapter, write_adapter
 from lorafit.run_folders.checkpoint import latest_good, save_checkpoint, step_of
 from lorafit.run_folders.directory import RunDir
-from lorafit.run_folders.history import read as read_record
+from lorafit.run_folders.history import read_record as read_record
 
 CASE_SECONDS, GROWTH_BYTES = 20.0, 1 << 30
 ROW: dict[str, Any] = {

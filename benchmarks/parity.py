@@ -24,7 +24,7 @@ from ending import conclude
 from lorafit import registry
 from lorafit.config import TrainConfig
 from lorafit.data.batching import batch
-from lorafit.data.dataset import Prepared, prepare
+from lorafit.data.dataset import PreparedData, prepare
 from lorafit.data.sources import read_rows
 from lorafit.engines.base import Engine, Setup
 from lorafit.engines.tokenizer import load_tokenizer
@@ -70,7 +70,7 @@ class Task:
     """The run that all compute."""
 
     folder: Path
-    data: Prepared
+    data: PreparedData
     plan: Plan
 
 
@@ -247,7 +247,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_STEPS} steps, and the page stays as it is")
     parser.add_argument("--json", type=Path, help="write the verdict here")
     arguments = parser.parse_args()
-    machine = detect.detect()
+    machine = detect.detect_machine()
     task = make_task(settings(QUICK_STEPS if arguments.quick else STEPS), machine)
     runs = measure(task, machine)
     if not arguments.quick:

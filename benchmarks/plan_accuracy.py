@@ -25,7 +25,7 @@ from accuracy.configurations import Configuration
 from accuracy.figures import Row
 from ending import conclude
 from lorafit.planner import calibrate
-from lorafit.training.preview import look_ahead
+from lorafit.training.preview import preview_run
 from lorafit.units import bytes_text
 
 HERE = Path(__file__).parent
@@ -99,8 +99,8 @@ def predict(wanted: list[Configuration], results: Path) -> None:
     for one in (one for one in wanted if one.key in finished):
         with tempfile.TemporaryDirectory() as folder:
             os.environ["LORAFIT_CALIBRATIONS"] = str(Path(folder) / "calibrations.json")
-            look = look_ahead(child.settings(one, Path(folder)), None)
-            product = calibrate.known(look.machine).core_gflops
+            look = preview_run(child.settings(one, Path(folder)), None)
+            product = calibrate.load_calibration(look.machine).core_gflops
         row, plan = finished[one.key], look.plan
         row |= {
             "predicted_bytes": plan.predicted_peak_bytes,

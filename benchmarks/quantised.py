@@ -110,7 +110,7 @@ def main() -> int:
     sizes = QUICK if arguments.quick else WHOLE
     found, steps = measure(sizes), sizes["steps"]
     if not arguments.quick:
-        pages.write("conformance.md", "quantised", table(found, steps, detect.detect().chip))
+        pages.write("conformance.md", "quantised", table(found, steps, detect.detect_machine().chip))
     flat = verdict(found, steps)
     return conclude(flat, arguments.json)
 

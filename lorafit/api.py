@@ -16,7 +16,7 @@ from lorafit.data.report import make_report
 from lorafit.data.sources import read_rows
 from lorafit.diagnostics.examine import examine
 from lorafit.diagnostics.finding import Report
-from lorafit.distributed.launch import place
+from lorafit.distributed.launch import rank_info
 from lorafit.engines.base import Engine, Setup
 from lorafit.engines.tokenizer import load_tokenizer, read_template
 from lorafit.errors import ConfigError, DataError
@@ -24,14 +24,14 @@ from lorafit.evaluation import compare_request
 from lorafit.evaluation.chat import Chat
 from lorafit.evaluation.compare import Comparison
 from lorafit.evaluation.compare_request import CompareRequest
-from lorafit.evaluation.model_request import AnswerRequest, base_name, choose_way, tokenizer_folder
+from lorafit.evaluation.model_request import AnswerRequest, base_name, choose_backend, tokenizer_folder
 from lorafit.events import Event
 from lorafit.hardware import detect, keep_awake
 from lorafit.messages import _, listed
 from lorafit.models.hub import find_model
 from lorafit.models.spec import read_spec
 from lorafit.planner import calibrate
-from lorafit.planner.calibrate import Known
+from lorafit.planner.calibrate import Calibration
 from lorafit.progress import Say, silent
 from lorafit.run_folders import directory, history
 from lorafit.run_folders.adapter import ChatSettings, check_shapes, read_chat_settings
@@ -40,16 +40,16 @@ from lorafit.run_folders.history import Record
 from lorafit.sampling import Sampling
 from lorafit.supervisor.supervise import supervise
 from lorafit.training.follower import follow
-from lorafit.training.worker import work
+from lorafit.training.worker import train_in_process
 
 
 def train(config: TrainConfig) -> Iterator[Event]:
     """Fine-tune as `config` says, or go on with a run (config.resume); what happens comes as events. Raises LorafitErrors."""
-    if not place().leads:
+    if not rank_info().leads:
         return follow()
     alone = config.no_supervisor or "RANK" in os.environ  # torchrun has its own way of looking after processes
     with keep_awake.keep_awake():
-        yield from work(config) if alone else supervise(config)
+        yield from train_in_process(config) if alone else supervise(config)
 
 
 # chat
@@ -83,14 +83,14 @@ def check_request(request: ChatRequest) -> None:
 
 def open_chat(request: ChatRequest, say: Say = silent) -> Chat:
     """A conversation with the model that `request` names. Raises LorafitErrors, the cheap ones before the model is loaded."""
-    machine = detect.detect()
-    detect.check(machine)
+    machine = detect.detect_machine()
+    detect.check_machine(machine)
     adapter = None if request.lora_weights is None else directory.find_adapter(Path(request.lora_weights).expanduser())
     base = find_model(base_name(request, adapter), hub=request.hub, endpoint=request.hf_endpoint, say=say)
     spec = read_spec(base.folder)
     if adapter is not None:
         check_shapes(adapter, spec)
-    way = choose_way(request, machine, spec)
+    way = choose_backend(request, machine, spec)
     settings = ChatSettings() if adapter is None else read_chat_settings(adapter)
     tokenizer = load_tokenizer(tokenizer_folder(adapter, base.folder), trust_remote_code=request.trust_remote_code)
     say(_("Loading {model} on {device} ...").format(model=base.name, device=way.device))
@@ -198,12 +198,12 @@ def runs(output_dir: Path) -> list[RunInfo]:
 
 def run_record(name: str, output_dir: Path) -> Record:
     """Everything that the folder of the run called `name` tells. Raises RunError when there is none."""
-    return history.read(directory.find(name, output_dir))
+    return history.read_record(directory.find_run(name, output_dir))
 
 
 def remove_run(record: Record) -> None:
     """Delete a run's whole folder. Raises RunError for one that is written just now, and DiskError."""
-    history.remove(record)
+    history.remove_run_folder(record)
 
 
 # doctor
@@ -214,6 +214,6 @@ def doctor(output_dir: Path) -> Report:
     return examine(output_dir)
 
 
-def calibrations() -> Known:
+def calibrations() -> Calibration:
     """What earlier runs measured on this machine, and plans rest on."""
-    return calibrate.known(detect.detect())
+    return calibrate.load_calibration(detect.detect_machine())

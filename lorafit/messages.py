@@ -103,11 +103,13 @@ def recipe_of(fact: object) -> Any:
     return fact if isinstance(fact, int | float | str) else str(fact)
 
 
-def again(recipe: Any) -> Any:
+def retranslate(recipe: Any) -> Any:
     """What `recipe` stands for, in the language spoken now. Raises LookupError, TypeError or ValueError for a broken one."""
     if not isinstance(recipe, dict):
         return recipe
     if "parts" in recipe:
-        return joined(again(recipe["between"]), [str(again(part)) for part in recipe["parts"]])
+        return joined(retranslate(recipe["between"]), [str(retranslate(part)) for part in recipe["parts"]])
     text = _said(translate(recipe["text"]), {"text": recipe["text"]})
-    return text.format(**{name: again(fact) for name, fact in recipe["with"].items()}) if "with" in recipe else text
+    return (
+        text.format(**{name: retranslate(fact) for name, fact in recipe["with"].items()}) if "with" in recipe else text
+    )

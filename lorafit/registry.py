@@ -49,7 +49,7 @@ QUANTIZATIONS: dict[str, Entry] = {
 }
 
 
-def find(kind: dict[str, Entry], name: str) -> Entry:
+def find_entry(kind: dict[str, Entry], name: str) -> Entry:
     """The entry called `name`. Raises ConfigError that lists the names there are."""
     if name not in kind:
         known = listed(sorted(kind)) or "-"

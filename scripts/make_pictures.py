@@ -19,8 +19,8 @@ from rich.terminal_theme import MONOKAI
 from lorafit.events import Event, StepDone, read_events
 from lorafit.messages import set_language
 from lorafit.reporters.terminal.progress import figures_text, left_text, progress_bar
-from lorafit.reporters.terminal.run import Terminal
-from lorafit.reporters.terminal.throughput import Pace
+from lorafit.reporters.terminal.run import TerminalReporter
+from lorafit.reporters.terminal.throughput import Throughput
 from lorafit.run_folders import directory
 
 ROOT = Path(__file__).parents[1]
@@ -61,7 +61,7 @@ class Still:
     def progress(self, text: str) -> None:
         pass
 
-    def start(self, pace: Pace, step: int, time: float) -> None:
+    def start(self, pace: Throughput, step: int, time: float) -> None:
         self._pace, self._now = pace, time
         self._bar = progress_bar(self._console, disable=True, clock=lambda: self._now)
         self._task: TaskID = self._bar.add_task("", total=pace.steps, completed=step, figures="", left="")
@@ -86,9 +86,9 @@ def draw(events: list[Event], language: str) -> str:
         highlight=False, legacy_windows=False,
     )  # fmt: skip
     console.print(f"$ {COMMANDS[language]}", style="bold")
-    terminal = Terminal(console, Still(console))
+    terminal = TerminalReporter(console, Still(console))
     for event in events:
-        terminal.see(event)
+        terminal.on_event(event)
     terminal.close()
     picture = console.export_svg(title="lorafit", theme=MONOKAI, code_format=FRAME, unique_id="lorafit")
     return TEXT.sub(_stretched, picture)
@@ -105,7 +105,7 @@ def train(language: str) -> Path:
     """A demo run, trained now; minutes."""
     command = [sys.executable, "train.py", "--demo", "--lang", language]
     subprocess.run(command, cwd=ROOT, check=True)
-    return directory.find("latest", ROOT / "output").path
+    return directory.find_run("latest", ROOT / "output").path
 
 
 def main(argv: list[str]) -> None:

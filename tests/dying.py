@@ -8,7 +8,7 @@ from typing import Any
 
 from lorafit.cli.app import main
 from lorafit.engines.torch.engine import TorchEngine
-from lorafit.engines.torch.optimizer import Optimizer
+from lorafit.engines.torch.optimizer import TorchOptimizer
 from lorafit.run_folders import checkpoint
 from lorafit.training import loop, worker
 
@@ -16,7 +16,7 @@ MOMENTS: dict[str, tuple[Any, str]] = {
     "opening": (worker, "_open_engine"),
     "step": (TorchEngine, "_clip"),  # gradients are there, the update is not
     "update": (loop, "_step_done"),  # the update is there, the event is not
-    "saving": (Optimizer, "save"),  # the adapter is written, the moments are not
+    "saving": (TorchOptimizer, "save"),  # the adapter is written, the moments are not
     "sealing": (checkpoint, "_swap_in"),  # all is written, the name is not
     "pruning": (loop, "prune"),
     "finishing": (loop, "_finish"),

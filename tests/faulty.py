@@ -83,7 +83,7 @@ def get_ready(config: TrainConfig, old: Interrupted | None, _ranks: object = Non
     plan = make_plan(
         steps=config.max_steps or 10, save_steps=config.save_steps or 0, valid_samples=8, eval_steps=4, **changes
     )
-    machine, samples = detect.detect(), make_samples(40)
+    machine, samples = detect.detect_machine(), make_samples(40)
     if old is not None:
         plan = plan_for(old.run, machine, config, plan)
     data = SimpleNamespace(train=samples[:32], valid=samples[32:], notes=[], rejects=[], valid_conversations=[])
@@ -95,8 +95,8 @@ def get_ready(config: TrainConfig, old: Interrupted | None, _ranks: object = Non
         "model": model,
     }
     facts |= {"spec": spec, "tokenizer": SimpleNamespace(template_is_ours=False), "data": data, "plan": plan}
-    lacking = {f.name: None for f in fields(worker.Ready) if f.default is MISSING}
-    return worker.Ready(**{**lacking, **facts})
+    lacking = {f.name: None for f in fields(worker.PreparedRun) if f.default is MISSING}
+    return worker.PreparedRun(**{**lacking, **facts})
 
 
 def lives(folder: Path) -> int:
@@ -110,7 +110,7 @@ def lives(folder: Path) -> int:
 
 def work(config: TrainConfig, link: Any) -> Any:
     FaultyEngine.life = lives(Path(config.output_dir).with_name("count"))
-    return worker.work(config, link)
+    return worker.train_in_process(config, link)
 
 
 if __name__ == "__main__":

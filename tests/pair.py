@@ -20,8 +20,8 @@ from lorafit.data.batching import batch
 from lorafit.data.dataset import prepare
 from lorafit.data.micro_batch import Sample
 from lorafit.data.sources import read_rows
-from lorafit.distributed.collectives import ALONE, Ranks
-from lorafit.distributed.launch import started
+from lorafit.distributed.collectives import SINGLE_PROCESS, Collectives
+from lorafit.distributed.launch import launch_ranks
 from lorafit.engines.base import OutOfMemory, Setup
 from lorafit.engines.tokenizer import load_tokenizer
 from lorafit.engines.torch import process_group as torch_ranks
@@ -58,7 +58,7 @@ def plan_of(name: str, model: Path) -> Plan:
     return tiny.make_plan(processes=2, loss_chunk=50 if is_real(model) else 7, **SCENARIOS[name])
 
 
-def opened(model: Path, plan: Plan, ranks: Ranks, generic: bool) -> TorchEngine:
+def opened(model: Path, plan: Plan, ranks: Collectives, generic: bool) -> TorchEngine:
     engine = TorchEngine.open(Setup(model, str(model), "cpu", "fp32", plan=plan, ranks=ranks))
     if generic:
         engine.packed = None
@@ -66,7 +66,7 @@ def opened(model: Path, plan: Plan, ranks: Ranks, generic: bool) -> TorchEngine:
     return engine
 
 
-def seen(model: Path, name: str, ranks: Ranks = ALONE) -> Iterator[tuple[str, Any]]:
+def seen(model: Path, name: str, ranks: Collectives = SINGLE_PROCESS) -> Iterator[tuple[str, Any]]:
     """What ten steps of a scenario show: losses, the first step's gradients, B at the end, an evaluation, bytes held."""
     plan, here, samples = plan_of(name, model), ranks.place, samples_of(model)
     engine = opened(model, plan, ranks, name == "generic")
@@ -92,7 +92,7 @@ def held_bytes(engine: TorchEngine) -> int:
     return sum(p.to_local().nbytes if isinstance(p, DTensor) else p.nbytes for p in held)
 
 
-def out_of_memory_on_one(model: Path, ranks: Ranks) -> list[str]:
+def out_of_memory_on_one(model: Path, ranks: Collectives) -> list[str]:
     """Memory runs out on the second process alone, in its first pass: both must hear it, and the next try learn the same."""
     plan, here, said = plan_of("fast", model), ranks.place, []
     engine = opened(model, plan, ranks, False)
@@ -119,7 +119,7 @@ def main(model: Path, out: Path, names: list[str]) -> None:
     with torch_ranks.joined(2, lambda: None) as ranks:
         found: dict[str, Any] = {name: dict(seen(model, name, ranks)) for name in names}
         found["out of memory"] = out_of_memory_on_one(model, ranks)
-        found["told"] = ranks.tell({"who": ranks.place.rank})
+        found["told"] = ranks.broadcast_json({"who": ranks.place.rank})
         write(out.with_suffix(f".{ranks.place.rank}"), found)
 
 
@@ -146,5 +146,5 @@ def read(path: Path) -> dict[str, Any]:
 
 if __name__ == "__main__":
     if "RANK" not in os.environ:  # the first process starts the second one as this script
-        torch_ranks.started = lambda count, port: started(count, port, (sys.executable, *sys.argv))
+        torch_ranks.started = lambda count, port: launch_ranks(count, port, (sys.executable, *sys.argv))
     main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

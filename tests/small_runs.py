@@ -11,7 +11,7 @@ from lorafit.events import EventLog, Resumed, Started, StepDone
 from lorafit.ipc.link import Link
 from lorafit.planner.plan import Choice, Plan
 from lorafit.run_folders.directory import RunDir
-from lorafit.training.loop import Job, Progress, train
+from lorafit.training.loop import Job, Progress, training_loop
 
 SAMPLES = plans.make_samples(40)
 CHOICES = [Choice("device", "cpu", "✓ No GPU found: training on the CPU"), Choice("steps", "10", "32 rows, 16 a step")]
@@ -41,7 +41,7 @@ def make_run(output: Path, name: str = ONE, stop_after: int | None = None, **set
     with EventLog(run.events) as log:
         log.write(started(run, plan))
         link = Link()
-        for event in train(make_job(run, plan, link), Progress()):
+        for event in training_loop(make_job(run, plan, link), Progress()):
             log.write(event)
             if isinstance(event, StepDone) and event.step == stop_after:
                 link.stop_signal = 15
@@ -57,5 +57,5 @@ def go_on(run: RunDir) -> None:
     progress.done = 5
     with EventLog(run.events) as log:
         log.write(Resumed(step=5, checkpoint="step-000005"))
-        for event in train(job, progress):
+        for event in training_loop(job, progress):
             log.write(event)

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from lorafit.data.batching import batch
 from lorafit.data.micro_batch import MicroBatch, Sample
-from lorafit.data.shared_prefix import FEWEST, MORE, Beginning, beginnings, begun_alike, lengths_of
+from lorafit.data.shared_prefix import FEWEST, MORE, SharedPrefix, begun_alike, find_shared_prefixes, prefix_lengths
 from lorafit.engines.torch.engine import TorchEngine
-from lorafit.planner.data_stats import Split, facts_of, steps_as_shares
+from lorafit.planner.data_stats import Split, data_stats, steps_as_shares
 
 MUCH = 10**9
 
@@ -35,7 +35,7 @@ def two_prompts(each: int = 5) -> list[Sample]:
 
 
 def shared(samples: list[Sample], most: int = MUCH) -> list[int]:
-    return lengths_of(beginnings(samples, most), len(samples))
+    return prefix_lengths(find_shared_prefixes(samples, most), len(samples))
 
 
 def test_a_beginning_ends_before_the_first_prediction() -> None:
@@ -91,7 +91,7 @@ def test_no_other_division_saves_more(seed: int) -> None:
     rng = np.random.default_rng(seed)
     heads = [np.repeat(rng.integers(0, 2, 4), 40).astype(np.int32)[: rng.integers(100, 160)] for _i in range(6)]
     samples = [Sample(np.append(head, [7, 8]).astype(np.int32), np.arange(len(head) + 2) > len(head)) for head in heads]
-    found, best = beginnings(samples, MUCH), best_saving(heads)
+    found, best = find_shared_prefixes(samples, MUCH), best_saving(heads)
     saved = sum(beginning.saved for beginning in found)
     one = len(found) == 1 and len(found[0].members) == len(samples)
     assert saved == best or (one and best < saved + MORE)
@@ -160,7 +160,7 @@ def test_the_planner_counts_them_as_a_step_computes_them() -> None:
     prepared = SimpleNamespace(
         train=_Rows(samples), valid=_Rows(samples[:0]), digest="", total_targets=1, total_tokens=2
     )
-    facts = facts_of(cast(Any, prepared))
+    facts = data_stats(cast(Any, prepared))
     assert (facts.shared, facts.held) == (45, 90)
     (shares,) = steps_as_shares(facts, Split(10, 10_000, 4096), seed=1)
     step = batch(samples, range(10), 10_000, 4096, shares=True)
@@ -175,4 +175,4 @@ class _Rows(list[Sample]):
 
 
 def test_what_a_beginning_saves() -> None:
-    assert Beginning(10, [1, 2, 3]).saved == 20
+    assert SharedPrefix(10, [1, 2, 3]).saved == 20

@@ -19,7 +19,7 @@ from lorafit.events import EventLog, Finished, Planned, read_events
 from lorafit.hardware.detect import Machine
 from lorafit.run_folders.directory import RunDir, saved_config
 from lorafit.training.resume import interrupted
-from lorafit.training.worker import work
+from lorafit.training.worker import train_in_process
 from lorafit.transfer import archive, operations
 from lorafit.transfer.bundle import bundle
 from lorafit.transfer.unbundle import is_bundle, unbundle
@@ -35,7 +35,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, demo_folder: Path) -> Path:
     base = tiny.save_chat_model(home / "models/Tiny-Llama", demo_folder)
     rows = [{"instruction": f"第{i}条是什么?", "output": f"这是第{i}条的答案。"} for i in range(30)]
     (home / "law.jsonl").write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), "utf-8")
-    list(work(TrainConfig(model_name=str(base), dataset_name=str(home / "law.jsonl"), output_dir=str(home / "output"),
+    list(train_in_process(TrainConfig(model_name=str(base), dataset_name=str(home / "law.jsonl"), output_dir=str(home / "output"),
                           effective_batch=4, max_steps=6, save_steps=2, eval_steps=2, keep_checkpoints=9, lora_r=4,
                           hf_endpoint="https://anna:pass@mirror.example", val_size=4)))  # fmt: skip
     return home
@@ -115,7 +115,7 @@ def test_a_run_that_moved_ends_with_the_same_bytes_as_the_one_that_stayed(
     shutil.rmtree(stopped.path)
     config = there(tmp_path / "run.zip", home, tmp_path / "there")
     assert interrupted(config).progress.done == 4
-    list(work(config))
+    list(train_in_process(config))
     run = RunDir(tmp_path / "there" / finished.name)
     assert weights(run.final_model) == weights(finished.final_model)
     steps = [[(e.step, e.loss) for e in read_events(r.events) if e.name == "step"] for r in (run, finished)]  # type: ignore[attr-defined]
@@ -128,11 +128,11 @@ def test_a_bundle_of_flags_begins_there_and_goes_on_when_it_is_given_again(
     path = tmp_path / "new.zip"
     assert bundle(None, saved_config(finished), path).kind == "begin"
     config = there(path, home, tmp_path / "there", max_steps=6)
-    list(work(config))
+    list(train_in_process(config))
     again = there(path, home, tmp_path / "there")
     assert again.resume == config.resume
     with pytest.raises(RunError, match="finished"):
-        list(work(again))
+        list(train_in_process(again))
     assert weights(RunDir(Path(str(config.resume))).final_model) == weights(finished.final_model)
 
 
@@ -190,7 +190,7 @@ def test_fp32_on_a_mac_may_become_4bit_elsewhere_and_that_is_said(home: Path, st
     pretend_other_machine(stopped)
     bundle(stopped, saved_config(stopped), tmp_path / "run.zip")
     config = there(tmp_path / "run.zip", home, tmp_path / "there", quantization="4bit")
-    events = list(work(config))
+    events = list(train_in_process(config))
     (planned,) = [event for event in events if isinstance(event, Planned)]
     (moved,) = [choice["reason"] for choice in planned.choices if choice["setting"] == "moved"]
     assert "cpu fp32" in moved

@@ -18,8 +18,8 @@ import transformers
 from lorafit.api import ChatRequest, open_chat
 from lorafit.cli.app import main
 from lorafit.errors import AdapterError, ConfigError, HardwareError
-from lorafit.evaluation.model_request import choose_way
-from lorafit.hardware.detect import Machine, detect
+from lorafit.evaluation.model_request import choose_backend
+from lorafit.hardware.detect import Machine, detect_machine
 from lorafit.models.spec import read_spec
 from lorafit.run_folders.adapter import AdapterConfig, ChatSettings, lora_names, write_adapter, write_chat_settings
 from lorafit.units import GIB
@@ -145,7 +145,7 @@ def test_a_missing_adapter_is_named(tmp_path: Path) -> None:
 
 
 def machine(**changes: object) -> Machine:
-    facts = json.loads(detect().to_json()) | {"gpus": [], "torch_cuda": None} | changes
+    facts = json.loads(detect_machine().to_json()) | {"gpus": [], "torch_cuda": None} | changes
     return Machine.from_json(json.dumps(facts))
 
 
@@ -155,12 +155,12 @@ def mac(gibibytes: int) -> Machine:
 
 
 def test_float32_where_the_weights_fit_else_half(base: Path) -> None:
-    assert choose_way(ChatRequest(), machine(), read_spec(base)) == ("torch", "cpu", "fp32")
-    assert choose_way(ChatRequest(engine="torch"), mac(16), read_spec(base)) == ("torch", "mps", "fp32")
-    assert choose_way(ChatRequest(engine="torch"), mac(0), read_spec(base)) == ("torch", "mps", "bf16")
-    assert choose_way(ChatRequest(device="cpu"), mac(16), read_spec(base)) == ("torch", "cpu", "fp32")
+    assert choose_backend(ChatRequest(), machine(), read_spec(base)) == ("torch", "cpu", "fp32")
+    assert choose_backend(ChatRequest(engine="torch"), mac(16), read_spec(base)) == ("torch", "mps", "fp32")
+    assert choose_backend(ChatRequest(engine="torch"), mac(0), read_spec(base)) == ("torch", "mps", "bf16")
+    assert choose_backend(ChatRequest(device="cpu"), mac(16), read_spec(base)) == ("torch", "cpu", "fp32")
 
 
 def test_a_device_that_is_not_here_is_refused(base: Path) -> None:
     with pytest.raises(HardwareError):
-        choose_way(ChatRequest(device="cuda"), machine(), read_spec(base))
+        choose_backend(ChatRequest(device="cuda"), machine(), read_spec(base))

@@ -20,7 +20,7 @@ from lorafit.hardware.catalogue.clouds import INSTANCES
 from lorafit.registry import CLOUDS, load
 from lorafit.transfer import operations
 from lorafit.transfer.cloud import send
-from lorafit.transfer.cloud.base import Offer, Target
+from lorafit.transfer.cloud.base import Platform, Quote
 from lorafit.transfer.cloud.notebook import HELPERS
 from lorafit.transfer.cloud.prices import PRICES, Price
 from lorafit.transfer.cloud.sagemaker import best, longest_seconds
@@ -63,7 +63,7 @@ def test_the_places_and_their_machines_are_known() -> None:
     assert list(CLOUDS) == ["colab", "kaggle", "paperspace", "sagemaker", "skypilot"]
     machines = {instance.name for instance in INSTANCES}
     for entry in CLOUDS.values():
-        target: Target = load(entry)
+        target: Platform = load(entry)
         assert set(target.machines) <= machines
     assert set(PRICES) <= machines
     assert all(price.source and price.read[:3] == "202" for price in PRICES.values())
@@ -211,9 +211,9 @@ def test_scripts_are_sound_and_may_be_run(sent: Path, script: str) -> None:
 
 def test_the_cheapest_machine_that_fits_is_taken_and_given_time() -> None:
     facts: dict[str, Any] = {"gpu": "X", "words": "", "price": Price(1.0, "?", "2026-01")}
-    slow = Offer("slow", fits=True, seconds=7200, low=7000, high=9000, **facts)
-    fast = Offer("fast", fits=True, seconds=3600, low=3000, high=4000, **facts)
-    small = Offer("small", fits=False, seconds=60, low=50, high=70, **facts)
+    slow = Quote("slow", fits=True, seconds=7200, low=7000, high=9000, **facts)
+    fast = Quote("fast", fits=True, seconds=3600, low=3000, high=4000, **facts)
+    small = Quote("small", fits=False, seconds=60, low=50, high=70, **facts)
     assert best([slow, fast, small]) == fast
     assert best([small]) is None
     assert longest_seconds(fast) == 3 * 4000 + 3600

@@ -23,19 +23,19 @@ from lorafit.engines.base import LossSum
 from lorafit.errors import AdapterError, ConfigError, DataError
 from lorafit.evaluation.compare import (
     Answer,
+    AnswerStats,
     Comparison,
-    Figures,
-    Losses,
+    ModelResult,
     Question,
-    Side,
+    ValidationLosses,
     asked_of_file,
     count_up,
     sample_losses,
 )
 from lorafit.evaluation.compare_request import CompareRequest
-from lorafit.evaluation.metrics import Difference, Likeness
+from lorafit.evaluation.metrics import LossDifference, ReferenceScores
 from lorafit.events import Finished, read_events
-from lorafit.reporters.html.compare import page
+from lorafit.reporters.html.compare import comparison_page
 from lorafit.reporters.terminal.compare import show_comparison
 from lorafit.reporters.text.compare import lines, pieces
 from lorafit.sampling import Sampling
@@ -286,17 +286,20 @@ BASE, TUNED = "我不是律师，建议咨询专业人士。", "我不是律师�
 
 def comparison(name: str = "run") -> Comparison:
     """One question, a base and a tuned answer."""
-    figures = Figures(1, 15.0, 0, 1, 1, Likeness(12.0, 34.0))
-    losses = Losses(20, LossSum(280.0, 100), LossSum(190.0, 100), Difference(-0.9, -1.0, -0.8))
+    figures = AnswerStats(1, 15.0, 0, 1, 1, ReferenceScores(12.0, 34.0))
+    losses = ValidationLosses(20, LossSum(280.0, 100), LossSum(190.0, 100), LossDifference(-0.9, -1.0, -0.8))
     question = Question([Message("user", "<script>alert(1)</script>")], "《民法典》第一条")
-    sides = Side("base", [Answer(BASE, 9, False)], figures), Side(name, [Answer(TUNED, 9, True)], figures, losses)
+    sides = (
+        ModelResult("base", [Answer(BASE, 9, False)], figures),
+        ModelResult(name, [Answer(TUNED, 9, True)], figures, losses),
+    )
     return Comparison(
         "a/base", "cpu, fp32", "1 of 1 questions", Sampling(0.0), [question], sides[0], [sides[1]], ["<note>"]
     )
 
 
 def test_the_page_escapes_everything_and_asks_nothing_of_a_network() -> None:
-    html = page(comparison("<img src=x>"))
+    html = comparison_page(comparison("<img src=x>"))
     assert not re.search(r"<(script|img|b|note)\b", html)
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
     assert not re.search(r"https?:|\bsrc=|\bhref=|url\(|@import", html.replace("&lt;img src=x&gt;", ""))
@@ -305,7 +308,7 @@ def test_the_page_escapes_everything_and_asks_nothing_of_a_network() -> None:
 
 
 def test_the_page_marks_statutes_and_what_both_say() -> None:
-    html = page(comparison())
+    html = comparison_page(comparison())
     assert (
         '<mark class="agrees">《民法典》第一条</mark>&lt;b&gt;&amp;<mark class="differs">《刑法》第九条</mark>' in html
     )

@@ -13,8 +13,8 @@ from test_dataset import questions, rows_of
 
 from lorafit.config import TrainConfig
 from lorafit.data import tokenize
-from lorafit.data.dataset import cached, drain, prepare, prepare_cached
-from lorafit.data.preprocessing import recipe_of
+from lorafit.data.dataset import cached, exhaust, prepare, prepare_cached
+from lorafit.data.preprocessing import preprocessing_of
 from lorafit.data.render import Tokenizer
 from lorafit.data.sources import read_rows
 from lorafit.data.store import digest as store_digest
@@ -53,8 +53,8 @@ def test_the_second_time_no_row_is_read_and_no_tokenizer_loaded(
     path = write_rows(tmp_path / "a.jsonl", values)
     config = TrainConfig(dataset_name=str(path))
     assert cached(config, demo_folder) is None
-    fresh = drain(prepare_cached(config, demo_folder, lambda: tokenizer))
-    for again in (drain(prepare_cached(config, demo_folder, never)), cached(config, demo_folder)):
+    fresh = exhaust(prepare_cached(config, demo_folder, lambda: tokenizer))
+    for again in (exhaust(prepare_cached(config, demo_folder, never)), cached(config, demo_folder)):
         assert again is not None
         assert (again.digest, again.notes, again.formats, again.copies) == (
             fresh.digest, fresh.notes, {"question_answer": 310, "plain_text": 1}, 10
@@ -68,7 +68,7 @@ def test_the_second_time_no_row_is_read_and_no_tokenizer_loaded(
     # Another place and time, same content: the same entry.
     copy = tmp_path / "elsewhere.jsonl"
     copy.write_bytes(path.read_bytes())
-    moved = drain(prepare_cached(TrainConfig(dataset_name=str(copy)), demo_folder, never))
+    moved = exhaust(prepare_cached(TrainConfig(dataset_name=str(copy)), demo_folder, never))
     assert moved.digest == fresh.digest
     assert [(reject.file, reject.line) for reject in moved.rejects] == [(str(copy), 301)]
     with pytest.raises(DataError) as caught:
@@ -89,7 +89,7 @@ def test_every_setting_that_decides_samples_is_in_the_name(
     demo_folder: Path, tokenizer: ChatTokenizer, cache: Path, tmp_path: Path, settings: dict[str, object]
 ) -> None:
     base = {"dataset_name": str(write_rows(tmp_path / "a.jsonl", questions(100)))}
-    drain(prepare_cached(TrainConfig.model_validate(base), demo_folder, lambda: tokenizer))
+    exhaust(prepare_cached(TrainConfig.model_validate(base), demo_folder, lambda: tokenizer))
     assert cached(TrainConfig.model_validate(base | {"val_size": 3, "seed": 1, "max_rejects": 0.5}), demo_folder)
     assert cached(TrainConfig.model_validate(base | settings), demo_folder) is None
     assert cached(TrainConfig.model_validate(base), demo_folder, template="{{ messages }}") is None
@@ -100,16 +100,16 @@ def test_a_changed_file_and_a_damaged_entry_are_made_anew(
 ) -> None:
     path = write_rows(tmp_path / "a.jsonl", questions(10))
     config = TrainConfig(dataset_name=str(path))
-    first = drain(prepare_cached(config, demo_folder, lambda: tokenizer)).digest
+    first = exhaust(prepare_cached(config, demo_folder, lambda: tokenizer)).digest
     status = path.stat()
     path.write_text(path.read_text("utf-8").replace("问 0", "问 X"), "utf-8")
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # same size, same time of change
     assert cached(config, demo_folder) is None
-    assert drain(prepare_cached(config, demo_folder, lambda: tokenizer)).digest != first
+    assert exhaust(prepare_cached(config, demo_folder, lambda: tokenizer)).digest != first
     for file in cache.glob("*/input_ids.npy"):
         file.write_bytes(file.read_bytes()[:-4])
     assert cached(config, demo_folder) is None
-    assert drain(prepare_cached(config, demo_folder, lambda: tokenizer)).rows == 10
+    assert exhaust(prepare_cached(config, demo_folder, lambda: tokenizer)).rows == 10
 
 
 def test_a_failed_build_leaves_nothing_and_bad_data_are_told_again_at_once(
@@ -118,13 +118,13 @@ def test_a_failed_build_leaves_nothing_and_bad_data_are_told_again_at_once(
     config = TrainConfig(dataset_name=str(write_rows(tmp_path / "a.jsonl", [{"q": 1}])))
     for load in (lambda: tokenizer, never):
         with pytest.raises(DataError, match="1 of 1 rows") as caught:
-            drain(prepare_cached(config, demo_folder, load))
+            exhaust(prepare_cached(config, demo_folder, load))
     listed = Path(str(caught.value.fix).split(": ")[1].removesuffix("."))
     assert json.loads(listed.read_text("utf-8"))["line"] == 1
     empty = TrainConfig(dataset_name=str(write_rows(tmp_path / "b.jsonl", [])), dataset_split="train")
     (tmp_path / "b.jsonl").write_text(" \n")
     with pytest.raises(DataError, match="no row"):
-        drain(prepare_cached(empty, demo_folder, lambda: tokenizer))
+        exhaust(prepare_cached(empty, demo_folder, lambda: tokenizer))
     assert sorted(path.name for path in cache.iterdir()) == sorted(
         [path.parent.name for path in cache.glob("*/meta.json")] + [path.name for path in cache.glob("files")]
     )
@@ -156,10 +156,10 @@ def test_what_nobody_opened_for_a_month_is_deleted(
     demo_folder: Path, tokenizer: ChatTokenizer, cache: Path, tmp_path: Path
 ) -> None:
     configs = [TrainConfig(dataset_name=str(write_rows(tmp_path / f"{n}.jsonl", questions(n)))) for n in (5, 6)]
-    drain(prepare_cached(configs[0], demo_folder, lambda: tokenizer))
+    exhaust(prepare_cached(configs[0], demo_folder, lambda: tokenizer))
     for path in cache.glob("*/meta.json"):
         os.utime(path.parent, (0, 0))
-    drain(prepare_cached(configs[1], demo_folder, lambda: tokenizer))
+    exhaust(prepare_cached(configs[1], demo_folder, lambda: tokenizer))
     assert [cached(config, demo_folder) is None for config in configs] == [True, False]
 
 
@@ -168,7 +168,7 @@ def test_other_processes_give_the_same_as_one(
 ) -> None:
     monkeypatch.setattr(tokenize, "BATCH", 16)
     rows = rows_of([*questions(150), {"q": 1}, *questions(50)])
-    recipe = recipe_of(TrainConfig())
+    recipe = preprocessing_of(TrainConfig())
     load = partial(shared_tokenizer, demo_folder, None, False)
     one = list(tokenize.make_all(rows, recipe, load, cores=1))
     many = list(tokenize.make_all(rows, recipe, load, cores=2, patience=0))
@@ -202,7 +202,7 @@ def test_a_process_that_dies_costs_nothing_but_time(tokenizer: ChatTokenizer, mo
     dying = partial(die_elsewhere, os.getpid())
     loaded = {os.getpid(): tokenizer}
     monkeypatch.setattr(sys.modules[__name__], "HERE", loaded)
-    made = [one for _, one in tokenize.make_all(rows, recipe_of(TrainConfig()), dying, cores=2, patience=0)]
+    made = [one for _, one in tokenize.make_all(rows, preprocessing_of(TrainConfig()), dying, cores=2, patience=0)]
     assert sum(len(one.lengths) for one in made) == 100
 
 

@@ -19,7 +19,7 @@ from lorafit.cli.app import main
 from lorafit.cli.flags import part_words
 from lorafit.data.findings import DataReport
 from lorafit.messages import set_language
-from lorafit.reporters.html.data import page
+from lorafit.reporters.html.data import data_page
 from lorafit.reporters.html.page import write_page
 from lorafit.reporters.terminal.data import show_data
 
@@ -188,17 +188,17 @@ def test_the_page_is_written_whole_and_the_figures_are_shown(
 
 
 def test_a_page_holds_no_script_and_asks_for_nothing(report: DataReport) -> None:
-    read = Page(page(report))
+    read = Page(data_page(report))
     assert not {"script", "img", "link", "iframe", "object", "base", "form"} & set(read.tags)
     assert not [name for name, _value in read.attributes if name.startswith("on") or name in ("src", "href", "style")]
     assert read.text.count("<script>document.title = 'it ran'</script>") >= 2
-    assert "url(" not in page(report)
-    assert "@import" not in page(report)
+    assert "url(" not in data_page(report)
+    assert "@import" not in data_page(report)
 
 
 def test_what_opens_in_a_page_is_closed(report: DataReport) -> None:
     open_tags: list[str] = []
-    for tag in Page(page(report)).tags:
+    for tag in Page(data_page(report)).tags:
         if tag.startswith("/"):
             assert open_tags.pop() == tag[1:]
         elif tag != "meta":
@@ -207,7 +207,7 @@ def test_what_opens_in_a_page_is_closed(report: DataReport) -> None:
 
 
 def test_a_page_tells_what_the_report_holds(report: DataReport) -> None:
-    read = Page(page(report))
+    read = Page(data_page(report))
     samples = [sample for group in report.samples.values() for sample in group]
     targets = [text for sample in samples for text, is_target in sample.pieces if is_target]
     assert read.marked[1:] == targets  # the first explains the colour
@@ -220,19 +220,19 @@ def test_a_page_of_bad_rows_only_is_a_page(tmp_path: Path, demo_folder: Path) ->
     (tmp_path / "bad.jsonl").write_text('{"a": 1}\n' * 3)
     request = DataRequest.model_validate({"files": [str(tmp_path / "bad.jsonl")], "model_name": str(demo_folder)})
     report = api.data(request)
-    assert "found the keys: a" in Page(page(report)).text
+    assert "found the keys: a" in Page(data_page(report)).text
     assert "rejected" in shown(report)
 
 
 def test_a_page_speaks_chinese(report: DataReport) -> None:
     set_language("zh")
-    assert '<html lang="zh-CN">' in page(report)
+    assert '<html lang="zh-CN">' in data_page(report)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
 def test_in_a_browser_nothing_of_the_data_runs(report: DataReport, tmp_path: Path) -> None:
-    write_page(page(report), tmp_path / "report.html")
+    write_page(data_page(report), tmp_path / "report.html")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", f"--user-data-dir={tmp_path / 'profile'}"]
     flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
     command = ["chromium", *flags, "--dump-dom", (tmp_path / "report.html").as_uri()]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lorafit.config import TrainConfig
-from lorafit.data.dataset import Prepared, Reject, content_key, prepare, write_rejects
+from lorafit.data.dataset import PreparedData, Reject, content_key, prepare, write_rejects
 from lorafit.data.formats import recognise
 from lorafit.data.readers.registry import Row
 from lorafit.data.render import render
@@ -32,7 +32,7 @@ def questions(count: int) -> list[object]:
     return [{"question": f"问 {i}", "answer": f"答 {i}"} for i in range(count)]
 
 
-def said(data: Prepared, tokenizer: ChatTokenizer) -> tuple[set[str], set[str]]:
+def said(data: PreparedData, tokenizer: ChatTokenizer) -> tuple[set[str], set[str]]:
     train, valid = ({tokenizer.decode(s.input_ids.tolist()) for s in store} for store in (data.train, data.valid))
     return train, valid
 

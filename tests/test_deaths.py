@@ -8,8 +8,8 @@ from lorafit.distributed.collectives import RankLost
 from lorafit.engines.base import OutOfMemory
 from lorafit.errors import DiskError, EngineError
 from lorafit.messages import set_language
-from lorafit.supervisor.diagnosis import Ending, death_of, is_fatal, sentence
-from lorafit.supervisor.recovery import MOST, MOST_SMALLER, Cure, Died, advice, cure
+from lorafit.supervisor.diagnosis import WorkerExit, death_of, is_fatal, sentence
+from lorafit.supervisor.recovery import MOST, MOST_SMALLER, PastDeath, Recovery, advice, cure
 
 MLX = "RuntimeError: [METAL] Command buffer execution failed: "
 CAUSES = [
@@ -17,45 +17,45 @@ CAUSES = [
     "lost", "hung", "killed", "asked", "crashed", "aborted", "vanished",
 ]  # fmt: skip
 ENDINGS = [
-    (Ending(-9, oom_kills=1), "oom_killer"),
-    (Ending(-9), "killed"),
-    (Ending(-9, ["torch.OutOfMemoryError: CUDA out of memory"]), "killed"),  # words of an error that was handled
-    (Ending(-9, silent_seconds=400.0), "hung"),
-    (Ending(-6, ["libc++abi: terminating", MLX + "Insufficient Memory (00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)"]), "metal_memory"),
-    (Ending(-6, [MLX + "Impacting Interactivity (0000000e:kIOGPUCommandBufferCallbackErrorImpactingInteractivity)"]), "watchdog"),
-    (Ending(-6, [MLX + "Caused GPU Timeout Error (00000002:kIOGPUCommandBufferCallbackErrorTimeout)"]), "watchdog"),
-    (Ending(-6, [MLX + "Caused GPU Hang Error (00000003:kIOGPUCommandBufferCallbackErrorHang)"]), "watchdog"),
-    (Ending(-6, [MLX + "Internal Error (0000000e:Internal Error)"]), "watchdog"),
-    (Ending(1, [MLX + "Ignored (for causing prior/excessive GPU errors) (00000004:kIOGPUCommandBufferCallbackErrorSubmissionsIgnored)"]), "banned"),
-    (Ending(-6, ["RuntimeError: [metal::malloc] Resource limit (499000) exceeded."]), "handles"),
-    (Ending(-6, ["LLVM ERROR: Failed to infer result type(s)"]), "metal_bug"),
-    (Ending(-6, ["/AppleInternal/Library/MPSCore.mm:124: failed assertion `no'"]), "metal_bug"),
-    (Ending(-9, heard="Error: command buffer exited with error status."), "command_buffer"),
-    (Ending(-9, heard="x (0000000e:kIOGPUCommandBufferCallbackErrorImpactingInteractivity)"), "watchdog"),
-    (Ending(-6, ["terminate called after throwing an instance of 'std::bad_alloc'"]), "memory"),
-    (Ending(-6, ["RuntimeError: [malloc] Unable to allocate 4096 bytes."]), "memory"),
-    (Ending(1, ["OSError: [Errno 28] No space left on device"]), "disk"),
-    (Ending(1, ["CUDA error: unspecified launch failure"]), "cuda"),
-    (Ending(2, error=EngineError("The device failed.", found="CUDA error: device lost")), "cuda"),
-    (Ending(2, error=RankLost(1, 2, "it ended")), "lost"),
-    (Ending(2, error=RankLost(1, 2, "Out of memory on cuda.")), "memory"),
-    (Ending(2, error=RankLost(1, 2, "it was ended by signal SIGKILL"), oom_kills=1), "memory"),
-    (Ending(2, error=DiskError("The disk is full.")), "error"),
-    (Ending(2, error=OutOfMemory("Memory ran out over a single sample", found="CUDA out of memory")), "error"),
-    (Ending(1, bug="MemoryError"), "memory"),
-    (Ending(1, bug="RuntimeError: CUDA error: unspecified launch failure"), "cuda"),
-    (Ending(1, bug="ZeroDivisionError: of our own"), "bug"),
-    (Ending(-11), "crashed"),
-    (Ending(-7), "crashed"),
-    (Ending(-6), "aborted"),
-    (Ending(-15), "asked"),
-    (Ending(3), "vanished"),
-    (Ending(0), "vanished"),
+    (WorkerExit(-9, oom_kills=1), "oom_killer"),
+    (WorkerExit(-9), "killed"),
+    (WorkerExit(-9, ["torch.OutOfMemoryError: CUDA out of memory"]), "killed"),  # words of an error that was handled
+    (WorkerExit(-9, silent_seconds=400.0), "hung"),
+    (WorkerExit(-6, ["libc++abi: terminating", MLX + "Insufficient Memory (00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)"]), "metal_memory"),
+    (WorkerExit(-6, [MLX + "Impacting Interactivity (0000000e:kIOGPUCommandBufferCallbackErrorImpactingInteractivity)"]), "watchdog"),
+    (WorkerExit(-6, [MLX + "Caused GPU Timeout Error (00000002:kIOGPUCommandBufferCallbackErrorTimeout)"]), "watchdog"),
+    (WorkerExit(-6, [MLX + "Caused GPU Hang Error (00000003:kIOGPUCommandBufferCallbackErrorHang)"]), "watchdog"),
+    (WorkerExit(-6, [MLX + "Internal Error (0000000e:Internal Error)"]), "watchdog"),
+    (WorkerExit(1, [MLX + "Ignored (for causing prior/excessive GPU errors) (00000004:kIOGPUCommandBufferCallbackErrorSubmissionsIgnored)"]), "banned"),
+    (WorkerExit(-6, ["RuntimeError: [metal::malloc] Resource limit (499000) exceeded."]), "handles"),
+    (WorkerExit(-6, ["LLVM ERROR: Failed to infer result type(s)"]), "metal_bug"),
+    (WorkerExit(-6, ["/AppleInternal/Library/MPSCore.mm:124: failed assertion `no'"]), "metal_bug"),
+    (WorkerExit(-9, heard="Error: command buffer exited with error status."), "command_buffer"),
+    (WorkerExit(-9, heard="x (0000000e:kIOGPUCommandBufferCallbackErrorImpactingInteractivity)"), "watchdog"),
+    (WorkerExit(-6, ["terminate called after throwing an instance of 'std::bad_alloc'"]), "memory"),
+    (WorkerExit(-6, ["RuntimeError: [malloc] Unable to allocate 4096 bytes."]), "memory"),
+    (WorkerExit(1, ["OSError: [Errno 28] No space left on device"]), "disk"),
+    (WorkerExit(1, ["CUDA error: unspecified launch failure"]), "cuda"),
+    (WorkerExit(2, error=EngineError("The device failed.", found="CUDA error: device lost")), "cuda"),
+    (WorkerExit(2, error=RankLost(1, 2, "it ended")), "lost"),
+    (WorkerExit(2, error=RankLost(1, 2, "Out of memory on cuda.")), "memory"),
+    (WorkerExit(2, error=RankLost(1, 2, "it was ended by signal SIGKILL"), oom_kills=1), "memory"),
+    (WorkerExit(2, error=DiskError("The disk is full.")), "error"),
+    (WorkerExit(2, error=OutOfMemory("Memory ran out over a single sample", found="CUDA out of memory")), "error"),
+    (WorkerExit(1, bug="MemoryError"), "memory"),
+    (WorkerExit(1, bug="RuntimeError: CUDA error: unspecified launch failure"), "cuda"),
+    (WorkerExit(1, bug="ZeroDivisionError: of our own"), "bug"),
+    (WorkerExit(-11), "crashed"),
+    (WorkerExit(-7), "crashed"),
+    (WorkerExit(-6), "aborted"),
+    (WorkerExit(-15), "asked"),
+    (WorkerExit(3), "vanished"),
+    (WorkerExit(0), "vanished"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("end", "cause"), ENDINGS, ids=lambda value: str(value)[:60])
-def test_an_ending_has_its_cause_and_a_sentence(end: Ending, cause: str) -> None:
+def test_an_ending_has_its_cause_and_a_sentence(end: WorkerExit, cause: str) -> None:
     death = death_of(end)
     assert death.cause == cause
     assert death.text
@@ -63,9 +63,9 @@ def test_an_ending_has_its_cause_and_a_sentence(end: Ending, cause: str) -> None
 
 
 def test_the_line_that_told_is_kept() -> None:
-    end = Ending(-6, ["loading", "LLVM ERROR: Failed to infer result type(s)", "Abort trap: 6"])
+    end = WorkerExit(-6, ["loading", "LLVM ERROR: Failed to infer result type(s)", "Abort trap: 6"])
     assert death_of(end).words == "LLVM ERROR: Failed to infer result type(s)"
-    assert death_of(Ending(-11, ["last words", ""])).words == "last words"
+    assert death_of(WorkerExit(-11, ["last words", ""])).words == "last words"
 
 
 def test_every_cause_is_told_in_both_languages_in_one_sentence() -> None:
@@ -91,13 +91,13 @@ def test_a_living_worker_is_ended_for_garbage_and_for_nothing_else(line: str, fa
     assert is_fatal(line) == fatal
 
 
-def cures(cause: str, count: int, system: str = "Linux") -> list[Cure]:
+def cures(cause: str, count: int, system: str = "Linux") -> list[Recovery]:
     """What is done when it dies of `cause` `count` times with no checkpoint in between."""
-    deaths: list[Died] = []
+    deaths: list[PastDeath] = []
     found = []
     relaxed = False
     for _i in range(count):
-        deaths.append(Died(cause, 10, 4))
+        deaths.append(PastDeath(cause, 10, 4))
         found.append(cure(deaths, system, relaxed))
         relaxed = relaxed or bool(found[-1].environ)
     return found
@@ -142,10 +142,10 @@ def test_a_process_that_ran_out_of_handles_is_recycled_before_it_does_again() ->
 
 
 def test_a_checkpoint_between_two_deaths_is_progress_and_the_count_begins_anew() -> None:
-    deaths = [Died("killed", step + 3, step) for step in range(50)]
+    deaths = [PastDeath("killed", step + 3, step) for step in range(50)]
     assert cure(deaths, "Linux", False).restart
 
 
 def test_what_cannot_be_cured_is_not_tried_again() -> None:
     for cause in ("error", "asked", "disk"):
-        assert not cure([Died(cause, 5, 4)], "Linux", False).restart
+        assert not cure([PastDeath(cause, 5, 4)], "Linux", False).restart

@@ -10,7 +10,7 @@ from lorafit.events import Event, Stage
 from lorafit.models import download
 from lorafit.models.download import watched
 from lorafit.progress import Say
-from lorafit.training.progress import said
+from lorafit.training.progress import stage_texts
 
 PART = b"x" * 2**20
 
@@ -59,7 +59,7 @@ def test_a_job_in_a_thread_says_events_and_returns() -> None:
         return 3
 
     def listened() -> Iterator[Event]:
-        returned.append((yield from said(job)))
+        returned.append((yield from stage_texts(job)))
 
     assert [event.text for event in listened() if isinstance(event, Stage)] == ["one", "two"]
     assert returned == [3]

@@ -8,7 +8,7 @@ import pytest
 
 from lorafit.errors import LorafitError
 from lorafit.evaluation import metrics
-from lorafit.evaluation.metrics import Difference, bootstrap, citations, likeness
+from lorafit.evaluation.metrics import LossDifference, bootstrap, citations, likeness
 from lorafit.registry import Entry
 
 
@@ -52,7 +52,7 @@ def test_the_same_losses_give_the_same_interval_however_many_are_drawn_at_once(m
 
 def test_no_difference_is_surely_none_and_one_sample_says_nothing() -> None:
     base, _tuned, tokens = losses(9)
-    assert bootstrap(base, base, tokens) == Difference(0.0, 0.0, 0.0)
+    assert bootstrap(base, base, tokens) == LossDifference(0.0, 0.0, 0.0)
     assert bootstrap(base[:1], base[:1], tokens[:1]) is None
 
 

@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from lorafit.errors import HardwareError
-from lorafit.hardware.detect import Gpu, Machine, Run, check, detect, installed_torch
+from lorafit.hardware.detect import Gpu, Machine, Run, check_machine, detect_machine, installed_torch
 from lorafit.units import GIB, MIB
 
 M1 = {
@@ -67,11 +67,11 @@ def linux_files(root: Path, files: Mapping[str, str] | None = None, flags: str =
 
 
 def mac(outputs: Mapping[str, str], arch: str = "arm64") -> Machine:
-    return detect(prints(outputs), Path("/nowhere"), "Darwin", arch)
+    return detect_machine(prints(outputs), Path("/nowhere"), "Darwin", arch)
 
 
 def linux(root: Path, outputs: Mapping[str, str], environ: Mapping[str, str] | None = None) -> Machine:
-    return detect(prints(outputs), linux_files(root), "Linux", "x86_64", environ or {})
+    return detect_machine(prints(outputs), linux_files(root), "Linux", "x86_64", environ or {})
 
 
 def test_an_m1_has_one_mps_gpu_whose_limit_nobody_has_measured_yet() -> None:
@@ -79,7 +79,7 @@ def test_an_m1_has_one_mps_gpu_whose_limit_nobody_has_measured_yet() -> None:
     assert machine.gpus == (Gpu("Apple M1", "mps", 8 * GIB, None),)
     assert (machine.chip, machine.cores, machine.memory_bytes) == ("Apple M1", 4, 8 * GIB)
     assert (machine.macos, machine.rosetta, machine.cpu_bf16) == ("15.6.1", False, False)
-    check(machine)
+    check_machine(machine)
 
 
 def test_available_memory_of_a_mac_is_its_free_speculative_and_inactive_pages() -> None:
@@ -101,7 +101,7 @@ def test_an_intel_mac_is_told_to_go_to_the_cloud() -> None:
     machine = mac(INTEL, "x86_64")
     assert machine.gpus == ()
     with pytest.raises(HardwareError, match="Intel Macs") as error:
-        check(machine)
+        check_machine(machine)
     assert "Colab" in str(error.value)
     assert "Kaggle" in str(error.value)
 
@@ -111,14 +111,14 @@ def test_a_python_under_rosetta_is_told_how_to_get_the_native_one() -> None:
     assert machine.rosetta
     assert machine.gpus == ()
     with pytest.raises(HardwareError, match="Rosetta") as error:
-        check(machine)
+        check_machine(machine)
     assert "brew install" in str(error.value)
 
 
 def test_an_rtx_3090_is_found_with_its_free_memory_and_capability(tmp_path: Path) -> None:
     machine = linux(tmp_path, RTX_3090)
     assert machine.gpus == (Gpu("NVIDIA GeForce RTX 3090", "cuda", 24576 * MIB, 24000 * MIB, 8.6),)
-    check(machine)
+    check_machine(machine)
 
 
 def test_a_t4_has_capability_7_5(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_swap_is_not_memory(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("flags", "has_bf16"), [("avx512f", False), ("avx512_bf16", True), ("amx_bf16", True)])
 def test_hardware_bf16_is_read_from_the_processors_flags(tmp_path: Path, flags: str, has_bf16: bool) -> None:
     root = linux_files(tmp_path, flags=flags)
-    assert detect(prints({}), root, "Linux", "x86_64", {}).cpu_bf16 is has_bf16
+    assert detect_machine(prints({}), root, "Linux", "x86_64", {}).cpu_bf16 is has_bf16
 
 
 CGROUP_2 = {
@@ -180,7 +180,7 @@ CGROUP_1 = {
 def test_a_containers_limit_counts_and_its_file_cache_is_free(
     tmp_path: Path, files: dict[str, str], total: int, available: int
 ) -> None:
-    machine = detect(prints({}), linux_files(tmp_path, files), "Linux", "x86_64", {})
+    machine = detect_machine(prints({}), linux_files(tmp_path, files), "Linux", "x86_64", {})
     assert (machine.memory_bytes, machine.available_bytes) == (total, available)
 
 
@@ -191,13 +191,13 @@ LIMITS = (
 
 def test_a_limit_on_data_counts_with_what_is_used_of_it(tmp_path: Path) -> None:
     files = {"proc/self/limits": LIMITS.format(size=3 * GIB), "proc/self/status": f"VmData:\t  {GIB // 1024} kB\n"}
-    machine = detect(prints({}), linux_files(tmp_path, files), "Linux", "x86_64", {})
+    machine = detect_machine(prints({}), linux_files(tmp_path, files), "Linux", "x86_64", {})
     assert (machine.memory_bytes, machine.available_bytes) == (3 * GIB, 2 * GIB)
 
 
 def test_no_limit_on_data_is_no_limit(tmp_path: Path) -> None:
     files = {"proc/self/limits": LIMITS.format(size="unlimited")}
-    assert detect(prints({}), linux_files(tmp_path, files), "Linux", "x86_64", {}).memory_bytes == 32 * GIB
+    assert detect_machine(prints({}), linux_files(tmp_path, files), "Linux", "x86_64", {}).memory_bytes == 32 * GIB
 
 
 def test_under_pressure_a_macs_inactive_pages_are_not_free() -> None:
@@ -209,7 +209,7 @@ def test_under_pressure_a_macs_inactive_pages_are_not_free() -> None:
 
 
 def test_this_machine_is_described_within_its_bounds() -> None:
-    machine = detect()
+    machine = detect_machine()
     assert 0 < machine.available_bytes <= machine.memory_bytes <= psutil.virtual_memory().total
     assert machine.cores >= 1
 

@@ -25,10 +25,10 @@ from lorafit.diagnostics.finding import Report
 from lorafit.diagnostics.machine import look_at_machine
 from lorafit.diagnostics.packages import Packages
 from lorafit.messages import set_language
-from lorafit.planner.table import Cell, Timed, cells, times
+from lorafit.planner.table import GuideTime, ModelOnMachine, cells, times
 from lorafit.reporters.terminal.catalogue import show_tables
 from lorafit.reporters.terminal.compare import show_comparison
-from lorafit.reporters.terminal.run import Terminal
+from lorafit.reporters.terminal.run import TerminalReporter
 
 Output = pytest.CaptureFixture[str]
 Show = Callable[[], object]
@@ -51,14 +51,14 @@ def doctor(argv: list[str]) -> int:
 
 
 @cache
-def tables() -> tuple[list[Cell], list[Timed]]:
+def tables() -> tuple[list[ModelOnMachine], list[GuideTime]]:
     return cells(TrainConfig()), times(TrainConfig())
 
 
 def training() -> None:
-    terminal = Terminal(Console(highlight=False))
+    terminal = TerminalReporter(Console(highlight=False))
     for event in a_whole_run():
-        terminal.see(event)
+        terminal.on_event(event)
     terminal.close()
 
 

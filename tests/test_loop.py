@@ -18,7 +18,7 @@ from lorafit.planner.plan import Plan
 from lorafit.planner.schedule import step_samples
 from lorafit.run_folders.checkpoint import latest_good
 from lorafit.run_folders.directory import RunDir
-from lorafit.training.loop import Job, Progress, train
+from lorafit.training.loop import Job, Progress, training_loop
 
 Kind = TypeVar("Kind", bound=Event)
 SAMPLES = plans.make_samples(40)
@@ -41,7 +41,7 @@ def of(kind: type[Kind], events: list[Event]) -> list[Kind]:
 def test_a_run_steps_evaluates_saves_and_finishes(tmp_path: Path) -> None:
     plan = plans.make_plan(eval_steps=3, save_steps=4, valid_samples=8)
     job = make_job(tmp_path, plan)
-    events = list(train(job, Progress()))
+    events = list(training_loop(job, Progress()))
     assert [e.step for e in of(StepDone, events)] == list(range(1, 11))
     assert [e.step for e in of(EvalDone, events)] == [0, 3, 6, 9, 10]
     assert [e.step for e in of(Saved, events)] == [4, 8, 10]
@@ -58,7 +58,9 @@ def test_a_run_steps_evaluates_saves_and_finishes(tmp_path: Path) -> None:
 
 def test_how_far_an_evaluation_is_goes_to_the_one_who_watches_and_into_no_record(tmp_path: Path) -> None:
     said: list[Message] = []
-    events = list(train(make_job(tmp_path, plans.make_plan(valid_samples=8), link=Link(said.append)), Progress()))
+    events = list(
+        training_loop(make_job(tmp_path, plans.make_plan(valid_samples=8), link=Link(said.append)), Progress())
+    )
     assert isinstance(said[0], Evaluating)
     assert (said[0].rows, said[0].share) == (8, 0.0)
     assert of(Evaluating, events) == []
@@ -67,7 +69,7 @@ def test_how_far_an_evaluation_is_goes_to_the_one_who_watches_and_into_no_record
 def test_without_a_validation_set_nothing_is_evaluated_and_nothing_is_best(tmp_path: Path) -> None:
     job = make_job(tmp_path, plans.make_plan())
     job = Job(job.engine, job.train_set, [], job.run, job.plan, job.dress, job.link)
-    events = list(train(job, Progress()))
+    events = list(training_loop(job, Progress()))
     assert of(EvalDone, events) == []
     assert of(Finished, events)[0].valid_loss_after is None
     assert not job.run.best_model.exists()
@@ -91,7 +93,7 @@ def test_a_step_touches_its_own_samples_only_and_says_how_long_it_waited_for_the
     plan = plans.make_plan(effective_batch=4, steps=3, num_epochs=1.0)
     job, watched, done = make_job(tmp_path, plan), Watched(), []
     job = Job(job.engine, watched, [], job.run, job.plan, job.dress, job.link)
-    for event in train(job, Progress()):
+    for event in training_loop(job, Progress()):
         if isinstance(event, StepDone):
             assert sorted(watched.asked) == sorted(step_samples(plan, event.step))
             watched.asked.clear()
@@ -105,12 +107,12 @@ def test_a_step_touches_its_own_samples_only_and_says_how_long_it_waited_for_the
 def test_a_stopped_run_goes_on_to_the_bit(tmp_path: Path, stop_after: int) -> None:
     plan = plans.make_plan(eval_steps=2, valid_samples=8)
     whole = make_job(tmp_path / "whole", plan)
-    wanted = list(train(whole, Progress()))
+    wanted = list(training_loop(whole, Progress()))
     link = Link()
     job = make_job(tmp_path / "halves", plan, link=link)
     progress = Progress()
     first = []
-    for event in train(job, progress):
+    for event in training_loop(job, progress):
         first.append(event)
         if isinstance(event, StepDone) and event.step == stop_after:
             link.take(Order("stop", signal=15))
@@ -122,7 +124,7 @@ def test_a_stopped_run_goes_on_to_the_bit(tmp_path: Path, stop_after: int) -> No
     assert bad == []
     again = make_job(tmp_path / "halves", plan)
     again.engine.load(checkpoint)
-    second = list(train(again, progress))
+    second = list(training_loop(again, progress))
     losses = {e.step: e.loss for e in of(StepDone, first + second)}
     assert losses == {e.step: e.loss for e in of(StepDone, wanted)}
     assert adapter_bytes(again.run.final_model) == adapter_bytes(whole.run.final_model)
@@ -132,10 +134,10 @@ def test_a_stopped_run_goes_on_to_the_bit(tmp_path: Path, stop_after: int) -> No
 def test_when_memory_runs_out_the_step_is_split_smaller_and_nothing_is_lost(tmp_path: Path) -> None:
     plan = plans.make_plan(token_budget=4096)
     whole = make_job(tmp_path / "whole", plan)
-    list(train(whole, Progress()))
+    list(training_loop(whole, Progress()))
     small = make_job(tmp_path / "small", plan, memory_tokens=70)
     progress = Progress()
-    events = list(train(small, progress))
+    events = list(training_loop(small, progress))
     assert progress.token_budget == 64
     assert len(of(Shrunk, events)) == 1  # 2048, 1024 and so on would have been split alike
     assert [e.step for e in of(StepDone, events)] == list(range(1, 11))
@@ -149,9 +151,11 @@ def test_when_memory_is_short_or_ran_out_the_engine_gives_back_what_it_keeps(
     monkeypatch.setattr(FakeEngine, "release", lambda _engine: released.append("released"))
     link = Link()
     link.take(Order("shrink"))
-    (short,) = of(Shrunk, list(train(make_job(tmp_path / "short", plans.make_plan(), link=link), Progress())))
+    (short,) = of(Shrunk, list(training_loop(make_job(tmp_path / "short", plans.make_plan(), link=link), Progress())))
     assert not short.ran_out
-    (ran_out,) = of(Shrunk, list(train(make_job(tmp_path / "out", plans.make_plan(), memory_tokens=70), Progress())))
+    (ran_out,) = of(
+        Shrunk, list(training_loop(make_job(tmp_path / "out", plans.make_plan(), memory_tokens=70), Progress()))
+    )
     assert ran_out.ran_out
     assert len(released) == 2
 
@@ -159,7 +163,7 @@ def test_when_memory_is_short_or_ran_out_the_engine_gives_back_what_it_keeps(
 def test_a_single_sample_that_does_not_fit_ends_the_run_with_words(tmp_path: Path) -> None:
     job = make_job(tmp_path, plans.make_plan(), memory_tokens=5)
     with pytest.raises(OutOfMemory):
-        list(train(job, Progress()))
+        list(training_loop(job, Progress()))
 
 
 def test_the_best_is_not_the_last_where_the_loss_rises_again(tmp_path: Path) -> None:
@@ -167,7 +171,7 @@ def test_the_best_is_not_the_last_where_the_loss_rises_again(tmp_path: Path) -> 
     job = make_job(tmp_path, plan)
     few_words = plans.make_samples(32, vocab=30, seed=5)  # what is learned of them hurts the other words
     job = Job(job.engine, few_words, job.valid_set, job.run, plan, job.dress, job.link)
-    events = list(train(job, Progress()))
+    events = list(training_loop(job, Progress()))
     evals = of(EvalDone, events)[1:]
     best = min(evals, key=lambda e: e.loss)
     (finished,) = of(Finished, events)
@@ -187,5 +191,5 @@ def test_a_loss_that_is_not_a_number_is_never_the_best(tmp_path: Path, monkeypat
         return LossSum(math.nan, found.num_targets) if len(calls) == 2 else found
 
     monkeypatch.setattr(job.engine, "evaluate", evaluate)
-    events = list(train(job, Progress()))
+    events = list(training_loop(job, Progress()))
     assert [e.best for e in of(EvalDone, events)][:3] == [False, False, True]

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from lorafit.engines.torch import low_bit_linear
-from lorafit.engines.torch.loss import Head, target_loss
-from lorafit.engines.torch.low_bit_linear import StoredLinear
+from lorafit.engines.torch.loss import LMHead, target_loss
+from lorafit.engines.torch.low_bit_linear import LowBitLinear
 
 HIDDEN, VOCAB, TARGETS = 16, 103, 23
 
@@ -16,7 +16,7 @@ def head_linear(bias: bool, dtype: torch.dtype) -> nn.Linear:
     torch.manual_seed(0)
     linear = nn.Linear(HIDDEN, VOCAB, bias=bias).requires_grad_(False)
     linear.weight.data = linear.weight.data.mul_(4).to(dtype)
-    return linear if dtype == torch.float32 else StoredLinear.around(linear)
+    return linear if dtype == torch.float32 else LowBitLinear.around(linear)
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -34,17 +34,17 @@ def test_it_equals_cross_entropy_in_float64(
     logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
     wanted = F.cross_entropy(logits, targets, reduction="sum")
     (wanted_grad,) = torch.autograd.grad(0.5 * wanted, exact)
-    loss, grad = target_loss(hidden, targets, Head(linear, scale, softcap), chunk, 0.5)
+    loss, grad = target_loss(hidden, targets, LMHead(linear, scale, softcap), chunk, 0.5)
     assert float(loss) == pytest.approx(float(wanted), rel=1e-6)
     assert grad is not None
     assert float((grad - wanted_grad).norm() / wanted_grad.norm()) < 2e-6
-    assert float(target_loss(hidden, targets, Head(linear, scale, softcap), chunk, None)[0]) == float(loss)
+    assert float(target_loss(hidden, targets, LMHead(linear, scale, softcap), chunk, None)[0]) == float(loss)
 
 
 def test_logits_that_are_huge_do_not_overflow() -> None:
     linear = head_linear(False, torch.float32)
     hidden, targets = torch.randn(4, HIDDEN) * 1000, torch.randint(0, VOCAB, (4,))
-    loss, grad = target_loss(hidden, targets, Head(linear), 4, 1.0)
+    loss, grad = target_loss(hidden, targets, LMHead(linear), 4, 1.0)
     assert float(loss) == pytest.approx(float(F.cross_entropy(linear(hidden), targets, reduction="sum")), rel=1e-5)
     assert grad is not None
     assert bool(torch.isfinite(grad).all())

@@ -20,7 +20,7 @@ from lorafit.events import Event, Resumed, Shrunk, StepDone, read_events
 from lorafit.ipc.link import Link
 from lorafit.ipc.protocol import Order
 from lorafit.run_folders.directory import RunDir
-from lorafit.training.worker import work
+from lorafit.training.worker import train_in_process
 
 STEPS, SHRINKS = 16, (3, 7, 12)
 LOSSES, B_MATRICES = 1e-5, 1e-3  # the law's measures
@@ -38,7 +38,7 @@ def trained(base: Base, name: str, tell: Callable[[Event, Link], None] = lambda 
     while not list(output.glob("*/final_model")):
         link = Link()
         resume = {"resume": "latest"} if output.exists() else {}
-        for event in work(settings.model_copy(update=resume), link):
+        for event in train_in_process(settings.model_copy(update=resume), link):
             tell(event, link)
     return RunDir(next(output.iterdir()))
 

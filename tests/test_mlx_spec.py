@@ -16,7 +16,7 @@ from test_planner import T4 as T4_GPU
 
 from lorafit.config import TrainConfig
 from lorafit.errors import DoesNotFit, ModelError
-from lorafit.evaluation.model_request import AnswerRequest, choose_way
+from lorafit.evaluation.model_request import AnswerRequest, choose_backend
 from lorafit.hardware.detect import Machine
 from lorafit.models.spec import ModelSpec, read_spec
 from lorafit.planner import device_precision
@@ -85,7 +85,7 @@ def test_it_is_planned_for_mlx_in_the_bits_that_it_has(folder: Path, monkeypatch
     assert "as their files have them" in reason(plan, "quantization")
     monkeypatch.setattr(device_precision, "has_mlx", lambda _machine: True)
     assert plan_for(CPU, spec).engine == "mlx"
-    assert choose_way(AnswerRequest(), CPU, spec).engine == "mlx"
+    assert choose_backend(AnswerRequest(), CPU, spec).engine == "mlx"
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ def test_a_run_removed_by_name_is_removed_and_nothing_that_a_link_in_it_leads_to
     run.checkpoints.mkdir(parents=True)
     write_yaml(TrainConfig(), run.config)
     (run.checkpoints / "step-000001").symlink_to(treasure)
-    history.remove(history.read(run))
+    history.remove_run_folder(history.read_record(run))
     assert not run.path.exists()
     assert (treasure / "gold").exists()
 

@@ -21,7 +21,7 @@ from lorafit.config import TrainConfig, make_config, read_yaml, write_yaml
 from lorafit.events import StepDone, read_events
 from lorafit.run_folders.adapter import WEIGHTS
 from lorafit.run_folders.directory import RunDir, saved_config
-from lorafit.training.worker import work
+from lorafit.training.worker import train_in_process
 from lorafit.transfer import operations
 from lorafit.transfer.bundle import bundle
 from lorafit.transfer.fetch import fetch
@@ -96,7 +96,7 @@ def test_on_kaggle_a_session_that_ended_is_gone_on_with_from_its_output(
     config = make_config(read_yaml(sent / "run.yaml"), "run.yaml").model_copy(
         update={"output_dir": str(tmp_path / "o")}
     )
-    list(work(config))
+    list(train_in_process(config))
     (whole,) = (RunDir(path) for path in (tmp_path / "o").iterdir())
     died = as_it_died(whole, tmp_path / "died", 4)
     given, store = tmp_path / "input", tmp_path / "working"

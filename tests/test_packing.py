@@ -10,7 +10,7 @@ import transformers
 
 from lorafit.engines.torch import self_check
 from lorafit.engines.torch.attention import segment_attention
-from lorafit.engines.torch.loss import Head
+from lorafit.engines.torch.loss import LMHead
 from lorafit.errors import ConfigError, ModelError
 
 
@@ -28,8 +28,8 @@ def test_a_model_without_linear_layers_is_refused_with_words(models: Path) -> No
 def test_a_head_that_we_do_not_know_is_refused_rather_than_trained_wrongly(
     models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def without_the_rest(model: transformers.PreTrainedModel) -> Head:
-        return Head(model.get_output_embeddings())
+    def without_the_rest(model: transformers.PreTrainedModel) -> LMHead:
+        return LMHead(model.get_output_embeddings())
 
     monkeypatch.setattr("lorafit.engines.torch.engine.head_of", without_the_rest)
     tiny.open_engine(models / "llama", tiny.make_plan())

@@ -22,7 +22,7 @@ from lorafit.models.demo import demo_model
 from lorafit.models.remote_spec import remote_spec
 from lorafit.models.spec import read_headers, read_spec, spec_from
 from lorafit.planner import calibrate
-from lorafit.planner.calibrate import Known, key_of, known, note
+from lorafit.planner.calibrate import Calibration, key_of, load_calibration, note
 from lorafit.planner.fast_path import FAST, path_of
 from lorafit.planner.memory import Layout
 from lorafit.planner.plan import Plan
@@ -151,13 +151,17 @@ def test_measurements_come_back_for_this_machine_only_and_the_best_product_count
 
     path, spec = tmp_path / "calibrations.json", llama_1b()
     note(CPU, key_of(LAYOUT, spec), 1.5, 1.07, path)
-    assert known(CPU, path).slowness(LAYOUT, spec) == 1.5
-    assert known(replace(CPU, chip="another"), path) == Known()
-    assert known(CPU, path, measure=lambda: 80.0).core_gflops == 80.0
-    assert known(CPU, path, measure=lambda: 40.0).core_gflops == 80.0  # a busy neighbour makes no processor slower
-    assert known(CPU, path, measure=lambda: 100.0).slowness(LAYOUT, spec) == 1.5 * 100 / 80  # the same seconds
-    assert known(CPU, path).slowness(LAYOUT, spec) == 1.5 * 100 / 80, "written"
-    assert known(replace(CPU, described=True), path, measure=lambda: 1.0) == Known()
+    assert load_calibration(CPU, path).slowness(LAYOUT, spec) == 1.5
+    assert load_calibration(replace(CPU, chip="another"), path) == Calibration()
+    assert load_calibration(CPU, path, measure=lambda: 80.0).core_gflops == 80.0
+    assert (
+        load_calibration(CPU, path, measure=lambda: 40.0).core_gflops == 80.0
+    )  # a busy neighbour makes no processor slower
+    assert (
+        load_calibration(CPU, path, measure=lambda: 100.0).slowness(LAYOUT, spec) == 1.5 * 100 / 80
+    )  # the same seconds
+    assert load_calibration(CPU, path).slowness(LAYOUT, spec) == 1.5 * 100 / 80, "written"
+    assert load_calibration(replace(CPU, described=True), path, measure=lambda: 1.0) == Calibration()
 
 
 def test_another_shape_borrows_speed_but_not_memory(tmp_path: Path) -> None:
@@ -166,9 +170,9 @@ def test_another_shape_borrows_speed_but_not_memory(tmp_path: Path) -> None:
     path, spec = tmp_path / "calibrations.json", llama_1b()
     note(CPU, key_of(LAYOUT, spec), 1.5, 1.27, path)
     other = replace(spec, hidden=1024)
-    assert known(CPU, path).slowness(LAYOUT, other) == 1.5
-    assert known(CPU, path).memory_factor(LAYOUT, spec) == pytest.approx(1.25)
-    assert known(CPU, path).memory_factor(LAYOUT, other) == 1.0
+    assert load_calibration(CPU, path).slowness(LAYOUT, other) == 1.5
+    assert load_calibration(CPU, path).memory_factor(LAYOUT, spec) == pytest.approx(1.25)
+    assert load_calibration(CPU, path).memory_factor(LAYOUT, other) == 1.0
 
 
 @pytest.mark.parametrize(("measured", "factor"), [(None, 1.0), (0.7, 1.0), (1.04, 1.0), (1.05, 1.05), (1.13, 1.1)])
@@ -183,7 +187,7 @@ def test_measured_speed_changes_the_time_and_no_choice(tmp_path: Path) -> None:
     plain = consider(TrainConfig(), CPU, spec, data)
     path = tmp_path / "calibrations.json"
     note(CPU, key_of(plain.chosen.layout, spec), 3.0, None, path)
-    taught = consider(TrainConfig(), CPU, spec, data, known(CPU, path))
+    taught = consider(TrainConfig(), CPU, spec, data, load_calibration(CPU, path))
     assert taught.chosen == plain.chosen
     assert taught.estimate.step == pytest.approx(3 * plain.estimate.step)
     assert taught.estimate.source == "calibrated"
@@ -194,9 +198,9 @@ def test_a_damaged_file_of_measurements_is_as_good_as_none(tmp_path: Path) -> No
 
     path = tmp_path / "calibrations.json"
     path.write_text('{"AMD')
-    assert known(CPU, path) == Known()
+    assert load_calibration(CPU, path) == Calibration()
     note(CPU, "way shape", 1.0, None, path)
-    assert "way shape" in known(CPU, path).measured
+    assert "way shape" in load_calibration(CPU, path).measured
 
 
 def test_looking_ahead_imports_no_tensor_library(tmp_path: Path) -> None:
@@ -217,21 +221,21 @@ def test_what_metal_told_a_run_is_what_later_plans_go_by_and_say(
     from lorafit import registry
     from lorafit.hardware import detect
     from lorafit.training import worker
-    from lorafit.training.preview import look_ahead
+    from lorafit.training.preview import preview_run
 
     monkeypatch.setenv("LORAFIT_CALIBRATIONS", str(tmp_path / "calibrations.json"))
     here, told = mac("Apple M4 Max", 64), 52 * GIB
-    monkeypatch.setattr(detect, "detect", lambda: here)
+    monkeypatch.setattr(detect, "detect_machine", lambda: here)
     config = TrainConfig(demo=True, engine="torch")
-    before = look_ahead(config, None).plan
+    before = preview_run(config, None).plan
     assert before.available_bytes == 64 * GIB * 2 // 3
     assert "a guess" in reason(before, "memory")
     monkeypatch.setattr(registry, "load", lambda _entry: lambda _device: told)
     assert "Metal's figure" in reason(consider_demo(worker._measured(here, "mps", "torch")), "memory")
-    after = look_ahead(config, None).plan
+    after = preview_run(config, None).plan
     assert after.available_bytes == told
     assert "Metal's figure of 20" in reason(after, "memory")
-    assert calibrate.recalled(mac("Apple M4 Max", 128), known(here)) == mac("Apple M4 Max", 128)
+    assert calibrate.recalled(mac("Apple M4 Max", 128), load_calibration(here)) == mac("Apple M4 Max", 128)
 
 
 def consider_demo(machine: Machine) -> Plan:

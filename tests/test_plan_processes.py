@@ -14,15 +14,15 @@ from lorafit.data.batching import batch
 from lorafit.errors import ConfigError, DoesNotFit
 from lorafit.hardware.catalogue.find import described
 from lorafit.hardware.detect import Machine
-from lorafit.planner.data_stats import DataFacts, Split, steps_as_shares
+from lorafit.planner.data_stats import DataStats, Split, steps_as_shares
 from lorafit.planner.memory_budget import share_of
-from lorafit.planner.planner import Planned, alternatives, consider
+from lorafit.planner.planner import PlanResult, alternatives, consider
 from lorafit.planner.throughput import rates
-from lorafit.training.preview import look_ahead
+from lorafit.training.preview import preview_run
 from lorafit.units import GIB
 
 
-def planned(machine: Machine, processes: int, data: DataFacts | None = None, **settings: object) -> Planned:
+def planned(machine: Machine, processes: int, data: DataStats | None = None, **settings: object) -> PlanResult:
     config = TrainConfig(processes=processes, **settings)  # type: ignore[arg-type]
     return consider(config, share_of(machine, processes), llama_1b(), data or facts())
 
@@ -59,7 +59,7 @@ def test_the_micro_batches_that_are_timed_are_those_of_the_process_with_the_most
     lengths = np.array([len(sample) for sample in samples])
     step = batch(samples, range(8), 32, 4096, ranks=processes)
     dealt = [sum(micro.num_tokens for micro in step.share(rank)) for rank in range(processes)]
-    (shares,) = steps_as_shares(DataFacts(lengths, lengths[:0], ""), Split(8, 32, 4096, processes), seed=0)
+    (shares,) = steps_as_shares(DataStats(lengths, lengths[:0], ""), Split(8, 32, 4096, processes), seed=0)
     assert sum(share.tokens for share in shares) == max(dealt)
     longest = int(lengths.max())
     assert max(dealt) <= max(longest, (8 + processes - 1) * longest // processes)  # as the search takes it
@@ -84,7 +84,7 @@ def test_where_so_many_processes_do_not_fit_it_is_said_how_many_do() -> None:
 def test_planning_refuses_what_training_would() -> None:
     config = TrainConfig(demo=True, processes=2)
     with pytest.raises(ConfigError, match="GPU of its own"):
-        look_ahead(config, "T4")
+        preview_run(config, "T4")
     with pytest.raises(ConfigError, match="one process alone"):
-        look_ahead(config, "M3 Max 64GB")
+        preview_run(config, "M3 Max 64GB")
     assert planned(replace(cuda(T4_GPU), gpus=(T4_GPU, T4_GPU)), 2).plan.processes == 2

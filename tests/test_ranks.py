@@ -11,9 +11,9 @@ import pytest
 import tiny
 import torch
 
-from lorafit.data.batching import batch, deal
-from lorafit.distributed.collectives import ALONE
-from lorafit.distributed.launch import environments, place, started
+from lorafit.data.batching import batch, shard_by_tokens
+from lorafit.distributed.collectives import SINGLE_PROCESS
+from lorafit.distributed.launch import environments, launch_ranks, rank_info
 from lorafit.errors import ConfigError
 from lorafit.planner.schedule import step_samples
 
@@ -86,8 +86,12 @@ def test_what_the_first_process_tells_all_hear(together: list[dict[str, Any]]) -
 
 
 def test_one_process_agrees_with_itself() -> None:
-    with ALONE.all_or_none():
-        assert (ALONE.most(3.0), ALONE.sum(3.0), ALONE.tell({"a": 1})) == (3.0, 3.0, {"a": 1})
+    with SINGLE_PROCESS.sync_oom():
+        assert (
+            SINGLE_PROCESS.all_reduce_max(3.0),
+            SINGLE_PROCESS.all_reduce_sum(3.0),
+            SINGLE_PROCESS.broadcast_json({"a": 1}),
+        ) == (3.0, 3.0, {"a": 1})
 
 
 # shares
@@ -95,13 +99,13 @@ def test_one_process_agrees_with_itself() -> None:
 
 def test_samples_are_dealt_out_evenly_by_tokens_and_each_once() -> None:
     lengths = [500, 20, 480, 300, 310, 90, 100, 40]
-    shares = deal(lengths, 3)
+    shares = shard_by_tokens(lengths, 3)
     assert sorted(i for share in shares for i in share) == list(range(8))
     tokens = [sum(lengths[i] for i in share) for share in shares]
     assert max(tokens) - min(tokens) <= max(lengths) * 0.1
-    assert deal(lengths, 3) == shares
-    assert deal(lengths, 1) == [list(range(8))]
-    assert deal([7], 3) == [[0], [], []]
+    assert shard_by_tokens(lengths, 3) == shares
+    assert shard_by_tokens(lengths, 1) == [list(range(8))]
+    assert shard_by_tokens([7], 3) == [[0], [], []]
 
 
 def test_the_shares_of_all_ranks_are_the_step() -> None:
@@ -120,18 +124,18 @@ def test_the_shares_of_all_ranks_are_the_step() -> None:
 
 def test_a_place_is_read_from_torchruns_environment() -> None:
     environ = environments(3, 1234)[2]
-    here = place(environ)
+    here = rank_info(environ)
     assert (here.rank, here.count, here.local_rank, here.local_count, here.leads) == (2, 3, 2, 3, False)
-    assert place({}).leads
+    assert rank_info({}).leads
     with pytest.raises(ConfigError, match="RANK"):
-        place({"RANK": "0"})
+        rank_info({"RANK": "0"})
     with pytest.raises(ConfigError):
-        place({**environ, "WORLD_SIZE": "many"})
+        rank_info({**environ, "WORLD_SIZE": "many"})
 
 
 def test_a_process_that_dies_is_named_with_its_signal_and_last_words() -> None:
     code = "import os, sys; print('the last words', file=sys.stderr, flush=True); os.kill(os.getpid(), 9)"
-    with started(2, 1, (sys.executable, "-c", code)) as others:
+    with launch_ranks(2, 1, (sys.executable, "-c", code)) as others:
         others.processes[0].wait(60)
         dead = others.dead()
     assert dead is not None
@@ -141,7 +145,7 @@ def test_a_process_that_dies_is_named_with_its_signal_and_last_words() -> None:
 
 
 def test_a_process_that_ends_well_is_not_dead() -> None:
-    with started(2, 1, (sys.executable, "-c", "import os; assert os.environ['RANK'] == '1'")) as others:
+    with launch_ranks(2, 1, (sys.executable, "-c", "import os; assert os.environ['RANK'] == '1'")) as others:
         others.processes[0].wait(60)
         assert others.dead() is None
     assert "RANK" not in os.environ

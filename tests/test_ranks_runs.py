@@ -20,7 +20,7 @@ from lorafit.config import TrainConfig, read_yaml
 from lorafit.events import Finished, Restarted, Saved, StepDone, Stopped, read_events
 from lorafit.planner.plan import Plan
 from lorafit.run_folders.directory import RunDir
-from lorafit.training.preview import look_ahead
+from lorafit.training.preview import preview_run
 
 STEPS = 60  # enough to be caught in the middle
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "lorafit", "train"]
@@ -176,7 +176,7 @@ def test_shards_learn_what_the_whole_learns_by_the_command_line_too(
     assert "each process holds its share of the base" in said
     assert off(tmp_path, undisturbed) < 1e-3
     run = RunDir(the_run(tmp_path))
-    told, done = look_ahead(TrainConfig(**read_yaml(run.config)), None).plan, Plan.load(run.plan)
+    told, done = preview_run(TrainConfig(**read_yaml(run.config)), None).plan, Plan.load(run.plan)
     assert (told.processes, told.shard, told.token_budget, told.recompute, told.predicted_peak_bytes) == (
         done.processes, done.shard, done.token_budget, done.recompute, done.predicted_peak_bytes
     )  # fmt: skip

@@ -18,12 +18,12 @@ from lorafit.engines.base import Probe, Setup
 from lorafit.engines.fake import FakeEngine
 from lorafit.events import Event, Finished, Rehearsed, Shrunk, StepDone, Warned
 from lorafit.planner import calibrate
-from lorafit.planner.calibrate import Known
+from lorafit.planner.calibrate import Calibration
 from lorafit.planner.data_stats import Split, steps_as_shares
 from lorafit.planner.plan import Plan
 from lorafit.planner.planner import DataFacts, consider
-from lorafit.training.warmup_probe import Expectation, as_computed, compared, rehearse
-from lorafit.training.worker import work
+from lorafit.training.warmup_probe import Prediction, as_computed, compared, rehearse
+from lorafit.training.worker import train_in_process
 from lorafit.units import GIB
 
 Result = TypeVar("Result")
@@ -51,13 +51,13 @@ def fresh_calibrations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LORAFIT_CALIBRATIONS", str(tmp_path / "calibrations.json"))
 
 
-def expectation(gib: float, samples: Sequence[Sample] = SAMPLES, **settings: object) -> Expectation:
+def expectation(gib: float, samples: Sequence[Sample] = SAMPLES, **settings: object) -> Prediction:
     lengths = np.asarray([len(sample) for sample in samples])
     config = TrainConfig(precision="fp32", quantization="none", **settings)  # type: ignore[arg-type]
     machine = replace(CPU, available_bytes=int(gib * GIB))
     share = sum(int(sample.target_mask.sum()) for sample in samples) / int(lengths.sum())
     planned = consider(config, machine, llama_1b(), DataFacts(lengths, lengths[:4], "", share))
-    return Expectation(planned, Known(), planned.plan)
+    return Prediction(planned, Calibration(), planned.plan)
 
 
 @pytest.mark.parametrize("together", [True, False])
@@ -92,7 +92,7 @@ def test_a_run_learns_the_same_with_and_without_it(tmp_path: Path, demo_folder: 
             model_name=str(model), dataset_name="demo", max_samples=30, max_length=96, max_steps=4, effective_batch=4,
             lora_r=4, lora_dropout=0.1, output_dir=str(tmp_path / name), no_preflight=no_preflight,
         )  # fmt: skip
-        events = list(work(config))
+        events = list(train_in_process(config))
         assert any(isinstance(event, Rehearsed) for event in events) != no_preflight
         (run,) = (tmp_path / name).iterdir()
         return (run / "final_model" / "adapter_model.safetensors").read_bytes()
@@ -159,7 +159,7 @@ def test_a_budget_that_memory_ran_out_with_is_not_begun_with_again(when: str) ->
 
     def next_time(gib: float) -> Plan:
         machine = replace(question.machine, available_bytes=int(gib * GIB))
-        known = calibrate.known(machine)
+        known = calibrate.load_calibration(machine)
         return consider(question.config, machine, question.spec, question.data, known).plan
 
     def why(plan: Plan) -> str:
@@ -178,7 +178,7 @@ def test_a_peak_above_the_plan_leads_to_the_plan_that_a_second_run_makes() -> No
     _events, plan = all_of(rehearse(engine, SAMPLES, expected))
     machine = expected.planned.question.machine
     question = expected.planned.question
-    second = consider(question.config, machine, question.spec, question.data, calibrate.known(machine)).plan
+    second = consider(question.config, machine, question.spec, question.data, calibrate.load_calibration(machine)).plan
     assert (plan.token_budget, plan.recompute) == (second.token_budget, second.recompute)
     assert plan.recompute > expected.plan.recompute or plan.token_budget < expected.plan.token_budget
     assert engine.recompute == plan.recompute
@@ -200,7 +200,7 @@ def finished() -> Finished:
                     path="final_model")  # fmt: skip
 
 
-def ended(seconds: float) -> tuple[Expectation, list[Event]]:
+def ended(seconds: float) -> tuple[Prediction, list[Event]]:
     """A run of thirty steps, planned to take a second each."""
     expected = expectation(24)
     expected = replace(expected, plan=replace(expected.plan, predicted_step_seconds=1.0, steps=30))
@@ -213,7 +213,7 @@ def test_the_end_tells_what_was_planned_and_what_came_and_both_are_kept() -> Non
     assert isinstance(last, Finished)
     assert (last.predicted_seconds, last.peak_bytes) == (30.0, 3 * GIB)
     assert last.predicted_peak_bytes == expected.plan.predicted_peak_bytes
-    kept = calibrate.known(expected.planned.question.machine).measured[expected.key]
+    kept = calibrate.load_calibration(expected.planned.question.machine).measured[expected.key]
     assert kept.slowness == pytest.approx(1.2 / expected.by_formula().step, rel=1e-3)
 
 
@@ -221,10 +221,10 @@ def test_a_run_much_slower_than_its_rehearsal_is_told_so_and_teaches_no_speed() 
     expected, events = ended(2.0)
     assert [e.step for e in events if isinstance(e, Warned)] == [20]
     machine = expected.planned.question.machine
-    assert not calibrate.known(machine).measured
+    assert not calibrate.load_calibration(machine).measured
     calibrate.note(machine, expected.key, 1.5, 0.01)
     ended(2.0)
-    kept = calibrate.known(machine).measured[expected.key]
+    kept = calibrate.load_calibration(machine).measured[expected.key]
     assert (kept.slowness, kept.times) == (1.5, 2)
     assert kept.memory is not None
     assert kept.memory > 0.01
@@ -235,5 +235,5 @@ def test_a_busy_neighbour_in_the_rehearsal_is_divided_out_of_what_is_kept(monkey
     kept: list[float] = []
     monkeypatch.setattr(calibrate, "note", lambda _machine, _key, slowness, _memory: kept.append(slowness))
     for core_gflops in (50.0, 100.0):  # all of the processor was ours, and half of it
-        all_of(rehearse(Measured(1.0, GIB), SAMPLES, replace(expectation(8), known=Known(core_gflops))))
+        all_of(rehearse(Measured(1.0, GIB), SAMPLES, replace(expectation(8), known=Calibration(core_gflops))))
     assert kept[1] == pytest.approx(kept[0], rel=0.05)

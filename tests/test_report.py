@@ -15,7 +15,7 @@ from lorafit.config import TrainConfig
 from lorafit.data import near_duplicates
 from lorafit.data import report as report_module
 from lorafit.data.dataset import prepare
-from lorafit.data.findings import DataReport, Place
+from lorafit.data.findings import DataReport, RowLocation
 from lorafit.data.formats import Conversation
 from lorafit.data.readers.row import Broken, Row
 from lorafit.data.report import make_report, summary_lines
@@ -165,7 +165,7 @@ def test_rejects_are_grouped_by_reason_whatever_their_numbers_and_named_by_line(
     broken = [{"messages": turns * n + [{"role": "guest", "content": "x"}]} for n in range(4)]
     report = report_of([{"question": "问", "answer": "答"}, *broken, {"question": "问", "answer": ""}])
     assert [group.rows for group in report.refused] == [4, 1]
-    assert [place for place, _row in report.refused[0].examples] == [Place("f.jsonl", n) for n in (2, 3, 4)]
+    assert [place for place, _row in report.refused[0].examples] == [RowLocation("f.jsonl", n) for n in (2, 3, 4)]
     assert report.refused[0].examples[0][1].startswith('{"messages": [{"role": "guest"')
     assert (report.rejected, report.without_answer, report.good) == (5, 2, 1)
     assert report.files == {"f.jsonl": (6, 1)}

@@ -28,11 +28,11 @@ from lorafit.events import (
     Stopped,
     Warned,
 )
-from lorafit.reporters.tensorboard import TensorBoard
+from lorafit.reporters.tensorboard import TensorBoardReporter
 from lorafit.reporters.terminal import next_commands
 from lorafit.reporters.terminal.errors import show_error
-from lorafit.reporters.terminal.run import Terminal
-from lorafit.reporters.terminal.throughput import Pace
+from lorafit.reporters.terminal.run import TerminalReporter
+from lorafit.reporters.terminal.throughput import Throughput
 from lorafit.units import GIB
 
 START = 1_000_000.0
@@ -78,9 +78,9 @@ def shown(events: list[Event], live: bool = False) -> str:
     """What a terminal 80 wide, or else a log, gets to see."""
     out = io.StringIO()
     settings: dict[str, Any] = {"force_terminal": True, "force_interactive": True} if live else {}
-    terminal = Terminal(Console(file=out, width=80, highlight=False, _environ={"TERM": "xterm"}, **settings))
+    terminal = TerminalReporter(Console(file=out, width=80, highlight=False, _environ={"TERM": "xterm"}, **settings))
     for event in events:
-        terminal.see(event)
+        terminal.on_event(event)
     terminal.close()
     return out.getvalue()
 
@@ -185,17 +185,19 @@ def test_brackets_in_texts_are_not_taken_for_markup() -> None:
 def test_no_colour_is_written_where_none_is_wanted() -> None:
     out = io.StringIO()
     environ = {"TERM": "xterm-256color", "NO_COLOR": "1"}
-    terminal = Terminal(Console(file=out, width=80, force_terminal=True, force_interactive=True, _environ=environ))
-    terminal.see(Warned(text="careful"))
+    terminal = TerminalReporter(
+        Console(file=out, width=80, force_terminal=True, force_interactive=True, _environ=environ)
+    )
+    terminal.on_event(Warned(text="careful"))
     assert not re.search(r"\x1b\[(3[0-7]|38;|9[0-7])", out.getvalue())
 
 
 def test_the_pace_is_measured_from_where_this_process_began() -> None:
-    pace = Pace(steps=100, step=40)
-    pace.see(step_done(41, loss=3.0))
+    pace = Throughput(steps=100, step=40)
+    pace.on_event(step_done(41, loss=3.0))
     assert pace.loss == pytest.approx(3.0)
     assert pace.seconds_left == pytest.approx(59 * 4.0)
-    pace.see(step_done(42, loss=float("nan")))
+    pace.on_event(step_done(42, loss=float("nan")))
     assert pace.loss == pytest.approx(3.0)
     assert pace.tokens_per_second == pytest.approx(300.0)
 
@@ -252,9 +254,9 @@ def test_a_run_that_broke_off_ends_with_the_command_to_go_on() -> None:
 
 
 def write(events: list[Event]) -> None:
-    board = TensorBoard()
+    board = TensorBoardReporter()
     for event in events:
-        board.see(event)
+        board.on_event(event)
     board.close()
 
 
@@ -307,9 +309,9 @@ from lorafit.events import Started, StepDone
 from lorafit.reporters.tensorboard import TensorBoard
 from lorafit.reporters.terminal import Terminal
 board = TensorBoard()
-board.see(Started(run={str(tmp_path)!r}, model="m", engine="e", device="cpu", steps=1, train_samples=1, valid_samples=0,
+board.on_event(Started(run={str(tmp_path)!r}, model="m", engine="e", device="cpu", steps=1, train_samples=1, valid_samples=0,
                   trainable_parameters=1))
-board.see(StepDone(step=1, loss=1.0, target_tokens=1, tokens=1, grad_norm=1.0, lr=1.0, seconds=1.0, peak_bytes=None,
+board.on_event(StepDone(step=1, loss=1.0, target_tokens=1, tokens=1, grad_norm=1.0, lr=1.0, seconds=1.0, peak_bytes=None,
                    micro_batches=1, epoch=1.0))
 board.close()
 assert not {{"torch", "transformers", "tensorflow", "datasets", "mlx"}} & set(sys.modules)

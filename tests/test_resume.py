@@ -18,7 +18,7 @@ from lorafit.hardware.detect import Machine
 from lorafit.planner.plan import Plan
 from lorafit.run_folders.checkpoint import write_step
 from lorafit.run_folders.directory import RunDir
-from lorafit.training.loop import Job, Progress, train
+from lorafit.training.loop import Job, Progress, training_loop
 from lorafit.training.resume import as_before, interrupted, plan_for, refuse_other_state
 
 
@@ -35,7 +35,7 @@ def killed(job: Job, progress: Progress, steps: int) -> list[Event]:
     """Train until `steps` are done, then die without a word."""
     seen = []
     with EventLog(job.run.events) as log:
-        for event in train(job, progress):
+        for event in training_loop(job, progress):
             log.write(event)
             seen.append(event)
             if event.step == steps and event.name == "eval":
@@ -56,7 +56,7 @@ def test_a_best_model_of_a_step_that_is_done_anew_is_not_taken_for_an_older_one(
     assert old.checkpoint is not None
     job.engine.load(old.checkpoint)
     late = Job(job.engine, job.train_set, job.valid_set, job.run, replace(plan, eval_steps=0), job.dress, job.link)
-    list(train(late, old.progress))
+    list(training_loop(late, old.progress))
     assert old.progress.best_step == 10
     state = json.loads((job.run.best_model / "state.json").read_text())
     assert state == {"step": 10}

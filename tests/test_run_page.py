@@ -14,7 +14,7 @@ from lorafit.events import Answered, EvalDone, Event, EventLog, Failed, Finished
 from lorafit.messages import set_language
 from lorafit.reporters import notify
 from lorafit.reporters.html.curve import means, nice_ticks, picture
-from lorafit.reporters.html.run import RunPage, page
+from lorafit.reporters.html.run import RunPageReporter, run_page
 from lorafit.reporters.notify import Notifier, desktop_command, own_command
 from lorafit.run_folders import history
 from lorafit.run_folders.directory import RunDir
@@ -68,14 +68,14 @@ def run(tmp_path: Path) -> RunDir:
 def test_the_page_tells_all_of_the_run_in_both_languages(run: RunDir) -> None:
     for language in ("en", "zh"):
         set_language(language)
-        html = page(history.read(run))
+        html = run_page(history.read_record(run))
         for text in ("1.2500", "3.5000", "The process was killed.", "1.5 GiB", "1.0 GiB", "lora_r", "new", "<polyline"):
             assert text in html, text
         assert f'lang="{"zh-CN" if language == "zh" else "en"}"' in html
 
 
 def test_nothing_in_the_page_comes_from_elsewhere_or_is_run(run: RunDir) -> None:
-    html = page(history.read(run))
+    html = run_page(history.read_record(run))
     assert EVIL not in html
     assert "<script" not in html
     assert not re.findall(r'(?:src|href)="', html)
@@ -83,8 +83,8 @@ def test_nothing_in_the_page_comes_from_elsewhere_or_is_run(run: RunDir) -> None
 
 
 def test_the_page_is_written_when_the_run_is_over(run: RunDir) -> None:
-    reader = RunPage()
-    reader.see(started(run))
+    reader = RunPageReporter()
+    reader.on_event(started(run))
     reader.close()
     assert "<polyline" in run.report.read_text("utf-8")
     assert not run.foreign()
@@ -94,7 +94,7 @@ def test_a_damaged_run_still_has_a_page(run: RunDir) -> None:
     run.plan.write_text("[]")
     run.config.write_text(": :")
     run.events.write_text('{"event": "step", "step": "x", "loss": []}\n')
-    assert "<h1>" in page(history.read(run))
+    assert "<h1>" in run_page(history.read_record(run))
 
 
 def test_ticks_are_round_and_hold_the_values_between_them() -> None:
@@ -136,8 +136,8 @@ def test_the_command_is_run_once_at_the_end_with_no_shell_between(tmp_path: Path
     script.write_text(f'#!/bin/sh\nprintf "%s|" "$@" >> "{tmp_path}/told"\n')
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
     notifier = Notifier(f"'{script}' $HOME")
-    notifier.see(started(run))
-    notifier.see(Failed(step=3, text="x"))
+    notifier.on_event(started(run))
+    notifier.on_event(Failed(step=3, text="x"))
     notifier.close()
     assert (tmp_path / "told").read_text() == f"$HOME|lorafit|Broke off after step 3: {run.name}|"
 
@@ -148,7 +148,7 @@ def test_a_run_without_an_end_and_a_command_that_fails_do_no_harm(
     Notifier("false").close()
     assert capsys.readouterr().err == ""
     notifier = Notifier("no-such-command-here")
-    notifier.see(Failed(step=3, text="x"))
+    notifier.on_event(Failed(step=3, text="x"))
     notifier.close()
     assert "no-such-command-here" in capsys.readouterr().err
 
@@ -158,7 +158,7 @@ def test_short_runs_ring_no_bell_and_long_ones_tell_the_desktop(monkeypatch: pyt
     monkeypatch.setattr(subprocess, "run", lambda cmd, **_: ran.append(cmd) or subprocess.CompletedProcess(cmd, 0))
     for seconds, wanted in ((0.0, 0), (100.0, 1)):
         notifier = Notifier()
-        notifier.see(Failed(step=3, text="x"))
+        notifier.on_event(Failed(step=3, text="x"))
         notifier._began -= seconds
         notifier.close()
         assert len(ran) == wanted

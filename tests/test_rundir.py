@@ -14,7 +14,7 @@ from lorafit.errors import AdapterError, DiskError, RunError
 from lorafit.events import EvalDone, Event, Finished, Resumed, Started, StepDone, Stopped, to_line
 from lorafit.run_folders import directory
 from lorafit.run_folders.checkpoint import save_checkpoint
-from lorafit.run_folders.directory import RunDir, RunInfo, create, find, find_adapter, latest, list_runs
+from lorafit.run_folders.directory import RunDir, RunInfo, create, find_adapter, find_run, latest, list_runs
 
 STARTED = Started(
     run="r",
@@ -116,25 +116,25 @@ def test_the_latest_run_is_the_one_begun_last_even_if_an_older_one_was_touched(t
 
 def test_a_run_is_found_by_path_by_name_and_as_the_latest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     older, newer = made(tmp_path, "llama-lora-20260101_000000"), made(tmp_path, "my experiment")
-    assert find(str(older.path), tmp_path / "elsewhere").path == older.path
-    assert find(older.name, tmp_path).path == older.path
-    assert find(older.name + "/", tmp_path).name == older.name
-    assert find("", tmp_path).path == find("latest", tmp_path).path == newer.path
+    assert find_run(str(older.path), tmp_path / "elsewhere").path == older.path
+    assert find_run(older.name, tmp_path).path == older.path
+    assert find_run(older.name + "/", tmp_path).name == older.name
+    assert find_run("", tmp_path).path == find_run("latest", tmp_path).path == newer.path
     monkeypatch.chdir(older.path)
-    assert find(".", tmp_path).name == older.name
+    assert find_run(".", tmp_path).name == older.name
 
 
 def test_a_run_that_is_not_there_is_told_with_near_names(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no run yet"):
-        find("", tmp_path)
+        find_run("", tmp_path)
     made(tmp_path, "llama-lora-20260101_000000")
     with pytest.raises(RunError, match="Did you mean llama-lora-20260101_000000"):
-        find("lama-lora-20260101_00000", tmp_path)
+        find_run("lama-lora-20260101_00000", tmp_path)
     with pytest.raises(RunError, match="lorafit runs"):
-        find("x", tmp_path)
+        find_run("x", tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(RunError, match=r"config\.yaml"):
-        find(str(tmp_path / "empty"), tmp_path)
+        find_run(str(tmp_path / "empty"), tmp_path)
 
 
 HOLDER = """

@@ -18,7 +18,7 @@ from lorafit.reporters.terminal.history import show_record
 from lorafit.reporters.terminal.sparkline import BARS, sparkline
 from lorafit.run_folders import history
 from lorafit.run_folders.directory import RunDir
-from lorafit.run_folders.history import read
+from lorafit.run_folders.history import read_record
 
 Output = pytest.CaptureFixture[str]
 
@@ -35,7 +35,7 @@ def test_a_run_is_shown_with_settings_plan_losses_curves_and_how_to_go_on(tmp_pa
     run = make_run(tmp_path, learning_rate=2e-4)
     assert main(["runs", "show", ONE, "--output_dir", str(tmp_path)]) == 0
     text = capsys.readouterr().out
-    results = history.results(read(run))
+    results = history.results(read_record(run))
     for pattern in (
         r"state +finished, 10 of 10 steps",
         r"model +demo \(torch/cpu/fp32\)",
@@ -80,7 +80,7 @@ def test_a_stopped_run_tells_how_to_go_on_and_a_resumed_one_of_its_restart(tmp_p
     text = capsys.readouterr().out
     assert re.search(r"state +finished, 10 of 10 steps", text)
     assert re.search(r"Restarts\nafter step 5 +step-000005", text)
-    assert [e.step for e in read(run).of(StepDone)] == list(range(1, 11))
+    assert [e.step for e in read_record(run).of(StepDone)] == list(range(1, 11))
 
 
 def test_a_failed_run_tells_why(tmp_path: Path, capsys: Output) -> None:
@@ -169,7 +169,9 @@ def test_a_damaged_run_is_shown_as_far_as_it_can_be(
 def test_on_a_terminal_80_wide_no_line_but_a_command_is_longer(tmp_path: Path) -> None:
     run = make_run(tmp_path, dataset_name="a/very/long/" + "name/" * 30, stop_after=5)
     out = io.StringIO()
-    show_record(read(run), Console(file=out, width=80, force_terminal=True, force_interactive=True, color_system=None))
+    show_record(
+        read_record(run), Console(file=out, width=80, force_terminal=True, force_interactive=True, color_system=None)
+    )
     lines = out.getvalue().splitlines()
     assert all(len(line.rstrip()) <= 80 for line in lines if str(run.path) not in line and "tensorboard" not in line)
 

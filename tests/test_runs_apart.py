@@ -18,7 +18,7 @@ from lorafit.events import Stopped
 from lorafit.planner.plan import Plan
 from lorafit.run_folders import history
 from lorafit.run_folders.directory import RunDir
-from lorafit.run_folders.history import Difference, read
+from lorafit.run_folders.history import SettingDifference, read_record
 
 Output = pytest.CaptureFixture[str]
 
@@ -40,7 +40,7 @@ def test_two_runs_are_set_beside_each_other_with_what_differs(tmp_path: Path, ca
     assert re.search(r"seed +42 +7\n", text)
     assert "lora_r" not in text
     assert text.count("learning_rate") == 1, "the plan says nothing new of it"
-    losses = [f"{history.results(read(run)).valid_loss_after:.4f}" for run in (one, two)]
+    losses = [f"{history.results(read_record(run)).valid_loss_after:.4f}" for run in (one, two)]
     assert re.search(rf"held out, after +{losses[0]} +{losses[1]}\n", text)
     assert losses[0] > losses[1]
 
@@ -64,7 +64,7 @@ def test_a_plan_that_differs_though_the_settings_do_not_is_told(tmp_path: Path, 
 
 def test_differences_keep_the_order_and_count_what_is_missing_as_none() -> None:
     pairs = history.differences({"b": 1, "a": 2, "c": 3}, {"a": 5, "c": 3, "d": 4})
-    assert pairs == [Difference("b", 1, None), Difference("a", 2, 5), Difference("d", None, 4)]
+    assert pairs == [SettingDifference("b", 1, None), SettingDifference("a", 2, 5), SettingDifference("d", None, 4)]
 
 
 # remove
@@ -144,7 +144,7 @@ def test_a_damaged_run_can_be_removed(tmp_path: Path) -> None:
     damage_config(run)
     tear_events(run)
     (run.path / ".DS_Store").write_bytes(b"x")
-    history.remove(read(run))
+    history.remove_run_folder(read_record(run))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -206,7 +206,7 @@ def test_list_is_what_runs_alone_does(tmp_path: Path, capsys: Output) -> None:
 
 def test_a_run_written_by_another_meanwhile_is_refused_by_its_lock(tmp_path: Path) -> None:
     run = make_run(tmp_path, stop_after=5)
-    record = read(run)
+    record = read_record(run)
     assert record.last(Stopped)
     with run.lock(), pytest.raises(RunError, match="Another process"):
-        history.remove(record)
+        history.remove_run_folder(record)

@@ -21,11 +21,11 @@ from lorafit.errors import EngineError, LorafitError, RunError
 from lorafit.events import Event, Failed, Finished, Restarted, Resumed, Saved, Shrunk, StepDone, Stopped, read_events
 from lorafit.run_folders.directory import RunDir
 from lorafit.supervisor.clock_drift import Clocks
-from lorafit.supervisor.monitor import Senses
+from lorafit.supervisor.monitor import Sensors
 from lorafit.supervisor.supervise import supervise
 
 HERE = Path(__file__).parent
-CALM = Senses(battery=lambda: None, heat=lambda: None, clocks=lambda: Clocks(0, 0, 0))
+CALM = Sensors(battery=lambda: None, heat=lambda: None, clocks=lambda: Clocks(0, 0, 0))
 SETTINGS: dict[str, Any] = {"save_steps": 2, "max_steps": 10, "effective_batch": 16}
 Train = Callable[..., list[Event]]
 

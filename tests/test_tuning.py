@@ -8,7 +8,7 @@ import pytest
 
 from lorafit.config import TrainConfig
 from lorafit.engines import allocator
-from lorafit.hardware.detect import Machine, detect
+from lorafit.hardware.detect import Machine, detect_machine
 from lorafit.planner.fast_path import FAST, GENERIC
 from lorafit.planner.tuning import COMPILE_SAVES, COMPILE_SECONDS, choose_allocator, choose_compile
 from lorafit.units import GIB
@@ -39,7 +39,7 @@ print(resident() - before)
 
 @pytest.fixture
 def linux() -> Machine:
-    return replace(detect(), system="Linux")
+    return replace(detect_machine(), system="Linux")
 
 
 @pytest.mark.parametrize(("peak", "profile"), [(3 * GIB, "fast"), (8 * GIB, "lean")])

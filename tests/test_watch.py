@@ -15,36 +15,36 @@ from lorafit.supervisor import battery as power
 from lorafit.supervisor import memory_pressure, thermal
 from lorafit.supervisor.clock_drift import Clocks, read_clocks, set_by_seconds, slept_seconds
 from lorafit.supervisor.memory_pressure import Reading
-from lorafit.supervisor.monitor import Care, Senses
-from lorafit.supervisor.watchdog import BUSY_PATIENCE, Pulse
+from lorafit.supervisor.monitor import Monitor, Sensors
+from lorafit.supervisor.watchdog import BUSY_PATIENCE, Watchdog
 
 # the pulse
 
 
-def looks(pulse: Pulse, seconds: int, cpu: float = 0.0, stopped: bool = False, start: int = 0) -> bool:
+def looks(pulse: Watchdog, seconds: int, cpu: float = 0.0, stopped: bool = False, start: int = 0) -> bool:
     """Whether it hangs after looks once a second; `cpu` is the share of a core that is used."""
     return any([pulse.hangs(float(now), cpu * now, stopped) for now in range(start, start + seconds + 1)])
 
 
 def test_an_idle_worker_may_be_silent_for_so_long() -> None:
-    assert not looks(Pulse(300), 290)
-    assert looks(Pulse(300), 310)
+    assert not looks(Watchdog(300), 290)
+    assert looks(Watchdog(300), 310)
 
 
 def test_one_that_computes_is_waited_for_longer_though_not_for_ever() -> None:
-    assert not looks(Pulse(300), 2900, cpu=1.0)
-    assert looks(Pulse(300), 300 * BUSY_PATIENCE + 10, cpu=1.0)
+    assert not looks(Watchdog(300), 2900, cpu=1.0)
+    assert looks(Watchdog(300), 300 * BUSY_PATIENCE + 10, cpu=1.0)
 
 
 def test_a_beat_begins_it_anew() -> None:
-    pulse = Pulse(300)
+    pulse = Watchdog(300)
     for start in range(0, 2000, 200):
         assert not looks(pulse, 199, start=start)
         pulse.beat(start + 200.0)
 
 
 def test_pauses_that_were_seen_before_are_no_hang() -> None:
-    pulse = Pulse(10)
+    pulse = Watchdog(10)
     looks(pulse, 9, start=0)
     pulse.beat(9.0)
     looks(pulse, 9, start=9)
@@ -54,8 +54,8 @@ def test_pauses_that_were_seen_before_are_no_hang() -> None:
 
 
 def test_a_stopped_worker_does_not_hang_and_neither_does_one_that_nobody_looked_at() -> None:
-    assert not looks(Pulse(300), 5000, stopped=True)
-    pulse = Pulse(300)
+    assert not looks(Watchdog(300), 5000, stopped=True)
+    pulse = Watchdog(300)
     assert not pulse.hangs(0.0, 0.0, False)
     assert not pulse.hangs(50_000.0, 0.0, False)  # the supervisor itself was stopped, or the machine slept
 
@@ -181,7 +181,7 @@ def test_memory_is_short_when_several_looks_agree() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_this_machine_answers() -> None:
-    assert memory_pressure.read().macos_level is None
+    assert memory_pressure.read_memory_pressure().macos_level is None
     assert memory_pressure.oom_kills() >= 0
 
 
@@ -190,22 +190,22 @@ def test_this_machine_answers() -> None:
 
 def senses(
     memory: Reading | None = None, batteries: Iterator[tuple[float, bool] | None] | None = None, hot: str | None = None
-) -> Senses:
+) -> Sensors:
     battery = repeat(None) if batteries is None else batteries
-    return Senses(lambda: memory or Reading(), lambda: next(battery), lambda: hot, lambda: Clocks(0, 0, 0))
+    return Sensors(lambda: memory or Reading(), lambda: next(battery), lambda: hot, lambda: Clocks(0, 0, 0))
 
 
-def orders(care: Care, seconds: int) -> list[tuple[int, Order]]:
+def orders(care: Monitor, seconds: int) -> list[tuple[int, Order]]:
     """The orders given in so many seconds, with the second."""
     return [(now, order) for now in range(100, 100 + seconds) for order in care.orders(float(now))]
 
 
 def test_a_calm_machine_gets_no_orders() -> None:
-    assert orders(Care(20.0, 300.0, senses()), 600) == []
+    assert orders(Monitor(20.0, 300.0, senses()), 600) == []
 
 
 def test_memory_that_stays_short_asks_for_less_ever_more_rarely() -> None:
-    given = orders(Care(20.0, 300.0, senses(Reading(stalled_percent=50.0))), 1000)
+    given = orders(Monitor(20.0, 300.0, senses(Reading(stalled_percent=50.0))), 1000)
     assert {order.name for _now, order in given} == {"shrink"}
     times = [now for now, _order in given]
     assert times[0] <= 115
@@ -216,12 +216,12 @@ def test_memory_that_stays_short_asks_for_less_ever_more_rarely() -> None:
 
 def test_a_pause_is_told_saved_and_ended_by_power() -> None:
     power_over_time = chain([(50.0, False), (10.0, False), (9.0, False)], repeat((9.0, True)))
-    care = Care(20.0, 300.0, senses(batteries=power_over_time))
+    care = Monitor(20.0, 300.0, senses(batteries=power_over_time))
     assert [order.name for _now, order in orders(care, 200)] == ["say", "pause", "say", "go_on"]
 
 
 def test_heat_is_said() -> None:
-    given = orders(Care(20.0, 300.0, senses(hot="The GPU is hot.")), 50)
+    given = orders(Monitor(20.0, 300.0, senses(hot="The GPU is hot.")), 50)
     assert [order.text for _now, order in given] == ["The GPU is hot."]
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from lorafit.data.micro_batch import pack
 from lorafit.engines.base import Setup
 from lorafit.engines.torch import model
-from lorafit.engines.torch.low_bit_linear import StoredLinear
+from lorafit.engines.torch.low_bit_linear import LowBitLinear
 from lorafit.engines.torch.weights import read_weights, unread_weights
 from lorafit.sampling import Sampling
 
@@ -74,7 +74,7 @@ def test_bfloat16_storage_takes_half_and_computes_what_float32_does_with_the_sam
     weights = {name: t.bfloat16() for name, t in load_file(folder / "model.safetensors").items()}
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     half, whole = (tiny.open_engine(folder, tiny.make_plan(precision=name)) for name in ("bf16", "fp32"))
-    stored = [m for m in half.model.modules() if isinstance(m, StoredLinear)]
+    stored = [m for m in half.model.modules() if isinstance(m, LowBitLinear)]
     assert stored
     assert all(m.weight.dtype == torch.bfloat16 for m in stored)
     assert not any(type(m) is nn.Linear for m in half.model.modules())

@@ -87,7 +87,7 @@ def measured(wanted: Configuration, folder: Path) -> dict[str, Any]:
     probes: list[tuple[float, float]] = []
     worker.rehearse = ruled(worker.rehearse, ruler, probes)
     try:
-        for event in worker.work(config):
+        for event in worker.train_in_process(config):
             came = time.perf_counter()
             if isinstance(event, StepDone):
                 steps.append((event.seconds, ruler()))
@@ -103,7 +103,7 @@ def measured(wanted: Configuration, folder: Path) -> dict[str, Any]:
                 beside += (time.perf_counter() - came) * bool(began)
     except LorafitError as error:
         return {**facts, "error": error.what, "found": error.found, "fix": error.fix}
-    facts["plan_gflops"] = calibrate.known(detect.detect()).core_gflops
+    facts["plan_gflops"] = calibrate.load_calibration(detect.detect_machine()).core_gflops
     run = next((folder / "output").iterdir())
     plan = Plan.load(run / "plan.json")
     return facts | {

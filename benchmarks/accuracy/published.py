@@ -6,7 +6,7 @@ from typing import Any
 from lorafit.hardware.catalogue.find import described
 from lorafit.hardware.catalogue.models import known_spec
 from lorafit.planner.memory import Layout, terms
-from lorafit.planner.speed import Share, step_seconds
+from lorafit.planner.speed import MicroBatchShape, step_seconds
 from lorafit.planner.throughput import rates
 from lorafit.units import GIB
 
@@ -72,7 +72,7 @@ def predicted(one: Published) -> tuple[float, float]:
     }  # fmt: skip
     layout, spec, machine = Layout(**{**plain, **one.layout}), known_spec(one.model), described(one.machine)
     assert spec is not None
-    share = Share(layout.tokens, layout.targets, layout.tokens * layout.longest)
+    share = MicroBatchShape(layout.tokens, layout.targets, layout.tokens * layout.longest)
     sizes = terms(spec, layout)
     peak = sum(size for name, size in sizes.items() if name != "framework")
     return layout.tokens / step_seconds(spec, layout, rates(machine, layout), [share]), peak / GIB

@@ -32,7 +32,7 @@ def task_of(flags: dict[str, Any]) -> parity.Task:
         token_budget=BUDGET, recompute=0, engine=flags["engine"], device="cpu", precision="fp32",
         quantization=flags["quantization"],
     )  # fmt: skip
-    return parity.make_task(config, detect.detect())
+    return parity.make_task(config, detect.detect_machine())
 
 
 def base_bytes(engine: Any) -> int:

@@ -16,7 +16,7 @@ from lorafit.ipc.link import Link
 from lorafit.ipc.protocol import Message
 from lorafit.supervisor import supervise
 from lorafit.training import child
-from lorafit.training.worker import work
+from lorafit.training.worker import train_in_process
 
 
 def hanging_work(config: TrainConfig, link: Link) -> Iterator[Event]:
@@ -29,7 +29,7 @@ def hanging_work(config: TrainConfig, link: Link) -> Iterator[Event]:
         Link.beat(link, *message)
 
     link.beat = beat  # type: ignore[method-assign]
-    return work(config, link)
+    return train_in_process(config, link)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def config_of(task: Task, options: dict[str, Any]) -> TrainConfig:
 
 
 def plan_for(task: Task, options: dict[str, Any], facts: DataFacts) -> Plan:
-    return make_plan(config_of(task, options), detect.detect(), read_spec(Path(task.model)), facts)
+    return make_plan(config_of(task, options), detect.detect_machine(), read_spec(Path(task.model)), facts)
 
 
 def plan_of(task: Task, steps: list[list[Sample]]) -> Plan:
@@ -48,7 +48,7 @@ def plan_of(task: Task, steps: list[list[Sample]]) -> Plan:
 
 def open_engine(task: Task, plan: Plan) -> Engine:
     setup = Setup(Path(task.model), task.model, plan.device, plan.precision, plan.quantization, plan=plan)
-    engine: Engine = registry.load(registry.find(registry.ENGINES, plan.engine)).open(setup)
+    engine: Engine = registry.load(registry.find_entry(registry.ENGINES, plan.engine)).open(setup)
     return engine
 
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def machine_facts() -> dict[str, Any]:
-    machine = detect.detect()
+    machine = detect.detect_machine()
     return {
         "chip": machine.chip,
         "cores": machine.cores,

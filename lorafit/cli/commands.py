@@ -27,18 +27,18 @@ from lorafit.progress import silent
 from lorafit.reporters.html import compare as compare_page
 from lorafit.reporters.html import data as data_page
 from lorafit.reporters.html.page import check_page, write_page
-from lorafit.reporters.html.run import RunPage
+from lorafit.reporters.html.run import RunPageReporter
 from lorafit.reporters.notify import Notifier
-from lorafit.reporters.tensorboard import TensorBoard
+from lorafit.reporters.tensorboard import TensorBoardReporter
 from lorafit.reporters.terminal.answers import check_output, write_answers
 from lorafit.reporters.terminal.chat import stream, talk
 from lorafit.reporters.terminal.compare import show_comparison
 from lorafit.reporters.terminal.data import show_data, show_figures
 from lorafit.reporters.terminal.doctor import show_calibrations, show_report
-from lorafit.reporters.terminal.run import Terminal
-from lorafit.reporters.terminal.status import told
+from lorafit.reporters.terminal.run import TerminalReporter
+from lorafit.reporters.terminal.status import status_line
 
-Reader = Terminal | TensorBoard | RunPage | Notifier
+Reader = TerminalReporter | TensorBoardReporter | RunPageReporter | Notifier
 
 
 class FolderFlags(BaseModel):
@@ -74,8 +74,8 @@ def resume(argv: list[str]) -> int:
 
 def show_events(events: Iterable[Event], console: Console | None = None, notifier: Notifier | None = None) -> int:
     """Let the terminal and others read `events` as they come; the exit code that they end with."""
-    terminal = Terminal(console)
-    readers: tuple[Reader, ...] = (terminal, TensorBoard(), RunPage(), notifier or Notifier())
+    terminal = TerminalReporter(console)
+    readers: tuple[Reader, ...] = (terminal, TensorBoardReporter(), RunPageReporter(), notifier or Notifier())
     code = OK
     try:
         for event in events:
@@ -95,7 +95,7 @@ def show_events(events: Iterable[Event], console: Console | None = None, notifie
 def _let_see(reader: Reader, event: Event) -> None:
     """Show `event`; where the terminal or pipe is gone, that is a hang-up: training finishes its step, saves and ends."""
     try:
-        reader.see(event)
+        reader.on_event(event)
     except (OSError, SystemExit):  # rich makes an exit of a broken pipe
         if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nobody would save
             raise
@@ -127,9 +127,9 @@ def compare(argv: list[str]) -> int:
     request = parse(CompareRequest, flags, "compare", CompareRequest.model_validate({"adapters": names}))
     path = page_path(request)
     check_page(path)
-    with told(Console(stderr=True, highlight=False)) as say:
+    with status_line(Console(stderr=True, highlight=False)) as say:
         comparison = api.compare(request, say)
-    write_page(compare_page.page(comparison), path)
+    write_page(compare_page.comparison_page(comparison), path)
     console = Console(highlight=False)
     show_comparison(comparison, console)
     console.print(Text("\n" + _("✓ page: {path}").format(path=path)), soft_wrap=True)
@@ -144,13 +144,13 @@ def data(argv: list[str]) -> int:
     page = None if request.output is None else Path(request.output).expanduser()
     if page is not None:
         check_page(page)
-    with told(Console(stderr=True, highlight=False)) as say:
+    with status_line(Console(stderr=True, highlight=False)) as say:
         report = api.data(request, say)
     console = Console(highlight=False)
     if page is None:
         show_data(report, console)
     else:
-        write_page(data_page.page(report), page)
+        write_page(data_page.data_page(report), page)
         show_figures(report, console)
         console.print(Text("\n" + _("✓ report: {path}").format(path=page)), soft_wrap=True)
     return OK

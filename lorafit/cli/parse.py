@@ -16,10 +16,10 @@ from lorafit.cli.app import COMMANDS, OK, PACKAGES, flag_value
 from lorafit.cli.flags import HELP, check_arguments
 from lorafit.cli.help import show_help
 from lorafit.config import DEMO_PRESET, TrainConfig, make_config, read_yaml
-from lorafit.distributed.launch import place
+from lorafit.distributed.launch import rank_info
 from lorafit.messages import _
 from lorafit.registry import Entry, load
-from lorafit.run_folders.directory import find
+from lorafit.run_folders.directory import find_run
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
@@ -58,7 +58,7 @@ def train_config(argv: list[str], verb: str = "train") -> TrainConfig:
     demo = flag_value(argv, "demo") is not None or written.get("demo") is True
     settings = (DEMO_PRESET if demo else {}) | written
     run = flag_value(argv, "resume") or written.get("resume")
-    if run and place().leads and not set(HELP) & set(argv):  # the others are told, and may be on another disk
+    if run and rank_info().leads and not set(HELP) & set(argv):  # the others are told, and may be on another disk
         output_dir = flag_value(argv, "output_dir") or settings.get("output_dir", "output")
         settings = settings_of_run(str(run), Path(output_dir)) | settings
     return parse(TrainConfig, argv, verb, make_config(settings, file or _("the command line")))
@@ -66,7 +66,7 @@ def train_config(argv: list[str], verb: str = "train") -> TrainConfig:
 
 def settings_of_run(name: str, output_dir: Path) -> dict[str, Any]:
     """The settings that the run called `name` ("latest": the newest in `output_dir`) was begun with. Raises RunError."""
-    return read_yaml(find(name, output_dir).config)
+    return read_yaml(find_run(name, output_dir).config)
 
 
 def parse(

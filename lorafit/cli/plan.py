@@ -14,8 +14,8 @@ from lorafit.cli.parse import parse, train_config
 from lorafit.planner.table import cells, times
 from lorafit.reporters.terminal.catalogue import show_machines, show_tables
 from lorafit.reporters.terminal.plan import show_plan
-from lorafit.reporters.terminal.status import told
-from lorafit.training.preview import Outlook, look_ahead
+from lorafit.reporters.terminal.status import status_line
+from lorafit.training.preview import Preview, preview_run
 
 with warnings.catch_warnings():  # pydantic has an old method `json`, which nobody needs here
     warnings.simplefilter("ignore", UserWarning)
@@ -47,8 +47,8 @@ def plan(argv: list[str]) -> int:
     if flags.table:
         show_tables(cells(config), times(config), console)
         return OK
-    with told(Console(stderr=True, highlight=False)) as say:
-        look = look_ahead(config, flags.machine, say)
+    with status_line(Console(stderr=True, highlight=False)) as say:
+        look = preview_run(config, flags.machine, say)
     if flags.json:
         print(as_json.dumps(facts(look), ensure_ascii=False, indent=1))
     else:
@@ -62,7 +62,7 @@ def machines(argv: list[str]) -> int:
     return OK
 
 
-def facts(look: Outlook) -> dict[str, Any]:
+def facts(look: Preview) -> dict[str, Any]:
     """The plan and what it rests on, as JSON holds it."""
     spec = {name: value for name, value in asdict(look.spec).items() if name != "linears"}
     return {

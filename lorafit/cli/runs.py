@@ -116,7 +116,7 @@ def remove(argv: list[str]) -> int:
 
 
 @dataclass(frozen=True)
-class Deed:
+class Subcommand:
     """What stands behind `runs NAME`, and its line in the help."""
 
     face: Callable[[list[str]], int]
@@ -124,10 +124,10 @@ class Deed:
 
 
 DEEDS = {
-    "list": Deed(list_, lambda: _("the runs, the latest first; also without a word")),
-    "show": Deed(show, lambda: _("one run: settings, plan, losses, curves, how to go on")),
-    "diff": Deed(diff, lambda: _("two runs: what differs, and what came of each")),
-    "remove": Deed(remove, lambda: _("delete a run: its whole folder")),
+    "list": Subcommand(list_, lambda: _("the runs, the latest first; also without a word")),
+    "show": Subcommand(show, lambda: _("one run: settings, plan, losses, curves, how to go on")),
+    "diff": Subcommand(diff, lambda: _("two runs: what differs, and what came of each")),
+    "remove": Subcommand(remove, lambda: _("delete a run: its whole folder")),
 }
 
 

@@ -15,9 +15,9 @@ from lorafit.messages import _, listed
 from lorafit.registry import CLOUDS
 from lorafit.reporters.terminal import next_commands
 from lorafit.reporters.terminal.cloud import show_sent
-from lorafit.reporters.terminal.status import told
+from lorafit.reporters.terminal.status import status_line
 from lorafit.transfer import operations
-from lorafit.transfer.bundle import BEGIN, GO_ON, RESULT, Facts
+from lorafit.transfer.bundle import BEGIN, GO_ON, RESULT, BundleInfo
 from lorafit.transfer.operations import BundleRequest, CloudRequest, FetchRequest
 from lorafit.units import bytes_text
 
@@ -51,7 +51,7 @@ def cloud(argv: list[str]) -> int:
         )  # fmt: skip
     name = one_run(words[1:], others, f"cloud {words[0]}")
     order = operations.order(name, training(name, others, "cloud"), Path(request.output_dir), request.base_model)
-    with told(Console(stderr=True, highlight=False)) as say:
+    with status_line(Console(stderr=True, highlight=False)) as say:
         sent = operations.cloud(words[0], order, Path(request.output).expanduser(), say)
     show_sent(sent, Console(highlight=False))
     return OK
@@ -91,14 +91,14 @@ def training(name: str | None, flags: list[str], verb: str) -> TrainConfig:
     return TrainConfig() if name is not None else train_config(flags, verb)
 
 
-def _what(facts: Facts) -> str:
+def _what(facts: BundleInfo) -> str:
     if facts.kind == BEGIN:
         return _("settings and data of a run to begin")
     text = _("run {run} after {step} steps") if facts.kind == GO_ON else _("finished run {run}, its adapter")
     return text.format(run=facts.run, step=facts.step)
 
 
-def _base_flag(facts: Facts) -> str:
+def _base_flag(facts: BundleInfo) -> str:
     return " --model_name FOLDER" if facts.base_is_local and facts.kind != RESULT else ""
 
 

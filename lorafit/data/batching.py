@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from lorafit.data.micro_batch import MicroBatch, Sample, pack
-from lorafit.data.shared_prefix import beginnings, lengths_of
+from lorafit.data.shared_prefix import find_shared_prefixes, prefix_lengths
 
 
 class Samples(Protocol):
@@ -40,7 +40,7 @@ def split(lengths: Sequence[int], token_budget: int, max_samples: int) -> list[l
     return shares
 
 
-def deal(lengths: Sequence[int], ranks: int) -> list[list[int]]:
+def shard_by_tokens(lengths: Sequence[int], ranks: int) -> list[list[int]]:
     """Indices of `lengths` shared out over `ranks`, each with about as many tokens: longest first, to who has fewest."""
     shares: list[list[int]] = [[] for _rank in range(ranks)]
     used = [0] * ranks
@@ -76,12 +76,12 @@ def batch(
     """
     began = time.monotonic()
     taken = [samples[row] for row in rows]
-    found = beginnings(taken, token_budget - max(map(len, taken), default=0))
-    shared = lengths_of(found, len(taken))
+    found = find_shared_prefixes(taken, token_budget - max(map(len, taken), default=0))
+    shared = prefix_lengths(found, len(taken))
     lengths = [len(sample) - (length if shares else 0) for sample, length in zip(taken, shared, strict=True)]
     token_budget = max(token_budget - (sum(b.length for b in found) if shares else 0), 1)
     micro_batches, owners = [], []
-    for rank, dealt in enumerate(deal(lengths, ranks)):
+    for rank, dealt in enumerate(shard_by_tokens(lengths, ranks)):
         for share in split([lengths[i] for i in dealt], token_budget, max_samples):
             places = [dealt[i] for i in share]
             sample_ids, begun = [rows[i] for i in places], [shared[i] for i in places]

@@ -25,13 +25,13 @@ from lorafit import __version__
 from lorafit.atomic import MANIFEST, whole_folder
 from lorafit.data.formats import Conversation, Message
 from lorafit.data.micro_batch import Int32
-from lorafit.data.preprocessing import Recipe
+from lorafit.data.preprocessing import Preprocessing
 from lorafit.data.readers.row import Row
 from lorafit.data.rejects import Reject, RejectFile
 from lorafit.data.sources import Source
 from lorafit.data.split import KEY, MAX_VALID_ROWS, Keys, as_keys
 from lorafit.data.store import Column, SampleStore, mapped
-from lorafit.data.tokenize import FORMAT_NAMES, Load, Made, make_all
+from lorafit.data.tokenize import FORMAT_NAMES, Load, TokenizedRows, make_all
 from lorafit.errors import DiskError
 from lorafit.messages import _
 from lorafit.paths import cache_folder
@@ -51,7 +51,7 @@ UNUSED_SECONDS = 30 * 86400.0
 
 
 @dataclass(frozen=True)
-class Entry:
+class CacheEntry:
     """Samples on the disk, in the rows' order. Arrays [N] over the rows, mapped into memory."""
 
     folder: Path
@@ -76,7 +76,7 @@ class Entry:
         return [[Message(*turn) for turn in kept[key]] for key in sorted(kept) if wanted is None or key in wanted]
 
 
-def key_of(source: Source, recipe: Recipe, tokenizer_digest: str, max_samples: int | None) -> str:
+def key_of(source: Source, recipe: Preprocessing, tokenizer_digest: str, max_samples: int | None) -> str:
     """The name of the folder for these rows, made by this recipe."""
     packages = [metadata.version(name) for name in ("transformers", "tokenizers")]
     facts = [LAYOUT, __version__, packages, source.content(content_of), asdict(recipe), tokenizer_digest, max_samples]
@@ -118,7 +118,7 @@ def content_of(path: Path) -> str:
     return digest
 
 
-def find(key: str, files: list[str]) -> Entry | None:
+def find_cache_entry(key: str, files: list[str]) -> CacheEntry | None:
     """The entry of that name, or None; `files` are what its files are called now."""
     folder = data_cache() / key
     try:
@@ -133,24 +133,24 @@ def find(key: str, files: list[str]) -> Entry | None:
 
 
 def find_or_build(
-    key: str, source: Source, recipe: Recipe, load: Load, max_samples: int | None
-) -> Generator[str, None, Entry]:
+    key: str, source: Source, recipe: Preprocessing, load: Load, max_samples: int | None
+) -> Generator[str, None, CacheEntry]:
     """The entry of that name, built where it is not there; says how far it is. Raises DataError, DiskError."""
-    if entry := find(key, source.files):
+    if entry := find_cache_entry(key, source.files):
         return entry
     prune()
     folder = data_cache() / key
     try:
         with whole_folder(folder) as beside:
             yield from write_entry(beside, source, recipe, load, max_samples)
-            if find(key, source.files):
+            if find_cache_entry(key, source.files):
                 raise _Other
     except _Other:
         pass
     except DiskError as error:
         fix = _("Make room there, or set LORAFIT_DATA_CACHE to a folder that can be written.")
         raise DiskError(error.what, where=error.where, found=error.found, fix=fix) from None
-    return find(key, source.files) or open_entry(folder, source.files)
+    return find_cache_entry(key, source.files) or open_entry(folder, source.files)
 
 
 class _Other(Exception):
@@ -158,7 +158,7 @@ class _Other(Exception):
 
 
 def write_entry(
-    folder: Path, source: Source | Iterable[Row], recipe: Recipe, load: Load, max_samples: int | None
+    folder: Path, source: Source | Iterable[Row], recipe: Preprocessing, load: Load, max_samples: int | None
 ) -> Generator[str, None, None]:
     """Build an entry from the source's rows (the first `max_samples` good ones) in the empty `folder`."""
     rows, files = (source.rows(), source.files) if isinstance(source, Source) else (source, [])
@@ -179,7 +179,7 @@ def write_entry(
 class _Writer:
     """The files of an entry, written as rows go by."""
 
-    def __init__(self, folder: Path, recipe: Recipe, files: list[str]) -> None:
+    def __init__(self, folder: Path, recipe: Preprocessing, files: list[str]) -> None:
         self.folder, self.recipe, self.rows = folder, recipe, 0
         self.stack = ExitStack()
         self.file_places = {file: place for place, file in enumerate(dict.fromkeys(files))}
@@ -212,7 +212,7 @@ class _Writer:
         }
         (self.folder / "meta.json").write_text(json.dumps(meta), "utf-8")
 
-    def add(self, share: list[Row], made: Made) -> None:
+    def add(self, share: list[Row], made: TokenizedRows) -> None:
         good = [share[place] for place in made.places]
         places = [self.file_places.setdefault(row.file, len(self.file_places)) for row in good]
         values = {"keys": as_keys(made.keys), "files": places, "lines": [row.line for row in good]}
@@ -236,7 +236,7 @@ class _Writer:
             self.highest = max(self.smallest)
 
 
-def open_entry(folder: Path, files: list[str] | None = None) -> Entry:
+def open_entry(folder: Path, files: list[str] | None = None) -> CacheEntry:
     """What write_entry() wrote into `folder`; `files` are what its files are called now."""
     columns = {name: mapped(folder / f"{name}.npy") for name in COLUMNS}
     meta = json.loads((folder / "meta.json").read_text("utf-8"))
@@ -244,7 +244,7 @@ def open_entry(folder: Path, files: list[str] | None = None) -> Entry:
     now = list(dict.fromkeys(files or meta["files"]))
     renamed = {then: new for then, new in zip(meta["files"], now, strict=False) if then != new}
     starts = np.cumsum(lengths, dtype=np.int64) - lengths
-    return Entry(
+    return CacheEntry(
         folder=folder,
         samples=SampleStore(columns["input_ids"], columns["target_mask"], starts, lengths),
         whole_lengths=columns["whole_lengths"],

@@ -14,10 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorafit.config import TrainConfig
-from lorafit.data.cache import Entry, find, find_or_build, key_of, open_entry, tokenizer_digest, write_entry
+from lorafit.data.cache import (
+    CacheEntry,
+    find_cache_entry,
+    find_or_build,
+    key_of,
+    open_entry,
+    tokenizer_digest,
+    write_entry,
+)
 from lorafit.data.formats import Conversation
 from lorafit.data.micro_batch import Bool
-from lorafit.data.preprocessing import Recipe, recipe_of
+from lorafit.data.preprocessing import Preprocessing, preprocessing_of
 from lorafit.data.readers.registry import Row
 from lorafit.data.rejects import Reject, RejectFile, check_rejects, write_rejects
 from lorafit.data.render import Tokenizer
@@ -30,14 +38,14 @@ from lorafit.hashing import fold
 from lorafit.messages import _
 from lorafit.units import count_text
 
-__all__ = ["Prepared", "Reject", "content_key", "held_out", "prepare", "prepare_cached", "write_rejects"]
+__all__ = ["PreparedData", "Reject", "content_key", "held_out", "prepare", "prepare_cached", "write_rejects"]
 
 T = TypeVar("T")
 PROBES = 4  # tokens, from the first to the last
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedData:
     """The data of a run. `valid_conversations` are held-out groups, one of each; `notes` are words for the user."""
 
     train: SampleStore
@@ -60,12 +68,12 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class DataSources:
     """What the settings name: the training rows, the validation rows where they have a name of their own."""
 
     source: Source
     valid_source: Source | None
-    recipe: Recipe
+    recipe: Preprocessing
     tokenizer_digest: str
     max_samples: int | None
 
@@ -80,20 +88,20 @@ class Wanted:
         return key_of(self.valid_source, self.recipe, self.tokenizer_digest, None)
 
 
-def wanted_by(config: TrainConfig, model_folder: Path, template: str | None = None) -> Wanted:
+def wanted_by(config: TrainConfig, model_folder: Path, template: str | None = None) -> DataSources:
     """Raises ConfigError, DataError or HubError, before anything is read."""
-    recipe, digest = recipe_of(config), tokenizer_digest(model_folder, template)
+    recipe, digest = preprocessing_of(config), tokenizer_digest(model_folder, template)
     hub, endpoint = config.hub, config.hf_endpoint
     source = open_source(config.dataset_name, config.dataset_split, hub=hub, endpoint=endpoint)
     valid = None
     if config.valid_dataset is not None:
         valid = open_source(config.valid_dataset, config.valid_split, hub=hub, endpoint=endpoint)
-    return Wanted(source, valid, recipe, digest, config.max_samples)
+    return DataSources(source, valid, recipe, digest, config.max_samples)
 
 
 def prepare_cached(
     config: TrainConfig, model_folder: Path, load: Load, template: str | None = None
-) -> Generator[str, None, Prepared]:
+) -> Generator[str, None, PreparedData]:
     """The data that `config` names; says how far it is. `load` is called only where the cache has not all of it.
 
     Raises ConfigError, DataError, HubError, DiskError.
@@ -106,12 +114,12 @@ def prepare_cached(
     return split(entry, valid, config)
 
 
-def cached(config: TrainConfig, model_folder: Path, template: str | None = None) -> Prepared | None:
+def cached(config: TrainConfig, model_folder: Path, template: str | None = None) -> PreparedData | None:
     """The same if the cache has it, else None: no row is read and no tokenizer imported, for a plan before a run."""
     wanted = wanted_by(config, model_folder, template)
-    entry, valid = find(wanted.key, wanted.source.files), None
+    entry, valid = find_cache_entry(wanted.key, wanted.source.files), None
     if wanted.valid_source is not None and wanted.valid_key is not None:
-        valid = find(wanted.valid_key, wanted.valid_source.files)
+        valid = find_cache_entry(wanted.valid_key, wanted.valid_source.files)
         if valid is None:
             return None
     return None if entry is None else split(entry, valid, config)
@@ -119,19 +127,19 @@ def cached(config: TrainConfig, model_folder: Path, template: str | None = None)
 
 def prepare(
     rows: Iterable[Row], tokenizer: Tokenizer, config: TrainConfig, valid_rows: Iterable[Row] | None = None
-) -> Prepared:
+) -> PreparedData:
     """Samples from `rows` at hand, without the cache: the files go when nobody looks at them any more."""
 
-    def made(rows: Iterable[Row], most: int | None) -> Entry:
+    def made(rows: Iterable[Row], most: int | None) -> CacheEntry:
         folder = tempfile.TemporaryDirectory(prefix="lorafit-", ignore_cleanup_errors=True)
-        drain(write_entry(Path(folder.name), rows, recipe_of(config), lambda: tokenizer, most))
+        exhaust(write_entry(Path(folder.name), rows, preprocessing_of(config), lambda: tokenizer, most))
         entry = open_entry(Path(folder.name))
         return replace(entry, rejects=replace(entry.rejects, folder=folder))
 
     return split(made(rows, config.max_samples), None if valid_rows is None else made(valid_rows, None), config)
 
 
-def drain(texts: Generator[str, None, T]) -> T:
+def exhaust(texts: Generator[str, None, T]) -> T:
     """What comes at the end; nothing is said."""
     while True:
         try:
@@ -141,7 +149,7 @@ def drain(texts: Generator[str, None, T]) -> T:
             return result
 
 
-def split(entry: Entry, valid: Entry | None, config: TrainConfig) -> Prepared:
+def split(entry: CacheEntry, valid: CacheEntry | None, config: TrainConfig) -> PreparedData:
     """Training and validation rows; none of the same content is in both. Raises DataError when too many rows are bad."""
     check_rejects(entry.rejects, len(entry.samples), config.max_rejects)
     if valid is None:
@@ -160,7 +168,7 @@ def split(entry: Entry, valid: Entry | None, config: TrainConfig) -> Prepared:
         samples, conversations = valid.samples, valid.conversations()
     digest = hashlib.sha256((entry.content + (valid.content if valid else "")).encode() + kept_N.tobytes())
     cut_N = entry.whole_lengths > entry.samples.lengths
-    return Prepared(
+    return PreparedData(
         train=entry.samples.select(np.flatnonzero(kept_N)),
         valid=samples,
         valid_conversations=conversations,
@@ -176,7 +184,7 @@ def split(entry: Entry, valid: Entry | None, config: TrainConfig) -> Prepared:
     )
 
 
-def _same_once_cut(entry: Entry, held_out_N: Bool) -> Bool:
+def _same_once_cut(entry: CacheEntry, held_out_N: Bool) -> Bool:
     """Which other rows have a held-out row's tokens: longer conversations, cut to where they still were the same."""
     samples, lengths = entry.samples, entry.samples.lengths
     seen = {samples[int(row)].input_ids.tobytes() for row in np.flatnonzero(held_out_N)}
@@ -200,7 +208,7 @@ def _twins_note(rows: int) -> list[str]:
     return [text.format(n=count_text(rows))] if rows else []
 
 
-def _without_copies(entry: Entry, valid: Entry) -> tuple[Bool, list[str]]:
+def _without_copies(entry: CacheEntry, valid: CacheEntry) -> tuple[Bool, list[str]]:
     """Which training rows are not in the validation data too, and a note on those that are."""
     kept_N = ~np.isin(entry.keys, valid.keys)
     left_out = len(kept_N) - int(kept_N.sum())
@@ -211,14 +219,14 @@ def _without_copies(entry: Entry, valid: Entry) -> tuple[Bool, list[str]]:
     return kept_N, [text.format(n=count_text(left_out))] if left_out else []
 
 
-def _notes(entry: Entry, config: TrainConfig) -> Iterator[str]:
+def _notes(entry: CacheEntry, config: TrainConfig) -> Iterator[str]:
     if entry.dropped_rows:
         text = _("The chat template leaves out some of what {n} rows say (an earlier thought, say).")
         yield text.format(n=count_text(entry.dropped_rows))
     yield from _truncation_note(entry, config)
 
 
-def _truncation_note(entry: Entry, config: TrainConfig) -> Iterator[str]:
+def _truncation_note(entry: CacheEntry, config: TrainConfig) -> Iterator[str]:
     """How much is cut, and what it would cost to cut nothing."""
     lengths, whole = entry.samples.lengths, entry.whole_lengths
     cut_rows, kept = int((whole > lengths).sum()), len(entry.samples.input_ids)

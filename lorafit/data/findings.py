@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Place:
+class RowLocation:
     """Where a row stands."""
 
     file: str
@@ -15,37 +15,37 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Refused:
+class RejectReason:
     """Rows rejected for one reason (numbers apart): how many, and the first of them with what stands there."""
 
     reason: str
     rows: int
-    examples: list[tuple[Place, str]]
+    examples: list[tuple[RowLocation, str]]
 
 
 @dataclass(frozen=True)
-class Strange:
+class StrangeCharacter:
     """A control or invisible character, in how many rows it stands, and the first of them."""
 
     code: str  # "U+200B"
     name: str
     rows: int
-    first: Place
+    first: RowLocation
 
 
 @dataclass(frozen=True)
-class Twins:
+class DuplicateStats:
     """Copies. `exact` rows repeat an earlier one; `near` of the `compared` different ones are almost an earlier one."""
 
     exact: int
     compared: int
     near: int
     near_held_out: int  # held-out conversations with a near copy that is trained on
-    examples: list[tuple[Place, Place, float]]  # the earlier, the later, their similarity
+    examples: list[tuple[RowLocation, RowLocation, float]]  # the earlier, the later, their similarity
 
 
 @dataclass(frozen=True)
-class Lengths:
+class LengthStats:
     """Tokens of the samples before any cut. Bin i counts those from edges[i] to below edges[i + 1]; the last all others."""
 
     shortest: int
@@ -57,10 +57,10 @@ class Lengths:
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownSample:
     """A sample as the model reads it: `pieces` of text, each with whether its tokens are targets."""
 
-    place: Place
+    place: RowLocation
     format: str
     tokens: int
     targets: int
@@ -76,20 +76,20 @@ class DataReport:
     max_length: int
     files: dict[str, tuple[int, int]]  # rows of each: read, good
     formats: dict[str, int]
-    refused: list[Refused]  # the commonest first
+    refused: list[RejectReason]  # the commonest first
     without_answer: int
     train: int
     valid: int
     on_both_sides: int  # rows trained on whose tokens are a held-out row's; must be 0
-    twins: Twins
-    lengths: Lengths | None  # None where no row is good
+    twins: DuplicateStats
+    lengths: LengthStats | None  # None where no row is good
     total_tokens: int
     total_targets: int
     cut_rows: int
     cut_tokens: int
     strange_rows: int
-    strange: list[Strange]  # the commonest first
-    samples: dict[str, list[Shown]]  # "shortest", "longest", "random"
+    strange: list[StrangeCharacter]  # the commonest first
+    samples: dict[str, list[ShownSample]]  # "shortest", "longest", "random"
 
     @property
     def good(self) -> int:

@@ -7,13 +7,13 @@ from difflib import get_close_matches
 
 from lorafit.config import TrainConfig
 from lorafit.data.formats import KEYS, Conversation, recognise
-from lorafit.data.render import Rendered, Spelled, Tokenizer, TrainOn, spell, to_sample
+from lorafit.data.render import Rendered, TemplatedText, Tokenizer, TrainOn, spell, to_sample
 from lorafit.errors import ConfigError
 from lorafit.messages import _, listed
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Preprocessing:
     """From a row to a sample."""
 
     max_length: int
@@ -27,7 +27,7 @@ class Recipe:
         """The row's format and conversation. Raises BadRow."""
         return recognise(value, self.field_map, self.context_field)
 
-    def spell(self, conversation: Conversation, tokenizer: Tokenizer) -> Spelled:
+    def spell(self, conversation: Conversation, tokenizer: Tokenizer) -> TemplatedText:
         """The conversation in the template's words. Raises BadRow."""
         return spell(conversation, tokenizer, self.date_string, self.system_prompt, self.train_on)
 
@@ -37,9 +37,9 @@ class Recipe:
         return to_sample(spelled, *tokenizer.encode_with_offsets(spelled.text), self.max_length)
 
 
-def recipe_of(config: TrainConfig) -> Recipe:
+def preprocessing_of(config: TrainConfig) -> Preprocessing:
     """Raises ConfigError for a map of keys that cannot be."""
-    return Recipe(
+    return Preprocessing(
         max_length=config.max_length,
         date_string=config.date_string,
         system_prompt=config.system_prompt,

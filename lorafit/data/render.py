@@ -18,13 +18,13 @@ from lorafit.data.target_spans import Span, TargetSpan, TemplateRefused, Tokeniz
 from lorafit.data.truncate import keep
 from lorafit.messages import _
 
-__all__ = ["Rendered", "Span", "Spelled", "TemplateRefused", "Tokenizer", "place_system", "render", "spell"]
+__all__ = ["Rendered", "Span", "TemplateRefused", "TemplatedText", "Tokenizer", "place_system", "render", "spell"]
 
 TrainOn = Literal["all", "last"]
 
 
 @dataclass(frozen=True)
-class Spelled:
+class TemplatedText:
     """A conversation in the template's words, before it is tokens; `dropped`: some of what it says is left out."""
 
     text: str
@@ -63,21 +63,21 @@ def spell(
     date_string: str,
     system_prompt: str | None = None,
     train_on: TrainOn = "all",
-) -> Spelled:
+) -> TemplatedText:
     """The conversation as text, and where its targets lie. Raises BadRow."""
     if conversation[0].role == TEXT:
         text = tokenizer.plain_text(conversation[0].content)
-        return Spelled(text, [TargetSpan(0, len(text))], [])
+        return TemplatedText(text, [TargetSpan(0, len(text))], [])
     turns = place_system(conversation, system_prompt, tokenizer.takes_system)
     try:
         text, targets, dropped = target_spans(turns, tokenizer, date_string)
     except TemplateRefused as refusal:
         raise BadRow(_("the chat template refuses it: {reason}").format(reason=refusal)) from None
     contents, missing = content_spans(turns, text)
-    return Spelled(text, targets[-1:] if train_on == "last" else targets, contents, dropped or missing)
+    return TemplatedText(text, targets[-1:] if train_on == "last" else targets, contents, dropped or missing)
 
 
-def to_sample(spelled: Spelled, ids: Sequence[int], offsets: Iterable[Span], max_length: int) -> Rendered:
+def to_sample(spelled: TemplatedText, ids: Sequence[int], offsets: Iterable[Span], max_length: int) -> Rendered:
     """The tokens of `spelled`, cut to `max_length`. Raises BadRow when no target is left."""
     offsets_T2 = np.asarray(offsets, np.int64).reshape(-1, 2)
     ids_T, mask_T = np.asarray(ids, np.int32), target_mask(offsets_T2, spelled.targets)

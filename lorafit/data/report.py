@@ -20,11 +20,19 @@ from numpy.typing import NDArray
 
 from lorafit.config import TrainConfig
 from lorafit.data import near_duplicates
-from lorafit.data.dataset import Prepared, content_key, held_out
-from lorafit.data.findings import DataReport, Lengths, Place, Refused, Shown, Strange, Twins
+from lorafit.data.dataset import PreparedData, content_key, held_out
+from lorafit.data.findings import (
+    DataReport,
+    DuplicateStats,
+    LengthStats,
+    RejectReason,
+    RowLocation,
+    ShownSample,
+    StrangeCharacter,
+)
 from lorafit.data.formats import BadRow, Conversation
 from lorafit.data.micro_batch import Sample
-from lorafit.data.preprocessing import recipe_of
+from lorafit.data.preprocessing import preprocessing_of
 from lorafit.data.readers.row import Row
 from lorafit.data.render import Rendered, Tokenizer
 from lorafit.data.text_checks import excerpt, lacks_answer, strange_characters, visible
@@ -37,7 +45,7 @@ COMPARED = 100_000  # conversations looked at for near copies, the ones with the
 BINS = 30
 
 
-class Speller(Tokenizer, Protocol):
+class DecodingTokenizer(Tokenizer, Protocol):
     """A tokenizer that also writes tokens out."""
 
     def spell(self, ids: Iterable[int]) -> str:
@@ -45,9 +53,9 @@ class Speller(Tokenizer, Protocol):
         ...
 
 
-def make_report(rows: Iterable[Row], tokenizer: Speller, config: TrainConfig) -> DataReport:
+def make_report(rows: Iterable[Row], tokenizer: DecodingTokenizer, config: TrainConfig) -> DataReport:
     """Everything about `rows`, up to max_samples good ones, as `config` would train on them."""
-    seen, recipe = _Seen(config.seed), recipe_of(config)
+    seen, recipe = _Seen(config.seed), preprocessing_of(config)
     for row in rows:
         try:
             name, conversation = recipe.read(row.value)
@@ -62,21 +70,21 @@ def make_report(rows: Iterable[Row], tokenizer: Speller, config: TrainConfig) ->
 
 
 @dataclass(frozen=True)
-class _Kept:
+class _KeptRows:
     """A sample that may be shown."""
 
-    place: Place
+    place: RowLocation
     format: str
     rendered: Rendered
 
 
-class _Few:
+class _FirstFew:
     """The samples with the smallest ranks so far, one of each content."""
 
     def __init__(self) -> None:
-        self.best: list[tuple[float, bytes, _Kept]] = []
+        self.best: list[tuple[float, bytes, _KeptRows]] = []
 
-    def offer(self, rank: float, key: bytes, kept: _Kept) -> None:
+    def offer(self, rank: float, key: bytes, kept: _KeptRows) -> None:
         if len(self.best) == EXAMPLES and rank >= self.best[-1][0]:
             return
         if all(key != other for _rank, other, _kept in self.best):
@@ -93,16 +101,18 @@ class _Seen:
     lengths: "array[int]" = field(default_factory=lambda: array("q"))  # before any cut
     files: dict[str, list[int]] = field(default_factory=dict)
     formats: Counter[str] = field(default_factory=Counter)
-    refused: dict[str, Refused] = field(default_factory=dict)
+    refused: dict[str, RejectReason] = field(default_factory=dict)
     without_answer: int = 0
     targets: int = 0
     cut_rows: int = 0
     cut_tokens: int = 0
     strange_rows: int = 0
-    strange: dict[str, Strange] = field(default_factory=dict)
-    compared: dict[bytes, tuple[Place, UInt32]] = field(default_factory=dict)
+    strange: dict[str, StrangeCharacter] = field(default_factory=dict)
+    compared: dict[bytes, tuple[RowLocation, UInt32]] = field(default_factory=dict)
     highest: bytes = b"\xff" * 32  # keys above it are not compared any more
-    few: dict[str, _Few] = field(default_factory=lambda: {name: _Few() for name in ("shortest", "longest", "random")})
+    few: dict[str, _FirstFew] = field(
+        default_factory=lambda: {name: _FirstFew() for name in ("shortest", "longest", "random")}
+    )
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
@@ -111,14 +121,14 @@ class _Seen:
         self._count(row, good=False)
         self.without_answer += lacks_answer(row.value)
         kind = re.sub(r"\d+", "#", reason)
-        group = self.refused.setdefault(kind, Refused(visible(reason), 0, []))
+        group = self.refused.setdefault(kind, RejectReason(visible(reason), 0, []))
         examples = group.examples
         if len(examples) < EXAMPLES:
-            examples.append((Place(row.file, row.line), excerpt(row.value)))
-        self.refused[kind] = Refused(group.reason, group.rows + 1, examples)
+            examples.append((RowLocation(row.file, row.line), excerpt(row.value)))
+        self.refused[kind] = RejectReason(group.reason, group.rows + 1, examples)
 
     def add(self, row: Row, name: str, conversation: Conversation, rendered: Rendered) -> None:
-        place, sample, key = Place(row.file, row.line), rendered.sample, content_key(conversation)
+        place, sample, key = RowLocation(row.file, row.line), rendered.sample, content_key(conversation)
         self._count(row, good=True)
         self.formats[name] += 1
         self.keys.append(key)
@@ -128,7 +138,7 @@ class _Seen:
         self.cut_rows += rendered.tokens_cut > 0
         self.cut_tokens += rendered.tokens_cut
         self._look_at_text(place, key, conversation)
-        kept = _Kept(place, name, rendered)
+        kept = _KeptRows(place, name, rendered)
         ranks = {"shortest": len(sample), "longest": -self.lengths[-1], "random": self.random.random()}
         for kind, rank in ranks.items():
             self.few[kind].offer(rank, key, kept)
@@ -138,13 +148,13 @@ class _Seen:
         counts[0] += 1
         counts[1] += good
 
-    def _look_at_text(self, place: Place, key: bytes, conversation: Conversation) -> None:
+    def _look_at_text(self, place: RowLocation, key: bytes, conversation: Conversation) -> None:
         characters = strange_characters("\n".join(turn.content for turn in conversation))
         self.strange_rows += bool(characters)
         for character in characters:
             code, name = f"U+{ord(character):04X}", unicodedata.name(character, "").lower()
-            before = self.strange.get(code) or Strange(code, name, 0, place)
-            self.strange[code] = Strange(code, name, before.rows + 1, before.first)
+            before = self.strange.get(code) or StrangeCharacter(code, name, 0, place)
+            self.strange[code] = StrangeCharacter(code, name, before.rows + 1, before.first)
         if key > self.highest or key in self.compared:
             return
         # A system text is the same in many rows and would make them alike.
@@ -160,7 +170,7 @@ class _Seen:
             self.compared = {key: entry for key, entry in self.compared.items() if key <= self.highest}
 
 
-def _report(seen: _Seen, tokenizer: Speller, config: TrainConfig) -> DataReport:
+def _report(seen: _Seen, tokenizer: DecodingTokenizer, config: TrainConfig) -> DataReport:
     chosen = held_out(seen.keys, config.val_size)[0] if seen.keys else set()
     sides: dict[bool, Counter[int]] = {True: Counter(), False: Counter()}
     for key, tokens in zip(seen.keys, seen.prints, strict=True):
@@ -188,11 +198,11 @@ def _report(seen: _Seen, tokenizer: Speller, config: TrainConfig) -> DataReport:
     )
 
 
-def _twins(seen: _Seen, chosen: set[bytes]) -> Twins:
+def _twins(seen: _Seen, chosen: set[bytes]) -> DuplicateStats:
     seen.forget()
     exact = len(seen.keys) - len(set(seen.keys))
     if not seen.compared:
-        return Twins(exact, 0, 0, 0, [])
+        return DuplicateStats(exact, 0, 0, 0, [])
     keys, places = list(seen.compared), [place for place, _signature in seen.compared.values()]
     pairs, similar = near_duplicates.near_pairs(np.stack([signature for _place, signature in seen.compared.values()]))
     across = {
@@ -200,17 +210,17 @@ def _twins(seen: _Seen, chosen: set[bytes]) -> Twins:
     }
     best = np.argsort(-similar, kind="stable")[:EXAMPLES]
     examples = [(places[pairs[i, 0]], places[pairs[i, 1]], float(similar[i])) for i in best]
-    return Twins(exact, len(keys), len(set(pairs[:, 1].tolist())), len(across), examples)
+    return DuplicateStats(exact, len(keys), len(set(pairs[:, 1].tolist())), len(across), examples)
 
 
-def _lengths(lengths: NDArray[np.int64]) -> Lengths:
+def _lengths(lengths: NDArray[np.int64]) -> LengthStats:
     """Bins of a round width reach as far as 99% of the samples, the last one to the longest."""
     reach = max(float(np.percentile(lengths, 99)) / BINS, 1)
     power = 10 ** int(np.log10(reach))
     width = next(step * power for step in (1, 2, 5, 10) if step * power >= reach)
     edges = [width * i for i in range(int(np.percentile(lengths, 99)) // width + 1)]
     rows = np.bincount(np.minimum(lengths // width, len(edges) - 1), minlength=len(edges))
-    return Lengths(
+    return LengthStats(
         shortest=int(lengths.min()),
         median=float(np.median(lengths)),
         ninth_decile=float(np.percentile(lengths, 90)),
@@ -220,20 +230,20 @@ def _lengths(lengths: NDArray[np.int64]) -> Lengths:
     )
 
 
-def _shown(kept: _Kept, tokenizer: Speller) -> Shown:
+def _shown(kept: _KeptRows, tokenizer: DecodingTokenizer) -> ShownSample:
     sample = kept.rendered.sample
     pieces = target_pieces(sample, tokenizer)
-    return Shown(kept.place, kept.format, len(sample), sample.num_targets, kept.rendered.tokens_cut, pieces)
+    return ShownSample(kept.place, kept.format, len(sample), sample.num_targets, kept.rendered.tokens_cut, pieces)
 
 
-def target_pieces(sample: Sample, tokenizer: Speller) -> list[tuple[str, bool]]:
+def target_pieces(sample: Sample, tokenizer: DecodingTokenizer) -> list[tuple[str, bool]]:
     """The sample's text, parted where its tokens begin or cease to be targets."""
     borders = [0, *(np.flatnonzero(np.diff(sample.target_mask)) + 1).tolist(), len(sample)]
     spans = itertools.pairwise(borders)
     return [(visible(tokenizer.spell(sample.input_ids[a:b].tolist())), bool(sample.target_mask[a])) for a, b in spans]
 
 
-def summary_lines(prepared: Prepared) -> list[str]:
+def summary_lines(prepared: PreparedData) -> list[str]:
     """The report in two lines, for the start of a training; near copies are not looked for.
 
     What is cut and which row is rejected first stands in the notes of `prepared`.

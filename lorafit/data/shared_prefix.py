@@ -15,7 +15,7 @@ MORE = 64  # tokens that several beginnings must save beyond what one for all sa
 
 
 @dataclass(frozen=True)
-class Beginning:
+class SharedPrefix:
     """`length` tokens that all these samples begin with, none of which predicts a target."""
 
     length: int
@@ -27,14 +27,14 @@ class Beginning:
         return self.length * (len(self.members) - 1)
 
 
-def beginnings(samples: Sequence[Sample], most: int) -> list[Beginning]:
+def find_shared_prefixes(samples: Sequence[Sample], most: int) -> list[SharedPrefix]:
     """One beginning for all samples; or several, each for some and at most `most` tokens together, where that saves more."""
     heads = [_before_targets(sample) for sample in samples]
     order = sorted(
         range(len(heads)), key=lambda i: heads[i].tobytes()
     )  # so those are neighbours who have most in common
     near = [_common(heads[a], heads[b]) for a, b in itertools.pairwise(order)]
-    whole = [Beginning(min(near), order)] if near and min(near) >= FEWEST else []
+    whole = [SharedPrefix(min(near), order)] if near and min(near) >= FEWEST else []
     enough = sum(b.saved for b in whole) + MORE
     if sum(near) < enough:  # no division saves more than that
         return whole
@@ -54,7 +54,7 @@ def _common(a: Int32, b: Int32) -> int:
     return int(differs[0]) if len(differs) else length
 
 
-def _parts(order: list[int], near: list[int]) -> list[Beginning]:
+def _parts(order: list[int], near: list[int]) -> list[SharedPrefix]:
     """`order` cut so that most is saved: for each end, the best begin of the last part, given the best up to there."""
     count = len(order)
     saved, begins = np.zeros(count + 1, np.int64), np.zeros(count + 1, np.int64)
@@ -69,12 +69,12 @@ def _parts(order: list[int], near: list[int]) -> list[Beginning]:
     parts, end = [], count
     while end > 0:
         begin = int(begins[end])
-        parts.append(Beginning(min(near[begin : end - 1], default=0), order[begin:end]))
+        parts.append(SharedPrefix(min(near[begin : end - 1], default=0), order[begin:end]))
         end = begin
     return [part for part in parts if part.length >= FEWEST]
 
 
-def _within(parts: list[Beginning], most: int) -> list[Beginning]:
+def _within(parts: list[SharedPrefix], most: int) -> list[SharedPrefix]:
     """Those that save most, as long as they are at most `most` tokens together."""
     kept, held = [], 0
     for part in sorted(parts, key=lambda part: -part.saved):
@@ -84,7 +84,7 @@ def _within(parts: list[Beginning], most: int) -> list[Beginning]:
     return kept
 
 
-def lengths_of(found: Sequence[Beginning], samples: int) -> list[int]:
+def prefix_lengths(found: Sequence[SharedPrefix], samples: int) -> list[int]:
     """How many tokens each of so many samples shares."""
     lengths = [0] * samples
     for beginning in found:

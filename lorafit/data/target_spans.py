@@ -74,7 +74,7 @@ def target_spans(turns: Conversation, tokenizer: Tokenizer, date_string: str) ->
             continue
         if all(before.role in ("system", TOOLS) for before in turns[:i]):
             raise BadRow(_("it begins with the assistant's turn, wanted a question first"))
-        place = _Place(text, turns, i, tokenizer, date_string, spans[-1].end if spans else 0)
+        place = _MessageSearch(text, turns, i, tokenizer, date_string, spans[-1].end if spans else 0)
         span = _calls_span(place) if turn.calls else _words_span(place)
         if span is None:
             raise BadRow(_("the chat template leaves out or changes what turn {number} says").format(number=i + 1))
@@ -84,7 +84,7 @@ def target_spans(turns: Conversation, tokenizer: Tokenizer, date_string: str) ->
 
 
 @dataclass(frozen=True)
-class _Place:
+class _MessageSearch:
     """Turn number `i` of `turns`, to be found in `text` behind `cursor`."""
 
     text: str
@@ -126,7 +126,7 @@ class _Place:
         return TargetSpan(common, common, unlike_prompt=True) if in_this_turn else None
 
 
-def _words_span(place: _Place) -> TargetSpan | None:
+def _words_span(place: _MessageSearch) -> TargetSpan | None:
     """From where the prompt ends to behind the words' end-of-turn token."""
     end_of_turn = place.tokenizer.end_of_turn
     answers = [words + end_of_turn for words in _wordings(place.turn.content)]
@@ -148,7 +148,7 @@ def _words_span(place: _Place) -> TargetSpan | None:
     return None
 
 
-def _calls_span(place: _Place) -> TargetSpan | None:
+def _calls_span(place: _MessageSearch) -> TargetSpan | None:
     """From where the prompt ends to the next end-of-turn token; the functions' names must stand there."""
     end_of_turn, begin = place.tokenizer.end_of_turn, place.begin
     if begin is None:

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from lorafit.data.formats import FORMATS, BadRow, Conversation
 from lorafit.data.micro_batch import Bool, Int32
-from lorafit.data.preprocessing import Recipe
+from lorafit.data.preprocessing import Preprocessing
 from lorafit.data.readers.row import Row
-from lorafit.data.render import Rendered, Spelled, Tokenizer, to_sample
+from lorafit.data.render import Rendered, TemplatedText, Tokenizer, to_sample
 from lorafit.data.split import content_key
 
 BATCH = 256  # rows
@@ -33,7 +33,7 @@ Load = Callable[[], Tokenizer]
 
 
 @dataclass
-class Made:
+class TokenizedRows:
     """What became of some rows. Arrays over the N good ones, and over their T tokens."""
 
     input_ids: Int32
@@ -47,12 +47,12 @@ class Made:
     keys: bytes  # 32 for each good row
     rejects: list[tuple[int, str]] = field(default_factory=list)  # places of the bad rows, and why
 
-    def first(self, count: int) -> "Made":
+    def first(self, count: int) -> "TokenizedRows":
         """What became of the rows up to the good one number `count`."""
         if count >= len(self.lengths):
             return self
         tokens, last = int(self.lengths[:count].sum()), int(self.places[count - 1]) if count else -1
-        return Made(
+        return TokenizedRows(
             input_ids=self.input_ids[:tokens],
             target_mask=self.target_mask[:tokens],
             lengths=self.lengths[:count],
@@ -66,10 +66,10 @@ class Made:
         )
 
 
-def make(rows: list[Row], recipe: Recipe, tokenizer: Tokenizer) -> Made:
+def make(rows: list[Row], recipe: Preprocessing, tokenizer: Tokenizer) -> TokenizedRows:
     """Samples of the good rows, reasons for the bad ones."""
     rejects: list[tuple[int, str]] = []
-    read: list[tuple[int, str, Conversation, Spelled]] = []
+    read: list[tuple[int, str, Conversation, TemplatedText]] = []
     for place, row in enumerate(rows):
         try:
             name, conversation = recipe.read(row.value)
@@ -86,9 +86,9 @@ def make(rows: list[Row], recipe: Recipe, tokenizer: Tokenizer) -> Made:
     return _joined(made, sorted(rejects))
 
 
-def _joined(made: list[tuple[int, str, Conversation, Rendered]], rejects: list[tuple[int, str]]) -> Made:
+def _joined(made: list[tuple[int, str, Conversation, Rendered]], rejects: list[tuple[int, str]]) -> TokenizedRows:
     rendered = [one for _place, _name, _said, one in made]
-    return Made(
+    return TokenizedRows(
         input_ids=np.concatenate([np.empty(0, np.int32), *(one.sample.input_ids for one in rendered)]),
         target_mask=np.concatenate([np.empty(0, np.bool_), *(one.sample.target_mask for one in rendered)]),
         lengths=np.array([len(one.sample) for one in rendered], np.int32),
@@ -103,8 +103,8 @@ def _joined(made: list[tuple[int, str, Conversation, Rendered]], rejects: list[t
 
 
 def make_all(
-    rows: Iterable[Row], recipe: Recipe, load: Load, cores: int | None = None, patience: float = PATIENCE_SECONDS
-) -> Iterator[tuple[list[Row], Made]]:
+    rows: Iterable[Row], recipe: Preprocessing, load: Load, cores: int | None = None, patience: float = PATIENCE_SECONDS
+) -> Iterator[tuple[list[Row], TokenizedRows]]:
     """All rows, some at a time, each share with what became of it, in order."""
     shares = _shares(rows)
     started, tokenizer = time.monotonic(), load()
@@ -137,10 +137,10 @@ def usable_cores() -> int:
 class _Workers:
     """Processes that make samples. What one that died was asked for is made here."""
 
-    def __init__(self, recipe: Recipe, load: Load, cores: int) -> None:
+    def __init__(self, recipe: Preprocessing, load: Load, cores: int) -> None:
         self.recipe, self.most = recipe, 2 * cores
         self.pool = ProcessPoolExecutor(cores, get_context("spawn"), _begin, (recipe, load))
-        self.waiting: deque[tuple[list[Row], Future[Made] | None]] = deque()
+        self.waiting: deque[tuple[list[Row], Future[TokenizedRows] | None]] = deque()
         self.broken = False
 
     @property
@@ -155,7 +155,7 @@ class _Workers:
             self.broken = True
             self.waiting.append((share, None))
 
-    def receive(self, tokenizer: Tokenizer) -> tuple[list[Row], Made]:
+    def receive(self, tokenizer: Tokenizer) -> tuple[list[Row], TokenizedRows]:
         share, future = self.waiting.popleft()
         if future is not None and not self.broken:
             try:
@@ -182,15 +182,15 @@ def _no_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-_there: list[tuple[Recipe, Tokenizer]] = []  # in a worker: what it was begun with
+_there: list[tuple[Preprocessing, Tokenizer]] = []  # in a worker: what it was begun with
 
 
-def _begin(recipe: Recipe, load: Load) -> None:
+def _begin(recipe: Preprocessing, load: Load) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread each, or they would stand in each other's way
     os.environ["RAYON_NUM_THREADS"] = "1"
     _there.append((recipe, load()))
 
 
-def _make_there(share: list[Row]) -> Made:
+def _make_there(share: list[Row]) -> TokenizedRows:
     recipe, tokenizer = _there[0]
     return make(share, recipe, tokenizer)

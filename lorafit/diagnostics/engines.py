@@ -41,7 +41,7 @@ def look_at_device(machine: Machine) -> Finding:
     return Finding("works", _("device"), choice.reason.lstrip("✓⚠️ "), mark)
 
 
-class Trials:
+class SelfTestProcess:
     """The process that tries everything; begun at once, so that the rest is looked at meanwhile."""
 
     def __init__(self, device: str, precision: str) -> None:

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from lorafit.diagnostics.engines import Trials, chosen, look_at_device
+from lorafit.diagnostics.engines import SelfTestProcess, chosen, look_at_device
 from lorafit.diagnostics.finding import Finding, Report
 from lorafit.diagnostics.folders import look_at_folders, look_at_hub
 from lorafit.diagnostics.machine import look_at_machine, nvidia_driver
@@ -19,7 +19,7 @@ from lorafit.messages import _
 
 def examine(output_dir: Path) -> Report:
     """Look at the machine that we run on: about a second, and what the trials and the hub take."""
-    machine = detect.detect()
+    machine = detect.detect_machine()
     with ThreadPoolExecutor(1) as pool:
         hub = pool.submit(look_at_hub)
         trials = start_trials(machine)
@@ -35,16 +35,16 @@ def report(machine: Machine, findings: list[Finding], packages: Packages) -> Rep
     return Report(machine, shown, packages.versions(), None if bad else chosen(machine))
 
 
-def start_trials(machine: Machine) -> Trials | None:
+def start_trials(machine: Machine) -> SelfTestProcess | None:
     """The trials, on the device that training would take; None where it would refuse."""
     try:
-        detect.check(machine)
-        return Trials(*chosen(machine))
+        detect.check_machine(machine)
+        return SelfTestProcess(*chosen(machine))
     except LorafitError:
         return None
 
 
-def works(machine: Machine, trials: Trials | None) -> Iterator[Finding]:
+def works(machine: Machine, trials: SelfTestProcess | None) -> Iterator[Finding]:
     """The device, and what was tried on it."""
     if trials is not None:
         yield look_at_device(machine)

@@ -41,7 +41,7 @@ def look_at_machine(machine: Machine, driver: str | None, environ: Mapping[str, 
     if told := [f"{name}={environ[name]}" for name in TELLING if name in environ]:
         yield Finding("machine", _("environment"), " ".join(told))
     try:
-        detect.check(machine)
+        detect.check_machine(machine)
     except HardwareError as error:
         yield Finding("machine", _("Rosetta") if machine.rosetta else _("Intel Mac"), error.what, "bad", error.fix)
 

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
-from lorafit.distributed.launch import Place
+from lorafit.distributed.launch import RankInfo
 from lorafit.errors import EngineError
 from lorafit.messages import _
 
@@ -25,58 +25,58 @@ class RankLost(EngineError):
         self.rank, self.told = rank, told  # told: by itself, before it left
 
 
-class Ranks(Protocol):
+class Collectives(Protocol):
     """What several processes can do together. Raises RankLost where one of them is gone."""
 
-    place: Place
+    place: RankInfo
 
-    def tell(self, facts: dict[str, Any] | None = None) -> dict[str, Any]:
+    def broadcast_json(self, facts: dict[str, Any] | None = None) -> dict[str, Any]:
         """What the leader says (JSON), on every rank."""
         ...
 
-    def at_hand(self, folder: Path | None) -> AbstractContextManager[Path | None]:
+    def broadcast_folder(self, folder: Path | None) -> AbstractContextManager[Path | None]:
         """Inside, what the leader has in `folder`, on every rank: a copy where the disk is not the same."""
         ...
 
-    def most(self, number: float) -> float:
+    def all_reduce_max(self, number: float) -> float:
         """The largest of the ranks' numbers."""
         ...
 
-    def sum(self, number: float) -> float:
+    def all_reduce_sum(self, number: float) -> float:
         """The sum of the ranks' numbers, in float64."""
         ...
 
-    def add_up(self, tensors: Sequence[Any]) -> None:
+    def all_reduce_(self, tensors: Sequence[Any]) -> None:
         """Each tensor becomes, in place, its sum over the ranks; all travel in one flat buffer."""
         ...
 
-    def all_or_none(self) -> AbstractContextManager[None]:
+    def sync_oom(self) -> AbstractContextManager[None]:
         """What is done inside runs out of memory on every rank or on none."""
         ...
 
 
-class Alone:
+class SingleProcess:
     """One process."""
 
-    place = Place()
+    place = RankInfo()
 
-    def tell(self, facts: dict[str, Any] | None = None) -> dict[str, Any]:
+    def broadcast_json(self, facts: dict[str, Any] | None = None) -> dict[str, Any]:
         return facts or {}
 
-    def at_hand(self, folder: Path | None) -> AbstractContextManager[Path | None]:
+    def broadcast_folder(self, folder: Path | None) -> AbstractContextManager[Path | None]:
         return nullcontext(folder)
 
-    def most(self, number: float) -> float:
+    def all_reduce_max(self, number: float) -> float:
         return number
 
-    def sum(self, number: float) -> float:
+    def all_reduce_sum(self, number: float) -> float:
         return number
 
-    def add_up(self, tensors: Sequence[Any]) -> None:
+    def all_reduce_(self, tensors: Sequence[Any]) -> None:
         pass
 
-    def all_or_none(self) -> AbstractContextManager[None]:
+    def sync_oom(self) -> AbstractContextManager[None]:
         return nullcontext()
 
 
-ALONE: Ranks = Alone()
+SINGLE_PROCESS: Collectives = SingleProcess()

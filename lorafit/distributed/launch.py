@@ -24,7 +24,7 @@ TAIL_LINES, TAIL_BYTES = 3, 4000
 
 
 @dataclass(frozen=True)
-class Place:
+class RankInfo:
     """One process among `count`; `local_` counts on its own machine. Rank 0 leads: it alone writes and speaks."""
 
     rank: int = 0
@@ -37,14 +37,14 @@ class Place:
         return self.rank == 0
 
 
-def place(environ: Mapping[str, str] = os.environ) -> Place:
-    """This process's place, as torchrun (or `started` below) wrote it. Raises ConfigError when that is incomplete."""
+def rank_info(environ: Mapping[str, str] = os.environ) -> RankInfo:
+    """This process's place, as torchrun (or `launch_ranks` below) wrote it. Raises ConfigError when that is incomplete."""
     if "RANK" not in environ:
-        return Place()
+        return RankInfo()
     missing = [name for name in NAMES if not environ.get(name)]
     if not missing:
         with contextlib.suppress(ValueError):
-            return Place(*(int(environ[name]) for name in NAMES[:4]))
+            return RankInfo(*(int(environ[name]) for name in NAMES[:4]))
     raise ConfigError(
         _("RANK is set, but not all that processes need to find each other."),
         where=listed(NAMES),
@@ -61,7 +61,7 @@ def environments(count: int, port: int) -> list[dict[str, str]]:
 
 
 @dataclass
-class Others:
+class RankProcesses:
     """The processes after the first, which started them. `errors` holds what each writes to stderr."""
 
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
@@ -92,7 +92,7 @@ class Others:
             file.close()
 
 
-def nobody() -> tuple[int, str] | None:
+def no_known_death() -> tuple[int, str] | None:
     """Of processes that somebody else started, nobody here knows how they ended."""
     return None
 
@@ -101,9 +101,9 @@ Dead = Callable[[], tuple[int, str] | None]
 
 
 @contextlib.contextmanager
-def started(count: int, port: int, command: Sequence[str] = FOLLOWER) -> Iterator[Others]:
+def launch_ranks(count: int, port: int, command: Sequence[str] = FOLLOWER) -> Iterator[RankProcesses]:
     """Inside, processes 1 to `count` - 1 of this machine run `command`; this one is the first."""
-    others = Others()
+    others = RankProcesses()
     try:
         for environ in environments(count, port)[1:]:
             file = tempfile.TemporaryFile()  # noqa: SIM115 - read when the process is dead, closed by end()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from lorafit.data.micro_batch import MicroBatch
-from lorafit.distributed.collectives import ALONE, Ranks
+from lorafit.distributed.collectives import SINGLE_PROCESS, Collectives
 from lorafit.errors import EngineError
 from lorafit.planner.plan import Plan
 from lorafit.sampling import Sampling
@@ -27,7 +27,7 @@ class Setup:
     quantization: str = "none"  # none | 4bit | 8bit
     trust_remote_code: bool = False
     plan: Plan | None = None
-    ranks: Ranks = ALONE  # who trains this run together; steps and evaluations are sums over all of them
+    ranks: Collectives = SINGLE_PROCESS  # who trains this run together; steps and evaluations are sums over all of them
 
 
 @dataclass(frozen=True)

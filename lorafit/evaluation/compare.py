@@ -16,8 +16,8 @@ from lorafit.data.sources import read_rows
 from lorafit.engines.base import Engine, LossSum
 from lorafit.errors import DataError, LorafitError
 from lorafit.evaluation.chat import ChatTokens, text_pieces
-from lorafit.evaluation.metrics import Difference, Float64, Likeness, bootstrap, citations, likeness
-from lorafit.evaluation.validation import HeldOut
+from lorafit.evaluation.metrics import Float64, LossDifference, ReferenceScores, bootstrap, citations, likeness
+from lorafit.evaluation.validation import ValidationRows
 from lorafit.messages import _, listed
 from lorafit.progress import Say
 from lorafit.sampling import Sampling
@@ -47,7 +47,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Figures:
+class AnswerStats:
     """What can be counted about a model's answers; None where there are no references, or no package to compute it."""
 
     answers: int
@@ -55,27 +55,27 @@ class Figures:
     cut: int
     citing: int  # answers that cite a statute
     agreeing: int | None  # answers that cite one which the reference cites
-    likeness: Likeness | None
+    likeness: ReferenceScores | None
 
 
 @dataclass(frozen=True)
-class Losses:
+class ValidationLosses:
     """Of an adapter and of its base on the rows that its run held out; `difference` None for a single row."""
 
     rows: int
     base: LossSum
     tuned: LossSum
-    difference: Difference | None
+    difference: LossDifference | None
 
 
 @dataclass(frozen=True)
-class Side:
+class ModelResult:
     """One of the models compared; `losses` None for the base, and where a run's held-out rows cannot be had."""
 
     name: str
     answers: list[Answer]
-    figures: Figures
-    losses: Losses | None = None
+    figures: AnswerStats
+    losses: ValidationLosses | None = None
 
 
 @dataclass(frozen=True)
@@ -87,17 +87,17 @@ class Comparison:
     source: str
     sampling: Sampling
     questions: list[Question]
-    base: Side
-    tuned: list[Side]
+    base: ModelResult
+    tuned: list[ModelResult]
     notes: list[str]
 
     @property
-    def sides(self) -> list[Side]:
+    def sides(self) -> list[ModelResult]:
         return [self.base, *self.tuned]
 
 
 @dataclass(frozen=True)
-class Contestant:
+class ModelUnderTest:
     """An adapter to be compared: how to load it on its base, how it is spoken to, and the rows its run held out."""
 
     name: str
@@ -105,14 +105,14 @@ class Contestant:
     tokenizer: ChatTokens
     date_string: str
     system_prompt: str | None
-    held_out: HeldOut | None
+    held_out: ValidationRows | None
 
 
 def compare_models(
-    contestants: Sequence[Contestant], questions: Sequence[Question], sampling: Sampling, say: Say
-) -> tuple[list[Side], list[str]]:
+    contestants: Sequence[ModelUnderTest], questions: Sequence[Question], sampling: Sampling, say: Say
+) -> tuple[list[ModelResult], list[str]]:
     """The base (asked as the first contestant is) and each contestant, one loaded at a time; words on what is left out."""
-    sides: list[tuple[str, list[Answer], Losses | None]] = []
+    sides: list[tuple[str, list[Answer], ValidationLosses | None]] = []
     base_losses: dict[str, Float64] = {}  # by the held-out rows' digest
     for left, contestant in zip(range(len(contestants) - 1, -1, -1), contestants, strict=True):
         engine = contestant.open()
@@ -127,7 +127,7 @@ def compare_models(
         del engine  # before the next is loaded
     references = [question.reference for question in questions]
     notes: list[str] = []
-    return [Side(name, a, count_up(a, references, notes), losses) for name, a, losses in sides], notes
+    return [ModelResult(name, a, count_up(a, references, notes), losses) for name, a, losses in sides], notes
 
 
 def _told(say: Say, name: str, sides: int) -> Callable[[int, int], None]:
@@ -146,7 +146,7 @@ def _told(say: Say, name: str, sides: int) -> Callable[[int, int], None]:
 
 def _answers(
     engine: Engine,
-    contestant: Contestant,
+    contestant: ModelUnderTest,
     questions: Sequence[Question],
     sampling: Sampling,
     tell: Callable[[int, int], None],
@@ -164,7 +164,9 @@ def _answers(
     return [answers[place] for place in range(len(prompts))]
 
 
-def _losses(engine: Engine, contestant: Contestant, base_losses: dict[str, Float64], say: Say) -> Losses | None:
+def _losses(
+    engine: Engine, contestant: ModelUnderTest, base_losses: dict[str, Float64], say: Say
+) -> ValidationLosses | None:
     """Of base and contestant on the contestant's rows; the base's are kept in `base_losses` for the next."""
     if contestant.held_out is None:
         return None
@@ -177,7 +179,7 @@ def _losses(engine: Engine, contestant: Contestant, base_losses: dict[str, Float
     tokens_S = np.array([sample.num_targets for sample in samples], np.int64)
     total = int(tokens_S.sum())
     sums = LossSum(float(base_S.sum()), total), LossSum(float(tuned_S.sum()), total)
-    return Losses(len(samples), *sums, bootstrap(base_S, tuned_S, tokens_S))
+    return ValidationLosses(len(samples), *sums, bootstrap(base_S, tuned_S, tokens_S))
 
 
 def _evaluated(say: Say, name: str) -> Callable[[int, int], None]:
@@ -196,10 +198,10 @@ def sample_losses(engine: Engine, samples: Sequence[Sample], tell: Callable[[int
     return np.array(losses, np.float64)
 
 
-def count_up(answers: Sequence[Answer], references: Sequence[str | None], notes: list[str]) -> Figures:
+def count_up(answers: Sequence[Answer], references: Sequence[str | None], notes: list[str]) -> AnswerStats:
     """The figures of `answers`; what cannot be computed is added to `notes`, once."""
     known = [(a.text, r) for a, r in zip(answers, references, strict=True) if r is not None]
-    return Figures(
+    return AnswerStats(
         answers=len(answers),
         characters=float(np.mean([len(answer.text) for answer in answers])),
         cut=sum(answer.cut for answer in answers),
@@ -209,7 +211,7 @@ def count_up(answers: Sequence[Answer], references: Sequence[str | None], notes:
     )
 
 
-def _likeness(known: list[tuple[str, str]], notes: list[str]) -> Likeness | None:
+def _likeness(known: list[tuple[str, str]], notes: list[str]) -> ReferenceScores | None:
     if not known:
         return None
     try:

@@ -15,18 +15,18 @@ from lorafit.engines.tokenizer import load_tokenizer
 from lorafit.errors import AdapterError, ConfigError, LorafitError
 from lorafit.evaluation.compare import (
     Comparison,
-    Contestant,
+    ModelUnderTest,
     Question,
     asked_of_file,
     asked_of_lines,
     asked_of_rows,
     compare_models,
 )
-from lorafit.evaluation.model_request import AnswerRequest, base_name, choose_way, tokenizer_folder
-from lorafit.evaluation.validation import HeldOut, Trained, held_out_rows, read_trained, run_of
+from lorafit.evaluation.model_request import AnswerRequest, base_name, choose_backend, tokenizer_folder
+from lorafit.evaluation.validation import TrainedRun, ValidationRows, held_out_rows, read_trained, run_of
 from lorafit.hardware import detect
 from lorafit.messages import _, listed
-from lorafit.models.hub import Found, find_model
+from lorafit.models.hub import FoundModel, find_model
 from lorafit.models.spec import read_spec
 from lorafit.progress import Say
 from lorafit.run_folders import directory
@@ -60,19 +60,19 @@ class CompareRequest(AnswerRequest):
 
 
 @dataclass(frozen=True)
-class Entrant:
+class AdapterRef:
     """An adapter's folder, its name in the comparison, and the run it comes from."""
 
     name: str
     folder: Path
-    trained: Trained | None
+    trained: TrainedRun | None
 
 
 @dataclass(frozen=True)
-class Base:
+class BaseModelRef:
     """The base model of all, and where and in which numbers it computes."""
 
-    found: Found
+    found: FoundModel
     engine: str
     device: str
     precision: str
@@ -119,14 +119,14 @@ def _check(request: CompareRequest) -> None:
         raise ConfigError(what, found=given, fix=_("Leave all but one out."))
 
 
-def _entrants(names: list[str]) -> list[Entrant]:
+def _entrants(names: list[str]) -> list[AdapterRef]:
     """The adapters that `names` mean, each under a name of its own. Raises AdapterError, ConfigError, RunError."""
     entrants = []
     for name in names:
         path = Path(name).expanduser()
         folder, run = directory.find_adapter(path), run_of(path)
         short = folder.absolute().name if run is None else _short(run, folder.absolute())
-        entrants.append(Entrant(short, folder, None if run is None else read_trained(run)))
+        entrants.append(AdapterRef(short, folder, None if run is None else read_trained(run)))
     times = Counter(entrant.name for entrant in entrants)
     return [e if times[e.name] == 1 else replace(e, name=str(e.folder)) for e in entrants]
 
@@ -147,7 +147,7 @@ def _asked(request: CompareRequest, read_lines: Callable[[Path], list[str]]) -> 
     return asked, path.name
 
 
-def _held_out_questions(contestants: list[Contestant], notes: list[str]) -> tuple[list[Question], str]:
+def _held_out_questions(contestants: list[ModelUnderTest], notes: list[str]) -> tuple[list[Question], str]:
     for contestant in contestants:
         if contestant.held_out is not None:
             source = _("held out by {run}").format(run=contestant.name)
@@ -156,10 +156,10 @@ def _held_out_questions(contestants: list[Contestant], notes: list[str]) -> tupl
     raise ConfigError(_("There are no held-out questions to ask."), found="\n".join(notes), fix=fix)
 
 
-def _base(request: CompareRequest, entrants: list[Entrant], say: Say) -> Base:
+def _base(request: CompareRequest, entrants: list[AdapterRef], say: Say) -> BaseModelRef:
     """The one base of all; on the device it was trained on, in the numbers of the first run. Raises LorafitErrors."""
-    machine = detect.detect()
-    detect.check(machine)
+    machine = detect.detect_machine()
+    detect.check_machine(machine)
     names = {base_name(request, entrant.folder) for entrant in entrants}
     if len(names) > 1:
         raise AdapterError(
@@ -171,14 +171,16 @@ def _base(request: CompareRequest, entrants: list[Entrant], say: Say) -> Base:
     spec = read_spec(found.folder)
     for entrant in entrants:
         check_shapes(entrant.folder, spec)
-    way = choose_way(request, machine, spec)
+    way = choose_backend(request, machine, spec)
     plan = entrants[0].trained.plan if entrants[0].trained else None
     if plan is not None and (plan.engine, plan.device) == way[:2] and request.precision == "auto":
-        return Base(found, way.engine, way.device, plan.precision, plan.quantization)
-    return Base(found, *way, "none")
+        return BaseModelRef(found, way.engine, way.device, plan.precision, plan.quantization)
+    return BaseModelRef(found, *way, "none")
 
 
-def _contestant(request: CompareRequest, entrant: Entrant, base: Base, notes: list[str], say: Say) -> Contestant:
+def _contestant(
+    request: CompareRequest, entrant: AdapterRef, base: BaseModelRef, notes: list[str], say: Say
+) -> ModelUnderTest:
     """`entrant` ready to be asked; why it has no held-out rows, where it has none, is added to `notes`."""
     trust = request.trust_remote_code
     tokenizer = load_tokenizer(tokenizer_folder(entrant.folder, base.found.folder), trust_remote_code=trust)
@@ -190,7 +192,7 @@ def _contestant(request: CompareRequest, entrant: Entrant, base: Base, notes: li
         engine.load_adapter(entrant.folder)
         return engine
 
-    return Contestant(
+    return ModelUnderTest(
         name=entrant.name,
         open=open_engine,
         tokenizer=tokenizer,
@@ -200,7 +202,7 @@ def _contestant(request: CompareRequest, entrant: Entrant, base: Base, notes: li
     )
 
 
-def _setup(base: Base, trained: Trained | None, trust: bool) -> Setup:
+def _setup(base: BaseModelRef, trained: TrainedRun | None, trust: bool) -> Setup:
     """With the run's plan where there is one: then the engine tries its arithmetic on this model, as for training."""
     numbers = {"device": base.device, "precision": base.precision, "quantization": base.quantization}
     plan = None if trained is None else replace(trained.plan, **numbers, engine=base.engine, optimizer="adamw")  # type: ignore[arg-type]
@@ -208,7 +210,9 @@ def _setup(base: Base, trained: Trained | None, trust: bool) -> Setup:
     return Setup(found.folder, found.name, base.device, base.precision, base.quantization, trust, plan)
 
 
-def _held_out(entrant: Entrant, base: Base, trust: bool, notes: list[str], say: Say) -> HeldOut | None:
+def _held_out(
+    entrant: AdapterRef, base: BaseModelRef, trust: bool, notes: list[str], say: Say
+) -> ValidationRows | None:
     if entrant.trained is None:
         text = _("{name} lies in no run's folder, so its held-out rows are not known: no loss.")
         notes.append(text.format(name=entrant.name))
@@ -222,7 +226,7 @@ def _held_out(entrant: Entrant, base: Base, trust: bool, notes: list[str], say: 
         return None
 
 
-def _unequal(contestants: list[Contestant]) -> list[str]:
+def _unequal(contestants: list[ModelUnderTest]) -> list[str]:
     """What makes a comparison of several adapters less than fair."""
     notes = []
     if len({c.held_out.digest for c in contestants if c.held_out}) > 1:

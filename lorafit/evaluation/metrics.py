@@ -21,7 +21,7 @@ INDEL = Entry("rapidfuzz.distance:Indel", _INSTALL)
 
 
 @dataclass(frozen=True)
-class Difference:
+class LossDifference:
     """Tuned minus base, in nats per target token, and its confidence interval."""
 
     mean: float
@@ -30,14 +30,16 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Likeness:
+class ReferenceScores:
     """How near answers are to their references, 0 to 100: chrF over all of them, the mean of their ROUGE-L."""
 
     chrf: float
     rouge_l: float
 
 
-def bootstrap(base_S: Float64, tuned_S: Float64, tokens_S: NDArray[np.int64], seed: int = SEED) -> Difference | None:
+def bootstrap(
+    base_S: Float64, tuned_S: Float64, tokens_S: NDArray[np.int64], seed: int = SEED
+) -> LossDifference | None:
     """Difference of two models' losses on the same S samples, with its 95% interval; None for fewer than two samples.
 
     `base_S` and `tuned_S` are sums (nats) over each sample's `tokens_S` target tokens. The difference is
@@ -58,7 +60,7 @@ def bootstrap(base_S: Float64, tuned_S: Float64, tokens_S: NDArray[np.int64], se
         means.append(delta_S[drawn_RS].sum(1) / tokens_S[drawn_RS].sum(1))
         left -= rows
     low, high = np.quantile(np.concatenate(means), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Difference(float(delta_S.sum() / tokens_S.sum()), float(low), float(high))
+    return LossDifference(float(delta_S.sum() / tokens_S.sum()), float(low), float(high))
 
 
 def citations(text: str) -> set[str]:
@@ -66,7 +68,7 @@ def citations(text: str) -> set[str]:
     return {"".join(match.split()) for match in CITATION.findall(text)}
 
 
-def likeness(answers: Sequence[str], references: Sequence[str]) -> Likeness:
+def likeness(answers: Sequence[str], references: Sequence[str]) -> ReferenceScores:
     """chrF and ROUGE-L of `answers` against `references`. Raises LorafitError where their packages are not installed.
 
     chrF (Popović, WMT 2015): F2 of the n-grams of one to six characters, white space left out, by sacrebleu.
@@ -76,4 +78,4 @@ def likeness(answers: Sequence[str], references: Sequence[str]) -> Likeness:
     chrf, tokenise, indel = load(CHRF)(), load(CHINESE_TOKENS)(), load(INDEL)
     pairs = [[tokenise(text.lower()).split() for text in pair] for pair in zip(answers, references, strict=True)]
     rouge = [100 * indel.normalized_similarity(answer, reference) for answer, reference in pairs]
-    return Likeness(float(chrf.corpus_score(list(answers), [list(references)]).score), float(np.mean(rouge)))
+    return ReferenceScores(float(chrf.corpus_score(list(answers), [list(references)]).score), float(np.mean(rouge)))

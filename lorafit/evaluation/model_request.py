@@ -66,7 +66,7 @@ def tokenizer_folder(adapter: Path | None, base: Path) -> Path:
     return adapter if adapter is not None and own else base
 
 
-class Way(NamedTuple):
+class Backend(NamedTuple):
     """How answers are computed."""
 
     engine: str
@@ -74,7 +74,7 @@ class Way(NamedTuple):
     precision: str
 
 
-def choose_way(request: AnswerRequest, machine: Machine, spec: ModelSpec) -> Way:
+def choose_backend(request: AnswerRequest, machine: Machine, spec: ModelSpec) -> Backend:
     """As for training: the first precision whose weights fit, else the smallest."""
     config = TrainConfig(engine=request.engine, device=request.device, precision=request.precision)
     device = device_precision.choose_device(config, machine).value
@@ -83,4 +83,4 @@ def choose_way(request: AnswerRequest, machine: Machine, spec: ModelSpec) -> Way
     precisions = device_precision.precisions(config, machine, device, engine)
     available = memory_budget.available_bytes(machine, device)
     fitting = [p for p in precisions if weights_bytes(spec, p, "none") <= memory_budget.MARGIN * available]
-    return Way(engine, device, (fitting or precisions[-1:])[0])
+    return Backend(engine, device, (fitting or precisions[-1:])[0])

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from lorafit.config import TrainConfig
-from lorafit.data.dataset import Prepared, prepare_cached
+from lorafit.data.dataset import PreparedData, prepare_cached
 from lorafit.data.formats import Conversation
 from lorafit.data.store import SampleStore, digest
 from lorafit.engines.tokenizer import read_template, shared_tokenizer
@@ -18,7 +18,7 @@ from lorafit.run_folders.directory import RunDir, saved_config
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class ValidationRows:
     """Rows that a run did not learn from; of equal ones `conversations` has one. Equal rows have an equal `digest`."""
 
     samples: SampleStore
@@ -27,7 +27,7 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedRun:
     """A run, and what it was trained by."""
 
     run: RunDir
@@ -42,12 +42,12 @@ def run_of(adapter: Path) -> RunDir | None:
     return next((run for run in map(RunDir, folders) if run.config.is_file() and run.plan.is_file()), None)
 
 
-def read_trained(run: RunDir) -> Trained:
+def read_trained(run: RunDir) -> TrainedRun:
     """What `run` was trained by. Raises ConfigError or RunError."""
-    return Trained(run, saved_config(run), Plan.load(run.plan))
+    return TrainedRun(run, saved_config(run), Plan.load(run.plan))
 
 
-def held_out_rows(trained: Trained, model_folder: Path, trust_remote_code: bool, say: Say) -> HeldOut:
+def held_out_rows(trained: TrainedRun, model_folder: Path, trust_remote_code: bool, say: Say) -> ValidationRows:
     """The rows that the run held out. Raises LorafitErrors: the data are gone, or no longer what the run was trained with."""
     config, where = trained.config, trained.run.path
     template = read_template(config.chat_template)
@@ -61,14 +61,14 @@ def held_out_rows(trained: Trained, model_folder: Path, trust_remote_code: bool,
         )
     if not len(data.valid):
         raise RunError(_("The run held nothing out for validation."), where=where)
-    return HeldOut(data.valid, data.valid_conversations, digest(data.valid))
+    return ValidationRows(data.valid, data.valid_conversations, digest(data.valid))
 
 
-def _told(texts: Generator[str, None, Prepared], say: Say) -> Prepared:
+def _told(texts: Generator[str, None, PreparedData], say: Say) -> PreparedData:
     """What comes at the end; `say` gets what comes before."""
     while True:
         try:
             say(next(texts))
         except StopIteration as done:
-            prepared: Prepared = done.value
+            prepared: PreparedData = done.value
             return prepared

@@ -82,7 +82,7 @@ def command_output(cmd: list[str]) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def detect(
+def detect_machine(
     run: Run = command_output,
     root: Path = Path("/"),
     system: str = platform.system(),
@@ -114,7 +114,7 @@ def detect(
     )
 
 
-def check(machine: Machine) -> None:
+def check_machine(machine: Machine) -> None:
     """Raise HardwareError where PyTorch cannot be had at all. For verbs that need it; the others must not ask."""
     if machine.rosetta:
         raise HardwareError(

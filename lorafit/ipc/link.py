@@ -78,10 +78,10 @@ class Link:
         self, items: Sequence[Item], message: Callable[[float], Message] = lambda _share: BEAT
     ) -> Sequence[Item]:
         """`items`, with a beat each time that one is taken up: the message for the share of them (0 to 1) before it."""
-        return _Beating(items, lambda index: self.beat(message(index / max(len(items), 1))))
+        return _BeatThread(items, lambda index: self.beat(message(index / max(len(items), 1))))
 
 
-class _Beating(Sequence[Item]):
+class _BeatThread(Sequence[Item]):
     def __init__(self, items: Sequence[Item], beat: Callable[[int], None]) -> None:
         self._items, self._beat = items, beat
 

@@ -49,7 +49,7 @@ class RunFolder:
 
 
 @dataclass(frozen=True)
-class Ended:
+class WorkerDone:
     """The worker did what it was asked for: it is finished, or was stopped and has saved."""
 
 
@@ -60,7 +60,7 @@ class Bug:
     traceback: str
 
 
-Message = Event | Beat | RunFolder | Ended | Bug | LorafitError
+Message = Event | Beat | RunFolder | WorkerDone | Bug | LorafitError
 
 
 def start_line(start: Start) -> str:
@@ -100,7 +100,7 @@ def read_message(line: str) -> Message | None:
             error = kind.__new__(kind)  # whatever arguments its own constructor takes
             LorafitError.__init__(error, facts["what"], where=facts["where"], found=facts["found"], fix=facts["fix"])
             return error
-        kinds = {kind.__name__: kind for kind in (Beat, RunFolder, Ended, Bug)}
+        kinds = {kind.__name__: kind for kind in (Beat, RunFolder, WorkerDone, Bug)}
         message: Message = kinds[facts.pop("message")](**facts)
         return message
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):

@@ -47,25 +47,25 @@ ELSEWHERE = {
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundModel:
     """A model's local `folder`, and the `name` that an adapter's config gives its base: a hub id, or the absolute folder."""
 
     folder: Path
     name: str
 
 
-def find_model(name: str, *, hub: str = "huggingface", endpoint: str | None = None, say: Say = silent) -> Found:
+def find_model(name: str, *, hub: str = "huggingface", endpoint: str | None = None, say: Say = silent) -> FoundModel:
     """The files of the model `name`, fetched where they are not here yet. Raises HubError, ModelError, DiskError."""
     if name == "demo":
         folder = demo_model(say)
-        return Found(folder, str(folder))
+        return FoundModel(folder, str(folder))
     if is_local(name):
         folder = Path(name).expanduser().absolute()
         require_folder(folder)
-        return Found(folder, str(folder))
+        return FoundModel(folder, str(folder))
     try:
         fetch = _from_modelscope if hub == "modelscope" else _from_hugging_face
-        return Found(Path(fetch(name, endpoint, say)), name)
+        return FoundModel(Path(fetch(name, endpoint, say)), name)
     except HubError:
         raise
     except (

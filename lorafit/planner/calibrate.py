@@ -47,7 +47,7 @@ class Ceiling:
 
 
 @dataclass(frozen=True)
-class Told:
+class MetalLimit:
     """What Metal let the GPU use of so much memory; the engine asks, a plan has no tensor library to ask with."""
 
     usable_bytes: int
@@ -56,13 +56,13 @@ class Told:
 
 
 @dataclass(frozen=True)
-class Known:
+class Calibration:
     """All that was measured on one machine. `core_gflops`: its processor's product, all cores together."""
 
     core_gflops: float | None = None
     measured: dict[str, Measured] = field(default_factory=dict)
     ceilings: dict[str, Ceiling] = field(default_factory=dict)
-    metal: Told | None = None
+    metal: MetalLimit | None = None
 
     def slowness(self, layout: Layout, spec: ModelSpec) -> float | None:
         """Measured over predicted seconds: of this very shape, else the middle one of this way of computing."""
@@ -82,7 +82,7 @@ class Known:
         return found.tokens if found and available_bytes <= ROOMIER * found.available_bytes else None
 
 
-NOTHING = Known()
+NOTHING = Calibration()
 
 
 def rounded_factor(memory: float | None) -> float:
@@ -120,7 +120,9 @@ def read(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def known(machine: Machine, path: Path | None = None, measure: Callable[[], float] | None = None) -> Known:
+def load_calibration(
+    machine: Machine, path: Path | None = None, measure: Callable[[], float] | None = None
+) -> Calibration:
     """What was measured on `machine`; a described one has been nowhere. `measure` times its product: the best counts,
     since neighbours can only make it slower. A faster one leaves the seconds as they are that runs were measured to take."""
     if machine.described:
@@ -132,7 +134,7 @@ def known(machine: Machine, path: Path | None = None, measure: Callable[[], floa
     try:
         measured = {key: Measured(**value) for key, value in facts.get("measured", {}).items()}
         ceilings = {key: Ceiling(**value) for key, value in facts.get("ceilings", {}).items()}
-        told = Told(**facts["metal"]) if "metal" in facts else None
+        told = MetalLimit(**facts["metal"]) if "metal" in facts else None
     except (TypeError, AttributeError):
         measured, ceilings, told = {}, {}, None
     if gflops is not None and gflops != before:
@@ -140,7 +142,7 @@ def known(machine: Machine, path: Path | None = None, measure: Callable[[], floa
         measured = {key: _over_faster(key, found, times) for key, found in measured.items()}
         kept = {key: asdict(found) for key, found in measured.items()}
         _write(path, machine, {**facts, "core_gflops": gflops, "measured": kept})
-    return Known(gflops, measured, ceilings, told)
+    return Calibration(gflops, measured, ceilings, told)
 
 
 def _over_faster(key: str, found: Measured, times: float) -> Measured:
@@ -157,7 +159,7 @@ def note(
     """
     path = path or file()
     facts = read(path).get(machine_key(machine), {})
-    before = known(machine, path).measured.get(key)
+    before = load_calibration(machine, path).measured.get(key)
     today = time.strftime("%Y-%m-%d")
     if slowness is None:
         if before is None:
@@ -182,11 +184,11 @@ def note_ceiling(machine: Machine, key: str, tokens: int, available_bytes: int, 
 def note_metal(machine: Machine, usable_bytes: int, path: Path | None = None) -> None:
     """Keep what Metal said may be used, for plans."""
     path = path or file()
-    told = Told(usable_bytes, machine.memory_bytes, time.strftime("%Y-%m-%d"))
+    told = MetalLimit(usable_bytes, machine.memory_bytes, time.strftime("%Y-%m-%d"))
     _write(path, machine, {**read(path).get(machine_key(machine), {}), "metal": asdict(told)})
 
 
-def recalled(machine: Machine, known: Known) -> Machine:
+def recalled(machine: Machine, known: Calibration) -> Machine:
     """`machine` with Metal's figure as it was told before, where there is one and it was of so much memory."""
     told = known.metal
     if told is None or told.memory_bytes != machine.memory_bytes:

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from lorafit.hardware.detect import Machine
 from lorafit.models.spec import ModelSpec
-from lorafit.planner.calibrate import Known
-from lorafit.planner.data_stats import LOOKED_AT, DataFacts, Split, as_shares, steps_as_shares
+from lorafit.planner.calibrate import Calibration
+from lorafit.planner.data_stats import LOOKED_AT, DataStats, Split, as_shares, steps_as_shares
 from lorafit.planner.memory import Layout
 from lorafit.planner.speed import evaluation_seconds, load_seconds, save_seconds, step_seconds
 from lorafit.planner.throughput import rates
@@ -39,18 +39,18 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class Work:
+class RunShape:
     """What a run has to do."""
 
     spec: ModelSpec
-    data: DataFacts
+    data: DataStats
     schedule: Schedule
     effective_batch: int
     max_samples: int
     seed: int
 
 
-def estimate(work: Work, layout: Layout, token_budget: int, machine: Machine, known: Known) -> Estimate:
+def estimate(work: RunShape, layout: Layout, token_budget: int, machine: Machine, known: Calibration) -> Estimate:
     """By the catalogue's speeds, corrected by what was measured on this machine before."""
     spec, rate = work.spec, rates(machine, layout, known.core_gflops)
     how = Split(work.effective_batch, token_budget, work.max_samples, layout.processes)
@@ -69,7 +69,7 @@ def estimate(work: Work, layout: Layout, token_budget: int, machine: Machine, kn
 
 
 def as_estimate(
-    work: Work, layout: Layout, step: float, evaluation: float, step_tokens: float, source: str
+    work: RunShape, layout: Layout, step: float, evaluation: float, step_tokens: float, source: str
 ) -> Estimate:
     """The whole run's time from that of a step and of an evaluation, in seconds; what was measured has been loaded."""
     schedule = work.schedule

@@ -185,7 +185,7 @@ def work_bytes(spec: ModelSpec, layout: Layout) -> int:
     return layout.tokens * (4 * spec.intermediate + 2 * spec.hidden) * layout.size
 
 
-def again_bytes(spec: ModelSpec, layout: Layout) -> int:
+def recompute_bytes(spec: ModelSpec, layout: Layout) -> int:
     """What a layer that recomputes computes again before it goes backward."""
     if layout.path == GENERIC and layout.engine != "mlx":
         return 0  # GENERIC_WORK has it
@@ -197,7 +197,7 @@ def moving_bytes(spec: ModelSpec, layout: Layout) -> tuple[int, int]:
     or as the last one does that recomputes, the first layers, when those after it have given up what they kept."""
     kept, work = activation_bytes(spec, layout), work_bytes(spec, layout)
     recomputed = min(layout.recompute, spec.layers)
-    again = again_bytes(spec, layout) if recomputed else 0
+    again = recompute_bytes(spec, layout) if recomputed else 0
     if layout.engine == "mlx":  # in which order it computes is its own affair
         return kept, max(work + again, loss_bytes(spec, layout))
     first, later = max(work, loss_bytes(spec, layout)), recomputed_bytes(spec, layout) * recomputed

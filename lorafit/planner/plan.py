@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lorafit.errors import RunError
-from lorafit.messages import Said, _, again, listed
+from lorafit.messages import Said, _, listed, retranslate
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Choice:
     reason: str
 
     def written(self) -> dict[str, Any]:
-        """For JSON: as it is, and `again`: how to say it in another language."""
+        """For JSON: as it is, and `retranslate`: how to say it in another language."""
         said = {name: text.recipe for name, text in vars(self).items() if isinstance(text, Said)}
         return {**vars(self), "again": said}
 
@@ -28,7 +28,7 @@ class Choice:
         """What was written, in the language spoken now; as it was where that cannot be. Raises TypeError."""
         words = {f.name: facts[f.name] for f in fields(cls) if f.name in facts}
         with suppress(LookupError, TypeError, ValueError, AttributeError):
-            words |= {name: str(again(recipe)) for name, recipe in facts["again"].items() if name in words}
+            words |= {name: str(retranslate(recipe)) for name, recipe in facts["again"].items() if name in words}
         return cls(**words)
 
 

@@ -7,43 +7,43 @@ from lorafit.config import TrainConfig, resolve_effective_batch
 from lorafit.hardware.detect import Machine
 from lorafit.models.spec import ModelSpec
 from lorafit.planner import device_precision, prequantized, reasons, sharding, suggestions, tuning
-from lorafit.planner.calibrate import NOTHING, Known
-from lorafit.planner.data_stats import DataFacts, target_share
-from lorafit.planner.estimate import Estimate, Schedule, Work, estimate
+from lorafit.planner.calibrate import NOTHING, Calibration
+from lorafit.planner.data_stats import DataStats, target_share
+from lorafit.planner.estimate import Estimate, RunShape, Schedule, estimate
 from lorafit.planner.fast_path import FAST, path_of
 from lorafit.planner.memory import Layout, terms
 from lorafit.planner.memory_budget import available_bytes
 from lorafit.planner.plan import Choice, Plan
-from lorafit.planner.search import NO_LIMIT, Candidate, Question, best, candidates, judged, loss_chunk
+from lorafit.planner.search import NO_LIMIT, Candidate, PlanRequest, best, candidates, judged, loss_chunk
 
-__all__ = ["DataFacts", "Planned", "Schedule", "consider", "make_plan", "make_schedule"]
+__all__ = ["DataStats", "PlanResult", "Schedule", "consider", "make_plan", "make_schedule"]
 
 EVAL_SHARE = 0.05  # of the time that scheduled evaluations may take
 MOST_EVALS = 20
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlanResult:
     """A plan, what it rests on, and what else was considered."""
 
     plan: Plan
-    question: Question
+    question: PlanRequest
     chosen: Candidate
     considered: list[Candidate]
     estimate: Estimate
-    work: Work
+    work: RunShape
 
 
 def make_plan(
-    config: TrainConfig, machine: Machine, spec: ModelSpec, data: DataFacts, known: Known = NOTHING
+    config: TrainConfig, machine: Machine, spec: ModelSpec, data: DataStats, known: Calibration = NOTHING
 ) -> Plan:  # fmt: skip
     """The plan for this run. Raises ConfigError, HardwareError or DoesNotFit."""
     return consider(config, machine, spec, data, known).plan
 
 
 def consider(
-    config: TrainConfig, machine: Machine, spec: ModelSpec, data: DataFacts, known: Known = NOTHING
-) -> Planned:
+    config: TrainConfig, machine: Machine, spec: ModelSpec, data: DataStats, known: Calibration = NOTHING
+) -> PlanResult:
     """The plan, with all that was considered. Raises ConfigError, HardwareError or DoesNotFit."""
     device = device_precision.choose_device(config, machine)
     engine = device_precision.choose_engine(config, machine, device.value)
@@ -70,7 +70,7 @@ def consider(
     chosen, tuned = _with_allocator(question, chosen)
     effective_batch = resolve_effective_batch(config)
     schedule = make_schedule(config, effective_batch, data)
-    work = Work(spec, question.data, schedule, effective_batch, question.max_samples, config.seed)
+    work = RunShape(spec, question.data, schedule, effective_batch, question.max_samples, config.seed)
     expected = estimate(work, chosen.layout, chosen.token_budget, machine, known)
     precision = device_precision.precision_choice(config, device.value, chosen.layout.precision, engine.value)
     what = [device, *device_precision.old_gpu(machine, device.value), engine, quantization, precision, optimizer]
@@ -83,10 +83,10 @@ def consider(
     plan = _plan(question, schedule, chosen, expected, choices)
     values = {choice.setting: choice.value for choice in tuned}
     plan = replace(plan, allocator=values.get("allocator", "default"), compile=values.get("compile", "off"))
-    return Planned(plan, question, chosen, found, expected, work)
+    return PlanResult(plan, question, chosen, found, expected, work)
 
 
-def _with_allocator(question: Question, chosen: Candidate) -> tuple[Candidate, list[Choice]]:
+def _with_allocator(question: PlanRequest, chosen: Candidate) -> tuple[Candidate, list[Choice]]:
     """`chosen` with the allocator that suits what it takes; MLX has its own."""
     layout, config, machine = chosen.layout, question.config, question.machine
     if layout.engine != "torch":
@@ -98,7 +98,7 @@ def _with_allocator(question: Question, chosen: Candidate) -> tuple[Candidate, l
     return replace(suited, seconds=chosen.seconds), [choice]  # compared with the others, which are lean
 
 
-def alternatives(planned: Planned, known: Known = NOTHING) -> list[Choice]:
+def alternatives(planned: PlanResult, known: Calibration = NOTHING) -> list[Choice]:
     """The runners-up with why not, and 4-bit where it would fit and was not asked for."""
     question, chosen = planned.question, planned.chosen
     found = reasons.others(question, chosen, planned.considered)
@@ -116,7 +116,7 @@ def alternatives(planned: Planned, known: Known = NOTHING) -> list[Choice]:
 
 
 def _base(
-    config: TrainConfig, spec: ModelSpec, data: DataFacts, engine: str, device: str, quantization: str, optimizer: str
+    config: TrainConfig, spec: ModelSpec, data: DataStats, engine: str, device: str, quantization: str, optimizer: str
 ) -> Layout:  # fmt: skip
     return Layout(
         device=device,
@@ -137,8 +137,8 @@ def _base(
 
 
 def _asked(
-    config: TrainConfig, machine: Machine, spec: ModelSpec, data: DataFacts, base: Layout, known: Known
-) -> Question:  # fmt: skip
+    config: TrainConfig, machine: Machine, spec: ModelSpec, data: DataStats, base: Layout, known: Calibration
+) -> PlanRequest:  # fmt: skip
     """`base` with the way that the engine will take, and what was learnt of its memory."""
     path = path_of(spec, base.longest, base.quantization, base.device)
     precisions = device_precision.precisions(config, machine, base.device, base.engine)
@@ -147,10 +147,10 @@ def _asked(
     base = replace(base, path=path, precision=precisions[0], target_share=target_share(data))
     factor = known.memory_factor(base, spec)
     ceiling = known.most_tokens(base, spec, available_bytes(machine, base.device))
-    return Question(config, machine, spec, data, base, precisions, factor, ceiling)
+    return PlanRequest(config, machine, spec, data, base, precisions, factor, ceiling)
 
 
-def make_schedule(config: TrainConfig, effective_batch: int, data: DataFacts) -> Schedule:
+def make_schedule(config: TrainConfig, effective_batch: int, data: DataStats) -> Schedule:
     """How many steps, how many of them warm up, and after how many to evaluate."""
     rows = len(data.train_lengths)
     steps = config.max_steps or math.ceil(rows * config.num_epochs / effective_batch)
@@ -180,7 +180,7 @@ def _schedule_choices(config: TrainConfig, effective_batch: int, schedule: Sched
 
 
 def _plan(
-    question: Question, schedule: Schedule, chosen: Candidate, expected: Estimate, choices: list[Choice]
+    question: PlanRequest, schedule: Schedule, chosen: Candidate, expected: Estimate, choices: list[Choice]
 ) -> Plan:  # fmt: skip
     layout, config, data = chosen.layout, question.config, question.data
     return Plan(

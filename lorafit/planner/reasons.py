@@ -10,7 +10,7 @@ from lorafit.planner.memory import terms
 from lorafit.planner.memory_budget import MARGIN, available_bytes
 from lorafit.planner.memory_budget import source_text as room_source
 from lorafit.planner.plan import Choice
-from lorafit.planner.search import Candidate, Question
+from lorafit.planner.search import Candidate, PlanRequest
 from lorafit.units import bytes_text, count_text, seconds_text
 
 SHOWN_TERMS = 3
@@ -31,13 +31,13 @@ def term_names() -> dict[str, str]:
     }
 
 
-def how(question: Question, chosen: Candidate, expected: Estimate) -> list[Choice]:
+def how(question: PlanRequest, chosen: Candidate, expected: Estimate) -> list[Choice]:
     """Memory, path, split, recompute and time, each with its reason."""
     path = [_path(question)] if question.base.engine == "torch" else []
     return [_memory(question, chosen), *path, *_split(question, chosen), _time(expected)]
 
 
-def _memory(question: Question, chosen: Candidate) -> Choice:
+def _memory(question: PlanRequest, chosen: Candidate) -> Choice:
     device = chosen.layout.device
     facts = {
         "peak": bytes_text(chosen.peak_bytes),
@@ -55,14 +55,14 @@ def _memory(question: Question, chosen: Candidate) -> Choice:
     return Choice("memory", facts["peak"], text.format(**facts))
 
 
-def largest_terms(question: Question, chosen: Candidate) -> list[str]:
+def largest_terms(question: PlanRequest, chosen: Candidate) -> list[str]:
     """ "base weights 2.3 GiB" and the like, the largest first."""
     sizes, names = terms(question.spec, chosen.layout), term_names()
     largest = sorted(sizes, key=lambda name: -sizes[name])[:SHOWN_TERMS]
     return [joined(" ", [names[name], bytes_text(sizes[name])]) for name in largest]
 
 
-def _path(question: Question) -> Choice:
+def _path(question: PlanRequest) -> Choice:
     base = question.base
     reason = why_generic(question.spec, base.longest, base.quantization, base.device)
     if base.path == FAST:
@@ -70,7 +70,7 @@ def _path(question: Question) -> Choice:
     return Choice("path", base.path, reason or "")
 
 
-def _split(question: Question, chosen: Candidate) -> Iterator[Choice]:
+def _split(question: PlanRequest, chosen: Candidate) -> Iterator[Choice]:
     budget, recompute, config = chosen.token_budget, chosen.layout.recompute, question.config
     longest = _("the longest sample has {longest}").format(longest=count_text(chosen.layout.longest))
     asked = _("as asked; {longest}") if config.token_budget else _("the fastest that fits; {longest}")
@@ -119,7 +119,7 @@ def evaluations(config: TrainConfig, schedule: Schedule, most: float) -> Choice:
     return Choice("eval_steps", str(schedule.eval_steps), share.format(share=most))
 
 
-def others(question: Question, chosen: Candidate, considered: list[Candidate]) -> list[Choice]:
+def others(question: PlanRequest, chosen: Candidate, considered: list[Candidate]) -> list[Choice]:
     """What was considered and not taken, and why not: the faster ones that do not fit, then the slower ones that do."""
     rest = [candidate for candidate in considered if _flags(candidate) != _flags(chosen)]
     faster = sorted((c for c in rest if not c.fits), key=lambda c: c.seconds)
@@ -131,7 +131,7 @@ def others(question: Question, chosen: Candidate, considered: list[Candidate]) -
     return list(found.values())[:MOST_OTHERS]
 
 
-def proposal(question: Question, chosen: Candidate, packed: Candidate) -> Choice:
+def proposal(question: PlanRequest, chosen: Candidate, packed: Candidate) -> Choice:
     """4-bit beside a base that is not quantised: it learns something else, so it is only proposed."""
     text = _("{ratio:.0%} of the speed, {peak}; learns on a rounded base")
     reason = text.format(ratio=chosen.seconds / packed.seconds, peak=bytes_text(packed.peak_bytes))
@@ -151,7 +151,7 @@ def _flags(candidate: Candidate) -> str:
     return f"--precision {layout.precision} --token_budget {candidate.token_budget} --recompute {layout.recompute}"
 
 
-def _other(question: Question, chosen: Candidate, other: Candidate) -> Choice:
+def _other(question: PlanRequest, chosen: Candidate, other: Candidate) -> Choice:
     layout, usable = other.layout, int(MARGIN * available_bytes(question.machine, other.layout.device))
     ratio = other.seconds / chosen.seconds
     if not other.fits:

@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from lorafit.config import TrainConfig, resolve_effective_batch
 from lorafit.hardware.detect import Machine
 from lorafit.models.spec import ModelSpec
-from lorafit.planner.data_stats import DataFacts, Split, steps_as_shares
+from lorafit.planner.data_stats import DataStats, Split, steps_as_shares
 from lorafit.planner.fast_path import FAST
 from lorafit.planner.memory import Layout, peak_bytes
 from lorafit.planner.memory_budget import usable_bytes
-from lorafit.planner.speed import Share, step_seconds
+from lorafit.planner.speed import MicroBatchShape, step_seconds
 from lorafit.planner.throughput import rates
 from lorafit.units import MIB
 
@@ -27,14 +27,14 @@ WORTH = 0.03  # a plan that is faster by less than this is not worth more memory
 
 
 @dataclass(frozen=True)
-class Question:
+class PlanRequest:
     """What is to be trained where. `base` says what is settled; `memory_factor` what measuring has taught, at least 1;
     `most_tokens` above which budget memory ran out."""
 
     config: TrainConfig
     machine: Machine
     spec: ModelSpec
-    data: DataFacts
+    data: DataStats
     base: Layout
     precisions: list[str]
     memory_factor: float = 1.0
@@ -71,7 +71,7 @@ def loss_chunk(vocab: int, logits_bytes: int = LOGITS_BYTES[0]) -> int:
     return min(max(logits_bytes // (vocab * 4), 32), 512)
 
 
-def candidates(question: Question) -> list[Candidate]:
+def candidates(question: PlanRequest) -> list[Candidate]:
     """For every precision, budget and chunk the fewest recomputed layers that fit, or all of them where none fits."""
     return [
         _leanest_needed(question, layout, budget, steps)
@@ -92,7 +92,7 @@ def best(found: list[Candidate]) -> Candidate:
     return min((c for c in fitting if c.seconds <= fastest * (1 + WORTH)), key=lambda candidate: candidate.peak_bytes)
 
 
-def anything_fits(question: Question) -> bool:
+def anything_fits(question: PlanRequest) -> bool:
     """Whether any of the candidates would fit; how fast they are is not asked for."""
     layers, asked = question.spec.layers, question.config.recompute
     ways = (0, _most_recomputed(question)) if asked is None else (min(asked, layers),)
@@ -104,7 +104,7 @@ def anything_fits(question: Question) -> bool:
     )
 
 
-def budgets(question: Question) -> list[int]:
+def budgets(question: PlanRequest) -> list[int]:
     """The token budgets that are tried, the largest first."""
     config = question.config
     if config.token_budget:
@@ -113,7 +113,7 @@ def budgets(question: Question) -> list[int]:
     return [rung for rung in found if rung <= (question.most_tokens or rung)] or found[-1:]
 
 
-def steps_of(question: Question, budget: int) -> list[list[Share]]:
+def steps_of(question: PlanRequest, budget: int) -> list[list[MicroBatchShape]]:
     """Micro-batches of some steps under `budget`."""
     config = question.config
     how = Split(resolve_effective_batch(config), budget, question.max_samples, question.base.processes)
@@ -126,7 +126,7 @@ def rungs(device: str, longest: int) -> list[int]:
     return useful or [next((rung for rung in LADDER if rung >= longest), longest)]
 
 
-def _layouts(question: Question, budget: int) -> Iterator[Layout]:
+def _layouts(question: PlanRequest, budget: int) -> Iterator[Layout]:
     tokens = _largest_micro_batch(question, budget)
     chunks = dict.fromkeys(loss_chunk(question.spec.vocab, size) for size in LOGITS_BYTES)
     for precision in question.precisions:
@@ -134,7 +134,7 @@ def _layouts(question: Question, budget: int) -> Iterator[Layout]:
             yield replace(question.base, precision=precision, tokens=tokens, loss_chunk=chunk)
 
 
-def _largest_micro_batch(question: Question, budget: int) -> int:
+def _largest_micro_batch(question: PlanRequest, budget: int) -> int:
     """Tokens that a micro-batch can really come to; what its samples share counts once."""
     own, held = question.data.longest - question.data.shared, question.data.held
     samples, processes = resolve_effective_batch(question.config), question.base.processes
@@ -144,7 +144,9 @@ def _largest_micro_batch(question: Question, budget: int) -> int:
     return held + max(own, min(budget - held, most))
 
 
-def _leanest_needed(question: Question, layout: Layout, budget: int, steps: list[list[Share]]) -> Candidate:
+def _leanest_needed(
+    question: PlanRequest, layout: Layout, budget: int, steps: list[list[MicroBatchShape]]
+) -> Candidate:
     layers, asked = question.spec.layers, question.config.recompute
     if asked is not None:
         return judged(question, replace(layout, recompute=min(asked, layers)), budget, steps)
@@ -158,14 +160,14 @@ def _leanest_needed(question: Question, layout: Layout, budget: int, steps: list
     return judged(question, replace(layout, recompute=low), budget, steps)
 
 
-def _most_recomputed(question: Question) -> int:
+def _most_recomputed(question: PlanRequest) -> int:
     """Layers that save memory by recomputing. On the own decoder not the last one: it goes backward first, and keeps less
     than it would make again."""
     return question.spec.layers - (question.base.path == FAST)
 
 
 def judged(
-    question: Question, layout: Layout, budget: int, steps: list[list[Share]] | None = None
+    question: PlanRequest, layout: Layout, budget: int, steps: list[list[MicroBatchShape]] | None = None
 ) -> Candidate:  # fmt: skip
     """What `layout` would take; `steps` as steps_of() gives them."""
     steps = steps or steps_of(question, budget)
@@ -174,5 +176,5 @@ def judged(
     return Candidate(layout, budget, peak, seconds, peak <= question.room)
 
 
-def _peak(question: Question, layout: Layout) -> int:
+def _peak(question: PlanRequest, layout: Layout) -> int:
     return int(peak_bytes(question.spec, layout) * question.memory_factor)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from lorafit.models.spec import ModelSpec
 from lorafit.planner.fast_path import FAST
 from lorafit.planner.memory import BYTES, Layout, adapter_parameters, layer_bytes, weights_bytes
-from lorafit.planner.throughput import Rates
+from lorafit.planner.throughput import DeviceRates
 
 DISK_BYTES_PER_SECOND = 0.5e9
 START_SECONDS = 6.0  # libraries, checks, first step
@@ -23,7 +23,7 @@ TOUCHES = 3  # times that what a layer keeps is read or written outside of produ
 
 
 @dataclass(frozen=True)
-class Share:
+class MicroBatchShape:
     """A micro-batch by its lengths: T tokens, N targets, and the squares of its samples' lengths summed."""
 
     tokens: int
@@ -31,27 +31,27 @@ class Share:
     squares: int
 
 
-def linear_flops(spec: ModelSpec, share: Share) -> float:
+def linear_flops(spec: ModelSpec, share: MicroBatchShape) -> float:
     """2 W forward and 2 W backward to the inputs, a token: frozen weights get no gradient."""
     return 4.0 * spec.linear_weights * share.tokens
 
 
-def lora_flops(spec: ModelSpec, layout: Layout, share: Share) -> float:
+def lora_flops(spec: ModelSpec, layout: Layout, share: MicroBatchShape) -> float:
     """2 A forward; 2 A to the inputs and 2 A to the weights backward."""
     return 6.0 * adapter_parameters(spec, layout.lora_r, layout.lora_targets) * share.tokens
 
 
-def head_flops(spec: ModelSpec, share: Share) -> float:
+def head_flops(spec: ModelSpec, share: MicroBatchShape) -> float:
     """Logits and the gradient back, at targets only."""
     return 4.0 * spec.hidden * spec.vocab * share.targets
 
 
-def attention_flops(spec: ModelSpec, share: Share) -> float:
+def attention_flops(spec: ModelSpec, share: MicroBatchShape) -> float:
     """Scores and sums over half of S x S forward (2 nh hd S^2 in all), two and a half times that backward."""
     return 7.0 * spec.layers * spec.heads * spec.head_dim * share.squares
 
 
-def recompute_flops(spec: ModelSpec, layout: Layout, share: Share) -> float:
+def recompute_flops(spec: ModelSpec, layout: Layout, share: MicroBatchShape) -> float:
     """The forward pass of the layers that compute it again."""
     adapter = adapter_parameters(spec, layout.lora_r, layout.lora_targets)
     attention = 2.0 * spec.layers * spec.heads * spec.head_dim * share.squares
@@ -59,13 +59,13 @@ def recompute_flops(spec: ModelSpec, layout: Layout, share: Share) -> float:
     return forward * min(layout.recompute, spec.layers) / spec.layers
 
 
-def flops(spec: ModelSpec, layout: Layout, share: Share) -> float:
+def flops(spec: ModelSpec, layout: Layout, share: MicroBatchShape) -> float:
     """Operations of a micro-batch, forward and backward."""
     fixed = linear_flops(spec, share) + lora_flops(spec, layout, share) + head_flops(spec, share)
     return fixed + attention_flops(spec, share) + recompute_flops(spec, layout, share)
 
 
-def product_seconds(spec: ModelSpec, rate: Rates, operations: float, tokens: int) -> float:
+def product_seconds(spec: ModelSpec, rate: DeviceRates, operations: float, tokens: int) -> float:
     """`operations` at the rate that matrices of so many rows and so wide reach."""
     filling = (1 + rate.half_rate_tokens / max(tokens, 1)) * (1 + rate.half_rate_width / spec.hidden)
     return operations / rate.flops * filling
@@ -76,7 +76,7 @@ def _passes(spec: ModelSpec, layout: Layout) -> float:
     return 2.0 + min(layout.recompute, spec.layers) / spec.layers
 
 
-def traffic_bytes(spec: ModelSpec, layout: Layout, share: Share) -> float:
+def traffic_bytes(spec: ModelSpec, layout: Layout, share: MicroBatchShape) -> float:
     """Bytes moved outside of products: activations, head weights once a chunk and way, base weights once a pass."""
     one = layer_bytes(spec, layout) / max(layout.tokens, 1) * spec.layers
     chunks = -(-share.targets // layout.loss_chunk)
@@ -85,7 +85,7 @@ def traffic_bytes(spec: ModelSpec, layout: Layout, share: Share) -> float:
     return TOUCHES * one * share.tokens + head + weights
 
 
-def unpack_seconds(spec: ModelSpec, layout: Layout, rate: Rates) -> float:
+def unpack_seconds(spec: ModelSpec, layout: Layout, rate: DeviceRates) -> float:
     """Quantised weights are unpacked once a pass; MLX multiplies them as they are."""
     if layout.quantization == "none" or layout.engine == "mlx":
         return 0.0
@@ -94,7 +94,7 @@ def unpack_seconds(spec: ModelSpec, layout: Layout, rate: Rates) -> float:
     return written * (FAST_UNPACK_SLOWNESS if in_cache else UNPACK_SLOWNESS[layout.device]) / rate.bytes
 
 
-def micro_batch_seconds(spec: ModelSpec, layout: Layout, rate: Rates, share: Share) -> float:
+def micro_batch_seconds(spec: ModelSpec, layout: Layout, rate: DeviceRates, share: MicroBatchShape) -> float:
     """Forward and backward of one micro-batch."""
     launches = rate.launch_seconds * spec.layers * _passes(spec, layout)
     moved = 0.0 if layout.path == FAST else traffic_bytes(spec, layout, share) / rate.bytes
@@ -117,18 +117,18 @@ def exchange_seconds(spec: ModelSpec, layout: Layout) -> float:
     return sent / EXCHANGE_BYTES_PER_SECOND[layout.device]
 
 
-def update_seconds(spec: ModelSpec, layout: Layout, rate: Rates) -> float:
+def update_seconds(spec: ModelSpec, layout: Layout, rate: DeviceRates) -> float:
     """The optimizer and the norm: adapter, gradient and moments read and written."""
     return 32.0 * adapter_parameters(spec, layout.lora_r, layout.lora_targets) / rate.bytes
 
 
-def step_seconds(spec: ModelSpec, layout: Layout, rate: Rates, shares: Sequence[Share]) -> float:
+def step_seconds(spec: ModelSpec, layout: Layout, rate: DeviceRates, shares: Sequence[MicroBatchShape]) -> float:
     """One optimizer step over its micro-batches."""
     work = sum(micro_batch_seconds(spec, layout, rate, share) for share in shares)
     return work + exchange_seconds(spec, layout) + update_seconds(spec, layout, rate)
 
 
-def evaluation_seconds(spec: ModelSpec, layout: Layout, rate: Rates, share: Share) -> float:
+def evaluation_seconds(spec: ModelSpec, layout: Layout, rate: DeviceRates, share: MicroBatchShape) -> float:
     """Forward only: a third to a half of a training pass, without recompute."""
     plain = flops(spec, layout, share) - recompute_flops(spec, layout, share)
     return product_seconds(spec, rate, plain / 2, layout.tokens) + rate.launch_seconds * spec.layers

@@ -16,7 +16,7 @@ from lorafit.planner.fast_path import path_of
 from lorafit.planner.memory import terms
 from lorafit.planner.memory_budget import MARGIN, available_bytes, share_of
 from lorafit.planner.reasons import term_names
-from lorafit.planner.search import Candidate, Question, anything_fits, budgets
+from lorafit.planner.search import Candidate, PlanRequest, anything_fits, budgets
 from lorafit.units import bytes_text
 
 WORTH_A_TRY = 1.3  # times the available memory: beyond that no formula is so wrong
@@ -24,7 +24,7 @@ SHORTER = (1024, 512, 384, 256, 128)
 LARGER_MACHINES = ("colab-t4", "M2 Pro 32GB", "RTX 3090", "M3 Max 64GB", "A100 80GB", "H100")  # the cheap ones first
 
 
-def does_not_fit(question: Question, nearest: Candidate, in_4bit: Candidate | None = None) -> DoesNotFit:
+def does_not_fit(question: PlanRequest, nearest: Candidate, in_4bit: Candidate | None = None) -> DoesNotFit:
     """The error that names what was predicted, term by term, and the flags that would fit; `in_4bit` was tried in vain."""
     names, layout = term_names(), nearest.layout
     parts = [f"{names[name]} {bytes_text(size)}" for name, size in terms(question.spec, layout).items() if size]
@@ -43,7 +43,7 @@ def does_not_fit(question: Question, nearest: Candidate, in_4bit: Candidate | No
     )
 
 
-def remedies(question: Question, nearest: Candidate) -> Iterator[str]:
+def remedies(question: PlanRequest, nearest: Candidate) -> Iterator[str]:
     """The nearest things that would fit: shorter, 4-bit, both, a smaller model, another machine; to try all the same."""
     packs = question.base.quantization == "none" and question.spec.packed is None
     yield from _fewer_processes(question)
@@ -60,7 +60,7 @@ def remedies(question: Question, nearest: Candidate) -> Iterator[str]:
         yield _("--token_budget {budget}: to try all the same").format(budget=budgets(question)[-1])
 
 
-def _fewer_processes(question: Question) -> Iterator[str]:
+def _fewer_processes(question: PlanRequest) -> Iterator[str]:
     """On a CPU processes share the memory: how many would have enough."""
     machine, count = question.machine, question.machine.shared_by
     whole = replace(machine, available_bytes=machine.available_bytes * count)
@@ -72,7 +72,7 @@ def _fewer_processes(question: Question) -> Iterator[str]:
             return
 
 
-def _flags(question: Question, packs: bool) -> Iterator[str]:
+def _flags(question: PlanRequest, packs: bool) -> Iterator[str]:
     if packs and fits(question, quantization="4bit"):
         yield _("--quantization 4bit: base weights in about a quarter of float32's memory")
     shorter = [n for n in SHORTER if n < question.data.longest]
@@ -85,7 +85,7 @@ def _flags(question: Question, packs: bool) -> Iterator[str]:
         yield _("--quantization 4bit --max_length {length}: both together").format(length=both)
 
 
-def fits(question: Question, longest: int | None = None, **changes: Any) -> bool:
+def fits(question: PlanRequest, longest: int | None = None, **changes: Any) -> bool:
     """Whether something fits with `changes` to the layout, and no sample longer than `longest`."""
     base = replace(question.base, **changes)
     data = question.data
@@ -96,7 +96,7 @@ def fits(question: Question, longest: int | None = None, **changes: Any) -> bool
     return anything_fits(replace(question, base=base, data=data))
 
 
-def _smaller_model(question: Question) -> str | None:
+def _smaller_model(question: PlanRequest) -> str | None:
     """The largest smaller model of the catalogue that fits as it is, first of the same kind."""
     size = question.spec.linear_weights
     known = [(name, known_spec(name)) for name in SHAPES]
@@ -108,14 +108,14 @@ def _smaller_model(question: Question) -> str | None:
     return None
 
 
-def _fits_model(question: Question, spec: ModelSpec) -> bool:
+def _fits_model(question: PlanRequest, spec: ModelSpec) -> bool:
     """Whether it fits as it is, or in 4 bits where that would be chosen by itself."""
     instead, base = replace(question, spec=spec), question.base
     by_itself = question.config.quantization == "auto" and base.quantization == "none"
     return fits(instead) or (by_itself and fits(instead, quantization="4bit"))
 
 
-def _larger_machine(question: Question) -> str | None:
+def _larger_machine(question: PlanRequest) -> str | None:
     for name in LARGER_MACHINES:
         machine = described(name)
         device = machine.gpus[0].kind

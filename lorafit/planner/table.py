@@ -8,8 +8,8 @@ from lorafit.hardware.catalogue.find import described
 from lorafit.hardware.catalogue.lengths import LAWYER_LLAMA
 from lorafit.hardware.catalogue.models import known_spec
 from lorafit.models.spec import ModelSpec
-from lorafit.planner.data_stats import DataFacts
-from lorafit.planner.planner import Planned, consider
+from lorafit.planner.data_stats import DataStats
+from lorafit.planner.planner import PlanResult, consider
 
 # What the tables call a model, and which one stands for it.
 MODELS = {
@@ -35,42 +35,42 @@ VALID_ROWS = 200
 
 
 @dataclass(frozen=True)
-class Cell:
+class ModelOnMachine:
     """How one model trains on one machine: None for `planned` where it does not fit."""
 
     machine: str
     model: str
-    planned: Planned | None
+    planned: PlanResult | None
 
 
 @dataclass(frozen=True)
-class Timed:
+class GuideTime:
     """The guide's time for one machine beside ours, and why they differ."""
 
     machine: str
     max_length: int
     guide_hours: tuple[int, int]
-    planned: Planned | None
+    planned: PlanResult | None
     padding: float  # tokens of rows padded to max_length over real ones
 
 
-def lawyer_llama(max_length: int) -> DataFacts:
+def lawyer_llama(max_length: int) -> DataStats:
     """The guide's data, from the catalogue."""
     lengths = LAWYER_LLAMA.sample(LAWYER_LLAMA.rows, max_length)
-    return DataFacts(lengths[VALID_ROWS:], lengths[:VALID_ROWS], "", LAWYER_LLAMA.target_share, LAWYER_LLAMA.source)
+    return DataStats(lengths[VALID_ROWS:], lengths[:VALID_ROWS], "", LAWYER_LLAMA.target_share, LAWYER_LLAMA.source)
 
 
-def cells(config: TrainConfig) -> list[Cell]:
+def cells(config: TrainConfig) -> list[ModelOnMachine]:
     """Every machine of the table with every model, at the settings of `config`."""
     data = lawyer_llama(config.max_length)
     return [
-        Cell(machine, model, _planned(config, machine, _spec(model), data))
+        ModelOnMachine(machine, model, _planned(config, machine, _spec(model), data))
         for machine in GUIDE_MODELS
         for model in MODELS
     ]
 
 
-def times(config: TrainConfig) -> list[Timed]:
+def times(config: TrainConfig) -> list[GuideTime]:
     """The guide's second table."""
     rows = []
     for machine, length, quantization, low, high in GUIDE_HOURS:
@@ -78,11 +78,11 @@ def times(config: TrainConfig) -> list[Timed]:
         settings = config.model_copy(update={"max_length": length, "quantization": quantization})
         planned = _planned(settings, machine, _spec(TIMED), data)
         padding = length / float(data.train_lengths.mean())
-        rows.append(Timed(machine, length, (low, high), planned, padding))
+        rows.append(GuideTime(machine, length, (low, high), planned, padding))
     return rows
 
 
-def settings_text(planned: Planned) -> str:
+def settings_text(planned: PlanResult) -> str:
     """How it would be trained, in a few signs: "4bit 2048", with the number of recomputed layers "4bit 2048 r12"."""
     layout = planned.chosen.layout
     numbers = layout.precision if layout.quantization == "none" else layout.quantization
@@ -96,7 +96,7 @@ def _spec(model: str) -> ModelSpec:
     return spec
 
 
-def _planned(config: TrainConfig, machine: str, spec: ModelSpec, data: DataFacts) -> Planned | None:
+def _planned(config: TrainConfig, machine: str, spec: ModelSpec, data: DataStats) -> PlanResult | None:
     try:
         return consider(config, described(machine), spec, data)
     except (DoesNotFit, ConfigError):

@@ -28,7 +28,7 @@ UNKNOWN_GPU = {"cuda": (15.0, 400.0), "mps": (3.0, 100.0)}  # TFLOP/s in half pr
 
 
 @dataclass(frozen=True)
-class Rates:
+class DeviceRates:
     """What a device does in a second, and where that is from: catalogue | measured | guess."""
 
     flops: float  # in training's products
@@ -39,7 +39,7 @@ class Rates:
     half_rate_width: int = 0
 
 
-def rates(machine: Machine, layout: Layout, core_gflops: float | None = None) -> Rates:
+def rates(machine: Machine, layout: Layout, core_gflops: float | None = None) -> DeviceRates:
     """The rates of `machine` for `layout`. `core_gflops`: a product measured on this machine's CPU, all cores together."""
     if layout.device == "cpu":
         return _cpu(machine, layout, core_gflops)
@@ -55,7 +55,7 @@ def rates(machine: Machine, layout: Layout, core_gflops: float | None = None) ->
         # A precision that the chip does not compute in hardware runs as float32.
         teraflops = chip.teraflops.get(layout.precision, chip.teraflops["fp32"]) * chip.sustained
         gigabytes, source = chip.gigabytes_per_second, "catalogue"
-    return Rates(
+    return DeviceRates(
         teraflops * TERA * share,
         gigabytes * GIGA * 0.7,
         LAUNCH_SECONDS[layout.device],
@@ -64,7 +64,7 @@ def rates(machine: Machine, layout: Layout, core_gflops: float | None = None) ->
     )
 
 
-def _cpu(machine: Machine, layout: Layout, gflops: float | None) -> Rates:
+def _cpu(machine: Machine, layout: Layout, gflops: float | None) -> DeviceRates:
     is_fast = layout.path == FAST
     share = FAST_EFFICIENCY if is_fast else EFFICIENCY["torch", "cpu"]
     share *= LEAN_SHARE if layout.allocator == "lean" else 1.0
@@ -72,4 +72,4 @@ def _cpu(machine: Machine, layout: Layout, gflops: float | None) -> Rates:
     rate = (gflops or cpus.core_gflops(machine.chip) * machine.cores) / machine.shared_by
     moved = cpus.BYTES_PER_SECOND / machine.shared_by
     source = "measured" if gflops else "catalogue"
-    return Rates(rate * GIGA * share, moved, LAUNCH_SECONDS["cpu"], HALF_RATE_TOKENS["cpu"], source, width)
+    return DeviceRates(rate * GIGA * share, moved, LAUNCH_SECONDS["cpu"], HALF_RATE_TOKENS["cpu"], source, width)

@@ -53,7 +53,7 @@ class Notifier:
         self._run = ""
         self._end: str | None = None
 
-    def see(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
         """Take note of how it ends."""
         match event:
             case Started():

@@ -18,7 +18,7 @@ from lorafit.units import GIB
 VERSION = "brain.Event:2"  # of the file's format
 
 
-class TensorBoard:
+class TensorBoardReporter:
     """Writes into the logs/ of the run that `started` names; each process its own file, as TensorBoard expects."""
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class TensorBoard:
         self._writer: Any = None
         self._lost = False  # the disk took no more; the run's own writer, on the same disk, tells of it
 
-    def see(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
         """Write what `event` has to plot."""
         if isinstance(event, Started) and self._writer is None:
             folder = RunDir(Path(event.run)).logs

@@ -187,7 +187,7 @@ def latest(output_dir: Path) -> RunDir | None:
     return max(all_runs(output_dir), key=_begun, default=None)
 
 
-def find(name: str, output_dir: Path) -> RunDir:
+def find_run(name: str, output_dir: Path) -> RunDir:
     """The run that `name` means: a path, a bare name in `output_dir`, "" or "latest" for the latest. Raises RunError."""
     if name in ("", "latest"):
         newest = latest(output_dir)

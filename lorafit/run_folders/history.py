@@ -46,7 +46,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Difference:
+class SettingDifference:
     """A name that two runs, or a run and the defaults, give different values."""
 
     name: str
@@ -68,7 +68,7 @@ class Results:
     peak_bytes: int | None
 
 
-def read(run: RunDir) -> Record:
+def read_record(run: RunDir) -> Record:
     """Everything that the folder of `run` tells; what is damaged is named and left out."""
     faults: list[str] = []
     return Record(
@@ -83,17 +83,17 @@ def read(run: RunDir) -> Record:
     )
 
 
-def changed_settings(settings: Settings) -> list[Difference]:
+def changed_settings(settings: Settings) -> list[SettingDifference]:
     """The settings that are not the defaults: name, value, default."""
     default = TrainConfig(demo=settings.get("demo") is True)
     defaults = {**TrainConfig().model_dump(), "effective_batch": resolve_effective_batch(default)}
     return differences(settings, {name: defaults.get(name) for name in settings})
 
 
-def differences(one: Settings, other: Settings) -> list[Difference]:
+def differences(one: Settings, other: Settings) -> list[SettingDifference]:
     """Where the two differ, in the order of `one`; a name that is not there counts as None."""
     names = [*one, *(name for name in other if name not in one)]
-    pairs = [Difference(name, one.get(name), other.get(name)) for name in names]
+    pairs = [SettingDifference(name, one.get(name), other.get(name)) for name in names]
     return [pair for pair in pairs if pair.one != pair.other]
 
 
@@ -179,7 +179,7 @@ def check_removable(record: Record) -> None:
         )
 
 
-def remove(record: Record) -> None:
+def remove_run_folder(record: Record) -> None:
     """Delete the whole folder of a run. Raises RunError as check_removable() does, and DiskError."""
     check_removable(record)
     run = record.run

@@ -37,7 +37,7 @@ ASKED = tuple(-number for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGIN
 
 
 @dataclass(frozen=True)
-class Ending:
+class WorkerExit:
     """What was seen of a worker's end. `code` is negative for a signal; `oom_kills` counts the system's since it began."""
 
     code: int | None
@@ -50,7 +50,7 @@ class Ending:
 
 
 @dataclass(frozen=True)
-class Death:
+class Diagnosis:
     """A cause, by a name that programs can read, and the same in a sentence; `words` is the line that told."""
 
     cause: str
@@ -58,7 +58,7 @@ class Death:
     words: str | None = None
 
 
-def death_of(end: Ending) -> Death:
+def death_of(end: WorkerExit) -> Diagnosis:
     """The cause of the worker's end."""
     if end.silent_seconds is not None:
         return _death("hung", None, time=seconds_text(end.silent_seconds))
@@ -111,7 +111,7 @@ def sentence(cause: str) -> str:
     }[cause]
 
 
-def _of_error(error: LorafitError, oom_kills: int) -> Death:
+def _of_error(error: LorafitError, oom_kills: int) -> Diagnosis:
     """Only a failed device is cured by a new process; what else is raised stands as it is."""
     if isinstance(error, EngineError):
         if type(error).__name__ == "RankLost":  # its home is above torch
@@ -120,17 +120,17 @@ def _of_error(error: LorafitError, oom_kills: int) -> Death:
         cause = _cause(filter(None, (error.found, error.what)))
         if cause in ("metal_memory", "watchdog", "banned", "handles", "command_buffer", "cuda"):
             return _death(cause, error.found)
-    return Death("error", error.what, error.found)
+    return Diagnosis("error", error.what, error.found)
 
 
-def _of_bug(line: str) -> Death:
+def _of_bug(line: str) -> Diagnosis:
     """Memory can run out, and a device fail, at a place where nobody expects it; anything else is ours."""
     cause = _cause((line,))
-    return Death("bug", line) if cause is None else _death(cause, line)
+    return Diagnosis("bug", line) if cause is None else _death(cause, line)
 
 
-def _death(cause: str, words: str | None, **facts: object) -> Death:
-    return Death(cause, sentence(cause).format(**facts), words)
+def _death(cause: str, words: str | None, **facts: object) -> Diagnosis:
+    return Diagnosis(cause, sentence(cause).format(**facts), words)
 
 
 def _cause(lines: Iterable[str]) -> str | None:

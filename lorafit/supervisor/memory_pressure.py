@@ -37,7 +37,7 @@ def is_short(readings: Sequence[Reading]) -> bool:
     return len(readings) >= LOOKS and all(reading.high for reading in list(readings)[-LOOKS:])
 
 
-def read() -> Reading:
+def read_memory_pressure() -> Reading:
     """How memory stands now."""
     if platform.system() == "Darwin":
         return Reading(macos_level=_macos_level())

@@ -13,7 +13,7 @@ from lorafit.supervisor import battery as power
 from lorafit.supervisor import memory_pressure
 from lorafit.supervisor.clock_drift import Clocks, read_clocks, set_by_seconds, slept_seconds
 from lorafit.supervisor.thermal import Thermometer
-from lorafit.supervisor.watchdog import Pulse
+from lorafit.supervisor.watchdog import Watchdog
 from lorafit.units import seconds_text
 
 MEMORY_SECONDS, POWER_SECONDS, HEAT_SECONDS = 5.0, 30.0, 60.0  # between looks
@@ -21,16 +21,16 @@ REST_SECONDS = 120.0  # after a shrink, before the next; doubled each time
 
 
 @dataclass(frozen=True)
-class Senses:
+class Sensors:
     """What is looked at; each a function, so that a described machine can stand for this one."""
 
-    memory: Callable[[], memory_pressure.Reading] = memory_pressure.read
+    memory: Callable[[], memory_pressure.Reading] = memory_pressure.read_memory_pressure
     battery: Callable[[], tuple[float, bool] | None] = power.battery
     heat: Callable[[], str | None] = field(default_factory=lambda: Thermometer().look)
     clocks: Callable[[], Clocks] = read_clocks
 
 
-class Every:
+class Interval:
     """Whether it is time again, every so many seconds after `last`."""
 
     def __init__(self, seconds: float, last: float = -math.inf) -> None:
@@ -43,16 +43,20 @@ class Every:
         return True
 
 
-class Care:
+class Monitor:
     """Looks after one worker: `pause_battery` in percent, `hang_seconds` as in the settings."""
 
-    def __init__(self, pause_battery: float, hang_seconds: float, senses: Senses | None = None) -> None:
-        self.pulse = Pulse(hang_seconds)
+    def __init__(self, pause_battery: float, hang_seconds: float, senses: Sensors | None = None) -> None:
+        self.pulse = Watchdog(hang_seconds)
         self.paused = False
-        self._pause_battery, self._senses = pause_battery, senses or Senses()
-        self._memory, self._power, self._heat = Every(MEMORY_SECONDS), Every(POWER_SECONDS), Every(HEAT_SECONDS)
+        self._pause_battery, self._senses = pause_battery, senses or Sensors()
+        self._memory, self._power, self._heat = (
+            Interval(MEMORY_SECONDS),
+            Interval(POWER_SECONDS),
+            Interval(HEAT_SECONDS),
+        )
         self._readings: deque[memory_pressure.Reading] = deque(maxlen=memory_pressure.LOOKS)
-        self._rest, self._rested = Every(0.0), REST_SECONDS
+        self._rest, self._rested = Interval(0.0), REST_SECONDS
         self._clocks = self._senses.clocks()
 
     def orders(self, now: float) -> Iterator[Order]:
@@ -98,6 +102,6 @@ class Care:
         self._readings.append(self._senses.memory())
         if memory_pressure.is_short(self._readings) and self._rest.due(now):
             self._readings.clear()
-            self._rest = Every(self._rested, now)
+            self._rest = Interval(self._rested, now)
             self._rested *= 2
             yield Order("shrink")

@@ -15,7 +15,7 @@ MOST, MOST_SMALLER = 3, 8  # restarts in a row without a new checkpoint: as it w
 
 
 @dataclass(frozen=True)
-class Died:
+class PastDeath:
     """A death of this run: its cause, the steps done by then, and the step of the last good checkpoint."""
 
     cause: str
@@ -24,7 +24,7 @@ class Died:
 
 
 @dataclass(frozen=True)
-class Cure:
+class Recovery:
     """What to do. `text` says it to the user; without a restart it is advice."""
 
     restart: bool
@@ -34,36 +34,36 @@ class Cure:
     recycle_every: int | None = None
 
 
-def cure(deaths: Sequence[Died], system: str, relaxed: bool) -> Cure:
+def cure(deaths: Sequence[PastDeath], system: str, relaxed: bool) -> Recovery:
     """What helps now that the last of `deaths` happened on `system`; `relaxed`: Metal's watchdog was asked to wait already."""
     last = deaths[-1]
     row = in_a_row(deaths)
     alike = sum(1 for died in row if died.cause == last.cause)
     if last.cause in FINAL or len(row) > MOST_SMALLER:
-        return Cure(False, advice(last.cause))
+        return Recovery(False, advice(last.cause))
     if last.cause in MEMORY:
-        return Cure(True, _("It goes on with less memory at a time."), shrink=True)
+        return Recovery(True, _("It goes on with less memory at a time."), shrink=True)
     if last.cause == "watchdog" and not relaxed:
         text = _("It goes on with AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1: macOS waits longer, and the display may stutter.")
-        return Cure(True, text, environ=RELAXED)
+        return Recovery(True, text, environ=RELAXED)
     if last.cause == "watchdog":
-        return Cure(True, _("It goes on with smaller pieces of work."), shrink=True)
+        return Recovery(True, _("It goes on with smaller pieces of work."), shrink=True)
     if alike > (1 if last.cause == "metal_bug" else MOST):
-        return Cure(False, advice(last.cause))
+        return Recovery(False, advice(last.cause))
     if last.cause == "handles":
         every = max((last.step - last.saved) // 2, 1)
-        return Cure(
+        return Recovery(
             True, _("It goes on in a new process, and in another every {n} steps.").format(n=every), recycle_every=every
         )
     suspect = last.cause == "command_buffer" or (last.cause == "killed" and system == "Darwin")
     if suspect and alike > 1:  # macOS kills for lack of memory without a word
-        return Cure(True, _("It goes on with less memory at a time."), shrink=True)
-    return Cure(True, _("It goes on in a new process."))
+        return Recovery(True, _("It goes on with less memory at a time."), shrink=True)
+    return Recovery(True, _("It goes on in a new process."))
 
 
-def in_a_row(deaths: Sequence[Died]) -> list[Died]:
+def in_a_row(deaths: Sequence[PastDeath]) -> list[PastDeath]:
     """The last of `deaths` between which no new checkpoint was made."""
-    row: list[Died] = []
+    row: list[PastDeath] = []
     for died in reversed(deaths):
         if row and died.saved != row[0].saved:
             break

@@ -18,16 +18,16 @@ from types import FrameType
 from lorafit.config import TrainConfig
 from lorafit.errors import EngineError, LorafitError
 from lorafit.events import Event, EventLog, Failed, Finished, Restarted, Resumed, Started, StepDone, Warned
-from lorafit.ipc.protocol import Beat, Bug, Ended, Order, RunFolder, Start
+from lorafit.ipc.protocol import Beat, Bug, Order, RunFolder, Start, WorkerDone
 from lorafit.ipc.signals import hear_signals
 from lorafit.messages import _, language
 from lorafit.run_folders import directory
 from lorafit.run_folders.checkpoint import discard_from, latest_good, step_of
 from lorafit.run_folders.directory import RunDir, saved_config
 from lorafit.supervisor import memory_pressure
-from lorafit.supervisor.diagnosis import Death, Ending, death_of, is_fatal
-from lorafit.supervisor.monitor import Care, Senses
-from lorafit.supervisor.recovery import RELAXED, Cure, Died, advice, cure, in_a_row
+from lorafit.supervisor.diagnosis import Diagnosis, WorkerExit, death_of, is_fatal
+from lorafit.supervisor.monitor import Monitor, Sensors
+from lorafit.supervisor.recovery import RELAXED, PastDeath, Recovery, advice, cure, in_a_row
 from lorafit.supervisor.worker_process import COMMAND, Worker
 from lorafit.training.loop import SAVE_SECONDS
 
@@ -54,25 +54,25 @@ class Watch:
     finished: bool = False
     asked: int | None = None  # the signal that asked to stop
     failed: Failed | None = None  # said by the worker, and held back until it is sure that nothing helps
-    deaths: list[Died] = field(default_factory=list)
+    deaths: list[PastDeath] = field(default_factory=list)
     environ: dict[str, str] = field(default_factory=dict)
     recycle_every: int | None = None
 
 
 @dataclass
-class Life:
+class WorkerState:
     """What is known of one worker."""
 
-    care: Care
+    care: Monitor
     began: int  # steps done when it began
     oom_kills: int
-    said: Ended | LorafitError | Bug | None = None  # how it says that it ended
+    said: WorkerDone | LorafitError | Bug | None = None  # how it says that it ended
     heard: str | None = None  # the line of its stderr for which it was ended
     silent_seconds: float | None = None
     recycled: bool = False
 
 
-def supervise(config: TrainConfig, command: Sequence[str] = COMMAND, senses: Senses | None = None) -> Iterator[Event]:
+def supervise(config: TrainConfig, command: Sequence[str] = COMMAND, senses: Sensors | None = None) -> Iterator[Event]:
     """Do what `config` asks for in a process of its own; its events as they come. Raises LorafitErrors as worker.work().
 
     `command` starts the process; `senses` stand for this machine's.
@@ -81,8 +81,8 @@ def supervise(config: TrainConfig, command: Sequence[str] = COMMAND, senses: Sen
     start = Start(config, language(), os.getpid())
     with _signals(watch):
         while True:
-            life = Life(
-                Care(config.pause_battery, config.hang_seconds, senses), watch.step, memory_pressure.oom_kills()
+            life = WorkerState(
+                Monitor(config.pause_battery, config.hang_seconds, senses), watch.step, memory_pressure.oom_kills()
             )
             watch.worker = Worker(start, partial(_hear, watch, life), watch.environ, command)
             try:
@@ -90,10 +90,10 @@ def supervise(config: TrainConfig, command: Sequence[str] = COMMAND, senses: Sen
             finally:
                 _leave(watch, watch.worker)
             watch.training = False
-            well = isinstance(life.said, Ended)
+            well = isinstance(life.said, WorkerDone)
             if well and (watch.finished or watch.asked or not life.recycled):
                 return
-            cured = Cure(True, "") if well else (yield from _after(watch, watch.worker, life))
+            cured = Recovery(True, "") if well else (yield from _after(watch, watch.worker, life))
             if not cured.restart:
                 return
             start = _next_start(watch, cured)
@@ -102,7 +102,7 @@ def supervise(config: TrainConfig, command: Sequence[str] = COMMAND, senses: Sen
 # while it lives
 
 
-def _follow(watch: Watch, worker: Worker, life: Life) -> Iterator[Event]:
+def _follow(watch: Watch, worker: Worker, life: WorkerState) -> Iterator[Event]:
     """The events of `worker` until it ends."""
     while not worker.over:
         for message in worker.read(TICK_SECONDS):
@@ -116,13 +116,13 @@ def _follow(watch: Watch, worker: Worker, life: Life) -> Iterator[Event]:
                     yield message
                 case RunFolder():
                     watch.run = RunDir(Path(message.path))
-                case Ended() | LorafitError() | Bug():
+                case WorkerDone() | LorafitError() | Bug():
                     life.said = message
         if not worker.over:
             _look_after(watch, worker, life)
 
 
-def _see(watch: Watch, life: Life, event: Event) -> None:
+def _see(watch: Watch, life: WorkerState, event: Event) -> None:
     if isinstance(event, Resumed):
         watch.step = life.began = event.step
     elif isinstance(event, Started):
@@ -133,7 +133,7 @@ def _see(watch: Watch, life: Life, event: Event) -> None:
         watch.training, watch.finished = False, True
 
 
-def _look_after(watch: Watch, worker: Worker, life: Life) -> None:
+def _look_after(watch: Watch, worker: Worker, life: WorkerState) -> None:
     """Give `worker` what orders it needs; end it where it hangs, or where what it computes is garbage."""
     if life.heard is not None:
         worker.signal(signal.SIGKILL)
@@ -152,7 +152,7 @@ def _look_after(watch: Watch, worker: Worker, life: Life) -> None:
         worker.signal(signal.SIGKILL)
 
 
-def _hear(watch: Watch, life: Life, line: str) -> None:
+def _hear(watch: Watch, life: WorkerState, line: str) -> None:
     """A line of the worker's stderr: shown as long as it gets ready (downloads draw their bars there), later kept in a file."""
     if is_fatal(line):
         life.heard = life.heard or line.strip()
@@ -167,17 +167,17 @@ def _hear(watch: Watch, life: Life, line: str) -> None:
 # after its end
 
 
-def _after(watch: Watch, worker: Worker, life: Life) -> Generator[Event, None, Cure]:
+def _after(watch: Watch, worker: Worker, life: WorkerState) -> Generator[Event, None, Recovery]:
     """What helps now that the worker ended badly. Raises what it raised, or what it died of, where nothing does."""
     error = life.said if isinstance(life.said, LorafitError) else None
     bug = _last_line(life.said) if isinstance(life.said, Bug) else None
     kills = memory_pressure.oom_kills() - life.oom_kills
-    death = death_of(Ending(worker.code, worker.tail, error, bug, kills, life.silent_seconds, life.heard))
+    death = death_of(WorkerExit(worker.code, worker.tail, error, bug, kills, life.silent_seconds, life.heard))
     if watch.finished:
         yield Warned(step=watch.step, text=death.text)
-        return Cure(False, "")
+        return Recovery(False, "")
     done, saved = watch.step, _last_good(watch, life)
-    watch.deaths.append(Died(death.cause, done, saved))
+    watch.deaths.append(PastDeath(death.cause, done, saved))
     found = cure(watch.deaths, platform.system(), RELAXED.items() <= {**os.environ, **watch.environ}.items())
     if not found.restart or watch.asked or watch.config.dry_run:
         yield from _give_up(watch, death, _bug(life.said) if isinstance(life.said, Bug) else error, found)
@@ -192,7 +192,7 @@ def _after(watch: Watch, worker: Worker, life: Life) -> Generator[Event, None, C
     return found
 
 
-def _give_up(watch: Watch, death: Death, error: Exception | None, found: Cure) -> Iterator[Event]:
+def _give_up(watch: Watch, death: Diagnosis, error: Exception | None, found: Recovery) -> Iterator[Event]:
     """Say that the run broke off, and raise why."""
     fix = advice("asked") if found.restart and _can_go_on(watch) else None if found.restart else found.text
     raised = error or EngineError(death.text, where=watch.run and watch.run.path, found=death.words, fix=fix)
@@ -216,7 +216,7 @@ def _last_line(bug: Bug) -> str:
     return bug.traceback.strip().rpartition("\n")[2]
 
 
-def _last_good(watch: Watch, life: Life) -> int:
+def _last_good(watch: Watch, life: WorkerState) -> int:
     """The step to go on from. What was saved when work failed without a word may be wrong, and is not kept."""
     if watch.run is None:
         return 0
@@ -230,7 +230,7 @@ def _can_go_on(watch: Watch) -> bool:
     return watch.run is not None and watch.run.config.is_file() and watch.run.plan.is_file()
 
 
-def _next_start(watch: Watch, cured: Cure) -> Start:
+def _next_start(watch: Watch, cured: Recovery) -> Start:
     """The run's own settings, to be gone on with; what was asked for, where it died before there was anything to go on with."""
     config = watch.config
     if watch.run is not None and _can_go_on(watch):

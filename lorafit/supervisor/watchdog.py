@@ -9,7 +9,7 @@ MOST_TICK_SECONDS = 5.0  # a longer pause between two looks was our own: stopped
 
 
 @dataclass
-class Pulse:
+class Watchdog:
     """How long nothing was heard; `limit_seconds` of it, spent doing nothing, are too long. Times are time.monotonic()."""
 
     limit_seconds: float

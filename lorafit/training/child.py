@@ -14,13 +14,13 @@ from lorafit.config import TrainConfig
 from lorafit.errors import LorafitError
 from lorafit.events import Event
 from lorafit.ipc.link import Link, listen
-from lorafit.ipc.protocol import Ended, Message, bug_of, message_line, read_start
+from lorafit.ipc.protocol import Message, WorkerDone, bug_of, message_line, read_start
 from lorafit.messages import set_language
-from lorafit.training.worker import work
+from lorafit.training.worker import train_in_process
 
 
 def main(work: Callable[[TrainConfig, Link], Iterator[Event]]) -> int:
-    """Do by `work` what the first line of stdin says. How it ended is told on the pipe; the exit code says little."""
+    """Do by `train_in_process` what the first line of stdin says. How it ended is told on the pipe; the exit code says little."""
     # What allocators read from the environment is set here: no tensor library is loaded yet.
     send = _sender()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -34,7 +34,7 @@ def main(work: Callable[[TrainConfig, Link], Iterator[Event]]) -> int:
     try:
         for event in work(start.config, link):
             send(event)
-        send(Ended())
+        send(WorkerDone())
     except LorafitError as error:
         send(error)
         return 2
@@ -59,4 +59,4 @@ def _sender() -> Callable[[Message], None]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(work))
+    sys.exit(main(train_in_process))

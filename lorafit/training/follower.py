@@ -11,9 +11,9 @@ from typing import Any
 
 from lorafit import registry
 from lorafit.config import TrainConfig
-from lorafit.data.dataset import drain, prepare_cached
-from lorafit.distributed.collectives import RankLost, Ranks
-from lorafit.distributed.launch import place
+from lorafit.data.dataset import exhaust, prepare_cached
+from lorafit.distributed.collectives import Collectives, RankLost
+from lorafit.distributed.launch import rank_info
 from lorafit.engines.tokenizer import read_template, shared_tokenizer
 from lorafit.errors import DataError, LorafitError
 from lorafit.ipc.link import Link
@@ -21,7 +21,7 @@ from lorafit.messages import _, set_language
 from lorafit.models.hub import find_model
 from lorafit.planner.plan import Plan
 from lorafit.run_folders.directory import RunDir
-from lorafit.training.loop import Job, Progress, train
+from lorafit.training.loop import Job, Progress, training_loop
 from lorafit.training.worker import load_checkpoint, open_engine, stop_signals
 
 FAILED = 2
@@ -30,21 +30,21 @@ FAILED = 2
 def follow() -> None:
     """Do what the first process says until all is done. Raises LorafitErrors; SystemExit where another has told why."""
     try:
-        with registry.load(registry.RANKS)(place().count, lambda: None) as ranks:
-            _obey(ranks.tell(), ranks)
+        with registry.load(registry.RANKS)(rank_info().count, lambda: None) as ranks:
+            _obey(ranks.broadcast_json(), ranks)
     except RankLost as lost:
         if lost.rank != 0 or lost.told:  # the first process says it to the user
             raise SystemExit(FAILED) from lost
         raise
 
 
-def _obey(orders: dict[str, Any], ranks: Ranks) -> None:
+def _obey(orders: dict[str, Any], ranks: Collectives) -> None:
     set_language(orders["language"])
     config, plan = TrainConfig.model_validate(orders["config"]), Plan.of(orders["plan"])
     model = find_model(config.model_name, hub=config.hub, endpoint=config.hf_endpoint)
     template = read_template(config.chat_template)
     load = partial(shared_tokenizer, model.folder, template, config.trust_remote_code)
-    data = drain(prepare_cached(config, model.folder, load, template))
+    data = exhaust(prepare_cached(config, model.folder, load, template))
     if data.digest != plan.data_digest:
         raise DataError(
             _("This process reads other data than the first one does."),
@@ -63,7 +63,7 @@ def _obey(orders: dict[str, Any], ranks: Ranks) -> None:
         engine.set_recompute(progress.recompute)
     link, run = Link(), RunDir(Path(orders["run"]))
     with stop_signals(link):
-        for _event in train(
+        for _event in training_loop(
             Job(engine, data.train, data.valid, run, plan, lambda _folder: None, link, ranks), progress
         ):
             pass

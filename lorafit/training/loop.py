@@ -10,7 +10,7 @@ from typing import TypeVar
 from lorafit.atomic import whole_folder
 from lorafit.data.batching import Samples, StepBatch, batch
 from lorafit.data.micro_batch import MicroBatch
-from lorafit.distributed.collectives import ALONE, RankLost, Ranks
+from lorafit.distributed.collectives import SINGLE_PROCESS, Collectives, RankLost
 from lorafit.engines.base import Engine, LossSum, OutOfMemory, StepResult
 from lorafit.events import EvalDone, Evaluating, Event, Finished, Saved, Shrunk, Stage, StepDone, Stopped, Warned
 from lorafit.ipc.link import RECYCLE, Link
@@ -41,7 +41,7 @@ class Progress:
     best_loss: float | None = None
     data_seconds: float = 0.0  # of `seconds`, spent waiting for micro-batches
 
-    def see(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
         """Take note of an event of this run."""
         if isinstance(event, StepDone):
             self.done, self.seconds = event.step, self.seconds + event.seconds
@@ -58,7 +58,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Job:
-    """All that training needs. `dress` adds to an adapter's folder what chatting needs; `link` tells when to stop.
+    """All that training needs. `add_chat_files` adds to an adapter's folder what chatting needs; `link` tells when to stop.
 
     Of several `ranks` every one has a job, and the leader alone writes.
     """
@@ -68,16 +68,16 @@ class Job:
     valid_set: Samples
     run: RunDir
     plan: Plan
-    dress: Callable[[Path], None]
+    add_chat_files: Callable[[Path], None]
     link: Link
-    ranks: Ranks = ALONE
+    ranks: Collectives = SINGLE_PROCESS
 
 
-def train(job: Job, progress: Progress) -> Iterator[Event]:
+def training_loop(job: Job, progress: Progress) -> Iterator[Event]:
     """All steps after `progress.done`, with evaluations and checkpoints; final_model/ at the end."""
     try:
         for event in _events(job, progress):
-            progress.see(event)
+            progress.on_event(event)
             yield event
     except RankLost:
         if progress.done > 0 and job.ranks.place.leads:
@@ -94,7 +94,7 @@ def _events(job: Job, progress: Progress) -> Iterator[Event]:
         if step == plan.steps or (plan.eval_steps > 0 and step % plan.eval_steps == 0):
             yield from _evaluate(job, progress, step)
         yield from _told(job, step)
-        leave = int(job.ranks.most(job.link.leave)) if step < plan.steps else 0
+        leave = int(job.ranks.all_reduce_max(job.link.leave)) if step < plan.steps else 0
         if job.ranks.place.leads and (leave or job.link.paused or _save_due(job, step, time.monotonic() - saved_at)):
             yield _save(job, step)
             saved_at = time.monotonic()
@@ -134,7 +134,7 @@ def _fitting(
     while True:
         budget = progress.token_budget or job.plan.token_budget
         data = batch(samples, rows, budget, job.plan.max_micro_batch, here.count, job.engine.facts.shares)
-        if job.ranks.most(int(job.link.take_shrink())):
+        if job.ranks.all_reduce_max(int(job.link.take_shrink())):
             less = _less(job, progress, budget, data, _("Memory is short"))
             if less is None and job.link.must_shrink:
                 raise _too_long(None, data)
@@ -249,13 +249,13 @@ def save_adapter(job: Job, target: Path, step: int) -> None:
     with whole_folder(target) as folder:
         write_step(folder, step)
         job.engine.save_adapter(folder)
-        job.dress(folder)
+        job.add_chat_files(folder)
 
 
 def _save(job: Job, step: int) -> Saved:
     def write(folder: Path) -> None:
         job.engine.save(folder)
-        job.dress(folder)
+        job.add_chat_files(folder)
 
     make_room(job.run)
     saved = save_checkpoint(job.run, step, write)

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from lorafit.config import COMMAND_FIELDS, TrainConfig
-from lorafit.data.dataset import drain, prepare_cached
+from lorafit.data.dataset import exhaust, prepare_cached
 from lorafit.engines.tokenizer import read_template, shared_tokenizer
 from lorafit.errors import LorafitError
 from lorafit.ipc.protocol import message_line, read_message
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
     try:
         template = read_template(config.chat_template)
         load = partial(shared_tokenizer, folder, template, config.trust_remote_code)
-        drain(prepare_cached(config, folder, load, template))
+        exhaust(prepare_cached(config, folder, load, template))
     except LorafitError as error:
         print(message_line(error))
         return USER

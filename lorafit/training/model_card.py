@@ -12,7 +12,7 @@ SETTINGS = ("dataset_name", "dataset_split", "num_epochs", "max_steps", "effecti
             "lora_r", "lora_alpha", "lora_dropout", "lora_targets", "quantization", "seed")  # fmt: skip
 
 
-def dress(folder: Path, config: TrainConfig, base_model: str, run: str, tokenizer: ChatTokenizer) -> None:
+def add_chat_files(folder: Path, config: TrainConfig, base_model: str, run: str, tokenizer: ChatTokenizer) -> None:
     """Write into an adapter's `folder` all that trying it elsewhere needs."""
     tokenizer.save(folder)
     write_chat_settings(folder, ChatSettings(config.system_prompt, config.date_string, base_model, run))

@@ -21,10 +21,10 @@ from lorafit.messages import _, listed
 from lorafit.models.remote_spec import local_folder, remote_spec
 from lorafit.models.spec import ModelSpec, read_spec
 from lorafit.planner import calibrate
-from lorafit.planner.data_stats import DataFacts, facts_of
+from lorafit.planner.data_stats import DataStats, data_stats
 from lorafit.planner.memory_budget import share_of
 from lorafit.planner.plan import Choice, Plan
-from lorafit.planner.planner import Planned, alternatives, consider
+from lorafit.planner.planner import PlanResult, alternatives, consider
 from lorafit.progress import Say, silent
 from lorafit.training.measure_lengths import fill_cache
 from lorafit.training.preflight import check_processes
@@ -34,14 +34,14 @@ MOST_VALID = 200  # rows that a share of val_size holds out at most (config.val_
 
 
 @dataclass(frozen=True)
-class Outlook:
+class Preview:
     """A plan and what it rests on; `notes` are words on what stands in for what is not here."""
 
     machine: Machine
     model: str
     spec: ModelSpec
-    data: DataFacts
-    planned: Planned
+    data: DataStats
+    planned: PlanResult
     others: list[Choice]
     notes: list[str]
 
@@ -50,16 +50,16 @@ class Outlook:
         return self.planned.plan
 
 
-def look_ahead(config: TrainConfig, machine_name: str | None, say: Say = silent) -> Outlook:
+def preview_run(config: TrainConfig, machine_name: str | None, say: Say = silent) -> Preview:
     """The plan for `config` on the machine called `machine_name` (None: this one). Raises LorafitErrors."""
-    machine = described(machine_name) if machine_name else detect.detect()
-    known = calibrate.known(machine, measure=calibrate.product_gflops)
+    machine = described(machine_name) if machine_name else detect.detect_machine()
+    known = calibrate.load_calibration(machine, measure=calibrate.product_gflops)
     machine = calibrate.recalled(machine, known)
     check_processes(config, machine, config.processes or 1)
     spec, notes = find_spec(config)
     data, more = find_data(config, say)
     planned = consider(config, share_of(machine, config.processes or 1), spec, data, known)
-    return Outlook(machine, config.model_name, spec, data, planned, alternatives(planned, known), [*notes, *more])
+    return Preview(machine, config.model_name, spec, data, planned, alternatives(planned, known), [*notes, *more])
 
 
 def find_spec(config: TrainConfig) -> tuple[ModelSpec, list[str]]:
@@ -80,7 +80,7 @@ def find_spec(config: TrainConfig) -> tuple[ModelSpec, list[str]]:
     ]
 
 
-def find_data(config: TrainConfig, say: Say = silent) -> tuple[DataFacts, list[str]]:
+def find_data(config: TrainConfig, say: Say = silent) -> tuple[DataStats, list[str]]:
     """The data's lengths: from the cache, measured by a child, or the catalogue's; and words on the last."""
     folder = local_folder(config.model_name)
     stand_in = _from_catalogue(config)
@@ -101,10 +101,10 @@ def find_data(config: TrainConfig, say: Say = silent) -> tuple[DataFacts, list[s
         text = _("The data are not here and no hub was reached: the rows' lengths are the catalogue's, an estimate.")
         return stand_in, [text]
     assert found is not None
-    return facts_of(found), []
+    return data_stats(found), []
 
 
-def _from_catalogue(config: TrainConfig) -> DataFacts | None:
+def _from_catalogue(config: TrainConfig) -> DataStats | None:
     known = known_lengths(config.dataset_name)
     if known is None:
         return None
@@ -112,7 +112,7 @@ def _from_catalogue(config: TrainConfig) -> DataFacts | None:
     valid = min(int(config.val_size if config.val_size >= 1 else config.val_size * rows), rows - 1)
     valid = min(valid, MOST_VALID) if config.val_size < 1 else valid
     lengths = known.sample(rows, config.max_length)
-    return DataFacts(lengths[valid:], lengths[:valid], "", known.target_share, known.source)
+    return DataStats(lengths[valid:], lengths[:valid], "", known.target_share, known.source)
 
 
 def _no_tokenizer(config: TrainConfig) -> ConfigError:
@@ -125,7 +125,7 @@ def _no_tokenizer(config: TrainConfig) -> ConfigError:
     )
 
 
-def described_facts(look: Outlook) -> list[Choice]:
+def preview_facts(look: Preview) -> list[Choice]:
     """Machine, model and data in a line each."""
     machine, spec, lengths = look.machine, look.spec, look.data.train_lengths
     counted = Counter(f"{gpu.name} {bytes_text(gpu.memory_bytes)}" for gpu in machine.gpus)

@@ -11,7 +11,7 @@ from lorafit.progress import Say
 Result = TypeVar("Result")
 
 
-def as_stages(texts: Generator[str, None, Result]) -> Generator[Event, None, Result]:
+def as_stage_events(texts: Generator[str, None, Result]) -> Generator[Event, None, Result]:
     """What `texts` returns; what it yields until then, as events."""
     while True:
         try:
@@ -21,7 +21,7 @@ def as_stages(texts: Generator[str, None, Result]) -> Generator[Event, None, Res
             return result
 
 
-def said(job: Callable[[Say], Result]) -> Generator[Event, None, Result]:
+def stage_texts(job: Callable[[Say], Result]) -> Generator[Event, None, Result]:
     """What job(say) returns or raises; what it says until then, as events. It runs in a thread of its own."""
     texts: SimpleQueue[str | None] = SimpleQueue()
     result = in_thread(lambda: job(texts.put))

@@ -7,12 +7,12 @@ from lorafit.atomic import put_back
 from lorafit.config import COMMAND_FIELDS, SUPERVISOR_FIELDS, TrainConfig, what_fields
 from lorafit.errors import ConfigError, RunError
 from lorafit.events import Finished, Shrunk, read_events
-from lorafit.hardware.detect import Machine, detect
+from lorafit.hardware.detect import Machine, detect_machine
 from lorafit.messages import _
 from lorafit.planner import device_precision
 from lorafit.planner.plan import Choice, Plan
 from lorafit.run_folders.checkpoint import latest_good, step_of
-from lorafit.run_folders.directory import RunDir, find, saved_config
+from lorafit.run_folders.directory import RunDir, find_run, saved_config
 from lorafit.training.loop import Progress
 
 # May differ where a run goes on on another machine: what its base is called there, and in how many bits it fits.
@@ -31,7 +31,7 @@ class Interrupted:
 
 def interrupted(config: TrainConfig) -> Interrupted:
     """The run that `config.resume` names. Raises RunError when it is finished, or a what-setting differs."""
-    run = find(config.resume or "latest", Path(config.output_dir))
+    run = find_run(config.resume or "latest", Path(config.output_dir))
     run.let_orphan_end()
     if any(isinstance(event, Finished) for event in read_events(run.events)):
         fix = _("Try it: {command}. To train it further, start a new run with --init_adapter {adapter}.")
@@ -45,7 +45,7 @@ def interrupted(config: TrainConfig) -> Interrupted:
     progress = Progress()
     for event in read_events(run.events):
         if event.step <= done or isinstance(event, Shrunk):  # what was too much once stays so
-            progress.see(event)
+            progress.on_event(event)
     progress.done = done
     put_back(run.path)
     if (
@@ -76,7 +76,7 @@ def refuse_changes(run: RunDir, saved: TrainConfig, config: TrainConfig) -> None
     """
     for name in what_fields() if run.plan.is_file() else []:
         before, now = getattr(saved, name), getattr(config, name)
-        if before != now and not (name in MOVABLE and _other_machine(run, detect())):
+        if before != now and not (name in MOVABLE and _other_machine(run, detect_machine())):
             raise _changed(run, name, before, now)
 
 

@@ -18,14 +18,14 @@ from lorafit.events import Event, Finished, Rehearsed, Shrunk, StepDone, Warned
 from lorafit.hardware.catalogue.lengths import spread
 from lorafit.messages import _
 from lorafit.planner import calibrate
-from lorafit.planner.calibrate import Known
+from lorafit.planner.calibrate import Calibration
 from lorafit.planner.estimate import Estimate, as_estimate, estimate
 from lorafit.planner.fast_path import path_of
 from lorafit.planner.memory import Layout
 from lorafit.planner.plan import Plan
-from lorafit.planner.planner import Planned, consider
+from lorafit.planner.planner import PlanResult, consider
 from lorafit.planner.schedule import step_samples
-from lorafit.planner.speed import Share, micro_batch_seconds
+from lorafit.planner.speed import MicroBatchShape, micro_batch_seconds
 from lorafit.planner.throughput import rates
 
 STEPS_LOOKED_AT, LOOKED_AT = 6, 64  # at least so many steps and micro-batches, for the longest, the median and others
@@ -36,11 +36,11 @@ SETTLED = 20  # steps
 
 
 @dataclass(frozen=True)
-class Expectation:
+class Prediction:
     """What was planned, and on what grounds: everything that measuring may correct."""
 
-    planned: Planned
-    known: Known
+    planned: PlanResult
+    known: Calibration
     plan: Plan  # as it is carried out: a resumed run's own
 
     @property
@@ -67,11 +67,11 @@ class Expectation:
 
     def by_formula(self) -> Estimate:
         """The time without what earlier runs have taught."""
-        grounds = Known(self.known.core_gflops)
+        grounds = Calibration(self.known.core_gflops)
         return estimate(self.planned.work, self.layout, self.plan.token_budget, self.planned.question.machine, grounds)
 
 
-def rehearse(engine: Engine, samples: Samples, expected: Expectation) -> Generator[Event, None, Plan]:
+def rehearse(engine: Engine, samples: Samples, expected: Prediction) -> Generator[Event, None, Plan]:
     """Measure a few micro-batches and keep what that says; the plan, with less at a time where memory is short."""
     plan = expected.plan
     while True:
@@ -102,20 +102,20 @@ def rehearse(engine: Engine, samples: Samples, expected: Expectation) -> Generat
     return replace(plan, predicted_step_seconds=total.step, predicted_seconds=total.total)
 
 
-def _ours(expected: Expectation) -> float:
+def _ours(expected: Prediction) -> float:
     """The share of the processor that was ours just now, by a product timed beside: a neighbour is gone another time."""
     best = expected.known.core_gflops
     return min(1.0, calibrate.product_gflops() / best) if best and expected.layout.device == "cpu" else 1.0
 
 
-def note_ceiling(expected: Expectation, token_budget: int | None) -> None:
+def note_ceiling(expected: Prediction, token_budget: int | None) -> None:
     """Memory ran out, and it goes on with `token_budget` (None: as before, by more recomputing): begin so next time."""
     if token_budget is not None:
         machine, available = expected.planned.question.machine, expected.plan.available_bytes
         calibrate.note_ceiling(machine, expected.key, token_budget, available)
 
 
-def _passes(engine: Engine, samples: Samples, expected: Expectation) -> tuple[float, float, int | None]:
+def _passes(engine: Engine, samples: Samples, expected: Prediction) -> tuple[float, float, int | None]:
     """Seconds of the micro-batches that were measured, the middle one's over what was predicted for it, since a neighbour
     comes and goes, and the peak in bytes after them."""
     micros, count = _micro_batches(samples, expected.plan, engine.facts.shares)
@@ -154,17 +154,17 @@ def _micro_batches(samples: Samples, plan: Plan, shares: bool) -> tuple[Sequence
     return sorted(found, key=lambda micro: micro.num_tokens), len(found) / step * plan.steps
 
 
-def as_computed(micro: MicroBatch, shares: bool) -> list[Share]:
+def as_computed(micro: MicroBatch, shares: bool) -> list[MicroBatchShape]:
     """Its rows as the engine computes them: what its samples begin with alike once, before them, where it `shares` that."""
     lengths, begun = np.diff(micro.segments).astype(np.int64), micro.beginnings()
     once = [(len(ids), begun.count(ids.tobytes())) for ids in (begun_alike([micro]) if shares else [])]
     tokens = micro.num_tokens - sum(length * times for length, times in once)
     squares = int((lengths**2).sum()) - sum(length**2 * times for length, times in once)
-    own, held = Share(tokens, micro.num_targets, squares), sum(length for length, _times in once)
-    return [own, Share(held, 0, sum(length**2 for length, _times in once))] if held else [own]
+    own, held = MicroBatchShape(tokens, micro.num_targets, squares), sum(length for length, _times in once)
+    return [own, MicroBatchShape(held, 0, sum(length**2 for length, _times in once))] if held else [own]
 
 
-def _smaller(plan: Plan, expected: Expectation) -> Plan:
+def _smaller(plan: Plan, expected: Prediction) -> Plan:
     """Half the tokens, down to the longest sample; then more layers recomputed. Raises OutOfMemory at the end of both."""
     longest, layers = expected.planned.question.data.longest, expected.planned.question.spec.layers
     if plan.token_budget > longest:
@@ -177,12 +177,12 @@ def _smaller(plan: Plan, expected: Expectation) -> Plan:
     )
 
 
-def _corrected(plan: Plan, expected: Expectation, memory: float | None) -> Plan:
+def _corrected(plan: Plan, expected: Prediction, memory: float | None) -> Plan:
     """`plan` with the budget that a run takes which knows the measured peak from the start; never a larger one."""
     question = expected.planned.question
     if question.config.plan is not None or calibrate.rounded_factor(memory) <= question.memory_factor:
         return plan
-    taught = calibrate.known(question.machine)
+    taught = calibrate.load_calibration(question.machine)
     try:
         fresh = consider(question.config, question.machine, question.spec, question.data, taught).plan
     except DoesNotFit:
@@ -197,14 +197,14 @@ def _corrected(plan: Plan, expected: Expectation, memory: float | None) -> Plan:
     )
 
 
-def _measured_time(expected: Expectation, slowness: float) -> Estimate:
+def _measured_time(expected: Prediction, slowness: float) -> Estimate:
     formula, work = expected.by_formula(), expected.planned.work
     tokens = formula.tokens_per_second * formula.step
     evaluation = formula.evaluation * slowness
     return as_estimate(work, expected.layout, formula.step * slowness, evaluation, tokens, "measured")
 
 
-def compared(events: Iterator[Event], expected: Expectation, whole: bool) -> Iterator[Event]:
+def compared(events: Iterator[Event], expected: Prediction, whole: bool) -> Iterator[Event]:
     """`events` of a training, with a word where it is much slower than planned, and both figures at its end.
 
     A run that was trained here as a `whole` is kept for later plans, its speed only where its rehearsal promised that.

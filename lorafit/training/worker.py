@@ -16,10 +16,10 @@ from typing import Any
 from lorafit import registry
 from lorafit.atomic import disk_errors, whole_file
 from lorafit.config import TrainConfig, resolve_effective_batch, write_yaml
-from lorafit.data.dataset import Prepared, prepare_cached, write_rejects
+from lorafit.data.dataset import PreparedData, prepare_cached, write_rejects
 from lorafit.data.report import summary_lines
-from lorafit.distributed.collectives import ALONE, Ranks
-from lorafit.distributed.launch import place
+from lorafit.distributed.collectives import SINGLE_PROCESS, Collectives
+from lorafit.distributed.launch import rank_info
 from lorafit.engines import allocator
 from lorafit.engines.base import Engine, Setup
 from lorafit.engines.tokenizer import ChatTokenizer, read_template, shared_tokenizer
@@ -32,41 +32,41 @@ from lorafit.ipc.link import Link
 from lorafit.ipc.protocol import RunFolder
 from lorafit.ipc.signals import hear_signals
 from lorafit.messages import _, language
-from lorafit.models.hub import Found, find_model
+from lorafit.models.hub import FoundModel, find_model
 from lorafit.models.spec import ModelSpec, read_spec
 from lorafit.planner import calibrate
-from lorafit.planner.data_stats import facts_of
+from lorafit.planner.data_stats import data_stats
 from lorafit.planner.device_precision import choose_device, choose_engine
 from lorafit.planner.memory_budget import share_of
 from lorafit.planner.plan import Plan
 from lorafit.planner.planner import consider
 from lorafit.run_folders import directory
 from lorafit.run_folders.directory import RunDir
-from lorafit.training.loop import Job, Progress, train
-from lorafit.training.model_card import dress
+from lorafit.training.loop import Job, Progress, training_loop
+from lorafit.training.model_card import add_chat_files
 from lorafit.training.preflight import check_model, check_processes, check_settings, init_adapter
-from lorafit.training.progress import as_stages, said
+from lorafit.training.progress import as_stage_events, stage_texts
 from lorafit.training.resume import Interrupted, as_before, interrupted, plan_for, refuse_other_state
-from lorafit.training.warmup_probe import Expectation, compared, rehearse
+from lorafit.training.warmup_probe import Prediction, compared, rehearse
 
 
 @dataclass(frozen=True)
-class Ready:
+class PreparedRun:
     """Everything up to the first step; nothing is written yet."""
 
     config: TrainConfig
     machine: Machine
-    model: Found
+    model: FoundModel
     spec: ModelSpec
     tokenizer: ChatTokenizer
-    data: Prepared
+    data: PreparedData
     plan: Plan
     start: Path | None  # an adapter's folder
-    expected: Expectation
-    ranks: Ranks = ALONE
+    expected: Prediction
+    ranks: Collectives = SINGLE_PROCESS
 
 
-def work(config: TrainConfig, link: Link | None = None) -> Iterator[Event]:
+def train_in_process(config: TrainConfig, link: Link | None = None) -> Iterator[Event]:
     """Do what `config` asks for, and say so in events. Raises LorafitErrors; what was saved until then stays whole.
 
     `link` leads to the supervisor; without one, signals alone tell when to stop.
@@ -77,23 +77,23 @@ def work(config: TrainConfig, link: Link | None = None) -> Iterator[Event]:
 
 
 @contextmanager
-def gathered(config: TrainConfig, link: Link) -> Iterator[Ranks]:
+def gathered(config: TrainConfig, link: Link) -> Iterator[Collectives]:
     """All processes that train together: torchrun's, or --processes of our own, or this one alone. Raises EngineError."""
-    count = place().count if "RANK" in os.environ else config.processes or 1
+    count = rank_info().count if "RANK" in os.environ else config.processes or 1
     if count == 1:
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     with registry.load(registry.RANKS)(count, link.beat) as ranks:
         yield ranks
 
 
-def _lead(config: TrainConfig, link: Link, ranks: Ranks) -> Iterator[Event]:
+def _lead(config: TrainConfig, link: Link, ranks: Collectives) -> Iterator[Event]:
     """Get ready alone, tell the others what is to be done, and do it with them."""
     old = None if config.resume is None else interrupted(config)
     ready = yield from _get_ready(config, old, ranks)
     if config.dry_run:
         yield from _planned(ready)
-        ranks.tell(_orders(ready, None, old))
+        ranks.broadcast_json(_orders(ready, None, old))
         yield from _open_engine(ready)
         return
     run = old.run if old else directory.create(Path(config.output_dir), ready.spec.model_type)
@@ -128,9 +128,9 @@ def _logged(run: RunDir, progress: Progress, events: Iterator[Event]) -> Iterato
             raise
 
 
-def _get_ready(config: TrainConfig, old: Interrupted | None, ranks: Ranks) -> Generator[Event, None, Ready]:
-    machine = detect.detect()
-    detect.check(machine)
+def _get_ready(config: TrainConfig, old: Interrupted | None, ranks: Collectives) -> Generator[Event, None, PreparedRun]:
+    machine = detect.detect_machine()
+    detect.check_machine(machine)
     from_checkpoint = old is not None and old.checkpoint is not None
     start = init_adapter(config.init_adapter) if config.init_adapter and not from_checkpoint else None
     folder = old.run.path if old else Path(config.output_dir)
@@ -140,17 +140,17 @@ def _get_ready(config: TrainConfig, old: Interrupted | None, ranks: Ranks) -> Ge
     machine = _measured(machine, device, choose_engine(config, machine, device).value)
     yield Stage(text=_("Looking for the model {name}").format(name=config.model_name))
     find = partial(find_model, config.model_name, hub=config.hub, endpoint=config.hf_endpoint)
-    model = yield from said(lambda say: find(say=say))
+    model = yield from stage_texts(lambda say: find(say=say))
     spec = read_spec(model.folder)
     check_model(config, spec, folder, start)
     yield Stage(text=_("Reading {name}").format(name=config.dataset_name))
     template = read_template(config.chat_template)
     load = partial(shared_tokenizer, model.folder, template, config.trust_remote_code)
-    data = yield from as_stages(prepare_cached(config, model.folder, load, template))
+    data = yield from as_stage_events(prepare_cached(config, model.folder, load, template))
     share = share_of(machine, ranks.place.local_count)
-    known = calibrate.known(share, measure=calibrate.product_gflops)
+    known = calibrate.load_calibration(share, measure=calibrate.product_gflops)
     planned = consider(
-        config if old is None else as_before(old.run, machine, config), share, spec, facts_of(data), known
+        config if old is None else as_before(old.run, machine, config), share, spec, data_stats(data), known
     )
     plan = planned.plan
     if config.plan is not None:
@@ -159,7 +159,7 @@ def _get_ready(config: TrainConfig, old: Interrupted | None, ranks: Ranks) -> Ge
         fresh, plan = plan, plan_for(old.run, machine, config, plan)
         if plan is fresh:  # limits of another machine or other settings
             old.progress.token_budget = old.progress.recompute = None
-    return Ready(config, machine, model, spec, load(), data, plan, start, Expectation(planned, known, plan), ranks)
+    return PreparedRun(config, machine, model, spec, load(), data, plan, start, Prediction(planned, known, plan), ranks)
 
 
 def _measured(machine: Machine, device: str, engine: str) -> Machine:
@@ -174,7 +174,7 @@ def _measured(machine: Machine, device: str, engine: str) -> Machine:
     )
 
 
-def _planned(ready: Ready) -> Iterator[Event]:
+def _planned(ready: PreparedRun) -> Iterator[Event]:
     if ready.tokenizer.template_is_ours:
         text = _("The model has no chat template: it is given a plain one (ChatML), which is kept beside the adapter.")
         yield Warned(text=text)
@@ -187,11 +187,11 @@ def _planned(ready: Ready) -> Iterator[Event]:
     yield Planned(choices=choices, predicted_peak_bytes=plan.predicted_peak_bytes, available_bytes=plan.available_bytes)
 
 
-def _run(ready: Ready, run: RunDir, old: Interrupted | None, progress: Progress, link: Link) -> Iterator[Event]:
+def _run(ready: PreparedRun, run: RunDir, old: Interrupted | None, progress: Progress, link: Link) -> Iterator[Event]:
     """From an empty or interrupted run's folder to its end."""
     yield from _planned(ready)
     _write_facts(ready, run)
-    ready.ranks.tell(_orders(ready, run, old))
+    ready.ranks.broadcast_json(_orders(ready, run, old))
     engine = yield from _open_engine(ready)
     if old is not None:
         yield from _go_on(engine, ready.ranks, old)
@@ -199,14 +199,14 @@ def _run(ready: Ready, run: RunDir, old: Interrupted | None, progress: Progress,
         ready = yield from _rehearsed(ready, run, engine)
     yield _started(ready, run, engine, progress.done)
     with stop_signals(link):
-        training = train(_job(ready, run, engine, link), progress)
+        training = training_loop(_job(ready, run, engine, link), progress)
         yield from compared(training, ready.expected, whole=old is None and ready.ranks.place.count == 1)
     if ready.config.demo and progress.done == ready.plan.steps and not ready.plan.shard:
         conversations = ready.data.valid_conversations
         yield from show_answers(engine, ready.tokenizer, conversations, ready.config, progress.done)
 
 
-def _rehearsed(ready: Ready, run: RunDir, engine: Engine) -> Generator[Event, None, Ready]:
+def _rehearsed(ready: PreparedRun, run: RunDir, engine: Engine) -> Generator[Event, None, PreparedRun]:
     """`ready` with a plan that measuring has corrected, which is the run's plan from now on."""
     yield Stage(text=_("Measuring a few micro-batches"))
     plan = yield from rehearse(engine, ready.data.train, ready.expected)
@@ -215,7 +215,7 @@ def _rehearsed(ready: Ready, run: RunDir, engine: Engine) -> Generator[Event, No
     return replace(ready, plan=plan, expected=replace(ready.expected, plan=plan))
 
 
-def _orders(ready: Ready, run: RunDir | None, old: Interrupted | None) -> dict[str, Any]:
+def _orders(ready: PreparedRun, run: RunDir | None, old: Interrupted | None) -> dict[str, Any]:
     """What the other processes must know (follower.py): JSON. Without a run they only open the engine."""
     return {
         "language": language(),
@@ -229,7 +229,7 @@ def _orders(ready: Ready, run: RunDir | None, old: Interrupted | None) -> dict[s
     }
 
 
-def _write_facts(ready: Ready, run: RunDir) -> None:
+def _write_facts(ready: PreparedRun, run: RunDir) -> None:
     effective = resolve_effective_batch(ready.config)
     settled = ready.config.model_copy(update={"effective_batch": effective, "gradient_accumulation_steps": None})
     with disk_errors(run.path):
@@ -242,7 +242,7 @@ def _write_facts(ready: Ready, run: RunDir) -> None:
         write_rejects(run.rejects, ready.data.rejects)
 
 
-def _open_engine(ready: Ready) -> Generator[Event, None, Engine]:
+def _open_engine(ready: PreparedRun) -> Generator[Event, None, Engine]:
     plan = ready.plan
     yield Stage(text=_("Loading the model on {device}").format(device=plan.device))
     engine = open_engine(ready.config, ready.model, plan, ready.ranks, ready.start)
@@ -252,7 +252,7 @@ def _open_engine(ready: Ready) -> Generator[Event, None, Engine]:
     return engine
 
 
-def open_engine(config: TrainConfig, model: Found, plan: Plan, ranks: Ranks, start: Path | None) -> Engine:
+def open_engine(config: TrainConfig, model: FoundModel, plan: Plan, ranks: Collectives, start: Path | None) -> Engine:
     """The engine that `plan` names, with the adapter in `start` where there is one."""
     setup = Setup(
         folder=model.folder,
@@ -265,22 +265,22 @@ def open_engine(config: TrainConfig, model: Found, plan: Plan, ranks: Ranks, sta
         ranks=ranks,
     )
     allocator.use(allocator.LOADING)
-    engine: Engine = registry.load(registry.find(registry.ENGINES, plan.engine)).open(setup)
+    engine: Engine = registry.load(registry.find_entry(registry.ENGINES, plan.engine)).open(setup)
     allocator.use(plan.allocator)
-    with ranks.at_hand(start) as folder:
+    with ranks.broadcast_folder(start) as folder:
         if folder is not None:
             engine.load_adapter(folder)
     return engine
 
 
-def load_checkpoint(engine: Engine, ranks: Ranks, checkpoint: Path | None) -> None:
+def load_checkpoint(engine: Engine, ranks: Collectives, checkpoint: Path | None) -> None:
     """Go on from the leader's `checkpoint`, where there is one."""
-    with ranks.at_hand(checkpoint) as folder:
+    with ranks.broadcast_folder(checkpoint) as folder:
         if folder is not None:
             engine.load(folder)
 
 
-def _go_on(engine: Engine, ranks: Ranks, old: Interrupted) -> Iterator[Event]:
+def _go_on(engine: Engine, ranks: Collectives, old: Interrupted) -> Iterator[Event]:
     for path, fault in old.bad:
         text = _("The checkpoint {name} is damaged ({fault}); an older one is used.")
         yield Warned(step=old.progress.done, text=text.format(name=path.name, fault=fault))
@@ -295,7 +295,7 @@ def _go_on(engine: Engine, ranks: Ranks, old: Interrupted) -> Iterator[Event]:
         yield Shrunk(step=done, text=text, token_budget=budget, recompute=recompute)
 
 
-def _started(ready: Ready, run: RunDir, engine: Engine, step: int) -> Started:
+def _started(ready: PreparedRun, run: RunDir, engine: Engine, step: int) -> Started:
     plan = ready.plan
     return Started(
         step=step,
@@ -310,9 +310,9 @@ def _started(ready: Ready, run: RunDir, engine: Engine, step: int) -> Started:
     )
 
 
-def _job(ready: Ready, run: RunDir, engine: Engine, link: Link) -> Job:
+def _job(ready: PreparedRun, run: RunDir, engine: Engine, link: Link) -> Job:
     def dress_folder(folder: Path) -> None:
-        dress(folder, ready.config, ready.model.name, run.name, ready.tokenizer)
+        add_chat_files(folder, ready.config, ready.model.name, run.name, ready.tokenizer)
 
     return Job(engine, ready.data.train, ready.data.valid, run, ready.plan, dress_folder, link, ready.ranks)
 

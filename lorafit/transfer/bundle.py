@@ -43,7 +43,7 @@ CACHED = re.compile(r"models--(.+?)--(.+)")  # the hub's own name for a folder i
 
 
 @dataclass(frozen=True)
-class Facts:
+class BundleInfo:
     """bundle.json: what the bundle is. `run` names the run, or its first word for one that is not begun."""
 
     layout: int
@@ -55,7 +55,7 @@ class Facts:
     versions: dict[str, str]
 
 
-def bundle(run: RunDir | None, config: TrainConfig, target: Path) -> Facts:
+def bundle(run: RunDir | None, config: TrainConfig, target: Path) -> BundleInfo:
     """Pack `run`, which was begun as `config` says, or `config` alone, into the zip `target`. Raises LorafitErrors."""
     with tempfile.TemporaryDirectory(prefix="lorafit-") as scratch:
         folder = Path(scratch) / "bundle"
@@ -69,7 +69,7 @@ def bundle(run: RunDir | None, config: TrainConfig, target: Path) -> Facts:
     return facts
 
 
-def _stage(run: RunDir | None, config: TrainConfig, folder: Path) -> Facts:
+def _stage(run: RunDir | None, config: TrainConfig, folder: Path) -> BundleInfo:
     inside = RunDir(folder / RUN)
     inside.path.mkdir()
     kind = BEGIN if run is None else GO_ON if _finished(run) is None else RESULT
@@ -83,7 +83,7 @@ def _stage(run: RunDir | None, config: TrainConfig, folder: Path) -> Facts:
         _stage_run(run, inside, step, names)
         for source in _adapters(run, kind, checkpoint):
             carry_adapter(source, inside.path / source.relative_to(run.path), settled.model_name, names)
-    facts = Facts(
+    facts = BundleInfo(
         layout=LAYOUT,
         kind=kind,
         run=run.name if run else first_word(settled.model_name),

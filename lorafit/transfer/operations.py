@@ -17,7 +17,7 @@ from lorafit.run_folders import directory
 from lorafit.run_folders.directory import RunDir, saved_config
 from lorafit.transfer import bundle as bundles
 from lorafit.transfer import fetch as fetching
-from lorafit.transfer.cloud.send import Order, Sent, send
+from lorafit.transfer.cloud.send import CloudFiles, CloudOrder, send
 from lorafit.transfer.fetch import Fetched
 from lorafit.transfer.unbundle import unbundle
 
@@ -38,12 +38,12 @@ class BundleRequest(MoveRequest):
     output: str = Field("run.zip", description="The zip to write; short: -o.")
 
 
-def bundle(name: str | None, config: TrainConfig, output_dir: Path, target: Path) -> bundles.Facts:
+def bundle(name: str | None, config: TrainConfig, output_dir: Path, target: Path) -> bundles.BundleInfo:
     """Pack the run called `name`, or without one what `config` would begin, into the zip `target`. Raises LorafitErrors."""
     if target.suffix.lower() != ".zip":
         fix = _("Give it a name that ends in .zip.")
         raise ConfigError(_("A bundle is a zip file."), where="--output", found=str(target), fix=fix)
-    run = None if name is None else directory.find(name, output_dir)
+    run = None if name is None else directory.find_run(name, output_dir)
     return bundles.bundle(run, config if run is None else saved_config(run), target)
 
 
@@ -60,15 +60,15 @@ class CloudRequest(MoveRequest):
     )
 
 
-def cloud(place: str, order: Order, folder: Path, say: Say = silent) -> Sent:
+def cloud(place: str, order: CloudOrder, folder: Path, say: Say = silent) -> CloudFiles:
     """Write into `folder` what `place` (a name in registry.CLOUDS) takes. Raises LorafitErrors."""
     return send(place, order, folder, say)
 
 
-def order(name: str | None, config: TrainConfig, output_dir: Path, base: str | None) -> Order:
+def order(name: str | None, config: TrainConfig, output_dir: Path, base: str | None) -> CloudOrder:
     """What is to be sent: the run called `name`, or without one what `config` would begin. Raises RunError."""
-    run = None if name is None else directory.find(name, output_dir)
-    return Order(run, config if run is None else saved_config(run), base)
+    run = None if name is None else directory.find_run(name, output_dir)
+    return CloudOrder(run, config if run is None else saved_config(run), base)
 
 
 class FetchRequest(MoveRequest):
@@ -106,7 +106,7 @@ def take_over(path: Path, output_dir: Path, base: str | None) -> tuple[RunDir, l
     return moved.run, notes
 
 
-def _other_versions(facts: bundles.Facts) -> list[str]:
+def _other_versions(facts: bundles.BundleInfo) -> list[str]:
     """A note where packages that decide what is learned have other versions here than where the bundle was made."""
     here = bundles.versions()
     differing = [f"{name} {facts.versions[name]} -> {here.get(name, '-')}" for name in ("lorafit", "transformers", "tokenizers")

@@ -22,7 +22,7 @@ from lorafit.models.hub import is_local
 from lorafit.run_folders import directory
 from lorafit.run_folders.directory import RunDir
 from lorafit.transfer import archive
-from lorafit.transfer.bundle import BEGIN, BUNDLE, GO_ON, INPUTS, KEPT, LAYOUT, RESULT, RUN, Facts
+from lorafit.transfer.bundle import BEGIN, BUNDLE, GO_ON, INPUTS, KEPT, LAYOUT, RESULT, RUN, BundleInfo
 from lorafit.units import MIB
 
 MOST_FACTS_BYTES = 16 * MIB  # of bundle.json and the manifest
@@ -34,7 +34,7 @@ class Unbundled:
     """`run` is what the bundle became; `known`: it was here already, and is gone on with as it stands."""
 
     run: RunDir
-    facts: Facts
+    facts: BundleInfo
     known: bool
 
 
@@ -88,7 +88,7 @@ def _identity(path: Path) -> str:
 MAKE = "lorafit bundle RUN -o run.zip"
 
 
-def _came_from(run: RunDir, identity: str) -> Facts | None:
+def _came_from(run: RunDir, identity: str) -> BundleInfo | None:
     """The facts of the bundle that `run` was unpacked from, where it was that one."""
     try:
         origin = json.loads((run.inputs / BUNDLE).read_text("utf-8"))
@@ -111,7 +111,7 @@ def _told(path: Path) -> Iterator[None]:
         ) from None
 
 
-def _checked(folder: Path) -> Facts:
+def _checked(folder: Path) -> BundleInfo:
     """What the unpacked bundle is. Raises ValueError where a digest differs, or a file is there that no digest covers."""
     if fault := verify(folder):
         raise ValueError(fault)
@@ -122,10 +122,10 @@ def _checked(folder: Path) -> Facts:
     return _facts(json.loads((folder / BUNDLE).read_text("utf-8")))
 
 
-def _facts(values: dict[str, Any]) -> Facts:
+def _facts(values: dict[str, Any]) -> BundleInfo:
     if values["layout"] != LAYOUT:
         raise ValueError(_("its layout is {layout}, known is {known}").format(layout=values["layout"], known=LAYOUT))
-    facts = Facts(**{field.name: values[field.name] for field in fields(Facts)})
+    facts = BundleInfo(**{field.name: values[field.name] for field in fields(BundleInfo)})
     if facts.kind not in (BEGIN, GO_ON, RESULT) or not NAME.fullmatch(facts.run) or not isinstance(facts.base, str):
         raise ValueError(f"{facts.kind!r}, {facts.run!r}")
     return facts
@@ -150,13 +150,13 @@ def _inside(name: str) -> bool:
     return parts[:1] == (INPUTS,) and ".." not in parts
 
 
-def _note_origin(inside: RunDir, facts: Facts, identity: str) -> None:
+def _note_origin(inside: RunDir, facts: BundleInfo, identity: str) -> None:
     inside.inputs.mkdir(exist_ok=True)
     text = json.dumps({"identity": identity, "facts": vars(facts)}, ensure_ascii=False, indent=1)
     (inside.inputs / BUNDLE).write_text(text + "\n", "utf-8")
 
 
-def _settle(inside: RunDir, facts: Facts, settings: TrainConfig, output_dir: Path) -> RunDir:
+def _settle(inside: RunDir, facts: BundleInfo, settings: TrainConfig, output_dir: Path) -> RunDir:
     """Give the unpacked run its name in `output_dir`, its settings naming the inputs where they then lie."""
     begin = facts.kind == BEGIN
     run = directory.create(output_dir, facts.run) if begin else directory.take_name(output_dir, facts.run)

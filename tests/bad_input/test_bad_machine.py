@@ -21,16 +21,16 @@ from lorafit.hardware import detect
 def test_a_device_that_is_not_here_is_named(
     flags: Callable[..., Words], refused: Refused, monkeypatch: pytest.MonkeyPatch, device: str, kind: str
 ) -> None:
-    machine = replace(detect.detect(), gpus=(), torch_cuda=None)
-    monkeypatch.setattr(detect, "detect", lambda: machine)
+    machine = replace(detect.detect_machine(), gpus=(), torch_cuda=None)
+    monkeypatch.setattr(detect, "detect_machine", lambda: machine)
     refused(flags(device=device), kind, machine.chip, "--device cpu")
 
 
 def test_numbers_that_the_processor_would_only_imitate_are_refused(
     flags: Callable[..., Words], refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    machine = replace(detect.detect(), gpus=(), torch_cuda=None, cpu_bf16=False)
-    monkeypatch.setattr(detect, "detect", lambda: machine)
+    machine = replace(detect.detect_machine(), gpus=(), torch_cuda=None, cpu_bf16=False)
+    monkeypatch.setattr(detect, "detect_machine", lambda: machine)
     refused(flags(precision="fp16"), "fp16", machine.chip, "--precision fp32")
 
 

@@ -72,7 +72,9 @@ def test_a_model_that_mlx_lm_reads_wrongly_is_seen_at_load(tmp_path: Path, monke
 
 
 def test_a_model_that_packs_wrongly_trains_sample_by_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lorafit.engines.mlx.generic.Apart.make_mask", lambda self, length, **_more: "causal")
+    monkeypatch.setattr(
+        "lorafit.engines.mlx.generic.SeparateSamplesMask.make_mask", lambda self, length, **_more: "causal"
+    )
     folder = tiny.save_model("granite", tmp_path / "model")
     engine = open_mlx(folder)
     assert not engine.facts.packs

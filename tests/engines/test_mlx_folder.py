@@ -16,7 +16,7 @@ from lorafit.errors import ModelError
 from lorafit.events import Event, Finished, StepDone, Warned
 from lorafit.models.spec import read_spec
 from lorafit.planner.memory import weights_bytes
-from lorafit.training.worker import work
+from lorafit.training.worker import train_in_process
 
 pytest.importorskip("mlx.core", reason="MLX has no wheel here, or is not installed: pip install 'lorafit[mlx]'")
 mlx_lm = pytest.importorskip("mlx_lm")
@@ -52,7 +52,7 @@ def settings(folder: Path, output: Path) -> dict[str, object]:
 
 
 def test_a_folder_that_mlx_lm_quantised_is_trained_as_it_is_and_said_so(quantised: Path, tmp_path: Path) -> None:
-    events: list[Event] = list(work(TrainConfig(**settings(quantised, tmp_path), engine="mlx")))  # type: ignore[arg-type]
+    events: list[Event] = list(train_in_process(TrainConfig(**settings(quantised, tmp_path), engine="mlx")))  # type: ignore[arg-type]
     notes = [event.text for event in events if isinstance(event, Warned)]
     assert any("came quantised for MLX (4-bit)" in note for note in notes)
     assert any("Fast path" in note for note in notes)
@@ -62,7 +62,7 @@ def test_a_folder_that_mlx_lm_quantised_is_trained_as_it_is_and_said_so(quantise
 
 def test_pytorch_refuses_it_and_says_what_to_do(quantised: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError) as error:
-        list(work(TrainConfig(**settings(quantised, tmp_path), engine="torch")))  # type: ignore[arg-type]
+        list(train_in_process(TrainConfig(**settings(quantised, tmp_path), engine="torch")))  # type: ignore[arg-type]
     assert "quantised for MLX" in error.value.what
     assert "--engine mlx" in str(error.value.fix)
 

@@ -8,7 +8,7 @@ mx = pytest.importorskip("mlx.core", reason="MLX has no wheel here, or is not in
 from lorafit.engines.mlx import device  # noqa: E402
 from lorafit.engines.mlx.arithmetic import row_sums  # noqa: E402
 from lorafit.engines.mlx.engine import _norm  # noqa: E402
-from lorafit.engines.mlx.loss import Head, plain_loss, target_loss  # noqa: E402
+from lorafit.engines.mlx.loss import MLXHead, plain_loss, target_loss  # noqa: E402
 from lorafit.engines.mlx.matrix import Matrix  # noqa: E402
 
 VOCAB, HIDDEN, TARGETS = 50_001, 16, 20
@@ -30,7 +30,7 @@ def test_a_loss_over_a_real_vocabulary_and_its_gradient_equal_float64() -> None:
     rng = np.random.default_rng(0)
     hidden, weight = rng.normal(0, 1, (TARGETS, HIDDEN)), rng.normal(0, 0.7, (VOCAB, HIDDEN))
     targets = rng.integers(0, VOCAB, TARGETS)
-    head = Head(Matrix(mx.array(weight.astype(np.float32))))
+    head = MLXHead(Matrix(mx.array(weight.astype(np.float32))))
     args = mx.array(targets.astype(np.int32)), 7
     found, grad = mx.value_and_grad(lambda h: target_loss(head, h, *args))(mx.array(hidden.astype(np.float32)))
     logits = hidden @ weight.T

@@ -15,7 +15,7 @@ from lorafit.engines.tokenizer import load_tokenizer
 from lorafit.events import EvalDone, Saved, StepDone, read_events
 from lorafit.run_folders.adapter import read_adapter
 from lorafit.run_folders.directory import RunDir
-from lorafit.training.worker import work
+from lorafit.training.worker import train_in_process
 
 pytestmark = ways.NO_MLX
 
@@ -35,7 +35,7 @@ def settings(base: Path, output: Path) -> dict[str, object]:
 
 def killed_after(config: TrainConfig, step: int) -> None:
     """Work until the checkpoint of `step` stands, then die."""
-    events = work(config)
+    events = train_in_process(config)
     for event in events:
         if isinstance(event, Saved) and event.step == step:
             break
@@ -51,13 +51,13 @@ def result(run: RunDir) -> tuple[list[float], float, ways.Arrays]:
 
 def test_a_run_begun_on_torch_goes_on_with_mlx_and_ends_on_torch(base: Path, tmp_path: Path) -> None:
     facts = settings(base, tmp_path / "whole")
-    list(work(TrainConfig(**facts, engine="torch")))  # type: ignore[arg-type]
+    list(train_in_process(TrainConfig(**facts, engine="torch")))  # type: ignore[arg-type]
     (whole,) = (tmp_path / "whole").iterdir()
     facts = settings(base, tmp_path / "moved")
     killed_after(TrainConfig(**facts, engine="torch"), 2)  # type: ignore[arg-type]
     (folder,) = (tmp_path / "moved").iterdir()
     killed_after(TrainConfig(**facts, engine="mlx", resume=str(folder)), 4)  # type: ignore[arg-type]
-    list(work(TrainConfig(**facts, engine="torch", resume=str(folder))))  # type: ignore[arg-type]
+    list(train_in_process(TrainConfig(**facts, engine="torch", resume=str(folder))))  # type: ignore[arg-type]
     engines = [event.engine for event in read_events(RunDir(folder).events) if event.name == "started"]  # type: ignore[attr-defined]
     assert engines == ["torch", "mlx", "torch"]
     losses, held_out, adapter = result(RunDir(folder))
@@ -69,7 +69,7 @@ def test_a_run_begun_on_torch_goes_on_with_mlx_and_ends_on_torch(base: Path, tmp
 
 def test_mlx_answers_with_an_adapter_as_torch_does(base: Path, tmp_path: Path) -> None:
     facts = settings(base, tmp_path)
-    list(work(TrainConfig(**{**facts, "max_steps": 2}, engine="torch")))  # type: ignore[arg-type]
+    list(train_in_process(TrainConfig(**{**facts, "max_steps": 2}, engine="torch")))  # type: ignore[arg-type]
     (folder,) = tmp_path.iterdir()
     answers = []
     for engine in ("torch", "mlx"):

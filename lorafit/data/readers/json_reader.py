@@ -20,7 +20,7 @@ NEXT = re.compile(r"[,\n]\s*(?=[{\[])")  # where an element may begin
 TRIES = 1000  # such places looked at in one window
 
 
-class _Decoder:
+class _JsonDecoder:
     """JSON's decoder, which also notes the keys that stand twice in one object."""
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class _Window:
 
     def __init__(self, file: TextIO) -> None:
         self.file, self.text, self.pos, self.line, self.ended = file, "", 0, 1, False
-        self.decoder = _Decoder()
+        self.decoder = _JsonDecoder()
 
     def grow(self) -> None:
         """Drop what is used and read on: as much again as is kept, so that a huge element costs no quadratic time."""
@@ -177,10 +177,10 @@ def read_jsonl(path: Path) -> Iterator[Row]:
     """One JSON value a line; blank lines are passed over. An array over several lines is read as one."""
     with open_text(path) as file:
         first = next((line for line in _lines(file) if line.strip()), "")
-    if first.lstrip().startswith("[") and isinstance(_one_value(_Decoder(), first, 1), Broken):
+    if first.lstrip().startswith("[") and isinstance(_one_value(_JsonDecoder(), first, 1), Broken):
         yield from read_json(path)
         return
-    decoder = _Decoder()
+    decoder = _JsonDecoder()
     with open_text(path) as file:
         for number, line in enumerate(_lines(file), 1):
             if line.strip():
@@ -195,7 +195,7 @@ def _lines(file: TextIO) -> Iterator[str]:
             line = file.readline(LONGEST)
 
 
-def _one_value(decoder: _Decoder, line: str, number: int) -> object:
+def _one_value(decoder: _JsonDecoder, line: str, number: int) -> object:
     decoder.twice = []
     start = len(line) - len(line.lstrip())
     try:

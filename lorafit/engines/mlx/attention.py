@@ -18,7 +18,7 @@ CPU_BLOCK, GPU_BLOCK = 128, 512  # queries; small blocks waste less above the di
 
 
 @dataclass(frozen=True)
-class Kind:
+class AttentionKind:
     """What distinguishes one layer's attention: `window` tokens seen (None: all), `softcap` on the scores (None: none)."""
 
     scale: float
@@ -27,7 +27,7 @@ class Kind:
 
 
 @cache
-def trained_attention(kind: Kind) -> Any:
+def trained_attention(kind: AttentionKind) -> Any:
     """A function (q [1,N,S,D], k [1,K,S,D], v [1,K,S,D]) -> [1,N,S,D] with its own backward."""
 
     @mx.custom_function
@@ -43,7 +43,7 @@ def trained_attention(kind: Kind) -> Any:
     return attend
 
 
-def attention(kind: Kind, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+def attention(kind: AttentionKind, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
     """Causal attention of the last tokens: q [1,N,S,D] over k, v [1,K,L,D], L >= S -> [1,N,S,D]."""
     on_cpu = mx.default_device() == mx.Device(mx.cpu)
     if kind.softcap is None and not on_cpu:
@@ -56,7 +56,7 @@ def attention(kind: Kind, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
     return outs[0] if len(outs) == 1 else mx.concatenate(outs, axis=2)
 
 
-def _fused(kind: Kind, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+def _fused(kind: AttentionKind, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
     """MLX's own kernel."""
     queries, length = q.shape[2], k.shape[2]
     mask: Any = "causal" if queries > 1 else None
@@ -69,7 +69,7 @@ def _fused(kind: Kind, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
 
 
 def _backward(
-    kind: Kind, inputs: tuple[mx.array, mx.array, mx.array], grad: mx.array, out: mx.array
+    kind: AttentionKind, inputs: tuple[mx.array, mx.array, mx.array], grad: mx.array, out: mx.array
 ) -> tuple[mx.array, mx.array, mx.array]:
     q, k, v = inputs
     heads, length = k.shape[1], k.shape[2]
@@ -90,7 +90,7 @@ def _backward(
     return mx.concatenate(grad_q, axis=2), grad_k[None].astype(dtype), grad_v[None].astype(dtype)
 
 
-def _weights(kind: Kind, q: mx.array, k: mx.array, allowed: mx.array) -> tuple[mx.array, mx.array | None]:
+def _weights(kind: AttentionKind, q: mx.array, k: mx.array, allowed: mx.array) -> tuple[mx.array, mx.array | None]:
     """Attention weights [K,GM,L], fp32, of q [K,GM,D] over k [K,L,D]; and the soft cap's slope, where there is one."""
     scores, slope = ((q * kind.scale) @ k.swapaxes(-1, -2)).astype(mx.float32), None
     if kind.softcap is not None:
@@ -111,7 +111,7 @@ def _blocks(queries: int, length: int, window: int | None) -> Iterator[tuple[sli
         yield slice(start, end), slice(first, before + end)
 
 
-def _allowed(kind: Kind, queries: int, length: int, rows: slice, keys: slice) -> mx.array:
+def _allowed(kind: AttentionKind, queries: int, length: int, rows: slice, keys: slice) -> mx.array:
     """Bool [M,L]: a query may see a key that is not later, and less than `window` away."""
     row = mx.arange(rows.start, rows.stop)[:, None] + (length - queries)
     key = mx.arange(keys.start, keys.stop)[None]

@@ -16,10 +16,10 @@ from transformers import PretrainedConfig
 
 from lorafit.data.micro_batch import MicroBatch
 from lorafit.engines.mlx.arithmetic import geglu, swiglu
-from lorafit.engines.mlx.attention import Kind
+from lorafit.engines.mlx.attention import AttentionKind
 from lorafit.engines.mlx.layer import Layer, LayerFacts, norm_of
-from lorafit.engines.mlx.lora import Delta, Params
-from lorafit.engines.mlx.loss import Head
+from lorafit.engines.mlx.lora import MLXLoRADelta, Params
+from lorafit.engines.mlx.loss import MLXHead
 from lorafit.engines.mlx.matrix import matrix_of
 from lorafit.engines.mlx.rope import make_rope
 
@@ -30,7 +30,7 @@ GATES = {"silu": swiglu, "gelu_pytorch_tanh": geglu}
 
 
 @dataclass(frozen=True)
-class Rows:
+class DecoderInput:
     """A micro-batch as MLX takes it: `ids` [T], the samples' lengths, the places [N] before the targets, the targets [N]."""
 
     ids: mx.array
@@ -39,7 +39,7 @@ class Rows:
     targets: mx.array
 
     @classmethod
-    def of(cls, micro: MicroBatch) -> "Rows":
+    def of(cls, micro: MicroBatch) -> "DecoderInput":
         places = np.flatnonzero(micro.target_mask)
         return cls(
             mx.array(micro.input_ids),
@@ -49,17 +49,17 @@ class Rows:
         )
 
 
-class Decoder:
+class MLXDecoder:
     """`model` is mlx_lm's text model, `prefix` its decoder's name in PEFT's files, `config` what transformers reads of it."""
 
-    def __init__(self, model: Any, prefix: str, config: PretrainedConfig, delta: Delta) -> None:
+    def __init__(self, model: Any, prefix: str, config: PretrainedConfig, delta: MLXLoRADelta) -> None:
         self.embedding = matrix_of(model.model.embed_tokens)
         self.embedding_scale = config.hidden_size**0.5 if config.model_type in GEMMAS else 1.0
         facts = layer_facts(model.model.layers, prefix, config)
         assert facts is not None
         self.layers = [Layer(m, f, delta) for m, f in zip(model.model.layers, facts, strict=True)]
         self.last_norm = norm_of(model.model, "norm")
-        self.head = Head(head_matrix(model), softcap=getattr(config, "final_logit_softcapping", None))
+        self.head = MLXHead(head_matrix(model), softcap=getattr(config, "final_logit_softcapping", None))
         self.recompute = 0
 
     @property
@@ -67,7 +67,7 @@ class Decoder:
         """The layers that LoRA can take, by name."""
         return {name: module for layer in self.layers for name, module in layer.modules.items()}
 
-    def hidden(self, params: Params, rows: Rows) -> mx.array:
+    def hidden(self, params: Params, rows: DecoderInput) -> mx.array:
         """Last hidden states before each target [N,H]."""
         x_TH = self._embedded(rows.ids)
         for index, layer in enumerate(self.layers):
@@ -116,7 +116,7 @@ def layer_facts(modules: Sequence[Any], prefix: str, config: PretrainedConfig) -
         found.append(
             LayerFacts(
                 name=f"{prefix}.layers.{index}",
-                kind=Kind(attention_scale(config, head_dim), window(config, kind), softcap(config)),
+                kind=AttentionKind(attention_scale(config, head_dim), window(config, kind), softcap(config)),
                 rope=rope,
                 heads=config.num_attention_heads,
                 key_heads=key_heads,

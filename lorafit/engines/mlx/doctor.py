@@ -5,7 +5,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorafit.engines.mlx import blas, device
-from lorafit.engines.mlx.attention import Kind, trained_attention
+from lorafit.engines.mlx.attention import AttentionKind, trained_attention
 from lorafit.engines.mlx.load import DTYPES
 from lorafit.errors import HardwareError
 from lorafit.messages import _, clauses, listed
@@ -37,7 +37,7 @@ def _offs(numbers: str) -> dict[str, float]:
     rng = np.random.default_rng(0)
     q, k, v, grad = (rng.normal(size=(1, HEADS, TOKENS, WIDTH)) for _part in range(4))
     arrays = [mx.array(t.astype(np.float32)).astype(DTYPES[numbers]) for t in (q, k, v)]
-    attend = trained_attention(Kind(WIDTH**-0.5))
+    attend = trained_attention(AttentionKind(WIDTH**-0.5))
     outs, grads = mx.vjp(
         lambda *args: attend(*args), arrays, [mx.array(grad.astype(np.float32)).astype(DTYPES[numbers])]
     )

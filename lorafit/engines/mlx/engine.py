@@ -18,12 +18,12 @@ from lorafit import hashing
 from lorafit.data.micro_batch import MicroBatch
 from lorafit.engines.base import Facts, LossSum, OutOfMemory, Probe, Setup, StepResult, one_by_one
 from lorafit.engines.mlx import blas, device, self_check
-from lorafit.engines.mlx.decoder import Decoder, Rows, layer_facts
+from lorafit.engines.mlx.decoder import DecoderInput, MLXDecoder, layer_facts
 from lorafit.engines.mlx.generic import GenericDecoder
-from lorafit.engines.mlx.load import Base, load_base
-from lorafit.engines.mlx.lora import Delta, Params, fresh_a
+from lorafit.engines.mlx.load import LoadedBase, load_base
+from lorafit.engines.mlx.lora import MLXLoRADelta, Params, fresh_a
 from lorafit.engines.mlx.loss import plain_loss, target_loss
-from lorafit.engines.mlx.optimizer import Optimizer
+from lorafit.engines.mlx.optimizer import MLXOptimizer
 from lorafit.engines.mlx.targets import find_targets
 from lorafit.errors import EngineError, ModelError
 from lorafit.messages import _, listed
@@ -56,7 +56,7 @@ class MLXEngine:
         return engine
 
     def __init__(self, setup: Setup) -> None:
-        self.setup, self.delta = setup, Delta()
+        self.setup, self.delta = setup, MLXLoRADelta()
         began = time.monotonic()
         device.use_device(setup.device, setup.precision)
         mx.reset_peak_memory()
@@ -74,11 +74,11 @@ class MLXEngine:
             0, [], self.packs, notes, load_seconds=time.monotonic() - began, load_peak_bytes=self.peak_bytes()
         )
 
-    def _body(self, base: Base, notes: list[str]) -> Decoder | GenericDecoder:
+    def _body(self, base: LoadedBase, notes: list[str]) -> MLXDecoder | GenericDecoder:
         """Our decoder where it computes what mlx_lm's model does, else that model; in `notes`, which and why."""
         tolerance, off = self_check.TOLERANCE[self.setup.precision], math.inf
         if layer_facts(base.model.model.layers, base.prefix, base.config) is not None:
-            ours = Decoder(base.model, base.prefix, base.config, self.delta)
+            ours = MLXDecoder(base.model, base.prefix, base.config, self.delta)
             off = self_check.packing_error(ours, base, {})
             if off <= tolerance:
                 notes.append(_("✓ Fast path: own packed decoder (equal to mlx_lm's within {off:.0e})").format(off=off))
@@ -91,7 +91,7 @@ class MLXEngine:
         self._check_generic(generic, base, tolerance, notes)
         return generic
 
-    def _check_generic(self, body: GenericDecoder, base: Base, tolerance: float, notes: list[str]) -> None:
+    def _check_generic(self, body: GenericDecoder, base: LoadedBase, tolerance: float, notes: list[str]) -> None:
         """Packed where that equals single samples; refused where even these do not give mlx_lm's own logits."""
         if self_check.packing_error(body, base, {}) <= tolerance:
             return
@@ -116,7 +116,7 @@ class MLXEngine:
             a, b = lora_names(name)
             self.params[a] = mx.array(fresh_a(name, plan.lora_r, inputs, plan.seed))
             self.params[b] = mx.zeros((outputs, plan.lora_r))
-        self.optimizer = Optimizer(self.params, plan)
+        self.optimizer = MLXOptimizer(self.params, plan)
         self.set_recompute(plan.recompute)
         with device.translated():
             mx.eval(self.params, self.optimizer.moments)
@@ -169,7 +169,7 @@ class MLXEngine:
         return math.fsum(losses), total
 
     def _loss_and_gradients(self, step: int, micro: MicroBatch) -> tuple[mx.array, Params]:
-        rows = Rows.of(micro)
+        rows = DecoderInput.of(micro)
         if self.delta.dropout > 0:
             places = np.repeat(micro.places, np.diff(micro.segments))
             self.delta.keys_T = mx.array(hashing.dropout_row_keys(self.seed, step, places, micro.position_ids))
@@ -220,7 +220,7 @@ class MLXEngine:
         losses, num_targets = [], 0
         with device.translated():
             for micro in (m for packed in micro_batches for m in self._packable(packed)):
-                rows = Rows.of(micro)
+                rows = DecoderInput.of(micro)
                 hidden_NH = self.body.hidden(self.params, rows)
                 losses.append(float(plain_loss(self.body.head, hidden_NH, rows.targets, self.chunk)))
                 num_targets += micro.num_targets
@@ -296,7 +296,7 @@ def _norm(grads: Params) -> float:
     return float(mx.sqrt(mx.stack([mx.square(grad).sum(axis=-1).sum() for grad in grads.values()]).sum()))
 
 
-def _first_notes(base: Base) -> list[str]:
+def _first_notes(base: LoadedBase) -> list[str]:
     """What is to be said of the base and the machine before anything is tried."""
     notes = [_slow_blas()] if blas.is_slow() else []
     if base.stored_bits is not None:

@@ -12,23 +12,23 @@ from mlx import nn
 from mlx_lm.models.cache import make_prompt_cache
 from transformers import PretrainedConfig
 
-from lorafit.engines.mlx.decoder import Rows, head_matrix
-from lorafit.engines.mlx.lora import Delta, Params, Stack
-from lorafit.engines.mlx.loss import Head
+from lorafit.engines.mlx.decoder import DecoderInput, head_matrix
+from lorafit.engines.mlx.lora import MLXLoRADelta, Params, Stack
+from lorafit.engines.mlx.loss import MLXHead
 from lorafit.engines.mlx.quantised import ROUTER
 
 
-class Shared:
+class SharedLinear:
     """The adapter weights that a pass is computed with: a function's arguments, so that MLX can differentiate by them."""
 
     def __init__(self) -> None:
         self.params: Params = {}
 
 
-class LoRALinear(nn.Module):
+class MLXLoRALinear(nn.Module):
     """A frozen linear layer with its adapter, in the place of mlx_lm's own."""
 
-    def __init__(self, name: str, module: nn.Module, shared: Shared, delta: Delta) -> None:
+    def __init__(self, name: str, module: nn.Module, shared: SharedLinear, delta: MLXLoRADelta) -> None:
         super().__init__()
         self._stack, self._shared, self._delta = Stack({name: module}, delta), shared, delta
 
@@ -37,7 +37,7 @@ class LoRALinear(nn.Module):
         return out.reshape(*x.shape[:-1], -1)
 
 
-class Apart:
+class SeparateSamplesMask:
     """Looks like a layer's empty cache, and answers with the mask that keeps packed samples apart."""
 
     offset = 0
@@ -60,22 +60,22 @@ class Apart:
 class GenericDecoder:
     """The same face as Decoder over any model of mlx_lm. No layer is computed twice to save memory."""
 
-    def __init__(self, model: Any, prefix: str, config: PretrainedConfig, delta: Delta) -> None:
-        self.model, self.shared, self.recompute, self.packs = model, Shared(), 0, True
+    def __init__(self, model: Any, prefix: str, config: PretrainedConfig, delta: MLXLoRADelta) -> None:
+        self.model, self.shared, self.recompute, self.packs = model, SharedLinear(), 0, True
         layers = {f"{prefix}.layers.{i}.{name}": (layer, name, module)
                   for i, layer in enumerate(model.layers) for name, module in layer.named_modules()
                   if isinstance(module, nn.Linear | nn.QuantizedLinear) and not ROUTER.search(f".{name}")}  # fmt: skip
         self.modules = {full: module for full, (_layer, _name, module) in layers.items()}
         for full, (layer, name, module) in layers.items():
-            _replace(layer, name.split("."), LoRALinear(full, module, self.shared, delta))
+            _replace(layer, name.split("."), MLXLoRALinear(full, module, self.shared, delta))
         self.head = generic_head(model, config)
 
-    def hidden(self, params: Params, rows: Rows) -> mx.array:
+    def hidden(self, params: Params, rows: DecoderInput) -> mx.array:
         """Last hidden states before each target [N,H]."""
         self.shared.params = params
         cache = None
         if len(rows.lengths) > 1:
-            apart = Apart(rows.lengths)
+            apart = SeparateSamplesMask(rows.lengths)
             cache = [apart] * len(self.model.layers)
         return self.model.model(rows.ids[None], cache)[0][rows.before]
 
@@ -89,11 +89,11 @@ class GenericDecoder:
         return self.model(mx.array(ids)[None], cache=cache)[0, -1].astype(mx.float32)
 
 
-def generic_head(model: Any, config: PretrainedConfig) -> Head:
+def generic_head(model: Any, config: PretrainedConfig) -> MLXHead:
     """The head as far as it is known: Cohere multiplies logits, Granite divides them, Gemma caps them. Checked at load."""
     scale = getattr(config, "logit_scale", None) or 1.0
     divisor = getattr(config, "logits_scaling", None) or 1.0
-    return Head(head_matrix(model), float(scale / divisor), getattr(config, "final_logit_softcapping", None))
+    return MLXHead(head_matrix(model), float(scale / divisor), getattr(config, "final_logit_softcapping", None))
 
 
 def _replace(owner: Any, path: list[str], module: nn.Module) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 import mlx.core as mx
 from mlx import nn
 
-from lorafit.engines.mlx.attention import Kind, attention, trained_attention
-from lorafit.engines.mlx.lora import Delta, Params, Stack
+from lorafit.engines.mlx.attention import AttentionKind, attention, trained_attention
+from lorafit.engines.mlx.lora import MLXLoRADelta, Params, Stack
 from lorafit.engines.mlx.rope import Rope
 from lorafit.run_folders.adapter import lora_names
 
@@ -26,7 +26,7 @@ class LayerFacts:
     """What a layer's modules do not say of themselves. `gate` is swiglu or geglu; `own_norms`: each branch's output is normalised too."""
 
     name: str  # model.layers.0, as in PEFT's files
-    kind: Kind
+    kind: AttentionKind
     rope: Rope
     heads: int
     key_heads: int
@@ -37,7 +37,7 @@ class LayerFacts:
 class Layer:
     """One layer of a dense decoder of Llama's shape, or Gemma's; its weights are those of MLX's `module`."""
 
-    def __init__(self, module: Any, facts: LayerFacts, delta: Delta) -> None:
+    def __init__(self, module: Any, facts: LayerFacts, delta: MLXLoRADelta) -> None:
         self.facts, self.delta, attn, mlp = facts, delta, module.self_attn, module.mlp
         self.qkv = self._stack("self_attn", attn, ("qkv_proj",), ("q_proj", "k_proj", "v_proj"), delta)
         self.o = self._stack("self_attn", attn, ("o_proj",), (), delta)
@@ -50,7 +50,7 @@ class Layer:
         self.before_mlp = norm_of(module, before_mlp if facts.own_norms else after)
         self.after_mlp = norm_of(module, "post_feedforward_layernorm" if facts.own_norms else None)
 
-    def _stack(self, parent: str, owner: Any, fused: Sequence[str], apart: Sequence[str], delta: Delta) -> Stack:
+    def _stack(self, parent: str, owner: Any, fused: Sequence[str], apart: Sequence[str], delta: MLXLoRADelta) -> Stack:
         names = fused if fused[0] in owner else apart
         return Stack({f"{self.facts.name}.{parent}.{name}": owner[name] for name in names}, delta)
 

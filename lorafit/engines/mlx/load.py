@@ -24,7 +24,7 @@ DTYPES = {"fp32": mx.float32, "bf16": mx.bfloat16, "fp16": mx.float16}
 
 
 @dataclass(frozen=True)
-class Base:
+class LoadedBase:
     """A loaded model: mlx_lm's text model, its decoder's name in transformers, its settings as transformers reads them.
 
     `stored_bits` is of a folder that was quantised before it came here.
@@ -36,7 +36,7 @@ class Base:
     stored_bits: int | None = None
 
 
-def load_base(setup: Setup) -> Base:
+def load_base(setup: Setup) -> LoadedBase:
     """The base model in the asked numbers. Raises ModelError."""
     try:
         facts = json.loads((setup.folder / "config.json").read_text("utf-8"))
@@ -63,7 +63,7 @@ def load_base(setup: Setup) -> Base:
         what = _("lorafit cannot train this kind of model with MLX.")
         raise ModelError(what, where=setup.folder, found=config.model_type, fix=_("Try --engine torch."))
     prefix = "model.language_model" if inner else "model"
-    return Base(model.language_model if inner else model, prefix, config.get_text_config(), bits)
+    return LoadedBase(model.language_model if inner else model, prefix, config.get_text_config(), bits)
 
 
 def _stored_bits(setup: Setup, facts: dict[str, Any]) -> int | None:

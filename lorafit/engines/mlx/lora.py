@@ -22,7 +22,7 @@ Params = dict[str, mx.array]  # lora_A [R,I] and lora_B [O,R], fp32, by name
 
 
 @dataclass
-class Delta:
+class MLXLoRADelta:
     """What all adapters of a model share: the scale, whether they count, the rate of dropout, and its keys of this micro-batch."""
 
     scale: float = 1.0
@@ -54,7 +54,7 @@ class Stack:
     `modules` are by the names that they have in PEFT's files.
     """
 
-    def __init__(self, modules: dict[str, nn.Module], delta: Delta) -> None:
+    def __init__(self, modules: dict[str, nn.Module], delta: MLXLoRADelta) -> None:
         self.modules, self.delta = modules, delta
         whole = stacked(list(modules.values())) if len(modules) > 1 else None
         self._parts = [whole] if whole else [matrix_of(module) for module in modules.values()]

@@ -15,7 +15,7 @@ from lorafit.engines.mlx.matrix import Matrix
 
 
 @dataclass(frozen=True)
-class Head:
+class MLXHead:
     """Hidden states to logits, as the model does it: the matrix, then scaling and soft-cap where it has them."""
 
     matrix: Matrix
@@ -40,7 +40,7 @@ class Head:
         return self.matrix.back(grad_NV.astype(dtype))
 
 
-def target_loss(head: Head, hidden_NH: mx.array, targets_N: mx.array, chunk: int) -> mx.array:
+def target_loss(head: MLXHead, hidden_NH: mx.array, targets_N: mx.array, chunk: int) -> mx.array:
     """Sum of the losses (nats, fp32 scalar); `chunk` targets are worked on at a time."""
     total = mx.zeros((), mx.float32)
     count = hidden_NH.shape[0]
@@ -52,7 +52,7 @@ def target_loss(head: Head, hidden_NH: mx.array, targets_N: mx.array, chunk: int
     return total
 
 
-def _chunk_loss(head: Head, hidden_NH: mx.array, targets_N: mx.array) -> mx.array:
+def _chunk_loss(head: MLXHead, hidden_NH: mx.array, targets_N: mx.array) -> mx.array:
     """The targets are captured: MLX would differentiate every argument."""
 
     @mx.custom_function
@@ -80,7 +80,7 @@ def _chunk_loss(head: Head, hidden_NH: mx.array, targets_N: mx.array) -> mx.arra
     return loss
 
 
-def plain_loss(head: Head, hidden_NH: mx.array, targets_N: mx.array, chunk: int) -> mx.array:
+def plain_loss(head: MLXHead, hidden_NH: mx.array, targets_N: mx.array, chunk: int) -> mx.array:
     """The same sum without a gradient: for evaluation."""
     total = mx.zeros((), mx.float32)
     for start in range(0, hidden_NH.shape[0], chunk):

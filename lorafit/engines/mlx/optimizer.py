@@ -10,7 +10,7 @@ from lorafit.engines.moments import MOMENTS, read_moments, write_moments
 from lorafit.planner.plan import Plan
 
 
-class Optimizer:
+class MLXOptimizer:
     """Two moments for each parameter, and how many updates there were. Loshchilov and Hutter, arXiv 1711.05101."""
 
     def __init__(self, params: Params, plan: Plan) -> None:

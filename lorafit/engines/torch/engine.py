@@ -22,7 +22,7 @@ from lorafit.engines.torch.lora import DropoutKeys, LoRALinear
 from lorafit.engines.torch.loss import head_of
 from lorafit.engines.torch.loss_scale import LossScale
 from lorafit.engines.torch.model import (
-    Recompute,
+    ActivationCheckpointing,
     add_lora,
     compile_layers,
     decoder_layers,
@@ -30,8 +30,8 @@ from lorafit.engines.torch.model import (
     load_base,
     untrained_weights,
 )
-from lorafit.engines.torch.optimizer import Optimizer
-from lorafit.engines.torch.packed.decoder import PackedDecoder, unfit
+from lorafit.engines.torch.optimizer import TorchOptimizer
+from lorafit.engines.torch.packed.decoder import PackedDecoder, why_unsupported
 from lorafit.errors import EngineError
 from lorafit.messages import _, listed
 from lorafit.planner.plan import Plan
@@ -71,7 +71,7 @@ class TorchEngine:
             self.model, shards = load_sharded(setup) if is_sharded(setup) else (load_base(setup), None)
             self.load_seconds, self.load_peak_bytes = time.monotonic() - began, self.peak_bytes()
         self.head = head_of(self.model)
-        self.recompute = Recompute(decoder_layers(self.model)[1])
+        self.recompute = ActivationCheckpointing(decoder_layers(self.model)[1])
         self.dropout = DropoutKeys(0.0, device=setup.device)
         self.layers: dict[str, LoRALinear] = {}
         self.adapter: AdapterConfig | None = None
@@ -94,7 +94,9 @@ class TorchEngine:
         self.set_recompute(plan.recompute)
         with translated(self.device):
             notes = self._check_packing()
-            self.optimizer = Optimizer(self._parameters(), plan, self.device)  # now: checks take as much as moments
+            self.optimizer = TorchOptimizer(
+                self._parameters(), plan, self.device
+            )  # now: checks take as much as moments
         if self.packed is not None and not self.packed.shares:
             notes.append(_("With dropout, what samples begin with is computed for each of them: no two drop the same."))
         if plan.compile == "on" and self.packed is None:
@@ -173,12 +175,12 @@ class TorchEngine:
     def _take_fast_path(self) -> str:
         """Use our own packed decoder where it computes what the generic path does; in words, which path and why."""
         decoder = self.model.get_decoder()
-        if reason := unfit(decoder, self.head, self.plan, self.device):
+        if reason := why_unsupported(decoder, self.head, self.plan, self.device):
             return _("✓ Generic path of transformers: {reason}").format(reason=reason)
         micro = self_check.tiny_micro_batch(self.model)
         wanted_loss, wanted = self._loss_and_gradients(micro)
         self.packed = PackedDecoder(decoder, self.head, self.plan.loss_chunk, self.recompute, self.dropout)
-        if not self.packed.takes([micro]):
+        if not self.packed.supports([micro]):
             self.packed = None
             return _("✓ Generic path of transformers: {reason}").format(
                 reason=_("the fast path lets every token see the whole sample before it")
@@ -231,15 +233,15 @@ class TorchEngine:
     ) -> tuple[float, float]:
         """The whole step's gradients into .grad; the sum of its losses, and the gradients' norm, unscaled."""
         ranks = self.setup.ranks
-        with ranks.all_or_none(), translated(self.device):
+        with ranks.sync_oom(), translated(self.device):
             loss_sum = self._accumulate(step, micro_batches, total_targets)
             gradients = [_gradient(parameter) for parameter in self._parameters().values()]
-        ranks.add_up(gradients)
+        ranks.all_reduce_(gradients)
         norm = float(torch.stack([gradient.norm() for gradient in gradients]).norm())
-        return ranks.sum(loss_sum), norm / self.scale.value
+        return ranks.all_reduce_sum(loss_sum), norm / self.scale.value
 
     def _path(self, micro_batches: Sequence[MicroBatch]) -> PackedDecoder | GenericPath:
-        return self.packed if self.packed and self.packed.takes(micro_batches) else self.generic
+        return self.packed if self.packed and self.packed.supports(micro_batches) else self.generic
 
     def _accumulate(self, step: int, micro_batches: Sequence[MicroBatch], total_targets: int) -> float:
         """Gradients of all micro-batches into .grad; the sum of their losses."""
@@ -271,9 +273,9 @@ class TorchEngine:
 
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> LossSum:
         ranks, num_targets = self.setup.ranks, sum(micro.num_targets for micro in micro_batches)
-        with ranks.all_or_none(), translated(self.device), torch.no_grad():
+        with ranks.sync_oom(), translated(self.device), torch.no_grad():
             losses = self._path(micro_batches).evaluate(micro_batches)
-        return LossSum(ranks.sum(_sum(losses)), int(ranks.sum(num_targets)))
+        return LossSum(ranks.all_reduce_sum(_sum(losses)), int(ranks.all_reduce_sum(num_targets)))
 
     # --- disk
 

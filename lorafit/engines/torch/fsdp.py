@@ -31,7 +31,7 @@ from lorafit.engines.torch.device import DTYPES, computes_in, get_device, transl
 from lorafit.engines.torch.hf_path import GenericPath
 from lorafit.engines.torch.low_bit_linear import compute_in_float32
 from lorafit.engines.torch.model import decoder_layers, decoder_of, load_base
-from lorafit.engines.torch.process_group import TorchRanks
+from lorafit.engines.torch.process_group import TorchCollectives
 from lorafit.models.spec import read_headers, weight_files
 
 
@@ -40,7 +40,7 @@ class ShardedPath(GenericPath):
 
     def __init__(self, path: GenericPath, setup: Setup, shards: "Shards") -> None:
         super().__init__(path.model, path.head, path.dropout, path.chunk)
-        assert isinstance(setup.ranks, TorchRanks)
+        assert isinstance(setup.ranks, TorchCollectives)
         self.ranks, self.device, self.shards = setup.ranks, get_device(setup.device), shards
         self.tiny = self_check.tiny_micro_batch(path.model).only(0)
 
@@ -68,7 +68,7 @@ class ShardedPath(GenericPath):
     def _passes(self, micro_batches: Sequence[MicroBatch]) -> tuple[list[MicroBatch], int]:
         """What there is to compute, and how many more passes another rank makes."""
         singles = [single for micro in micro_batches for single in self._packable(micro)]
-        return singles, int(self.ranks.most(len(singles))) - len(singles)
+        return singles, int(self.ranks.all_reduce_max(len(singles))) - len(singles)
 
     def _pass(self, micro: MicroBatch, step: int, weight: float) -> Tensor:
         self.ranks.waiting()  # a sign of life: gatherings wait for the others without one

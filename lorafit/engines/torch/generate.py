@@ -20,7 +20,7 @@ from lorafit.sampling import Sampling, pick
 TOGETHER = 8  # prompts
 
 
-class Reader:
+class CachedDecoder:
     """The model's next logits for P rows, and the keys and values that it has seen."""
 
     def __init__(self, model: PreTrainedModel, device: Device) -> None:
@@ -40,7 +40,7 @@ class Reader:
 
 def go_on(model: PreTrainedModel, device: Device, prompt_ids: Sequence[int], sampling: Sampling) -> Iterator[int]:
     """Token ids that continue a prompt, as they come."""
-    rng, reader, ids = np.random.default_rng(sampling.seed), Reader(model, device), list(prompt_ids)
+    rng, reader, ids = np.random.default_rng(sampling.seed), CachedDecoder(model, device), list(prompt_ids)
     for _i in range(sampling.max_new_tokens):
         token = pick(reader.logits([ids])[0], sampling, rng)
         if token in sampling.stop_ids:
@@ -83,7 +83,7 @@ def _together(
     model: PreTrainedModel, device: Device, prompts: dict[int, list[int]], sampling: Sampling
 ) -> dict[int, list[int]]:
     """Prompts are padded on the left, where no token looks; whoever is done leaves the batch."""
-    reader, longest = Reader(model, device), max(map(len, prompts.values()))
+    reader, longest = CachedDecoder(model, device), max(map(len, prompts.values()))
     rngs = {place: np.random.default_rng(sampling.seed) for place in prompts}
     answers: dict[int, list[int]] = {place: [] for place in prompts}
     going, ids_PT = list(prompts), [[0] * (longest - len(ids)) + ids for ids in prompts.values()]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorafit.distributed.collectives import RankLost
-from lorafit.distributed.launch import Dead, Place
+from lorafit.distributed.launch import Dead, RankInfo
 from lorafit.messages import _
 
 BEAT_SECONDS = 1.0
@@ -24,7 +24,7 @@ GRACE_SECONDS = 600.0
 
 
 @dataclass
-class Pulse:
+class RankPulse:
     """What is known of another rank: its last beat, and own beats since it changed; `left` once it has gone in peace."""
 
     beat: int = -1
@@ -35,10 +35,10 @@ class Pulse:
 class Heartbeat:
     """`store` is a connection of this thread's own: a store's client waits for one answer at a time."""
 
-    def __init__(self, store: Any, place: Place, dead: Dead) -> None:
+    def __init__(self, store: Any, place: RankInfo, dead: Dead) -> None:
         self.store, self.place, self.dead = store, place, dead
         self.lost: RankLost | None = None
-        self._pulses = {rank: Pulse() for rank in range(place.count) if rank != place.rank}
+        self._pulses = {rank: RankPulse() for rank in range(place.count) if rank != place.rank}
         self._beat, self._over = 0, threading.Event()
         self._lock = threading.Lock()
         self._say({"beat": 0})
@@ -111,7 +111,7 @@ class Heartbeat:
         for (rank, pulse), fact in zip(self._pulses.items(), facts, strict=True):
             self._take(rank, pulse, json.loads(fact))
 
-    def _take(self, rank: int, pulse: Pulse, fact: dict[str, Any]) -> None:
+    def _take(self, rank: int, pulse: RankPulse, fact: dict[str, Any]) -> None:
         if "left" in fact:
             pulse.left = True
             if fact["left"] is not None:

@@ -15,14 +15,14 @@ from transformers import PreTrainedModel
 from lorafit.data.micro_batch import MicroBatch
 from lorafit.engines.torch.attention import segments
 from lorafit.engines.torch.lora import DropoutKeys
-from lorafit.engines.torch.loss import Head, target_loss
+from lorafit.engines.torch.loss import LMHead, target_loss
 from lorafit.engines.torch.model import decoder_of
 
 
 class GenericPath:
     """`packs`: several samples share a forward pass. `chunk` targets have their loss computed at once."""
 
-    def __init__(self, model: PreTrainedModel, head: Head, dropout: DropoutKeys, chunk: int) -> None:
+    def __init__(self, model: PreTrainedModel, head: LMHead, dropout: DropoutKeys, chunk: int) -> None:
         self.model, self.head, self.dropout, self.chunk = model, head, dropout, chunk
         self.packs = True
 

@@ -103,7 +103,7 @@ class LoRALinear(nn.Module):
             return y
         if y._is_view() or not y.is_contiguous():  # quantised layers return views, which nobody may change in place
             y = y.clone(memory_format=torch.contiguous_format)
-        out: Tensor = _Delta.apply(y, x, self.lora_A, self.lora_B, self)  # type: ignore[no-untyped-call]
+        out: Tensor = _LoRADelta.apply(y, x, self.lora_A, self.lora_B, self)  # type: ignore[no-untyped-call]
         return out
 
     @property
@@ -127,7 +127,7 @@ class LoRALinear(nn.Module):
         return kept_TI
 
 
-class _Delta(torch.autograd.Function):
+class _LoRADelta(torch.autograd.Function):
     """y + scale x dropout(x) A^T B^T, added to y in place."""
 
     @staticmethod

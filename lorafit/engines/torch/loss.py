@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lorafit.engines.torch.low_bit_linear import StoredLinear, blocks
+from lorafit.engines.torch.low_bit_linear import LowBitLinear, blocks
 
 
 @dataclass(frozen=True)
-class Head:
+class LMHead:
     """Hidden states to logits, as the model does it: the linear layer, then scaling and soft-cap where it has them."""
 
     linear: Any
@@ -48,17 +48,17 @@ class Head:
         return None if self.softcap is None else 1 - (logits / self.softcap).square_()
 
 
-def head_of(model: PreTrainedModel) -> Head:
+def head_of(model: PreTrainedModel) -> LMHead:
     """The head of `model`. Cohere and Falcon-H1 multiply logits, Granite divides them, Gemma 2 and RecurrentGemma cap."""
     text = model.config.get_text_config()
     scale = getattr(text, "logit_scale", None) or getattr(text, "lm_head_multiplier", None) or 1.0
     divisor = getattr(text, "logits_scaling", None) or 1.0
     softcap = getattr(text, "final_logit_softcapping", None) or getattr(text, "logits_soft_cap", None)
-    return Head(model.get_output_embeddings(), float(scale / divisor), softcap)
+    return LMHead(model.get_output_embeddings(), float(scale / divisor), softcap)
 
 
 def target_loss(
-    hidden_NH: Tensor, targets_N: Tensor, head: Head, chunk: int, weight: float | None
+    hidden_NH: Tensor, targets_N: Tensor, head: LMHead, chunk: int, weight: float | None
 ) -> tuple[Tensor, Tensor | None]:
     """Sum of the losses (nats, fp32 scalar) and, unless `weight` is None, the gradient of weight x sum at `hidden_NH`.
 
@@ -66,7 +66,7 @@ def target_loss(
     """
     total = torch.zeros((), dtype=torch.float32, device=hidden_NH.device)
     grad_NH = None if weight is None else torch.empty_like(hidden_NH)
-    chunk_loss = _linear_loss if type(head.linear) in (nn.Linear, StoredLinear) else _any_loss
+    chunk_loss = _linear_loss if type(head.linear) in (nn.Linear, LowBitLinear) else _any_loss
     even = math.ceil(len(targets_N) / max(1, math.ceil(len(targets_N) / chunk)))
     for start in range(0, len(targets_N), max(1, even)):
         part = slice(start, start + even)
@@ -78,7 +78,7 @@ def target_loss(
 
 
 def _linear_loss(
-    hidden_NH: Tensor, targets_N: Tensor, head: Head, weight: float | None
+    hidden_NH: Tensor, targets_N: Tensor, head: LMHead, weight: float | None
 ) -> tuple[Tensor, Tensor | None]:
     """One pass over blocks of the vocabulary, as flash attention goes over keys (Dao 2022, arXiv 2205.14135).
 
@@ -118,7 +118,7 @@ def _add_product_(sum_NH: Tensor, a_NB: Tensor, b_BH: Tensor) -> None:
         sum_NH += a_NB @ b_BH
 
 
-def _any_loss(hidden_NH: Tensor, targets_N: Tensor, head: Head, weight: float | None) -> tuple[Tensor, Tensor | None]:
+def _any_loss(hidden_NH: Tensor, targets_N: Tensor, head: LMHead, weight: float | None) -> tuple[Tensor, Tensor | None]:
     """Through a head that is no plain linear layer, by autograd."""
     hidden_NH.requires_grad_(weight is not None)
     with torch.set_grad_enabled(weight is not None):

@@ -125,11 +125,11 @@ def transposed_product(grad_TO: Tensor, weights_OI: Sequence[Tensor]) -> Tensor:
     return grad_TI
 
 
-class StoredLinear(nn.Linear):
+class LowBitLinear(nn.Linear):
     """A frozen linear layer whose weight is in fewer bits than its input; it computes in those of the input."""
 
     @classmethod
-    def around(cls, linear: nn.Linear) -> "StoredLinear":
+    def around(cls, linear: nn.Linear) -> "LowBitLinear":
         """The same weight, not copied; the bias in float32."""
         stored = cls(linear.in_features, linear.out_features, bias=False, device="meta")
         stored.weight = linear.weight
@@ -138,11 +138,11 @@ class StoredLinear(nn.Linear):
         return stored
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = _Product.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        y: Tensor = _BlockwiseMatmul.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]
         return y
 
 
-class _Product(torch.autograd.Function):
+class _BlockwiseMatmul(torch.autograd.Function):
     """x W^T + b, which keeps nothing but the stored weight for its backward."""
 
     @staticmethod
@@ -169,7 +169,7 @@ def compute_in_float32(model: PreTrainedModel) -> None:
                 child.register_forward_hook(_in_float32)
                 kept.add(id(child.weight))
             elif type(child) is nn.Linear:
-                setattr(module, name, StoredLinear.around(child))
+                setattr(module, name, LowBitLinear.around(child))
                 kept.add(id(child.weight))
     for parameter in model.parameters():
         if id(parameter) not in kept:

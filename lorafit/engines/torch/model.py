@@ -17,7 +17,7 @@ from lorafit.engines.base import Setup
 from lorafit.engines.torch.attention import NAME
 from lorafit.engines.torch.device import DTYPES, computes_in
 from lorafit.engines.torch.lora import DropoutKeys, LoRALinear
-from lorafit.engines.torch.low_bit_linear import StoredLinear, compute_in_float32
+from lorafit.engines.torch.low_bit_linear import LowBitLinear, compute_in_float32
 from lorafit.engines.torch.weights import read_weights, unread_weights
 from lorafit.errors import ConfigError, ModelError
 from lorafit.messages import _, listed
@@ -181,7 +181,7 @@ def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
 
 def _is_linear(module: nn.Module) -> bool:
     """A linear layer and nothing else: some routers are made of one, and return more than its product."""
-    known = type(module).forward in (nn.Linear.forward, StoredLinear.forward)
+    known = type(module).forward in (nn.Linear.forward, LowBitLinear.forward)
     plain = known or type(module).__module__.startswith("bitsandbytes.")
     return isinstance(module, nn.Linear) and plain
 
@@ -237,7 +237,7 @@ def compile_layers(model: PreTrainedModel) -> None:
         layer.compile(dynamic=True)
 
 
-class Recompute:
+class ActivationCheckpointing:
     """Lets the first `count` decoder layers drop their activations and compute them again in the backward pass."""
 
     def __init__(self, layers: nn.ModuleList) -> None:

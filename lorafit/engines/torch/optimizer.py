@@ -17,7 +17,7 @@ RAW = ("state1", "state2", "absmax1", "absmax2")
 BLOCK = 256  # bitsandbytes' block of elements that share a scale
 
 
-class Optimizer:
+class TorchOptimizer:
     """AdamW (torch, fused) or bitsandbytes' paged 8-bit AdamW over named fp32 parameters."""
 
     def __init__(self, parameters: dict[str, nn.Parameter], plan: Plan, device: Device) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from lorafit.distributed.collectives import RankLost
-from lorafit.distributed.launch import Dead, Place, nobody, place, started
+from lorafit.distributed.launch import Dead, RankInfo, launch_ranks, no_known_death, rank_info
 from lorafit.engines.base import OutOfMemory
 from lorafit.engines.torch.heartbeat import Heartbeat
 from lorafit.errors import EngineError
@@ -34,17 +34,17 @@ STORES: Any = dist  # its stores are there, but not in what mypy is told of
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 
 
-class TorchRanks:
+class TorchCollectives:
     """engines/ranks.py over torch.distributed's default group."""
 
-    def __init__(self, here: Place, store: Any, heartbeat: Heartbeat, waiting: Callable[[], None]) -> None:
+    def __init__(self, here: RankInfo, store: Any, heartbeat: Heartbeat, waiting: Callable[[], None]) -> None:
         self.place, self.store, self.heartbeat, self.waiting = here, store, heartbeat, waiting
         self._told = 0
         self._flat: Tensor | None = (
             None  # kept: one that finds no room on one rank alone would leave the others waiting
         )
 
-    def tell(self, facts: dict[str, Any] | None = None) -> dict[str, Any]:
+    def broadcast_json(self, facts: dict[str, Any] | None = None) -> dict[str, Any]:
         self._told += 1
         key = f"told/{self._told}"
         if self.place.leads:
@@ -56,14 +56,14 @@ class TorchRanks:
             return found
 
     @contextlib.contextmanager
-    def at_hand(self, folder: Path | None) -> Iterator[Path | None]:
-        if not self.most(float(folder is not None and not folder.is_dir())):
+    def broadcast_folder(self, folder: Path | None) -> Iterator[Path | None]:
+        if not self.all_reduce_max(float(folder is not None and not folder.is_dir())):
             yield folder
             return
         with tempfile.TemporaryDirectory(prefix="lorafit-") as place:
             copy = Path(place)
             found = sorted(p for p in folder.iterdir() if p.is_file()) if folder and self.place.leads else []
-            sizes = self.tell({path.name: path.stat().st_size for path in found})
+            sizes = self.broadcast_json({path.name: path.stat().st_size for path in found})
             for name, size in sizes.items():
                 self._copy(folder / name if folder and self.place.leads else copy / name, size)
             yield folder if self.place.leads else copy
@@ -81,13 +81,13 @@ class TorchRanks:
                 with path.open("ab") as file:
                     file.write(piece.numpy().tobytes())
 
-    def most(self, number: float) -> float:
+    def all_reduce_max(self, number: float) -> float:
         return self._reduced(number, dist.ReduceOp.MAX)
 
-    def sum(self, number: float) -> float:
+    def all_reduce_sum(self, number: float) -> float:
         return self._reduced(number, dist.ReduceOp.SUM)
 
-    def add_up(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce_(self, tensors: Sequence[Tensor]) -> None:
         size = sum(tensor.numel() for tensor in tensors)
         if self._flat is None or self._flat.numel() != size:
             self._flat = tensors[0].new_empty(size)
@@ -98,13 +98,13 @@ class TorchRanks:
             tensor.copy_(part.view_as(tensor))
 
     @contextlib.contextmanager
-    def all_or_none(self) -> Iterator[None]:
+    def sync_oom(self) -> Iterator[None]:
         problem: OutOfMemory | None = None
         try:
             yield
         except OutOfMemory as error:
             problem = error
-        if self.most(float(problem is not None)):
+        if self.all_reduce_max(float(problem is not None)):
             raise problem or OutOfMemory(_("Out of memory in another process."))
 
     def _reduced(self, number: float, how: dist.ReduceOp.RedOpType) -> float:
@@ -145,22 +145,22 @@ class TorchRanks:
 
 
 @contextlib.contextmanager
-def joined(processes: int, waiting: Callable[[], None]) -> Iterator[TorchRanks]:
+def joined(processes: int, waiting: Callable[[], None]) -> Iterator[TorchCollectives]:
     """Inside, this process is one of several: of those that torchrun started, else the first of `processes` of its own.
 
     `waiting` is called again and again while it waits for the others, since a supervisor wants a sign of life.
     Raises EngineError when they do not find each other.
     """
     if "RANK" in os.environ:
-        with _group(place(), _meet(), nobody, waiting) as ranks:
+        with _group(rank_info(), _meet(), no_known_death, waiting) as ranks:
             yield ranks
         return
     store = STORES.TCPStore(
         "127.0.0.1", 0, processes, is_master=True, wait_for_workers=False, timeout=_time(MEET_SECONDS)
     )
     with (
-        started(processes, store.port) as others,
-        _group(Place(0, processes, 0, processes), store, others.dead, waiting) as ranks,
+        launch_ranks(processes, store.port) as others,
+        _group(RankInfo(0, processes, 0, processes), store, others.dead, waiting) as ranks,
     ):
         yield ranks
 
@@ -183,7 +183,7 @@ def _not_met(error: object) -> EngineError:
 
 
 @contextlib.contextmanager
-def _group(here: Place, store: Any, dead: Dead, waiting: Callable[[], None]) -> Iterator[TorchRanks]:
+def _group(here: RankInfo, store: Any, dead: Dead, waiting: Callable[[], None]) -> Iterator[TorchCollectives]:
     """Join the group that meets in `store`, and leave it whatever happens inside."""
     _take_share_of_machine(here)
     heartbeat = Heartbeat(STORES.PrefixStore("heartbeat", store.clone()), here, dead)
@@ -198,7 +198,7 @@ def _group(here: Place, store: Any, dead: Dead, waiting: Callable[[], None]) -> 
     heartbeat.start()
     problem: BaseException | None = None
     try:
-        yield TorchRanks(here, store, heartbeat, waiting)
+        yield TorchCollectives(here, store, heartbeat, waiting)
     except BaseException as error:
         problem = error
         raise
@@ -210,7 +210,7 @@ def _group(here: Place, store: Any, dead: Dead, waiting: Callable[[], None]) -> 
             dist.destroy_process_group()
 
 
-def _take_share_of_machine(here: Place) -> None:
+def _take_share_of_machine(here: RankInfo) -> None:
     """A GPU of its own, and its share of the cores: torchrun leaves one thread to each, whatever there are."""
     os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK) if here.local_count == here.count else None
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

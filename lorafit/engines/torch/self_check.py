@@ -13,7 +13,7 @@ from lorafit.data.micro_batch import MicroBatch, Sample, pack
 from lorafit.data.shared_prefix import FEWEST
 from lorafit.engines.torch.attention import attention, own_attention, segment_attention, segments, varlen_attention
 from lorafit.engines.torch.device import DEVICES, get_device, translated
-from lorafit.engines.torch.loss import Head
+from lorafit.engines.torch.loss import LMHead
 from lorafit.engines.torch.model import decoder_of
 from lorafit.errors import HardwareError, ModelError
 from lorafit.messages import _
@@ -85,7 +85,9 @@ def tiny_micro_batch(model: PreTrainedModel) -> MicroBatch:
     return pack(samples, range(len(samples)), range(len(samples)), [FEWEST] * len(samples))
 
 
-def packing_error(model: PreTrainedModel, head: Head, parameters: Sequence[Tensor], device: str) -> tuple[float, float]:
+def packing_error(
+    model: PreTrainedModel, head: LMHead, parameters: Sequence[Tensor], device: str
+) -> tuple[float, float]:
     """How far packed differs from one by one, in (logits, gradients), by norm, on three tiny segments; nan on overflow.
 
     One by one is transformers' own forward with its own attention and head, so this also checks our head. A weight
@@ -129,7 +131,7 @@ def one_kernel_error(model: PreTrainedModel, dtype: torch.dtype, device: str) ->
     return worst(*errors)
 
 
-def worst_packing_error(model: PreTrainedModel, head: Head, parameters: Sequence[Tensor], device: str) -> float:
+def worst_packing_error(model: PreTrainedModel, head: LMHead, parameters: Sequence[Tensor], device: str) -> float:
     """The worse of the two; infinite where the model does not take, or pass on, what packing needs."""
     try:
         return worst(*packing_error(model, head, parameters, device))
@@ -142,7 +144,7 @@ def worst(*errors: float) -> float:
     return math.inf if any(math.isnan(error) for error in errors) else max(errors)
 
 
-def refuse_unknown_head(model: PreTrainedModel, head: Head, device: str, tolerance: float) -> None:
+def refuse_unknown_head(model: PreTrainedModel, head: LMHead, device: str, tolerance: float) -> None:
     """Raise ModelError where our way to the logits, decoder then head, is not the model's: its losses would be wrong."""
     ids_1T = _some_ids(model, max(SEGMENTS), device)
     with torch.no_grad(), attention(model, own_attention(model)):

@@ -23,7 +23,7 @@ PIECE = 1 << 22  # numbers read at once where they are converted
 
 
 @dataclass(frozen=True)
-class Unread:
+class LazyTensor:
     """A tensor that is in its file until it is asked for with `[...]`: what transformers takes for a slice of a file.
 
     Its own are mapped files: while 4-bit weights were made of them, both forms of the whole base were resident.
@@ -40,12 +40,12 @@ class Unread:
         return place
 
 
-def unread_weights(folder: Path) -> dict[str, Unread] | None:
+def unread_weights(folder: Path) -> dict[str, LazyTensor] | None:
     """All tensors of `folder` by name, none of them read yet; None where a file holds other numbers than floats."""
     files = _floats(folder)
     if files is None:
         return None
-    return {header.name: Unread(file, header) for file, found in files.items() for header in found}
+    return {header.name: LazyTensor(file, header) for file, found in files.items() for header in found}
 
 
 def _floats(folder: Path) -> dict[Path, list[Header]] | None:

@@ -14,7 +14,7 @@ def spread(n: int) -> NDArray[np.float64]:
 
 
 @dataclass(frozen=True)
-class Lengths:
+class KnownLengths:
     """A data set of `rows` rows. `counts[i]` of the rows counted have (16 i, 16 (i + 1)] tokens."""
 
     rows: int
@@ -33,7 +33,7 @@ class Lengths:
         return lengths
 
 
-LAWYER_LLAMA = Lengths(
+LAWYER_LLAMA = KnownLengths(
     rows=21_476,
     counts=(
         0,
@@ -109,6 +109,6 @@ LAWYER_LLAMA = Lengths(
 KNOWN = {"Skepsun/lawyer_llama_data": LAWYER_LLAMA}
 
 
-def known_lengths(name: str) -> Lengths | None:
+def known_lengths(name: str) -> KnownLengths | None:
     """The lengths of the data set called `name` on a hub."""
     return KNOWN.get(name)

@@ -6,7 +6,7 @@ from lorafit.reporters.html.page import render
 from lorafit.reporters.text import compare as words
 
 
-def page(comparison: Comparison) -> str:
+def comparison_page(comparison: Comparison) -> str:
     """The comparison as HTML."""
     facts: dict[str, object] = {
         "title": words.title(comparison),

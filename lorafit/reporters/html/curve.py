@@ -19,7 +19,7 @@ class Tick:
 
 
 @dataclass(frozen=True)
-class Line:
+class CurveLine:
     """One curve as the points of a polyline; `dots` are drawn where there are few."""
 
     name: str
@@ -32,7 +32,7 @@ class Picture:
     """Curves over the same steps, on one scale."""
 
     title: str
-    lines: list[Line]
+    lines: list[CurveLine]
     x_ticks: list[Tick]
     y_ticks: list[Tick]
     width: int = WIDTH
@@ -60,7 +60,7 @@ def picture(title: str, curves: dict[str, Points]) -> Picture | None:
         return HEIGHT - BELOW - (value - low) / (high - low) * (HEIGHT - BELOW - ABOVE)
 
     lines = [
-        Line(
+        CurveLine(
             name,
             " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in points),
             [(x(step), y(value), f"{step:g}: {value:.4g}") for step, value in points] if len(points) <= 40 else [],

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lorafit.data.findings import DataReport, Lengths
+from lorafit.data.findings import DataReport, LengthStats
 from lorafit.messages import _
 from lorafit.reporters.html.page import render
 from lorafit.reporters.text import data as words
@@ -24,7 +24,7 @@ class Bar:
     title: str
 
 
-def page(report: DataReport) -> str:
+def data_page(report: DataReport) -> str:
     """The report as HTML."""
     titles, several = words.sample_titles(), len(report.files) > 1
     facts: dict[str, object] = {
@@ -49,7 +49,7 @@ def page(report: DataReport) -> str:
     return render("data.html", facts)
 
 
-def bars(lengths: Lengths, max_length: int) -> list[Bar]:
+def bars(lengths: LengthStats, max_length: int) -> list[Bar]:
     """One a bin, the highest as high as the picture."""
     pitch = _pitch(lengths)
     room, most, every = HEIGHT - BELOW - ABOVE, max(lengths.rows), max(len(lengths.edges) // 8, 1)
@@ -73,11 +73,11 @@ def bars(lengths: Lengths, max_length: int) -> list[Bar]:
     return drawn
 
 
-def _pitch(lengths: Lengths) -> float:
+def _pitch(lengths: LengthStats) -> float:
     return (WIDTH - LEFT) / len(lengths.edges)
 
 
-def _limit(lengths: Lengths, max_length: int) -> float | None:
+def _limit(lengths: LengthStats, max_length: int) -> float | None:
     """Where max_length stands on the axis; None where it lies beyond the last edge."""
     if max_length > lengths.edges[-1] or len(lengths.edges) < 2:
         return None

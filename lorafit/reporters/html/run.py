@@ -21,13 +21,13 @@ MARKS = "✓⚠️ "  # what sentences of the plan begin with
 HAPPENED = (Started, Restarted, Resumed, Shrunk, Warned, Stopped, Failed, Finished)
 
 
-class RunPage:
+class RunPageReporter:
     """Writes report.html into the folder of the run that `started` names, when the run is over."""
 
     def __init__(self) -> None:
         self._run: RunDir | None = None
 
-    def see(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
         """Take note of the run's folder."""
         if isinstance(event, Started):
             self._run = RunDir(Path(event.run))
@@ -36,10 +36,10 @@ class RunPage:
         """Write the page; a disk that takes no more loses only this."""
         if self._run is not None and self._run.path.is_dir():
             with contextlib.suppress(LorafitError, OSError):
-                write_page(page(history.read(self._run)), self._run.report)
+                write_page(run_page(history.read_record(self._run)), self._run.report)
 
 
-def page(record: Record) -> str:
+def run_page(record: Record) -> str:
     """The run as HTML."""
     curves, results = history.curves(record), history.results(record)
     losses = {_("training"): curves.get("loss", []), _("held out"): curves.get("valid_loss", [])}

@@ -7,7 +7,7 @@ from lorafit.hardware.catalogue import cpus
 from lorafit.hardware.catalogue.clouds import INSTANCES
 from lorafit.hardware.catalogue.find import CHIPS
 from lorafit.messages import _, listed, translate
-from lorafit.planner.table import GUIDE_MODELS, MODELS, Cell, Timed, settings_text
+from lorafit.planner.table import GUIDE_MODELS, MODELS, GuideTime, ModelOnMachine, settings_text
 from lorafit.reporters.terminal.columns import show_line, show_rows, show_title
 
 PACKED = "*"  # beside a time
@@ -50,7 +50,7 @@ def _mark(sources: list[str], source: str) -> Text:
     return Text(f"[{sources.index(source) + 1}]", "dim")
 
 
-def show_tables(cells: list[Cell], times: list[Timed], console: Console) -> None:
+def show_tables(cells: list[ModelOnMachine], times: list[GuideTime], console: Console) -> None:
     """Print which machine trains which model, and how long the guide's run takes."""
     show_title(_("How long lawyer_llama_data takes (21,476 rows, 3 epochs), by size of the model"), console)
     rows = [_head([_("machine"), *MODELS, _("guide")])]
@@ -81,7 +81,7 @@ def _show_notes(notes: list[str], console: Console) -> None:
         show_line(Text(note, "dim"), console)
 
 
-def _timed(timed: Timed) -> list[str | Text]:
+def _timed(timed: GuideTime) -> list[str | Text]:
     low, high = timed.guide_hours
     guide, padding = f"{low}-{high} h", f"{timed.padding:.1f}"
     if timed.planned is None:
@@ -99,7 +99,7 @@ def short_time(seconds: float) -> str:
     return text.format(number=f"{number:.1f}" if number < 9.95 else f"{number:.0f}")
 
 
-def _cell(cell: Cell) -> str | Text:
+def _cell(cell: ModelOnMachine) -> str | Text:
     if cell.planned is None:
         return Text("- ", "dim")
     packed = cell.planned.chosen.layout.quantization != "none"

@@ -5,12 +5,12 @@ from rich.table import Table
 from rich.text import Text
 
 from lorafit.messages import _, aside, clauses, listed
-from lorafit.transfer.cloud.base import Offer
-from lorafit.transfer.cloud.send import Sent
+from lorafit.transfer.cloud.base import Quote
+from lorafit.transfer.cloud.send import CloudFiles
 from lorafit.units import seconds_text
 
 
-def show_sent(sent: Sent, console: Console) -> None:
+def show_sent(sent: CloudFiles, console: Console) -> None:
     """Print it all."""
     head = _("✓ {place}: {folder}: {files}")
     text = head.format(place=sent.title, folder=sent.folder, files=listed(sent.files))
@@ -26,7 +26,7 @@ def show_sent(sent: Sent, console: Console) -> None:
     console.print(Text(_("When it is done: {command}").format(command="lorafit fetch result.zip")), soft_wrap=True)
 
 
-def _table(offers: list[Offer]) -> Table:
+def _table(offers: list[Quote]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in (_("machine"), "GPU", _("plan"), _("time"), _("price")):
         table.add_column(title, overflow="fold")
@@ -36,13 +36,13 @@ def _table(offers: list[Offer]) -> Table:
     return table
 
 
-def _time(offer: Offer) -> str:
+def _time(offer: Quote) -> str:
     if offer.seconds is None:
         return ""
     return aside(seconds_text(offer.seconds), f"{seconds_text(offer.low)} - {seconds_text(offer.high)}")
 
 
-def _price(offer: Offer) -> str:
+def _price(offer: Quote) -> str:
     if not offer.fits or offer.price is None or offer.price.dollars is None:
         return "?" if offer.fits else ""
     if offer.price.dollars == 0:
@@ -50,7 +50,7 @@ def _price(offer: Offer) -> str:
     return f"$ {offer.dollars:.2f} ($ {offer.price.dollars:.2f}/h)"
 
 
-def _prices_note(offers: list[Offer]) -> str:
+def _prices_note(offers: list[Quote]) -> str:
     """Where the prices are from, and of when."""
     dates: dict[str, set[str]] = {}
     for offer in offers:

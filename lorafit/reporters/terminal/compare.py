@@ -4,7 +4,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lorafit.evaluation.compare import Comparison, Side
+from lorafit.evaluation.compare import Comparison, ModelResult
 from lorafit.messages import _, aside
 from lorafit.reporters.terminal.columns import show_rows
 from lorafit.reporters.text import compare as words
@@ -43,7 +43,7 @@ def _figures(comparison: Comparison) -> list[list[str | Text]]:
     return rows
 
 
-def _figure(cell: words.Cell) -> Text:
+def _figure(cell: words.ComparisonCell) -> Text:
     style = {True: "green", False: "red", None: ""}[cell.better]
     return _cell(Text(cell.text, style), cell.note)
 
@@ -72,7 +72,7 @@ def _asked(place: int, comparison: Comparison) -> list[Text]:
     return asked if question.reference is None else [*asked, Text(_("reference"), "dim"), Text(question.reference)]
 
 
-def _answer(comparison: Comparison, side: Side, place: int) -> list[Text]:
+def _answer(comparison: Comparison, side: ModelResult, place: int) -> list[Text]:
     text = Text.assemble(*((piece, STYLES[kind]) for piece, kind in words.side_pieces(comparison, side, place)))
     note = words.answer_note(side.answers[place])
     return [*([text] if text else []), *([Text(aside("", note).strip(), "dim")] if note else [])]

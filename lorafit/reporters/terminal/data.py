@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.text import Text
 
-from lorafit.data.findings import DataReport, Lengths, Shown
+from lorafit.data.findings import DataReport, LengthStats, ShownSample
 from lorafit.messages import _
 from lorafit.reporters.terminal.columns import show_line, show_rows
 from lorafit.reporters.text import data as words
@@ -58,7 +58,7 @@ def _figures(report: DataReport) -> list[list[str | Text]]:
     ]
 
 
-def _bars(lengths: Lengths, max_length: int) -> list[list[str | Text]]:
+def _bars(lengths: LengthStats, max_length: int) -> list[list[str | Text]]:
     """A line a bin; what is longer than `max_length` in another colour."""
     most = max(lengths.rows)
     bars: list[list[str | Text]] = []
@@ -70,7 +70,7 @@ def _bars(lengths: Lengths, max_length: int) -> list[list[str | Text]]:
     return bars
 
 
-def _sample(sample: Shown, several: bool, console: Console) -> None:
+def _sample(sample: ShownSample, several: bool, console: Console) -> None:
     console.print(Text(f"{words.place_text(sample.place, several)}  {words.sample_text(sample)}", "dim"))
     text = Text()
     for piece, is_target in sample.pieces:

@@ -10,7 +10,7 @@ from rich.text import Text
 from lorafit.diagnostics.finding import Finding, Part, Report
 from lorafit.messages import _
 from lorafit.planner import calibrate
-from lorafit.planner.calibrate import Known
+from lorafit.planner.calibrate import Calibration
 from lorafit.reporters.terminal.columns import show_rows, show_title, show_whole
 from lorafit.units import bytes_text
 
@@ -55,7 +55,7 @@ def _verdict(report: Report) -> Text:
     return Text(text, "bold green")
 
 
-def show_calibrations(known: Known, console: Console) -> None:
+def show_calibrations(known: Calibration, console: Console) -> None:
     """Print what was measured on this machine: the product, and of each way of computing seconds and peak over the formula's."""
     console.print(Text(_("Kept in {path}").format(path=calibrate.file()), "dim"), soft_wrap=True)
     if known.core_gflops is not None:

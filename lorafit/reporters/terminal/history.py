@@ -13,7 +13,7 @@ from lorafit.reporters.terminal.columns import show_line, show_rows, show_title,
 from lorafit.reporters.terminal.runs import state_text
 from lorafit.reporters.terminal.sparkline import sparkline
 from lorafit.run_folders import history
-from lorafit.run_folders.history import Difference, Record
+from lorafit.run_folders.history import Record, SettingDifference
 from lorafit.units import bytes_text, seconds_text
 
 MARKS = "✓⚠️ "  # what sentences of the plan begin with
@@ -144,8 +144,8 @@ def _follow(record: Record) -> dict[str, str]:
     return follow
 
 
-def _result_pairs(one: Record, other: Record) -> list[Difference]:
-    return [Difference(name, a, b) for (name, a), (_name, b) in zip(_results(one), _results(other), strict=True)]
+def _result_pairs(one: Record, other: Record) -> list[SettingDifference]:
+    return [SettingDifference(name, a, b) for (name, a), (_name, b) in zip(_results(one), _results(other), strict=True)]
 
 
 def _results(record: Record) -> list[tuple[str, str]]:

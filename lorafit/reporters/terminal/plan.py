@@ -11,17 +11,17 @@ from lorafit.planner import memory_budget
 from lorafit.planner.plan import Choice
 from lorafit.planner.reasons import source_text, term_names
 from lorafit.reporters.terminal.columns import show_line, show_rows, show_whole
-from lorafit.training.preview import Outlook, described_facts
+from lorafit.training.preview import Preview, preview_facts
 from lorafit.units import bytes_text, seconds_text
 
 MARKS = ("✓", "⚠", "✗")
 
 
-def show_plan(look: Outlook, console: Console) -> None:
+def show_plan(look: Preview, console: Console) -> None:
     """Print all of it."""
     for note in look.notes:
         console.print(Text(f"⚠  {note}", "yellow"), soft_wrap=True)
-    _show(described_facts(look), console)
+    _show(preview_facts(look), console)
     console.print()
     _show((c for c in look.plan.choices if c.setting not in ("memory", "time")), console)
     console.print()
@@ -42,7 +42,7 @@ def _show(choices: Iterable[Choice], console: Console) -> None:
     show_rows(rows, console, fold=True)
 
 
-def _show_memory(look: Outlook, console: Console) -> None:
+def _show_memory(look: Preview, console: Console) -> None:
     plan, names = look.plan, term_names()
     text = _("Memory at its peak: {peak} of {available}")
     if plan.processes > 1:
@@ -56,7 +56,7 @@ def _show_memory(look: Outlook, console: Console) -> None:
     show_rows([[f"  {names[name]}", bytes_text(size)] for name, size in terms if size], console, (1,), fold=True)
 
 
-def _show_time(look: Outlook, console: Console) -> None:
+def _show_time(look: Preview, console: Console) -> None:
     expected = look.planned.estimate
     text = _("Time: {total} ({low} to {high}), {rate:,.0f} tokens/s, {source}")
     line = text.format(

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from lorafit.events import StepDone
 from lorafit.messages import _, listed
-from lorafit.reporters.terminal.throughput import Pace
+from lorafit.reporters.terminal.throughput import Throughput
 from lorafit.units import bytes_text, seconds_text
 
 LINE_SECONDS = 10.0  # between plain lines at first; later a sixtieth of the time passed
@@ -28,7 +28,7 @@ class Display(Protocol):
         """How far the stage is; a live display alone shows it."""
         ...
 
-    def start(self, pace: Pace, step: int, time: float) -> None:
+    def start(self, pace: Throughput, step: int, time: float) -> None:
         """Training begins after `step`."""
         ...
 
@@ -66,7 +66,7 @@ class LiveDisplay:
     def progress(self, text: str) -> None:
         self.stage(text)
 
-    def start(self, pace: Pace, step: int, time: float) -> None:
+    def start(self, pace: Throughput, step: int, time: float) -> None:
         self.close()
         self._pace = pace
         self._bar = progress_bar(self._console)
@@ -118,7 +118,7 @@ class PlainDisplay:
     def progress(self, text: str) -> None:
         pass
 
-    def start(self, pace: Pace, step: int, time: float) -> None:
+    def start(self, pace: Throughput, step: int, time: float) -> None:
         self._pace, self._began, self._last = pace, time, None
 
     def step(self, event: StepDone) -> None:
@@ -143,7 +143,7 @@ class PlainDisplay:
         return event.time - time >= rhythm or event.step - step >= LINE_SHARE * self._pace.steps
 
 
-def figures_text(pace: Pace, event: StepDone) -> str:
+def figures_text(pace: Throughput, event: StepDone) -> str:
     """Loss, speed and memory in few words; what is unknown is left out."""
     parts = []
     if pace.loss is not None:
@@ -155,7 +155,7 @@ def figures_text(pace: Pace, event: StepDone) -> str:
     return "  ".join(parts)
 
 
-def left_text(pace: Pace) -> str:
+def left_text(pace: Throughput) -> str:
     """How long it will take yet; nothing when it is done."""
     return _("ETA {time}").format(time=_clock(pace.seconds_left)) if pace.step < pace.steps else ""
 

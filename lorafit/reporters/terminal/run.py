@@ -32,23 +32,23 @@ from lorafit.reporters.terminal.columns import show_rows
 from lorafit.reporters.terminal.errors import show_error
 from lorafit.reporters.terminal.plan import clock_text
 from lorafit.reporters.terminal.progress import Display, open_display
-from lorafit.reporters.terminal.throughput import Pace
+from lorafit.reporters.terminal.throughput import Throughput
 from lorafit.units import bytes_text, count_text, seconds_text
 
 MARKS = ("✓", "⚠", "✗")  # a text that begins with one of these is a sentence of its own
 
 
-class Terminal:
+class TerminalReporter:
     """Shows events on `console`, by the console's nature live or as plain lines."""
 
     def __init__(self, console: Console | None = None, display: Display | None = None) -> None:
         self._console = console or Console(highlight=False)
         self._display = display or open_display(self._console)
-        self._pace = Pace(steps=0)
+        self._pace = Throughput(steps=0)
         self._run = ""
         self._follow: dict[str, str] = {}  # purpose -> command, told at the very end
 
-    def see(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
         """Show `event`."""
         match event:
             case Stage():
@@ -60,7 +60,7 @@ class Terminal:
             case Started():
                 self._started(event)
             case StepDone():
-                self._pace.see(event)
+                self._pace.on_event(event)
                 self._display.step(event)
             case Stopped():
                 self._stopped(event)
@@ -128,7 +128,7 @@ class Terminal:
     def _started(self, event: Started) -> None:
         self._display.close()
         self._run = event.run
-        self._pace = Pace(steps=event.steps, step=event.step)
+        self._pace = Throughput(steps=event.steps, step=event.step)
         text = _("Training {model} on {device}: {steps} steps, {train} rows, {held} held out, {parameters} parameters.")
         self._say(
             text.format(

@@ -14,7 +14,7 @@ LINE_SECONDS = 10.0  # between lines that go to no terminal
 
 
 @contextmanager
-def told(notes: Console) -> Iterator[Say]:
+def status_line(notes: Console) -> Iterator[Say]:
     """A function that tells `notes` what is being done."""
     if notes.is_interactive:
         with notes.status(_("Getting ready ...")) as status:

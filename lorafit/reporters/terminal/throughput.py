@@ -11,7 +11,7 @@ RECENT = 20  # steps over which the speed is taken
 
 
 @dataclass
-class Pace:
+class Throughput:
     """Figures of a run of `steps` steps, as far as the steps that it was shown tell."""
 
     steps: int
@@ -22,7 +22,7 @@ class Pace:
     _anchor: tuple[float, int] | None = None  # time and number of the step before the first one shown
     _now: float = 0.0
 
-    def see(self, event: StepDone) -> None:
+    def on_event(self, event: StepDone) -> None:
         """Take a finished step into account."""
         self.step, self._now = event.step, event.time
         if self._anchor is None:

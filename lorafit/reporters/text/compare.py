@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Literal
 
-from lorafit.evaluation.compare import Answer, Comparison, Losses, Question, Side
+from lorafit.evaluation.compare import Answer, Comparison, ModelResult, Question, ValidationLosses
 from lorafit.evaluation.metrics import CITATION, citations
 from lorafit.messages import _, aside
 
@@ -16,7 +16,7 @@ SAME_CHARACTERS = 6  # shorter runs that two answers share say nothing
 
 
 @dataclass(frozen=True)
-class Cell:
+class ComparisonCell:
     """A figure of one side; `note` stands below it; `better` than the base's, or worse, or neither can be said."""
 
     text: str
@@ -25,12 +25,12 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Line:
+class ComparisonRow:
     """A figure of all sides, the base's first; `note` says how it is measured."""
 
     label: str
     note: str
-    cells: list[Cell]
+    cells: list[ComparisonCell]
 
 
 def title(comparison: Comparison) -> str:
@@ -52,12 +52,12 @@ def subtitle(comparison: Comparison) -> str:
 # figures
 
 
-def lines(comparison: Comparison) -> list[Line]:
+def lines(comparison: Comparison) -> list[ComparisonRow]:
     """The figures that there are, losses first."""
     return [*_loss_lines(comparison), *_answer_lines(comparison)]
 
 
-def _loss_lines(comparison: Comparison) -> list[Line]:
+def _loss_lines(comparison: Comparison) -> list[ComparisonRow]:
     known = [side.losses for side in comparison.tuned if side.losses is not None]
     if not known:
         return []
@@ -70,62 +70,66 @@ def _loss_lines(comparison: Comparison) -> list[Line]:
     )
     interval = _("95% by bootstrap; below 0 is better")
 
-    def told(mean: Callable[[float], str]) -> list[Cell]:
-        base = Cell(mean(known[0].base.mean) if one_base else "")
+    def told(mean: Callable[[float], str]) -> list[ComparisonCell]:
+        base = ComparisonCell(mean(known[0].base.mean) if one_base else "")
         return [base, *(_loss_cell(side.losses, mean, one_base) for side in comparison.tuned)]
 
     return [
-        Line(_("held-out loss"), measured, told(lambda loss: f"{loss:.4f}")),
-        Line(_("difference from the base"), interval, [Cell(""), *(_difference(s.losses) for s in comparison.tuned)]),
-        Line(_("perplexity"), "", told(_perplexity)),
+        ComparisonRow(_("held-out loss"), measured, told(lambda loss: f"{loss:.4f}")),
+        ComparisonRow(
+            _("difference from the base"),
+            interval,
+            [ComparisonCell(""), *(_difference(s.losses) for s in comparison.tuned)],
+        ),
+        ComparisonRow(_("perplexity"), "", told(_perplexity)),
     ]
 
 
-def _loss_cell(losses: Losses | None, mean: Callable[[float], str], one_base: bool) -> Cell:
+def _loss_cell(losses: ValidationLosses | None, mean: Callable[[float], str], one_base: bool) -> ComparisonCell:
     if losses is None:
-        return Cell("?")
+        return ComparisonCell("?")
     text = mean(losses.tuned.mean) if one_base else f"{mean(losses.base.mean)} → {mean(losses.tuned.mean)}"
-    return Cell(text, better=_better(losses))
+    return ComparisonCell(text, better=_better(losses))
 
 
-def _better(losses: Losses) -> bool | None:
+def _better(losses: ValidationLosses) -> bool | None:
     """None where the interval holds 0."""
     sure = losses.difference
     return None if sure is None or sure.low <= 0 <= sure.high else sure.mean < 0
 
 
-def _difference(losses: Losses | None) -> Cell:
+def _difference(losses: ValidationLosses | None) -> ComparisonCell:
     if losses is None:
-        return Cell("?")
+        return ComparisonCell("?")
     if losses.difference is None:
-        return Cell(f"{losses.tuned.mean - losses.base.mean:+.4f}", _("one row: no interval"))
+        return ComparisonCell(f"{losses.tuned.mean - losses.base.mean:+.4f}", _("one row: no interval"))
     sure, better = losses.difference, _better(losses)
-    return Cell(f"{sure.mean:+.4f}", f"[{sure.low:+.4f}, {sure.high:+.4f}]", better)
+    return ComparisonCell(f"{sure.mean:+.4f}", f"[{sure.low:+.4f}, {sure.high:+.4f}]", better)
 
 
 def _perplexity(loss: float) -> str:
     return f"{math.exp(loss):,.2f}" if loss < 50 else f"e^{loss:.0f}"
 
 
-def _answer_lines(comparison: Comparison) -> list[Line]:
+def _answer_lines(comparison: Comparison) -> list[ComparisonRow]:
     sides, longest = comparison.sides, comparison.sampling.max_new_tokens
     found = [
         (_("chrF, ROUGE-L"), _("likeness to the references, to 100"), [_likeness(s) for s in sides]),
         (_("cites a statute (《…》第…条)"), "", [_share(s, s.figures.citing) for s in sides]),
         (_("cites one that the reference cites"), "", [_share(s, s.figures.agreeing) for s in sides]),
-        (_("mean length in characters"), "", [Cell(f"{s.figures.characters:,.0f}") for s in sides]),
+        (_("mean length in characters"), "", [ComparisonCell(f"{s.figures.characters:,.0f}") for s in sides]),
         (_("cut off at {n} tokens").format(n=longest), "", [_share(s, s.figures.cut) for s in sides]),
     ]
-    return [Line(label, note, cells) for label, note, cells in found if any(cell.text for cell in cells)]
+    return [ComparisonRow(label, note, cells) for label, note, cells in found if any(cell.text for cell in cells)]
 
 
-def _likeness(side: Side) -> Cell:
+def _likeness(side: ModelResult) -> ComparisonCell:
     found = side.figures.likeness
-    return Cell("" if found is None else f"{found.chrf:.1f}, {found.rouge_l:.1f}")
+    return ComparisonCell("" if found is None else f"{found.chrf:.1f}, {found.rouge_l:.1f}")
 
 
-def _share(side: Side, count: int | None) -> Cell:
-    return Cell("" if count is None else f"{count}/{side.figures.answers}")
+def _share(side: ModelResult, count: int | None) -> ComparisonCell:
+    return ComparisonCell("" if count is None else f"{count}/{side.figures.answers}")
 
 
 # answers
@@ -136,7 +140,7 @@ def question_text(place: int, question: Question) -> str:
     return f"{place}. {earlier}{question.text}"
 
 
-def side_pieces(comparison: Comparison, side: Side, place: int) -> list[tuple[str, Kind]]:
+def side_pieces(comparison: Comparison, side: ModelResult, place: int) -> list[tuple[str, Kind]]:
     """The pieces of a side's answer to question number `place`."""
     base = None if side is comparison.base else comparison.base.answers[place]
     return pieces(side.answers[place], comparison.questions[place], base)

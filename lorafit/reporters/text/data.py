@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorafit.data.findings import DataReport, Place, Shown, Strange
+from lorafit.data.findings import DataReport, RowLocation, ShownSample, StrangeCharacter
 from lorafit.data.near_duplicates import SIMILAR
 from lorafit.messages import _, labelled, listed
 from lorafit.units import count_text
@@ -163,12 +163,12 @@ def _characters(report: DataReport, several: bool) -> Listing:
     return Listing(_("Odd characters"), (_("character"), _("rows"), _("first in")), rows, (1,))
 
 
-def name_text(character: Strange) -> str:
+def name_text(character: StrangeCharacter) -> str:
     """Its name in Unicode; control characters have none."""
     return character.name or _("control character")
 
 
-def place_text(place: Place, several: bool) -> str:
+def place_text(place: RowLocation, several: bool) -> str:
     """The line, with its file where there are several."""
     return f"{Path(place.file).name}:{place.line}" if several else _("line {n}").format(n=place.line)
 
@@ -178,7 +178,7 @@ def sample_titles() -> dict[str, str]:
     return {"shortest": _("The shortest"), "longest": _("The longest"), "random": _("Drawn at random")}
 
 
-def sample_text(sample: Shown) -> str:
+def sample_text(sample: ShownSample) -> str:
     """A sample's figures."""
     parts = [sample.format, _("{n} tokens").format(n=count_text(sample.tokens))]
     parts.append(_("{n} targets").format(n=count_text(sample.targets)))

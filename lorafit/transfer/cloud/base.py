@@ -4,12 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorafit.transfer.bundle import Facts
+from lorafit.transfer.bundle import BundleInfo
 from lorafit.transfer.cloud.prices import Price
 
 
 @dataclass(frozen=True)
-class Offer:
+class Quote:
     """What a run would be on a `machine`: device and numbers, time in seconds with its range, and what an hour costs.
 
     `fits` is False, and `words` say why, where it would not go.
@@ -33,15 +33,15 @@ class Offer:
 
 
 @dataclass(frozen=True)
-class Parcel:
+class CloudPackage:
     """All that a place gets. `name` tells this run from others there; `flags` are for the training, `install` for pip."""
 
-    facts: Facts
+    facts: BundleInfo
     name: str
     bundle: str
     install: str  # the wheel beside it, or a requirement
     flags: list[str]
-    offers: list[Offer]
+    offers: list[Quote]
 
     @property
     def has_wheel(self) -> bool:
@@ -49,7 +49,7 @@ class Parcel:
 
 
 @dataclass(frozen=True)
-class Target:
+class Platform:
     """A place. `machines` are those of catalogue/clouds.py; `write` makes the files and returns what the user does next.
 
     `check` raises ConfigError for what the place cannot take, before anything is written.
@@ -57,5 +57,5 @@ class Target:
 
     title: str
     machines: tuple[str, ...]
-    check: Callable[[Facts], None]
-    write: Callable[[Parcel, Path], list[str]]
+    check: Callable[[BundleInfo], None]
+    write: Callable[[CloudPackage, Path], list[str]]

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from lorafit.messages import _
-from lorafit.transfer.bundle import Facts
+from lorafit.transfer.bundle import BundleInfo
 from lorafit.transfer.cloud import notebook
-from lorafit.transfer.cloud.base import Parcel, Target
-from lorafit.transfer.cloud.notebook import Place
+from lorafit.transfer.cloud.base import CloudPackage, Platform
+from lorafit.transfer.cloud.notebook import NotebookPlatform
 
 OPENING = """\
 try:
@@ -35,8 +35,8 @@ if drive:
 """
 
 
-def place() -> Place:
-    return Place(
+def place() -> NotebookPlatform:
+    return NotebookPlatform(
         title="Google Colab",
         intro=_(
             "1. *Runtime > Change runtime type*: choose a GPU (T4 is free; it has no bf16, and the plan knows that).\n"
@@ -53,11 +53,11 @@ def place() -> Place:
     )
 
 
-def check(facts: Facts) -> None:
+def check(facts: BundleInfo) -> None:
     """Colab takes every run."""
 
 
-def write(parcel: Parcel, folder: Path) -> list[str]:
+def write(parcel: CloudPackage, folder: Path) -> list[str]:
     path = notebook.write(place(), parcel, folder)
     return [
         _("Open https://colab.research.google.com, *File > Upload notebook*: {path}").format(path=path),
@@ -65,4 +65,4 @@ def write(parcel: Parcel, folder: Path) -> list[str]:
     ]
 
 
-TARGET = Target("Google Colab", ("colab-t4", "colab-l4", "colab-a100"), check, write)
+TARGET = Platform("Google Colab", ("colab-t4", "colab-l4", "colab-a100"), check, write)

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from lorafit.messages import _
-from lorafit.transfer.bundle import Facts
+from lorafit.transfer.bundle import BundleInfo
 from lorafit.transfer.cloud import notebook
-from lorafit.transfer.cloud.base import Parcel, Target
-from lorafit.transfer.cloud.notebook import Place
+from lorafit.transfer.cloud.base import CloudPackage, Platform
+from lorafit.transfer.cloud.notebook import NotebookPlatform
 
 OPENING = """\
 try:
@@ -25,8 +25,8 @@ if not (find("*.zip") or find("bundle.json")):
 """
 
 
-def place() -> Place:
-    return Place(
+def place() -> NotebookPlatform:
+    return NotebookPlatform(
         title="Kaggle",
         intro=_(
             "1. *Datasets > New Dataset*: upload `run.zip` and the wheel. In the notebook: *Add Input* > that data set.\n"
@@ -48,11 +48,11 @@ def place() -> Place:
     )
 
 
-def check(facts: Facts) -> None:
+def check(facts: BundleInfo) -> None:
     """Kaggle takes every run."""
 
 
-def write(parcel: Parcel, folder: Path) -> list[str]:
+def write(parcel: CloudPackage, folder: Path) -> list[str]:
     path = notebook.write(place(), parcel, folder)
     return [
         _("At https://www.kaggle.com make a data set of {files}.").format(files=notebook.files(parcel)),
@@ -61,4 +61,4 @@ def write(parcel: Parcel, folder: Path) -> list[str]:
     ]
 
 
-TARGET = Target("Kaggle", ("kaggle-t4x2", "kaggle-p100"), check, write)
+TARGET = Platform("Kaggle", ("kaggle-t4x2", "kaggle-p100"), check, write)

@@ -12,7 +12,7 @@ from typing import Any
 
 from lorafit.atomic import disk_errors
 from lorafit.messages import _
-from lorafit.transfer.cloud.base import Parcel
+from lorafit.transfer.cloud.base import CloudPackage
 
 NAME, RESULT = "lorafit.ipynb", "result.zip"
 QUESTION = "公司拖欠工资怎么办？"
@@ -112,7 +112,7 @@ run(*LORAFIT, "bundle", RUN, "-o", result)
 
 
 @dataclass(frozen=True)
-class Place:
+class NotebookPlatform:
     """What is peculiar to a place: `intro` (Markdown), where files outlive a session, where uploads lie, and code.
 
     `hours` after which training saves and stops, None: never; `fresh` where a session begins with an empty disk.
@@ -129,7 +129,7 @@ class Place:
     fresh: bool = False
 
 
-def write(place: Place, parcel: Parcel, folder: Path) -> Path:
+def write(place: NotebookPlatform, parcel: CloudPackage, folder: Path) -> Path:
     """Write the notebook of `place` into `folder`. Raises DiskError."""
     path = folder / NAME
     with disk_errors(path):
@@ -137,12 +137,12 @@ def write(place: Place, parcel: Parcel, folder: Path) -> Path:
     return path
 
 
-def files(parcel: Parcel) -> str:
+def files(parcel: CloudPackage) -> str:
     """What must be uploaded, in words."""
     return f"{parcel.bundle}, {parcel.install}" if parcel.has_wheel else parcel.bundle
 
 
-def notebook(place: Place, parcel: Parcel) -> dict[str, Any]:
+def notebook(place: NotebookPlatform, parcel: CloudPackage) -> dict[str, Any]:
     """The notebook as JSON holds it."""
     cells = list(_cells(place, parcel))
     return {
@@ -157,7 +157,7 @@ def notebook(place: Place, parcel: Parcel) -> dict[str, Any]:
     }
 
 
-def _cells(place: Place, parcel: Parcel) -> Iterable[dict[str, Any]]:
+def _cells(place: NotebookPlatform, parcel: CloudPackage) -> Iterable[dict[str, Any]]:
     yield _text(f"# lorafit: {place.title}\n\n{place.intro}")
     yield _code(_parameters(place, parcel), "parameters")
     yield _code(HELPERS)
@@ -176,7 +176,7 @@ def _cells(place: Place, parcel: Parcel) -> Iterable[dict[str, Any]]:
     yield _code(PACK + place.closing)
 
 
-def _parameters(place: Place, parcel: Parcel) -> str:
+def _parameters(place: NotebookPlatform, parcel: CloudPackage) -> str:
     store, places = _("outlives the session: checkpoints and results"), _("where uploaded files may lie")
     flags, hours = _("more flags of `lorafit train`"), _("training saves and stops after so many; None: never")
     return (

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from lorafit.messages import _
-from lorafit.transfer.bundle import Facts
+from lorafit.transfer.bundle import BundleInfo
 from lorafit.transfer.cloud import notebook
-from lorafit.transfer.cloud.base import Parcel, Target
-from lorafit.transfer.cloud.notebook import Place
+from lorafit.transfer.cloud.base import CloudPackage, Platform
+from lorafit.transfer.cloud.notebook import NotebookPlatform
 
 OPENING = """\
 STORE.mkdir(parents=True, exist_ok=True)
@@ -21,8 +21,8 @@ def upload():
 """
 
 
-def place() -> Place:
-    return Place(
+def place() -> NotebookPlatform:
+    return NotebookPlatform(
         title="Paperspace Gradient",
         intro=_(
             "1. *Create a notebook* with the template PyTorch and a GPU.\n"
@@ -39,11 +39,11 @@ def place() -> Place:
     )
 
 
-def check(facts: Facts) -> None:
+def check(facts: BundleInfo) -> None:
     """Gradient takes every run."""
 
 
-def write(parcel: Parcel, folder: Path) -> list[str]:
+def write(parcel: CloudPackage, folder: Path) -> list[str]:
     path = notebook.write(place(), parcel, folder)
     return [
         _("At https://console.paperspace.com create a notebook with the template PyTorch and a GPU."),
@@ -51,4 +51,4 @@ def write(parcel: Parcel, folder: Path) -> list[str]:
     ]
 
 
-TARGET = Target("Paperspace Gradient", ("paperspace-a4000", "paperspace-a100"), check, write)
+TARGET = Platform("Paperspace Gradient", ("paperspace-a4000", "paperspace-a100"), check, write)

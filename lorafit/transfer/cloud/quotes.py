@@ -5,27 +5,27 @@ from lorafit.errors import LorafitError
 from lorafit.hardware.catalogue.find import described
 from lorafit.hardware.catalogue.nvidia import OLDEST_CAPABILITY
 from lorafit.messages import _, listed
-from lorafit.training.preview import look_ahead
-from lorafit.transfer.cloud.base import Offer
+from lorafit.training.preview import preview_run
+from lorafit.transfer.cloud.base import Quote
 from lorafit.transfer.cloud.prices import price_of
 
 
-def offers(config: TrainConfig, machines: tuple[str, ...]) -> list[Offer]:
+def quotes(config: TrainConfig, machines: tuple[str, ...]) -> list[Quote]:
     """One for each machine; where nothing can be told (no tokenizer here, no hub), the reason stands in its words."""
     return [offer(config, machine) for machine in machines]
 
 
-def offer(config: TrainConfig, machine: str) -> Offer:
+def offer(config: TrainConfig, machine: str) -> Quote:
     gpus = described(machine).gpus
     gpu = f"{len(gpus)} x {gpus[0].name}" if len(gpus) > 1 else gpus[0].name
     try:
-        look = look_ahead(config, machine)
+        look = preview_run(config, machine)
     except LorafitError as error:
-        return Offer(machine, gpu, fits=False, words=error.what)
+        return Quote(machine, gpu, fits=False, words=error.what)
     plan, time = look.plan, look.planned.estimate
     numbers = listed(word for word in (plan.precision, plan.quantization) if word != "none")
     if (gpus[0].compute_capability or OLDEST_CAPABILITY) < OLDEST_CAPABILITY:
         numbers = _("{numbers}; only with a PyTorch for CUDA 12.6: newer builds begin with Turing").format(
             numbers=numbers
         )
-    return Offer(machine, gpu, True, numbers, time.total, time.low, time.high, price_of(machine))
+    return Quote(machine, gpu, True, numbers, time.total, time.low, time.high, price_of(machine))

@@ -11,8 +11,8 @@ from typing import Any
 
 from lorafit.atomic import disk_errors
 from lorafit.messages import _
-from lorafit.transfer.bundle import Facts
-from lorafit.transfer.cloud.base import Offer, Parcel, Target
+from lorafit.transfer.bundle import BundleInfo
+from lorafit.transfer.cloud.base import CloudPackage, Platform, Quote
 
 JOB, SCRIPT, SEND = "training_job.json", "train.sh", "send.sh"
 BUCKET, ROLE, REGION = "BUCKET", "ROLE", "REGION"  # what send.sh puts in
@@ -65,11 +65,11 @@ echo "When it is done: aws s3 cp s3://$bucket/lorafit/{name}/output . --recursiv
 """
 
 
-def check(facts: Facts) -> None:
+def check(facts: BundleInfo) -> None:
     """SageMaker takes every run."""
 
 
-def write(parcel: Parcel, folder: Path) -> list[str]:
+def write(parcel: CloudPackage, folder: Path) -> list[str]:
     install = f'"$code/{parcel.install}"' if parcel.has_wheel else parcel.install
     flags = "".join(f"{shlex.quote(flag)} " for flag in parcel.flags)
     names = {"name": parcel.name, "bundle": parcel.bundle, "script": SCRIPT, "job": JOB}
@@ -87,7 +87,7 @@ def write(parcel: Parcel, folder: Path) -> list[str]:
     ]
 
 
-def training_job(parcel: Parcel) -> dict[str, Any]:
+def training_job(parcel: CloudPackage) -> dict[str, Any]:
     """The request; BUCKET, ROLE and REGION stand where send.sh puts the account's names."""
     place = f"s3://{BUCKET}/lorafit/{parcel.name}"
     seconds = longest_seconds(best(parcel.offers))
@@ -124,7 +124,7 @@ def training_job(parcel: Parcel) -> dict[str, Any]:
     }
 
 
-def best(offers: list[Offer]) -> Offer | None:
+def best(offers: list[Quote]) -> Quote | None:
     """The cheapest that fits, else the fastest that fits; None where none does, or nothing is known."""
     fitting = [offer for offer in offers if offer.fits]
     priced = [offer for offer in fitting if offer.dollars is not None]
@@ -133,11 +133,11 @@ def best(offers: list[Offer]) -> Offer | None:
     return min(fitting, key=lambda offer: offer.seconds or 0.0, default=None)
 
 
-def instance(offer: Offer | None) -> str:
+def instance(offer: Quote | None) -> str:
     return f"ml.{offer.machine if offer else MACHINES[0]}"
 
 
-def longest_seconds(offer: Offer | None) -> int:
+def longest_seconds(offer: Quote | None) -> int:
     """Three times the planner's upper end and an hour for starting; a day where nothing is known, five at most."""
     if offer is None or offer.high is None:
         return DAY
@@ -145,4 +145,4 @@ def longest_seconds(offer: Offer | None) -> int:
 
 
 MACHINES = ("g5.xlarge", "g4dn.xlarge", "g6.xlarge", "g6e.xlarge", "p3.2xlarge")
-TARGET = Target("Amazon SageMaker", MACHINES, check, write)
+TARGET = Platform("Amazon SageMaker", MACHINES, check, write)

@@ -12,9 +12,9 @@ from lorafit.messages import _
 from lorafit.progress import Say
 from lorafit.run_folders.directory import RunDir
 from lorafit.transfer import archive
-from lorafit.transfer.bundle import RESULT, Facts, bundle
-from lorafit.transfer.cloud.base import Offer, Parcel, Target
-from lorafit.transfer.cloud.quotes import offers
+from lorafit.transfer.bundle import RESULT, BundleInfo, bundle
+from lorafit.transfer.cloud.base import CloudPackage, Platform, Quote
+from lorafit.transfer.cloud.quotes import quotes
 from lorafit.transfer.cloud.wheel import program
 from lorafit.units import MIB
 
@@ -22,19 +22,19 @@ BUNDLE_NAME = "run.zip"
 
 
 @dataclass(frozen=True)
-class Sent:
+class CloudFiles:
     """What was written for a place: the folder, its files, what the planner says of the place's machines, what is next."""
 
     title: str
     folder: Path
-    facts: Facts
+    facts: BundleInfo
     files: list[str]
-    offers: list[Offer]
+    offers: list[Quote]
     steps: list[str]
 
 
 @dataclass(frozen=True)
-class Order:
+class CloudOrder:
     """What is to be sent: `run`, begun as `config` says, or `config` alone. `base` is what its base model is called there."""
 
     run: RunDir | None
@@ -42,9 +42,9 @@ class Order:
     base: str | None
 
 
-def send(place: str, order: Order, folder: Path, say: Say) -> Sent:
+def send(place: str, order: CloudOrder, folder: Path, say: Say) -> CloudFiles:
     """Write into `folder` what `place` takes. Raises LorafitErrors."""
-    target: Target = registry.load(registry.find(registry.CLOUDS, place))
+    target: Platform = registry.load(registry.find_entry(registry.CLOUDS, place))
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     say(_("Packing the run"))
@@ -54,12 +54,14 @@ def send(place: str, order: Order, folder: Path, say: Say) -> Sent:
     install = program(folder)
     say(_("Planning for {place}").format(place=target.title))
     flags = ["--model_name", order.base] if order.base is not None else []
-    parcel = Parcel(facts, _name(facts, folder), BUNDLE_NAME, install, flags, offers(order.config, target.machines))
+    parcel = CloudPackage(
+        facts, _name(facts, folder), BUNDLE_NAME, install, flags, quotes(order.config, target.machines)
+    )
     steps = target.write(parcel, folder)
-    return Sent(target.title, folder, facts, sorted(p.name for p in folder.iterdir()), parcel.offers, steps)
+    return CloudFiles(target.title, folder, facts, sorted(p.name for p in folder.iterdir()), parcel.offers, steps)
 
 
-def _check(target: Target, facts: Facts, base: str | None, folder: Path) -> None:
+def _check(target: Platform, facts: BundleInfo, base: str | None, folder: Path) -> None:
     """Raise ConfigError for a run that no place, or not this one, can do anything for."""
     if facts.base_is_local and base is None:
         (folder / BUNDLE_NAME).unlink()
@@ -75,7 +77,7 @@ def _check(target: Target, facts: Facts, base: str | None, folder: Path) -> None
     target.check(facts)
 
 
-def _name(facts: Facts, folder: Path) -> str:
+def _name(facts: BundleInfo, folder: Path) -> str:
     """What tells this run from others at the place: the same bundle has the same name."""
     manifest = archive.read_member(folder / BUNDLE_NAME, MANIFEST, 16 * MIB) or b""
     word = facts.run.partition("-lora-")[0].lower()

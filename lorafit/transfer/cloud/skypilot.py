@@ -11,8 +11,8 @@ import yaml
 
 from lorafit.atomic import disk_errors
 from lorafit.messages import _
-from lorafit.transfer.bundle import Facts
-from lorafit.transfer.cloud.base import Parcel, Target
+from lorafit.transfer.bundle import BundleInfo
+from lorafit.transfer.cloud.base import CloudPackage, Platform
 
 TASK = "task.yaml"
 PORT = 29_500
@@ -48,11 +48,11 @@ if [[ "$SKYPILOT_NODE_RANK" == 0 ]]; then python3 -m lorafit bundle "$run" -o "$
 """
 
 
-def check(facts: Facts) -> None:
+def check(facts: BundleInfo) -> None:
     """SkyPilot takes every run."""
 
 
-def write(parcel: Parcel, folder: Path) -> list[str]:
+def write(parcel: CloudPackage, folder: Path) -> list[str]:
     path = folder / TASK
     note = _("Several nodes: raise num_nodes; several GPUs a node: L4: 8, say. Training is then started by torchrun.")
     with disk_errors(path):
@@ -69,7 +69,7 @@ def write(parcel: Parcel, folder: Path) -> list[str]:
     ]
 
 
-def task(parcel: Parcel) -> dict[str, object]:
+def task(parcel: CloudPackage) -> dict[str, object]:
     """The task as YAML holds it."""
     flags = "".join(f"{shlex.quote(flag)} " for flag in parcel.flags)
     names = {"name": parcel.name, "bundle": parcel.bundle, "port": PORT, "flags": flags}
@@ -90,7 +90,7 @@ def task(parcel: Parcel) -> dict[str, object]:
     }
 
 
-def bucket(parcel: Parcel) -> str:
+def bucket(parcel: CloudPackage) -> str:
     """A bucket's name: lower case, digits and hyphens."""
     return f"lorafit-{parcel.name}".lower().replace("_", "-").replace(".", "-")
 
@@ -105,4 +105,4 @@ def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
 
 _Dumper.add_representer(str, _text)
 
-TARGET = Target("SkyPilot", ("g6.xlarge", "g5.xlarge", "g6e.xlarge", "p3.2xlarge", "g4dn.xlarge"), check, write)
+TARGET = Platform("SkyPilot", ("g6.xlarge", "g5.xlarge", "g6e.xlarge", "p3.2xlarge", "g4dn.xlarge"), check, write)

@@ -14,12 +14,12 @@ from lorafit.data.micro_batch import MicroBatch
 from lorafit.data.shared_prefix import begun_alike
 from lorafit.engines.torch.device import Device
 from lorafit.engines.torch.lora import DropoutKeys
-from lorafit.engines.torch.loss import Head, target_loss
-from lorafit.engines.torch.low_bit_linear import StoredLinear
-from lorafit.engines.torch.model import Recompute
-from lorafit.engines.torch.packed.layer import PackedLayer, Saved, looks_like_llama, norm_of
-from lorafit.engines.torch.packed.prefix import SharedPrefix
-from lorafit.engines.torch.packed.rows import Shared, Tokens, own_tokens
+from lorafit.engines.torch.loss import LMHead, target_loss
+from lorafit.engines.torch.low_bit_linear import LowBitLinear
+from lorafit.engines.torch.model import ActivationCheckpointing
+from lorafit.engines.torch.packed.layer import LayerActivations, PackedLayer, looks_like_llama, norm_of
+from lorafit.engines.torch.packed.prefix import PrefixState
+from lorafit.engines.torch.packed.rows import SharedKeysValues, Tokens, own_tokens
 from lorafit.messages import _
 from lorafit.planner.plan import Plan
 
@@ -27,7 +27,9 @@ from lorafit.planner.plan import Plan
 class PackedDecoder:
     """Made from a model of transformers whose linear layers already carry their LoRA; weights become fused views."""
 
-    def __init__(self, decoder: Any, head: Head, chunk: int, recompute: Recompute, dropout: DropoutKeys) -> None:
+    def __init__(
+        self, decoder: Any, head: LMHead, chunk: int, recompute: ActivationCheckpointing, dropout: DropoutKeys
+    ) -> None:
         self.embed, self.rotary, self.head, self.chunk = decoder.embed_tokens, decoder.rotary_emb, head, chunk
         self.layers = [PackedLayer(layer, dropout) for layer in decoder.layers]
         self.norm = norm_of(decoder.norm)
@@ -39,7 +41,7 @@ class PackedDecoder:
         """Whether what samples of a step begin with alike is computed once: dropout tells them apart."""
         return self.dropout.p == 0
 
-    def takes(self, micro_batches: Sequence[MicroBatch]) -> bool:
+    def supports(self, micro_batches: Sequence[MicroBatch]) -> bool:
         """Whether every token of every sample may see all before it; a window that is longer hides nothing."""
         longest = max((int(np.diff(micro.segments).max()) for micro in micro_batches), default=0)
         return self.window is None or longest <= self.window
@@ -69,7 +71,7 @@ class PackedDecoder:
             losses.append(target_loss(self.norm.forward(hidden)[0], tokens.targets_N, self.head, self.chunk, None)[0])
         return losses
 
-    def forward_backward(self, step: int, micro: MicroBatch, weight: float, prefix: SharedPrefix | None) -> Tensor:
+    def forward_backward(self, step: int, micro: MicroBatch, weight: float, prefix: PrefixState | None) -> Tensor:
         """The sum of the losses of `micro`; gradients are added to what is there."""
         tokens = self._tokens(micro, prefix)
         with self.dropout.of(step, micro):
@@ -82,15 +84,15 @@ class PackedDecoder:
             self._backward(grad_hidden, saved, tokens, prefix)
         return loss
 
-    def _shared(self, micro_batches: Sequence[MicroBatch]) -> SharedPrefix | None:
+    def _shared(self, micro_batches: Sequence[MicroBatch]) -> PrefixState | None:
         """What several samples begin with, where there is such a thing and dropout does not tell them apart."""
         found = begun_alike(micro_batches) if self.shares else []
-        return SharedPrefix(found, self.embed, self.rotary, self.layers, self.recompute.count) if found else None
+        return PrefixState(found, self.embed, self.rotary, self.layers, self.recompute.count) if found else None
 
-    def _tokens(self, micro: MicroBatch, prefix: SharedPrefix | None) -> Tokens:
+    def _tokens(self, micro: MicroBatch, prefix: PrefixState | None) -> Tokens:
         return own_tokens(micro, prefix.spans if prefix else {}, self.rotary)
 
-    def _forward(self, tokens: Tokens, prefix: SharedPrefix | None, keep: bool) -> tuple[Tensor, list[Saved]]:
+    def _forward(self, tokens: Tokens, prefix: PrefixState | None, keep: bool) -> tuple[Tensor, list[LayerActivations]]:
         """The last layer's output at the rows before targets, and what each layer left."""
         x, saved, last = self.embed(tokens.ids_T), [], len(self.layers) - 1
         for index, layer in enumerate(self.layers):
@@ -100,7 +102,9 @@ class PackedDecoder:
                 saved.append(left)
         return x, saved
 
-    def _backward(self, grad: Tensor, saved: list[Saved], tokens: Tokens, prefix: SharedPrefix | None) -> None:
+    def _backward(
+        self, grad: Tensor, saved: list[LayerActivations], tokens: Tokens, prefix: PrefixState | None
+    ) -> None:
         last = len(saved) - 1
         grad_x: Tensor | None = grad
         for index in range(last, -1, -1):
@@ -109,15 +113,15 @@ class PackedDecoder:
             grad_x = self.layers[index].backward(grad_x, saved.pop(), rows, to_input=index > 0)
 
 
-def _at(prefix: SharedPrefix | None, index: int) -> Shared | None:
+def _at(prefix: PrefixState | None, index: int) -> SharedKeysValues | None:
     return prefix.shared[index] if prefix else None
 
 
-def unfit(decoder: Any, head: Head, plan: Plan, device: Device) -> str | None:
+def why_unsupported(decoder: Any, head: LMHead, plan: Plan, device: Device) -> str | None:
     """Why this cannot be computed here, in words; None when it can. Whether the numbers agree is checked at load."""
     parts = all(hasattr(decoder, name) for name in ("layers", "norm", "rotary_emb", "embed_tokens"))
     known = parts and all(looks_like_llama(layer) for layer in decoder.layers)
-    if not (known and type(head.linear) in (nn.Linear, StoredLinear)):
+    if not (known and type(head.linear) in (nn.Linear, LowBitLinear)):
         return _("the fast path knows Llama's shape, and this model differs from it")
     if plan.shard:
         return _("the fast path needs the base whole, and it is shared out over the processes")

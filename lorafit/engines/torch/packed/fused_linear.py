@@ -17,7 +17,7 @@ from lorafit.engines.torch.low_bit_linear import is_4bit, product, transposed_pr
 
 
 @dataclass(frozen=True)
-class Delta:
+class FusedDelta:
     """One part's LoRA: its outputs and its ranks among the fused ones."""
 
     layer: LoRALinear
@@ -34,12 +34,12 @@ class FusedLinear:
         self.weights: list[Tensor] = list(weights) if any(map(is_4bit, weights)) else [_fused(weights)]
         self.bias_O = _fused([base.bias for base in bases]) if bases[0].bias is not None else None
         self.outputs = [base.out_features for base in bases]
-        self.deltas: list[Delta] = []
+        self.deltas: list[FusedDelta] = []
         out = rank = 0
         for part, base in zip(parts, bases, strict=True):
             if isinstance(part, LoRALinear):
                 r = part.lora_A.shape[0]
-                self.deltas.append(Delta(part, slice(out, out + base.out_features), slice(rank, rank + r)))
+                self.deltas.append(FusedDelta(part, slice(out, out + base.out_features), slice(rank, rank + r)))
                 rank += r
             out += base.out_features
         layers = [delta.layer.lora_A for delta in self.deltas]
@@ -64,7 +64,7 @@ class FusedLinear:
     def forward(self, x_TI: Tensor, residual_TO: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """y [T,O] (plus `residual_TO`) and dropout(x) A^T [T,R], which the backward needs."""
         xa_TR = self.low_rank(x_TI)
-        return self.again(x_TI, xa_TR, residual_TO), xa_TR
+        return self.recompute(x_TI, xa_TR, residual_TO), xa_TR
 
     def low_rank(self, x_TI: Tensor) -> Tensor:
         """dropout(x) A^T [T,R]."""
@@ -75,7 +75,7 @@ class FusedLinear:
             torch.mm(delta.layer.dropped(x_TI), self.a_RI[delta.ranks].t(), out=xa_TR[:, delta.ranks])
         return xa_TR
 
-    def again(self, x_TI: Tensor, xa_TR: Tensor, residual_TO: Tensor | None = None) -> Tensor:
+    def recompute(self, x_TI: Tensor, xa_TR: Tensor, residual_TO: Tensor | None = None) -> Tensor:
         """y, from what forward() gave besides."""
         y_TO = product(x_TI, self.weights, self.bias_O if residual_TO is None else residual_TO)
         if residual_TO is not None and self.bias_O is not None:

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from lorafit.engines.torch.lora import DropoutKeys
-from lorafit.engines.torch.low_bit_linear import StoredLinear
+from lorafit.engines.torch.low_bit_linear import LowBitLinear
 from lorafit.engines.torch.packed import attention
 from lorafit.engines.torch.packed.fused_linear import FusedLinear
 from lorafit.engines.torch.packed.ops import RMSNorm, rotate_, swiglu, swiglu_backward
-from lorafit.engines.torch.packed.rows import Rows, Segment, Shared
+from lorafit.engines.torch.packed.rows import RowLayout, Segment, SharedKeysValues
 
 Thing = TypeVar("Thing")
 
 
 @dataclass
-class Rest:
+class Recomputable:
     """What can be made again from a layer's input and its attention's output, without attending."""
 
     rms1: Tensor
@@ -35,14 +35,14 @@ class Rest:
 
 
 @dataclass
-class Saved:
+class LayerActivations:
     """What one layer's forward leaves for its backward; without `rest` where the layer recomputes."""
 
     x: Tensor
     out: Tensor  # attention's, at the kept rows
     lse_KGT: Tensor
     xa_down: Tensor
-    rest: Rest | None
+    rest: Recomputable | None
 
 
 class PackedLayer:
@@ -63,20 +63,20 @@ class PackedLayer:
     def linears(self) -> list[FusedLinear]:
         return [self.qkv, self.o, self.gate_up, self.down]
 
-    def forward(self, x: Tensor, rows: Rows, recompute: bool = False) -> tuple[Tensor, Saved]:
+    def forward(self, x: Tensor, rows: RowLayout, recompute: bool = False) -> tuple[Tensor, LayerActivations]:
         """The layer's output at the kept rows."""
         rms1, xa_qkv, qkv, raw_qk = self._project(x, rows)
         out, lse = self._attend(qkv, rows)
         with self.dropout.only(rows.kept):
-            rest = Rest(rms1, xa_qkv, qkv, raw_qk, *self._mix(x, out, rows))
+            rest = Recomputable(rms1, xa_qkv, qkv, raw_qk, *self._mix(x, out, rows))
             y, xa_down = self.down.forward(swiglu(rest.gate_up)[0], residual_TO=rest.x2)
-        return y, Saved(x, out, lse, xa_down, None if recompute else rest)
+        return y, LayerActivations(x, out, lse, xa_down, None if recompute else rest)
 
-    def backward(self, grad: Tensor, s: Saved, rows: Rows, to_input: bool) -> Tensor | None:
+    def backward(self, grad: Tensor, s: LayerActivations, rows: RowLayout, to_input: bool) -> Tensor | None:
         """Add to the parameters' gradients; the gradient at x, unless this is the first layer."""
         projected = None if s.rest else self._project(s.x, rows)
         with self.dropout.only(rows.kept):
-            rest = s.rest or Rest(*_there(projected), *self._mix(s.x, s.out, rows))
+            rest = s.rest or Recomputable(*_there(projected), *self._mix(s.x, s.out, rows))
             grad_x2 = self._mlp_backward(grad, s, rest)
             grad_out = _there(self.o.backward(grad_x2, s.out, rest.xa_o))
         dots = self._heads_apart(grad_out * s.out).sum(-1)
@@ -85,34 +85,36 @@ class PackedLayer:
             dots = dots.new_zeros(s.lse_KGT.shape).index_copy_(2, rows.kept, dots)
         grad_qkv = self._attend_backward(grad_out, rest.qkv, (s.lse_KGT, dots), rows)
         self._place_backward_(grad_qkv, rest.raw_qk, rows)
-        grad_h1 = self.qkv.backward(grad_qkv, self.norm1.again(s.x, rest.rms1), rest.xa_qkv, to_input)
+        grad_h1 = self.qkv.backward(grad_qkv, self.norm1.recompute(s.x, rest.rms1), rest.xa_qkv, to_input)
         return None if grad_h1 is None else self.norm1.backward(grad_h1, s.x, rest.rms1).add_(grad_x2)
 
-    def keys_values(self, saved: Saved) -> Tensor:
+    def keys_values(self, saved: LayerActivations) -> Tensor:
         """Keys and values [T, 2*heads*D] that the layer's forward made."""
         assert saved.rest is not None
         return saved.rest.qkv[:, self.q_heads * self.width :]
 
     # what lies before and after attention
 
-    def _project(self, x: Tensor, rows: Rows) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor, Tensor] | None]:
+    def _project(
+        self, x: Tensor, rows: RowLayout
+    ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor, Tensor] | None]:
         h, rms1 = self.norm1.forward(x)
         qkv, xa_qkv = self.qkv.forward(h)
         return rms1, xa_qkv, qkv, self._place_(qkv, rows)
 
-    def _mix(self, x: Tensor, out: Tensor, rows: Rows) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def _mix(self, x: Tensor, out: Tensor, rows: RowLayout) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         x2, xa_o = self.o.forward(out, residual_TO=x if rows.kept is None else x[rows.kept])
         h, rms2 = self.norm2.forward(x2)
         gate_up, xa_gate_up = self.gate_up.forward(h)
         return xa_o, x2, rms2, xa_gate_up, gate_up
 
-    def _mlp_backward(self, grad: Tensor, s: Saved, rest: Rest) -> Tensor:
+    def _mlp_backward(self, grad: Tensor, s: LayerActivations, rest: Recomputable) -> Tensor:
         act, silu = swiglu(rest.gate_up)
         grad_act = _there(self.down.backward(grad, act, s.xa_down))
         del act
         grad_gate_up = swiglu_backward(grad_act, rest.gate_up, silu)
         del silu, grad_act
-        h = self.norm2.again(rest.x2, rest.rms2)
+        h = self.norm2.recompute(rest.x2, rest.rms2)
         grad_h = _there(self.gate_up.backward(grad_gate_up, h, rest.xa_gate_up))
         return self.norm2.backward(grad_h, rest.x2, rest.rms2).add_(grad)
 
@@ -122,7 +124,7 @@ class PackedLayer:
         heads = qkv.view(len(qkv), -1, self.width)
         return heads[:, : self.q_heads], heads[:, self.q_heads : self.q_heads + self.kv_heads]
 
-    def _place_(self, qkv: Tensor, rows: Rows) -> tuple[Tensor, Tensor, Tensor] | None:
+    def _place_(self, qkv: Tensor, rows: RowLayout) -> tuple[Tensor, Tensor, Tensor] | None:
         """q/k norm and rotary positions in place; what the norm's backward needs."""
         q, k = self._qk(qkv)
         raw = None
@@ -137,7 +139,7 @@ class PackedLayer:
         rotate_(qkv.view(len(qkv), -1, self.width)[:, : self.q_heads + self.kv_heads], rows.cos_T1h, rows.sin_T1h)
         return raw
 
-    def _place_backward_(self, grad_qkv: Tensor, raw: tuple[Tensor, Tensor, Tensor] | None, rows: Rows) -> None:
+    def _place_backward_(self, grad_qkv: Tensor, raw: tuple[Tensor, Tensor, Tensor] | None, rows: RowLayout) -> None:
         heads = grad_qkv.view(len(grad_qkv), -1, self.width)[:, : self.q_heads + self.kv_heads]
         rotate_(heads, rows.cos_T1h, -rows.sin_T1h)
         if raw is None or self.qk_norms is None:
@@ -150,13 +152,13 @@ class PackedLayer:
         x = x[:, : self.q_heads * self.width]
         return x.view(len(x), self.kv_heads, self.q_heads // self.kv_heads, self.width).permute(1, 2, 0, 3)
 
-    def _seen(self, qkv: Tensor, segment: Segment, shared: Shared | None) -> Tensor:
+    def _seen(self, qkv: Tensor, segment: Segment, shared: SharedKeysValues | None) -> Tensor:
         """Keys and values [2K,L,D] that a sample's rows see: the shared ones that it begins with, and their own."""
         own = qkv[segment.own, self.q_heads * self.width :]
         seen = own if shared is None else torch.cat([shared.keys_values[segment.shared], own])
         return seen.view(len(seen), -1, self.width).permute(1, 0, 2).contiguous()
 
-    def _attend(self, qkv: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+    def _attend(self, qkv: Tensor, rows: RowLayout) -> tuple[Tensor, Tensor]:
         """Attention's output at the kept rows, and the log-sum-exp at all [K,G,T]."""
         out = qkv.new_empty(len(qkv), self.q_heads * self.width)
         lse_KGT = qkv.new_empty(self.kv_heads, self.q_heads // self.kv_heads, len(qkv))
@@ -166,7 +168,7 @@ class PackedLayer:
             attention.forward(q_KGTD[:, :, own], seen, self.scale, out_KGTD[:, :, own], lse_KGT[:, :, own])
         return out if rows.kept is None else out[rows.kept], lse_KGT
 
-    def _attend_backward(self, grad_out: Tensor, qkv: Tensor, saved: tuple[Tensor, Tensor], rows: Rows) -> Tensor:
+    def _attend_backward(self, grad_out: Tensor, qkv: Tensor, saved: tuple[Tensor, Tensor], rows: RowLayout) -> Tensor:
         """The gradient at q, k, v [T, heads*D], positions and norms still in; the shared keys' sum over samples."""
         grad_qkv = torch.empty_like(qkv)
         grad_kv = grad_qkv[:, self.q_heads * self.width :]
@@ -209,6 +211,6 @@ def looks_like_llama(layer: nn.Module) -> bool:
     ]
     bases = [getattr(linear, "base", linear) for linear in linears]
     norms = [getattr(layer, name, None) for name in ("input_layernorm", "post_attention_layernorm")]
-    plain = all(type(base) in (nn.Linear, StoredLinear) or type(base).__name__ == "Linear4bit" for base in bases)
+    plain = all(type(base) in (nn.Linear, LowBitLinear) or type(base).__name__ == "Linear4bit" for base in bases)
     silu = type(getattr(mlp, "act_fn", None)).__name__ in ("SiLU", "SiLUActivation")
     return plain and silu and all(hasattr(n, "variance_epsilon") for n in norms) and hasattr(mixer, "head_dim")

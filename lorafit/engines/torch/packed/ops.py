@@ -23,7 +23,7 @@ class RMSNorm:
         inverse = norm.square_().div_(x.shape[-1]).add_(self.eps).rsqrt_()
         return (x * inverse).mul_(self.weight_H), inverse
 
-    def again(self, x: Tensor, inverse: Tensor) -> Tensor:
+    def recompute(self, x: Tensor, inverse: Tensor) -> Tensor:
         """What forward() gave, without the sums."""
         return (x * inverse).mul_(self.weight_H)
 

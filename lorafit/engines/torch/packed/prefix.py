@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from lorafit.data.micro_batch import Int32
-from lorafit.engines.torch.packed.layer import PackedLayer, Saved
-from lorafit.engines.torch.packed.rows import Rows, Shared, end_to_end, rows_at
+from lorafit.engines.torch.packed.layer import LayerActivations, PackedLayer
+from lorafit.engines.torch.packed.rows import RowLayout, SharedKeysValues, end_to_end, rows_at
 
 
-class SharedPrefix:
+class PrefixState:
     """The shared tokens of one step, gone forward."""
 
     def __init__(
@@ -30,8 +30,8 @@ class SharedPrefix:
         recompute: int,
     ) -> None:
         self.layers = layers
-        self.saved: list[Saved] = []
-        self.shared: list[Shared] = []
+        self.saved: list[LayerActivations] = []
+        self.shared: list[SharedKeysValues] = []
         segments = end_to_end([len(ids) for ids in beginnings])
         self.spans = {ids.tobytes(): segment.own for ids, segment in zip(beginnings, segments, strict=True)}
         rows = rows_at(np.concatenate([np.arange(len(ids)) for ids in beginnings]), segments, rotary)
@@ -44,12 +44,12 @@ class SharedPrefix:
             if index < recompute:
                 keys_values, saved.rest = keys_values.clone(), None
             self.saved.append(saved)
-            self.shared.append(Shared(keys_values, torch.zeros_like(keys_values)))
+            self.shared.append(SharedKeysValues(keys_values, torch.zeros_like(keys_values)))
 
     def backward(self) -> None:
         """Add what the shared tokens have learned from all who looked at them."""
         grad: Tensor | None = self.saved[-1].x.new_zeros(0, self.saved[-1].x.shape[1])
         for index in range(len(self.layers) - 1, -1, -1):
-            rows: Rows = self.rows[index].but(kept=self.rows[index].kept, read=self.shared.pop())
+            rows: RowLayout = self.rows[index].but(kept=self.rows[index].kept, read=self.shared.pop())
             assert grad is not None
             grad = self.layers[index].backward(grad, self.saved.pop(), rows, to_input=index > 0)

@@ -17,7 +17,7 @@ from lorafit.data.micro_batch import MicroBatch
 
 
 @dataclass(frozen=True)
-class Shared:
+class SharedKeysValues:
     """One layer's keys and values of the shared tokens [P, 2*heads*D], and their gradients, which their readers add to."""
 
     keys_values: Tensor
@@ -36,17 +36,19 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowLayout:
     """Samples among the rows, rotary positions, and what is special about one layer."""
 
     segments: list[Segment]
     cos_T1h: Tensor
     sin_T1h: Tensor
     kept: Tensor | None = None  # the rows whose output somebody looks at; None: all
-    shared: Shared | None = None  # what samples look at besides themselves
-    read: Shared | None = None  # these rows are the shared ones: what their readers left
+    shared: SharedKeysValues | None = None  # what samples look at besides themselves
+    read: SharedKeysValues | None = None  # these rows are the shared ones: what their readers left
 
-    def but(self, kept: Tensor | None = None, shared: Shared | None = None, read: Shared | None = None) -> "Rows":
+    def but(
+        self, kept: Tensor | None = None, shared: SharedKeysValues | None = None, read: SharedKeysValues | None = None
+    ) -> "RowLayout":
         """The same rows in a layer of which this is true."""
         return replace(self, kept=kept, shared=shared, read=read)
 
@@ -56,7 +58,7 @@ class Tokens:
     """A micro-batch as the decoder sees it: ids and rows, the row before each target, the targets; keys of dropout."""
 
     ids_T: Tensor
-    rows: Rows
+    rows: RowLayout
     before_N: Tensor
     targets_N: Tensor
 
@@ -80,8 +82,8 @@ def end_to_end(lengths: Sequence[int], shared: Sequence[slice] | None = None) ->
     return [Segment(slice(*own), seen) for own, seen in zip(bounds, shared or [NONE] * len(lengths), strict=True)]
 
 
-def rows_at(positions: NDArray[np.integer], segments: list[Segment], rotary: nn.Module) -> Rows:
+def rows_at(positions: NDArray[np.integer], segments: list[Segment], rotary: nn.Module) -> RowLayout:
     """Rows at these positions of their samples."""
     cos, sin = rotary(torch.empty(1), torch.from_numpy(positions.astype(np.int64))[None])
     half = cos.shape[-1] // 2
-    return Rows(segments, cos[0, :, None, :half].contiguous(), sin[0, :, None, :half].contiguous())
+    return RowLayout(segments, cos[0, :, None, :half].contiguous(), sin[0, :, None, :half].contiguous())
