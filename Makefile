@@ -1,41 +1,41 @@
-# What can be done here? `make check` is what .ci/run does.
+# Development tasks. .ci/run does the same as `make test`.
 SHELL := bash
 PY := .venv/bin/python
 LOCALE := lorafit/locale
 
 .PHONY: setup test test-slow lint format locale docs benchmarks pictures check
 
-setup: ## .venv with everything
+setup: ## create .venv with all packages
 	@set -euo pipefail; source scripts/setup.sh; setup dev
 
-test: ## the fast tests
+test: ## run the fast tests
 	./run_tests.sh
 
-test-slow: ## the tests that train for real
+test-slow: ## run the slow tests, which train models
 	./run_tests.sh -m slow
 
-lint: setup ## style and types
+lint: setup ## check style and types
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 
-format: setup ## let ruff mend what it can
+format: setup ## apply ruff's formatting and fixes
 	$(PY) -m ruff format .
 	$(PY) -m ruff check --fix .
 
-locale: setup ## carry new texts into the Chinese catalogue (fill in the empty ones) and compile it
+locale: setup ## add new texts to the Chinese catalog (translate the empty entries by hand) and compile it
 	mkdir -p build
 	$(PY) -m babel.messages.frontend extract -k _ -k what:2 -k how:2 -k Field:2 -k noted --no-location --sort-output --project lorafit -o build/lorafit.pot lorafit
 	$(PY) -m babel.messages.frontend update -i build/lorafit.pot -d $(LOCALE) -D lorafit -l zh_CN -N --ignore-obsolete --ignore-pot-creation-date
 	$(PY) -m babel.messages.frontend compile -d $(LOCALE) -D lorafit -l zh_CN
 
-pictures: setup ## train the demo in both languages and draw docs/pictures/ from what it said: minutes
+pictures: setup ## train the demo in both languages and draw docs/pictures/ from its events (takes minutes)
 	$(PY) scripts/make_pictures.py
 
-docs: setup ## write docs/cli.md anew from the settings
+docs: setup ## write docs/cli.md from the settings
 	$(PY) scripts/make_docs.py
 
-benchmarks: setup ## write docs/benchmarks.md anew from benchmarks/results (measures nothing)
+benchmarks: setup ## write docs/benchmarks.md from benchmarks/results (measures nothing)
 	$(PY) benchmarks/page.py
 
-check: test lint ## all that a commit must pass
+check: test lint ## all checks that a commit must pass

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train, and before the first time set everything up: ./run_train.sh --demo
+# Train. The first call installs all packages: ./run_train.sh --demo
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/scripts/setup.sh"
 setup run

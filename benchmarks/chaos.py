@@ -1,11 +1,11 @@
-"""Does a run end in the morning with what it would have had, whatever happens to it at night? Faults on the real demo model.
+"""Fault injection on the real demo model: a run must end with the same result, whatever happens to it.
 
     python benchmarks/chaos.py [--quick] [--faults N] [--seed N] [--only KIND,...] [--jobs N] [--record FILE]
                                [--costs only] [--json FILE]
 
-Many short trainings by the real command line; each meets a few faults, and must end with the bytes of the undisturbed
-one (or, where memory ran out, within the law's measures). What cannot be had on a machine is skipped with a word.
-What it broke off it goes on with, given the same --record: benchmarks/results/chaos.jsonl holds one of --seed 8.
+Many short trainings run through the real command line. Each meets a few faults, and must end with the bytes of the
+undisturbed run (or, where memory ran out, within tolerances). Faults that a machine cannot have are skipped with a
+message. The same --record resumes an interrupted benchmark: benchmarks/results/chaos.jsonl holds one of --seed 8.
 """
 
 import argparse
@@ -34,11 +34,11 @@ from lorafit.events import Restarted
 from lorafit.run_folders.directory import RunDir
 
 QUICK, MANY = 20, 200
-PER_RUN = 6  # faults that a run meets
-AGAIN = 5  # times that a fault is tried in another run, which came too late for one
+PER_RUN = 6  # largest number of faults per run
+AGAIN = 5  # further runs that try a fault again if it came too late
 DISK_BYTES = 64 << 20
 HANGING = (sys.executable, str(Path(__file__).with_name("faults") / "hanging.py"))
-LARGE_STEPS, SMALLER = 4, 128  # SMALLER: tokens at a time
+LARGE_STEPS, SMALLER = 4, 128  # SMALLER: tokens per micro-batch
 LARGE: dict[str, object] = {
     "dataset_name": "demo", "max_samples": 30, "max_length": 128, "effective_batch": 4, "max_steps": LARGE_STEPS,
     "eval_steps": LARGE_STEPS, "no_preflight": True,
@@ -51,17 +51,21 @@ COSTLY: dict[str, object] = {
 
 @dataclass
 class Undisturbed:
-    """Runs that nothing happens to, each made when it is first asked for: the folder, and the most that its worker allocated."""
+    """Runs without faults, each made on first use.
+
+    `known` holds their folders, and the most bytes that their workers allocated.
+    """
 
     folder: Path
     known: dict[str, tuple[RunDir, int]] = field(default_factory=dict)
     lock: Lock = field(default_factory=Lock)
 
     def run(self, **changes: object) -> RunDir:
+        """Return the folder of the run with these changed settings."""
         return self._run(changes)[0]
 
     def between(self) -> int:
-        """A limit of memory that LARGE exceeds, and with SMALLER does not."""
+        """Return a memory limit in bytes that LARGE exceeds, and LARGE with the token budget SMALLER does not."""
         most, least = self._run(LARGE)[1], self._run({**LARGE, "token_budget": SMALLER})[1]
         return (most + least) // 2
 
@@ -80,7 +84,7 @@ class Undisturbed:
 
 
 def prepared(folder: Path) -> Training:
-    """A training in `folder`, which is made."""
+    """Make `folder` and return a training in it."""
     training = Training(folder / "output")
     training.output.mkdir(parents=True)
     write_rows(folder / "rows.jsonl")
@@ -88,7 +92,10 @@ def prepared(folder: Path) -> Training:
 
 
 def most_allocated(training: Training) -> int:
-    """Bytes that its worker allocates at most (what RLIMIT_DATA counts), until it ends."""
+    """Wait until `training` ends and return the most bytes that its worker allocated.
+
+    The bytes are VmData, which RLIMIT_DATA limits.
+    """
     assert training.process is not None
     most = 0
     while training.process.poll() is None:
@@ -102,7 +109,7 @@ def most_allocated(training: Training) -> int:
 
 
 def deal(kinds: Sequence[str], count: int, rng: random.Random) -> list[list[str]]:
-    """`count` faults as lists, one a run; every kind as often as any other, or once more."""
+    """Return `count` faults as one list per run; the counts of any two kinds differ by at most one."""
     faults = [kinds[n % len(kinds)] for n in range(count)]
     runs: list[list[str]] = []
     for together, most in ((SAME_BYTES, PER_RUN), (("kill_for_memory",), 2), (("run_out_in_step",), 1)):
@@ -114,7 +121,10 @@ def deal(kinds: Sequence[str], count: int, rng: random.Random) -> list[list[str]
 
 
 def disturbed(faults: list[str], folder: Path, seed: int, undisturbed: Undisturbed) -> dict[str, int]:
-    """Let a training meet `faults` one after the other; how many came in time, and what they cost. Raises NotSurvived."""
+    """Let a training meet `faults` one after the other and check its result. Raises NotSurvived.
+
+    Return how many faults came in time, and how many restarts and repeated steps they caused.
+    """
     training = prepared(folder)
     changes: dict[str, object] = {}
     if "fill_disk" in faults:
@@ -139,7 +149,7 @@ def disturbed(faults: list[str], folder: Path, seed: int, undisturbed: Undisturb
 
 
 def meet(training: Training, faults: list[str], rng: random.Random) -> int:
-    """How many of `faults` came before the training was done."""
+    """Cause `faults` one after the other; return how many came before the training was done."""
     for number, fault in enumerate(faults):
         try:
             if number:
@@ -151,7 +161,7 @@ def meet(training: Training, faults: list[str], rng: random.Random) -> int:
 
 
 def measured(folder: Path) -> dict[str, Any]:
-    """What supervising and saving cost, in one longer run."""
+    """Return the cost of supervising and saving, measured in one longer run."""
     training = prepared(folder)
     training.start(**COSTLY)
     assert training.process is not None
@@ -172,7 +182,7 @@ def measured(folder: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one run: how many of its faults came in time; in words, whether it survived them."""
+    """The result of one run: `met` faults came in time; `word` is a message; `lost_steps` were repeated."""
 
     number: int
     faults: list[str]
@@ -185,7 +195,7 @@ class Outcome:
 
 
 def outcome(number: int, faults: list[str], folder: Path, seed: int, undisturbed: Undisturbed) -> Outcome:
-    """Let one run meet its faults."""
+    """Let one run meet its faults; keep its folder if it does not survive."""
     began = time.monotonic()
     try:
         facts = disturbed(faults, folder, seed * 1000 + number, undisturbed)
@@ -200,17 +210,19 @@ def outcome(number: int, faults: list[str], folder: Path, seed: int, undisturbed
 
 @dataclass
 class Record:
-    """What came of each run, kept in a file where there is one: what is said there to have survived is not done again."""
+    """The outcomes of all runs, kept in `file` if there is one, so that a run that survived is not repeated."""
 
     file: Path | None
     lock: Lock = field(default_factory=Lock)
 
     def survived(self, number: int, faults: list[str]) -> Outcome | None:
+        """Return the recorded outcome of this run with the same faults, if it survived."""
         lines = self.file.read_text().splitlines() if self.file and self.file.exists() else []
         past = (Outcome(**json.loads(line)) for line in lines)
         return next((one for one in past if one.survived and (one.number, one.faults) == (number, faults)), None)
 
     def keep(self, found: Outcome) -> None:
+        """Print an outcome and append it to the file."""
         told = f"run {found.number + 1}, {found.seconds:.0f} s, {found.lost_steps} steps again"
         with self.lock:
             print(f"{told}: {', '.join(found.faults)}: {found.word}", flush=True)
@@ -220,7 +232,7 @@ class Record:
 
 
 def torment(runs: list[list[str]], folder: Path, seed: int, record: Record, jobs: int) -> list[Outcome]:
-    """All runs, `jobs` at a time; faults that came too late for one get another."""
+    """Do all runs, `jobs` at a time; faults that came too late get up to AGAIN further runs."""
     undisturbed, outcomes = Undisturbed(folder / "undisturbed"), []
 
     def one(number: int, faults: list[str]) -> Outcome:
@@ -241,7 +253,7 @@ def torment(runs: list[list[str]], folder: Path, seed: int, record: Record, jobs
 
 
 def figures_of(outcomes: list[Outcome]) -> dict[str, Any]:
-    """What was injected and survived, and the count of every kind."""
+    """Return flat figures: faults injected and survived, the count of every kind, restarts and repeated steps."""
     met = [fault for one in outcomes for fault in one.faults[: one.met]]
     survived = sum(one.met for one in outcomes if one.survived)
     return {
@@ -256,6 +268,7 @@ def figures_of(outcomes: list[Outcome]) -> dict[str, Any]:
 
 
 def main() -> int:
+    """Run the benchmark and return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help=f"{QUICK} faults instead of {MANY}")
     parser.add_argument("--faults", type=int)
@@ -271,7 +284,7 @@ def main() -> int:
     )
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored, and by our children too
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs and their children ignore SIGINT
     SETTINGS["model_name"] = args.model
     asked = args.only.split(",") if args.only else list(KINDS)
     reasons = {kind: reason for kind in asked if (reason := missing(kind))}
@@ -288,7 +301,7 @@ def main() -> int:
         }
     if args.costs != "no":
         figures |= measured(folder / "costs")
-    if figures["ok"]:  # else what is left of a run that did not survive is kept
+    if figures["ok"]:  # else keep the folder of the run that did not survive
         shutil.rmtree(folder, ignore_errors=True)
     return conclude(figures, args.json)
 

@@ -1,8 +1,9 @@
-"""How fast, and in how much memory, do rows become samples? Against `datasets`' own JSON loader and map, same tokenizer.
+"""Speed and memory of turning rows into samples, beside the JSON loader and map of `datasets` with the same tokenizer.
 
     python benchmarks/data.py [--quick] [--rows N] [--json FILE]
 
-Generated rows of a short question and answer. Every measure is a process of its own; compare the ratios, machines differ.
+The rows are generated short questions and answers. Every measurement is a process of its own. Compare the ratios:
+machines differ.
 """
 
 import argparse
@@ -51,7 +52,7 @@ WORDS = [
 
 
 def write_rows(path: Path, rows: int) -> None:
-    """`rows` different questions and answers as JSON lines."""
+    """Write `rows` different questions and answers as JSON lines."""
     rng = random.Random(0)
     with path.open("w", encoding="utf-8") as file:
         for number in range(rows):
@@ -61,7 +62,7 @@ def write_rows(path: Path, rows: int) -> None:
 
 
 def prepare(path: Path) -> dict[str, Any]:
-    """All that is done before a training can begin: rows to samples, or the cache opened."""
+    """Prepare data as for a training (make samples, or open the cache); return rows, tokens and seconds."""
     folder, began = demo_model(), time.monotonic()
     load = partial(shared_tokenizer, folder, None, False)
     data = exhaust(prepare_cached(TrainConfig(dataset_name=str(path), max_length=512), folder, load))
@@ -69,7 +70,10 @@ def prepare(path: Path) -> dict[str, Any]:
 
 
 def stages(path: Path) -> dict[str, float]:
-    """Rows a second of each stage, the earlier ones taken off; one process where nothing else is said."""
+    """Return rows per second of each stage, without the time of the earlier stages.
+
+    All run in one process, except the stage that names a process per core.
+    """
     recipe, load = preprocessing_of(TrainConfig()), partial(shared_tokenizer, demo_model(), None, False)
     load()
     read = _seconds(lambda: sum(1 for _row in read_rows(str(path), "train")))
@@ -82,7 +86,7 @@ def stages(path: Path) -> dict[str, float]:
 
 
 def with_datasets(path: Path) -> dict[str, float]:
-    """Rows a second of `datasets`: its JSON loader, and a map that renders and tokenises but makes no mask."""
+    """Return rows per second of `datasets`: its JSON loader, and a map that tokenizes but makes no target mask."""
     import datasets
 
     datasets.disable_progress_bars()
@@ -111,7 +115,7 @@ def _seconds(work: Any) -> float:
 
 
 def measured(what: str, path: Path, cache: Path) -> dict[str, Any]:
-    """`what` done in a process of its own, and its peak memory (its children's apart), by /usr/bin's own means."""
+    """Run `what` in a process of its own; return its result and its peak memory (getrusage, without children)."""
     code = (
         f"import json, resource, runpy; bench = runpy.run_path({__file__!r})\n"
         "from pathlib import Path\n"
@@ -128,6 +132,7 @@ def measured(what: str, path: Path, cache: Path) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Measure all stages and sizes, and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help=f"{QUICK} rows instead of {MANY}")
     parser.add_argument("--rows", type=int, help="this many rows")

@@ -1,4 +1,4 @@
-"""How does a benchmark end? With its flat figures on the screen, in a file where one is wanted, and in its exit code."""
+"""Report of a benchmark: its figures on the screen and, if wanted, in a file; and its exit code."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def conclude(figures: dict[str, Any], path: Path | None) -> int:
-    """Print `figures`, write them to `path` where there is one; the exit code: 0 where they are `ok`."""
+    """Print `figures` as JSON, write them to `path` if given, and return the exit code: 0 if they are `ok`, else 1."""
     text = json.dumps(figures, ensure_ascii=False, indent=1)
     print(text)
     if path:

@@ -1,9 +1,9 @@
-"""Does anything but our own errors come out of a reader, whatever a file holds? Mutated rows, files, checkpoints, adapters, configs.
+"""Fuzz test of all readers: mutated rows, files, checkpoints, adapters and configs may raise only lorafit's own errors.
 
     python benchmarks/fuzz.py [--quick] [--rows N] [--files N] [--seed N] [--json FILE]
 
-By default 100,000 rows and data files, and 10,000 checkpoints, adapters and configs; --quick: a hundredth. One process, so that
-its peak memory is a bound on all of them; a case that takes longer than CASE_SECONDS counts as a hang.
+The default is 100,000 rows and data files, and 10,000 checkpoints, adapters and configs; --quick runs a hundredth. One
+process runs all cases, so that its peak memory bounds each of them. A case longer than CASE_SECONDS counts as a hang.
 """
 
 import argparse
@@ -61,7 +61,7 @@ WILD: list[Any] = [
 
 @dataclass
 class Tally:
-    """What came of the cases."""
+    """Counts of a group of cases: accepted, refused with one of lorafit's errors, or `wrong` (other errors, hangs)."""
 
     cases: int = 0
     accepted: int = 0
@@ -70,7 +70,7 @@ class Tally:
     wrong: list[str] = field(default_factory=list)
 
     def run(self, name: str, read: Callable[[], object]) -> None:
-        """One case: read() may give something or raise an error of ours."""
+        """Run the case read(): it may return a value, or raise LorafitError or BadRow; any other exception is wrong."""
         began = time.monotonic()
         self.cases += 1
         try:
@@ -87,7 +87,10 @@ class Tally:
 
 
 def spoilt(data: bytes, rng: random.Random) -> bytes:
-    """`data` with some bytes changed, cut, doubled or put in."""
+    """Return a copy of `data` with one to four random edits.
+
+    An edit flips a bit, truncates, inserts random bytes, repeats the beginning, or writes bytes that are hard to parse.
+    """
     out = bytearray(data)
     for _i in range(rng.randint(1, 4)):
         place = rng.randrange(len(out) + 1)
@@ -108,7 +111,7 @@ def spoilt(data: bytes, rng: random.Random) -> bytes:
 
 
 def wild_row(rng: random.Random) -> object:
-    """A row with values of other kinds at some places."""
+    """Return a row with unexpected values in one to three fields; in 5% of the calls, a value that is no row at all."""
     row = json.loads(json.dumps(ROW))
     for _i in range(rng.randint(1, 3)):
         row[rng.choice([*row, "messages", "conversations", "prompt", "chosen", "x"])] = rng.choice(
@@ -118,7 +121,7 @@ def wild_row(rng: random.Random) -> object:
 
 
 def fuzz_rows(count: int, rng: random.Random) -> Tally:
-    """Rows as they come out of a file, made into conversations."""
+    """Convert `count` mutated rows to conversations."""
     tally = Tally()
     for _i in range(count):
         row = wild_row(rng)
@@ -127,7 +130,7 @@ def fuzz_rows(count: int, rng: random.Random) -> Tally:
 
 
 def fuzz_data_files(count: int, rng: random.Random, folder: Path) -> Tally:
-    """Small data files of every kind that is text, read to the end."""
+    """Read `count` small mutated data files of all text formats to the end."""
     lines = [json.dumps(ROW, ensure_ascii=False) for _i in range(3)]
     table = 'instruction,output\n问,答\n"a\nb",c\n'
     seeds = {
@@ -146,7 +149,7 @@ def fuzz_data_files(count: int, rng: random.Random, folder: Path) -> Tally:
 
 
 def fuzz_folders(kind: str, count: int, rng: random.Random, folder: Path) -> Tally:
-    """One file of a good folder is spoilt, read, and mended again."""
+    """Mutate one file of a valid folder, read the folder and restore the file, `count` times."""
     make, read = {
         "checkpoint": (_make_run, _read_run),
         "adapter": (_make_adapter, read_adapter),
@@ -202,6 +205,7 @@ def _read_config(folder: Path) -> object:
 
 
 def main() -> int:
+    """Run the benchmark and return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--rows", type=int)
@@ -223,7 +227,7 @@ def main() -> int:
 
 
 def fuzz(rows: int, files: int, seed: int, folder: Path) -> dict[str, Any]:
-    """All kinds; nine tenths of `rows` are rows, the others whole data files."""
+    """Run all kinds of cases and return flat figures; nine tenths of `rows` are rows, the others whole data files."""
     rng = random.Random(seed)
     tallies = {"rows": fuzz_rows(rows - rows // 10, rng), "data_files": fuzz_data_files(rows // 10, rng, folder)}
     tallies |= {kind: fuzz_folders(kind, files // 3 + 1, rng, folder) for kind in ("checkpoint", "adapter", "config")}

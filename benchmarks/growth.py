@@ -1,8 +1,8 @@
-"""How does the cost grow with length, rows, rank and the micro-batch's budget? Time should be linear in tokens, memory flat in rows.
+"""Growth of cost with length, rows, rank and token budget: time should be linear in tokens, memory constant in rows.
 
     python benchmarks/growth.py [--quick]
 
-One process a point: a step that warms up, and a measured one, of random tokens on the demo model. Points that
+Each point is one process with a warm-up step and a measured step, of random tokens on the demo model. Points that
 benchmarks/results/growth.jsonl has for this machine and commit are not measured again. `python benchmarks/page.py`
 writes docs/benchmarks.md from it.
 """
@@ -36,7 +36,7 @@ QUICK = {"length": (128, 1024), "rows": (1_000, 100_000), "rank": (8, 64), "budg
 
 @dataclass(frozen=True)
 class Point:
-    """One measurement: samples of `length` tokens, `count` of them a step."""
+    """One measurement: `count` samples of `length` tokens per step; `value` is its position on `axis`."""
 
     axis: str
     value: int
@@ -48,6 +48,7 @@ class Point:
 
 
 def points(quick: bool) -> Iterator[Point]:
+    """Yield the points to measure."""
     every = [
         *(Point("length", n, n, max(TOKENS // n, 1)) for n in LENGTHS),
         *(Point("rows", n, ROW_TOKENS, 16, RANK, "lorafit_rows", {"rows": n, "tokens": ROW_TOKENS}) for n in ROWS),
@@ -58,7 +59,7 @@ def points(quick: bool) -> Iterator[Point]:
 
 
 def save_samples(path: Path, point: Point) -> None:
-    """Two steps' samples: random ids, the later half of each sample its targets."""
+    """Write the samples of two steps: random IDs, of which the second half of each sample is in the loss."""
     total = 2 * point.count * point.length
     ids = np.random.default_rng(0).integers(100, 40_000, total, dtype=np.int32)
     targets = np.tile(np.arange(point.length) >= point.length // 2, 2 * point.count)
@@ -66,7 +67,7 @@ def save_samples(path: Path, point: Point) -> None:
 
 
 def measure(point: Point, threads: int, folder: Path) -> dict[str, Any]:
-    """Tokens a second and peak of the measured step. Raises Lost."""
+    """Return tokens per second and peak memory of the measured step, and seconds to the first. Raises Lost."""
     spec, samples = read_spec(demo_model()), folder / "samples.npz"
     save_samples(samples, point)
     steps = [list(range(point.count)), list(range(point.count, 2 * point.count))]
@@ -85,6 +86,7 @@ def measure(point: Point, threads: int, folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Measure the missing points and append them to the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two points of each kind")
     parser.add_argument("--threads", type=int, default=usable_cores())

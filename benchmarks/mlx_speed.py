@@ -1,12 +1,13 @@
-"""How fast and how lean is our MLX engine beside mlx_lm's trainer, and its model in a careful loop? On this device.
+"""Speed and memory of lorafit's MLX engine beside mlx_lm's trainer, and beside a careful loop over mlx_lm's model.
 
     python benchmarks/mlx_speed.py [--quick] [--json FILE] [--device cpu|mps]
 
-The same demo model in float32, rows of law, effective batch, loss and OpenBLAS for all; each a process of its own, one
-step a round in turn, so that a busy machine is busy for all. mlx_lm's trainer takes part twice, with its step compiled,
-as it comes, and not: the faster one counts, and of its peaks the smaller. Peak memory is MLX's own counter; `resident`
-is the process's. Flat JSON: `ok` and, ours over theirs, `vs_lora` and `vs_loop` (target tokens a second), `peak_vs_lora`,
-`lean_vs_lora`, `lean_peak_vs_lora`. `python benchmarks/page.py` puts the table into docs/benchmarks.md.
+All use the same demo model in float32, legal rows, effective batch, loss and OpenBLAS. Each is a process of its own and
+takes one step per round in turn, so that load on the machine affects all alike. mlx_lm's trainer runs twice: with its
+step compiled (its default) and without. The faster run counts, and the smaller of the two peaks. Peak memory is MLX's
+own counter; `resident` is the process's. Flat JSON: `ok`, and the ratios of lorafit to mlx_lm: `vs_lora` and `vs_loop`
+(target tokens per second), `peak_vs_lora`, `lean_vs_lora`, `lean_peak_vs_lora`. `python benchmarks/page.py` puts the
+table into docs/benchmarks.md.
 """
 
 import argparse
@@ -38,13 +39,16 @@ CONTESTANTS = [
 ]
 ROUNDS, SAMPLES, QUICK_SAMPLES = 3, 16, 8
 LORA_R, LORA_ALPHA, LEARNING_RATE = 32, 64.0, 1e-4
-# What is to be reached (target tokens a second, and peak memory, of ours over theirs).
+# Goals, lorafit over mlx_lm: least ratios of target tokens per second (WANTED), highest ratios of peak memory (MOST).
 WANTED = {"vs_lora": 1.5, "vs_loop": 1.35, "lean_vs_lora": 1.0}
 MOST = {"peak_vs_lora": 0.6, "lean_peak_vs_lora": 0.25}
 
 
 def verdict(lines: list[Line], rounds: int) -> dict[str, Any]:
-    """Ratios to ours within the same heat and round (race/figures.py), their medians."""
+    """Return the flat verdict from medians of ratios within the same heat and round (race/figures.py).
+
+    If a contestant has no finished round, the verdict has only `ok` and `why`.
+    """
     names = [contestant.name for contestant in CONTESTANTS]
     of = {entry.name: entry for entry in entries(lines)}
     if len(of) < len(names):
@@ -75,6 +79,7 @@ def _is_step(line: Line, name: str) -> bool:
 
 
 def main() -> int:
+    """Run the benchmark and return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help=f"one round of {QUICK_SAMPLES} samples")
     parser.add_argument("--json", type=Path, help="write the verdict here")
@@ -84,7 +89,7 @@ def main() -> int:
     flags = parser.parse_args()
     model, batch, rounds = demo_model(), QUICK_SAMPLES if flags.quick else SAMPLES, 1 if flags.quick else ROUNDS
     spec, rows = read_spec(model), make_rows("legal", 0, rounds + 1, batch, None)
-    run = time.strftime("mlx-%Y-%m-%dT%H-%M-%S")  # also in its picture's name
+    run = time.strftime("mlx-%Y-%m-%dT%H-%M-%S")  # also part of the picture's file name
     about = {"model": f"MLX, {model.name}", "data": rows.source, "samples": batch, "rows": "legal", "system_prompt": 0,
              "rounds": rounds, "threads": flags.threads, "device": flags.device, "note": flags.note,
              "contestants": [contestant.name for contestant in CONTESTANTS], **machine_facts()}  # fmt: skip
@@ -101,6 +106,7 @@ def main() -> int:
 
 
 def say(text: str) -> None:
+    """Print a progress message to stderr."""
     print(text, file=sys.stderr, flush=True)
 
 

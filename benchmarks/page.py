@@ -1,4 +1,4 @@
-"""Writes docs/benchmarks.md and its pictures from what stands in benchmarks/results/. Measures nothing.
+"""Writer of docs/benchmarks.md and its pictures from benchmarks/results/; measures nothing.
 
 python benchmarks/page.py
 """
@@ -49,12 +49,14 @@ AXES = {"length": "tokens of a sample", "rows": "rows of the data set", "rank": 
 
 
 def table(rows: list[list[str]]) -> str:
+    """Return `rows` as a Markdown table, the header first; all columns except the first are right-aligned."""
     header, *body = rows
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *body]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def speed_section(lines: list[Line], run: str, about: dict[str, Any]) -> str:
+    """Draw the bar chart of one run and return the run's Markdown section."""
     mine = of_run(lines, run)
     title = _title(about)
     picture = PICTURES / f"speed-{run}.svg"
@@ -89,6 +91,10 @@ def _machine(about: dict[str, Any]) -> str:
 
 
 def growth_section(lines: list[Line]) -> str:
+    """Draw the curves of the growth measurements and return their Markdown section.
+
+    Only lines with the same machine, versions and settings as the last line are shown.
+    """
     about = lines[-1]["about"]
     mine = [line for line in lines if line["about"] == about]
     parts = ["## How cost grows", _machine(about) + "; one step each, the demo model."]
@@ -108,7 +114,10 @@ def _growth_row(line: Line) -> list[str]:
 
 
 def newest(lines: list[Line]) -> list[tuple[str, dict[str, Any]]]:
-    """The last run of each kind that has a finished round; who took part makes another kind."""
+    """Return (run, about) of the newest run of each kind that has a finished round.
+
+    Runs are of one kind if their titles and their contestants are equal.
+    """
     kinds: dict[str, tuple[str, dict[str, Any]]] = {}
     for line in lines:
         if "about" in line and figures.entries(of_run(lines, line["run"])):
@@ -118,6 +127,7 @@ def newest(lines: list[Line]) -> list[tuple[str, dict[str, Any]]]:
 
 
 def main() -> None:
+    """Write the page and its pictures; delete the former speed pictures first."""
     PICTURES.mkdir(parents=True, exist_ok=True)
     for old in PICTURES.glob("speed-*.svg"):
         old.unlink()

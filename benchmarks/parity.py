@@ -1,10 +1,10 @@
-"""Do all engines learn the same? One run with one seed on every engine and device that is here, step by step.
+"""Parity of all engines: one run with one seed on every engine and device of this machine, compared step by step.
 
     python benchmarks/parity.py [--quick] [--json FILE]
 
-The demo model learns from the demo's rows, in float32. PyTorch on the CPU is what the others are held against; a last run
-moves from PyTorch to MLX and back at a third and two thirds of the way. docs/parity.md is written anew: what this
-machine measured takes the place of what a machine of its name had before, and other machines' columns stay.
+The demo model trains on the demo's rows, in float32. PyTorch on the CPU is the reference. A last run moves from PyTorch
+to MLX at a third of the steps, and back at two thirds. The script rewrites docs/parity.md: new figures replace those of
+a machine of the same name, and the columns of other machines stay.
 """
 
 import argparse
@@ -33,22 +33,26 @@ from lorafit.hardware.detect import Machine
 from lorafit.models.demo import demo_model
 from lorafit.models.spec import read_spec
 from lorafit.planner.plan import Plan
-from lorafit.planner.planner import DataFacts, make_plan
+from lorafit.planner.planner import DataStats, make_plan
 from lorafit.planner.schedule import lr_at, step_samples
 from lorafit.run_folders.adapter import read_adapter
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE, PICTURE, NUMBERS = DOCS / "parity.md", DOCS / "parity.png", DOCS / "parity.json"
 STEPS, QUICK_STEPS, BATCH, HELD_OUT, MAX_LENGTH, SEED = 50, 6, 2, 20, 128, 42
-# Rounding differs by engine, and Adam magnifies it where a gradient is nearly zero.
+# Bounds: rounding differs by engine, and Adam magnifies the difference where a gradient is nearly zero.
 MOST_LOSS, MOST_B, MOST_HELD_OUT = 1e-3, 2e-2, 1e-3
 REFERENCE = ("torch", "cpu")
-ARROW = " → "  # between the engines of a run that moves
+ARROW = " → "  # joins the engine names of the run that moves
 
 
 @dataclass(frozen=True)
 class Run:
-    """What one way of computing came to. Losses are means a target token; `b_norm` is the distance of lora_B from the reference's."""
+    """The figures of one run on one engine and device.
+
+    Losses are means per target token; `held_out` is the validation loss. `b_norm_rel` is the distance of lora_B from
+    the reference's, relative by norm.
+    """
 
     machine: str
     engine: str
@@ -62,12 +66,13 @@ class Run:
 
     @property
     def name(self) -> str:
+        """Return engine and device as text."""
         return f"{self.engine}, {self.device}"
 
 
 @dataclass(frozen=True)
 class Task:
-    """The run that all compute."""
+    """The run that all engines compute."""
 
     folder: Path
     data: PreparedData
@@ -75,7 +80,7 @@ class Task:
 
 
 def ways(machine: Machine) -> Iterator[tuple[str, str]]:
-    """Engines and devices that are here, the reference first."""
+    """Yield the engines and devices of this machine, the reference first."""
     yield REFERENCE
     yield from (("torch", gpu.kind) for gpu in machine.gpus if gpu.kind != "cuda" or machine.torch_cuda)
     if all(importlib.util.find_spec(name) for name in ("mlx", "mlx_lm")):
@@ -84,6 +89,7 @@ def ways(machine: Machine) -> Iterator[tuple[str, str]]:
 
 
 def settings(steps: int) -> TrainConfig:
+    """Return the config of a run of `steps` steps."""
     return TrainConfig(
         model_name="demo", dataset_name="demo", max_length=MAX_LENGTH, val_size=HELD_OUT, effective_batch=BATCH, seed=SEED,
         max_steps=steps, learning_rate=5e-4, lora_r=16, lora_alpha=32.0, engine="torch", device="cpu", precision="fp32",
@@ -92,14 +98,15 @@ def settings(steps: int) -> TrainConfig:
 
 
 def make_task(config: TrainConfig, machine: Machine) -> Task:
-    """What `config` says, with the demo model."""
+    """Return the task of `config`, with the demo model."""
     folder = demo_model()
     data = prepare(list(read_rows(config.dataset_name, config.dataset_split)), load_tokenizer(folder), config)
-    facts = DataFacts(data.train.lengths, data.valid.lengths, data.digest)
+    facts = DataStats(data.train.lengths, data.valid.lengths, data.digest)
     return Task(folder, data, make_plan(config, machine, read_spec(folder), facts))
 
 
 def open_engine(task: Task, engine: str, device: str) -> Engine:
+    """Return `engine` on `device` with the demo model loaded."""
     plan = replace(task.plan, engine=engine, device=device)
     setup = Setup(task.folder, "demo", device, plan.precision, plan.quantization, plan=plan)
     opened: Engine = registry.load(registry.ENGINES[engine]).open(setup)
@@ -107,6 +114,7 @@ def open_engine(task: Task, engine: str, device: str) -> Engine:
 
 
 def learn(engine: Engine, task: Task, steps: range) -> list[float]:
+    """Train these steps and return the mean loss of each."""
     losses, plan = [], task.plan
     for step in steps:
         data = batch(task.data.train, step_samples(plan, step), plan.token_budget, plan.max_micro_batch)
@@ -117,12 +125,13 @@ def learn(engine: Engine, task: Task, steps: range) -> list[float]:
 
 
 def held_out_loss(engine: Engine, task: Task) -> float:
+    """Return the mean loss over the validation set."""
     held_out = batch(task.data.valid, range(len(task.data.valid)), task.plan.token_budget, task.plan.max_micro_batch)
     return engine.evaluate(held_out.micro_batches).mean
 
 
 def finish(engine: Engine, task: Task) -> tuple[float, dict[str, Any]]:
-    """The held-out loss, and all lora_B."""
+    """Return the validation loss, and all lora_B in float64."""
     loss = held_out_loss(engine, task)
     with tempfile.TemporaryDirectory() as scratch:
         engine.save_adapter(Path(scratch))
@@ -131,7 +140,10 @@ def finish(engine: Engine, task: Task) -> tuple[float, dict[str, Any]]:
 
 
 def moved(task: Task, legs: list[tuple[str, str]]) -> tuple[list[float], float, dict[str, Any]]:
-    """The run, a share of it on each of `legs`, carried by a checkpoint."""
+    """Compute the run with an equal share of its steps on each of `legs`, carried over by a checkpoint.
+
+    Return the losses, the validation loss at the end, and all lora_B.
+    """
     ends = [round(task.plan.steps * i / len(legs)) for i in range(len(legs) + 1)]
     losses: list[float] = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -145,12 +157,13 @@ def moved(task: Task, legs: list[tuple[str, str]]) -> tuple[list[float], float, 
 
 
 def distance(found: dict[str, Any], wanted: dict[str, Any]) -> float:
+    """Return the norm of the difference of all matrices, over their norm in `wanted`."""
     off = sum(float(np.sum((found[name] - wanted[name]) ** 2)) for name in wanted)
     return float((off / sum(float(np.sum(array**2)) for array in wanted.values())) ** 0.5)
 
 
 def measure(task: Task, machine: Machine) -> list[Run]:
-    """Every way, then the run that moves."""
+    """Run every engine and device, then the run that moves between engines if MLX is present."""
     runs: list[Run] = []
     wanted: dict[str, Any] = {}
     journeys = [[way] for way in ways(machine)]
@@ -170,7 +183,10 @@ def measure(task: Task, machine: Machine) -> list[Run]:
 
 
 def verdict(runs: list[Run]) -> dict[str, Any]:
-    """Flat: `ok` where all stayed within the bounds; `moved_rel`, of the held-out loss, is null where MLX is absent."""
+    """Return flat figures; `ok` if all runs stayed within the bounds and there are at least two.
+
+    `moved_rel`, the relative error of the validation loss of the run that moved, is None without MLX.
+    """
     reference = runs[0]
     max_rel_loss, b_norm_rel = (max(getattr(run, name) for run in runs) for name in ("max_rel_loss", "b_norm_rel"))
     off = {run.name: abs(run.held_out / reference.held_out - 1) for run in runs}
@@ -182,7 +198,7 @@ def verdict(runs: list[Run]) -> dict[str, Any]:
 
 
 def remember(runs: list[Run]) -> list[Run]:
-    """All machines' runs, these in the place of what this machine had."""
+    """Replace this machine's former runs by `runs` in the file, and return the runs of all machines."""
     old = [Run(**facts) for facts in json.loads(NUMBERS.read_text("utf-8"))] if NUMBERS.is_file() else []
     kept = [run for run in old if run.machine != runs[0].machine] + runs
     NUMBERS.write_text(json.dumps([asdict(run) for run in kept], ensure_ascii=False, indent=1) + "\n", "utf-8")
@@ -190,6 +206,7 @@ def remember(runs: list[Run]) -> list[Run]:
 
 
 def page(runs: list[Run]) -> str:
+    """Return the Markdown page of `runs`."""
     shown = sorted({1, 2, 5, 10, 20, 30, 40, runs[0].steps})
     columns = [f"{run.name}<br>{run.machine}" for run in runs]
     rows = [["", *columns], ["---"] + ["---:"] * len(runs)]
@@ -224,12 +241,13 @@ within {b:g} by norm, the held-out loss at the end within {held:g}. `torch → m
 
 
 def draw(runs: list[Run]) -> None:
-    from matplotlib import pyplot as plt  # of the development tools
+    """Draw the loss of each run, and its difference from the first run of the same machine."""
+    from matplotlib import pyplot as plt  # a development dependency
 
     figure, (above, below) = plt.subplots(2, 1, figsize=(8, 6), sharex=True, height_ratios=[2, 1])
     for place, run in enumerate(runs):
         steps, first = range(1, run.steps + 1), next(r for r in runs if r.machine == run.machine)
-        width = 1.2 + 1.5 * (len(runs) - 1 - place)  # they lie upon each other
+        width = 1.2 + 1.5 * (len(runs) - 1 - place)  # the curves overlap, so earlier ones are wider
         (line,) = above.plot(steps, run.losses, label=f"{run.name}, {run.machine}", lw=width)
         if run is not first:
             off = [abs(a / b - 1) + 1e-9 for a, b in zip(run.losses, first.losses, strict=True)]
@@ -243,6 +261,7 @@ def draw(runs: list[Run]) -> None:
 
 
 def main() -> int:
+    """Run the benchmark and return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_STEPS} steps, and the page stays as it is")
     parser.add_argument("--json", type=Path, help="write the verdict here")

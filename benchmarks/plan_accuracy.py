@@ -1,4 +1,4 @@
-"""Does the plan say what comes? Predicted against measured memory and time, each configuration trained in a process of its own.
+"""Accuracy of the plan: predicted against measured memory and time, with one process per configuration.
 
     python benchmarks/plan_accuracy.py [--quick] [--json FILE]    memory without preflight: 42 configurations, 12 with --quick
     python benchmarks/plan_accuracy.py --runs                     five whole runs after preflight: time and memory
@@ -7,8 +7,9 @@
     python benchmarks/plan_accuracy.py --constants                what would fit the constants of plan/memory.py
     python benchmarks/plan_accuracy.py --predict                  what is finished beside what the formulas say now
 
-The peak is the process's VmHWM, reset by /proc/self/clear_refs. What is finished is kept in benchmarks/results/; `--resume`
-goes on from there where it was broken off. The tables of docs/memory-model.md and docs/speed-model.md are written by it.
+The peak is the process's VmHWM, reset by /proc/self/clear_refs. Finished measurements are kept in benchmarks/results/;
+`--resume` continues an interrupted benchmark. The script writes the tables of docs/memory-model.md and
+docs/speed-model.md.
 """
 
 import argparse
@@ -30,11 +31,12 @@ from lorafit.units import bytes_text
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "plan_accuracy.jsonl"
-SECONDS = 3600.0  # for one configuration
+SECONDS = 3600.0  # limit for one configuration
 FEWEST, FEWEST_QUICK = 40, 12
 
 
 def read_flags() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small models only: about ten minutes")
     parser.add_argument("--runs", action="store_true", help="whole runs after preflight")
@@ -55,6 +57,7 @@ def read_flags() -> argparse.Namespace:
 
 
 def main() -> int:
+    """Run the benchmark and return its exit code."""
     flags = read_flags()
     if flags.published:
         print(table := published.table())
@@ -83,7 +86,7 @@ def main() -> int:
 
 
 def measure(wanted: list[Configuration], results: Path, resume: bool) -> None:
-    """Measure one after the other, with `resume` what is not finished."""
+    """Measure `wanted` one after the other; with `resume`, only those without a finished measurement."""
     results.parent.mkdir(parents=True, exist_ok=True)
     finished = read(results) if resume else {}
     for number, one in enumerate(wanted, 1):
@@ -94,7 +97,10 @@ def measure(wanted: list[Configuration], results: Path, resume: bool) -> None:
 
 
 def predict(wanted: list[Configuration], results: Path) -> None:
-    """Foretell what is finished once more, after a formula was changed; its time for the product that was timed with it."""
+    """Predict finished measurements again, after a formula was changed.
+
+    Predicted seconds are converted from today's matmul speed to the one measured with the old prediction.
+    """
     finished = read(results)
     for one in (one for one in wanted if one.key in finished):
         with tempfile.TemporaryDirectory() as folder:
@@ -112,12 +118,13 @@ def predict(wanted: list[Configuration], results: Path) -> None:
 
 
 def keep(row: Row, results: Path) -> None:
-    """Add `row`, which has its key, to the end of `results`: the last one counts."""
+    """Append `row`, which contains its key, to `results`: the last row of a key is the valid one."""
     with results.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def told(row: Row) -> str:
+    """Return the peak memory of `row` and its error, or the failure, as one line of text."""
     if "peak_bytes" not in row:
         return f"{row.get('error')} {row.get('found') or ''}"
     peak, predicted = bytes_text(row["peak_bytes"]), bytes_text(row["predicted_bytes"])
@@ -125,7 +132,7 @@ def told(row: Row) -> str:
 
 
 def in_child(one: Configuration) -> Row:
-    """What the configuration came to, measured in a process of its own; an `error` where it failed."""
+    """Measure one configuration in a process of its own and return its figures, or an `error`."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "configuration.json"
         path.write_text(json.dumps(one.facts()), "utf-8")
@@ -144,7 +151,7 @@ def in_child(one: Configuration) -> Row:
 
 
 def read(results: Path) -> dict[str, Row]:
-    """Finished measurements by key, the latest of each; failed ones are tried again."""
+    """Return finished measurements by key, the newest of each; failed ones are left out, except under limits."""
     if not results.is_file():
         return {}
     rows = [json.loads(line) for line in results.read_text("utf-8").splitlines()]
@@ -152,7 +159,7 @@ def read(results: Path) -> dict[str, Row]:
 
 
 def report(flags: argparse.Namespace, rows: list[Row], done: list[Row]) -> dict[str, Any]:
-    """The flat figures, and the tables in the docs where everything was measured."""
+    """Return the flat figures; if everything was measured, write the tables in the docs."""
     whole = not flags.quick and not flags.only
     if flags.limits:
         if whole:
@@ -176,6 +183,7 @@ def report(flags: argparse.Namespace, rows: list[Row], done: list[Row]) -> dict[
 
 
 def run_figures(done: list[Row]) -> dict[str, Any]:
+    """Return the flat figures of whole runs; `ok` needs five runs, times within 10% and peaks within 5%."""
     times = [abs(off) for row in done if (off := figures.speed_error(row)) is not None]
     peaks = [abs(figures.error(row)) for row in done]
     good = len(times) >= 5 and max(times) <= 0.10 and max(peaks) <= 0.05

@@ -1,10 +1,10 @@
-"""What do 4-bit and 8-bit bases cost and save, beside float32? The demo model, rows of law, one run for each.
+"""Cost and savings of 4-bit and 8-bit bases beside float32: the demo model, legal rows, one run for each base.
 
     python benchmarks/quantised.py [--quick] [--json FILE]
 
-Each base is two processes of its own, one after another: one trains (peak memory of all of it, held-out loss before and
-after), one holds gradients against float64 through the same weights written out. What MLX quantises is in its cache
-before. The table of docs/conformance.md is written by it. Flat JSON: `ok`, and for each base its figures.
+Each base is measured by two processes, one after the other. One trains: peak memory of the whole process, validation
+loss before and after. One compares gradients with float64 on the same weights dequantized. MLX's quantized weights are
+cached beforehand. The script writes the table of docs/conformance.md. Flat JSON: `ok`, and the figures of each base.
 """
 
 import argparse
@@ -33,13 +33,13 @@ BASES = {
     "mlx_4bit": ("MLX, 4-bit", "mlx", "4bit"),
     "mlx_8bit": ("MLX, 8-bit", "mlx", "8bit"),
 }
-MOST_GRADIENT = 5e-4  # float32 itself is up to 1e-4 off float64 in this model's worst tensor
-LEAST_LEARNT = 0.9  # of what float32's held-out loss falls by; where quantising cost something, there is more to learn
+MOST_GRADIENT = 5e-4  # float32 itself differs from float64 by up to 1e-4 in this model's worst tensor
+LEAST_LEARNT = 0.9  # share of float32's drop in validation loss; a quantized base that starts worse has more to learn
 Found = dict[str, dict[str, Any]]
 
 
 def in_child(module: str, flags: dict[str, Any], scratch: Path) -> dict[str, Any]:
-    """What `module` says of `flags`, in a process of its own."""
+    """Run the module bases.`module` on `flags` in a process of its own and return its JSON. Raises SystemExit."""
     path = scratch / "flags.json"
     path.write_text(json.dumps(flags), "utf-8")
     places = (HERE, HERE.parent, TESTS, TESTS / "engines")
@@ -54,14 +54,14 @@ def in_child(module: str, flags: dict[str, Any], scratch: Path) -> dict[str, Any
 
 
 def measure(sizes: dict[str, int]) -> Found:
-    """Every base's figures."""
+    """Return the figures of every base."""
     found: Found = {}
     for key, (name, engine, quantization) in BASES.items():
         with tempfile.TemporaryDirectory() as folder:
             adapter = Path(folder) / "adapter"
             adapter.mkdir()
             flags = {**sizes, "engine": engine, "quantization": quantization, "adapter": str(adapter)}
-            if engine == "mlx":  # its cache is made apart from what is measured
+            if engine == "mlx":  # fills its cache before the measurement
                 in_child("learn", {**flags, "only_open": True}, Path(folder))
             found[key] = in_child("learn", {**flags, "only_open": False}, Path(folder))
             found[key] |= in_child("gradients", flags, Path(folder))
@@ -70,7 +70,10 @@ def measure(sizes: dict[str, int]) -> Found:
 
 
 def verdict(found: Found, steps: int) -> dict[str, Any]:
-    """Flat: `ok` where gradients are right, quantised bases are smaller and learn as well."""
+    """Return flat figures; `ok` if gradients are right, and quantized bases are smaller and learn as well.
+
+    Each base is compared with float32 in the same engine. Only 4-bit bases must also have a lower peak memory.
+    """
     good = True
     for key, one in found.items():
         whole = found[f"{key.partition('_')[0]}_fp32"]
@@ -83,6 +86,7 @@ def verdict(found: Found, steps: int) -> dict[str, Any]:
 
 
 def table(found: Found, steps: int, chip: str) -> str:
+    """Return the Markdown table of all bases."""
     head = [
         "base",
         "weights MiB",
@@ -103,6 +107,7 @@ def table(found: Found, steps: int, chip: str) -> str:
 
 
 def main() -> int:
+    """Run the benchmark and return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two steps of short rows, and the page stays as it is")
     parser.add_argument("--json", type=Path, help="write the verdict here")

@@ -1,13 +1,13 @@
-"""How fast and how lean is lorafit beside the others? Same model, data, batch, loss, threads and numbers, interleaved.
+"""Speed and memory of lorafit beside other trainers: same model, data, batch, loss, threads and precision, interleaved.
 
     python benchmarks/speed.py [--quick] [--json FILE]
     python benchmarks/speed.py --rows uncut --rounds 2
     python benchmarks/speed.py --system 300 --only "trl packing" "lf tuned"
     python benchmarks/speed.py --shape llama-3.2-1b --samples 4
 
-Every contestant is a process of its own that loads once and takes a step a round. What is finished is kept in
-benchmarks/results/, and a race that was broken off goes on when the same command is given again.
-`python benchmarks/page.py` writes docs/benchmarks.md from it.
+Every contestant is a process of its own that loads once and takes one step per round. Finished rounds are kept in
+benchmarks/results/; the same command resumes an interrupted race. `python benchmarks/page.py` writes docs/benchmarks.md
+from the results.
 """
 
 import argparse
@@ -36,6 +36,7 @@ LORA_R, LORA_ALPHA, LEARNING_RATE = 32, 64.0, 1e-4
 
 
 def read_flags() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="four contestants, 4 samples a step: about ten minutes")
     parser.add_argument("--json", type=Path, help="write the figures here too")
@@ -57,20 +58,24 @@ def read_flags() -> argparse.Namespace:
 
 
 def model_folder(flags: argparse.Namespace) -> Path:
+    """Return the folder of the base model that the flags choose."""
     if flags.shape:
         return shape_folder(flags.shape)
     return flags.model.absolute() if flags.model else demo_model()
 
 
 def about(flags: argparse.Namespace, model: Path, rows: Rows, names: list[str]) -> dict[str, Any]:
-    """All that decides about the figures: another machine, version or setting is another run."""
+    """Return all facts that influence the figures: another machine, version or setting makes another run."""
     settings = {key: getattr(flags, key) for key in ("quick", "rows", "rounds", "threads", "device", "note")}
     facts = {"model": model.name, "data": rows.source, "samples": len(rows.steps[0]), "contestants": names}
     return {**settings, **facts, "system_prompt": flags.system, **machine_facts()}
 
 
 def enter(flags: argparse.Namespace) -> list[Contestant]:
-    """Those that run; each that cannot is named. Environments are built, though not for a quick look."""
+    """Return the contestants of this race, and build their environments, except with --quick.
+
+    A contestant that cannot run is left out with a message if --quick is given or if it supports CUDA only.
+    """
     able = []
     for contestant in chosen(flags.device, flags.quick, flags.only, flags.reference):
         if contestant.environment and not flags.quick:
@@ -80,14 +85,14 @@ def enter(flags: argparse.Namespace) -> list[Contestant]:
                 print(f"{contestant.environment}: {error}", file=sys.stderr)
         why = contestant.absent()
         if why is None or not (flags.quick or contestant.devices == ("cuda",)):
-            able.append(contestant)  # one that should run and cannot fails, and that is said in the figures
+            able.append(contestant)  # if it cannot run, it fails, and the figures report that
         else:
             print(f"Left out: {contestant.name}: {why}", file=sys.stderr)
     return able
 
 
 def start_run(flags: argparse.Namespace, facts: dict[str, Any]) -> str:
-    """The run's name, from what it measures; its facts are written where it is new."""
+    """Return the name of the run with these facts; write the facts if the run is new."""
     lines = read(flags.results)
     same = [line["run"] for line in lines if line.get("about") == facts]
     if same and not flags.again:
@@ -98,6 +103,7 @@ def start_run(flags: argparse.Namespace, facts: dict[str, Any]) -> str:
 
 
 def make_task(flags: argparse.Namespace, model: Path, spec: ModelSpec, rows: Rows, samples: Path) -> Task:
+    """Return the task that all contestants share."""
     gemm = (1024, spec.hidden, spec.intermediate)
     common = {"device": flags.device, "threads": flags.threads, "max_length": rows.max_length}
     lora = {"lora_r": LORA_R, "lora_alpha": LORA_ALPHA, "learning_rate": LEARNING_RATE}
@@ -105,6 +111,7 @@ def make_task(flags: argparse.Namespace, model: Path, spec: ModelSpec, rows: Row
 
 
 def main() -> None:
+    """Run the race, print a table and the flat figures, and write the figures to --json."""
     flags = read_flags()
     batch = flags.samples or (QUICK_SAMPLES if flags.quick else SAMPLES)
     model = model_folder(flags)
@@ -129,6 +136,7 @@ def main() -> None:
 
 
 def say(text: str) -> None:
+    """Print a progress message to stderr."""
     print(text, file=sys.stderr, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""What does `python -m lorafit` do? The same as `lorafit`."""
+"""Entry point of `python -m lorafit`, which does the same as `lorafit`."""
 
 import sys
 

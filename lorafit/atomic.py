@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all, and errors of the disk."""
+"""Atomic writes of files and folders, and disk errors."""
 
 import contextlib
 import errno
@@ -24,17 +24,17 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EIO)
 
 
-FULL_SYNC: int | None = getattr(fcntl, "F_FULLFSYNC", None)  # macOS: fsync alone stops at the drive's own cache
+FULL_SYNC: int | None = getattr(fcntl, "F_FULLFSYNC", None)  # macOS: fsync alone does not flush the drive's cache
 
 
-TOKEN = os.urandom(4).hex()  # tells us from an earlier process with the same id, as is usual in containers
+TOKEN = os.urandom(4).hex()  # differs from an earlier process with the same PID, which is common in containers
 
 
 HIDDEN = re.compile(r"\.(tmp|old)-([0-9]+)-([0-9a-f]+)-(.+)")
 
 
 def disk_error(error: OSError, path: Path) -> DiskError:
-    """What to tell the user when the disk answered `error` to writing `path`."""
+    """Return a DiskError for `error` while writing `path`, with the free space and a fix."""
     full = error.errno in FULL
     return DiskError(
         _("The disk is full.") if full else _("This place on the disk cannot be written."),
@@ -48,14 +48,14 @@ def disk_error(error: OSError, path: Path) -> DiskError:
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Whatever the disk refuses inside becomes a DiskError about `path`."""
+    """Convert write errors (FULL and REFUSED) inside the block to a DiskError about `path`; others pass."""
     try:
         yield
     except OSError as error:
         if error.errno not in FULL + REFUSED:
             raise
         raise disk_error(error, path) from error
-    except Exception as error:  # safetensors and tokenizers, made in Rust, hide the system's error in their text
+    except Exception as error:  # safetensors and tokenizers (Rust) put the error number only in the text
         number = re.search(r"\(os error (\d+)\)", str(error))
         if number is None or int(number[1]) not in FULL + REFUSED:
             raise
@@ -63,7 +63,10 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def ensure_writable(folder: Path) -> None:
-    """Raise DiskError unless files can be made in `folder`, or it can be made. Found out by doing it; nothing is left."""
+    """Raise DiskError unless `folder` can be created and files can be written in it.
+
+    The check creates and deletes a temporary folder in `folder` or its nearest existing parent.
+    """
     try:
         there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
         tempfile.TemporaryDirectory(dir=there, prefix=".writable-").cleanup()
@@ -72,7 +75,7 @@ def ensure_writable(folder: Path) -> None:
 
 
 def ensure_room(folder: Path, needed_bytes: int) -> None:
-    """Raise DiskError where the disk of `folder` has not `needed_bytes` left."""
+    """Raise DiskError if the disk of `folder` has less than `needed_bytes` free; an unknown amount passes."""
     room = _room_bytes(folder)
     if room is not None and room < needed_bytes:
         raise DiskError(
@@ -94,9 +97,9 @@ def _room_bytes(path: Path) -> int | None:
 
 @contextlib.contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes `target` when the block ends well and vanishes when it does not.
+    """Yield a temporary folder that becomes `target` if the block succeeds and is deleted if it raises.
 
-    An older `target` stays untouched until the new one is complete and durable. Raises DiskError.
+    An older `target` stays untouched until the new folder is complete and durable. Raise DiskError.
     """
     temporary = hidden_path(target, "tmp")
     with disk_errors(target):
@@ -113,7 +116,10 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def whole_file(target: Path) -> Iterator[Path]:
-    """A path to write to, which becomes `target` when the block ends well; until then an older one stays. Raises DiskError."""
+    """Yield a temporary path to write to; the file becomes `target` if the block succeeds.
+
+    An older `target` stays until then. Raise DiskError.
+    """
     temporary = hidden_path(target, "tmp")
     with disk_errors(target):
         try:
@@ -125,7 +131,7 @@ def whole_file(target: Path) -> Iterator[Path]:
 
 
 def verify(folder: Path) -> str | None:
-    """Why `folder` is not what whole_folder() wrote, for a person, or None. Files added since do not matter."""
+    """Return a message if `folder` differs from what whole_folder() wrote, else None. Files added later are ignored."""
     try:
         entries = list(_entries(json.loads((folder / MANIFEST).read_text("utf-8"))))
     except FileNotFoundError:
@@ -136,7 +142,7 @@ def verify(folder: Path) -> str | None:
 
 
 def put_back(folder: Path) -> None:
-    """Give back its name to what a process set aside in `folder` before it died with the successor not yet in place."""
+    """Restore intact folders in `folder` that a process set aside before it died without replacing them."""
     for path, kind, name in leftovers(folder):
         if kind == "old" and not (folder / name).exists() and verify(path) is None:
             with contextlib.suppress(OSError):
@@ -144,7 +150,7 @@ def put_back(folder: Path) -> None:
 
 
 def _seal(folder: Path) -> None:
-    """Write the manifest, last of all, and make everything durable."""
+    """Write the manifest after all other files, and flush everything to the disk."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
     entries = {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": _digest(p)} for p in files}
     for path in (*files, *(p for p in folder.rglob("*") if p.is_dir())):
@@ -181,7 +187,7 @@ def _make_durable(path: Path) -> None:
 
 def _sync(descriptor: int) -> None:
     if FULL_SYNC is not None:
-        with contextlib.suppress(OSError):  # exFAT and network disks do not know it
+        with contextlib.suppress(OSError):  # exFAT and network disks do not support F_FULLFSYNC
             fcntl.fcntl(descriptor, FULL_SYNC)
             return
     os.fsync(descriptor)
@@ -193,7 +199,7 @@ def _digest(path: Path) -> str:
 
 
 def _entries(manifest: Any) -> Iterator[tuple[str, int, str]]:
-    """Name, bytes and digest of each file. Raises ValueError when the manifest is none of ours."""
+    """Yield name, bytes and digest of each file. Raise ValueError if the manifest is not valid."""
     files = manifest.get("files") if isinstance(manifest, dict) else None
     if not isinstance(files, dict) or not files:
         raise ValueError(_("no list of files"))
@@ -218,11 +224,12 @@ def _fault(path: Path, name: str, size: int, digest: str) -> str | None:
 
 
 def hidden_path(target: Path, kind: str) -> Path:
+    """Return a hidden path beside `target` that only this process uses; `kind` is "tmp" or "old"."""
     return target.parent / f".{kind}-{os.getpid()}-{TOKEN}-{target.name}"
 
 
 def leftovers(folder: Path) -> Iterator[tuple[Path, str, str]]:
-    """Hidden folders and files of dead processes: path, kind, and the name that was meant."""
+    """Yield hidden folders and files of dead processes: path, kind ("tmp" or "old") and the intended name."""
     for path in list_folder(folder):
         parts = HIDDEN.fullmatch(path.name)
         if parts and not _is_alive(int(parts[2]), parts[3]):
@@ -242,6 +249,7 @@ def _is_alive(pid: int, token: str) -> bool:
 
 
 def list_folder(folder: Path) -> list[Path]:
+    """Return the sorted entries of `folder`; none if it cannot be read."""
     try:
         return sorted(folder.iterdir())
     except OSError:

@@ -1,7 +1,7 @@
-"""What did the user ask for? Each setting once: type, default, unit, help. `None` means "you choose".
+"""The settings of a training, each declared once with type, default, unit and help. `None` means automatic.
 
-The command line, YAML files and the docs derive from this class. Settings of the *what* decide what is learned and
-are kept on resume; settings of the *how* may change (docs/architecture.md, "The law").
+The command line, YAML files and docs/cli.md are derived from `TrainConfig`. Settings of kind *what* decide what is
+learned and are kept on resume. Settings of kind *how* may change (docs/architecture.md, "The law").
 """
 
 import difflib
@@ -17,21 +17,21 @@ from lorafit.messages import _, listed, translate
 
 
 def what(default: Any, help: str, **limits: Any) -> Any:
-    """A setting that decides what is learned."""
+    """Declare a setting that decides what is learned."""
     return Field(default, description=help, json_schema_extra={"kind": "what"}, **limits)
 
 
 def how(default: Any, help: str, **limits: Any) -> Any:
-    """A setting that decides only how it is computed, kept or shown."""
+    """Declare a setting that decides only how training is computed, saved or shown."""
     return Field(default, description=help, json_schema_extra={"kind": "how"}, **limits)
 
 
 class TrainConfig(BaseModel):
-    """LoRA fine-tuning that fits the machine in front of you."""
+    """The settings of a training run."""
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=(), allow_inf_nan=False)
 
-    # What to train on what
+    # Model and data
     model_name: str = what("meta-llama/Llama-3.2-3B-Instruct", "Base model: a folder, a hub id, or `demo`.")
     dataset_name: str = what(
         "Skepsun/lawyer_llama_data",
@@ -58,7 +58,7 @@ class TrainConfig(BaseModel):
     date_string: str = what("26 Jul 2024", "The date that templates with a date write into every sample.")
     init_adapter: str | None = what(None, "Start from this adapter's weights instead of fresh ones.")
 
-    # How long and how fast to learn
+    # Training
     num_epochs: float = what(3.0, "Times that every training row is seen.", gt=0)
     max_steps: int | None = what(None, "Stop after this many optimizer steps (None: by num_epochs).", ge=1)
     effective_batch: int | None = what(
@@ -81,7 +81,7 @@ class TrainConfig(BaseModel):
     max_length: int = what(512, "Longest sample in tokens; of longer ones the middle of the question goes first.", ge=8)
     seed: int = what(42, "Decides order, initialisation and dropout.", ge=0, lt=2**32)
 
-    # The adapter
+    # Adapter
     lora_r: int = what(32, "Rank of the adapter.", ge=1)
     lora_alpha: float = what(64.0, "The adapter is scaled by lora_alpha / lora_r.", gt=0)
     lora_dropout: float = what(0.0, "Dropout before the adapter.", ge=0, lt=1)
@@ -89,7 +89,7 @@ class TrainConfig(BaseModel):
         "all-linear", "Linear layers that get an adapter: `all-linear`, or names, e.g. `q_proj,v_proj`."
     )
 
-    # The machine
+    # Machine
     engine: Literal["auto", "mlx", "torch"] = how(
         "auto", "What computes (auto: MLX on Apple Silicon where it is installed, else PyTorch)."
     )
@@ -128,7 +128,7 @@ class TrainConfig(BaseModel):
         20.0, "On battery below this many percent: save and pause until there is power.", ge=0, le=100
     )
 
-    # Where things come from and go
+    # Download and output
     hub: Literal["huggingface", "modelscope"] = how("huggingface", "Hub that names are looked up on.")
     hf_endpoint: str | None = how(
         None, "Mirror of the Hugging Face hub, e.g. https://hf-mirror.com (None: HF_ENDPOINT, else the hub)."
@@ -153,7 +153,7 @@ class TrainConfig(BaseModel):
 
 
 def sections() -> dict[str, str]:
-    """The titles under which help lists the settings, each by the first setting below it."""
+    """Return the headings of the help text, keyed by the first setting below each heading."""
     return {
         "model_name": _("What to train on what"),
         "num_epochs": _("How long and how fast to learn"),
@@ -164,7 +164,7 @@ def sections() -> dict[str, str]:
     }
 
 
-SUPERVISOR_FIELDS = ("hang_seconds", "recycle_every", "pause_battery")  # no part of a plan
+SUPERVISOR_FIELDS = ("hang_seconds", "recycle_every", "pause_battery")  # the plan does not depend on these
 COMMAND_FIELDS = ("config", "plan", "resume", "dry_run", "no_preflight", "notify", "no_supervisor", "lang")
 DEMO_PRESET: dict[str, Any] = {
     "demo": True, "model_name": "demo", "dataset_name": "demo", "max_length": 384, "num_epochs": 1.0,
@@ -173,15 +173,15 @@ DEMO_PRESET: dict[str, Any] = {
 
 
 def what_fields() -> list[str]:
-    """Names of the settings that decide what is learned."""
+    """Return the names of the settings that decide what is learned."""
     extras = {name: f.json_schema_extra for name, f in TrainConfig.model_fields.items()}
     return [name for name, extra in extras.items() if isinstance(extra, dict) and extra["kind"] == "what"]
 
 
 def resolve_effective_batch(config: TrainConfig) -> int:
-    """Samples a step, from effective_batch, or batch_size x gradient_accumulation_steps, or the default.
+    """Return the samples per step: effective_batch, batch_size x gradient_accumulation_steps, or the default.
 
-    Raises ConfigError when all three are given and disagree.
+    The default is 16, or 8 with `demo`. Raise ConfigError if all three settings are given and disagree.
     """
     size, accumulation, effective = config.batch_size, config.gradient_accumulation_steps, config.effective_batch
     if size is None or accumulation is None:
@@ -197,7 +197,7 @@ def resolve_effective_batch(config: TrainConfig) -> int:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The settings in a YAML file, hyphens in keys accepted. Raises ConfigError."""
+    """Return the settings in a YAML file; hyphens in keys become underscores. Raise ConfigError."""
     try:
         settings = yaml.safe_load(path.read_text("utf-8"))
     except FileNotFoundError:
@@ -218,7 +218,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def make_config(settings: dict[str, Any], where: object) -> TrainConfig:
-    """A config from settings read somewhere (`where`, for the error). Raises ConfigError for an unknown key or a wrong type."""
+    """Return the config of `settings`. Raise ConfigError, located at `where`, for an unknown key or invalid value."""
     try:
         return TrainConfig.model_validate(settings)
     except ValidationError as invalid:
@@ -236,7 +236,7 @@ def make_config(settings: dict[str, Any], where: object) -> TrainConfig:
 
 
 def setting_error(kind: type[BaseModel], name: str, value: object, where: object) -> ConfigError:
-    """The words for a `value` that the setting `name` cannot take."""
+    """Return the error for a `value` that the setting `name` does not accept."""
     field = kind.model_fields[name]
     return ConfigError(
         _("Setting `{name}` has a value that it cannot take.").format(name=name),
@@ -249,7 +249,7 @@ def setting_error(kind: type[BaseModel], name: str, value: object, where: object
 
 
 def wanted(field: FieldInfo) -> str:
-    """What values `field` takes: "a whole number >= 1", "auto, cuda, mps, cpu"."""
+    """Return a text for the values that `field` accepts: "a whole number >= 1", "auto, cuda, mps, cpu"."""
     kinds = {bool: _("true or false"), int: _("a whole number"), float: _("a number"), str: _("text")}
     if few := choices(field):
         return listed(few)
@@ -259,23 +259,23 @@ def wanted(field: FieldInfo) -> str:
 
 
 def is_switch(field: FieldInfo) -> bool:
-    """Whether `field` is a flag without a value."""
+    """Return whether `field` is a flag without a value."""
     return field.annotation is bool
 
 
 def choices(field: FieldInfo) -> list[str]:
-    """The few words that `field` takes; none where it takes others."""
+    """Return the fixed choices of `field`; none if it is not a Literal."""
     kind = without_none(field.annotation)
     return list(map(str, get_args(kind))) if get_origin(kind) is Literal else []
 
 
 def without_none(annotation: Any) -> Any:
-    """`int` of `int | None`; anything else as it is."""
+    """Return `int` for `int | None`, and any other annotation unchanged."""
     kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
     return kinds[0] if type(None) in get_args(annotation) else annotation
 
 
 def write_yaml(config: TrainConfig, path: Path) -> None:
-    """Write the settings of `config` that describe the run (not this one command) as YAML."""
+    """Write the settings of `config` as YAML, without COMMAND_FIELDS, which apply to one command only."""
     settings = config.model_dump(exclude=set(COMMAND_FIELDS))
     path.write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), "utf-8")

@@ -1,23 +1,23 @@
-"""What can go wrong that a user can mend? One tree of errors, each with words and a remedy.
+"""Errors that a user can fix. They form one tree; each error has a message and a fix.
 
     LorafitError            shown without a traceback
     ├── ConfigError         a flag, a YAML key or their combination
     ├── DataError           a data file, a row, a split
-    ├── ModelError          a base model's folder: weights, tokenizer, shape
-    ├── HubError            a hub that does not answer, or answers no
-    ├── AdapterError        an adapter that does not fit what it is put on
-    ├── RunError            a run's folder: checkpoints, resume, two writers
-    ├── DiskError           no room, no permission
-    ├── HardwareError       a device that is missing or computes wrongly
-    ├── DoesNotFit          the plan finds no way to fit the machine's memory
+    ├── ModelError          a base model's folder: weights, tokenizer, architecture
+    ├── HubError            a hub that does not respond or refuses the request
+    ├── AdapterError        an adapter that does not fit the base model
+    ├── RunError            a run's folder: checkpoints, resume, a second writer
+    ├── DiskError           no space or no permission
+    ├── HardwareError       a device that is missing or gives wrong results
+    ├── DoesNotFit          no plan fits the machine's memory
     └── EngineError         the engine failed (engines/base.py adds OutOfMemory)
 
-Any other exception is our own bug and keeps its traceback.
+Any other exception is a bug in lorafit and keeps its traceback.
 """
 
 
 class LorafitError(Exception):
-    """An error for a user: what happened, where, what was found there, what to do about it."""
+    """An error for the user: `what` happened, `where`, what was `found` there, and how to `fix` it."""
 
     def __init__(self, what: str, *, where: object = None, found: object = None, fix: str | None = None) -> None:
         super().__init__(what)
@@ -28,7 +28,7 @@ class LorafitError(Exception):
 
     @property
     def brief(self) -> str:
-        """What happened and what was found, in one line."""
+        """Return what happened and what was found, in one line."""
         return " ".join(filter(None, (self.what, self.found)))
 
     def __str__(self) -> str:
@@ -40,15 +40,15 @@ class ConfigError(LorafitError):
 
 
 class DataError(LorafitError):
-    """A data file or split is missing, empty, broken or of no known format."""
+    """A data file or split is missing, empty, damaged or of an unknown format."""
 
 
 class ModelError(LorafitError):
-    """A base model's folder lacks something, or is of a kind that cannot be trained."""
+    """A base model's folder is incomplete, or its architecture is not supported."""
 
 
 class HubError(LorafitError):
-    """A model or data hub is out of reach, does not know the name, or wants permission."""
+    """A model or dataset hub cannot be reached, does not know the ID, or requires permission."""
 
 
 class AdapterError(LorafitError):
@@ -56,15 +56,15 @@ class AdapterError(LorafitError):
 
 
 class RunError(LorafitError):
-    """A run's folder cannot be written, read or gone on with."""
+    """A run's folder cannot be written, read or resumed."""
 
 
 class DiskError(LorafitError):
-    """The disk is full or may not be written."""
+    """The disk is full or not writable."""
 
 
 class HardwareError(LorafitError):
-    """A device is missing, or its self-test gave a wrong answer."""
+    """A device is missing, or its self-test gives a wrong result."""
 
 
 class DoesNotFit(LorafitError):
@@ -72,4 +72,4 @@ class DoesNotFit(LorafitError):
 
 
 class EngineError(LorafitError):
-    """The engine failed in a way that trying again does not cure."""
+    """The engine failed in a way that a retry does not fix."""

@@ -1,7 +1,7 @@
-"""What can a run say, and how is it written down? One frozen dataclass an event, one JSON object a line.
+"""Events of a run: one frozen dataclass for each kind, written as one JSON object on each line.
 
-`events.jsonl` in the run's folder is the one record; the worker writes it and every face only reads it.
-docs/events.md describes each event for people who read the file with other programs.
+`events.jsonl` in the run's folder is the only record. The training process writes it, and the supervisor when no
+training process is alive; interfaces only read it. docs/events.md describes each event for other programs.
 """
 
 import errno
@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """A fact that a run says. `time` is seconds since 1970 (UTC), `step` the last finished step, 0 before any."""
+    """A fact about a run. `time` is seconds since 1970 (UTC), `step` the last finished step (0 before the first)."""
 
     name: ClassVar[str] = ""
     time: float = field(default_factory=time.time)
@@ -26,7 +26,7 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage(Event):
-    """The run does something that takes a while: `text` says what, for a person."""
+    """The run starts a long operation; `text` names it for the user."""
 
     name: ClassVar[str] = "stage"
     text: str
@@ -34,7 +34,7 @@ class Stage(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Planned(Event):
-    """What was found and chosen: one dict a line with `setting`, `value` and `reason`, in the user's language."""
+    """The plan: one dict for each choice with `setting`, `value` and `reason`, in the user's language."""
 
     name: ClassVar[str] = "planned"
     choices: list[dict[str, str]]
@@ -44,7 +44,10 @@ class Planned(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Rehearsed(Event):
-    """A few micro-batches were computed and dropped: what they took, and what the whole run is expected to take by that."""
+    """The preflight check: time and peak memory of a few discarded micro-batches.
+
+    `expected_seconds`, `low_seconds` and `high_seconds` predict the whole run from that measurement.
+    """
 
     name: ClassVar[str] = "rehearsed"
     seconds: float
@@ -58,7 +61,7 @@ class Rehearsed(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Started(Event):
-    """The plan stands and training begins (again, after a resume)."""
+    """The plan is final and training starts; sent again after a resume. `steps` counts the whole run."""
 
     name: ClassVar[str] = "started"
     run: str
@@ -73,9 +76,10 @@ class Started(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class StepDone(Event):
-    """One optimizer update: mean `loss` over `target_tokens`, `grad_norm` before clipping, `peak_bytes` of the process or device.
+    """One optimizer update: mean `loss` (nats) over `target_tokens`, `grad_norm` before clipping.
 
-    Of its `seconds` the device waited `data_seconds` for micro-batches.
+    `peak_bytes` is the peak memory of the process (CPU) or the device. `data_seconds` is the part of `seconds` in which
+    the device waits for micro-batches.
     """
 
     name: ClassVar[str] = "step"
@@ -93,7 +97,7 @@ class StepDone(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluating(Event):
-    """An evaluation goes on: `share` (0 to 1) of it is done. Told to a face that listens; never written down."""
+    """Progress of an evaluation: `share` (0 to 1) is done. Sent to reporters, never written to events.jsonl."""
 
     name: ClassVar[str] = "evaluating"
     rows: int
@@ -102,7 +106,7 @@ class Evaluating(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class EvalDone(Event):
-    """Mean `loss` over the validation set's `target_tokens`; `best` when no earlier one was lower."""
+    """An evaluation is done: mean `loss` (nats) over the validation set's `target_tokens`; `best`: lowest so far."""
 
     name: ClassVar[str] = "eval"
     loss: float
@@ -113,7 +117,7 @@ class EvalDone(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Saved(Event):
-    """A checkpoint stands complete on the disk. `path` is relative to the run's folder."""
+    """A checkpoint is complete on the disk. `path` is relative to the run's folder."""
 
     name: ClassVar[str] = "saved"
     path: str
@@ -123,7 +127,7 @@ class Saved(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Warned(Event):
-    """Something the user should know and need not act on at once."""
+    """A warning that needs no immediate action."""
 
     name: ClassVar[str] = "warned"
     text: str
@@ -131,7 +135,7 @@ class Warned(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Resumed(Event):
-    """Training goes on after `step`; whatever was written above that step before is void."""
+    """Training continues after `step`; earlier events with a greater step, and an earlier `Finished`, are void."""
 
     name: ClassVar[str] = "resumed"
     checkpoint: str
@@ -139,9 +143,10 @@ class Resumed(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Shrunk(Event):
-    """From here on less is computed at a time; None: as planned. Said again after a resume, so that it is kept.
+    """Training continues with smaller micro-batches or more recomputed layers; None: as planned.
 
-    `ran_out`: memory did; else it was only short.
+    The event is sent again after a resume, so that a later resume finds it. `ran_out`: an allocation failed; else memory
+    was only low.
     """
 
     name: ClassVar[str] = "shrunk"
@@ -153,7 +158,7 @@ class Shrunk(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Restarted(Event):
-    """The process that trains died of `cause` and a new one goes on from `step`; `lost_steps` are done again."""
+    """The training process died of `cause`. A new one continues after `step` and repeats `lost_steps` steps."""
 
     name: ClassVar[str] = "restarted"
     text: str
@@ -171,7 +176,7 @@ class Stopped(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Failed(Event):
-    """An error ended the run; `text` is what the user was told."""
+    """An error ended the run; `text` is the message that the user gets."""
 
     name: ClassVar[str] = "failed"
     text: str
@@ -179,9 +184,10 @@ class Failed(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Finished(Event):
-    """All steps are done and final_model/ stands. Losses are means over the validation set, None without one.
+    """All steps are done and final_model/ is complete. Losses are means over the validation set, None without one.
 
-    `seconds` were spent in steps; what the plan had predicted stands beside, None where nothing was predicted.
+    `seconds` is the time in steps. `predicted_seconds` and `predicted_peak_bytes` come from the plan, None without a
+    prediction.
     """
 
     name: ClassVar[str] = "finished"
@@ -199,7 +205,7 @@ class Finished(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Answered(Event):
-    """A held-out `question`, answered by the base model and by the tuned one."""
+    """A `question` from the validation set, answered by the base model and by the fine-tuned model (`tuned`)."""
 
     name: ClassVar[str] = "answered"
     question: str
@@ -211,13 +217,13 @@ EVENTS: dict[str, type[Event]] = {kind.name: kind for kind in Event.__subclasses
 
 
 def to_line(event: Event) -> str:
-    """`event` as one line of JSON; numbers that JSON cannot hold (nan, inf) become null."""
+    """Return `event` as one line of JSON; nan and inf, which JSON lacks, become null."""
     facts = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(event).items()}
     return json.dumps({"event": event.name, **facts}, ensure_ascii=False)
 
 
 def from_line(line: str) -> Event | None:
-    """The event in `line`, or None for one that this version does not know. Raises ValueError on a torn line."""
+    """Return the event in `line`, or None for an unknown kind of event. Raise ValueError for an incomplete line."""
     facts: dict[str, Any] = json.loads(line)
     kind = EVENTS.get(facts.pop("event", ""))
     if kind is None:
@@ -227,7 +233,7 @@ def from_line(line: str) -> Event | None:
 
 
 def read_events(path: Path) -> list[Event]:
-    """All events that hold: a torn last line is dropped, and after a resume whatever lay above its step."""
+    """Return all valid events: without incomplete lines, and without events of steps that a resume repeats."""
     events: list[Event] = []
     for event in _lines(path):
         if isinstance(event, Resumed):
@@ -239,7 +245,7 @@ def read_events(path: Path) -> list[Event]:
 def _lines(path: Path) -> Iterator[Event]:
     if not path.is_file():
         return
-    for line in path.read_text("utf-8", errors="replace").split("\n"):  # splitlines() also ends lines within a text
+    for line in path.read_text("utf-8", errors="replace").split("\n"):  # splitlines() also splits inside a text
         try:
             event = from_line(line)
         except (ValueError, TypeError, AttributeError, RecursionError):
@@ -249,15 +255,15 @@ def _lines(path: Path) -> Iterator[Event]:
 
 
 class EventLog:
-    """Appends events to a run's events.jsonl, each line whole: a torn line left by a crash is ended first."""
+    """Writer that appends events to a run's events.jsonl. It first terminates an incomplete line left by a crash."""
 
     def __init__(self, path: Path) -> None:
         self._torn = path.is_file() and path.stat().st_size > 0 and path.read_bytes()[-1:] != b"\n"
-        # Unbuffered: a buffer that a full disk refused would be written, and refused, again at the end.
+        # Unbuffered: after a full disk, close() would write the buffer again, and fail again.
         self._file = path.open("ab", buffering=0)
 
     def write(self, event: Event) -> None:
-        """Append `event` and hand it to the operating system at once. Raises OSError where the disk takes less than all."""
+        """Append `event` and pass it to the operating system at once. Raise OSError if the line is incomplete."""
         line = (b"\n" if self._torn else b"") + to_line(event).encode(errors="backslashreplace") + b"\n"
         written = self._file.write(line)
         self._torn = written != len(line)

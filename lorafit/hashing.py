@@ -1,8 +1,9 @@
-"""Where does randomness come from? One counter-based integer hash, the same on every engine.
+"""Random numbers from one counter-based integer hash, the same on every engine.
 
-Nothing here has a state: a number is a function of what it is for (seed, step, place, position, module, channel), so
-another split, rank, engine or restart draws the same. Only 32-bit multiply, xor and logical shift are used: tensor
-libraries repeat it in int32 with wrap-around. The values are fixed for ever: tests/test_hashing.py holds some of them.
+The functions have no state: a number depends only on its purpose (seed, step, place, position, module, channel). Another
+split, rank, engine or restart therefore gives the same numbers. The hash uses only 32-bit multiply, xor and logical
+shift, which tensor libraries reproduce in int32 with wrap-around. The values must never change; tests/test_hashing.py
+checks some of them.
 
 Letters: T tokens, C channels.
 """
@@ -14,14 +15,14 @@ from numpy.typing import ArrayLike, NDArray
 
 UInt32 = NDArray[np.uint32]
 
-START = 0x9E3779B9  # so that folding zeros does not give zero, which mix() leaves as it is
+START = 0x9E3779B9  # not zero, because mix() maps 0 to 0 and folding zeros would give 0
 MULTIPLIERS = (0x21F0AAAD, 0xD35A2D97)  # found by search: bias 0.107, https://github.com/skeeto/hash-prospector
 SHIFTS = (16, 15, 15)
 UNIT_BITS = 24  # a float32 holds 24 bits exactly
 
 
 def mix(words: ArrayLike) -> UInt32:
-    """Each 32-bit word scattered over 32 bits: a bijection in which every input bit flips half of the output bits."""
+    """Return a hash of each 32-bit word: a bijection in which an input bit flips half of the output bits on average."""
     x = np.array(words, np.uint32)
     for shift, multiplier in zip(SHIFTS, MULTIPLIERS, strict=False):
         x ^= x >> np.uint32(shift)
@@ -31,7 +32,10 @@ def mix(words: ArrayLike) -> UInt32:
 
 
 def fold(*parts: int | str | NDArray[np.integer]) -> UInt32:
-    """One word from several, in order; arrays broadcast. Ints count modulo 2**32, strings by the CRC-32 of their UTF-8."""
+    """Return one word from several, in order; arrays broadcast.
+
+    Integers are taken modulo 2**32, strings as the CRC-32 of their UTF-8.
+    """
     folded = np.array(START, np.uint32)
     for part in parts:
         folded = mix(folded ^ _word(part))
@@ -39,27 +43,34 @@ def fold(*parts: int | str | NDArray[np.integer]) -> UInt32:
 
 
 def uniform(key: int, n: int) -> NDArray[np.float32]:
-    """`n` numbers in [0, 1), multiples of 2**-24, that belong to `key`."""
+    """Return `n` numbers in [0, 1), multiples of 2**-24, that depend only on `key`."""
     inner = mix(_word(key) ^ np.arange(n, dtype=np.uint32))
-    # Folding the key in again parts two keys that differ only in low bits: their first words are the same set.
+    # The key is added again because keys that differ only in low bits have the same set of first words.
     bits = mix(inner + fold(key)) >> np.uint32(32 - UNIT_BITS)
     return bits.astype(np.float32) * np.float32(2.0**-UNIT_BITS)
 
 
 def permutation(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
-    """The order of `n` rows in `epoch`: by the hash of (seed, epoch, row), which has no ties, since mix() is a bijection."""
+    """Return the order of `n` rows in `epoch`: sorted by the hash of (seed, epoch, row).
+
+    The hash has no ties because mix() is a bijection.
+    """
     return np.argsort(fold(seed, epoch, np.arange(n, dtype=np.uint32))).astype(np.int64)
 
 
 def dropout_row_keys(seed: int, step: int, places: NDArray[np.integer], positions: NDArray[np.integer]) -> UInt32:
-    """Keys [T] of a micro-batch's tokens, from each one's sample's place in the step [T] and position in its sample [T]."""
+    """Return the keys [T] of a micro-batch's tokens.
+
+    `places` [T]: the place of the token's sample in the step. `positions` [T]: the token's position in its sample.
+    """
     return fold("dropout", seed, step, places, positions)
 
 
 def dropout_keep(row_keys: UInt32, module: str, channels: int, p: float) -> NDArray[np.bool_]:
-    """Which inputs of `module` stay under dropout `p`: [T, C], from `row_keys` [T]. The reference for every engine.
+    """Return the mask [T, C] of the inputs of `module` that dropout `p` keeps, from `row_keys` [T].
 
-    The comparison is between integers, so that no rounding differs; an engine scales what stays by 1 / (1 - p).
+    This is the reference for every engine. It compares integers, so that rounding cannot differ. An engine scales the kept
+    inputs by 1 / (1 - p).
     """
     rows = mix(row_keys ^ fold(module))
     bits = mix(rows[:, None] ^ np.arange(channels, dtype=np.uint32)) >> np.uint32(32 - UNIT_BITS)
@@ -67,7 +78,7 @@ def dropout_keep(row_keys: UInt32, module: str, channels: int, p: float) -> NDAr
 
 
 def dropout_threshold(p: float) -> int:
-    """An input stays when the upper 24 bits of its hash are at least this."""
+    """Return the threshold of dropout: an input is kept if the upper 24 bits of its hash are at least this value."""
     return round(p * (1 << UNIT_BITS))
 
 

@@ -1,7 +1,7 @@
-"""In which language does the program speak? gettext, English in the code, Chinese in locale/.
+"""Messages in the user's language by gettext: English in the code, Chinese in locale/.
 
-`_("text")` translates at the moment of the call, so the language must be set before anything is printed. What it returns
-knows what it was made of: kept as a recipe (JSON), it can be said again in the language of whoever reads it later.
+`_("text")` translates when it is called, so the language must be set before anything is printed. It returns a `Said` with
+a recipe (JSON), from which retranslate() makes the text again in another language.
 """
 
 import gettext
@@ -17,7 +17,7 @@ _language = "en"
 
 
 def language_of(environ: dict[str, str] | os._Environ[str] = os.environ) -> str:
-    """The language that the environment asks for: LORAFIT_LANG, then the locale's variables in POSIX order."""
+    """Return the language set in `environ`: by LORAFIT_LANG, then by the locale variables in POSIX order."""
     for name in ("LORAFIT_LANG", "LC_ALL", "LC_MESSAGES", "LANG"):
         if value := environ.get(name):
             return "zh" if value.lower().startswith("zh") else "en"
@@ -25,7 +25,7 @@ def language_of(environ: dict[str, str] | os._Environ[str] = os.environ) -> str:
 
 
 def set_language(language: str | None = None) -> str:
-    """Speak `language` ("en" or "zh"; None: as the environment asks) from now on, and return it."""
+    """Set the current language ("en" or "zh"; None: from the environment) and return it."""
     global _translation, _language
     _language = language or language_of()
     folder = Path(__file__).parent / "locale"
@@ -35,53 +35,56 @@ def set_language(language: str | None = None) -> str:
 
 
 def language() -> str:
-    """The language spoken now."""
+    """Return the current language."""
     return _language
 
 
 def _(text: str) -> str:
-    """`text` in the language spoken now."""
+    """Return `text` in the current language."""
     return _said(translate(text), {"text": text})
 
 
 def joined(between: str, parts: Iterable[str]) -> str:
-    """`parts` one after the other with `between` in between, as str.join()."""
+    """Return `parts` joined by `between`, as str.join() does."""
     parts = list(parts)
     return _said(between.join(parts), {"between": recipe_of(between), "parts": [recipe_of(part) for part in parts]})
 
 
 def listed(parts: Iterable[str]) -> str:
-    """`parts` one after the other, with this language's comma between."""
+    """Return `parts` joined by the language's comma."""
     return joined(_(", "), parts)
 
 
 def clauses(parts: Iterable[str]) -> str:
-    """`parts` one after the other, with this language's semicolon between."""
+    """Return `parts` joined by the language's semicolon."""
     return joined(_("; "), parts)
 
 
 def labelled(label: str, text: str) -> str:
-    """`label: text`, with this language's colon."""
+    """Return `label: text` with the language's colon."""
     return _("{label}: {text}").format(label=label, text=text)
 
 
 def aside(text: str, more: str) -> str:
-    """`text`, and `more` in brackets after it."""
+    """Return `text` followed by `more` in parentheses."""
     return _("{text} ({more})").format(text=text, more=more)
 
 
 def translate(text: str) -> str:
-    """A text that is not written at the call: the help of a setting (`what`, `how` and `Field` mark it)."""
+    """Return the translation of a text that is not a literal at the call, such as the help of a setting.
+
+    Calls of `what`, `how`, `Field` and `noted` mark these texts for the catalog.
+    """
     return _translation.gettext(text)
 
 
 def noted(text: str) -> str:
-    """`text` as it is, to be kept as a fact: it stands in the catalogue, and translate() says it."""
+    """Return `text` unchanged. The call marks it for the catalog, so that translate() can translate it later."""
     return text
 
 
 class Said(str):
-    """A text in one language, with the recipe for another."""
+    """A text in one language, with the `recipe` that makes it in another language."""
 
     recipe: dict[str, Any]
 
@@ -97,14 +100,17 @@ def _said(text: str, recipe: dict[str, Any]) -> Said:
 
 
 def recipe_of(fact: object) -> Any:
-    """JSON from which again() says `fact`; numbers and words that nobody translates stand for themselves."""
+    """Return JSON from which retranslate() makes `fact`; numbers and untranslated text represent themselves."""
     if isinstance(fact, Said):
         return fact.recipe
     return fact if isinstance(fact, int | float | str) else str(fact)
 
 
 def retranslate(recipe: Any) -> Any:
-    """What `recipe` stands for, in the language spoken now. Raises LookupError, TypeError or ValueError for a broken one."""
+    """Return the value of `recipe` in the current language.
+
+    Raise LookupError, TypeError or ValueError for an invalid recipe.
+    """
     if not isinstance(recipe, dict):
         return recipe
     if "parts" in recipe:

@@ -1,4 +1,4 @@
-"""Folders of the user's that the program writes to."""
+"""The user's folders that the program writes to."""
 
 import os
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """The user's cache of this program: LORAFIT_CACHE, XDG_CACHE_HOME/lorafit, or the system's place for it."""
+    """Return the program's cache folder: LORAFIT_CACHE, XDG_CACHE_HOME/lorafit, or the system's default."""
     if own := os.environ.get("LORAFIT_CACHE"):
         return Path(own).expanduser().absolute()
     if xdg := os.environ.get("XDG_CACHE_HOME"):

@@ -6,4 +6,4 @@ Say = Callable[[str], None]
 
 
 def silent(text: str) -> None:
-    """Say nothing."""
+    """Ignore the message."""

@@ -1,4 +1,4 @@
-"""Which engines, exporters and clouds are there, and how is one of them opened? Names to "module:attribute", imported when asked for."""
+"""Registry of engines, exporters, cloud platforms and self-tests by name; each is imported only when it is used."""
 
 import importlib
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from lorafit.messages import _, listed
 
 @dataclass(frozen=True)
 class Entry:
-    """`target` is "module:attribute"; `install` is the command that brings what its module needs."""
+    """An object to import: `target` is "module:attribute", `install` the command that installs its packages."""
 
     target: str
     install: str
@@ -29,16 +29,16 @@ CLOUDS: dict[str, Entry] = {
     for name in ("colab", "kaggle", "paperspace", "sagemaker", "skypilot")
 }
 
-# What the driver lets a device use, as an engine's library tells it; functions (device name).
+# Functions (device name) -> bytes that the driver lets the device use, or None, by the engine's library.
 MEASURED_BYTES: dict[str, Entry] = {
     "torch": Entry("lorafit.engines.torch.device:measured_bytes", _TORCH),
     "mlx": Entry("lorafit.engines.mlx.device:recommended_bytes", _MLX),
 }
 
-# Several processes as one: a context (processes, what to do while waiting) -> Ranks.
+# Context manager (processes, callback while waiting) -> Collectives; inside, several processes train as one.
 RANKS = Entry("lorafit.engines.torch.process_group:joined", _TORCH)
 
-# What `lorafit doctor` tries: functions (device, precision) that return words, or raise where something is wrong.
+# Self-tests of `lorafit doctor`: functions (device, precision) that return a text, or raise if a result is wrong.
 SELF_TESTS: dict[str, Entry] = {
     "torch": Entry("lorafit.engines.torch.doctor:try_device", "pip install torch transformers"),
     "mlx": Entry("lorafit.engines.mlx.doctor:try_device", _MLX),
@@ -50,7 +50,7 @@ QUANTIZATIONS: dict[str, Entry] = {
 
 
 def find_entry(kind: dict[str, Entry], name: str) -> Entry:
-    """The entry called `name`. Raises ConfigError that lists the names there are."""
+    """Return the entry called `name`. Raise ConfigError with the known names if there is none."""
     if name not in kind:
         known = listed(sorted(kind)) or "-"
         raise ConfigError(
@@ -62,7 +62,7 @@ def find_entry(kind: dict[str, Entry], name: str) -> Entry:
 
 
 def load(entry: Entry) -> Any:
-    """What `entry` names, imported now. Raises LorafitError with the install command when a package is missing."""
+    """Import and return the object of `entry`. Raise LorafitError with the install command if a package is missing."""
     module, _colon, attribute = entry.target.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)

@@ -1,4 +1,4 @@
-"""Which token comes next? Temperature and top-p over logits, in numpy, the same for every engine."""
+"""Sampling of the next token with temperature and top-p, in numpy, the same for every engine."""
 
 from dataclasses import dataclass, field
 
@@ -8,7 +8,10 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to answer: `temperature` 0 is greedy; `top_p` keeps the likeliest tokens up to that share; `stop_ids` end the answer."""
+    """Sampling settings. `temperature` 0 is greedy; `top_p` keeps the most likely tokens up to that probability.
+
+    A token of `stop_ids` ends the answer.
+    """
 
     temperature: float = 0.7
     top_p: float = 0.9
@@ -18,7 +21,7 @@ class Sampling:
 
 
 def pick(logits_V: NDArray[np.float32], sampling: Sampling, rng: np.random.Generator) -> int:
-    """One token id drawn from `logits_V` [V]; ties and order are settled by the lower id."""
+    """Return one token ID sampled from `logits_V` [V]. Of equally likely tokens, the lower ID comes first."""
     if sampling.temperature == 0:
         return int(logits_V.argmax())
     scaled = logits_V.astype(np.float64) / sampling.temperature

@@ -1,4 +1,4 @@
-"""How are bytes, seconds and counts written for a person? The only 1024**3 in the code."""
+"""Bytes, seconds and counts as text for the user. The code has 1024**3 only here."""
 
 from lorafit.messages import _
 
@@ -6,7 +6,7 @@ KIB, MIB, GIB = 1024, 1024**2, 1024**3
 
 
 def bytes_text(size: int | None) -> str:
-    """`size` in bytes as "1.4 GiB" or "312 MiB"; "?" for None (unknown is never 0)."""
+    """Return `size` in bytes as "1.4 GiB" or "312 MiB"; a question mark for None, because unknown is never 0."""
     if size is None:
         return "?"
     if size >= GIB:
@@ -15,7 +15,10 @@ def bytes_text(size: int | None) -> str:
 
 
 def seconds_text(seconds: float | None) -> str:
-    """`seconds` as "45 s", "3 min 20 s", "2 h 05 min", "1 d 03 h", in the user's language; "?" for None."""
+    """Return `seconds` as "45 s", "3 min 20 s", "2 h 05 min" or "1 d 03 h", in the user's language.
+
+    None gives a question mark.
+    """
     if seconds is None:
         return "?"
     whole = round(seconds)
@@ -31,5 +34,5 @@ def seconds_text(seconds: float | None) -> str:
 
 
 def count_text(count: int) -> str:
-    """`count` with thousands apart: "21,476"."""
+    """Return `count` with thousands separators: "21,476"."""
     return f"{count:,}"

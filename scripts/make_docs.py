@@ -1,4 +1,4 @@
-"""Which flags has each command? Writes docs/cli.md from the settings, where alone each is written; `--check` only compares."""
+"""Write docs/cli.md, the flags of each command, from the settings in the code; `--check` only compares."""
 
 import sys
 from pathlib import Path
@@ -23,7 +23,7 @@ resume; *how* changes only speed, memory and where things lie. `python train.py`
 
 
 def page() -> str:
-    """The whole page: one table a command, those with the same flags together."""
+    """Return the whole page: one table for each set of flags; commands with the same flags share a table."""
     names: dict[type[BaseModel], list[str]] = {}
     for command, kind in SETTINGS.items():
         names.setdefault(kind, []).append(f"`lorafit {command}`")
@@ -45,6 +45,7 @@ def _row(name: str, field: FieldInfo, kind: type[BaseModel]) -> str:
 
 
 def main() -> int:
+    """Write the page and return 0. With --check, write nothing and return 1 if the page is out of date."""
     if "--check" in sys.argv[1:]:
         return int(not PAGE.is_file() or PAGE.read_text("utf-8") != page())
     PAGE.write_text(page(), "utf-8")

@@ -1,6 +1,6 @@
-"""How does a demo run look? Trains it in each language and draws docs/pictures/ from its events, as the terminal showed it.
+"""Train the demo in each language and draw the terminal output of its events as pictures in docs/pictures/.
 
-`make_pictures.py en=RUN zh=RUN` draws runs that are there already. What a picture leaves out: the bar's earlier states.
+`make_pictures.py en=RUN zh=RUN` draws existing runs. A picture shows only the last state of the progress bar.
 """
 
 import html
@@ -28,7 +28,7 @@ FOLDER = ROOT / "docs/pictures"
 WIDTH = 100  # cells
 COMMANDS = {"en": "./run_train.sh --demo", "zh": "./run_train.sh --demo --lang zh"}
 TEXT = re.compile(r'(?P<head><text [^>]*)textLength="(?P<length>[^"]+)"(?P<tail>[^>]*>)(?P<content>[^<]+)</text>')
-# rich's own frame names a font on a server; this one takes the reader's.
+# rich's default frame loads a font from a server; this frame uses the reader's fonts.
 FRAME = """<svg class="terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
 <style>
 .{unique_id}-matrix {{ font: {char_height}px/{line_height}px ui-monospace, Menlo, Consolas, "DejaVu Sans Mono",
@@ -48,7 +48,7 @@ FRAME = """<svg class="terminal" viewBox="0 0 {width} {height}" xmlns="http://ww
 
 
 class Still:
-    """The bar as it stood at the end."""
+    """A display that prints the progress bar once, in its last state."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -79,7 +79,7 @@ class Still:
 
 
 def draw(events: list[Event], language: str) -> str:
-    """The picture of a run's `events`, as SVG."""
+    """Return the picture of a run's `events` as SVG."""
     set_language(language)
     console = Console(
         file=StringIO(), record=True, width=WIDTH, force_terminal=True, force_interactive=True, color_system="truecolor",
@@ -95,24 +95,25 @@ def draw(events: list[Event], language: str) -> str:
 
 
 def _stretched(text: re.Match[str]) -> str:
-    """A piece of text as long as its cells; rich counts characters, of which Chinese ones take two cells."""
+    """Set the length of a piece of text by cells. rich counts characters, but a Chinese character takes two cells."""
     content = html.unescape(text["content"])
     length = float(text["length"]) / len(content) * cell_len(content)
     return f'{text["head"]}textLength="{length:.1f}"{text["tail"]}{text["content"]}</text>'
 
 
 def train(language: str) -> Path:
-    """A demo run, trained now; minutes."""
+    """Train a demo run, which takes minutes, and return its folder."""
     command = [sys.executable, "train.py", "--demo", "--lang", language]
     subprocess.run(command, cwd=ROOT, check=True)
     return directory.find_run("latest", ROOT / "output").path
 
 
 def main(argv: list[str]) -> None:
+    """Draw the picture of each language, from the runs named in `argv` or from new runs."""
     runs = dict(word.split("=", 1) for word in argv)
     os.chdir(ROOT)
     os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    sys.argv[0] = "train.py"  # the commands to go on are told as that script tells them
+    sys.argv[0] = "train.py"  # next commands are printed in the form of this script
     FOLDER.mkdir(exist_ok=True)
     for language in COMMANDS:
         run = Path(runs.get(language) or train(language))

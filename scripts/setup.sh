@@ -1,11 +1,11 @@
-# How does a bare machine become ready? Sourced by run_train.sh and run_tests.sh; `setup run` or `setup dev` leaves
-# .venv complete. Needs bash 3.2 (macOS has no newer one), Python >= 3.11 and a package index.
-# Quick when nothing changed; safe when interrupted (the stamp comes last) and when two start at once.
+# Setup of .venv, sourced by run_train.sh and run_tests.sh: `setup run` or `setup dev` installs all packages.
+# It needs bash 3.2 (macOS has no newer one), Python >= 3.11 and a package index. It is fast if nothing has changed.
+# It is safe against interruption (the stamp is written last) and against two setups at once (a lock).
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 venv="$root/.venv"
 
-say() { # say ENGLISH CHINESE: in the language of lorafit/messages.py
+say() { # say ENGLISH CHINESE: print one of them, by the same rule as language_of() in lorafit/messages.py
   case "${LORAFIT_LANG:-${LC_ALL:-${LC_MESSAGES:-${LANG:-}}}}" in
     zh* | ZH*) printf '%s\n' "$2" >&2 ;;
     *) printf '%s\n' "$1" >&2 ;;
@@ -23,7 +23,7 @@ setup() { # setup run|dev
   exec 9<&-
 }
 
-stands() { # is .venv complete, and from these files?
+stands() { # succeeds if .venv is complete and was built from these files
   local stamp="$venv/.lorafit-${1%% *}"
   [ -x "$venv/bin/python" ] && [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$1" ]
 }
@@ -57,7 +57,7 @@ build() { # build KIND STAMP
   say "Ready after $((SECONDS - start)) s." "安装完成，用时 $((SECONDS - start)) 秒。"
 }
 
-find_python() { # sets $python; a name that exists may still be a shim that fails, so each is run
+find_python() { # sets $python; runs each candidate, because an existing name may be a shim that fails
   local name
   for name in python3.13 python3.12 python3.11 python3; do
     python="$(command -v "$name" 2>/dev/null)" || continue
@@ -76,7 +76,7 @@ TEXT
   exit 1
 }
 
-refuse_intel_mac() { # an Apple Silicon Mac says x86_64 too in a Terminal under Rosetta; there the program says more
+refuse_intel_mac() { # under Rosetta an Apple Silicon Mac also reports x86_64; lorafit itself reports that case
   [ "$(uname -s)" = Darwin ] && [ "$(uname -m)" = x86_64 ] || return 0
   [ "$(sysctl -n sysctl.proc_translated 2>/dev/null || true)" != 1 ] || return 0
   say "PyTorch has had no version for Intel Macs since 2.2: nothing can be trained here. Use Colab or Kaggle with the same commands." \

@@ -1,10 +1,10 @@
-"""What do the scripts at the root do? Each is a command of `lorafit`; where it is not installed they say what to do."""
+"""Entry point of the scripts at the root: each runs a command of `lorafit`, or says how to install lorafit."""
 
 import sys
 
 
 def start(command: str) -> None:
-    """Run `command` with the flags that were typed, and end with its exit code."""
+    """Run `command` with the typed flags and exit with its exit code."""
     try:
         if sys.version_info < (3, 11):
             raise ModuleNotFoundError(f"it is Python {sys.version.split()[0]}")

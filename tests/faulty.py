@@ -121,6 +121,6 @@ if __name__ == "__main__":
     worker._get_ready = get_ready
     worker._planned = lambda ready: iter(())  # type: ignore[assignment]
     worker.compared = lambda training, *_expected, **_whole: training  # type: ignore[assignment]
-    worker.dress = lambda *args: None  # type: ignore[assignment]
+    worker.add_chat_files = lambda *args: None  # type: ignore[assignment]
     worker.write_rejects = lambda *args: None  # type: ignore[assignment]
     sys.exit(child.main(work))

@@ -146,5 +146,5 @@ def read(path: Path) -> dict[str, Any]:
 
 if __name__ == "__main__":
     if "RANK" not in os.environ:  # the first process starts the second one as this script
-        torch_ranks.started = lambda count, port: launch_ranks(count, port, (sys.executable, *sys.argv))
+        torch_ranks.launch_ranks = lambda count, port: launch_ranks(count, port, (sys.executable, *sys.argv))
     main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

@@ -25,8 +25,8 @@ from lorafit.run_folders.directory import RunDir
 SAVER = """
 import sys
 from pathlib import Path
-from lorafit.checkpoint import prune, save_checkpoint
-from lorafit.rundir import RunDir
+from lorafit.run_folders.checkpoint import prune, save_checkpoint
+from lorafit.run_folders.directory import RunDir
 
 def write(folder):
     for part in range(3):
@@ -306,7 +306,7 @@ def test_a_disk_that_fails_when_made_durable_leaves_nothing(run: RunDir, monkeyp
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(checkpoint, "_sync", full)
+    monkeypatch.setattr(atomic, "_sync", full)
     with pytest.raises(DiskError):
         save_checkpoint(run, 1, writes())
     assert list(run.checkpoints.iterdir()) == []
@@ -318,7 +318,7 @@ def test_room_for_the_next_checkpoint_is_looked_for_before_each_save_and_made_of
     def left(*sizes: int) -> None:
         """As much room as that, after each look; the last from then on."""
         rooms = [*sizes]
-        monkeypatch.setattr(checkpoint, "_room_bytes", lambda _path: rooms.pop(0) if len(rooms) > 1 else rooms[0])
+        monkeypatch.setattr(atomic, "_room_bytes", lambda _path: rooms.pop(0) if len(rooms) > 1 else rooms[0])
 
     left(0)
     make_room(run)  # nothing is known yet of its size

@@ -49,7 +49,7 @@ def run_with(folder: Path, name: str, **settings: object) -> Path:
 def test_help_loads_no_tensor_library_and_no_data_library(arguments: list[str]) -> None:
     program = f"""
 import sys
-from lorafit.cli import main
+from lorafit.cli.app import main
 assert main({arguments!r}) == 0
 heavy = {{"torch", "transformers", "datasets", "mlx", "tensorboard", "pyarrow"}} & set(sys.modules)
 assert not heavy, heavy
@@ -60,7 +60,7 @@ assert not heavy, heavy
 def test_help_itself_loads_little_more_than_rich() -> None:
     program = """
 import sys
-from lorafit.cli import main
+from lorafit.cli.app import main
 main(["--help"])
 assert not {"numpy", "pydantic", "tyro", "yaml"} & set(sys.modules)
 """

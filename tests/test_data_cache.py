@@ -134,10 +134,10 @@ def test_two_processes_may_build_the_same_entry_at_once(demo_folder: Path, cache
     path = write_rows(tmp_path / "a.jsonl", questions(2000))
     code = (
         "import sys; from pathlib import Path; from functools import partial\n"
-        "from lorafit.config import TrainConfig; from lorafit.data.dataset import drain, prepare_cached\n"
+        "from lorafit.config import TrainConfig; from lorafit.data.dataset import exhaust, prepare_cached\n"
         "from lorafit.engines.tokenizer import shared_tokenizer\n"
         f"folder = Path({str(demo_folder)!r}); config = TrainConfig(dataset_name={str(path)!r})\n"
-        "print(drain(prepare_cached(config, folder, partial(shared_tokenizer, folder, None, False))).digest)"
+        "print(exhaust(prepare_cached(config, folder, partial(shared_tokenizer, folder, None, False))).digest)"
     )
     both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     digests = [process.communicate(timeout=120)[0] for process in both]
@@ -182,13 +182,13 @@ def test_a_script_without_a_guard_is_not_run_again_by_other_processes(demo_folde
     script = tmp_path / "script.py"
     script.write_text(
         "from functools import partial; from pathlib import Path\n"
-        "from lorafit.config import TrainConfig; from lorafit.data import build\n"
-        "from lorafit.data.preprocessing import recipe_of; from lorafit.data.readers.row import Row\n"
+        "from lorafit.config import TrainConfig; from lorafit.data import tokenize\n"
+        "from lorafit.data.preprocessing import preprocessing_of; from lorafit.data.readers.row import Row\n"
         "from lorafit.engines.tokenizer import shared_tokenizer\n"
-        "print('run'); build.BATCH = 16\n"
+        "print('run'); tokenize.BATCH = 16\n"
         "rows = [Row({'question': f'{i}', 'answer': 'a'}, 'f', i) for i in range(100)]\n"
         f"load = partial(shared_tokenizer, Path({str(demo_folder)!r}), None, False)\n"
-        "made = list(build.make_all(rows, recipe_of(TrainConfig()), load, cores=2, patience=0))\n"
+        "made = list(tokenize.make_all(rows, preprocessing_of(TrainConfig()), load, cores=2, patience=0))\n"
         "print(sum(len(one.lengths) for _, one in made))\n"
     )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)

@@ -81,7 +81,7 @@ def test_templates_are_rendered_in_the_sandbox(tmp_path: Path) -> None:
     script = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from lorafit.demo import demo_model
+from lorafit.models.demo import demo_model
 from lorafit.engines.tokenizer import load_tokenizer
 from lorafit.errors import LorafitError
 evil = "{{{{ ''.__class__.__mro__[1].__subclasses__() }}}}{{{{ cycler.__init__.__globals__.os.system('touch {tmp_path}/hit') }}}}"

@@ -26,7 +26,7 @@ from lorafit.planner.calibrate import Calibration, key_of, load_calibration, not
 from lorafit.planner.fast_path import FAST, path_of
 from lorafit.planner.memory import Layout
 from lorafit.planner.plan import Plan
-from lorafit.planner.planner import DataFacts, consider
+from lorafit.planner.planner import DataStats, consider
 from lorafit.planner.throughput import rates
 from lorafit.training.preview import find_data
 from lorafit.units import GIB
@@ -183,7 +183,7 @@ def test_measured_memory_only_ever_lowers_a_budget_and_in_steps(measured: float 
 def test_measured_speed_changes_the_time_and_no_choice(tmp_path: Path) -> None:
     from test_planner import CPU
 
-    spec, data = llama_1b(), DataFacts(np.full(500, 300), np.full(20, 300), "")
+    spec, data = llama_1b(), DataStats(np.full(500, 300), np.full(20, 300), "")
     plain = consider(TrainConfig(), CPU, spec, data)
     path = tmp_path / "calibrations.json"
     note(CPU, key_of(plain.chosen.layout, spec), 3.0, None, path)
@@ -239,5 +239,5 @@ def test_what_metal_told_a_run_is_what_later_plans_go_by_and_say(
 
 
 def consider_demo(machine: Machine) -> Plan:
-    data = DataFacts(np.full(500, 300), np.full(20, 300), "")
+    data = DataStats(np.full(500, 300), np.full(20, 300), "")
     return consider(TrainConfig(engine="torch"), machine, llama_1b(), data).plan

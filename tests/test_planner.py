@@ -20,7 +20,7 @@ from lorafit.planner.data_stats import as_shares
 from lorafit.planner.estimate import as_estimate
 from lorafit.planner.memory_budget import MARGIN, available_bytes
 from lorafit.planner.plan import Plan
-from lorafit.planner.planner import DataFacts, consider, make_plan, make_schedule
+from lorafit.planner.planner import DataStats, consider, make_plan, make_schedule
 from lorafit.planner.search import WORTH, loss_chunk
 from lorafit.planner.speed import load_seconds
 from lorafit.units import GIB
@@ -59,14 +59,14 @@ M1 = mac("Apple M1", 8, 5.3)
 M2_MAX = mac("Apple M2 Max", 32, 21.3)
 
 
-def facts(rows: int = 1000, valid: int = 50, length: int = 300, longest: int = 512) -> DataFacts:
+def facts(rows: int = 1000, valid: int = 50, length: int = 300, longest: int = 512) -> DataStats:
     lengths = np.full(rows, length)
     lengths[-1] = longest
-    return DataFacts(lengths, np.full(valid, length), "digest")
+    return DataStats(lengths, np.full(valid, length), "digest")
 
 
 def plan_for(
-    machine: Machine, spec: ModelSpec | None = None, data: DataFacts | None = None, **settings: object
+    machine: Machine, spec: ModelSpec | None = None, data: DataStats | None = None, **settings: object
 ) -> Plan:
     return make_plan(TrainConfig(**settings), machine, spec or llama_1b(), data or facts())  # type: ignore[arg-type]
 

@@ -21,7 +21,7 @@ from lorafit.planner import calibrate
 from lorafit.planner.calibrate import Calibration
 from lorafit.planner.data_stats import Split, steps_as_shares
 from lorafit.planner.plan import Plan
-from lorafit.planner.planner import DataFacts, consider
+from lorafit.planner.planner import DataStats, consider
 from lorafit.training.warmup_probe import Prediction, as_computed, compared, rehearse
 from lorafit.training.worker import train_in_process
 from lorafit.units import GIB
@@ -56,7 +56,7 @@ def expectation(gib: float, samples: Sequence[Sample] = SAMPLES, **settings: obj
     config = TrainConfig(precision="fp32", quantization="none", **settings)  # type: ignore[arg-type]
     machine = replace(CPU, available_bytes=int(gib * GIB))
     share = sum(int(sample.target_mask.sum()) for sample in samples) / int(lengths.sum())
-    planned = consider(config, machine, llama_1b(), DataFacts(lengths, lengths[:4], "", share))
+    planned = consider(config, machine, llama_1b(), DataStats(lengths, lengths[:4], "", share))
     return Prediction(planned, Calibration(), planned.plan)
 
 
@@ -69,7 +69,7 @@ def test_a_probe_is_counted_as_its_step_is_planned(together: bool) -> None:
         for n in lengths
     ]
     micro = pack(samples, range(3), range(3), [begun] * 3)
-    data = DataFacts(lengths, lengths[:0], "", micro.num_targets / micro.num_tokens, "", begun, begun)
+    data = DataStats(lengths, lengths[:0], "", micro.num_targets / micro.num_tokens, "", begun, begun)
     (planned,) = steps_as_shares(data if together else data.alone, Split(3, 4096, 4096), seed=0)
     order = sorted(as_computed(micro, together), key=lambda share: share.tokens)
     assert order == sorted(planned, key=lambda share: share.tokens)

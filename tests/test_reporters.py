@@ -306,9 +306,9 @@ def test_the_readers_load_no_tensor_library(tmp_path: Path) -> None:
     program = f"""
 import sys
 from lorafit.events import Started, StepDone
-from lorafit.reporters.tensorboard import TensorBoard
-from lorafit.reporters.terminal import Terminal
-board = TensorBoard()
+from lorafit.reporters.tensorboard import TensorBoardReporter
+from lorafit.reporters.terminal.run import TerminalReporter
+board = TensorBoardReporter()
 board.on_event(Started(run={str(tmp_path)!r}, model="m", engine="e", device="cpu", steps=1, train_samples=1, valid_samples=0,
                   trainable_parameters=1))
 board.on_event(StepDone(step=1, loss=1.0, target_tokens=1, tokens=1, grad_norm=1.0, lr=1.0, seconds=1.0, peak_bytes=None,

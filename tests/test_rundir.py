@@ -140,7 +140,7 @@ def test_a_run_that_is_not_there_is_told_with_near_names(tmp_path: Path) -> None
 HOLDER = """
 import sys
 from pathlib import Path
-from lorafit.rundir import RunDir
+from lorafit.run_folders.directory import RunDir
 with RunDir(Path(sys.argv[1])).lock():
     print("locked", flush=True)
     sys.stdin.read()

@@ -222,7 +222,7 @@ def test_when_the_supervisor_is_killed_the_worker_finishes_its_step_saves_and_en
     script = f"""
 import sys; sys.path[:0] = [{str(HERE)!r}, {str(HERE.parent)!r}]
 from lorafit.config import TrainConfig
-from lorafit.supervise import supervise
+from lorafit.supervisor.supervise import supervise
 import os, signal, test_supervise as t
 settings = {{**t.SETTINGS, "save_steps": 1000, "max_steps": 1000}}
 for event in supervise(TrainConfig(output_dir={str(tmp_path / "output")!r}, **settings), t.faulty(), t.CALM):

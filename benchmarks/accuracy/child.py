@@ -1,6 +1,6 @@
-"""What did the plan say and what came? One configuration, trained for real in this process; a JSON line at the end.
+"""Predicted and measured figures of one configuration, trained for real in this process; one JSON line at the end.
 
-`python -m accuracy.child CONFIGURATION.json`: the worker's own way from rows to the last step, nothing stands in.
+`python -m accuracy.child CONFIGURATION.json`: the worker's normal path from rows to the last step, without stand-ins.
 """
 
 import json
@@ -30,7 +30,7 @@ from lorafit.training import worker
 from lorafit.units import GIB
 from race.shapes import shape_folder
 
-PRODUCTS = 10  # of SIDE rows and columns, timed beside a step
+PRODUCTS = 10  # matmuls of SIDE x SIDE, timed after each step
 WORDS = [
     "法院",
     "合同",
@@ -52,10 +52,11 @@ WORDS = [
     "days",
     "pay",
 ]
-WORD_TOKENS = 3.5  # of a word, by the demo model's tokenizer
+WORD_TOKENS = 3.5  # per word, with the demo model's tokenizer
 
 
 def main(path: str) -> int:
+    """Train the configuration in the file `path` and print its figures as one JSON line."""
     wanted = Configuration(**json.loads(Path(path).read_text("utf-8")))
     reset_peak()
     with tempfile.TemporaryDirectory() as folder:
@@ -64,26 +65,27 @@ def main(path: str) -> int:
 
 
 def reset_peak() -> None:
-    """Let VmHWM begin anew (proc(5), clear_refs: 5)."""
+    """Reset VmHWM, the peak resident memory of this process (proc(5), clear_refs: 5)."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_bytes() -> int:
+    """Return VmHWM, the peak resident memory of this process, in bytes."""
     found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
     return int(found[1]) * 1024
 
 
 def measured(wanted: Configuration, folder: Path) -> dict[str, Any]:
-    """Figures of one training."""
+    """Train one configuration in `folder` and return its predicted and measured figures, or its error."""
     config = settings(wanted, folder)
     if wanted.limit_gib is not None:
         limit = wanted.limit_gib * GIB
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     facts: dict[str, Any] = {**wanted.facts(), "began": time.time()}
-    steps: list[tuple[float, float]] = []  # seconds, and GFLOP/s of a product timed beside
+    steps: list[tuple[float, float]] = []  # seconds, and GFLOP/s of a matmul timed after it
     began = beside = 0.0
-    ruler = torch_gflops if wanted.kind == "run" else product_gflops  # as the plan's own, where that is compared
+    ruler = torch_gflops if wanted.kind == "run" else product_gflops  # else the planner's own matmul
     probes: list[tuple[float, float]] = []
     worker.rehearse = ruled(worker.rehearse, ruler, probes)
     try:
@@ -122,7 +124,7 @@ def measured(wanted: Configuration, folder: Path) -> dict[str, Any]:
 def ruled(
     rehearse: Callable[..., Any], ruler: Callable[[], float], found: list[tuple[float, float]]
 ) -> Callable[..., Any]:
-    """`rehearse`, which adds to `found` the seconds of every pass and GFLOP/s of a product timed beside it."""
+    """Wrap `rehearse`: for every pass, `found` gets its seconds and the GFLOP/s of a matmul timed after it."""
 
     def rehearsed(engine: Engine, *about: object) -> Any:
         probe = engine.probe
@@ -139,11 +141,11 @@ def ruled(
 
 
 def torch_gflops() -> float:
-    """float32 GFLOP/s over a few products, not of the best: a neighbour that comes and goes spares one of them.
+    """Return the mean float32 GFLOP/s of PRODUCTS matmuls; the best of them could miss a load that comes and goes.
 
-    By PyTorch's own threads: numpy's wait busily after a product, and slow the next step by 4 to 8%.
+    PyTorch's own threads are used: numpy's busy-wait after a matmul, and slow the next step by 4 to 8%.
     """
-    import torch  # by now the run has it
+    import torch  # the run has imported it by now
 
     side = torch.ones(SIDE, SIDE)
     began = time.perf_counter()
@@ -153,7 +155,11 @@ def torch_gflops() -> float:
 
 
 def settings(wanted: Configuration, folder: Path) -> TrainConfig:
-    """Rows that are all cut to the same length, a micro-batch a step."""
+    """Write the rows of one configuration and return its config.
+
+    A step has as many rows of the longest length as fit in the token budget. All rows are truncated to that length,
+    except in a whole run, which has mixed lengths.
+    """
     model = "demo" if wanted.model == "demo" else str(shape_folder(wanted.model))
     budget = wanted.token_budget or wanted.longest * (2 if wanted.kind == "run" else 1)
     rows = max(1, budget // wanted.longest)
@@ -172,7 +178,7 @@ def settings(wanted: Configuration, folder: Path) -> TrainConfig:
 
 
 def write_rows(path: Path, rows: int, longest: int, mixed: bool) -> None:
-    """Rows of words, each different from its first on: all longer than `longest` tokens, or of mixed lengths."""
+    """Write rows of words, different from the first token on: all longer than `longest` tokens, or of mixed lengths."""
     with path.open("w", encoding="utf-8") as file:
         for row in range(rows * (8 if mixed else 1)):
             share = 0.2 + 0.8 * (row * 0.618 % 1) if mixed else 4.0

@@ -1,4 +1,4 @@
-"""How far off was the plan? Errors of what was measured, and the constants that would fit one half of it."""
+"""Errors of the plan against measurements, and the constants that would fit one half of the measurements."""
 
 import statistics
 from collections.abc import Sequence
@@ -12,21 +12,24 @@ from lorafit.planner.memory import Layout, activation_bytes
 from race.shapes import shape_folder
 
 Row = dict[str, Any]
-MEDIAN, WORST, UNDER = 0.04, 0.10, 0.03  # the goals
+MEDIAN, WORST, UNDER = 0.04, 0.10, 0.03  # goals for the errors of peak memory
 
 
 def error(row: Row) -> float:
-    """Predicted over measured peak, minus one: below 0 the plan promised too little."""
+    """Return predicted over measured peak memory, minus one; below 0 the prediction is too low."""
     return float(row["predicted_bytes"] / row["peak_bytes"] - 1)
 
 
 def halves(rows: list[Row]) -> tuple[list[Row], list[Row]]:
-    """Every second configuration fits the constants; the others are reported."""
+    """Split `rows` in two: every second configuration fits the constants, the others are reported."""
     return rows[::2], rows[1::2]
 
 
 def summary(rows: list[Row], wanted: int) -> dict[str, Any]:
-    """Flat: what the benchmark's JSON says. Errors over the half that no constant was fitted on."""
+    """Return the flat figures of the benchmark: errors over the half that no constant was fitted on.
+
+    `ok` needs all three goals and `wanted` configurations.
+    """
     errors = [error(row) for row in halves(rows)[1]]
     if not errors:
         return {"ok": False, "configurations": len(rows)}
@@ -43,12 +46,12 @@ def summary(rows: list[Row], wanted: int) -> dict[str, Any]:
 
 
 def slack(row: Row) -> float:
-    """What was there besides the terms that are counted."""
+    """Return the measured peak minus all predicted terms except the allocator's, in bytes."""
     return float(row["peak_bytes"] - sum(size for name, size in row["terms"].items() if name != "allocator"))
 
 
 def given_up(row: Row) -> int:
-    """Bytes that layers would keep besides, if none recomputed."""
+    """Return the bytes of activations that gradient checkpointing saves."""
     spec = read_spec(demo_model() if row["model"] == "demo" else shape_folder(row["model"]))
     layout = Layout(
         "cpu", row["precision"], row["quantization"], "adamw", row["lora_r"], "all-linear", row["token_budget"],
@@ -58,28 +61,33 @@ def given_up(row: Row) -> int:
 
 
 def _slack_name(row: Row) -> str:
-    """By which constants of plan/memory.py its slack is reckoned."""
+    """Return the name of the constants in planner/memory.py that give the slack of `row`."""
     eight = ", 8bit" if row["quantization"] == "8bit" else ""
     return f"{row['allocator']}, {row['path']}{eight}"
 
 
 def constants(rows: list[Row]) -> dict[str, list[float]]:
-    """For each profile and path MiB that are always there, and shares of what layers keep and of what they gave up."""
+    """Fit the slack constants of planner/memory.py by least squares.
+
+    For each allocator profile and path, return a constant in MiB, a share of the activations that layers keep, and a
+    share of those that gradient checkpointing saves.
+    """
     found = {}
     for name in sorted(set(map(_slack_name, rows))):
         those = [row for row in rows if _slack_name(row) == name]
         kept = np.array([row["terms"]["activations"] for row in those], float)
         terms = np.stack([np.full_like(kept, 2**20), kept, [given_up(row) for row in those]], 1)
-        weights = 1 / np.array([row["peak_bytes"] for row in those], float)  # errors are relative
+        weights = 1 / np.array([row["peak_bytes"] for row in those], float)  # so that errors are relative
         rest = np.array([slack(row) for row in those])
         found[name] = np.linalg.lstsq(terms * weights[:, None], rest * weights, rcond=None)[0].tolist()
     return found
 
 
 def speed_error(row: Row) -> float | None:
-    """Predicted over measured seconds, minus one: of a whole run after its preflight, of a step without one.
+    """Return predicted over measured seconds, minus one, or None without data.
 
-    Both in products timed beside: a busy neighbour slows these as it slows the steps.
+    The seconds are those of a whole run after its preflight, else of a step. Both sides are multiplied by the speed of
+    a matmul timed beside them, because load from other processes slows it as it slows the steps.
     """
     steps = list(zip(row["step_seconds"], row["step_gflops"], strict=True))[1:]
     if not steps or not row["predicted_step_seconds"]:
@@ -92,5 +100,8 @@ def speed_error(row: Row) -> float | None:
 
 
 def mean_gflops(timed: Sequence[tuple[float, float]]) -> float:
-    """GFLOP/s of a product beside each of some passes or steps (seconds, GFLOP/s), a long one counting for more."""
+    """Return the mean GFLOP/s of the matmuls timed beside passes or steps, weighted by seconds.
+
+    `timed` holds (seconds of the pass or step, GFLOP/s of the matmul).
+    """
     return sum(seconds * gflops for seconds, gflops in timed) / sum(seconds for seconds, _gflops in timed)

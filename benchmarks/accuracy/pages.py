@@ -1,4 +1,4 @@
-"""Where do the tables stand? Between two marks in a page of docs/; the words around stay."""
+"""Tables in the docs: each stands between two marks in a page of docs/, and the text around it stays."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ BEGIN, END = "<!-- measured: {name} -->", "<!-- end -->"
 
 
 def write(page: str, name: str, text: str) -> None:
-    """Put `text` between the marks called `name`."""
+    """Replace the text between the marks of `name` in `page`. Raises ValueError if the page has no such marks."""
     path, begin = DOCS / page, BEGIN.format(name=name)
     content = path.read_text("utf-8")
     marked = re.compile(re.escape(begin) + r".*?" + re.escape(END), re.S)
@@ -21,6 +21,7 @@ def write(page: str, name: str, text: str) -> None:
 
 
 def memory_table(rows: list[Row]) -> str:
+    """Return the Markdown table of predicted and measured peak memory."""
     head = "| model | numbers | longest | budget | recompute | rank | allocator | predicted | measured | error |\n|---|---|---|---|---|---|---|---|---|---|\n"
     return head + "\n".join(_memory_row(row) for row in rows)
 
@@ -35,6 +36,7 @@ def _memory_row(row: Row) -> str:
 
 
 def speed_table(rows: list[Row]) -> str:
+    """Return the Markdown table of predicted and measured step times."""
     head = (
         "| model | numbers | budget | recompute | allocator | predicted | took | by the clock | in products |\n"
         "|---|---|---|---|---|---|---|---|---|\n"
@@ -54,6 +56,7 @@ def _speed_row(row: Row) -> str:
 
 
 def run_table(rows: list[Row]) -> str:
+    """Return the Markdown table of whole runs: predicted and measured time and memory."""
     head = (
         "| longest | budget | recompute | rank | predicted | took | by the clock | in products | memory predicted | measured | error |\n"
         "|---|---|---|---|---|---|---|---|---|---|---|\n"
@@ -72,11 +75,12 @@ def _run_row(row: Row) -> str:
 
 
 def _share(row: Row) -> str:
-    """Of the layers that recompute, as it was asked for."""
+    """Return the requested share of layers with gradient checkpointing."""
     return "auto" if row["recompute"] is None else f"{row['recompute']:.0%}"
 
 
 def limit_table(rows: list[Row]) -> str:
+    """Return the Markdown table of runs under memory limits."""
     head = "| model | limit | what happened |\n|---|---|---|\n"
     return head + "\n".join(f"| {r['model']} | {r['limit_gib']} GiB | {_outcome(r)} |" for r in rows)
 

@@ -1,4 +1,4 @@
-"""What did others measure on machines that are not here, and what does the plan say of the same run? Ratios, for the docs."""
+"""Measurements that others published, and the planner's predictions for the same runs, as ratios for the docs."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +24,7 @@ LONG: dict[str, Any] = {**MAC, "tokens": 8192, "longest": 8192}
 
 @dataclass(frozen=True)
 class Published:
-    """Somebody's run: tokens/s or peak GiB as published, and how it was trained as far as that is known."""
+    """A published run: its tokens per second or peak GiB, and how the model was trained, as far as that is known."""
 
     what: str
     machine: str
@@ -46,7 +46,7 @@ PUBLISHED = [
 
 
 def table() -> str:
-    """Markdown. Memory is without the libraries: what a device's allocator counts."""
+    """Return the Markdown table. Memory excludes the libraries, which a device's allocator does not count."""
     head = "| run | machine | model | published | predicted | ratio |\n|---|---|---|---|---|---|\n"
     return head + "\n".join(line for one in PUBLISHED for line in _lines(one))
 
@@ -65,7 +65,7 @@ def _lines(one: Published) -> list[str]:
 
 
 def predicted(one: Published) -> tuple[float, float]:
-    """Tokens a second, and GiB at the peak."""
+    """Return the predicted tokens per second and peak GiB."""
     plain: dict[str, Any] = {
         "precision": "bf16", "quantization": "none", "optimizer": "adamw", "lora_r": 16, "lora_targets": "all-linear",
         "recompute": 0, "loss_chunk": 128, "target_share": 1.0,

@@ -1,1 +1,1 @@
-"""The processes that benchmarks/quantised.py measures."""
+"""Modules that benchmarks/quantised.py runs as processes of their own."""

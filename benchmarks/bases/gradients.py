@@ -1,7 +1,8 @@
-"""How far is a base's gradient from that through its weights written out? A process of its own: python -m bases.gradients FLAGS.json
+"""Gradient error of one base, measured in a process of its own: python -m bases.gradients FLAGS.json
 
-The reference is the conformance suite's (tests/engines): transformers and peft in float64, sample by sample, here over
-the plain numbers that the engine's quantised weights stand for.
+The reference is that of the conformance suite (tests/engines): transformers and peft in float64, one sample at a time.
+Its base model has the engine's quantized weights in dequantized form. The process prints one line of JSON: `loss_rel`
+is the relative error of the loss, `grad_rel` the largest error of a gradient tensor, relative by norm.
 """
 
 import json
@@ -20,6 +21,7 @@ MOST_SAMPLES = 4
 
 
 def main() -> None:
+    """Print the errors of loss and gradients as one line of JSON."""
     flags = json.loads(Path(sys.argv[1]).read_text("utf-8"))
     task = task_of(flags)
     samples = [task.data.valid[i] for i in range(min(MOST_SAMPLES, len(task.data.valid)))]

@@ -1,1 +1,1 @@
-"""Faults for benchmarks/chaos.py: a training to disturb, what can happen to it, and what must come of it."""
+"""Faults for benchmarks/chaos.py: a training run to disturb, the faults, and the checks of the result."""

@@ -1,6 +1,6 @@
-"""What can happen to a training? Each kind of fault is a function that waits for its moment, does the deed, and sees what comes of it.
+"""Kinds of faults: each is a function that waits for its moment, disturbs a training run and checks the reaction.
 
-`RNG` decides moments; what a kind needs (root, cgroups, a C compiler) is asked by `missing`.
+`rng` decides moments. `missing` says why a kind is impossible on this machine (it needs root, cgroups or a C compiler).
 """
 
 import contextlib
@@ -26,14 +26,14 @@ MIB = 1 << 20
 
 
 def kill_any_time(training: Training, rng: random.Random) -> None:
-    """SIGKILL to the worker at any moment: while it loads, computes or saves."""
+    """Send SIGKILL to the worker at any moment: while it loads, computes or saves."""
     training.wait(lambda: training.run, "a run's folder")
     time.sleep(rng.uniform(0, 8))
     training.wait_for_another(training.signal_worker(signal.SIGKILL))
 
 
 def kill_while_saving(training: Training, rng: random.Random) -> None:
-    """SIGKILL to the worker in the middle of a save."""
+    """Send SIGKILL to the worker in the middle of a save."""
     training.wait_for_step(training.step + 1)
     run = training.run
     assert run is not None
@@ -43,7 +43,7 @@ def kill_while_saving(training: Training, rng: random.Random) -> None:
 
 
 def kill_supervisor(training: Training, rng: random.Random) -> None:
-    """SIGKILL to the supervisor: its worker saves and ends, and the run is gone on with at once."""
+    """Send SIGKILL to the supervisor; its worker saves and exits, and the run is resumed at once."""
     training.wait_for_step(training.step + rng.randint(1, 3))
     assert training.process is not None
     training.process.kill()
@@ -52,24 +52,24 @@ def kill_supervisor(training: Training, rng: random.Random) -> None:
 
 
 def kill_all(training: Training, rng: random.Random) -> None:
-    """SIGKILL to all processes at once."""
+    """Send SIGKILL to all processes at once and resume the run."""
     training.wait_for_step(training.step + rng.randint(1, 3))
     training.kill_group()
     training.start()
 
 
 def terminate(training: Training, rng: random.Random) -> None:
-    """SIGTERM: the step is finished and saved."""
+    """Send SIGTERM: the step is finished and saved, the exit code is 143; resume the run."""
     _stop(training, rng, [signal.SIGTERM], 143)
 
 
 def interrupt_twice(training: Training, rng: random.Random) -> None:
-    """Ctrl-C, and again before the step is done."""
+    """Send SIGINT twice (Ctrl-C), again before the step is done: the exit code is 130; resume the run."""
     _stop(training, rng, [signal.SIGINT, signal.SIGINT], 130)
 
 
 def stop_for_a_while(training: Training, rng: random.Random) -> None:
-    """SIGSTOP to the worker, SIGCONT later: no hang."""
+    """Send SIGSTOP to the worker and SIGCONT later; raise NotSurvived if the worker is restarted as hung."""
     training.wait_for_step(training.step + 1)
     restarts = len(training.of(Restarted))
     training.signal_worker(signal.SIGSTOP)
@@ -81,12 +81,12 @@ def stop_for_a_while(training: Training, rng: random.Random) -> None:
 
 
 def truncate_checkpoint(training: Training, rng: random.Random) -> None:
-    """The newest checkpoint is cut off."""
+    """Truncate a file of the newest checkpoint and resume the run."""
     _spoil(training, rng, lambda data: data[: rng.randrange(len(data))])
 
 
 def flip_a_bit(training: Training, rng: random.Random) -> None:
-    """A bit of the newest checkpoint is flipped."""
+    """Flip one bit in a file of the newest checkpoint and resume the run."""
 
     def flip(data: bytes) -> bytes:
         spoilt = bytearray(data)
@@ -97,7 +97,7 @@ def flip_a_bit(training: Training, rng: random.Random) -> None:
 
 
 def hang(training: Training, rng: random.Random) -> None:
-    """The worker computes no more and says nothing (faults/hanging.py)."""
+    """Make the worker stop computing and sending (faults/hanging.py); it must be restarted as hung."""
     restarts = len(training.of(Restarted))
     training.wait_for_step(training.step + rng.randint(1, 2))
     (training.output / "hang").touch()
@@ -106,7 +106,7 @@ def hang(training: Training, rng: random.Random) -> None:
 
 
 def set_clock_back(training: Training, rng: random.Random) -> None:
-    """The wall clock goes back by hours (for this training alone)."""
+    """Set the wall clock back by 1 to 48 hours, for this run's processes only."""
     training.wait_for_step(training.step + 1)
     offset = training.output.parent / "offset"
     offset.write_text(f"{int(offset.read_text()) - rng.randint(1, 48) * 3600}\n")
@@ -114,7 +114,10 @@ def set_clock_back(training: Training, rng: random.Random) -> None:
 
 
 def fill_disk(training: Training, rng: random.Random) -> None:
-    """The disk fills up: an end with words, and with room again the run goes on (its folder is a tmpfs of its own)."""
+    """Fill the disk: the run must end with a message and exit code 2; free space and resume the run.
+
+    The run's folder is a tmpfs of its own.
+    """
     training.wait_for_step(training.step + rng.randint(1, 3))
     ballast = training.output / "ballast"
     with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
@@ -129,16 +132,16 @@ def fill_disk(training: Training, rng: random.Random) -> None:
 
 
 def told(training: Training, cause: str) -> None:
-    """See that the last restart was told as one for `cause`."""
+    """Raise NotSurvived unless the last restart reports `cause`."""
     last = training.of(Restarted)[-1]
     if not (isinstance(last, Restarted) and last.cause == cause):
         raise NotSurvived(f"told as {last}, and it was {cause}")
 
 
 def run_out_in_step(training: Training, rng: random.Random) -> None:
-    """Memory runs out in the process (RLIMIT_DATA): the step is computed again with less at a time.
+    """Limit the worker's memory (RLIMIT_DATA) until it runs out: the step is computed again with smaller micro-batches.
 
-    The limit comes when training has begun: of an earlier one the plan would know.
+    The limit is set after training starts, because the planner would take an earlier limit into account.
     """
     training.wait(lambda: training.of(Started), "the first step")
     worker = training.wait_for_worker()
@@ -147,21 +150,24 @@ def run_out_in_step(training: Training, rng: random.Random) -> None:
 
 
 def kill_for_memory(training: Training, rng: random.Random) -> None:
-    """The system's OOM killer, by a cgroup whose limit the worker exceeds while it loads the model."""
+    """Trigger the system's OOM killer by a cgroup whose limit the worker exceeds while it loads the model.
+
+    The restart must report the cause `oom_killer`.
+    """
     training.wait(lambda: training.run, "a run's folder")
-    if training.step:  # it has all that it needs: let another load
+    if training.step:  # this worker has loaded the model already, so a new one must load it
         training.wait_for_step(training.step + rng.randint(1, 2))
         training.wait_for_another(training.signal_worker(signal.SIGKILL))
     restarts, worker = len(training.of(Restarted)), training.wait_for_worker()
     with MemoryGroup() as group:
-        group.limit(rng.randint(8, 32) * MIB)  # beyond what it holds by now, which counts elsewhere
+        group.limit(rng.randint(8, 32) * MIB)  # memory allocated before the move counts in the old group
         group.take(worker.pid)
         training.wait(lambda: len(training.of(Restarted)) > restarts, "an OOM kill")
     told(training, "oom_killer")
 
 
 class MemoryGroup:
-    """A memory cgroup of either version, for as long as the context lasts."""
+    """Context manager of a memory cgroup, version 1 or 2."""
 
     def __enter__(self) -> "MemoryGroup":
         self._old = (CGROUP / "memory").is_dir()
@@ -170,6 +176,7 @@ class MemoryGroup:
         return self
 
     def limit(self, size: int) -> None:
+        """Set the limit of the group in bytes; swap is excluded."""
         names = (
             ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes") if self._old else ("memory.max", "memory.swap.max")
         )
@@ -178,6 +185,7 @@ class MemoryGroup:
                 (self._folder / name).write_text(f"{value}\n")
 
     def take(self, pid: int) -> None:
+        """Move the process `pid` into the group."""
         (self._folder / "cgroup.procs").write_text(f"{pid}\n")
 
     def __exit__(self, *_error: object) -> None:
@@ -189,7 +197,7 @@ class MemoryGroup:
 
 
 def missing(kind: str) -> str | None:
-    """Why `kind` cannot be had here; None: it can."""
+    """Return why the fault `kind` is impossible here, or None if it is possible."""
     if kind == "kill_for_memory":
         try:
             with MemoryGroup() as group:
@@ -206,7 +214,10 @@ def missing(kind: str) -> str | None:
 
 
 def fake_clock(folder: Path) -> dict[str, str]:
-    """The environment in which the wall clock is off by the seconds in the file folder/offset."""
+    """Build a preloadable library and return the environment in which it shifts the wall clock.
+
+    The shift is the number of seconds in the file folder/offset.
+    """
     library, offset = folder / "clock.so", folder / "offset"
     subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(CLOCK)], check=True)
     offset.write_text("0\n")
@@ -214,11 +225,12 @@ def fake_clock(folder: Path) -> dict[str, str]:
 
 
 def mount(folder: Path, size: int) -> None:
-    """A small disk at `folder`."""
+    """Mount a tmpfs of `size` bytes at `folder`."""
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=True)
 
 
 def unmount(folder: Path) -> None:
+    """Unmount `folder`; errors are ignored."""
     subprocess.run(["umount", "-l", str(folder)], check=False)
 
 

@@ -1,6 +1,7 @@
-"""A face whose worker hangs when a file called "hang" lies beside its run, once for each time that it is put there.
+"""The lorafit command with a worker that hangs once for each file named "hang" that is put into the output folder.
 
-`hanging.py train ...` is the face; it starts `hanging.py` without words as the worker, in the place of lorafit.training.child.
+`hanging.py train ...` is the command. It starts `hanging.py` without arguments as the worker, in place of
+lorafit.training.child.
 """
 
 import sys
@@ -20,6 +21,7 @@ from lorafit.training.worker import train_in_process
 
 
 def hanging_work(config: TrainConfig, link: Link) -> Iterator[Event]:
+    """Train in this process, but delete the file "hang" once it appears and hang at that heartbeat."""
     flag = Path(config.output_dir) / "hang"
 
     def beat(*message: Message) -> None:

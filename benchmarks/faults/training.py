@@ -1,4 +1,4 @@
-"""How is a training started, watched and ended from outside? By its command line, its files and its process ids."""
+"""A training run controlled from outside: by its command line, its files and its process IDs."""
 
 import contextlib
 import json
@@ -21,18 +21,18 @@ SETTINGS: dict[str, object] = {
     "model_name": "demo", "max_length": 64, "max_steps": STEPS, "effective_batch": 2, "token_budget": 4096,
     "save_steps": SAVE_STEPS, "eval_steps": 12, "val_size": 2, "lora_r": 2, "lora_dropout": 0.1, "lang": "en",
 }  # fmt: skip
-ROWS = 60  # of a few tokens each, so that many runs take little time
+ROWS = 60  # a few tokens each, so that a run takes little time
 FACE = (sys.executable, "-m", "lorafit")
-PATIENCE_SECONDS = 600.0  # for anything to happen; what takes longer has not survived
-SNAP_SECONDS = 0.05  # between looks
+PATIENCE_SECONDS = 600.0  # limit of every wait; a run that needs longer has not survived
+SNAP_SECONDS = 0.05  # polling interval
 
 
 class NotSurvived(Exception):
-    """What should have happened did not."""
+    """Raised if a run does not react to a fault as it should."""
 
 
 def write_rows(path: Path) -> None:
-    """Rows that are short, and each another."""
+    """Write ROWS short and different rows as JSON lines."""
     sums = [(n, n // 7) for n in range(10, 10 + ROWS)]
     talks = [(("system", "Add."), ("user", f"{a} + {b}"), ("assistant", f"It is {a + b}.")) for a, b in sums]
     rows = [{"messages": [{"role": role, "content": text} for role, text in talk]} for talk in talks]
@@ -40,7 +40,7 @@ def write_rows(path: Path) -> None:
 
 
 def flags(output: Path, **changes: object) -> list[str]:
-    """The training's command line; its rows lie beside `output`."""
+    """Return the training's flags, with `changes` on top of SETTINGS; its rows lie beside `output`."""
     settings = {**SETTINGS, "dataset_name": output.parent / "rows.jsonl", "output_dir": output, **changes}
     return [
         word
@@ -50,22 +50,26 @@ def flags(output: Path, **changes: object) -> list[str]:
 
 
 class TooLate(Exception):
-    """The training was done before the fault could meet it."""
+    """Raised if the training finished before the fault could affect it."""
 
 
 @dataclass
 class Training:
-    """One run in the folder `output`, over all the processes that work at it."""
+    """One run in the folder `output`, with all the processes that work on it.
+
+    `face` is the command that starts lorafit, and `process` is its newest process. `data_bytes` is the memory limit
+    that the fault `run_out_in_step` sets.
+    """
 
     output: Path
     face: tuple[str, ...] = FACE
     environ: dict[str, str] = field(default_factory=dict)
     steps: int = STEPS
-    data_bytes: int = 0  # what a fault lets it allocate at most
+    data_bytes: int = 0  # RLIMIT_DATA in bytes
     process: subprocess.Popen[str] | None = None
 
     def start(self, **changes: object) -> None:
-        """Begin, or go on with what was begun."""
+        """Start the run, or resume it if its folder exists."""
         words = (
             ["resume", "--output_dir", str(self.output), "--lang", "en"]
             if self.run
@@ -79,37 +83,38 @@ class Training:
 
     @property
     def run(self) -> RunDir | None:
-        """The run's folder, as soon as there is one that can be gone on with."""
+        """Return the run's folder, or None while there is none that can be resumed."""
         found = [path for path in self.output.glob("*/config.yaml")]
         return RunDir(found[0].parent) if found else None
 
     def of(self, kind: type[Event]) -> list[Event]:
-        """All events of one kind; those that a resume made void are left out."""
+        """Return all valid events of one kind; events that a resume discarded are left out."""
         return [e for e in read_events(self.run.events) if isinstance(e, kind)] if self.run else []
 
     @property
     def step(self) -> int:
-        """Steps done."""
+        """Return the number of finished steps."""
         return max((e.step for e in self.of(StepDone)), default=0)
 
     @property
     def saved(self) -> int:
+        """Return the step of the newest checkpoint in the events, 0 without one."""
         return max((e.step for e in self.of(Saved)), default=0)
 
     def written(self, kind: type[Event]) -> int:
-        """How many events of one kind stand in the record, void ones too."""
+        """Return how many events of one kind are in the record, including those that a resume discarded."""
         assert self.run is not None
         lines = self.run.events.read_text("utf-8", errors="replace").splitlines()
         return sum(f'"event": "{kind.name}"' in line for line in lines)
 
     @property
     def lost_steps(self) -> int:
-        """Steps that were done more than once."""
+        """Return how many steps were repeated."""
         return self.written(StepDone) - self.step
 
     @property
     def worker(self) -> psutil.Process | None:
-        """The process with the engine, while it lives."""
+        """Return the process with the engine, or None if none is alive."""
         assert self.process is not None
         with contextlib.suppress(psutil.Error):
             for child in psutil.Process(self.process.pid).children():
@@ -119,7 +124,10 @@ class Training:
         return None
 
     def wait(self, what: Callable[[], object], name: str, snap_seconds: float = SNAP_SECONDS) -> None:
-        """Until `what()` holds; where the training ends before, it has not survived."""
+        """Wait until `what()` is true.
+
+        Raise TooLate if the training finishes before that. Raise NotSurvived if it fails or PATIENCE_SECONDS pass.
+        """
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not what():
             if self.process is not None and self.process.poll() is not None and not what():
@@ -131,40 +139,43 @@ class Training:
             time.sleep(snap_seconds)
 
     def wait_for_step(self, step: int) -> None:
-        """Until `step` is done, and the process that did it is at work."""
+        """Wait until `step` is done; a step among the last two counts as the one before them."""
         self.wait(lambda: self.step >= min(step, self.steps - 2), f"step {step}")
 
     def wait_for_progress(self) -> None:
-        """Until something is saved after the last restart, so that the next fault meets a run that got on."""
+        """Wait for a new checkpoint, so that the next fault affects a run that has progressed since the last restart.
+
+        Do not wait if at most SAVE_STEPS steps remain after the newest checkpoint.
+        """
         saved = self.saved
         self.wait(lambda: self.saved > saved or self.saved >= self.steps - SAVE_STEPS, "another checkpoint")
 
     def wait_for_worker(self) -> psutil.Process:
-        """The process with the engine."""
+        """Wait for the process with the engine and return it."""
         found: list[psutil.Process] = []
         self.wait(lambda: found.extend(filter(None, [self.worker])) or found, "a worker")
         return found[0]
 
     def wait_for_another(self, pid: int) -> None:
-        """Until a process with the engine lives that is not `pid`."""
+        """Wait until a process with the engine other than `pid` is alive."""
         self.wait(lambda: (worker := self.worker) is not None and worker.pid != pid, "a restart")
 
     def signal_worker(self, number: signal.Signals) -> int:
-        """Send a signal to the process with the engine; its id."""
+        """Send a signal to the process with the engine and return its ID."""
         worker = self.wait_for_worker()
         with contextlib.suppress(psutil.Error):
             worker.send_signal(number)
         return worker.pid
 
     def kill_group(self) -> None:
-        """SIGKILL to supervisor and worker alike, as when a machine stops."""
+        """Send SIGKILL to supervisor and worker together, as when a machine stops."""
         assert self.process is not None
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.said()
 
     def said(self) -> str:
-        """What the face printed until its end."""
+        """Wait until the command ends and return its output; an empty string if it does not end or was read before."""
         assert self.process is not None
         try:
             return self.process.communicate(timeout=PATIENCE_SECONDS)[0] or ""
@@ -172,14 +183,14 @@ class Training:
             return ""
 
     def finish(self) -> None:
-        """See it end well."""
+        """Wait until the command ends; raise NotSurvived unless its exit code is 0."""
         said = self.said()
         assert self.process is not None
         if self.process.returncode != 0:
             raise NotSurvived(f"it ended with {self.process.returncode}:\n{said[-2000:]}")
 
     def end(self) -> None:
-        """Leave no process behind."""
+        """Kill all processes of the command's group."""
         if self.process is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.process.pid, signal.SIGKILL)

@@ -1,4 +1,7 @@
-"""Did a disturbed run end as the undisturbed one? Same bytes where the plan did not change, else by the law's measures."""
+"""Checks of a disturbed run against the undisturbed one, and the cost of supervising and saving.
+
+If the plan did not change, the bytes must be equal; otherwise the tolerances below apply.
+"""
 
 import json
 from collections.abc import Callable
@@ -19,7 +22,8 @@ LOSS_TOLERANCE, B_TOLERANCE = 1e-5, 1e-3  # relative; by norm (docs/architecture
 def check(training: Training, wanted: RunDir, smaller: Callable[[int], RunDir]) -> None:
     """Raise NotSurvived unless `training` ended as `wanted` did.
 
-    Where less was taken at a time from the start on, the bytes are those of smaller(token_budget), which began so.
+    The events must have every step once, and no temporary file may remain. If only the token budget was reduced, and
+    only before the first step, the adapter must have the bytes of smaller(token_budget), which started that way.
     """
     run = training.run
     assert run is not None
@@ -45,7 +49,7 @@ def _same_bytes(run: RunDir, wanted: RunDir) -> None:
 
 
 def b_distance(run: RunDir, wanted: RunDir) -> float:
-    """Norm of the difference of all B matrices over their norm."""
+    """Return the norm of the difference of all B matrices, over their norm in `wanted`."""
     one, other = (load_file(_adapter(r)) for r in (run, wanted))
     names = [name for name in other if "lora_B" in name]
     ours, theirs = (np.concatenate([t[name].ravel() for name in names]) for t in (one, other))
@@ -53,15 +57,15 @@ def b_distance(run: RunDir, wanted: RunDir) -> float:
 
 
 def loss_distance(run: RunDir, wanted: RunDir) -> float:
-    """The largest relative difference of a loss, over steps and evaluations."""
+    """Return the largest relative difference of a loss, over steps and evaluations."""
     one, other = (_losses(r) for r in (run, wanted))
     return max(abs(one[key] - other[key]) / abs(other[key]) for key in other)
 
 
 def overhead(training: Training, samples: list[tuple[int, float, float]]) -> dict[str, Any]:
-    """CPU seconds of supervisor and face beside the worker's: in all, and in the steps alone.
+    """Return CPU seconds of the command (supervisor and reporter) and of the worker, in total and in the steps alone.
 
-    `samples` are (step, CPU seconds of the face's process, of the worker's), the last the latest.
+    `samples` are (step, CPU seconds of the command's process, CPU seconds of the worker), the newest last.
     """
     first = next(sample for sample in samples if sample[0] >= 2)
     last = samples[-1]
@@ -74,7 +78,7 @@ def overhead(training: Training, samples: list[tuple[int, float, float]]) -> dic
 
 
 def cost_of_saving(training: Training) -> dict[str, Any]:
-    """What a checkpoint takes, and how much longer steps take that follow a save."""
+    """Return seconds and bytes of a checkpoint, and the time of a step after a save relative to other steps."""
     saved = [e for e in training.of(Saved) if isinstance(e, Saved)]
     steps = {e.step: e.seconds for e in training.of(StepDone) if isinstance(e, StepDone)}
     after = [steps[e.step + 1] for e in saved if e.step + 1 in steps]
@@ -88,7 +92,7 @@ def cost_of_saving(training: Training) -> dict[str, Any]:
 
 
 def _plan(run: RunDir) -> dict[str, Any]:
-    """How it was computed; measuring may have corrected it."""
+    """Return the plan fields that decide how the run is computed; other fields, such as predictions, do not count."""
     return {name: value for name, value in json.loads(run.plan.read_text("utf-8")).items() if name in HOW}
 
 
@@ -97,7 +101,7 @@ def _adapter(run: RunDir) -> Path:
 
 
 def _losses(run: RunDir) -> dict[str, float]:
-    """From the record itself, since the last event of a step is the one that holds."""
+    """Return the losses by event and step, read from the record: the last event of a step is the valid one."""
     losses = {}
     for line in run.events.read_text("utf-8").splitlines():
         facts = json.loads(line)

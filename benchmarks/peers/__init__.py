@@ -1,1 +1,1 @@
-"""The contestants: each file is run as a process of its own, in its own Python, and obeys peers/protocol.py."""
+"""The contestants: each file runs as a process of its own, in its own Python, and follows peers/protocol.py."""

@@ -1,4 +1,4 @@
-"""The script that everybody writes first: transformers' Trainer over a peft model, every row padded to max_length."""
+"""The script that most users write first: transformers' Trainer with a peft model, every row padded to max_length."""
 
 import tempfile
 
@@ -12,6 +12,7 @@ from peers.trainers import Barrier, arguments, as_dicts, shares
 
 
 def main() -> None:
+    """Train under the control of the race."""
     task = Task.read()
     referee = Referee(task)
     from peft import get_peft_model

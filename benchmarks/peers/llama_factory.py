@@ -1,4 +1,7 @@
-"""LLaMA-Factory, by its own entrance. Options: batch_size, sorted, recompute, packed (neat_packing: samples do not see each other)."""
+"""LLaMA-Factory, through its own entry point `run_exp`.
+
+Options: batch_size, sorted, recompute, packed (neat_packing: samples do not attend to each other).
+"""
 
 import os
 import tempfile
@@ -10,7 +13,10 @@ from peers.trainers import Barrier, arguments, as_dicts, packs, shares
 
 
 def packed_row(pack: list[Row]) -> dict[str, Any]:
-    """What its own packing makes of these rows, without the padding up to cutoff_len; the mask holds each sample's number."""
+    """Return the row that LLaMA-Factory's packing makes of `pack`, without padding up to cutoff_len.
+
+    The attention mask holds the number of each token's sample, from 1.
+    """
     return {
         "input_ids": [token for ids, _targets in pack for token in ids],
         "labels": [label for row in pack for label in labels_of(row)],
@@ -19,10 +25,12 @@ def packed_row(pack: list[Row]) -> dict[str, Any]:
 
 
 def plain_row(row: dict[str, Any]) -> dict[str, Any]:
+    """Return `row` with an attention mask of ones."""
     return {**row, "attention_mask": [1] * len(row["input_ids"])}
 
 
 def settings(task: Task, folder: Path, data: Path, batch_size: int) -> dict[str, Any]:
+    """Return LLaMA-Factory's arguments for `task`."""
     options = arguments(task, batch_size, str(folder / "out"))
     del options["disable_tqdm"]
     return {
@@ -48,6 +56,7 @@ def settings(task: Task, folder: Path, data: Path, batch_size: int) -> dict[str,
 
 
 def main() -> None:
+    """Train under the control of the race."""
     task = Task.read()
     referee = Referee(task)
     os.environ["DISABLE_VERSION_CHECK"] = "1"

@@ -1,4 +1,4 @@
-"""lorafit itself: its planner, its engine, its micro-batches. Options: any settings of `lorafit train`."""
+"""lorafit itself: its planner, engine and micro-batches. Options: any settings of `lorafit train`."""
 
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,12 @@ from lorafit.engines.base import Engine, Setup
 from lorafit.hardware import detect
 from lorafit.models.spec import read_spec
 from lorafit.planner.plan import Plan
-from lorafit.planner.planner import DataFacts, make_plan
+from lorafit.planner.planner import DataStats, make_plan
 from peers.protocol import Referee, Task
 
 
 def config_of(task: Task, options: dict[str, Any]) -> TrainConfig:
+    """Return the training config of `task`, with `options` on top."""
     settings = {
         "model_name": task.model,
         "effective_batch": len(task.steps[0]),
@@ -37,22 +38,26 @@ def config_of(task: Task, options: dict[str, Any]) -> TrainConfig:
     return TrainConfig.model_validate({**settings, **options})
 
 
-def plan_for(task: Task, options: dict[str, Any], facts: DataFacts) -> Plan:
+def plan_for(task: Task, options: dict[str, Any], facts: DataStats) -> Plan:
+    """Return the plan for `task` with these options, on data of these lengths."""
     return make_plan(config_of(task, options), detect.detect_machine(), read_spec(Path(task.model)), facts)
 
 
 def plan_of(task: Task, steps: list[list[Sample]]) -> Plan:
+    """Return the plan for `task` with the lengths of its samples."""
     lengths = np.asarray([len(sample) for samples in steps for sample in samples])
-    return plan_for(task, task.options, DataFacts(lengths, lengths[:0], ""))
+    return plan_for(task, task.options, DataStats(lengths, lengths[:0], ""))
 
 
 def open_engine(task: Task, plan: Plan) -> Engine:
+    """Return the plan's engine with the model of `task` loaded."""
     setup = Setup(Path(task.model), task.model, plan.device, plan.precision, plan.quantization, plan=plan)
     engine: Engine = registry.load(registry.find_entry(registry.ENGINES, plan.engine)).open(setup)
     return engine
 
 
 def main() -> None:
+    """Train under the control of the race."""
     task = Task.read()
     referee = Referee(task)
     steps = [

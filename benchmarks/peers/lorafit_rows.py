@@ -1,4 +1,4 @@
-"""lorafit on a data set of any size, mapped from disk as a run has it. Options: rows, tokens (of each)."""
+"""lorafit on a data set of any size, memory-mapped as in a run. Options: rows, tokens (of each row)."""
 
 import tempfile
 from pathlib import Path
@@ -8,17 +8,17 @@ import numpy as np
 from lorafit.data.batching import batch
 from lorafit.data.store import Column, SampleStore, mapped
 from lorafit.engines import allocator
-from lorafit.planner.planner import DataFacts
+from lorafit.planner.planner import DataStats
 from lorafit.planner.schedule import step_samples
 from peers.lorafit_own import open_engine, plan_for
 from peers.protocol import Referee, Task
 
-PART = 10_000  # rows written at once
+PART = 10_000  # rows per write
 FIRST_ID, LAST_ID = 100, 40_000
 
 
 def store(folder: Path, rows: int, tokens: int) -> SampleStore:
-    """Random rows, the later half of each its targets."""
+    """Return a memory-mapped store of random rows; the second half of each row is in the loss."""
     rng, ids_file, mask_file = np.random.default_rng(0), folder / "ids.npy", folder / "mask.npy"
     mask_T = np.arange(tokens) >= tokens // 2
     with Column(ids_file, np.int32) as ids, Column(mask_file, np.bool_) as mask:
@@ -31,12 +31,13 @@ def store(folder: Path, rows: int, tokens: int) -> SampleStore:
 
 
 def main() -> None:
+    """Train under the control of the race."""
     task = Task.read()
     referee = Referee(task)
     rows, tokens = task.options["rows"], task.options["tokens"]
     with tempfile.TemporaryDirectory(prefix="lorafit-rows-") as folder:
         samples = store(Path(folder), rows, tokens)
-        plan = plan_for(task, {}, DataFacts(samples.lengths, samples.lengths[:0], ""))
+        plan = plan_for(task, {}, DataStats(samples.lengths, samples.lengths[:0], ""))
         allocator.use(plan.allocator)
         engine = open_engine(task, plan)
         for step in range(1, len(task.steps) + 1):

@@ -1,10 +1,11 @@
-"""mlx_lm's model in a loop without its trainer's faults: the least that a careful user would write."""
+"""mlx_lm's model in a minimal loop without the faults of mlx_lm's trainer, as a careful user would write it."""
 
 from peers.mlx_models import lora_model, loss, micro_batches
 from peers.protocol import Referee, Task
 
 
 def main() -> None:
+    """Train under the control of the race."""
     import mlx.core as mx  # after peers.mlx_models, which loads OpenBLAS
     from mlx import nn, optimizers
     from mlx.utils import tree_map

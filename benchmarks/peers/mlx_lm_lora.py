@@ -1,6 +1,6 @@
-"""mlx_lm's own trainer (`mlx_lm.lora`), with every repair that it takes as an argument (mlx_models.py).
+"""mlx_lm's own trainer (`mlx_lm.lora`), with every fix that it accepts as an argument (mlx_models.py).
 
-Its step is compiled, for each shape anew. Options: compile (False: MLX's own switch turns that off).
+Its step is compiled once per shape. Options: compile (False: compilation is off for all of MLX).
 """
 
 import tempfile
@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from peers.mlx_models import MICRO, lora_model, loss, micro_batches  # before MLX: it loads OpenBLAS
+from peers.mlx_models import MICRO, lora_model, loss, micro_batches  # before MLX, because it loads OpenBLAS
 from peers.protocol import Referee, Task
 
 
 def main() -> None:
+    """Train under the control of the race."""
     import mlx.core as mx
     from mlx import optimizers
     from mlx_lm.tuner.callbacks import TrainingCallback
@@ -26,7 +27,7 @@ def main() -> None:
     micros = -(-len(task.steps[0]) // MICRO)
 
     class Barrier(TrainingCallback):  # type: ignore[misc]
-        """Says what a step cost; the next one is waited for where its rows are asked for."""
+        """Callback that reports the cost of each step; `batches` waits for the next one."""
 
         def on_train_loss_report(self, train_info: dict[str, Any]) -> None:
             referee.stop()

@@ -1,7 +1,7 @@
-"""What do the contestants on mlx_lm's own model share? The model with mlx_lm's LoRA layers, and padded micro-batches.
+"""Common parts of the contestants on mlx_lm's own model: the model with LoRA layers, and padded micro-batches.
 
-What is wrong in mlx_lm for everybody is put right as far as it takes options: rotary settings where it looks for them,
-float32, OpenBLAS, bias-corrected AdamW, rows sorted by length, and a loss that counts target tokens only.
+General faults of mlx_lm are fixed as far as options allow: rotary settings where mlx_lm looks for them, float32,
+OpenBLAS, bias-corrected AdamW, rows sorted by length, and a loss that counts target tokens only.
 """
 
 from pathlib import Path
@@ -13,11 +13,11 @@ from peers.protocol import Row, Task
 
 KEYS = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
         "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]  # fmt: skip
-MICRO = 4  # samples; the fastest of 1, 2, 4, 8 and 16 on a CPU
+MICRO = 4  # samples per micro-batch; the fastest of 1, 2, 4, 8 and 16 on a CPU
 
 
 def lora_model(task: Task) -> Any:
-    """mlx_lm's model, whose LoRA layers alone learn."""
+    """Return mlx_lm's model, of which only the LoRA layers are trained."""
     import mlx.core as mx
     from mlx_lm.tuner.utils import linear_to_lora_layers
 
@@ -30,7 +30,10 @@ def lora_model(task: Task) -> Any:
 
 
 def micro_batches(rows: list[Row]) -> list[tuple[Any, Any, Any]]:
-    """Rows of near length together: (ids [B,T], whether the next token is a target [B,T-1], MICRO batches / targets of the step)."""
+    """Return padded micro-batches of rows of similar length, each as (ids [B,T], mask [B,T-1], share).
+
+    The mask is 1 where the next token is a target. The share is the step's micro-batches over its targets.
+    """
     import mlx.core as mx
     import numpy as np
 
@@ -48,7 +51,10 @@ def micro_batches(rows: list[Row]) -> list[tuple[Any, Any, Any]]:
 
 
 def loss(model: Any, ids: Any, mask: Any, share: Any) -> tuple[Any, Any]:
-    """Scaled so that the mean over a step's micro-batches is the mean over its targets."""
+    """Return the scaled loss and the number of targets.
+
+    The scale makes the mean over a step's micro-batches the mean over its targets.
+    """
     import mlx.core as mx
     from mlx import nn
 

@@ -1,4 +1,4 @@
-"""The base model and the adapter, as transformers and peft give them: fp32, rank and layers the same for all."""
+"""The base model and the adapter from transformers and peft: the same precision (fp32), rank and layers for all."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 
 def base_model(task: Task) -> Any:
+    """Return the base model of `task` in fp32."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -15,6 +16,7 @@ def base_model(task: Task) -> Any:
 
 
 def lora_config(task: Task) -> Any:
+    """Return peft's LoraConfig of `task`."""
     from peft import LoraConfig
 
     return LoraConfig(

@@ -1,6 +1,7 @@
-"""What do the contestants built on transformers' Trainer share? Rows in the order asked for, and a barrier at each step.
+"""Common parts of the contestants built on transformers' Trainer: rows in a fixed order, and a barrier at each step.
 
-The trainers' own loops run: batches, accumulation, clipping, AdamW. A callback holds each step until the race says so.
+The trainers' own loops run: batches, gradient accumulation, clipping, AdamW. A callback holds each step until the race
+starts it.
 """
 
 from typing import Any
@@ -9,29 +10,35 @@ from transformers import TrainerCallback
 
 from peers.protocol import Referee, Row, Task, labels_of
 
-PACK_TOKENS = 1024  # larger packed rows were slower here: the mask is dense
+PACK_TOKENS = 1024  # larger packed rows were slower here, because the mask is dense
 
 
 class Barrier(TrainerCallback):  # type: ignore[misc]
-    """Holds each optimizer step, and says what it cost."""
+    """Callback that holds each optimizer step until the race starts it, and reports what the step cost."""
 
     def __init__(self, referee: Referee) -> None:
         self.referee = referee
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_rest: Any) -> None:
+        """Wait for the race to start the step."""
         self.referee.begin()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_rest: Any) -> None:
+        """Stop the clock and prevent a save."""
         self.referee.stop()
         control.should_save = False
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_rest: Any) -> None:
+        """Report the cost of the step together with its loss."""
         if logs and "loss" in logs:
             self.referee.report(float(logs["loss"]))
 
 
 def shares(task: Task, size: int) -> list[list[Row]]:
-    """All steps' rows in order, `size` of them a micro-batch; near lengths together where the options say `sorted`."""
+    """Return the rows of all steps in order, as micro-batches of `size` rows.
+
+    With the option `sorted`, rows of similar length come together.
+    """
     batches = []
     for rows in task.rows():
         ordered = sorted(rows, key=lambda row: -len(row[0])) if task.options.get("sorted") else rows
@@ -40,7 +47,10 @@ def shares(task: Task, size: int) -> list[list[Row]]:
 
 
 def packs(task: Task) -> list[list[Row]]:
-    """Each step's rows in equally many bins of equally many rows, about PACK_TOKENS each, filled as evenly as can be."""
+    """Return the rows of each step as packs of about PACK_TOKENS tokens.
+
+    All steps have equally many packs, all packs equally many rows, and token counts are as even as possible.
+    """
     steps = task.rows()
     most = max(sum(len(ids) for ids, _targets in rows) for rows in steps)
     per_step = next(n for n in range(1, len(steps[0]) + 1) if len(steps[0]) % n == 0 and most / n <= PACK_TOKENS * 1.1)
@@ -56,11 +66,12 @@ def _even(rows: list[Row], bins: int) -> list[list[Row]]:
 
 
 def as_dicts(batches: list[list[Row]]) -> list[dict[str, Any]]:
+    """Return all rows as dictionaries of `input_ids` and `labels`."""
     return [{"input_ids": row[0], "labels": labels_of(row)} for batch in batches for row in batch]
 
 
 def arguments(task: Task, batch_size: int, output_dir: str) -> dict[str, Any]:
-    """TrainingArguments that are the same for all: what is learned, in fp32, by fused AdamW, saving nothing."""
+    """Return the TrainingArguments that all share: what is trained, in fp32, with fused AdamW, without saves."""
     return {
         "output_dir": output_dir,
         "per_device_train_batch_size": batch_size,

@@ -1,4 +1,7 @@
-"""TRL's SFTTrainer. Options: batch_size, sorted, recompute, packed (its padding-free mode, attention in one dense mask)."""
+"""TRL's SFTTrainer.
+
+Options: batch_size, sorted, recompute, packed (TRL's padding-free mode, with attention in one dense mask).
+"""
 
 import tempfile
 
@@ -13,6 +16,7 @@ from peers.trainers import Barrier, arguments, as_dicts, packs, shares
 
 
 def main() -> None:
+    """Train under the control of the race."""
     task = Task.read()
     referee = Referee(task)
     torch.set_num_threads(task.threads)

@@ -1,4 +1,7 @@
-"""Unsloth, on CUDA: its own model and adapter under TRL's SFTTrainer. Options: batch_size. Not run where this was written."""
+"""Unsloth on CUDA: its own model and adapter under TRL's SFTTrainer. Options: batch_size.
+
+This file was written without a GPU to run it on.
+"""
 
 import tempfile
 
@@ -10,11 +13,12 @@ from peers.trainers import Barrier, arguments, as_dicts, shares
 
 
 def main() -> None:
+    """Train under the control of the race."""
     task = Task.read()
     referee = Referee(task)
     import torch
     from trl import SFTConfig, SFTTrainer
-    from unsloth import FastLanguageModel  # before trl and transformers, which it patches
+    from unsloth import FastLanguageModel  # Unsloth patches trl and transformers and should be imported first
 
     model, tokenizer = FastLanguageModel.from_pretrained(
         task.model, max_seq_length=task.max_length, dtype=torch.float32, load_in_4bit=False

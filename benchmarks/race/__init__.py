@@ -1,1 +1,1 @@
-"""The race: what is measured, who takes part, how the rounds go, and what the figures say."""
+"""The race, a speed comparison: its task, contestants, rounds, results and figures."""

@@ -1,4 +1,4 @@
-"""On what was it measured? Machine, system and versions: figures of another are another's."""
+"""Machine, operating system and versions of a measurement: figures are comparable only where these are equal."""
 
 import platform
 import subprocess
@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def machine_facts() -> dict[str, Any]:
+    """Return the chip, cores, memory, operating system and versions of this machine."""
     machine = detect.detect_machine()
     return {
         "chip": machine.chip,
@@ -25,7 +26,7 @@ def machine_facts() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The code's commit, "+" where files of the package differ from it; empty where there is no git."""
+    """Return the short commit hash of the code, with "+" if files of lorafit/ differ from it or git fails."""
     git = ["git", "-C", str(ROOT)]
     head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "lorafit"], capture_output=True, check=False)

@@ -1,4 +1,4 @@
-"""One contestant's process, seen from the race: started, told to take a step, ended."""
+"""The process of one contestant as the race controls it: start, wait until loaded, run a step, end."""
 
 import json
 import os
@@ -15,19 +15,23 @@ from race.contestants import Contestant
 
 BENCHMARKS = Path(__file__).parents[1]
 READY_SECONDS, STEP_SECONDS = 600.0, 1800.0
-TAIL = 1500  # characters of what it said before it failed
+TAIL = 1500  # characters of stderr in the message of a failure
 
 
 class Lost(Exception):
-    """The contestant ended or fell silent; the words are its last."""
+    """Raised if a contestant exits (the message holds the end of its stderr) or does not answer in time."""
 
 
 class Child:
-    """Begins at once; `load_seconds` is from the start to its first word, imports included."""
+    """The process of a contestant, started by the constructor.
+
+    `load_seconds` is the time from the start to the first line, including imports. `peak_bytes` is the highest peak
+    that the contestant has reported.
+    """
 
     def __init__(self, contestant: Contestant, task: Task, folder: Path) -> None:
         self.contestant, self.peak_bytes, self.load_seconds = contestant, 0, 0.0
-        self.began = time.strftime("%Y-%m-%dT%H:%M:%S")  # the first one's names the heat
+        self.began = time.strftime("%Y-%m-%dT%H:%M:%S")  # this time of the first child is the name of the heat
         path = folder / f"{contestant.name.replace(' ', '-')}.json"
         path.write_text(json.dumps(asdict(task)), "utf-8")
         self._stderr = (folder / f"{path.stem}.err").open("w+", encoding="utf-8")
@@ -51,12 +55,13 @@ class Child:
         self._lines.put("")
 
     def wait_until_ready(self) -> dict[str, Any]:
+        """Wait for the first line and return its content: versions and peak memory. Raises Lost."""
         facts = self._hear(READY_SECONDS)
         self.load_seconds = time.perf_counter() - self._began
         return facts
 
     def step(self) -> dict[str, Any]:
-        """What the step cost (peers/protocol.py). Raises Lost."""
+        """Run one step and return what it cost (peers/protocol.py). Raises Lost."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write("step\n")
@@ -82,6 +87,7 @@ class Child:
         return f"ended with {code}: {self._stderr.read()[-TAIL:].strip()}"
 
     def end(self) -> None:
+        """Kill the process."""
         self._process.kill()
         self._process.wait()
         self._stderr.close()
@@ -90,6 +96,6 @@ class Child:
 def _environment(threads: int) -> dict[str, str]:
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     cores = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
-    cores["GOMP_SPINCOUNT"] = "1000"  # as lorafit sets it for itself: what a busy machine costs, it costs all alike
+    cores["GOMP_SPINCOUNT"] = "1000"  # lorafit's own setting; load on the machine then affects all alike
     quiet = {"TOKENIZERS_PARALLELISM": "false", "WANDB_DISABLED": "true", "TRANSFORMERS_VERBOSITY": "error"}
     return {**os.environ, **offline, **cores, **quiet, "PYTHONPATH": f"{BENCHMARKS}:{BENCHMARKS.parent}"}

@@ -1,4 +1,7 @@
-"""Who takes part? One line each: its file in peers/, its options, its Python. Defaults stand beside the best settings."""
+"""Contestants of the race: for each its file in peers/, its options and its Python.
+
+The list has the default settings of a library beside its best settings.
+"""
 
 import importlib.util
 import sys
@@ -13,7 +16,11 @@ REFERENCE = "lorafit fast"
 
 @dataclass(frozen=True)
 class Contestant:
-    """`module` is its file in peers/; `environment` a Python of its own (race/environment.py); `needs` a package."""
+    """One trainer with its settings.
+
+    `module` is its file in peers/, `environment` a separate Python for it (race/environment.py), and `needs` a package
+    without which it cannot run. Only the `quick` contestants run with --quick.
+    """
 
     name: str
     module: str
@@ -22,15 +29,16 @@ class Contestant:
     needs: str | None = None
     devices: tuple[str, ...] = ("cpu", "mps", "cuda")
     quick: bool = False
-    fp32_file: bool = False  # computes in what the file holds, so it is given fp32
-    usual: bool = True  # takes part where nobody is named
+    fp32_file: bool = False  # trains in the dtype of the weight files, so it gets an fp32 copy
+    usual: bool = True  # runs if --only is not given
 
     @property
     def python(self) -> Path:
+        """Return the Python executable that runs this contestant."""
         return Path(sys.executable) if self.environment is None else python_of(self.environment)
 
     def absent(self) -> str | None:
-        """Why it cannot take part, or None."""
+        """Return why the contestant cannot run here, or None if it can."""
         if self.environment is not None and not self.python.is_file():
             return f"its environment {self.environment} is not built"
         if self.needs is not None and importlib.util.find_spec(self.needs) is None:
@@ -38,7 +46,7 @@ class Contestant:
         return None
 
 
-PLAIN = {"recompute": False, "batch_size": 4, "sorted": True}  # the fastest that padding allows
+PLAIN = {"recompute": False, "batch_size": 4, "sorted": True}  # the fastest settings with padding
 PACKED = {"recompute": False, "packed": True}
 LEAN = {"recompute": True, "batch_size": 1}
 OWN = "lorafit_own"
@@ -56,7 +64,7 @@ CONTESTANTS = [
     Contestant("lf packing", "llama_factory", PACKED, LLAMA_FACTORY, quick=True, fp32_file=True),
     Contestant("lf lean", "llama_factory", LEAN, LLAMA_FACTORY, fp32_file=True),
     Contestant("unsloth", "unsloth_sft", {"batch_size": 4}, needs="unsloth", devices=("cuda",)),
-    # Variants of ours, for a look at what one choice costs: --only "lorafit default"
+    # Variants of lorafit that show the cost of one choice, for example: --only "lorafit default"
     Contestant("lorafit default", OWN, {"allocator": "default"}, usual=False),
     Contestant("lorafit trimmed", OWN, {"allocator": "lean"}, usual=False),
     Contestant("lorafit bf16", OWN, {"token_budget": 512, "recompute": 999, "precision": "bf16"}, usual=False),
@@ -64,7 +72,10 @@ CONTESTANTS = [
 
 
 def chosen(device: str, quick: bool, only: list[str], reference: str = REFERENCE) -> list[Contestant]:
-    """Those that should run here, the reference first. Raises SystemExit for a name that nobody has."""
+    """Return the contestants to run on `device`, the reference first.
+
+    Raise SystemExit if `only` or `reference` names an unknown contestant.
+    """
     if unknown := {*only, reference} - {c.name for c in CONTESTANTS}:
         raise SystemExit(
             f"--only: nobody is called {', '.join(sorted(unknown))}: known are {', '.join(c.name for c in CONTESTANTS)}"

@@ -1,7 +1,8 @@
-"""How does LLaMA-Factory get a Python of its own? Built once in the user's cache, of the releases that go together.
+"""A separate Python environment for LLaMA-Factory, built once in the user's cache from releases that fit together.
 
-Its requirements hold torch back, so nothing is installed by them; PyTorch and what all need alike are lent by this
-Python, as the last place that is looked in. That also makes sure that all contestants run the very same PyTorch.
+LLaMA-Factory's requirements hold back torch, so its packages are installed without their dependencies. PyTorch and the
+other common packages come from the current Python, which stands last on the path. All contestants therefore run the
+same PyTorch.
 """
 
 import subprocess
@@ -21,15 +22,16 @@ PACKAGES = {
         "termcolor", "sentencepiece", "tiktoken", "tyro<0.9", "shtab", "scipy",
     ],
 }  # fmt: skip
-EMPTY = {LLAMA_FACTORY: ["torchaudio"]}  # imported, never used for text
+EMPTY = {LLAMA_FACTORY: ["torchaudio"]}  # empty packages suffice: imported, but never used for text
 
 
 def python_of(name: str) -> Path:
+    """Return the path of the environment's Python, which need not exist yet."""
     return cache_folder() / "peers" / name / "bin" / "python"
 
 
 def build(name: str) -> Path:
-    """The environment's Python, made where it is not there yet. Raises CalledProcessError when pip fails."""
+    """Build the environment if it is not complete and return its Python. Raises CalledProcessError if pip fails."""
     folder, python = cache_folder() / "peers" / name, python_of(name)
     stamp = folder / "complete"
     if stamp.is_file():

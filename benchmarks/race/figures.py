@@ -1,4 +1,4 @@
-"""What do the rounds say? Medians, and ratios to the reference within the same heat and round."""
+"""Figures of a race: medians, and ratios to the reference within the same heat and round."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 
 from race.results import Line
 
-SAME_LOSS = 1e-3  # of the first step's mean loss, before anything is learned
+SAME_LOSS = 1e-3  # tolerance for the mean loss of the first step, before any update
 KEYS = {
     "vs_naive": "naive",
     "vs_trl_tuned": "trl tuned",
@@ -19,8 +19,12 @@ KEYS = {
 
 @dataclass(frozen=True)
 class Entry:
-    """One contestant's medians. `behind` is its time over the reference's; 1 for that itself. `by_clock` is the same
-    without the matrix product, whose short sample may miss a disturbance or meet one that the step did not."""
+    """The figures of one contestant: medians over its rounds, and its peak memory.
+
+    `behind` is its time over the reference's time (1 for the reference), corrected by the matmul speed. `by_clock` is
+    the same ratio of uncorrected times: the short matmul may miss a disturbance of the step, or meet one that the step
+    did not. `utilisation` is the step's FLOP/s over the matmul's FLOP/s.
+    """
 
     name: str
     rounds: int
@@ -36,8 +40,10 @@ class Entry:
 
 
 def entries(lines: list[Line]) -> list[Entry]:
-    """Of all contestants that finished a round, in the order in which they entered. Times are as on a machine whose
-    matrix product always runs at its median speed."""
+    """Return the figures of all contestants with a finished round, in the order in which they entered.
+
+    Times are scaled to a machine whose matmul always runs at its median speed.
+    """
     steps = [line for line in lines if "seconds" in line]
     if not steps:
         return []
@@ -73,7 +79,7 @@ def _seconds(line: Line, typical: float) -> float:
 
 
 def _behind(rounds: list[Line], steps: list[Line], seconds: Callable[[Line], float]) -> float:
-    first = steps[0]["contestant"]  # every heat begins with the reference
+    first = steps[0]["contestant"]  # every heat starts with the reference, so the first line is its own
     reference = {_place(s): seconds(s) for s in steps if s["contestant"] == first}
     ratios = [seconds(line) / reference[key] for line in rounds if (key := _place(line)) in reference]
     return median(ratios) if ratios else float("nan")
@@ -84,7 +90,7 @@ def _place(line: Line) -> tuple[str, int]:
 
 
 def faults(lines: list[Line], wanted: list[str], rounds: int) -> list[str]:
-    """Why the run is not a whole one: who failed, fell short, or computed another loss."""
+    """Return why a run is incomplete: the contestants that failed, have too few rounds, or computed another loss."""
     found = {entry.name: entry for entry in entries(lines)}
     failed = {line["contestant"]: line["failed"] for line in lines if "failed" in line}
     words, reference = [], next(iter(found), "")
@@ -98,7 +104,7 @@ def faults(lines: list[Line], wanted: list[str], rounds: int) -> list[str]:
 
 
 def flat(lines: list[Line], wanted: list[str], rounds: int) -> dict[str, Any]:
-    """The figures as one flat object; null where a peer did not take part."""
+    """Return the figures as one flat object; a figure is None if its peer did not take part."""
     found = {entry.name: entry for entry in entries(lines)}
     peers = [entry for entry in found.values() if not entry.name.startswith("lorafit")]
     ours = [entry.peak_bytes for entry in found.values() if entry.name.startswith("lorafit")]
@@ -116,7 +122,7 @@ def flat(lines: list[Line], wanted: list[str], rounds: int) -> dict[str, Any]:
 
 
 def table(lines: list[Line]) -> list[list[str]]:
-    """Rows of text under a header, the fastest first."""
+    """Return rows of text below a header, the fastest contestant first."""
     name = next((line["contestant"] for line in lines if "seconds" in line), "")
     header = ["", "tokens/s", "target tokens/s", f"{name} is faster by", "by the clock", "of the roofline", "peak MB", "load s",
               "to first step s"]  # fmt: skip

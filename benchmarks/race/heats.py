@@ -1,7 +1,8 @@
-"""How do the rounds go? Interleaved: all contestants of a heat are loaded, and each takes one step a round in turn.
+"""Interleaved rounds: all contestants of a heat are loaded, and each takes one step per round in turn.
 
-A heat holds as many as memory does, always the reference among them, since only ratios within a heat are compared.
-The first step of each is apart: it warms up, shows that the losses agree, and tells how much memory it takes.
+A heat holds as many contestants as fit in memory. The reference is always among them, since only ratios within a heat
+are comparable. The first step of each contestant is round 0, which medians exclude: it warms up, shows that the losses
+agree, and shows how much memory the contestant needs.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,12 +19,12 @@ from race.results import Line, append, of_run, read, rounds_done
 from race.shapes import fp32_copy
 from race.task import Rows
 
-SAFE = 1.5  # times the largest peak so far must be free for one more
+SAFE = 1.5  # free memory that one more contestant needs, as a multiple of the largest peak so far
 
 
 @dataclass(frozen=True)
 class Race:
-    """All that a race needs; `flops` of each step."""
+    """The inputs of a race: its task, rows and files; `flops` holds the least number of operations of each step."""
 
     run: str
     task: Task
@@ -36,14 +37,17 @@ class Race:
 
 
 def race(plan: Race, contestants: list[Contestant]) -> None:
-    """Every contestant's rounds, those done before left out; the first of them is the reference of each heat."""
+    """Run the missing rounds of all contestants; the first contestant is the reference of each heat.
+
+    Stop if the reference fails. Failures are written to the results.
+    """
     reference, *others = contestants
     waiting = [c for c in others if _wanting(plan, c)]
     while waiting or _wanting(plan, reference):
         with _heat(plan, [reference, *waiting]) as (tried, heat):
             waiting = [c for c in waiting if c not in tried]
             if not heat or heat[0].contestant != reference:
-                return  # without it nothing can be compared; its failure is in the results
+                return  # without the reference there are no ratios; its failure is in the results
             _run_rounds(plan, heat)
 
 
@@ -53,7 +57,10 @@ def _wanting(plan: Race, contestant: Contestant) -> bool:
 
 @contextmanager
 def _heat(plan: Race, candidates: list[Contestant]) -> Iterator[tuple[list[Contestant], list[Child]]]:
-    """Who was tried, and those that are past their first step: as many of `candidates` as memory holds."""
+    """Yield the contestants that were tried, and the processes that finished their first step; end them at exit.
+
+    Candidates are tried until memory does not suffice for one more.
+    """
     tried: list[Contestant] = []
     children: list[Child] = []
     free = psutil.virtual_memory().available
@@ -86,7 +93,7 @@ def _heat(plan: Race, candidates: list[Contestant]) -> Iterator[tuple[list[Conte
 def _run_rounds(plan: Race, heat: list[Child]) -> None:
     for number in range(1, plan.rounds + 1):
         turn = number % len(heat)
-        for child in [*heat[turn:], *heat[:turn]]:  # nobody always comes first
+        for child in [*heat[turn:], *heat[:turn]]:  # rotated, so that no contestant always runs first
             if child in heat:
                 try:
                     _record(plan, child, number, {"heat": heat[0].began, **child.step()})

@@ -1,4 +1,4 @@
-"""What do the figures look like? Small SVG pictures, the same bytes for the same figures."""
+"""Small SVG charts of the figures; equal figures give equal bytes."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ matplotlib.rcParams["svg.hashsalt"] = "lorafit"
 
 
 def bars(entries: list[Entry], title: str, path: Path) -> None:
-    """Tokens a second and peak memory of each contestant, the slowest on top."""
+    """Draw tokens per second and peak memory of each contestant, the fastest on top."""
     ordered = sorted(entries, key=lambda entry: -entry.behind)
     names = [entry.name for entry in ordered]
     colours = [OURS if name.startswith("lorafit") else THEIRS for name in names]
@@ -30,7 +30,7 @@ def bars(entries: list[Entry], title: str, path: Path) -> None:
 
 
 def curves(lines: list[Line], axes: dict[str, str], path: Path) -> None:
-    """Speed above, memory below, a column an axis."""
+    """Draw tokens per second (upper row) and peak memory (lower row), with one column for each axis."""
     figure, grid = pyplot.subplots(2, len(axes), figsize=(3 * len(axes), 5), squeeze=False)
     for column, (axis, words) in enumerate(axes.items()):
         points = sorted((line for line in lines if line["axis"] == axis), key=lambda line: int(line["value"]))

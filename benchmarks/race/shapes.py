@@ -1,6 +1,7 @@
-"""Where does a model of a known shape come from, where no weights are at hand? Random ones, made once in the cache.
+"""Models of known architectures with random weights, made once in the cache, for use where real weights are absent.
 
-Speed and memory depend on the shape alone. The tokenizer is the demo model's: its ids lie within every vocabulary here.
+Speed and memory depend on the architecture alone. The tokenizer is the demo model's: its ids lie within every
+vocabulary here.
 """
 
 import json
@@ -47,7 +48,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 8,
         "head_dim": 128,
     },
-    "gelu-0.1b": {  # the demo model's shape with another activation, for which no layers of our own are written
+    "gelu-0.1b": {  # the demo model's shape with an activation that lorafit's fast path does not support
         **LLAMA,
         "hidden_act": "gelu",
         "vocab_size": 49152,
@@ -76,7 +77,10 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "
 
 
 def shape_folder(name: str) -> Path:
-    """A model folder of that shape, bf16 weights drawn from a normal distribution; layer by layer, so in little memory."""
+    """Return a cached model folder of the architecture `name`, with random bf16 weights.
+
+    Matrices are normal with standard deviation 0.02, vectors are ones. Layers are made one at a time to save memory.
+    """
     folder = cache_folder() / "shapes" / name
     if (folder / "model.safetensors.index.json").is_file():
         return folder
@@ -130,7 +134,7 @@ def _layer(config: dict[str, Any], number: int) -> dict[str, tuple[int, ...]]:
 
 
 def fp32_copy(model: Path) -> Path:
-    """The same model with its weights stored as fp32, for a peer that computes in whatever the file holds."""
+    """Return a cached copy of `model` with fp32 weights, for a peer that trains in the dtype of the weight files."""
     import torch
     from safetensors.torch import load_file, save_file
 

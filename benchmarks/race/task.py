@@ -1,7 +1,7 @@
-"""What is measured? A base model, rows of law as token ids, and the steps that every contestant takes with them.
+"""The task of the race: a base model, legal rows as token ids, and the steps that every contestant takes with them.
 
-Rows: `legal` is text cut so that the demo model's tokenizer gives as many tokens as Llama-3's would (about 0.65 a
-character of Chinese); `uncut` is the text as it stands. `system` tokens of a system prompt go before every row.
+Rows are of two kinds. `legal` is text truncated so that the demo model's tokenizer gives as many tokens as Llama-3's
+would (about 0.65 per Chinese character). `uncut` is the full text. A system prompt can stand before every row.
 """
 
 import json
@@ -22,14 +22,14 @@ from lorafit.models.spec import ModelSpec
 
 LAWYER_LLAMA = Path(__file__).parents[3] / "shared" / "data" / "lawyer_llama" / "lawyer_llama_data.json"
 SOURCES = ("legal_advice", "judical_examination")
-LLAMA3_TOKENS_PER_CHARACTER = 0.65  # of Chinese text; SmolLM2's tokenizer spends 1.4
+LLAMA3_TOKENS_PER_CHARACTER = 0.65  # of Chinese text; SmolLM2's tokenizer needs 1.4
 LENGTHS = {"legal": 512, "uncut": 1024}  # max_length
 SEED = 0
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Samples, and which of them each step takes. `max_length` is what a naive script pads to."""
+    """Samples, and the numbers of the samples of each step. `max_length` is the length that a naive script pads to."""
 
     samples: SampleStore
     steps: list[list[int]]
@@ -37,12 +37,12 @@ class Rows:
     source: str
 
     def tokens(self, step: int) -> tuple[int, int]:
-        """Tokens and targets of `step` (from 0), without padding."""
+        """Return the tokens and target tokens of `step` (from 0), without padding."""
         taken = [self.samples[i] for i in self.steps[step]]
         return sum(len(sample) for sample in taken), sum(sample.num_targets for sample in taken)
 
     def save(self, path: Path) -> None:
-        """As the contestants read it (peers/protocol.py)."""
+        """Write the samples as the contestants read them (peers/protocol.py)."""
         taken = list(self.samples)
         ids = np.concatenate([sample.input_ids for sample in taken])
         targets = np.concatenate([sample.target_mask for sample in taken])
@@ -50,7 +50,10 @@ class Rows:
 
 
 def make_rows(kind: str, system_tokens: int, steps: int, batch: int, data: Path | None) -> Rows:
-    """`steps` x `batch` different rows, the same on every call."""
+    """Return `steps` x `batch` different rows, the same on every call.
+
+    Raise SystemExit if the data has too few rows.
+    """
     tokenizer = load_tokenizer(demo_model())
     path = data or (LAWYER_LLAMA if LAWYER_LLAMA.is_file() else data_path())
     texts = list(_texts(path))
@@ -58,7 +61,7 @@ def make_rows(kind: str, system_tokens: int, steps: int, batch: int, data: Path 
     ratio = LLAMA3_TOKENS_PER_CHARACTER if kind == "legal" else None
     rows = [
         Row({"instruction": _cut(ask, ratio, tokenizer), "output": _cut(answer, ratio, tokenizer)}, str(path), line)
-        for line, (ask, answer) in enumerate(texts[: steps * batch * 11 // 10], 1)  # some are refused or equal
+        for line, (ask, answer) in enumerate(texts[: steps * batch * 11 // 10], 1)  # some are rejected or equal
     ]
     max_length = LENGTHS[kind] + (LENGTHS["legal"] if system_tokens else 0)
     config = TrainConfig(max_length=max_length, val_size=0, max_rejects=0.1)
@@ -85,16 +88,17 @@ def _cut(text: str, ratio: float | None, tokenizer: ChatTokenizer) -> str:
 
 
 def _first_tokens(text: str, count: int, tokenizer: ChatTokenizer) -> str:
-    """As much of `text` as `count` tokens hold."""
+    """Return the part of `text` that its first `count` tokens cover."""
     ids, offsets = tokenizer.encode_with_offsets(text)
     return text if len(ids) <= count else text[: max(offsets[count][0], 1)]
 
 
 def step_flops(spec: ModelSpec, rows: Rows, step: int, lora_r: int) -> float:
-    """The least that a step must compute, in floating-point operations: what the roofline is counted in.
+    """Return the least number of floating-point operations of a step, which the roofline is based on.
 
-    Base linears forward and for the inputs' gradient (4 a parameter and token), the head the same at targets only,
-    LoRA with its own gradients (6), causal attention (4 forward and 8 backward a head width and pair of tokens).
+    Base linears count 4 per parameter and token: forward, and gradient of the input. The head counts the same at
+    targets only. LoRA counts 6, because it has weight gradients too. Causal attention counts 4 forward and 8 backward
+    per unit of head width and pair of tokens.
     """
     taken = [rows.samples[i] for i in rows.steps[step]]
     tokens, targets = rows.tokens(step)

@@ -1,1 +1,1 @@
-"""The command line: arguments to a function of lorafit.api, its result to a reporter."""
+"""Command-line interface: parses arguments, calls the library and passes the result to a reporter."""

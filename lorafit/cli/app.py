@@ -1,6 +1,7 @@
-"""What did the user type, which command is that, and with which code does it end? Light, so that --help comes at once.
+"""The `lorafit` command: dispatch to subcommands, error display and exit codes.
 
-Exit codes: 0 done, 2 something the user can mend, 1 our bug (with its traceback), 128 + signal after a signal.
+The module imports no heavy package, so that --help is fast. Exit codes: 0 success, 2 an error that the user can fix,
+1 a bug in lorafit (with its traceback), 128 + signal number after a signal.
 """
 
 import difflib
@@ -24,7 +25,11 @@ OK, BUG, USER = 0, 1, 2
 
 @dataclass(frozen=True)
 class Command:
-    """`face` is a function from the arguments behind the command's name to an exit code; `help` its line in the overview."""
+    """A command of the program.
+
+    `face` names the function that takes the arguments after the command's name and returns the exit code. `help` returns
+    the command's line in the overview.
+    """
 
     face: Entry
     help: Callable[[], str]
@@ -66,7 +71,7 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line `argv` (without the program's name; None: what was typed) and return the exit code."""
+    """Run the command line `argv` (without the program's name; None: sys.argv) and return the exit code."""
     argv = sys.argv[1:] if argv is None else argv
     language = flag_value(argv, "lang")
     set_language(language if language in LANGUAGES else None)
@@ -79,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
         return 128 + signal.SIGINT
     except SystemExit as done:  # tyro: 0 after --help, 2 after a wrong flag
         return done.code if isinstance(done.code, int) else USER
-    except BrokenPipeError:  # `| head` went away; nobody is left to tell
+    except BrokenPipeError:  # the reader (e.g. `| head`) exited; /dev/null keeps the last flush from failing
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except Exception:
@@ -116,7 +121,7 @@ def _command(argv: list[str]) -> int:
 
 
 def overview() -> str:
-    """What `lorafit --help` prints."""
+    """Return the text of `lorafit --help`."""
     lines = [_("LoRA fine-tuning that fits the machine in front of you."), "", _("usage: lorafit COMMAND [flags]"), ""]
     width = max(map(len, COMMANDS)) + 2
     lines += [f"  {name:<{width}}{command.help()}" for name, command in COMMANDS.items()]
@@ -130,7 +135,10 @@ def overview() -> str:
 
 
 def flag_value(argv: list[str], name: str) -> str | None:
-    """The value of --name in `argv` before anything else is read; the last one counts, "" when none follows it."""
+    """Return the value of the flag --name in `argv`, before `argv` is parsed; None without the flag.
+
+    The last occurrence counts. The value is "" if none follows the flag.
+    """
     value = None
     for place, word in enumerate(argv):
         flag, equals, behind = word.partition("=")

@@ -1,4 +1,4 @@
-"""What does each command do at a terminal? Arguments to settings, a verb of verbs.py, and what comes back shown. No logic."""
+"""Commands at the terminal: each one parses its arguments, calls lorafit.api and shows the result."""
 
 import contextlib
 import os
@@ -42,17 +42,17 @@ Reader = TerminalReporter | TensorBoardReporter | RunPageReporter | Notifier
 
 
 class FolderFlags(BaseModel):
-    """Look at what is here."""
+    """Flags of the commands that read the folder of runs."""
 
     output_dir: str = Field("output", description="Folder for runs.")
     lang: Literal["en", "zh"] | None = Field(None, description="Language to speak (None: by locale).")
 
 
-with warnings.catch_warnings():  # pydantic has an old method `json`, which nobody needs here
+with warnings.catch_warnings():  # the field `json` shadows a deprecated method of pydantic
     warnings.simplefilter("ignore", UserWarning)
 
     class DoctorFlags(FolderFlags):
-        """Look at this machine: what it is, what works on it, what is missing and what mends that."""
+        """Flags of `doctor`, which reports the machine, what works on it, what is missing and how to fix it."""
 
         json: bool = Field(  # type: ignore[assignment]
             False, description="Print everything as JSON, for a bug report; no names, folders or tokens."
@@ -61,19 +61,19 @@ with warnings.catch_warnings():  # pydantic has an old method `json`, which nobo
 
 
 def train(argv: list[str], verb: str = "train") -> int:
-    """`train [BUNDLE] [flags]`; a bundle is gone on with, from wherever it stands."""
+    """Run `train [BUNDLE] [flags]` and return the exit code. A bundle is unpacked and its run resumed."""
     config = train_config(argv, verb)
     return show_events(api.train(config), notifier=Notifier(config.notify))
 
 
 def resume(argv: list[str]) -> int:
-    """`resume [RUN] [flags]` is `train --resume RUN [flags]`."""
+    """Run `resume [RUN] [flags]`, which is `train --resume RUN [flags]`; without RUN, resume the latest run."""
     named = argv and not argv[0].startswith("-")
     return train(["--resume", *argv] if named else ["--resume", LATEST, *argv], "resume")
 
 
 def show_events(events: Iterable[Event], console: Console | None = None, notifier: Notifier | None = None) -> int:
-    """Let the terminal and others read `events` as they come; the exit code that they end with."""
+    """Pass `events` to the terminal and the other reporters as they arrive, and return the exit code."""
     terminal = TerminalReporter(console)
     readers: tuple[Reader, ...] = (terminal, TensorBoardReporter(), RunPageReporter(), notifier or Notifier())
     code = OK
@@ -93,17 +93,18 @@ def show_events(events: Iterable[Event], console: Console | None = None, notifie
 
 
 def _let_see(reader: Reader, event: Event) -> None:
-    """Show `event`; where the terminal or pipe is gone, that is a hang-up: training finishes its step, saves and ends."""
+    """Pass `event` to `reader`. A closed terminal or pipe counts as SIGHUP: training finishes its step and saves."""
     try:
         reader.on_event(event)
-    except (OSError, SystemExit):  # rich makes an exit of a broken pipe
-        if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nobody would save
+    except (OSError, SystemExit):  # rich turns a broken pipe into SystemExit
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # no handler would save the run
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         signal.raise_signal(signal.SIGHUP)
 
 
 def chat(argv: list[str]) -> int:
+    """Run `chat [flags]`: answer a prompt or a file of questions, or start an interactive chat."""
     request = parse(ChatRequest, argv, "chat")
     api.check_request(request)
     check_output(request.output)
@@ -121,7 +122,7 @@ def chat(argv: list[str]) -> int:
 
 
 def compare(argv: list[str]) -> int:
-    """`compare RUN... [flags]`; the page goes to -o FILE."""
+    """Run `compare RUN... [flags]`. The page is written to -o FILE (default: see `page_path`)."""
     argv = [re.sub(r"^-o(=|$)", r"--output\1", word) for word in argv]
     names, flags = part_words(CompareRequest, argv)
     request = parse(CompareRequest, flags, "compare", CompareRequest.model_validate({"adapters": names}))
@@ -137,7 +138,7 @@ def compare(argv: list[str]) -> int:
 
 
 def data(argv: list[str]) -> int:
-    """`data FILE... [flags]`; the page goes to -o FILE."""
+    """Run `data FILE... [flags]`. With -o FILE, write the report as a page and print only the figures."""
     argv = [re.sub(r"^-o(=|$)", r"--output\1", word) for word in argv]
     files, flags = part_words(DataRequest, argv)
     request = parse(DataRequest, flags, "data", DataRequest.model_validate({"files": files}))
@@ -157,12 +158,13 @@ def data(argv: list[str]) -> int:
 
 
 def doctor(argv: list[str]) -> int:
+    """Run `doctor [flags]`. Return USER if a finding means that training cannot work."""
     flags = parse(DoctorFlags, argv, "doctor")
     if flags.calibrations:
         show_calibrations(api.calibrations(), Console(highlight=False))
         return OK
     if flags.json and flags.lang is None:
-        set_language("en")  # a bug report is read by others
+        set_language("en")  # other people read a bug report
     notes = Console(stderr=True, highlight=False)
     with notes.status(_("Looking at this machine ...")) if notes.is_interactive else contextlib.nullcontext():
         report = api.doctor(Path(flags.output_dir))

@@ -1,4 +1,4 @@
-"""How does a shell complete what is typed after `lorafit`? Prints a script for it, which then needs no Python."""
+"""Shell completion: a script for bash or zsh that completes commands, flags and runs without starting Python."""
 
 from collections.abc import Iterator, Mapping
 
@@ -39,8 +39,8 @@ SETTINGS: dict[str, type[BaseModel]] = {
     "fetch": FetchRequest,
     "doctor": DoctorFlags,
 }
-RUN_FLAGS = ("resume", "lora_weights", "init_adapter")  # their value is a run's folder
-TAKES_RUNS = ("resume", "runs show", "runs diff", "runs remove", "bundle", *PLACES)  # so is a word behind these
+RUN_FLAGS = ("resume", "lora_weights", "init_adapter")  # flags whose value is a run's folder
+TAKES_RUNS = ("resume", "runs show", "runs diff", "runs remove", "bundle", *PLACES)  # commands with runs as arguments
 
 SCRIPT = """\
 # Completion of lorafit for {shell}, made by `lorafit --print_completion {shell}`.
@@ -80,7 +80,7 @@ autoload -Uz bashcompinit && bashcompinit
 
 
 def script(shell: str) -> str:
-    """The script to be sourced. Raises ConfigError for another shell."""
+    """Return the completion script for `shell`, to be sourced. Raise ConfigError for an unknown shell."""
     if shell not in SHELLS:
         raise ConfigError(
             _("There is no completion for this shell."),
@@ -100,12 +100,12 @@ def script(shell: str) -> str:
 
 
 def _fields(kind: type[BaseModel]) -> dict[str, FieldInfo]:
-    """The settings that are flags."""
+    """Return the settings of `kind` that are flags and not positional arguments."""
     return {name: field for name, field in kind.model_fields.items() if not is_word(field)}
 
 
 def _values(kinds: Mapping[str, Mapping[str, FieldInfo]]) -> Iterator[str]:
-    """A case for each flag with a value: one of a few, a run, or anything (the shell's own: files)."""
+    """Yield a shell case for each set of flag values: fixed choices, runs, or none (the shell then offers files)."""
     cases = {" ".join(SHELLS): ['"--print_completion --print_completion"']}
     for command, fields in kinds.items():
         for name, field in fields.items():
@@ -117,7 +117,7 @@ def _values(kinds: Mapping[str, Mapping[str, FieldInfo]]) -> Iterator[str]:
 
 
 def _flags(kinds: Mapping[str, Mapping[str, FieldInfo]]) -> Iterator[str]:
-    """A case for each command: its second words, runs, and flags."""
+    """Yield a shell case for each command: its subcommands, runs and flags."""
     for command, fields in kinds.items():
         seconds = [other.split()[1] for other in kinds if other.startswith(f"{command} ")]
         runs = ["$(_lorafit_runs)latest"] if command in TAKES_RUNS else []

@@ -1,6 +1,6 @@
-"""Are the flags such as the command has, each with a value it can take? Words in the user's language for those that are not.
+"""Checks of the typed flags and their values, before tyro parses them.
 
-tyro parses what passes here; its own errors know English only and neither our names for things nor a remedy.
+tyro's own errors are in English only, do not use lorafit's terms and suggest no fix.
 """
 
 import difflib
@@ -20,12 +20,15 @@ HELP = ("-h", "--help")
 
 
 def is_word(field: FieldInfo) -> bool:
-    """Whether `field` is given as words without a flag."""
+    """Return whether `field` is a positional argument."""
     return tyro.conf.Positional in field.metadata
 
 
 def check_arguments(kind: type[BaseModel], argv: Sequence[str], verb: str) -> None:
-    """Raise ConfigError for a word of `argv` that is no flag of `kind`, and for a value that its flag cannot take."""
+    """Raise ConfigError if `argv` has an unknown flag, a stray word, or a value that its flag cannot take.
+
+    The words after -h or --help are not checked.
+    """
     words = iter(argv)
     for word in words:
         if word in HELP:
@@ -44,7 +47,7 @@ def check_arguments(kind: type[BaseModel], argv: Sequence[str], verb: str) -> No
 
 
 def part_words(kind: type[BaseModel], argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The words of `argv` that belong to no flag of `kind`, wherever they stand, and the flags with their values."""
+    """Split `argv` into the words that belong to no flag of `kind`, at any position, and flags with their values."""
     words: list[str] = []
     flags: list[str] = []
     rest = iter(argv)
@@ -60,7 +63,10 @@ def part_words(kind: type[BaseModel], argv: Sequence[str]) -> tuple[list[str], l
 
 
 def share_out(own: type[BaseModel], argv: list[str]) -> tuple[list[str], list[str], list[str]]:
-    """Words without a flag, flags that `own` has, and the other flags, which are a training's; each with its value."""
+    """Split `argv` into words without a flag, flags of `own`, and other flags (those of TrainConfig).
+
+    Each flag keeps its value. `-o` is read as `--output`.
+    """
     words: list[str] = []
     mine: list[str] = []
     others: list[str] = []
@@ -76,7 +82,7 @@ def share_out(own: type[BaseModel], argv: list[str]) -> tuple[list[str], list[st
 
 
 def _switched_off(kind: type[BaseModel], name: str) -> bool:
-    """Whether `name` is the no_ of a switch."""
+    """Return whether `name` is a switch of `kind` with the prefix no_."""
     field = kind.model_fields.get(name.removeprefix("no_"))
     return name.startswith("no_") and field is not None and is_switch(field)
 

@@ -1,4 +1,4 @@
-"""What does `lorafit COMMAND --help` print? Each flag with its meaning, in the user's language, as wide as the terminal."""
+"""The text of `lorafit COMMAND --help`: each flag with its meaning, in the user's language, wrapped to the terminal."""
 
 from collections.abc import Iterator
 
@@ -12,11 +12,11 @@ from lorafit.cli.flags import is_word
 from lorafit.config import TrainConfig, choices, is_switch, sections, without_none
 from lorafit.messages import _, translate
 
-INDENT, COLUMN = 2, 28  # cells before a flag, and before its meaning; a longer flag has its meaning a line below
+INDENT, COLUMN = 2, 28  # cells before a flag and before its meaning; the meaning of a longer flag is below it
 
 
 def show_help(settings: BaseModel, command: str, about: str, console: Console) -> None:
-    """Print the help of `command`, whose flags are the fields of `settings`; `about` says what it does."""
+    """Print the help of `command`. Its flags are the fields of `settings`; `about` says what the command does."""
     fields = dict(sorted(type(settings).model_fields.items(), key=lambda item: not is_word(item[1])))
     words = "".join(f" [{name.upper()} ...]" for name, field in fields.items() if is_word(field))
     console.print(Text.assemble((f"lorafit {command}", "bold"), f": {about}\n"))
@@ -37,7 +37,7 @@ def _flag(name: str, field: FieldInfo) -> Text:
 
 
 def _value(field: FieldInfo) -> str:
-    """`auto|cuda|mps|cpu`, or what kind of thing: N, X, TEXT."""
+    """Return the choices of `field` (`auto|cuda|mps|cpu`), or N, X or TEXT by its type."""
     kinds = {int: _("N"), float: _("X")}
     return "|".join(choices(field)) or kinds.get(without_none(field.annotation), _("TEXT"))
 
@@ -51,7 +51,7 @@ def _meaning(field: FieldInfo, default: object) -> Text:
 
 
 def _lines(flag: Text, meaning: Text, console: Console) -> Iterator[Text]:
-    """The meaning beside the flag, wrapped into its own column; below it where the flag is long."""
+    """Yield the flag with its meaning, wrapped into a column of its own; the meaning of a long flag is below it."""
     head = Text(" " * INDENT) + flag
     if cell_len(head.plain) > COLUMN - 2:
         yield head

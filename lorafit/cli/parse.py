@@ -1,6 +1,7 @@
-"""How do the words behind a command become its settings? Light, as `lorafit plan` needs no more of what commands do.
+"""Conversion of a command's arguments to its settings.
 
-A bundle is taken over and a run's own settings are read here, since they come before what was typed.
+The module is light: `lorafit plan` imports it without the code of the other commands. A bundle is unpacked and the
+settings of a resumed run are read here, because typed flags override them.
 """
 
 import os
@@ -23,12 +24,12 @@ from lorafit.run_folders.directory import find_run
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
-LATEST = "latest"  # what a bare --resume means
-TAKE_OVER = Entry("lorafit.transfer.operations:take_over", PACKAGES)  # of a bundle; loaded where one is given
+LATEST = "latest"  # the value of a bare --resume
+TAKE_OVER = Entry("lorafit.transfer.operations:take_over", PACKAGES)  # unpacks a bundle; imported only if one is given
 
 
 def spell_out_resume(argv: list[str]) -> list[str]:
-    """`argv` with "latest" after a --resume that nothing or another flag follows."""
+    """Return `argv` with "latest" inserted after a --resume without a value."""
     spelled: list[str] = []
     for word, following in zip(argv, [*argv, "--"][1:], strict=True):
         spelled += [word, LATEST] if word == "--resume" and following.startswith("--") else [word]
@@ -36,7 +37,7 @@ def spell_out_resume(argv: list[str]) -> list[str]:
 
 
 def take_over(argv: list[str]) -> list[str]:
-    """`argv`, and behind it the run that a bundle behind --resume becomes here."""
+    """Return `argv`. If --resume names a bundle, unpack it first and append --resume with its run."""
     bundle = flag_value(argv, "resume") or ""
     if not bundle.lower().endswith(".zip") or set(HELP) & set(argv):
         return argv
@@ -48,7 +49,7 @@ def take_over(argv: list[str]) -> list[str]:
 
 
 def train_config(argv: list[str], verb: str = "train") -> TrainConfig:
-    """Preset < the resumed run's own settings < YAML < flags, the later winning."""
+    """Return the settings of a training. Later sources win: resumed run, demo preset, YAML file, flags."""
     bundle = argv and argv[0].lower().endswith(".zip")
     argv = spell_out_resume(["--resume", *argv] if bundle else argv)
     check_arguments(TrainConfig, argv, verb)
@@ -58,23 +59,24 @@ def train_config(argv: list[str], verb: str = "train") -> TrainConfig:
     demo = flag_value(argv, "demo") is not None or written.get("demo") is True
     settings = (DEMO_PRESET if demo else {}) | written
     run = flag_value(argv, "resume") or written.get("resume")
-    if run and rank_info().leads and not set(HELP) & set(argv):  # the others are told, and may be on another disk
+    if run and rank_info().leads and not set(HELP) & set(argv):  # rank 0 sends the settings to the rest
         output_dir = flag_value(argv, "output_dir") or settings.get("output_dir", "output")
         settings = settings_of_run(str(run), Path(output_dir)) | settings
     return parse(TrainConfig, argv, verb, make_config(settings, file or _("the command line")))
 
 
 def settings_of_run(name: str, output_dir: Path) -> dict[str, Any]:
-    """The settings that the run called `name` ("latest": the newest in `output_dir`) was begun with. Raises RunError."""
+    """Return the saved settings of the run `name` ("latest": the newest in `output_dir`). Raise RunError."""
     return read_yaml(find_run(name, output_dir).config)
 
 
 def parse(
     kind: type[Settings], argv: list[str], verb: str, default: Settings | None = None, about: str = ""
 ) -> Settings:
-    """`argv` as settings of `kind`: hyphens and underscores, near names suggested; help, and the end, where it asks for that.
+    """Return `argv` parsed as settings of `kind`. If `argv` asks for help, print it and raise SystemExit.
 
-    `about` says what `verb` does, where it is not one of cli.COMMANDS.
+    Flags may have hyphens or underscores. Raise ConfigError for an unknown flag, with the nearest name. `about` says what
+    `verb` does; it is needed if `verb` is not a key of COMMANDS.
     """
     check_arguments(kind, argv, verb)
     default = default or kind()

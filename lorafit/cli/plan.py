@@ -1,4 +1,4 @@
-"""What do `lorafit plan` and `lorafit machines` do at a terminal? Flags to a verb, and what comes back shown."""
+"""The commands `lorafit plan` and `lorafit machines`."""
 
 import json as as_json
 import warnings
@@ -17,11 +17,11 @@ from lorafit.reporters.terminal.plan import show_plan
 from lorafit.reporters.terminal.status import status_line
 from lorafit.training.preview import Preview, preview_run
 
-with warnings.catch_warnings():  # pydantic has an old method `json`, which nobody needs here
+with warnings.catch_warnings():  # the field `json` shadows a deprecated method of pydantic
     warnings.simplefilter("ignore", UserWarning)
 
     class PlanFlags(BaseModel):
-        """What a run would be: what fits, how long it takes, and why. All flags of `lorafit train` are taken too."""
+        """Flags of `plan` besides those of `lorafit train`, all of which `plan` accepts too."""
 
         model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
@@ -33,13 +33,13 @@ with warnings.catch_warnings():  # pydantic has an old method `json`, which nobo
 
 
 class MachinesFlags(BaseModel):
-    """The machines that `lorafit plan --machine` knows, with memory, speeds and where the figures are from."""
+    """Flags of `machines`, which lists the machines for `lorafit plan --machine`, with memory, speeds and sources."""
 
     lang: Literal["en", "zh"] | None = Field(None, description="Language to speak (None: by locale).")
 
 
 def plan(argv: list[str]) -> int:
-    """`plan [--machine NAME] [--table] [--json] [flags of a training]`."""
+    """Run `plan [--machine NAME] [--table] [--json] [flags of train]` and return the exit code."""
     words, own, others = share_out(PlanFlags, argv)
     flags = parse(PlanFlags, own, "plan")
     config = train_config([*words, *others], "plan")
@@ -57,13 +57,14 @@ def plan(argv: list[str]) -> int:
 
 
 def machines(argv: list[str]) -> int:
+    """Run `machines`: print the catalog of machines."""
     parse(MachinesFlags, argv, "machines")
     show_machines(Console(highlight=False))
     return OK
 
 
 def facts(look: Preview) -> dict[str, Any]:
-    """The plan and what it rests on, as JSON holds it."""
+    """Return the plan and its inputs as JSON values. The model's list of linear layers is left out."""
     spec = {name: value for name, value in asdict(look.spec).items() if name != "linears"}
     return {
         "machine": asdict(look.machine),

@@ -1,4 +1,4 @@
-"""What does `lorafit runs` do at a terminal? List, show, compare and remove runs; each a verb and what comes back shown."""
+"""The command `lorafit runs`: list, show, compare and remove runs."""
 
 import difflib
 import sys
@@ -56,7 +56,7 @@ class RemoveFlags(FolderFlags):
 
 
 def runs(argv: list[str]) -> int:
-    """`runs [list | show RUN | diff RUN RUN | remove RUN] [flags]`."""
+    """Run `runs [list | show RUN | diff RUN RUN | remove RUN] [flags]` and return the exit code."""
     name, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("list", argv)
     if name in DEEDS:
         return DEEDS[name].face(rest)
@@ -69,6 +69,7 @@ def runs(argv: list[str]) -> int:
 
 
 def list_(argv: list[str]) -> int:
+    """Run `runs list`: print a table of the runs."""
     deeds = [f"  {name:<8}{deed.help()}" for name, deed in DEEDS.items()]
     flags = parse(ListFlags, argv, "runs", about="\n\n".join([COMMANDS["runs"].help(), "\n".join(deeds)]))
     found = api.runs(Path(flags.output_dir))
@@ -81,6 +82,7 @@ def list_(argv: list[str]) -> int:
 
 
 def show(argv: list[str]) -> int:
+    """Run `runs show [RUN]`: print one run and, with --plot, draw its curves."""
     flags = _parse(ShowFlags, argv, "show")
     (name,) = _names(flags.runs or [LATEST], 1, "show RUN")
     if flags.plot is not None:
@@ -95,6 +97,7 @@ def show(argv: list[str]) -> int:
 
 
 def diff(argv: list[str]) -> int:
+    """Run `runs diff RUN RUN`: print the differences between two runs."""
     flags = _parse(DiffFlags, argv, "diff")
     names = _names(flags.runs, 2, "diff RUN RUN")
     one, other = (api.run_record(name, Path(flags.output_dir)) for name in names)
@@ -103,6 +106,7 @@ def diff(argv: list[str]) -> int:
 
 
 def remove(argv: list[str]) -> int:
+    """Run `runs remove RUN`: delete a run's folder, after a question unless --yes is given."""
     flags = _parse(RemoveFlags, argv, "remove")
     (name,) = _names(flags.runs, 1, "remove RUN")
     record = api.run_record(name, Path(flags.output_dir))
@@ -117,7 +121,7 @@ def remove(argv: list[str]) -> int:
 
 @dataclass(frozen=True)
 class Subcommand:
-    """What stands behind `runs NAME`, and its line in the help."""
+    """A subcommand of `runs`: `face` runs it and returns the exit code, `help` returns its line in the help."""
 
     face: Callable[[list[str]], int]
     help: Callable[[], str]
@@ -147,7 +151,7 @@ def _names(names: list[str], count: int, usage: str) -> list[str]:
 
 
 def _agreed(record: Record) -> bool:
-    """Ask. Raises ConfigError where nobody is there to answer."""
+    """Ask the user whether to remove the run. Raise ConfigError if stdin is not a terminal."""
     if not sys.stdin.isatty():
         raise ConfigError(
             _("Nobody can be asked whether this run may be removed."), where=record.run.path, fix=_("Add --yes.")

@@ -1,4 +1,4 @@
-"""What do `bundle`, `cloud` and `fetch` do at a terminal? Arguments to a verb of moving.py, and what comes back shown."""
+"""The commands `bundle`, `cloud` and `fetch`, which move runs between machines."""
 
 import difflib
 from pathlib import Path
@@ -23,7 +23,7 @@ from lorafit.units import bytes_text
 
 
 def bundle(argv: list[str]) -> int:
-    """`bundle [RUN] -o run.zip`, or `bundle [flags of a training] -o run.zip`."""
+    """Run `bundle [RUN] -o run.zip`, or `bundle [flags of train] -o run.zip`."""
     words, own, others = share_out(BundleRequest, argv)
     request = parse(BundleRequest, own, "bundle", BundleRequest.model_validate({"run": words}))
     name = one_run(words, others, "bundle")
@@ -38,7 +38,7 @@ def bundle(argv: list[str]) -> int:
 
 
 def cloud(argv: list[str]) -> int:
-    """`cloud PLACE [RUN] [-o DIR]`, or `cloud PLACE [flags of a training] [-o DIR]`."""
+    """Run `cloud PLATFORM [RUN] [-o DIR]`, or `cloud PLATFORM [flags of train] [-o DIR]`."""
     words, own, others = share_out(CloudRequest, argv)
     request = parse(CloudRequest, own, "cloud", CloudRequest.model_validate({"words": words}))
     if not words or words[0] not in CLOUDS:
@@ -58,7 +58,7 @@ def cloud(argv: list[str]) -> int:
 
 
 def fetch(argv: list[str]) -> int:
-    """`fetch DIR_OR_ZIP`."""
+    """Run `fetch DIR_OR_ZIP`: import runs that come back from another machine."""
     words, flags = part_words(FetchRequest, argv)
     request = parse(FetchRequest, flags, "fetch", FetchRequest.model_validate({"source": words}))
     if len(words) != 1:
@@ -77,7 +77,10 @@ def fetch(argv: list[str]) -> int:
 
 
 def one_run(words: list[str], flags: list[str], verb: str) -> str | None:
-    """The run that is named, or None. Raises ConfigError for two, and for a run with flags of a training."""
+    """Return the named run, or None if there are only flags.
+
+    Raise ConfigError for several runs, for a run together with flags of train, and for neither.
+    """
     usage = _("{command}, or the flags of a training without a run.").format(command=f"lorafit {verb} RUN")
     if len(words) > 1 or (not words and not flags):
         raise ConfigError(_("Which run?"), found=" ".join(words) or None, fix=usage)
@@ -87,7 +90,7 @@ def one_run(words: list[str], flags: list[str], verb: str) -> str | None:
 
 
 def training(name: str | None, flags: list[str], verb: str) -> TrainConfig:
-    """What the flags say, where no run is named."""
+    """Return the settings in `flags`, or the defaults if a run is named."""
     return TrainConfig() if name is not None else train_config(flags, verb)
 
 

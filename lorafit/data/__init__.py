@@ -1,1 +1,1 @@
-"""From files to token ids: sources -> formats -> render -> steps."""
+"""Data pipeline from files to micro-batches: sources -> readers -> formats -> render -> batching."""

@@ -1,7 +1,7 @@
-"""Which samples does a step learn from, and how are they shared out over processes and micro-batches?
+"""Distribution of the samples of a step over processes and micro-batches.
 
-Both are pure functions: no iterator has a state, so a checkpoint needs only the step's number (the law,
-docs/architecture.md). The split into micro-batches changes how fast a step runs, never what it learns.
+All functions are pure. No iterator has a state, so a checkpoint needs only the step number (docs/architecture.md).
+The split into micro-batches changes the speed of a step, never its result.
 """
 
 import time
@@ -14,7 +14,7 @@ from lorafit.data.shared_prefix import find_shared_prefixes, prefix_lengths
 
 
 class Samples(Protocol):
-    """A data set in memory or mapped from disk."""
+    """A data set of samples, in memory or mapped from disk."""
 
     def __len__(self) -> int: ...
 
@@ -22,9 +22,9 @@ class Samples(Protocol):
 
 
 def split(lengths: Sequence[int], token_budget: int, max_samples: int) -> list[list[int]]:
-    """Indices of `lengths` shared out so that each share holds at most `token_budget` tokens and `max_samples` samples.
+    """Return the indices of `lengths` in groups of at most `token_budget` tokens and `max_samples` samples.
 
-    First fit, longest first; a sample longer than the budget gets a share of its own.
+    The method is first fit, longest sample first. A sample longer than the budget gets a group of its own.
     """
     shares: list[list[int]] = []
     used: list[int] = []
@@ -41,7 +41,10 @@ def split(lengths: Sequence[int], token_budget: int, max_samples: int) -> list[l
 
 
 def shard_by_tokens(lengths: Sequence[int], ranks: int) -> list[list[int]]:
-    """Indices of `lengths` shared out over `ranks`, each with about as many tokens: longest first, to who has fewest."""
+    """Return the indices of `lengths` for each of `ranks` processes, with about equal numbers of tokens.
+
+    The samples are assigned longest first, each to the rank with the fewest tokens so far.
+    """
     shares: list[list[int]] = [[] for _rank in range(ranks)]
     used = [0] * ranks
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
@@ -53,26 +56,29 @@ def shard_by_tokens(lengths: Sequence[int], ranks: int) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class StepBatch:
-    """A step, ready for the engine: its micro-batches, the rank that each belongs to, and the sums over all of them."""
+    """A step, ready for the engine.
+
+    `owners` holds the rank of each micro-batch. `num_targets` and `num_tokens` are totals over all micro-batches.
+    """
 
     micro_batches: Sequence[MicroBatch]
     owners: Sequence[int]
     num_targets: int
     num_tokens: int
-    seconds: float = field(default=0.0, compare=False)  # that making it took
+    seconds: float = field(default=0.0, compare=False)  # spent to build the batch
 
     def share(self, rank: int) -> list[MicroBatch]:
-        """What `rank` computes; nothing, where a step has fewer samples than there are ranks."""
+        """Return the micro-batches of `rank`; a rank has none if the step has fewer samples than ranks."""
         return [micro for micro, owner in zip(self.micro_batches, self.owners, strict=True) if owner == rank]
 
 
 def batch(
     samples: Samples, rows: Sequence[int], token_budget: int, max_samples: int, ranks: int = 1, shares: bool = False
 ) -> StepBatch:
-    """The micro-batches that hold `rows` of `samples`; a sample's place is its index in `rows`.
+    """Return the micro-batches of the step that trains on `rows` of `samples`.
 
-    Where the engine `shares` what samples begin with, those tokens are in memory once, throughout the step: they count
-    in every micro-batch, and in no sample.
+    A sample's entry in `MicroBatch.places` is its index in `rows`. If the engine `shares` prefixes, their tokens are in
+    memory once, for the whole step. They reduce the token budget of every micro-batch and count in no sample.
     """
     began = time.monotonic()
     taken = [samples[row] for row in rows]

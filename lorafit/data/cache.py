@@ -1,8 +1,8 @@
-"""Where are samples kept from one run to the next? In a folder named by all that decides them, whole or absent.
+"""Disk cache of tokenized samples: one folder per combination of data, tokenizer and settings, complete or absent.
 
-The name is a digest of the files' content, the slice, the tokenizer's files, the template, the settings and this
-program's version; no tokenizer is imported to find it. Two processes may build the same folder: the first to finish
-wins. Folders that nobody opened for a month are deleted.
+The folder's name is a digest of the files' content, the slice, the tokenizer's files, the chat template, the settings
+and the versions of lorafit, transformers and tokenizers. No tokenizer is imported to compute the name. Two processes
+may build the same folder: the first to finish wins. Folders that were not opened for 30 days are deleted.
 """
 
 import hashlib
@@ -37,13 +37,13 @@ from lorafit.messages import _
 from lorafit.paths import cache_folder
 from lorafit.units import count_text
 
-LAYOUT = 1  # of the folder: a change here makes every older one invisible
+LAYOUT = 1  # version of the folder's layout; a change invalidates all older folders
 COLUMNS: dict[str, Any] = {
-    "input_ids": np.int32, "target_mask": np.bool_,  # a value a token; below, a value a row
+    "input_ids": np.int32, "target_mask": np.bool_,  # one value per token; below: one value per row
     "lengths": np.int32, "whole_lengths": np.int32, "targets_cut": np.int32, "dropped": np.bool_, "formats": np.uint8,
     "keys": KEY, "files": np.int32, "lines": np.int64,
 }  # fmt: skip
-CONTENT = ("lengths", "input_ids", "target_mask")  # what a run learns from
+CONTENT = ("lengths", "input_ids", "target_mask")  # the columns that training uses
 TOKENIZER_FILES = ("tokenizer*", "*.jinja", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
                    "*.model", "*.tiktoken", "config.json")  # fmt: skip
 REPORT_SECONDS = 2.0
@@ -52,52 +52,58 @@ UNUSED_SECONDS = 30 * 86400.0
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """Samples on the disk, in the rows' order. Arrays [N] over the rows, mapped into memory."""
+    """Cached samples on disk, in the order of the rows. Arrays have shape [N] (good rows) and are memory-mapped."""
 
     folder: Path
     samples: SampleStore
-    whole_lengths: Int32  # before any cut
-    targets_cut: Int32
-    keys: Keys  # of the rows' content
-    files: NDArray[np.int32]  # places in `file_names`
+    whole_lengths: Int32  # tokens before truncation
+    targets_cut: Int32  # targets that truncation removed
+    keys: Keys  # of the rows' content (`content_key`)
+    files: NDArray[np.int32]  # indices into `file_names`
     lines: NDArray[np.int64]
     file_names: list[str]
-    formats: dict[str, int]  # rows of each
-    copies: int  # rows that repeat an earlier one
+    formats: dict[str, int]  # number of rows per format
+    copies: int  # rows that repeat an earlier row
     num_targets: int
-    dropped_rows: int  # of which the template left something out
+    dropped_rows: int  # rows of which the chat template omits some text
     content: str  # sha256 of the samples
     rejects: RejectFile
 
     def conversations(self, wanted: set[bytes] | None = None) -> list[Conversation]:
-        """Those of the wanted keys (None: of all) that are kept here, the smallest ones, by key."""
+        """Return the stored conversations, sorted by key; only those with a key in `wanted`, unless it is None.
+
+        Only the conversations with the smallest keys are stored.
+        """
         lines = (self.folder / "conversations.jsonl").read_text("utf-8").splitlines()
         kept = {bytes.fromhex(key): turns for key, turns in map(json.loads, lines)}
         return [[Message(*turn) for turn in kept[key]] for key in sorted(kept) if wanted is None or key in wanted]
 
 
 def key_of(source: Source, recipe: Preprocessing, tokenizer_digest: str, max_samples: int | None) -> str:
-    """The name of the folder for these rows, made by this recipe."""
+    """Return the name of the cache folder for the rows of `source`, preprocessed by `recipe`."""
     packages = [metadata.version(name) for name in ("transformers", "tokenizers")]
     facts = [LAYOUT, __version__, packages, source.content(content_of), asdict(recipe), tokenizer_digest, max_samples]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()[:40]
 
 
 def tokenizer_digest(folder: Path, template: str | None) -> str:
-    """What tells a tokenizer from any other: its files, and the template that is put in place of its own."""
+    """Return the sha256 of the tokenizer's files and of `template`, which replaces the tokenizer's own."""
     files = sorted({path for pattern in TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()})
     facts = [[path.name, content_of(path)] for path in files] + [[template or ""]]
     return hashlib.sha256(json.dumps(facts).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def data_cache() -> Path:
-    """LORAFIT_DATA_CACHE, or a folder in the user's cache."""
+    """Return the cache folder: LORAFIT_DATA_CACHE, or `data` in lorafit's cache folder."""
     own = os.environ.get("LORAFIT_DATA_CACHE")
     return Path(own).expanduser().absolute() if own else cache_folder() / "data"
 
 
 def content_of(path: Path) -> str:
-    """sha256 of the file; read anew only when the system says that the file was touched."""
+    """Return the sha256 of the file's content.
+
+    The digest is stored. It is computed again only if the path, inode, size, mtime or ctime of the file changes.
+    """
     status = path.stat()
     facts = [str(path.absolute()), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
     note = data_cache() / "files" / hashlib.sha256(json.dumps(facts).encode("utf-8", "surrogatepass")).hexdigest()
@@ -106,27 +112,30 @@ def content_of(path: Path) -> str:
     except (OSError, ValueError):
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if time.time() - status.st_mtime < 2:  # might be written to once more within the clock's grain
+    if time.time() - status.st_mtime < 2:  # a later write may leave the same mtime
         return digest
     try:
         note.parent.mkdir(parents=True, exist_ok=True)
         beside = note.with_suffix(f".{os.getpid()}")
         beside.write_text(digest, "ascii")
         beside.replace(note)
-    except OSError:  # a full or read-only disk costs time here, no more
+    except OSError:  # full or read-only disk: the next call computes the digest again
         pass
     return digest
 
 
 def find_cache_entry(key: str, files: list[str]) -> CacheEntry | None:
-    """The entry of that name, or None; `files` are what its files are called now."""
+    """Return the cache entry `key`, or None if it is absent or damaged.
+
+    `files` are the present paths of the source's files.
+    """
     folder = data_cache() / key
     try:
         sizes = {name: facts["bytes"] for name, facts in json.loads((folder / MANIFEST).read_text())["files"].items()}
         if any((folder / name).stat().st_size != size for name, size in sizes.items()):
             return None
         entry = open_entry(folder, files)
-        os.utime(folder)  # was of use
+        os.utime(folder)  # `prune` deletes by mtime
         return entry
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -135,7 +144,7 @@ def find_cache_entry(key: str, files: list[str]) -> CacheEntry | None:
 def find_or_build(
     key: str, source: Source, recipe: Preprocessing, load: Load, max_samples: int | None
 ) -> Generator[str, None, CacheEntry]:
-    """The entry of that name, built where it is not there; says how far it is. Raises DataError, DiskError."""
+    """Return the cache entry `key`, built if absent; yield progress messages. Raises DataError or DiskError."""
     if entry := find_cache_entry(key, source.files):
         return entry
     prune()
@@ -154,13 +163,16 @@ def find_or_build(
 
 
 class _Other(Exception):
-    """Another process was faster."""
+    """Discards the entry under construction: another process has completed the same entry."""
 
 
 def write_entry(
     folder: Path, source: Source | Iterable[Row], recipe: Preprocessing, load: Load, max_samples: int | None
 ) -> Generator[str, None, None]:
-    """Build an entry from the source's rows (the first `max_samples` good ones) in the empty `folder`."""
+    """Build an entry in the empty `folder`; yield progress messages.
+
+    The entry holds the first `max_samples` good rows of the source (None: all).
+    """
     rows, files = (source.rows(), source.files) if isinstance(source, Source) else (source, [])
     with _Writer(folder, recipe, files) as writer:
         began = said = 0.0
@@ -169,7 +181,7 @@ def write_entry(
             if writer.rows == max_samples:
                 break
             now = time.monotonic()
-            began, said = began or now, said or now  # loading the tokenizer does not count
+            began, said = began or now, said or now  # excludes the time to load the tokenizer
             if now - said > REPORT_SECONDS:
                 said, speed = now, writer.rows / (now - began)
                 text = _("Tokenising: {rows} rows, {speed} a second")
@@ -177,7 +189,7 @@ def write_entry(
 
 
 class _Writer:
-    """The files of an entry, written as rows go by."""
+    """Writer of the files of an entry. `smallest` holds the conversations with the smallest keys."""
 
     def __init__(self, folder: Path, recipe: Preprocessing, files: list[str]) -> None:
         self.folder, self.recipe, self.rows = folder, recipe, 0
@@ -186,7 +198,7 @@ class _Writer:
         self.formats: Counter[str] = Counter()
         self.targets, self.dropped = 0, 0
         self.smallest: dict[bytes, Conversation] = {}
-        self.highest = b"\xff" * 32  # keys above it are not among the smallest
+        self.highest = b"\xff" * 32  # a larger key is not among the smallest
 
     def __enter__(self) -> "_Writer":
         open_column = self.stack.enter_context
@@ -237,7 +249,10 @@ class _Writer:
 
 
 def open_entry(folder: Path, files: list[str] | None = None) -> CacheEntry:
-    """What write_entry() wrote into `folder`; `files` are what its files are called now."""
+    """Open the entry that `write_entry` wrote to `folder`.
+
+    `files` are the present paths of the source's files (None: the paths at the time of writing).
+    """
     columns = {name: mapped(folder / f"{name}.npy") for name in COLUMNS}
     meta = json.loads((folder / "meta.json").read_text("utf-8"))
     lengths = columns["lengths"]
@@ -263,7 +278,7 @@ def open_entry(folder: Path, files: list[str] | None = None) -> CacheEntry:
 
 
 def prune() -> None:
-    """Delete entries that nobody opened for a month."""
+    """Delete the entries that were not opened for 30 days."""
     for path in data_cache().glob("*/"):
         if path.name != "files" and time.time() - path.stat().st_mtime > UNUSED_SECONDS:
             shutil.rmtree(path, ignore_errors=True)

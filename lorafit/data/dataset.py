@@ -1,6 +1,6 @@
-"""What is trained on and what is held out? Rows become two stores of samples; what is left out is counted and named.
+"""Training and validation data: two sample stores, with counts and notes on the rows that are left out.
 
-The samples come from the cache (cache.py) or are made for it; which of them are held out is decided here.
+The samples come from the cache (cache.py), which builds them if necessary. This module assigns them to the two sets.
 """
 
 import hashlib
@@ -41,19 +41,23 @@ from lorafit.units import count_text
 __all__ = ["PreparedData", "Reject", "content_key", "held_out", "prepare", "prepare_cached", "write_rejects"]
 
 T = TypeVar("T")
-PROBES = 4  # tokens, from the first to the last
+PROBES = 4  # tokens per fingerprint, evenly spaced from the first to the last
 
 
 @dataclass(frozen=True)
 class PreparedData:
-    """The data of a run. `valid_conversations` are held-out groups, one of each; `notes` are words for the user."""
+    """The data of a run.
+
+    `valid_conversations` holds one conversation per group of equal validation rows, as far as the cache stores them.
+    `notes` are messages for the user.
+    """
 
     train: SampleStore
     valid: SampleStore
     valid_conversations: list[Conversation]
     rejects: RejectFile
-    formats: dict[str, int]  # rows of each
-    copies: int  # rows that repeat an earlier one
+    formats: dict[str, int]  # number of rows per format
+    copies: int  # rows that repeat an earlier row
     truncated_rows: int
     truncated_tokens: int
     total_tokens: int
@@ -69,7 +73,7 @@ class PreparedData:
 
 @dataclass(frozen=True)
 class DataSources:
-    """What the settings name: the training rows, the validation rows where they have a name of their own."""
+    """The data that the settings name. `valid_source` is None if validation rows are taken from `source`."""
 
     source: Source
     valid_source: Source | None
@@ -89,7 +93,7 @@ class DataSources:
 
 
 def wanted_by(config: TrainConfig, model_folder: Path, template: str | None = None) -> DataSources:
-    """Raises ConfigError, DataError or HubError, before anything is read."""
+    """Resolve the data that `config` names, before any row is read. Raises ConfigError, DataError or HubError."""
     recipe, digest = preprocessing_of(config), tokenizer_digest(model_folder, template)
     hub, endpoint = config.hub, config.hf_endpoint
     source = open_source(config.dataset_name, config.dataset_split, hub=hub, endpoint=endpoint)
@@ -102,9 +106,9 @@ def wanted_by(config: TrainConfig, model_folder: Path, template: str | None = No
 def prepare_cached(
     config: TrainConfig, model_folder: Path, load: Load, template: str | None = None
 ) -> Generator[str, None, PreparedData]:
-    """The data that `config` names; says how far it is. `load` is called only where the cache has not all of it.
+    """Return the data that `config` names; yield progress messages.
 
-    Raises ConfigError, DataError, HubError, DiskError.
+    `load` is called only if the cache lacks some of the data. Raises ConfigError, DataError, HubError or DiskError.
     """
     wanted = wanted_by(config, model_folder, template)
     entry = yield from find_or_build(wanted.key, wanted.source, wanted.recipe, load, wanted.max_samples)
@@ -115,7 +119,11 @@ def prepare_cached(
 
 
 def cached(config: TrainConfig, model_folder: Path, template: str | None = None) -> PreparedData | None:
-    """The same if the cache has it, else None: no row is read and no tokenizer imported, for a plan before a run."""
+    """Return the data that `config` names if the cache has all of it, else None.
+
+    No row is read and no tokenizer is imported: a plan uses this function before a run. Raises ConfigError, DataError
+    or HubError.
+    """
     wanted = wanted_by(config, model_folder, template)
     entry, valid = find_cache_entry(wanted.key, wanted.source.files), None
     if wanted.valid_source is not None and wanted.valid_key is not None:
@@ -128,7 +136,10 @@ def cached(config: TrainConfig, model_folder: Path, template: str | None = None)
 def prepare(
     rows: Iterable[Row], tokenizer: Tokenizer, config: TrainConfig, valid_rows: Iterable[Row] | None = None
 ) -> PreparedData:
-    """Samples from `rows` at hand, without the cache: the files go when nobody looks at them any more."""
+    """Return the data of `rows`, without the cache. Raises ConfigError or DataError.
+
+    The samples are in temporary folders. Each folder is deleted when the object that refers to it is garbage-collected.
+    """
 
     def made(rows: Iterable[Row], most: int | None) -> CacheEntry:
         folder = tempfile.TemporaryDirectory(prefix="lorafit-", ignore_cleanup_errors=True)
@@ -140,7 +151,7 @@ def prepare(
 
 
 def exhaust(texts: Generator[str, None, T]) -> T:
-    """What comes at the end; nothing is said."""
+    """Run the generator to its end, ignore its messages and return its result."""
     while True:
         try:
             next(texts)
@@ -150,7 +161,11 @@ def exhaust(texts: Generator[str, None, T]) -> T:
 
 
 def split(entry: CacheEntry, valid: CacheEntry | None, config: TrainConfig) -> PreparedData:
-    """Training and validation rows; none of the same content is in both. Raises DataError when too many rows are bad."""
+    """Divide the rows into training and validation rows; no conversation is in both.
+
+    `valid` holds the validation rows; if it is None, they are taken from `entry`. Raises DataError if too many rows are
+    bad or no training row is left.
+    """
     check_rejects(entry.rejects, len(entry.samples), config.max_rejects)
     if valid is None:
         held_out_N, notes = held_out_rows(entry.keys, config.val_size)
@@ -185,7 +200,10 @@ def split(entry: CacheEntry, valid: CacheEntry | None, config: TrainConfig) -> P
 
 
 def _same_once_cut(entry: CacheEntry, held_out_N: Bool) -> Bool:
-    """Which other rows have a held-out row's tokens: longer conversations, cut to where they still were the same."""
+    """Return a mask [N] of the truncated training rows that have the same tokens as a validation row.
+
+    Their conversations differ only in the tokens that truncation removed.
+    """
     samples, lengths = entry.samples, entry.samples.lengths
     seen = {samples[int(row)].input_ids.tobytes() for row in np.flatnonzero(held_out_N)}
     maybe = np.flatnonzero(~held_out_N & (entry.whole_lengths > lengths) & np.isin(lengths, lengths[held_out_N]))
@@ -197,7 +215,10 @@ def _same_once_cut(entry: CacheEntry, held_out_N: Bool) -> Bool:
 
 
 def _fingerprints(samples: SampleStore, rows: NDArray[np.int64]) -> NDArray[np.uint32]:
-    """[N] of `rows`: equal samples have equal ones. A few tokens of each are looked at, so a million rows take no time."""
+    """Return the fingerprints [N] of `rows`: equal samples have equal fingerprints.
+
+    Only PROBES tokens of each sample are read, so that a million rows take little time.
+    """
     starts_N, lengths_N = samples.starts[rows], samples.lengths[rows].astype(np.int64)
     places_NP = starts_N[:, None] + (lengths_N[:, None] - 1) * np.arange(PROBES) // (PROBES - 1)
     return fold(lengths_N, *samples.input_ids[places_NP].T)
@@ -209,7 +230,10 @@ def _twins_note(rows: int) -> list[str]:
 
 
 def _without_copies(entry: CacheEntry, valid: CacheEntry) -> tuple[Bool, list[str]]:
-    """Which training rows are not in the validation data too, and a note on those that are."""
+    """Return a mask [N] of the training rows that are not in the validation data, and a note on the others.
+
+    Raises DataError if all training rows are in the validation data.
+    """
     kept_N = ~np.isin(entry.keys, valid.keys)
     left_out = len(kept_N) - int(kept_N.sum())
     if left_out == len(kept_N):
@@ -227,7 +251,7 @@ def _notes(entry: CacheEntry, config: TrainConfig) -> Iterator[str]:
 
 
 def _truncation_note(entry: CacheEntry, config: TrainConfig) -> Iterator[str]:
-    """How much is cut, and what it would cost to cut nothing."""
+    """Yield a note on the truncated tokens, and on the max_length that truncates none and its cost in tokens."""
     lengths, whole = entry.samples.lengths, entry.whole_lengths
     cut_rows, kept = int((whole > lengths).sum()), len(entry.samples.input_ids)
     if not cut_rows:

@@ -1,11 +1,11 @@
-"""What can be told of a data set? Plain data, made by report.py and shown by the reporters."""
+"""Results of the data report as plain data, made by report.py and shown by the reporters."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class RowLocation:
-    """Where a row stands."""
+    """The file and line of a row."""
 
     file: str
     line: int
@@ -16,7 +16,10 @@ class RowLocation:
 
 @dataclass(frozen=True)
 class RejectReason:
-    """Rows rejected for one reason (numbers apart): how many, and the first of them with what stands there."""
+    """Rows rejected for one reason; reasons that differ only in numbers count as one.
+
+    `examples` are the first of these rows, each with an excerpt.
+    """
 
     reason: str
     rows: int
@@ -25,7 +28,10 @@ class RejectReason:
 
 @dataclass(frozen=True)
 class StrangeCharacter:
-    """A control or invisible character, in how many rows it stands, and the first of them."""
+    """A control, invisible or replacement character.
+
+    `rows` is the number of rows that contain the character; `first` is the first of these rows.
+    """
 
     code: str  # "U+200B"
     name: str
@@ -35,18 +41,25 @@ class StrangeCharacter:
 
 @dataclass(frozen=True)
 class DuplicateStats:
-    """Copies. `exact` rows repeat an earlier one; `near` of the `compared` different ones are almost an earlier one."""
+    """Numbers of duplicates.
+
+    `exact` rows repeat an earlier row. Of the `compared` distinct conversations, `near` are near-duplicates of an
+    earlier conversation.
+    """
 
     exact: int
     compared: int
     near: int
-    near_held_out: int  # held-out conversations with a near copy that is trained on
-    examples: list[tuple[RowLocation, RowLocation, float]]  # the earlier, the later, their similarity
+    near_held_out: int  # validation conversations with a near-duplicate among the training rows
+    examples: list[tuple[RowLocation, RowLocation, float]]  # earlier row, later row, similarity
 
 
 @dataclass(frozen=True)
 class LengthStats:
-    """Tokens of the samples before any cut. Bin i counts those from edges[i] to below edges[i + 1]; the last all others."""
+    """Lengths of the samples in tokens, before truncation. `ninth_decile` is the 90th percentile.
+
+    `rows` is a histogram: bin i counts the lengths from edges[i] to below edges[i + 1], the last bin all longer ones.
+    """
 
     shortest: int
     median: float
@@ -58,7 +71,10 @@ class LengthStats:
 
 @dataclass(frozen=True)
 class ShownSample:
-    """A sample as the model reads it: `pieces` of text, each with whether its tokens are targets."""
+    """A sample as the model reads it.
+
+    `pieces` are parts of the text, each with True if its tokens are targets. `cut` is the number of truncated tokens.
+    """
 
     place: RowLocation
     format: str
@@ -70,26 +86,26 @@ class ShownSample:
 
 @dataclass(frozen=True)
 class DataReport:
-    """All that is to be told of the data; plain data, counts in rows where nothing else is said."""
+    """All results of the data report. Counts are numbers of rows unless the name says otherwise."""
 
-    model_name: str  # whose tokenizer
+    model_name: str  # the model whose tokenizer counts the tokens
     max_length: int
-    files: dict[str, tuple[int, int]]  # rows of each: read, good
+    files: dict[str, tuple[int, int]]  # rows read and good rows of each file
     formats: dict[str, int]
-    refused: list[RejectReason]  # the commonest first
+    refused: list[RejectReason]  # most frequent first
     without_answer: int
     train: int
     valid: int
-    on_both_sides: int  # rows trained on whose tokens are a held-out row's; must be 0
+    on_both_sides: int  # training rows with the tokens of a validation row; must be 0
     twins: DuplicateStats
-    lengths: LengthStats | None  # None where no row is good
+    lengths: LengthStats | None  # None if no row is good
     total_tokens: int
     total_targets: int
     cut_rows: int
     cut_tokens: int
     strange_rows: int
-    strange: list[StrangeCharacter]  # the commonest first
-    samples: dict[str, list[ShownSample]]  # "shortest", "longest", "random"
+    strange: list[StrangeCharacter]  # most frequent first
+    samples: dict[str, list[ShownSample]]  # keys: "shortest", "longest", "random"
 
     @property
     def good(self) -> int:
@@ -105,5 +121,5 @@ class DataReport:
 
     @property
     def target_share(self) -> float:
-        """Of all tokens, those that carry loss; 0 where there is none."""
+        """The share of all tokens that are targets; 0 if there are no tokens."""
         return self.total_targets / max(self.total_tokens, 1)

@@ -1,7 +1,8 @@
-"""What conversation does a row hold? One function a format, one table, first match wins.
+"""Formats of data rows: one function per format, in one table; the first match wins.
 
-A format's function answers None to a row that is not of its kind, and raises BadRow for one that is, but broken.
-A new format is one function, one entry in FORMATS, one line in tests/data/formats.jsonl.
+A format's function returns None for a row of another format, and raises BadRow for a faulty row of its own format.
+A new format is one function, one entry in FORMATS and in WANTED, its keys in KEYS, and one line in
+tests/data/formats.jsonl.
 """
 
 import json
@@ -13,8 +14,8 @@ from typing import Any
 from lorafit.data.readers.row import Broken
 from lorafit.messages import _, clauses, listed
 
-TEXT, TOOLS = "text", "tools"  # roles of what is no turn: a plain text; the functions that may be called, as JSON
-# Who speaks, as data sets write it, and the role that a template knows.
+TEXT, TOOLS = "text", "tools"  # additional roles: a plain text; the callable functions, as JSON
+# Names of speakers in data sets, and the role that chat templates use.
 SPEAKERS = {
     "system": "system", "developer": "system",
     "user": "user", "human": "user", "prompter": "user", "client": "user", "customer": "user",
@@ -30,7 +31,10 @@ TAGGED = re.compile(r"\s*[\[【（(]\s*(\w{1,12})\s*[\]】）)]\s*[:：]?\s*(.*)
 
 @dataclass(frozen=True)
 class Message:
-    """One turn: `role` is system, user, assistant or tool (or TEXT, TOOLS); `calls` is JSON: a list of {name, arguments}."""
+    """One message of a conversation.
+
+    `role` is system, user, assistant, tool, TEXT or TOOLS. `calls` is empty or JSON: a list of {name, arguments}.
+    """
 
     role: str
     content: str
@@ -38,30 +42,31 @@ class Message:
 
 
 Conversation = list[Message]
-Fields = Mapping[str, Any]  # a row's keys and values, without those that are null
+Fields = Mapping[str, Any]  # keys and values of a row, without null values
 
 
 class BadRow(Exception):
-    """A row cannot be learned from; `reason` says what was found and what is wanted."""
+    """A row that cannot be used for training; `reason` says what was found and what was expected."""
 
     def __init__(self, reason: str) -> None:
-        self.reason = reason.encode("utf-8", "backslashreplace").decode()  # a key may hold half a character
+        self.reason = reason.encode("utf-8", "backslashreplace").decode()  # a key may contain a lone surrogate
         super().__init__(self.reason)
 
 
 def to_conversation(value: object) -> Conversation:
-    """The conversation in a row. Raises BadRow."""
+    """Return the conversation of a row. Raises BadRow."""
     return recognise(value)[1]
 
 
 def recognise(value: object, field_map: Mapping[str, str] | None = None, context: str = "") -> tuple[str, Conversation]:
-    """The name of the row's format and its conversation, which holds an answer. Raises BadRow.
+    """Return the name of the row's format and its conversation. Raises BadRow.
 
-    `field_map` renames keys first; the text under the key `context` is put before the first question.
+    Except for a plain text, the conversation contains an assistant message. `field_map` renames keys first. The text
+    under the key `context` is put before the first user message.
     """
     if isinstance(value, Broken):
         raise BadRow(_("found {found}, wanted {wanted}").format(found=value.found, wanted=value.wanted))
-    if isinstance(value, list) and len(value) == 1:  # as some of the lawyer-llama files are
+    if isinstance(value, list) and len(value) == 1:  # the form of rows in some lawyer-llama files
         value = value[0]
     if not isinstance(value, dict):
         raise BadRow(_("found {kind}, wanted an object with keys").format(kind=type(value).__name__))
@@ -75,13 +80,13 @@ def recognise(value: object, field_map: Mapping[str, str] | None = None, context
 
 
 def _renamed(row: dict[Any, Any], field_map: Mapping[str, str]) -> dict[Any, Any]:
-    """`row` under its new keys, which win over the row's own of the same name."""
+    """Return `row` with its keys renamed. A renamed key replaces an existing key of the same name."""
     new = {field_map[key]: field for key, field in row.items() if key in field_map}
     return {key: field for key, field in row.items() if key not in field_map and key not in new} | new
 
 
 def _with_context(row: Fields, turns: Conversation, key: str) -> Conversation:
-    """The turns with the text under `key` before the first question, an empty line between."""
+    """Return the messages with the text under `key` and an empty line before the first user message's text."""
     parts = row.get(key, [])
     parts = parts if isinstance(parts, list) else [parts]
     text = "\n".join(_text({key: part}, key, may_be_empty=True) for part in parts)
@@ -91,11 +96,11 @@ def _with_context(row: Fields, turns: Conversation, key: str) -> Conversation:
     return [*turns[:at], Message("user", f"{text}\n\n{turns[at].content}"), *turns[at + 1 :]]
 
 
-# The formats
+# Formats
 
 
 def alpaca(row: Fields) -> Conversation | None:
-    """`instruction` and `output`; optional `input`, `system`, and `history` as [question, answer] pairs."""
+    """Parse `instruction` and `output`; optional `input`, `system`, and `history` as [question, answer] pairs."""
     if "instruction" not in row or "output" not in row:
         return None
     turns = [*_system(row), *_history(row.get("history") or [])]
@@ -118,17 +123,17 @@ def _history(pairs: object) -> Conversation:
 
 
 def sharegpt(row: Fields) -> Conversation | None:
-    """`conversations`: a list of {from, value}, or of {role, content}; optional `system` and `tools`."""
+    """Parse `conversations`: a list of {from, value} or {role, content}; optional `system` and `tools`."""
     return _dialogue(row, "conversations") if "conversations" in row else None
 
 
 def messages(row: Fields) -> Conversation | None:
-    """`messages`: a list of {role, content}, or of {from, value}; optional `system` and `tools`."""
+    """Parse `messages`: a list of {role, content} or {from, value}; optional `system` and `tools`."""
     return _dialogue(row, "messages") if "messages" in row else None
 
 
 def prompt_completion(row: Fields) -> Conversation | None:
-    """`prompt` and `completion`: texts, or lists of turns; optional `system`."""
+    """Parse `prompt` and `completion`: texts, or lists of messages; optional `system`, and for texts `history`."""
     prompt, completion = row.get("prompt"), row.get("completion")
     if isinstance(prompt, list) and isinstance(completion, list):
         return _dialogue({**row, "messages": prompt + completion}, "messages")
@@ -136,17 +141,20 @@ def prompt_completion(row: Fields) -> Conversation | None:
 
 
 def question_answer(row: Fields) -> Conversation | None:
-    """`question` and `answer`; optional `system`."""
+    """Parse `question` and `answer`; optional `system`, and `history` as [question, answer] pairs."""
     return _pair(row, "question", "answer")
 
 
 def query_response(row: Fields) -> Conversation | None:
-    """`query` and `response`; optional `system`, and `history` as [question, answer] pairs."""
+    """Parse `query` and `response`; optional `system`, and `history` as [question, answer] pairs."""
     return _pair(row, "query", "response")
 
 
 def tagged_history(row: Fields) -> Conversation | None:
-    """`history` as the whole conversation: texts that begin with who speaks, "[客户] …", "[律师] …"; optional `system`."""
+    """Parse `history` as the whole conversation; optional `system`.
+
+    `history` is a list of texts that begin with the speaker: "[客户] …", "[律师] …".
+    """
     turns = row.get("history")
     if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) for turn in turns):
         return None
@@ -160,7 +168,7 @@ def tagged_history(row: Fields) -> Conversation | None:
             raise BadRow(wanted.format(number=number, found=found))
         key = f"history[{number}]"
         text = _text({key: match[2]}, key)
-        if said and said[-1].role == role:  # one who speaks twice: templates want turns to alternate
+        if said and said[-1].role == role:  # merged: chat templates expect alternating roles
             said[-1] = Message(role, f"{said[-1].content}\n\n{text}")
         else:
             said.append(Message(role, text))
@@ -168,7 +176,7 @@ def tagged_history(row: Fields) -> Conversation | None:
 
 
 def plain_text(row: Fields) -> Conversation | None:
-    """`text`: all of it is learned, without a template."""
+    """Parse `text`: all its tokens are targets; no chat template is applied."""
     return [Message(TEXT, _text(row, "text"))] if "text" in row else None
 
 
@@ -179,7 +187,7 @@ def _pair(row: Fields, question: str, answer: str) -> Conversation | None:
     return [*before, Message("user", _text(row, question)), Message("assistant", _text(row, answer))]
 
 
-# Turns
+# Messages
 
 
 def _dialogue(row: Fields, key: str) -> Conversation:
@@ -192,7 +200,10 @@ def _dialogue(row: Fields, key: str) -> Conversation:
 
 
 def _answered(turns: Conversation, key: str) -> Conversation:
-    """The turns up to the last answer: what stands behind it carries no loss. Raises BadRow where there is none."""
+    """Return the messages up to the last assistant message: later messages carry no loss.
+
+    Raises BadRow if there is no assistant message.
+    """
     answers = [place for place, turn in enumerate(turns) if turn.role == "assistant"]
     if not answers:
         raise BadRow(_("`{key}` holds no turn of the assistant").format(key=key))
@@ -224,14 +235,14 @@ def _message(key: str, number: int, turn: object) -> Message:
 
 
 def _spoken(content: object, key: str) -> str:
-    """The text of a turn; also of one in parts, [{"type": "text", "text": …}]."""
+    """Return the text of a message's content: a string, or parts [{"type": "text", "text": …}]. Raises BadRow."""
     if isinstance(content, list) and content and all(isinstance(p, dict) and p.get("type") == "text" for p in content):
         return "".join(_text({key: part.get("text")}, key) for part in content)
     return _text({key: content}, key)
 
 
 def _calls(found: object, key: str) -> str:
-    """Calls of functions as JSON: a list of {name, arguments}."""
+    """Return function calls as JSON: a list of {name, arguments}. Raises BadRow."""
     calls = _from_json(found, key)
     calls = calls if isinstance(calls, list) else [calls]
     made = []
@@ -254,7 +265,10 @@ def _tools(row: Fields) -> Iterator[Message]:
 
 
 def _from_json(value: object, key: str) -> object:
-    """What JSON in a text holds, as many data sets keep it; anything else as it is."""
+    """Parse a string as JSON; return any other value unchanged. Raises BadRow.
+
+    Many data sets store nested values as JSON strings.
+    """
     if not isinstance(value, str):
         return value
     try:
@@ -276,7 +290,7 @@ def _system(row: Fields) -> Iterator[Message]:
 
 
 def _text(row: Fields, key: str, may_be_empty: bool = False) -> str:
-    """The text under `key`. Raises BadRow when it is no string, empty, or holds half a character."""
+    """Return the text under `key`. Raises BadRow if it is not a string, is empty, or contains a lone surrogate."""
     text = row[key]
     if not isinstance(text, str):
         raise BadRow(_("`{key}` is {kind}, wanted text").format(key=key, kind=type(text).__name__))
@@ -284,7 +298,7 @@ def _text(row: Fields, key: str, may_be_empty: bool = False) -> str:
         raise BadRow(_("`{key}` is empty").format(key=key))
     try:
         text.encode("utf-8")
-    except UnicodeEncodeError:  # from JSON's escapes, or bytes that are no UTF-8; tokenizers fail at it
+    except UnicodeEncodeError:  # from JSON escapes, or from bytes that are not UTF-8; tokenizers reject it
         raise BadRow(
             _("`{key}` holds a broken character (half a surrogate pair, or no UTF-8)").format(key=key)
         ) from None

@@ -1,6 +1,6 @@
-"""What travels from the data to an engine? Samples, and micro-batches of them without padding.
+"""Input of an engine: samples, and micro-batches of samples without padding.
 
-Letters: T tokens, S samples.
+Dimensions: T tokens, S samples.
 """
 
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ Bool = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Sample:
-    """One conversation as tokens: `input_ids` [T] int32, `target_mask` [T] bool (True: the token carries loss).
+    """One conversation as tokens: `input_ids` [T] int32, `target_mask` [T] bool (True: the token is in the loss).
 
-    The first token is never a target, since nothing predicts it.
+    The first token is never a target, because no earlier token predicts it.
     """
 
     input_ids: Int32
@@ -35,9 +35,9 @@ class Sample:
 class MicroBatch:
     """Part of a step, padding-free: several samples end to end.
 
-    `input_ids`, `target_mask`, `position_ids` [T]; `segments` [S+1] cumulative lengths, from 0 to T;
-    `sample_ids` [S] rows of the data set; `places` [S] each sample's place in its step, which keys dropout;
-    `shared` [S] how many tokens each sample begins with that others of its step begin with too.
+    `input_ids`, `target_mask`, `position_ids` [T]; `segments` [S+1]: cumulative lengths, from 0 to T;
+    `sample_ids` [S]: rows of the data set; `places` [S]: index of each sample in its step, the key of its dropout;
+    `shared` [S]: number of leading tokens that each sample shares with other samples of its step.
     """
 
     input_ids: Int32
@@ -57,7 +57,7 @@ class MicroBatch:
         return int(self.target_mask.sum())
 
     def only(self, index: int) -> "MicroBatch":
-        """The micro-batch that holds this one's sample number `index` alone."""
+        """Return the micro-batch that holds only sample `index` of this micro-batch."""
         start, end = self.segments[index : index + 2]
         part, one = slice(start, end), slice(index, index + 1)
         ends = np.asarray([0, end - start], np.int32)
@@ -65,7 +65,7 @@ class MicroBatch:
         return MicroBatch(ids, mask, positions, ends, self.sample_ids[one], self.places[one], self.shared[one])
 
     def beginnings(self) -> list[bytes]:
-        """What each sample shares with others; nothing where it shares nothing."""
+        """Return the shared prefix of each sample as the bytes of its token ids, empty if the sample shares none."""
         starts = zip(self.segments[:-1].tolist(), self.shared.tolist(), strict=True)
         return [self.input_ids[start : start + length].tobytes() for start, length in starts]
 
@@ -73,7 +73,7 @@ class MicroBatch:
 def pack(
     samples: Sequence[Sample], sample_ids: Sequence[int], places: Sequence[int], shared: Sequence[int] | None = None
 ) -> MicroBatch:
-    """The micro-batch that holds `samples` end to end, in the order given; `shared` is nothing where it is not said."""
+    """Return the micro-batch that holds `samples` end to end, in the order given. `shared` None: no shared prefixes."""
     lengths = [len(sample) for sample in samples]
     return MicroBatch(
         input_ids=np.concatenate([s.input_ids for s in samples]).astype(np.int32),

@@ -1,11 +1,11 @@
-"""Which texts say nearly the same? MinHash signatures of character n-grams, and bands of them that find the close pairs.
+"""Near-duplicate texts: MinHash signatures of character n-grams, and bands of the signatures that find similar pairs.
 
-Two texts are as similar as the share of their different n-grams that both have (Jaccard). Characters need no words, so
-Chinese is treated as English is; case and white space do not count. Two signatures agree in a share of their places
-that estimates the similarity (Broder 1997): at 0.8, with 128 places, within 0.035 (one standard deviation). A pair is
-looked at when a whole band agrees, which 95% of the pairs at 0.8 do, 99.98% at 0.9, and 6% at 0.5.
+The similarity of two texts is the Jaccard index of their sets of n-grams. Character n-grams need no word segmentation,
+so Chinese and English are treated alike. Case and white space are ignored. The share of equal places in two signatures
+estimates the similarity (Broder 1997). At similarity 0.8 and 128 places, its standard deviation is 0.035. A pair is
+compared if its signatures agree in a whole band: 95% of the pairs at similarity 0.8, 99.98% at 0.9 and 6% at 0.5.
 
-Letters: G n-grams, K places of a signature, N texts, P pairs.
+Dimensions: G n-grams, K places of a signature, N texts, P pairs.
 """
 
 import numpy as np
@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from lorafit.hashing import UInt32, fold
 
-GRAM = 4  # characters: a few Chinese words, less than one English word
+GRAM = 4  # characters per n-gram: a few Chinese words, less than one English word
 BANDS, BAND_PLACES = 16, 8
 PLACES = BANDS * BAND_PLACES
 SIMILAR = 0.8
-NEIGHBOURS = 8  # texts of one band's value are compared with so many before them: thousands of copies cost no square
-CHUNK = 1 << 12  # n-grams hashed at once: a huge text costs 4 MiB, not a gigabyte
+NEIGHBOURS = 8  # comparisons per text within a bucket, so that thousands of copies do not cost quadratic time
+CHUNK = 1 << 12  # n-grams hashed at a time: a huge text needs 4 MiB, not 1 GiB
 
 _key_K = fold("twins", np.arange(4 * PLACES, dtype=np.uint32)).astype(np.uint64).reshape(4, PLACES)
 _FACTOR_K = (_key_K[0] << np.uint64(32)) | _key_K[1] | np.uint64(1)
@@ -26,19 +26,18 @@ _SHIFT_K = (_key_K[2] << np.uint64(32)) | _key_K[3]
 
 
 def signature(text: str) -> UInt32:
-    """MinHash [K] of the text: in each place the smallest value that one of K hash functions gives its n-grams."""
+    """Return the MinHash signature [K] of `text`: for each of K hash functions the smallest hash of an n-gram."""
     grams_G = _grams(text)
     least_K = np.full(PLACES, np.iinfo(np.uint64).max, np.uint64)
     for start in range(0, len(grams_G), CHUNK):
-        hashed = (
-            grams_G[start : start + CHUNK, None] * _FACTOR_K + _SHIFT_K
-        )  # modulo 2**64, of which the upper half counts
+        # The arithmetic is modulo 2**64; only the upper half of the result is used.
+        hashed = grams_G[start : start + CHUNK, None] * _FACTOR_K + _SHIFT_K
         least_K = np.minimum(least_K, hashed.min(axis=0))
     return (least_K >> np.uint64(32)).astype(np.uint32)
 
 
 def _grams(text: str) -> NDArray[np.uint64]:
-    """One hash an n-gram [G], at least one."""
+    """Return one hash per n-gram [G], at least one."""
     plain = "".join(text.casefold().split()).ljust(GRAM, "\0")
     codes = np.frombuffer(plain.encode("utf-32-le", "surrogatepass"), np.uint32)
     last = len(codes) - GRAM + 1
@@ -46,7 +45,10 @@ def _grams(text: str) -> NDArray[np.uint64]:
 
 
 def near_pairs(signatures_NK: UInt32) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Pairs [P, 2] of texts (the earlier one first, in order) that are SIMILAR, and how similar each is [P]."""
+    """Return the pairs [P, 2] of texts with an estimated similarity of at least SIMILAR, and the similarities [P].
+
+    The pairs are sorted, with the earlier text first in each pair.
+    """
     found = [_candidates(band) for band in np.split(signatures_NK, BANDS, axis=1)]
     pairs_P2 = np.unique(np.concatenate(found), axis=0)
     similar_P = np.empty(len(pairs_P2))
@@ -59,8 +61,11 @@ def near_pairs(signatures_NK: UInt32) -> tuple[NDArray[np.int64], NDArray[np.flo
 
 
 def _candidates(band: UInt32) -> NDArray[np.int64]:
-    """Pairs [P, 2] of texts that agree in all places of `band` [N, places]."""
-    key_N = (band * _FACTOR_K[: band.shape[1]]).sum(axis=1, dtype=np.uint64)  # a chance collision costs one look
+    """Return pairs [P, 2] of texts whose signatures agree in all places of `band` [N, places].
+
+    Each text is paired with at most NEIGHBOURS earlier texts.
+    """
+    key_N = (band * _FACTOR_K[: band.shape[1]]).sum(axis=1, dtype=np.uint64)  # a hash collision costs one comparison
     order = np.argsort(key_N, kind="stable")
     key_N = key_N[order]
     pairs = [np.empty((0, 2), np.int64)]

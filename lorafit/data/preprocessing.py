@@ -1,5 +1,7 @@
-"""What do the settings make of a row? All of them that decide it, in one value: it goes to other processes and into the
-cache's key."""
+"""Preprocessing of a row into a sample, with all settings that affect it in one value.
+
+The value is sent to worker processes and is part of the cache key.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from lorafit.messages import _, listed
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """From a row to a sample."""
+    """The settings that determine the sample of a row."""
 
     max_length: int
     date_string: str
@@ -24,21 +26,21 @@ class Preprocessing:
     context_field: str = ""
 
     def read(self, value: object) -> tuple[str, Conversation]:
-        """The row's format and conversation. Raises BadRow."""
+        """Return the row's format and conversation. Raises BadRow."""
         return recognise(value, self.field_map, self.context_field)
 
     def spell(self, conversation: Conversation, tokenizer: Tokenizer) -> TemplatedText:
-        """The conversation in the template's words. Raises BadRow."""
+        """Return the conversation as text of the chat template. Raises BadRow."""
         return spell(conversation, tokenizer, self.date_string, self.system_prompt, self.train_on)
 
     def render(self, conversation: Conversation, tokenizer: Tokenizer) -> Rendered:
-        """The conversation as a sample. Raises BadRow."""
+        """Return the conversation as a sample. Raises BadRow."""
         spelled = self.spell(conversation, tokenizer)
         return to_sample(spelled, *tokenizer.encode_with_offsets(spelled.text), self.max_length)
 
 
 def preprocessing_of(config: TrainConfig) -> Preprocessing:
-    """Raises ConfigError for a map of keys that cannot be."""
+    """Return the preprocessing that `config` sets. Raises ConfigError if `field_map` is invalid."""
     return Preprocessing(
         max_length=config.max_length,
         date_string=config.date_string,
@@ -50,7 +52,7 @@ def preprocessing_of(config: TrainConfig) -> Preprocessing:
 
 
 def parse_field_map(text: str | None) -> dict[str, str] | None:
-    """`title=instruction,solution=output` as a dict. Raises ConfigError."""
+    """Parse a text like `title=instruction,solution=output` as a dict; return None without text. Raises ConfigError."""
     if not text:
         return None
     pairs = [pair.partition("=") for pair in text.split(",")]

@@ -1,4 +1,4 @@
-"""Which rows are not learned from, and are they too many? Each with its file, its line and the reason, as JSON lines."""
+"""Rejected rows as JSON lines with file, line and reason, and the check that they are not too many."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from lorafit.messages import _
 
 @dataclass(frozen=True)
 class Reject:
-    """A row that is not learned from, where it stands, and why: what was found and what is wanted."""
+    """A row that is not used for training. `reason` says what was found and what was expected."""
 
     file: str
     line: int
@@ -26,11 +26,11 @@ class Reject:
 
 @dataclass(frozen=True)
 class RejectFile:
-    """Rejects on the disk, read as they are asked for: a million of them take no memory."""
+    """Rejects on disk, read during iteration, so that a million of them use no memory."""
 
     path: Path
-    renamed: Mapping[str, str] = field(default_factory=dict)  # files that had another name when they were read
-    folder: object = None  # a temporary folder that stays as long as this does
+    renamed: Mapping[str, str] = field(default_factory=dict)  # path at the time of reading -> present path
+    folder: object = None  # the temporary folder of `path`; this reference keeps it alive
 
     @cached_property
     def _count(self) -> int:
@@ -47,7 +47,10 @@ class RejectFile:
                 yield replace(reject, file=self.renamed.get(reject.file, reject.file))
 
     def listed(self) -> Path:
-        """A file that names them as they are called now."""
+        """Return the path of a reject file with the present paths of the data files.
+
+        If a data file was renamed, a new reject file is written beside `path`.
+        """
         if not self.renamed:
             return self.path
         name = hashlib.sha256(json.dumps(sorted(self.renamed.items())).encode()).hexdigest()[:8]
@@ -63,7 +66,7 @@ class RejectFile:
 
 
 def check_rejects(rejects: RejectFile, good_rows: int, most: float) -> None:
-    """Raise DataError when no row is good, or more than the share `most` of them are bad."""
+    """Raise DataError if no row is good or the share of bad rows exceeds `most`."""
     rows = good_rows + len(rejects)
     if good_rows and len(rejects) <= most * rows:
         return
@@ -82,6 +85,6 @@ def check_rejects(rejects: RejectFile, good_rows: int, most: float) -> None:
 
 
 def write_rejects(path: Path, rejects: RejectFile) -> None:
-    """Write them into a run's folder."""
+    """Write `rejects` to `path` as JSON lines."""
     with path.open("w", encoding="utf-8") as file:
         file.writelines(reject.to_line() for reject in rejects)

@@ -1,8 +1,9 @@
-"""Which tokens is a conversation, and which of them carry loss? The model's own template, one tokenisation, one mask.
+"""Conversations as token ids and target masks: the model's chat template, one tokenization, one mask.
 
-Targets are the assistant's turns and the token that ends them (turns.py finds them); of a plain text, all tokens.
+Targets (tokens in the loss) are the assistant messages with their end-of-turn tokens; target_spans.py finds them. For a
+plain text, all tokens are targets.
 
-Letters: T tokens.
+Dimensions: T tokens.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,17 +26,20 @@ TrainOn = Literal["all", "last"]
 
 @dataclass(frozen=True)
 class TemplatedText:
-    """A conversation in the template's words, before it is tokens; `dropped`: some of what it says is left out."""
+    """A conversation as text of the chat template. `dropped`: the template omits some of the conversation's text."""
 
     text: str
     targets: list[TargetSpan]
-    contents: list[Span]  # what is said by others, which truncation may shorten
+    contents: list[Span]  # texts of the other roles, which truncation may shorten
     dropped: bool = False
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """A sample; how many tokens, and how many targets among them, were cut to fit max_length; whether text was dropped."""
+    """A sample, with the numbers of tokens and of targets that truncation removed.
+
+    `dropped`: the chat template omits some of the conversation's text.
+    """
 
     sample: Sample
     tokens_cut: int
@@ -51,7 +55,7 @@ def render(
     system_prompt: str | None = None,
     train_on: TrainOn = "all",
 ) -> Rendered:
-    """The conversation as a sample of at most `max_length` tokens. Raises BadRow."""
+    """Return the conversation as a sample of at most `max_length` tokens. Raises BadRow."""
     spelled = spell(conversation, tokenizer, date_string, system_prompt, train_on)
     ids, offsets = tokenizer.encode_with_offsets(spelled.text)
     return to_sample(spelled, ids, offsets, max_length)
@@ -64,7 +68,7 @@ def spell(
     system_prompt: str | None = None,
     train_on: TrainOn = "all",
 ) -> TemplatedText:
-    """The conversation as text, and where its targets lie. Raises BadRow."""
+    """Return the conversation as text of the chat template, with the spans of its targets. Raises BadRow."""
     if conversation[0].role == TEXT:
         text = tokenizer.plain_text(conversation[0].content)
         return TemplatedText(text, [TargetSpan(0, len(text))], [])
@@ -78,7 +82,7 @@ def spell(
 
 
 def to_sample(spelled: TemplatedText, ids: Sequence[int], offsets: Iterable[Span], max_length: int) -> Rendered:
-    """The tokens of `spelled`, cut to `max_length`. Raises BadRow when no target is left."""
+    """Return the tokens of `spelled` as a sample, truncated to `max_length`. Raises BadRow if no target is left."""
     offsets_T2 = np.asarray(offsets, np.int64).reshape(-1, 2)
     ids_T, mask_T = np.asarray(ids, np.int32), target_mask(offsets_T2, spelled.targets)
     targets = int(mask_T.sum())
@@ -92,9 +96,9 @@ def to_sample(spelled: TemplatedText, ids: Sequence[int], offsets: Iterable[Span
 
 
 def place_system(conversation: Conversation, system_prompt: str | None, takes_system: bool) -> Conversation:
-    """The conversation with `system_prompt` first, unless it has a system turn of its own.
+    """Return the conversation with `system_prompt` as its system message, unless it already has a system message.
 
-    Where the template takes no system turn, its text goes before the first user turn's.
+    If the template takes no system message, its text is put before the text of the user message that follows it.
     """
     turns = list(conversation)
     first = 0 if not turns or turns[0].role in ("system", "user", "assistant", "tool") else 1
@@ -107,9 +111,13 @@ def place_system(conversation: Conversation, system_prompt: str | None, takes_sy
 
 
 def target_mask(offsets_T2: NDArray[np.int64], spans: Iterable[TargetSpan]) -> Bool:
-    """True [T] for tokens whose characters all lie in one span; never for the first token, which nothing predicts."""
+    """Return the target mask [T]: True for tokens whose characters all lie in one span.
+
+    If the span is `unlike_prompt`, a token across its beginning is a target too. The first token is never a target,
+    because no earlier token predicts it.
+    """
     begins_T, ends_T = offsets_T2[:, 0].copy(), offsets_T2[:, 1]
-    # Byte-level tokenizers leave a token's leading spaces out of its offsets: it begins where the one before ended.
+    # The offsets of byte-level tokenizers exclude leading spaces: a token begins where the previous token ends.
     begins_T[1:] = np.minimum(begins_T[1:], ends_T[:-1])
     mask_T = np.zeros(len(offsets_T2), np.bool_)
     for span in spans:

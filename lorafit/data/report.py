@@ -1,7 +1,7 @@
-"""What is this data? Counts, lengths, rejects, copies and a few samples, in one pass over the rows; nothing is printed.
+"""The data report: counts, lengths, rejects, duplicates and a few samples, from one pass over the rows.
 
-The rows take the way they take before a training: same formats, same template, same split. Where copies are looked for
-is twins.py; how the report reads is the reporters' matter.
+The formats, the chat template and the split are those of a training run. near_duplicates.py finds the near-duplicates.
+The reporters print the report.
 """
 
 import heapq
@@ -41,20 +41,20 @@ from lorafit.messages import _, listed
 from lorafit.units import count_text
 
 EXAMPLES = 3
-COMPARED = 100_000  # conversations looked at for near copies, the ones with the smallest keys
+COMPARED = 100_000  # conversations compared for near-duplicates: those with the smallest keys
 BINS = 30
 
 
 class DecodingTokenizer(Tokenizer, Protocol):
-    """A tokenizer that also writes tokens out."""
+    """A tokenizer that also decodes token ids."""
 
     def spell(self, ids: Iterable[int]) -> str:
-        """Text of `ids`, special tokens included."""
+        """Decode `ids`, special tokens included."""
         ...
 
 
 def make_report(rows: Iterable[Row], tokenizer: DecodingTokenizer, config: TrainConfig) -> DataReport:
-    """Everything about `rows`, up to max_samples good ones, as `config` would train on them."""
+    """Return the report on `rows`, up to max_samples good rows, preprocessed as for a training run with `config`."""
     seen, recipe = _Seen(config.seed), preprocessing_of(config)
     for row in rows:
         try:
@@ -71,7 +71,7 @@ def make_report(rows: Iterable[Row], tokenizer: DecodingTokenizer, config: Train
 
 @dataclass(frozen=True)
 class _KeptRows:
-    """A sample that may be shown."""
+    """A candidate for the samples that the report shows."""
 
     place: RowLocation
     format: str
@@ -79,7 +79,7 @@ class _KeptRows:
 
 
 class _FirstFew:
-    """The samples with the smallest ranks so far, one of each content."""
+    """The EXAMPLES samples with the smallest ranks so far, each with different content."""
 
     def __init__(self) -> None:
         self.best: list[tuple[float, bytes, _KeptRows]] = []
@@ -93,12 +93,12 @@ class _FirstFew:
 
 @dataclass
 class _Seen:
-    """What is remembered while the rows go by."""
+    """Results collected during the pass over the rows."""
 
     seed: int
     keys: list[bytes] = field(default_factory=list)
-    prints: "array[int]" = field(default_factory=lambda: array("q"))  # of each sample's tokens
-    lengths: "array[int]" = field(default_factory=lambda: array("q"))  # before any cut
+    prints: "array[int]" = field(default_factory=lambda: array("q"))  # hash of each sample's tokens
+    lengths: "array[int]" = field(default_factory=lambda: array("q"))  # tokens before truncation
     files: dict[str, list[int]] = field(default_factory=dict)
     formats: Counter[str] = field(default_factory=Counter)
     refused: dict[str, RejectReason] = field(default_factory=dict)
@@ -109,7 +109,7 @@ class _Seen:
     strange_rows: int = 0
     strange: dict[str, StrangeCharacter] = field(default_factory=dict)
     compared: dict[bytes, tuple[RowLocation, UInt32]] = field(default_factory=dict)
-    highest: bytes = b"\xff" * 32  # keys above it are not compared any more
+    highest: bytes = b"\xff" * 32  # larger keys are no longer compared
     few: dict[str, _FirstFew] = field(
         default_factory=lambda: {name: _FirstFew() for name in ("shortest", "longest", "random")}
     )
@@ -157,14 +157,14 @@ class _Seen:
             self.strange[code] = StrangeCharacter(code, name, before.rows + 1, before.first)
         if key > self.highest or key in self.compared:
             return
-        # A system text is the same in many rows and would make them alike.
+        # System messages are left out: many rows have the same one, which would make the rows similar.
         said = "\n".join(turn.content for turn in conversation if turn.role != "system")
         self.compared[key] = place, near_duplicates.signature(said)
         if len(self.compared) >= COMPARED + COMPARED // 4:
             self.forget()
 
     def forget(self) -> None:
-        """Keep the COMPARED smallest keys, in the rows' order."""
+        """Keep only the COMPARED smallest keys, in the order of the rows."""
         if len(self.compared) > COMPARED:
             self.highest = sorted(self.compared)[COMPARED - 1]
             self.compared = {key: entry for key, entry in self.compared.items() if key <= self.highest}
@@ -214,7 +214,10 @@ def _twins(seen: _Seen, chosen: set[bytes]) -> DuplicateStats:
 
 
 def _lengths(lengths: NDArray[np.int64]) -> LengthStats:
-    """Bins of a round width reach as far as 99% of the samples, the last one to the longest."""
+    """Return the length statistics.
+
+    The bins have a round width and extend to the 99th percentile; the last bin extends to the longest sample.
+    """
     reach = max(float(np.percentile(lengths, 99)) / BINS, 1)
     power = 10 ** int(np.log10(reach))
     width = next(step * power for step in (1, 2, 5, 10) if step * power >= reach)
@@ -237,16 +240,16 @@ def _shown(kept: _KeptRows, tokenizer: DecodingTokenizer) -> ShownSample:
 
 
 def target_pieces(sample: Sample, tokenizer: DecodingTokenizer) -> list[tuple[str, bool]]:
-    """The sample's text, parted where its tokens begin or cease to be targets."""
+    """Return the sample's text in pieces, each with whether its tokens are targets."""
     borders = [0, *(np.flatnonzero(np.diff(sample.target_mask)) + 1).tolist(), len(sample)]
     spans = itertools.pairwise(borders)
     return [(visible(tokenizer.spell(sample.input_ids[a:b].tolist())), bool(sample.target_mask[a])) for a, b in spans]
 
 
 def summary_lines(prepared: PreparedData) -> list[str]:
-    """The report in two lines, for the start of a training; near copies are not looked for.
+    """Return the report in two lines, for the start of a training run, without near-duplicates.
 
-    What is cut and which row is rejected first stands in the notes of `prepared`.
+    The notes of `prepared` give the details of truncation.
     """
     formats = listed(f"{name} {count_text(rows)}" for name, rows in prepared.formats.items())
     rows, rejects = count_text(prepared.rows + len(prepared.rejects)), count_text(len(prepared.rejects))

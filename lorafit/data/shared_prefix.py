@@ -1,4 +1,4 @@
-"""What do several samples begin with? An engine may compute it once for all of them."""
+"""Prefixes that several samples share. An engine may compute such a prefix once for all of them."""
 
 import itertools
 from collections import Counter
@@ -10,40 +10,42 @@ from numpy.typing import NDArray
 
 from lorafit.data.micro_batch import Int32, MicroBatch, Sample
 
-FEWEST = 8  # tokens that are worth a pass of their own
-MORE = 64  # tokens that several beginnings must save beyond what one for all saves
+FEWEST = 8  # tokens; a shorter prefix is not worth a forward pass of its own
+MORE = 64  # tokens that several prefixes must save beyond the savings of one common prefix
 
 
 @dataclass(frozen=True)
 class SharedPrefix:
-    """`length` tokens that all these samples begin with, none of which predicts a target."""
+    """The first `length` tokens of all samples in `members` (indices); none of these tokens predicts a target."""
 
     length: int
     members: list[int]
 
     @property
     def saved(self) -> int:
-        """Tokens that are not computed again."""
+        """The number of tokens that need not be computed again."""
         return self.length * (len(self.members) - 1)
 
 
 def find_shared_prefixes(samples: Sequence[Sample], most: int) -> list[SharedPrefix]:
-    """One beginning for all samples; or several, each for some and at most `most` tokens together, where that saves more."""
+    """Return one prefix of all samples, or several prefixes of groups of samples if these save more tokens.
+
+    Several prefixes have at most `most` tokens in total; a single prefix has no limit.
+    """
     heads = [_before_targets(sample) for sample in samples]
-    order = sorted(
-        range(len(heads)), key=lambda i: heads[i].tobytes()
-    )  # so those are neighbours who have most in common
+    # In this order, the samples that share the longest prefixes are neighbors.
+    order = sorted(range(len(heads)), key=lambda i: heads[i].tobytes())
     near = [_common(heads[a], heads[b]) for a, b in itertools.pairwise(order)]
     whole = [SharedPrefix(min(near), order)] if near and min(near) >= FEWEST else []
     enough = sum(b.saved for b in whole) + MORE
-    if sum(near) < enough:  # no division saves more than that
+    if sum(near) < enough:  # no grouping saves more than sum(near)
         return whole
     several = _within(_parts(order, near), most)
     return several if sum(b.saved for b in several) >= enough else whole
 
 
 def _before_targets(sample: Sample) -> Int32:
-    """The tokens before the first that predicts a target; all but the last where none does."""
+    """Return the tokens before the first token that predicts a target; without targets, all tokens but the last."""
     targets = np.flatnonzero(sample.target_mask)
     return sample.input_ids[: int(targets[0]) - 1 if len(targets) else len(sample) - 1]
 
@@ -55,10 +57,14 @@ def _common(a: Int32, b: Int32) -> int:
 
 
 def _parts(order: list[int], near: list[int]) -> list[SharedPrefix]:
-    """`order` cut so that most is saved: for each end, the best begin of the last part, given the best up to there."""
+    """Divide `order` into consecutive groups that save the most tokens, by dynamic programming.
+
+    For each end, the best begin of the last group is chosen, given the best division before it. Groups that share fewer
+    than FEWEST tokens are left out.
+    """
     count = len(order)
     saved, begins = np.zeros(count + 1, np.int64), np.zeros(count + 1, np.int64)
-    common = np.full(count, np.iinfo(np.int32).max, np.int64)  # from each begin up to the end
+    common = np.full(count, np.iinfo(np.int32).max, np.int64)  # length of the prefix shared from each begin to `end`
     for end in range(1, count + 1):
         if end > 1:
             np.minimum(common[: end - 1], near[end - 2], out=common[: end - 1])
@@ -75,7 +81,7 @@ def _parts(order: list[int], near: list[int]) -> list[SharedPrefix]:
 
 
 def _within(parts: list[SharedPrefix], most: int) -> list[SharedPrefix]:
-    """Those that save most, as long as they are at most `most` tokens together."""
+    """Return the prefixes that save most, with at most `most` tokens in total; the selection is greedy."""
     kept, held = [], 0
     for part in sorted(parts, key=lambda part: -part.saved):
         if held + part.length <= most:
@@ -85,7 +91,7 @@ def _within(parts: list[SharedPrefix], most: int) -> list[SharedPrefix]:
 
 
 def prefix_lengths(found: Sequence[SharedPrefix], samples: int) -> list[int]:
-    """How many tokens each of so many samples shares."""
+    """Return the number of shared tokens of each of the `samples` samples."""
     lengths = [0] * samples
     for beginning in found:
         for member in beginning.members:
@@ -94,6 +100,6 @@ def prefix_lengths(found: Sequence[SharedPrefix], samples: int) -> list[int]:
 
 
 def begun_alike(micro_batches: Sequence[MicroBatch]) -> list[NDArray[np.int32]]:
-    """What several samples in `micro_batches` are said to begin with, each once."""
+    """Return the token ids of each prefix that several samples in `micro_batches` share, each prefix once."""
     found = Counter(beginning for micro in micro_batches for beginning in micro.beginnings())
     return [np.frombuffer(ids, np.int32) for ids, count in found.items() if ids and count > 1]

@@ -1,6 +1,6 @@
-"""Which rows does a data set's name stand for? Files, folders, `demo` or a hub's id, several of them, and a slice.
+"""Data sources: files, folders, `demo` or dataset IDs of a hub, or several of them, with a slice of the rows.
 
-What a file holds is read by readers.py; what a row means is decided by formats.py.
+The readers package reads the files; formats.py interprets the rows.
 """
 
 import difflib
@@ -20,15 +20,15 @@ from lorafit.models.hub import ensure_reachable, fetch_modelscope_data, is_local
 BOUND = r"(-?\d+%?)?"
 SPLIT = re.compile(rf"([\w.-]+)(?:\[{BOUND}:{BOUND}\])?")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-# Names of files that belong to a split: test.jsonl, law_train-00000-of-00002.parquet, data/validation/a.json.
+# Words in paths that mark a split: test.jsonl, law_train-00000-of-00002.parquet, data/validation/a.json.
 SPLIT_WORDS = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation",
                "dev": "validation", "test": "test", "eval": "test"}  # fmt: skip
-CONTENT_OF = Callable[[Path], str]  # a file's digest
+CONTENT_OF = Callable[[Path], str]  # returns a file's digest
 
 
 @dataclass(frozen=True)
 class Slice:
-    """A split's `name` and, as written, where its rows start and stop: "100", "-100", "10%", or None for its end."""
+    """A split's `name` and the bounds of its rows as written: "100", "-100", "10%", or None for no bound."""
 
     name: str
     start: str | None = None
@@ -36,11 +36,11 @@ class Slice:
 
     @property
     def counts(self) -> bool:
-        """Whether the bounds need the number of all rows."""
+        """Whether the bounds depend on the total number of rows."""
         return any(bound is not None and not bound.isdigit() for bound in (self.start, self.stop))
 
     def bounds(self, rows: int) -> tuple[int, int | None]:
-        """First row and the one behind the last, of `rows` rows (0 where that does not matter)."""
+        """Return the first row and one past the last, of `rows` rows (not used unless `counts`)."""
         first = 0 if self.start is None else _position(self.start, rows)
         return first, None if self.stop is None else _position(self.stop, rows)
 
@@ -48,13 +48,13 @@ class Slice:
 def _position(bound: str, rows: int) -> int:
     if bound.endswith("%"):
         share = int(bound[:-1])
-        return _position(str(round(share * rows / 100)), rows)  # rounded as `datasets` rounds
+        return _position(str(round(share * rows / 100)), rows)  # the rounding of `datasets`
     number = int(bound)
     return max(0, rows + number) if number < 0 else number
 
 
 def parse_split(split: str) -> Slice:
-    """`train`, `train[:1000]`, `train[10%:20%]`, `train[100:]`. Raises DataError for anything else."""
+    """Parse `train`, `train[:1000]`, `train[10%:20%]` or `train[100:]`. Raises DataError for any other form."""
     match = SPLIT.fullmatch(split.strip())
     bounds = match.groups()[1:] if match else ()
     if match is None or any(b and b.endswith("%") and not -100 <= int(b[:-1]) <= 100 for b in bounds):
@@ -66,23 +66,23 @@ def parse_split(split: str) -> Slice:
 
 
 class Part(Protocol):
-    """One file, or one hub's data set."""
+    """One file, or one data set of a hub."""
 
     @property
     def file(self) -> str:
-        """What its rows give as their file."""
+        """The value of `Row.file` in its rows."""
         ...
 
     def rows(self) -> Iterator[Row]: ...
 
     def content(self, content_of: CONTENT_OF) -> str:
-        """What tells its content from any other."""
+        """Return a string that identifies the content."""
         ...
 
 
 @dataclass(frozen=True)
 class FilePart:
-    """A file on the disk."""
+    """A file on disk."""
 
     path: Path
 
@@ -99,7 +99,7 @@ class FilePart:
 
 @dataclass(frozen=True)
 class HubPart:
-    """A split as `datasets` keeps it: on the disk, mapped into memory."""
+    """A split of a hub's data set as `datasets` stores it: on disk, memory-mapped."""
 
     file: str
     table: Any
@@ -113,14 +113,14 @@ class HubPart:
 
 @dataclass(frozen=True)
 class Source:
-    """The rows that a name and a slice stand for: those of all `parts`, end to end, then sliced."""
+    """The rows that a name and a slice select: the rows of all `parts` end to end, then sliced."""
 
     name: str
     parts: tuple[Part, ...]
     slice: Slice
 
     def rows(self) -> Iterator[Row]:
-        """Rows, streamed; Broken ones count in a slice too. Raises DataError when there is none."""
+        """Yield the rows. Broken rows count in the slice too. Raises DataError if there are no rows."""
         start, stop = self.slice.bounds(sum(1 for _row in self._all()) if self.slice.counts else 0)
         row = None
         for row in islice(self._all(), start, stop):
@@ -132,11 +132,11 @@ class Source:
 
     @property
     def files(self) -> list[str]:
-        """What the rows give as their files, in order."""
+        """The values of `Row.file` in the rows, in order."""
         return [part.file for part in self.parts]
 
     def content(self, content_of: CONTENT_OF) -> list[str]:
-        """What tells these rows from any others."""
+        """Return strings that identify the rows."""
         return [*(part.content(content_of) for part in self.parts), str(self.slice.start), str(self.slice.stop)]
 
     def _all(self) -> Iterator[Row]:
@@ -145,14 +145,17 @@ class Source:
 
 
 def open_source(name: str, split: str, *, hub: str = "huggingface", endpoint: str | None = None) -> Source:
-    """What `name` (several with commas between) and `split` stand for. Raises DataError or HubError."""
+    """Return the source that `name` (one or several, separated by commas) and `split` select.
+
+    Raises DataError or HubError.
+    """
     part = parse_split(split)
     parts = [found for one in _names(name) for found in _parts(one, part.name, hub, endpoint)]
     return Source(name, tuple(parts), part)
 
 
 def check_source(name: str, split: str) -> None:
-    """Raise DataError for what `name` and `split` show to be wrong before any hub is asked."""
+    """Raise DataError for the faults of `name` and `split` that can be found without a hub."""
     part = parse_split(split)
     for one in _names(name):
         if not _is_hub_id(one):
@@ -160,7 +163,7 @@ def check_source(name: str, split: str) -> None:
 
 
 def local_files(name: str, split: str) -> Iterator[tuple[str, list[Path]]]:
-    """Each of the names in `name`, and the files on the disk that it stands for: none for `demo` and a hub's id.
+    """Yield each of the names in `name` with its files on disk: no files for `demo` and for dataset IDs.
 
     Raises DataError.
     """
@@ -171,7 +174,10 @@ def local_files(name: str, split: str) -> Iterator[tuple[str, list[Path]]]:
 
 
 def read_rows(name: str, split: str, *, hub: str = "huggingface", endpoint: str | None = None) -> Iterator[Row]:
-    """The rows of data set `name`, streamed. Raises DataError or HubError, at once where it can, else on the way."""
+    """Return an iterator over the rows of data set `name`.
+
+    Raises DataError or HubError: at the call where possible, else during iteration.
+    """
     return open_source(name, split, hub=hub, endpoint=endpoint).rows()
 
 
@@ -205,7 +211,10 @@ def _local_parts(name: str, split: str) -> list[Part]:
 
 
 def _folder(folder: Path, split: str) -> list[Part]:
-    """The data files in `folder` and below it, by name: those of the split where any is named so, else all as `train`."""
+    """Return the data files in `folder` and its subfolders, sorted by path. Raises DataError.
+
+    If file or folder names mark splits, the files of `split` are returned. Otherwise all files form the split `train`.
+    """
     inside = (p for p in folder.rglob("*") if not any(part.startswith(".") for part in p.relative_to(folder).parts))
     files = sorted(p for p in inside if p.is_file() and is_data_file(p) and p.stat().st_size)
     if not files:
@@ -225,7 +234,7 @@ def _folder(folder: Path, split: str) -> list[Part]:
 
 
 def _split_of(path: Path) -> str | None:
-    """The split that a file's name, or else a folder above it, tells; None where none does."""
+    """Return the split that the file's name marks, else the nearest folder's name; None if no name marks a split."""
     for text in (path.name.lower(), *(part.lower() for part in reversed(path.parts[:-1]))):
         for word in re.split(r"[^a-z]+", text):
             if word in SPLIT_WORDS:
@@ -234,7 +243,7 @@ def _split_of(path: Path) -> str | None:
 
 
 def _check_file(path: Path) -> None:
-    """Raise DataError unless `path` is a data file with something in it."""
+    """Raise DataError unless `path` is a data file that is not empty."""
     if not path.is_file():
         raise DataError(_("There is no such data file."), where=path, fix=_near(path))
     if not is_data_file(path):
@@ -252,9 +261,12 @@ def _near(path: Path) -> str:
 
 
 def _load(name: str, split: str, endpoint: str | None) -> Any:
-    """The whole split as `datasets` keeps it: on the disk, mapped into memory; from its cache where it is there."""
+    """Load the whole split with `datasets`: from its cache if possible, else from the hub.
+
+    The split is stored on disk and memory-mapped. Raises DataError or HubError.
+    """
     use_endpoint(endpoint)
-    import datasets  # a second to import, and needed for hub ids only
+    import datasets  # takes a second to import; only dataset IDs need it
 
     if (table := _cached(name, split)) is not None:
         return table
@@ -266,21 +278,21 @@ def _load(name: str, split: str, endpoint: str | None) -> Any:
             raise translate(error, name, "dataset") from None
         fix = _("Give one of those to --dataset_split.")
         raise DataError(_("The data set has no such split."), where=f"{name}:{split}", found=error, fix=fix) from None
-    except Exception as error:  # the hub's client, its builders and the network raise dozens of kinds
+    except Exception as error:  # the hub client, its builders and the network raise dozens of types
         raise translate(error, name, "dataset") from None
 
 
 def _cached(name: str, split: str) -> Any:
-    """The split as the cache has it, without a question to any hub, or None."""
+    """Return the split from the cache of `datasets`, without a request to a hub, or None."""
     import datasets
 
     config, logging = vars(datasets.config), datasets.utils.logging
     offline, config["HF_HUB_OFFLINE"] = config["HF_HUB_OFFLINE"], True
     level = logging.get_verbosity()
-    logging.set_verbosity_error()  # it warns that the hub was not asked
+    logging.set_verbosity_error()  # suppresses a warning about the offline mode
     try:
         return datasets.load_dataset(name, split=split)
-    except Exception:  # not in the cache, or not whole: each version says so in its own way
+    except Exception:  # absent or incomplete; the type of the error depends on the version
         return None
     finally:
         config["HF_HUB_OFFLINE"] = offline

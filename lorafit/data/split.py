@@ -1,6 +1,8 @@
-"""Which rows are held out? Whole groups of equal content, those with the smallest keys: the rows' order does not matter.
+"""Selection of the validation rows: whole groups of equal content, the groups with the smallest keys.
 
-Letters: N rows.
+The order of the rows does not affect the selection.
+
+Dimensions: N rows.
 """
 
 import hashlib
@@ -14,13 +16,16 @@ from lorafit.data.formats import Conversation
 from lorafit.data.micro_batch import Bool
 from lorafit.messages import _
 
-MAX_VALID_ROWS = 200  # where val_size is a share: enough for a steady mean, and evaluated in little time
+MAX_VALID_ROWS = 200  # limit if val_size is a share: enough for a stable mean, and fast to evaluate
 KEY = np.dtype("S32")
 Keys = NDArray[np.bytes_]
 
 
 def content_key(conversation: Conversation) -> bytes:
-    """sha256 of what is said by whom: equal for rows that must not stand on both sides of a split."""
+    """Return the sha256 of the roles, contents and calls of all messages.
+
+    Rows with equal keys must be on the same side of a split.
+    """
     turns = [
         (turn.role, turn.content, turn.calls) if turn.calls else (turn.role, turn.content) for turn in conversation
     ]
@@ -28,23 +33,26 @@ def content_key(conversation: Conversation) -> bytes:
 
 
 def as_keys(data: bytes) -> Keys:
-    """Keys end to end as an array [N]."""
+    """Return concatenated keys as an array [N]."""
     return np.frombuffer(data, KEY)
 
 
 def key_bytes(keys_N: Keys) -> set[bytes]:
-    """The different keys, each with the zeros at its end that numpy leaves out."""
+    """Return the distinct keys, with the trailing zero bytes that numpy removes."""
     return {key.ljust(KEY.itemsize, b"\0") for key in np.unique(keys_N).tolist()}
 
 
 def held_out(keys: Sequence[bytes], val_size: float) -> tuple[set[bytes], list[str]]:
-    """Keys of the groups to hold out, and notes."""
+    """Return the keys of the validation groups, and notes for the user."""
     rows, notes = held_out_rows(as_keys(b"".join(keys)), val_size)
     return {key for key, chosen in zip(keys, rows, strict=True) if chosen}, notes
 
 
 def held_out_rows(keys_N: Keys, val_size: float) -> tuple[Bool, list[str]]:
-    """Which rows to hold out [N], and notes. At least one group is (unless val_size is 0), and one is left."""
+    """Return a mask [N] of the validation rows, and notes for the user.
+
+    At least one group is selected and one is left for training, unless val_size is 0 or all rows are equal.
+    """
     rows = len(keys_N)
     chosen_N = np.zeros(rows, np.bool_)
     if val_size == 0:
@@ -60,12 +68,12 @@ def held_out_rows(keys_N: Keys, val_size: float) -> tuple[Bool, list[str]]:
     ends = _group_ends(keys_N[order_N])
     enough = int(np.searchsorted(ends, wanted))
     stop = ends[min(enough, len(ends) - 1)]
-    if stop == rows:  # the last group is always left
+    if stop == rows:  # leave the last group for training
         stop = ends[-2]
     chosen_N[order_N[:stop]] = True
     return chosen_N, notes
 
 
 def _group_ends(sorted_N: Keys) -> NDArray[np.int64]:
-    """Where each group of equal keys ends."""
+    """Return the end of each group of equal keys."""
     return np.append(np.flatnonzero(sorted_N[1:] != sorted_N[:-1]) + 1, len(sorted_N))

@@ -1,4 +1,7 @@
-"""How are a million samples kept? End to end in plain numpy files, mapped into memory: none of them is a Python object."""
+"""Sample storage: samples end to end in plain .npy files, memory-mapped.
+
+No Python object is kept per sample, so a store can hold millions of samples.
+"""
 
 import hashlib
 import io
@@ -13,12 +16,12 @@ from numpy.typing import NDArray
 
 from lorafit.data.micro_batch import Bool, Int32, Sample
 
-HEADER_BYTES = 128  # of a one-dimensional .npy file, whatever its length
+HEADER_BYTES = 128  # size of the header of a one-dimensional .npy file of any length
 
 
 @dataclass(frozen=True)
 class SampleStore:
-    """Many samples in four arrays: sample i is `lengths[i]` tokens from `starts[i]` on. Stores may share tokens."""
+    """Many samples in four arrays. Sample i has `lengths[i]` tokens from index `starts[i]`. Stores may share tokens."""
 
     input_ids: Int32
     target_mask: Bool
@@ -36,12 +39,12 @@ class SampleStore:
         return (self[index] for index in range(len(self)))
 
     def select(self, rows: NDArray[np.int64]) -> "SampleStore":
-        """The samples at `rows`, in that order, without a copy of their tokens."""
+        """Return the samples at `rows`, in that order, without a copy of their tokens."""
         return SampleStore(self.input_ids, self.target_mask, self.starts[rows], self.lengths[rows])
 
 
 def digest(*stores: SampleStore) -> str:
-    """sha256 over all samples' lengths, ids and masks in order: whether two stores hold the same."""
+    """Return the sha256 of the lengths, token ids and masks of all samples, in order."""
     sha = hashlib.sha256()
     for store in stores:
         sha.update(np.int64(len(store)).tobytes())
@@ -53,7 +56,7 @@ def digest(*stores: SampleStore) -> str:
 
 
 class Column:
-    """A .npy file that grows: `array` is appended at once, the header written last, when the length is known."""
+    """A .npy file that grows. `append` writes at once; the header is written last, when the length is known."""
 
     def __init__(self, path: Path, dtype: Any) -> None:
         self.dtype, self.length, self.sha = np.dtype(dtype), 0, hashlib.sha256()
@@ -83,6 +86,6 @@ class Column:
 
 
 def mapped(path: Path) -> NDArray[Any]:
-    """The array in a .npy file, read as it is needed."""
+    """Return the array of a .npy file, memory-mapped."""
     array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     return array.view(np.ndarray)

@@ -1,7 +1,9 @@
-"""Where in the template's text do the assistant's turns lie? Found by rendering up to each, so no markers are known here.
+"""Spans of the assistant messages in the text of a chat template.
 
-A template may write a turn, or the prompt before it, differently when more turns follow (a thought only in the last
-turn, an eos only at the end): then the turn's words must stand where the prompt ends. What cannot be placed is refused.
+Each span is found by rendering the conversation up to its message, so no markers of any template are needed. A template
+may write a message, or the prompt before it, differently if more messages follow: a thought only in the last message,
+an EOS token only at the end. In this case the message's text must follow the prompt. BadRow is raised for a message
+that cannot be located.
 """
 
 import json
@@ -15,49 +17,52 @@ from typing import Protocol
 from lorafit.data.formats import TOOLS, BadRow, Conversation, Message
 from lorafit.messages import _
 
-Span = tuple[int, int]  # first character and the one behind the last
+Span = tuple[int, int]  # first character, and one past the last
 NAME = re.compile(r'"name": "([^"]+)"')
-THOUGHT = "</think>"  # ends what some templates move or leave out
+THOUGHT = "</think>"  # end of a thought, which some templates move or leave out
 
 
 class TemplateRefused(Exception):
-    """The chat template does not take this conversation; the text says why."""
+    """The chat template rejects the conversation. The error's text gives the reason."""
 
 
 class Tokenizer(Protocol):
-    """What rendering needs of a tokenizer."""
+    """The part of a tokenizer that rendering needs."""
 
     @property
     def takes_system(self) -> bool:
-        """Whether the template writes a system turn."""
+        """Whether the template writes a system message."""
         ...
 
     @property
     def end_of_turn(self) -> str:
-        """What the template writes behind an answer, up to the first white space."""
+        """The text that the template writes after an answer, up to the first white space."""
         ...
 
     def render_text(self, messages: Conversation, add_generation_prompt: bool, date_string: str) -> str:
-        """The conversation in the template's words. Raises TemplateRefused."""
+        """Return the conversation as text of the chat template. Raises TemplateRefused."""
         ...
 
     def plain_text(self, text: str) -> str:
-        """`text` between the tokens that begin and end one, where the tokenizer has them."""
+        """Return `text` between the tokenizer's BOS and EOS tokens, if it has them."""
         ...
 
     def encode_with_offsets(self, text: str) -> tuple[Sequence[int], Sequence[Span]]:
-        """Token ids of `text`, nothing added, and the characters that each stands for."""
+        """Return the token ids of `text`, without added tokens, and the span of characters of each token."""
         ...
 
     def encode_many(self, texts: Sequence[str]) -> Sequence[tuple[Sequence[int], Sequence[Span]]]:
-        """The same for several, on all cores."""
+        """Return the token ids and spans of each of `texts`, computed on all cores."""
         ...
 
 
 @dataclass(frozen=True)
 class TargetSpan:
-    """Characters that carry loss. `unlike_prompt`: the prompt for this turn goes on otherwise from `begin` on, so a token
-    that lies across it must be learned too."""
+    """Characters whose tokens are targets.
+
+    `unlike_prompt`: the prompt for this message differs from the text from `begin` on, so a token that lies across
+    `begin` is a target too.
+    """
 
     begin: int
     end: int
@@ -65,7 +70,10 @@ class TargetSpan:
 
 
 def target_spans(turns: Conversation, tokenizer: Tokenizer, date_string: str) -> tuple[str, list[TargetSpan], bool]:
-    """The whole text, where in it the assistant's turns lie, and whether a thought was left out. Raises BadRow."""
+    """Return the whole text, the spans of its assistant messages, and whether the template omits a thought.
+
+    Raises BadRow or TemplateRefused.
+    """
     text = tokenizer.render_text(turns, False, date_string)
     spans: list[TargetSpan] = []
     dropped = False
@@ -85,7 +93,7 @@ def target_spans(turns: Conversation, tokenizer: Tokenizer, date_string: str) ->
 
 @dataclass(frozen=True)
 class _MessageSearch:
-    """Turn number `i` of `turns`, to be found in `text` behind `cursor`."""
+    """The search for message `i` of `turns` in `text`, from the character `cursor` on."""
 
     text: str
     turns: Conversation
@@ -96,19 +104,19 @@ class _MessageSearch:
 
     @cached_property
     def before(self) -> str:
-        """The prompt that asks for the turn."""
+        """The prompt that asks for the message."""
         return self.tokenizer.render_text(self.turns[: self.i], True, self.date_string)
 
     @cached_property
     def through(self) -> str:
-        """What would be the whole text if the turn were the last."""
+        """The whole text of a conversation that ends with this message."""
         if self.i + 1 == len(self.turns):
             return self.text
         return self.tokenizer.render_text(self.turns[: self.i + 1], False, self.date_string)
 
     @cached_property
     def asking(self) -> str:
-        """What the prompt adds behind the turns before."""
+        """The text that the prompt adds after the earlier messages."""
         head = self.tokenizer.render_text(self.turns[: self.i], False, self.date_string)
         return self.before[len(commonprefix([head, self.before])) :]  # noqa: RUF071 (by character, as is wanted)
 
@@ -118,7 +126,7 @@ class _MessageSearch:
 
     @cached_property
     def begin(self) -> TargetSpan | None:
-        """An empty span where the turn begins, or None where the prompt was written otherwise altogether."""
+        """An empty span where the message begins, or None if text and prompt differ before the part `asking`."""
         if self.text.startswith(self.before):
             return TargetSpan(len(self.before), len(self.before))
         common = len(commonprefix([self.before, self.text]))  # noqa: RUF071
@@ -127,13 +135,13 @@ class _MessageSearch:
 
 
 def _words_span(place: _MessageSearch) -> TargetSpan | None:
-    """From where the prompt ends to behind the words' end-of-turn token."""
+    """Return the span from the end of the prompt to the end-of-turn token after the message's text, or None."""
     end_of_turn = place.tokenizer.end_of_turn
     answers = [words + end_of_turn for words in _wordings(place.turn.content)]
     begin = place.begin
     if begin is not None and place.text.startswith(place.through):
         for answer in answers:
-            # A template may put an empty thought in front of the words; that is learned too.
+            # A template may put an empty thought before the message's text; the thought is part of the target.
             at = place.text.rfind(answer, max(begin.begin - 1, 0), len(place.through))
             if at >= 0 and (at >= begin.begin or begin.unlike_prompt):
                 return TargetSpan(min(begin.begin, at), at + len(answer), begin.unlike_prompt)
@@ -149,7 +157,10 @@ def _words_span(place: _MessageSearch) -> TargetSpan | None:
 
 
 def _calls_span(place: _MessageSearch) -> TargetSpan | None:
-    """From where the prompt ends to the next end-of-turn token; the functions' names must stand there."""
+    """Return the span from the end of the prompt to the next end-of-turn token, or None.
+
+    The span must contain the names of the called functions and the message's text.
+    """
     end_of_turn, begin = place.tokenizer.end_of_turn, place.begin
     if begin is None:
         at = place.text.find(place.asking, place.cursor)
@@ -164,7 +175,7 @@ def _calls_span(place: _MessageSearch) -> TargetSpan | None:
 
 
 def _wordings(content: str) -> list[str]:
-    """The words as they are, as a template trims them, and what is left of them without a thought."""
+    """Return the forms of a message's text that a template may write: unchanged, stripped, or without the thought."""
     wordings = [content, content.strip()]
     if THOUGHT in content:
         behind = content.rpartition(THOUGHT)[2]
@@ -177,7 +188,7 @@ def _thought(content: str) -> str:
 
 
 def content_spans(turns: Conversation, text: str) -> tuple[list[Span], bool]:
-    """Where what the others say lies in `text`, and whether some of it was left out."""
+    """Return the spans of the non-assistant messages in `text`, and whether some of their text is missing."""
     spans, missing, cursor = [], False, 0
     for turn in turns:
         if turn.role == TOOLS:
@@ -187,7 +198,7 @@ def content_spans(turns: Conversation, text: str) -> tuple[list[Span], bool]:
         words = turn.content.strip()
         at = text.find(words, cursor)
         if at < 0:
-            missing = missing or words not in text  # some templates move the system text
+            missing = missing or words not in text  # some templates move the system message
             continue
         cursor = at + len(words)
         spans.append((at, cursor))

@@ -1,4 +1,4 @@
-"""What is odd about one row? A missing answer, characters that nobody sees; and how is such a text shown safely?"""
+"""Checks of one row for a missing answer and for invisible characters, and safe display of such text."""
 
 import json
 import re
@@ -6,8 +6,8 @@ import re
 from lorafit.data.readers.row import Broken
 
 EXCERPT = 160  # characters
-# Control characters but tab and line ends, what is invisible or turns the direction of writing, and U+FFFD, left by a
-# wrong decoding. Joiners stay out: emoji and several scripts need them.
+# Control characters except tab and line ends, invisible characters, characters that change the writing direction, and
+# U+FFFD, which results from a wrong decoding. Joiners are not included: emoji and several scripts need them.
 STRANGE = re.compile(
     r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2060-\u2064\u2066-\u2069\ufeff\ufffd]"
 )
@@ -18,27 +18,30 @@ ASSISTANT = ("assistant", "gpt")
 
 
 def strange_characters(text: str) -> list[str]:
-    """The characters of `text` that a reader does not see or did not mean, each once, in order of their codes."""
+    """Return the control, invisible and replacement characters of `text`, each once, in the order of their codes."""
     return sorted(set(STRANGE.findall(text)))
 
 
 def visible(text: str) -> str:
-    """`text` that can be printed anywhere: what is invisible or steers a terminal stands there by its code."""
-    printable = text.encode("utf-8", "replace").decode("utf-8")  # half surrogate pairs become "?"
+    """Return `text` in a form that is safe to print: invisible and control characters are replaced by their codes."""
+    printable = text.encode("utf-8", "replace").decode("utf-8")  # lone surrogates become "?"
     return STRANGE.sub(lambda found: found[0] if found[0] == "\ufffd" else f"⟨U+{ord(found[0]):04X}⟩", printable)
 
 
 def excerpt(value: object) -> str:
-    """The beginning of a row as it stands in its file, visible."""
+    """Return the beginning of a row's value in a form that is safe to print."""
     try:
         text = str(value) if isinstance(value, str | Broken) else json.dumps(value, ensure_ascii=False, default=str)
-    except (RecursionError, TypeError, ValueError):  # nested too deep, or keys that JSON has not
+    except (RecursionError, TypeError, ValueError):  # nested too deeply, or keys that JSON does not have
         text = f"<{type(value).__name__}>"
     return visible(text if len(text) <= EXCERPT else f"{text[:EXCERPT]}…")
 
 
 def lacks_answer(value: object) -> bool:
-    """Whether a row asks something and nothing answers: its answer is missing or blank, or no assistant says a word."""
+    """Return whether a row has a question without an answer.
+
+    The answer is missing or blank, or no message of an assistant has text.
+    """
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if not isinstance(value, dict):

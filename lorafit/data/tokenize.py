@@ -1,7 +1,7 @@
-"""How do rows become arrays on the disk? Some at a time, on all cores; in the rows' order, whoever does the work.
+"""Tokenization of rows into arrays: in batches, on all cores, in the order of the rows.
 
-One process with the tokenizer's own threads does until it has been at it for a while: others take seconds to start,
-since each imports the tokenizer anew. What they give back does not depend on how many they are.
+At first one process does the work, with the tokenizer's own threads. Worker processes start after PATIENCE_SECONDS,
+because each takes seconds to import the tokenizer. The result does not depend on the number of processes.
 """
 
 import itertools
@@ -26,29 +26,29 @@ from lorafit.data.readers.row import Row
 from lorafit.data.render import Rendered, TemplatedText, Tokenizer, to_sample
 from lorafit.data.split import content_key
 
-BATCH = 256  # rows
-PATIENCE_SECONDS = 10.0  # of one process, before others are started
+BATCH = 256  # rows per batch
+PATIENCE_SECONDS = 10.0  # of work in one process before worker processes start
 FORMAT_NAMES = tuple(FORMATS)
 Load = Callable[[], Tokenizer]
 
 
 @dataclass
 class TokenizedRows:
-    """What became of some rows. Arrays over the N good ones, and over their T tokens."""
+    """The result for a batch of rows: arrays over the N good rows and over their T tokens."""
 
     input_ids: Int32
     target_mask: Bool
     lengths: Int32
-    whole_lengths: Int32  # before any cut
-    targets_cut: Int32
-    dropped: Bool
-    formats: NDArray[np.uint8]  # places in FORMAT_NAMES
-    places: Int32  # of the good rows among all
-    keys: bytes  # 32 for each good row
-    rejects: list[tuple[int, str]] = field(default_factory=list)  # places of the bad rows, and why
+    whole_lengths: Int32  # tokens before truncation
+    targets_cut: Int32  # targets that truncation removed
+    dropped: Bool  # whether the chat template omits some text
+    formats: NDArray[np.uint8]  # indices into FORMAT_NAMES
+    places: Int32  # indices of the good rows in the batch
+    keys: bytes  # 32 bytes per good row (`content_key`)
+    rejects: list[tuple[int, str]] = field(default_factory=list)  # index and reason of each bad row
 
     def first(self, count: int) -> "TokenizedRows":
-        """What became of the rows up to the good one number `count`."""
+        """Return the result for the rows up to the good row number `count`, included."""
         if count >= len(self.lengths):
             return self
         tokens, last = int(self.lengths[:count].sum()), int(self.places[count - 1]) if count else -1
@@ -67,7 +67,7 @@ class TokenizedRows:
 
 
 def make(rows: list[Row], recipe: Preprocessing, tokenizer: Tokenizer) -> TokenizedRows:
-    """Samples of the good rows, reasons for the bad ones."""
+    """Tokenize a batch: return the samples of the good rows and the reasons for the bad rows."""
     rejects: list[tuple[int, str]] = []
     read: list[tuple[int, str, Conversation, TemplatedText]] = []
     for place, row in enumerate(rows):
@@ -105,7 +105,10 @@ def _joined(made: list[tuple[int, str, Conversation, Rendered]], rejects: list[t
 def make_all(
     rows: Iterable[Row], recipe: Preprocessing, load: Load, cores: int | None = None, patience: float = PATIENCE_SECONDS
 ) -> Iterator[tuple[list[Row], TokenizedRows]]:
-    """All rows, some at a time, each share with what became of it, in order."""
+    """Yield the rows in batches, each with its result, in order.
+
+    Worker processes start after `patience` seconds, one per core (`cores` None: all usable cores).
+    """
     shares = _shares(rows)
     started, tokenizer = time.monotonic(), load()
     cores = cores or usable_cores()
@@ -129,13 +132,13 @@ def _shares(rows: Iterable[Row]) -> Iterator[list[Row]]:
 
 
 def usable_cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 class _Workers:
-    """Processes that make samples. What one that died was asked for is made here."""
+    """Worker processes that tokenize batches. After a worker dies, the main process computes the missing results."""
 
     def __init__(self, recipe: Preprocessing, load: Load, cores: int) -> None:
         self.recipe, self.most = recipe, 2 * cores
@@ -160,7 +163,7 @@ class _Workers:
         if future is not None and not self.broken:
             try:
                 return share, future.result()
-            except BrokenExecutor:  # out of memory, as a rule
+            except BrokenExecutor:  # usually out of memory
                 self.broken = True
         return share, make(share, self.recipe, tokenizer)
 
@@ -173,7 +176,10 @@ class _Workers:
 
 @contextmanager
 def _no_main() -> Iterator[None]:
-    """New processes do not import the user's script, which would run it once more where it has no guard."""
+    """Hide the user's script, so that new processes do not import it.
+
+    The import would run a script without a `__main__` guard once more.
+    """
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
     try:
@@ -182,11 +188,11 @@ def _no_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-_there: list[tuple[Preprocessing, Tokenizer]] = []  # in a worker: what it was begun with
+_there: list[tuple[Preprocessing, Tokenizer]] = []  # in a worker process: its initial arguments
 
 
 def _begin(recipe: Preprocessing, load: Load) -> None:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread each, or they would stand in each other's way
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread per worker: more would compete for the cores
     os.environ["RAYON_NUM_THREADS"] = "1"
     _there.append((recipe, load()))
 

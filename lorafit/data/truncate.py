@@ -1,10 +1,10 @@
-"""What goes when a sample is too long? Never the answer while there is a question left to shorten.
+"""Truncation of a sample that is too long: questions are shortened before answers.
 
-The middle of what the others said goes first, the longest first: a question's beginning and end tell most, the
-template's markers stay, and the turns keep their order. Only when that is not enough is the end cut off, where the
-answer's last tokens are. Whole older turns are not dropped: they hold targets too.
+First the middle of non-assistant texts is removed, the longest text first: the beginning and end of a question matter
+most. The template's markers stay, and the messages keep their order. If this is not enough, the end of the sample is
+removed, where the answer's last tokens are. Whole older messages are not removed: they contain targets too.
 
-Letters: T tokens.
+Dimensions: T tokens.
 """
 
 import numpy as np
@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from lorafit.data.micro_batch import Bool
 
-LEAST = 32  # tokens of a text that stay, half of them at each end
+LEAST = 32  # tokens that stay of each shortened text, half of them at each end
 
 
 def keep(mask_T: Bool, offsets_T2: NDArray[np.int64], contents: list[tuple[int, int]], max_length: int) -> Bool:
-    """Which tokens stay, [T]: at most `max_length`."""
+    """Return a mask [T] of the tokens that stay, at most `max_length`."""
     kept_T, begins_T = np.ones(len(mask_T), np.bool_), offsets_T2[:, 0]
     excess = len(mask_T) - max_length
     for start, stop in sorted(_runs(offsets_T2, contents), key=lambda run: run[0] - run[1]):
@@ -24,7 +24,7 @@ def keep(mask_T: Bool, offsets_T2: NDArray[np.int64], contents: list[tuple[int, 
         if cut > 0:
             first = start + (stop - start - cut) // 2
             last = first + cut
-            while first > start and begins_T[first] == begins_T[first - 1]:  # a character of several tokens
+            while first > start and begins_T[first] == begins_T[first - 1]:  # removes all tokens of a character
                 first -= 1
             while last < stop and begins_T[last] == begins_T[last - 1]:
                 last += 1
@@ -35,7 +35,7 @@ def keep(mask_T: Bool, offsets_T2: NDArray[np.int64], contents: list[tuple[int, 
 
 
 def _runs(offsets_T2: NDArray[np.int64], contents: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """First token and the one behind the last whose characters all lie in each of `contents`."""
+    """Return the first token, and one past the last, of the tokens that lie within each span of `contents`."""
     begins_T, ends_T = offsets_T2[:, 0], offsets_T2[:, 1]
     runs = []
     for begin, end in contents:

@@ -1,1 +1,1 @@
-"""Can this machine train, and if not, what mends it? One file for each thing that is looked at; examine.py asks them all."""
+"""Checks of `lorafit doctor`: whether this machine can train, and fixes. One module per subject, run by examine.py."""

@@ -1,4 +1,4 @@
-"""What works on this machine? Every engine and every kind of quantisation is tried once, in a process of its own."""
+"""Self-tests of all engines and quantizations on this machine, in a separate process."""
 
 import json
 import shlex
@@ -17,22 +17,22 @@ from lorafit.hardware.detect import Machine
 from lorafit.messages import _, language
 from lorafit.planner import device_precision
 
-SECONDS = 120.0  # for all trials; a device that has hung never ends
+SECONDS = 120.0  # timeout for all self-tests together; a device can hang
 
 
 def engine_of(device: str) -> str:
-    """The engine that training takes on `device`."""
+    """Return the engine that training chooses on `device`."""
     return "mlx" if device == "mps" and find_spec("mlx") else "torch"
 
 
 def chosen(machine: Machine) -> tuple[str, str]:
-    """Device and precision that training would take. Raises LorafitErrors where it would refuse."""
+    """Return the device and precision that training chooses. Raises LorafitErrors if training would refuse to start."""
     device = device_precision.choose_device(TrainConfig(), machine).value
     return device, device_precision.precisions(TrainConfig(), machine, device)[0]
 
 
 def look_at_device(machine: Machine) -> Finding:
-    """The device that would be chosen and why."""
+    """Return a finding on the device that training chooses, with the reason."""
     try:
         choice = device_precision.choose_device(TrainConfig(), machine)
     except LorafitError as error:
@@ -42,7 +42,7 @@ def look_at_device(machine: Machine) -> Finding:
 
 
 class SelfTestProcess:
-    """The process that tries everything; begun at once, so that the rest is looked at meanwhile."""
+    """The process that runs the self-tests. It starts at once, so that the other checks run in parallel."""
 
     def __init__(self, device: str, precision: str) -> None:
         self.device = device
@@ -52,10 +52,10 @@ class SelfTestProcess:
         )
 
     def findings(self) -> Iterator[Finding]:
-        """Wait, and tell of each trial; of one that took its process along as well."""
+        """Wait for the process and yield a finding for each self-test, also for one that crashed the process."""
         output, errors, late = self._end()
         lines = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
-        told = {(line["kind"], line["name"]): line for line in lines}  # the later line of each, with its result
+        told = {(line["kind"], line["name"]): line for line in lines}  # the last line of each self-test has its result
         for facts in told.values():
             if "good" not in facts:
                 facts["good"], facts["found"] = False, _death(self._process.returncode, errors, late)
@@ -77,7 +77,7 @@ class SelfTestProcess:
         return Finding("works", name, facts["found"], mark, facts.get("fix"), command)
 
     def _needed(self, facts: dict[str, Any]) -> bool:
-        """Whether training stands on it when nothing is said."""
+        """Return whether training needs this engine or quantization with default settings."""
         if facts["kind"] == "engine":
             return bool(facts["name"] == engine_of(self.device))
         return bool(device_precision.choose_quantization(TrainConfig(), self.device).value == facts["name"])

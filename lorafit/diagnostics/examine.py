@@ -1,4 +1,4 @@
-"""What ails this machine? Everything is looked at in turn; nothing is changed."""
+"""All checks of `lorafit doctor`, run in order. Nothing on the machine is changed."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +18,7 @@ from lorafit.messages import _
 
 
 def examine(output_dir: Path) -> Report:
-    """Look at the machine that we run on: about a second, and what the trials and the hub take."""
+    """Run all checks on this machine. They take about one second, plus the time of the self-tests and the hub."""
     machine = detect.detect_machine()
     with ThreadPoolExecutor(1) as pool:
         hub = pool.submit(look_at_hub)
@@ -29,14 +29,14 @@ def examine(output_dir: Path) -> Report:
 
 
 def report(machine: Machine, findings: list[Finding], packages: Packages) -> Report:
-    """The findings as they may be shown to anybody."""
+    """Return the report, with secrets and personal names removed from the findings."""
     shown = [_scrubbed(finding) for finding in findings]
     bad = any(finding.mark == "bad" for finding in shown)
     return Report(machine, shown, packages.versions(), None if bad else chosen(machine))
 
 
 def start_trials(machine: Machine) -> SelfTestProcess | None:
-    """The trials, on the device that training would take; None where it would refuse."""
+    """Start the self-tests on the device that training chooses. Return None if training would refuse to start."""
     try:
         detect.check_machine(machine)
         return SelfTestProcess(*chosen(machine))
@@ -45,7 +45,7 @@ def start_trials(machine: Machine) -> SelfTestProcess | None:
 
 
 def works(machine: Machine, trials: SelfTestProcess | None) -> Iterator[Finding]:
-    """The device, and what was tried on it."""
+    """Yield the findings on the chosen device and of the self-tests."""
     if trials is not None:
         yield look_at_device(machine)
         yield from trials.findings()

@@ -1,4 +1,4 @@
-"""What does the doctor find? Facts with a mark, a remedy in words and one to paste."""
+"""Findings of `lorafit doctor`: a fact, a mark, and a fix as text and as a command."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -7,14 +7,14 @@ from typing import Literal
 import lorafit
 from lorafit.hardware.detect import Machine
 
-# told: a fact; good: tried and right; poor: less than this machine could; bad: training cannot work.
+# told: a fact; good: tested and correct; poor: worse than possible on this machine; bad: training cannot work.
 Mark = Literal["told", "good", "poor", "bad"]
 Part = Literal["machine", "packages", "works", "places"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at. `fix` says what to do about one that is not good, `command` is what to type for it."""
+    """Result of one check. `what` is the subject, `found` the result, `fix` the remedy, `command` its shell command."""
 
     part: Part
     what: str
@@ -26,7 +26,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that was found. `works_on` is how training would go: device and precision; None where it cannot."""
+    """All findings. `works_on` is the device and precision that training chooses, or None if training cannot work."""
 
     machine: Machine
     findings: list[Finding]
@@ -35,10 +35,11 @@ class Report:
 
     @property
     def well(self) -> bool:
+        """Whether no finding is bad."""
         return all(finding.mark != "bad" for finding in self.findings)
 
     def to_json(self) -> str:
-        """The report for a bug report: one object, findings in the order in which they are shown."""
+        """Return the report as one JSON object for a bug report, with the findings in display order."""
         facts = {
             "lorafit": lorafit.__version__,
             "well": self.well,

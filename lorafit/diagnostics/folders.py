@@ -1,4 +1,4 @@
-"""Is there room where things are written, and does the hub answer?"""
+"""Checks of free disk space, write permission and the connection to the hub."""
 
 import os
 import shutil
@@ -12,18 +12,18 @@ from lorafit.paths import cache_folder
 from lorafit.units import GIB, bytes_text
 
 HUB_SECONDS = 2.0
-LITTLE_BYTES = 5 * GIB  # less than a model of 3B weighs
+LITTLE_BYTES = 5 * GIB  # a 3B model needs more
 
 
 def look_at_folders(output_dir: Path, environ: Mapping[str, str] = os.environ) -> Iterator[Finding]:
-    """Free disk for runs and for what is fetched; bad where runs cannot be written."""
+    """Yield the free disk space for runs, cache and downloaded models. Bad if runs cannot be written."""
     yield _folder(_("runs"), output_dir.absolute(), needed=True)
     yield _folder(_("cache"), cache_folder())
     yield _folder(_("models"), _hub_cache(environ))
 
 
 def look_at_hub() -> Finding:
-    """Whether the hub answers; models of one's own and the demo need none, so nothing fails without it."""
+    """Return whether the hub answers. At worst `poor`, because local models and the demo need no hub."""
     address = endpoint_of()
     reason = no_answer(address, HUB_SECONDS)
     if reason is None:
@@ -47,7 +47,7 @@ def _folder(what: str, folder: Path, needed: bool = False) -> Finding:
 
 
 def _hub_cache(environ: Mapping[str, str]) -> Path:
-    """Where the hub's client keeps models, by its own rules."""
+    """Return the cache folder of huggingface_hub, by the same environment variables as in huggingface_hub."""
     cache = Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     home = Path(environ.get("HF_HOME") or cache / "huggingface")
     return Path(environ.get("HF_HUB_CACHE") or home / "hub").expanduser().absolute()

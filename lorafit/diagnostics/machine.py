@@ -1,4 +1,4 @@
-"""What is this machine, and which Python runs on it?"""
+"""Checks of the machine and of its Python, and the pip commands of the fixes."""
 
 import os
 import shlex
@@ -14,7 +14,7 @@ from lorafit.hardware.detect import Gpu, Machine, Run
 from lorafit.messages import _, listed
 from lorafit.units import bytes_text
 
-# Settings of the environment that change where and how things run; none of them holds a secret.
+# Environment variables that affect where and how training runs. None of them holds a secret.
 TELLING = (
     "CUDA_VISIBLE_DEVICES", "HF_ENDPOINT", "HF_HOME", "HF_HUB_OFFLINE", "LORAFIT_CACHE", "MLX_ENABLE_TF32",
     "OMP_NUM_THREADS", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ENABLE_MPS_FALLBACK", "PYTORCH_MPS_HIGH_WATERMARK_RATIO",
@@ -22,7 +22,7 @@ TELLING = (
 
 
 def look_at_machine(machine: Machine, driver: str | None, environ: Mapping[str, str] = os.environ) -> Iterator[Finding]:
-    """Chip, memory, GPUs, driver or macOS, Python; bad where no PyTorch can be had at all."""
+    """Yield processor, system, memory, GPUs, NVIDIA driver and Python. Bad if no PyTorch exists for this machine."""
     cores = _("{count} cores").format(count=machine.cores)
     yield Finding("machine", _("processor"), listed([machine.chip, cores, machine.arch]))
     yield Finding("machine", _("system"), f"macOS {machine.macos or '?'}" if machine.macos else machine.system)
@@ -47,18 +47,21 @@ def look_at_machine(machine: Machine, driver: str | None, environ: Mapping[str, 
 
 
 def nvidia_driver(run: Run) -> str | None:
-    """Version of the NVIDIA driver, or None without one."""
+    """Return the version of the NVIDIA driver, or None if nvidia-smi does not answer."""
     answer = run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"])
     return answer.splitlines()[0].strip() if answer else None
 
 
 def pip_install(*words: str) -> str:
-    """The command that installs into the environment that we run in."""
+    """Return the shell command that installs `words` into this Python environment."""
     return shlex.join([_python(), "-m", "pip", "install", *words])
 
 
 def pip_exchange(*words: str) -> str:
-    """The same for a package whose installed build would count as new enough."""
+    """Return the shell command that uninstalls torch and then installs `words`.
+
+    Without the uninstall, pip would keep an installed build whose version satisfies the requirement.
+    """
     return f"{shlex.join([_python(), '-m', 'pip', 'uninstall', '-y', 'torch'])} && {pip_install(*words)}"
 
 

@@ -1,4 +1,4 @@
-"""Are the packages there, and are they made for this hardware? Their files are read, none is imported."""
+"""Checks of installed packages: present, recent enough, and built for this hardware. No package is imported."""
 
 import re
 import sys
@@ -13,41 +13,43 @@ from lorafit.hardware.detect import Gpu, Machine
 from lorafit.messages import _, listed
 
 US = "lorafit"
-SHOWN = ("torch", "transformers", "bitsandbytes")  # the others are told of only where something is wrong
+SHOWN = ("torch", "transformers", "bitsandbytes")  # other packages are reported only if something is wrong
 OPTIONAL_ENGINES = ("mlx", "mlx-metal", "mlx-lm")
 TAGGED = ("torch", "bitsandbytes", "mlx", "mlx-metal", "numpy", "tokenizers", "safetensors")
 ARCHS = {"arm64": ("arm64", "aarch64", "universal2"), "aarch64": ("aarch64",), "x86_64": ("x86_64", "universal2")}
 
-# What PyTorch's builds for CUDA need: of the driver, and of the card (compute capability).
+# Requirements of PyTorch's CUDA builds: CUDA major version -> lowest driver, and the GPU's compute capability.
 LEAST_DRIVER = {11: 450, 12: 525, 13: 580}
 TURING, BLACKWELL = 7.5, 10.0
-NO_OLD_CARDS_SINCE = (12, 8)  # Pascal and Volta are left out from here on; Blackwell is in only from here on
+NO_OLD_CARDS_SINCE = (12, 8)  # builds from this CUDA version on support Blackwell, but not Pascal and Volta
 BEFORE_TURING = re.compile(r"\b(K80|M40|M60|P4|P40|P100|V100|GTX (9|10)\d\d|TITAN (X|V))\b", re.I)
-OLD_CARDS = ("torch<2.15", "--index-url", "https://download.pytorch.org/whl/cu126")  # the last builds for them
-NEURAL_MACOS = 26  # the macosx_26 wheel of MLX alone uses the M5's matrix units
+OLD_CARDS = ("torch<2.15", "--index-url", "https://download.pytorch.org/whl/cu126")  # the last builds for older GPUs
+NEURAL_MACOS = 26  # only MLX's macosx_26 wheel uses the M5's matrix units
 
 
 class Packages:
-    """The distributions on `path` (None: where Python looks)."""
+    """The installed distributions on `path` (None: sys.path)."""
 
     def __init__(self, path: Sequence[str] | None = None) -> None:
         self._path = sys.path if path is None else list(path)
 
     def find(self, name: str) -> metadata.Distribution | None:
+        """Return the distribution `name`, or None if it is not installed."""
         return next(iter(metadata.distributions(name=name, path=self._path)), None)
 
     def version(self, name: str) -> str | None:
+        """Return the version of `name`, or None if it is not installed."""
         found = self.find(name)
         return found.version if found else None
 
     def tags(self, name: str) -> list[str]:
-        """Platforms that the wheel was made for: "macosx_14_0_arm64"."""
+        """Return the platform tags of the installed wheel, e.g. "macosx_14_0_arm64"."""
         found = self.find(name)
         text = (found.read_text("WHEEL") or "") if found else ""
         return re.findall(r"^Tag: \S+?-\S+?-(\S+)$", text, re.M)
 
     def wanted(self, extra: str = "") -> list[Requirement]:
-        """What we ask for on this system, or what the extra `extra` adds."""
+        """Return lorafit's requirements on this system, or those that the extra `extra` adds."""
         us = self.find(US)
         lines = [Requirement(line) for line in (us.requires or [])] if us else []
         plain = [r for r in lines if r.marker is None or r.marker.evaluate({"extra": ""})]
@@ -56,18 +58,19 @@ class Packages:
         return [r for r in lines if r not in plain and r.marker and r.marker.evaluate({"extra": extra})]
 
     def extras(self) -> list[str]:
+        """Return the names of lorafit's extras, without `dev`."""
         us = self.find(US)
         return [name for name in (us.metadata.get_all("Provides-Extra") or []) if name != "dev"] if us else []
 
     def versions(self) -> dict[str, str]:
-        """Version of everything that we ask for, and of the engines, as far as installed."""
+        """Return the versions of the installed packages among the requirements, the extras, MLX and peft."""
         names = [*(r.name for r in self.wanted()), *(r.name for e in self.extras() for r in self.wanted(e))]
         pairs = [(name, self.version(name)) for name in dict.fromkeys([*names, *OPTIONAL_ENGINES, "peft"])]
         return {name: version for name, version in pairs if version is not None}
 
 
 def look_at_packages(machine: Machine, driver: str | None, packages: Packages) -> Iterator[Finding]:
-    """Versions of what matters most, then whatever is missing, too old, or made for other hardware."""
+    """Yield the versions of the main packages, then each package that is missing, too old, or for other hardware."""
     for name in (*SHOWN, *OPTIONAL_ENGINES):
         if version := packages.version(name):
             yield Finding("packages", name, _build_text(name, version, machine, packages))
@@ -88,7 +91,7 @@ def _build_text(name: str, version: str, machine: Machine, packages: Packages) -
 
 
 def _requirements(machine: Machine, packages: Packages) -> Iterator[Finding]:
-    """Each requirement that is not met; a line for all that are."""
+    """Yield each requirement that is not met, then the number of requirements that are met."""
     met = 0
     for wanted in packages.wanted():
         version = packages.version(wanted.name)
@@ -103,12 +106,12 @@ def _requirements(machine: Machine, packages: Packages) -> Iterator[Finding]:
 
 
 def _gravity(name: str, machine: Machine) -> Mark:
-    """bitsandbytes is what training stands on only where 4-bit is the default: on CUDA."""
+    """Return the mark of an unmet requirement. bitsandbytes is essential only on CUDA, where 4-bit is the default."""
     return "poor" if name == "bitsandbytes" and machine.gpu("cuda") is None else "bad"
 
 
 def _architectures(machine: Machine, packages: Packages) -> Iterator[Finding]:
-    """Wheels for another processor, as in an environment that was copied from an older Mac."""
+    """Yield the wheels for another processor, as in an environment that was copied from an Intel Mac."""
     ours = ARCHS.get(machine.arch, (machine.arch,))
     for name in TAGGED:
         tags = [tag for tag in packages.tags(name) if tag != "any"]
@@ -119,7 +122,7 @@ def _architectures(machine: Machine, packages: Packages) -> Iterator[Finding]:
 
 
 def _cuda_builds(machine: Machine, driver: str | None) -> Iterator[Finding]:
-    """A PyTorch that cannot use the NVIDIA card which is there."""
+    """Yield why the installed PyTorch cannot use the NVIDIA GPU of this machine."""
     gpu = machine.gpu("cuda")
     if gpu is None or machine.torch_version is None:
         return
@@ -148,13 +151,16 @@ def _cuda_builds(machine: Machine, driver: str | None) -> Iterator[Finding]:
 
 
 def _cuda_torch(gpu: Gpu, driver: int | None) -> str:
-    """The command for a PyTorch that this card and driver can use; the package index has the newest CUDA's."""
+    """Return the command that installs a PyTorch for this GPU and driver major version.
+
+    PyPI has the build for the newest CUDA version.
+    """
     old_driver = driver is not None and driver < LEAST_DRIVER[13]
     return pip_exchange(*(OLD_CARDS if _before_turing(gpu) or old_driver else ("torch",)))
 
 
 def _before_turing(gpu: Gpu) -> bool:
-    """By what the driver says, else (old drivers do not) by name."""
+    """Return whether `gpu` is older than Turing, by compute capability or, with an old driver, by name."""
     if gpu.compute_capability is not None:
         return gpu.compute_capability < TURING
     return BEFORE_TURING.search(gpu.name) is not None
@@ -172,7 +178,7 @@ def _mlx_build(machine: Machine, packages: Packages) -> Iterator[Finding]:
 
 
 def _extras(packages: Packages) -> Iterator[Finding]:
-    """What may be added, as far as it is missing."""
+    """Yield the optional packages that are not installed."""
     missing = [r for extra in packages.extras() for r in packages.wanted(extra) if packages.version(r.name) is None]
     if missing:
         text = _("not installed: {names}").format(names=listed(r.name for r in missing))

@@ -1,4 +1,4 @@
-"""What must nobody read in a report? Tokens, user names and home folders are taken out of every text."""
+"""Redaction of secrets, user names and home folders in texts that are shared."""
 
 import getpass
 import os
@@ -11,11 +11,15 @@ SECRET_NAMES = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_KEY", 
 TOKEN_SHAPES = re.compile(r"\b(?:hf|sk|ghp|gho|github_pat|ms)[_-](?=\w*\d)[A-Za-z0-9_-]{16,}")
 URL_USER = re.compile(r"(?<=://)[^/@\s]+@")
 HOMES = re.compile(r"(?<![\w.~-])/(?:home|Users)/[^/\s:;,'\")]+")
-SHORTEST = 6  # a shorter value of a secret's name is no secret ("1", "true"), and would be found everywhere
+SHORTEST = 6  # characters; shorter values ("1", "true") are no secrets and match everywhere
 
 
 def scrub(text: str, environ: Mapping[str, str] = os.environ) -> str:
-    """`text` without tokens, addresses' user names, home folders and the user's own name as a part of a path."""
+    """Return `text` without secrets and personal names.
+
+    Removed are values of secret environment variables, access tokens, user names in URLs, home folders, and the user
+    name as a part of a path.
+    """
     for name, value in environ.items():
         if SECRET_NAMES.search(name) and len(value) >= SHORTEST:
             text = text.replace(value, HIDDEN)
@@ -30,5 +34,5 @@ def scrub(text: str, environ: Mapping[str, str] = os.environ) -> str:
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container's number without a name
+    except (KeyError, OSError):  # in a container, a user ID can have no name
         return "?"

@@ -1,5 +1,7 @@
-"""What works here? `python -m lorafit.diagnostics.self_test DEVICE PRECISION LANGUAGE`: a process of its own, since a broken
-backend may take its process with it. Tells each trial when it begins and when it is over, as JSON lines.
+"""Self-tests of engines and quantizations: `python -m lorafit.diagnostics.self_test DEVICE PRECISION LANGUAGE`.
+
+The self-tests run in a separate process, because a broken backend can crash it. The process prints a JSON line at the
+start of each self-test and another with its result.
 """
 
 import json
@@ -12,22 +14,22 @@ from lorafit.errors import LorafitError
 from lorafit.messages import _, set_language
 from lorafit.registry import Entry
 
-Trial = Callable[[str, str], str]  # device, precision -> what was found; raises where it is wrong
+Trial = Callable[[str, str], str]  # (device, precision) -> result text; raises on failure
 
 
 def main(device: str, precision: str, language: str) -> None:
-    """Try every engine, then every kind of quantisation."""
+    """Test every engine, then every quantization, and print the results."""
     set_language(language)
     for kind, trials in (("engine", registry.SELF_TESTS), ("quantization", registry.QUANTIZATIONS)):
         for name, entry in trials.items():
             if name == "mlx" and device != "mps" and find_spec("mlx") is None:
-                continue  # nobody misses it here
+                continue  # a missing MLX matters only on Apple Silicon
             _tell(kind=kind, name=name)
             _tell(kind=kind, name=name, **attempt(entry, device, precision))
 
 
 def attempt(entry: Entry, device: str, precision: str) -> dict[str, object]:
-    """`good`, `found`, and where it is not good `fix` or, for a package that is missing, `install`."""
+    """Run one self-test and return `good`, `found`, and on failure `fix`, or `install` for a missing package."""
     try:
         trial: Trial = registry.load(entry)
         return {"good": True, "found": trial(device, precision)}
@@ -37,7 +39,7 @@ def attempt(entry: Entry, device: str, precision: str) -> dict[str, object]:
         return {"good": False, "found": error.brief, "fix": error.fix}
     except ModuleNotFoundError as error:
         return _missing(error, entry)
-    except Exception as error:  # a backend that is broken raises whatever it likes; that is what is asked for here
+    except Exception as error:  # a broken backend can raise any error; the report shows it
         first = str(error).strip().partition("\n")[0]
         return {"good": False, "found": f"{type(error).__name__}: {first}"}
 

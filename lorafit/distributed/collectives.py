@@ -1,6 +1,6 @@
-"""How do the processes that train one run together agree? The seam between loop and engine and torch's collectives.
+"""Collective operations of the processes of one run: the interface of loop and engine to torch's collectives.
 
-Whatever is called here is called by every rank, in the same order. One process alone agrees with itself.
+Every rank must call every operation, in the same order. `SINGLE_PROCESS` serves a run with one process.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from lorafit.messages import _
 
 
 class RankLost(EngineError):
-    """Another process of the run died, hangs or gave up; this one's state is that after the last finished step."""
+    """Another process of the run died, hangs or gave up; this process's state is that after the last finished step."""
 
     def __init__(self, rank: int, count: int, found: object, told: bool = False) -> None:
         super().__init__(
@@ -22,41 +22,44 @@ class RankLost(EngineError):
             found=found,
             fix=_("Go on from the last checkpoint with --resume; another number of processes learns the same."),
         )
-        self.rank, self.told = rank, told  # told: by itself, before it left
+        self.rank, self.told = rank, told  # told: the lost process itself reported why, before it left
 
 
 class Collectives(Protocol):
-    """What several processes can do together. Raises RankLost where one of them is gone."""
+    """The collective operations of a run's processes. Each raises RankLost if a process is gone.
+
+    `place` is the rank of this process.
+    """
 
     place: RankInfo
 
     def broadcast_json(self, facts: dict[str, Any] | None = None) -> dict[str, Any]:
-        """What the leader says (JSON), on every rank."""
+        """Return the leader's `facts` (JSON) on every rank."""
         ...
 
     def broadcast_folder(self, folder: Path | None) -> AbstractContextManager[Path | None]:
-        """Inside, what the leader has in `folder`, on every rank: a copy where the disk is not the same."""
+        """Provide the leader's `folder` on every rank inside the context: a copy where the disk is not shared."""
         ...
 
     def all_reduce_max(self, number: float) -> float:
-        """The largest of the ranks' numbers."""
+        """Return the largest of the ranks' numbers."""
         ...
 
     def all_reduce_sum(self, number: float) -> float:
-        """The sum of the ranks' numbers, in float64."""
+        """Return the sum of the ranks' numbers, in float64."""
         ...
 
     def all_reduce_(self, tensors: Sequence[Any]) -> None:
-        """Each tensor becomes, in place, its sum over the ranks; all travel in one flat buffer."""
+        """Replace each tensor in place by its sum over the ranks; one flat buffer carries all tensors."""
         ...
 
     def sync_oom(self) -> AbstractContextManager[None]:
-        """What is done inside runs out of memory on every rank or on none."""
+        """Raise OutOfMemory on every rank if it occurs inside the context on any rank."""
         ...
 
 
 class SingleProcess:
-    """One process."""
+    """The collectives of a run with one process: each returns its argument."""
 
     place = RankInfo()
 

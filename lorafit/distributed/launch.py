@@ -1,6 +1,6 @@
-"""Which of the processes that train one run together is this one, and how are the others on this machine started?
+"""The rank of this process within a run, and the launch of the run's other processes on this machine.
 
-The names in the environment are torchrun's, so that it makes no difference who started them. No tensors here.
+The environment variables are torchrun's, so `launch_ranks` and torchrun are interchangeable. No tensors here.
 """
 
 import contextlib
@@ -19,13 +19,16 @@ from lorafit.messages import _, listed
 
 FOLLOWER = (sys.executable, "-m", "lorafit.training.follower")
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-LEAVE_SECONDS = 20.0  # for the others to end by themselves
+LEAVE_SECONDS = 20.0  # time for the other processes to exit by themselves
 TAIL_LINES, TAIL_BYTES = 3, 4000
 
 
 @dataclass(frozen=True)
 class RankInfo:
-    """One process among `count`; `local_` counts on its own machine. Rank 0 leads: it alone writes and speaks."""
+    """The rank of one process among `count`; `local_` fields count on its machine.
+
+    Rank 0 leads: it alone writes the run folder and reports to the user.
+    """
 
     rank: int = 0
     count: int = 1
@@ -34,11 +37,15 @@ class RankInfo:
 
     @property
     def leads(self) -> bool:
+        """True for rank 0."""
         return self.rank == 0
 
 
 def rank_info(environ: Mapping[str, str] = os.environ) -> RankInfo:
-    """This process's place, as torchrun (or `launch_ranks` below) wrote it. Raises ConfigError when that is incomplete."""
+    """Return this process's rank, as torchrun or `launch_ranks` wrote it to the environment.
+
+    Without RANK the process is the only one. Raise ConfigError if the variables are incomplete.
+    """
     if "RANK" not in environ:
         return RankInfo()
     missing = [name for name in NAMES if not environ.get(name)]
@@ -54,7 +61,7 @@ def rank_info(environ: Mapping[str, str] = os.environ) -> RankInfo:
 
 
 def environments(count: int, port: int) -> list[dict[str, str]]:
-    """What each of `count` processes on this machine finds in its environment; they meet at `port`."""
+    """Return the environment variables of each of `count` processes on this machine, which meet at `port`."""
     shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
     shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
@@ -62,13 +69,13 @@ def environments(count: int, port: int) -> list[dict[str, str]]:
 
 @dataclass
 class RankProcesses:
-    """The processes after the first, which started them. `errors` holds what each writes to stderr."""
+    """The processes that the first one started: ranks 1 and up. `errors` holds the stdout and stderr of each."""
 
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     errors: list[IO[bytes]] = field(default_factory=list)
 
     def dead(self) -> tuple[int, str] | None:
-        """Rank and words of one that ended otherwise than well."""
+        """Return the rank of a failed process, with its exit reason and last lines of output; None if none failed."""
         for rank, process in enumerate(self.processes, 1):
             if process.poll():
                 return rank, "\n".join([_ending(process.returncode), *self._tail(rank)])
@@ -80,7 +87,7 @@ class RankProcesses:
         return file.read().decode("utf-8", "replace").strip().splitlines()[-TAIL_LINES:]
 
     def end(self) -> None:
-        """See all of them end: they do so by themselves when the first one leaves."""
+        """Wait until all processes exit, as they do when the first one leaves; kill the rest after LEAVE_SECONDS."""
         deadline = time.monotonic() + LEAVE_SECONDS
         for process in self.processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -93,7 +100,7 @@ class RankProcesses:
 
 
 def no_known_death() -> tuple[int, str] | None:
-    """Of processes that somebody else started, nobody here knows how they ended."""
+    """Return None: this process cannot know how processes ended that another program (torchrun) started."""
     return None
 
 
@@ -102,7 +109,7 @@ Dead = Callable[[], tuple[int, str] | None]
 
 @contextlib.contextmanager
 def launch_ranks(count: int, port: int, command: Sequence[str] = FOLLOWER) -> Iterator[RankProcesses]:
-    """Inside, processes 1 to `count` - 1 of this machine run `command`; this one is the first."""
+    """Run `command` as ranks 1 to `count` - 1 on this machine inside the context; this process is rank 0."""
     others = RankProcesses()
     try:
         for environ in environments(count, port)[1:]:

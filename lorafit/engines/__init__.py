@@ -1,9 +1,9 @@
-"""The muscle: the only place where tensor libraries are imported."""
+"""The engines: the only package that imports tensor libraries."""
 
 import os
 
-# GNU OpenMP's threads wait by spinning. Where other programs want the cores too, each waits out another's share of time:
-# training was 3 to 4 times slower so than with threads that sleep soon (docs/log.md). Read once, when PyTorch is loaded,
-# which a tokenizer of transformers does too.
+# GNU OpenMP threads spin while they wait. When other programs need the cores, a thread spins through their time slices:
+# training was 3 to 4 times slower than with threads that sleep soon (docs/log.md). OpenMP reads the variable once, when
+# PyTorch is loaded; a transformers tokenizer also loads PyTorch.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")

@@ -1,9 +1,10 @@
-"""How does the C library hand out memory? One profile a run, for glibc on Linux; elsewhere nothing is changed.
+"""Allocator profiles of the C library, one per run: for glibc on Linux; elsewhere nothing changes.
 
-`fast` keeps what was once taken, so that no page is asked for twice; `lean` gives large blocks back at once, so that
-the peak is what the tensors need; `default` is what glibc's own thresholds grow to once a block of 32 MiB was freed.
-Models are loaded with LOADING whatever comes after: `fast` would keep all that reading and quantising take, and glibc's
-growing thresholds left holes of over 1 GiB between 4-bit weights, more or fewer by chance. CUDA's and MPS's own allocators are set in engines/torch/device.py.
+`fast` keeps freed memory, so no page is requested twice. `lean` returns large blocks at once, so the peak is what the
+tensors need. `default` sets the values that glibc's dynamic thresholds reach once a block of 32 MiB was freed.
+Every run loads its model with LOADING: `fast` would keep all memory that reading and quantizing use. glibc's dynamic
+thresholds left holes of over 1 GiB between 4-bit weights, of a size that varied by chance.
+engines/torch/device.py configures the allocators of CUDA and MPS.
 """
 
 import ctypes
@@ -12,7 +13,7 @@ import sys
 
 from lorafit.units import KIB, MIB
 
-# mallopt(3). Parameters are ints: a threshold of -1 is never reached.
+# Parameter numbers of mallopt(3). Its values are ints: a threshold of -1 is never reached.
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD, MMAP_MAX = -1, -2, -3, -4
 PROFILES = {
     "fast": {MMAP_MAX: 0, TRIM_THRESHOLD: -1, TOP_PAD: 64 * MIB},
@@ -23,12 +24,15 @@ LOADING = "lean"
 
 
 def has_profiles() -> bool:
-    """Whether this C library can be told: glibc on Linux; neither musl nor macOS."""
+    """Return True if the C library supports the profiles: glibc on Linux, but neither musl nor macOS."""
     return sys.platform == "linux" and platform.libc_ver()[0] == "glibc"
 
 
 def use(profile: str) -> bool:
-    """Set `profile` for this process from now on; False where something of it was not taken."""
+    """Set `profile` for the rest of this process; return False if any of its parameters was refused.
+
+    Without glibc, only `default` returns True.
+    """
     if not has_profiles():
         return profile == "default"
     mallopt = ctypes.CDLL(None).mallopt
@@ -36,6 +40,6 @@ def use(profile: str) -> bool:
 
 
 def trim() -> None:
-    """Give the system back what this process has freed and keeps."""
+    """Return freed memory of this process to the system (glibc only)."""
     if has_profiles():
         ctypes.CDLL(None).malloc_trim(0)

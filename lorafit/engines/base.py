@@ -1,4 +1,4 @@
-"""What must an engine be able to do? The one seam between the loop and the tensors."""
+"""The Engine protocol: the only interface between the training loop and the tensor libraries."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,26 +13,33 @@ from lorafit.sampling import Sampling
 
 
 class OutOfMemory(EngineError):
-    """The device's memory ran out; the engine's state is what it was before the call."""
+    """The device is out of memory; the engine's state is that before the call."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What an engine opens: a base model's `folder` in given numbers on a device, to train by `plan` or, without one, to answer."""
+    """The arguments for opening an engine: the base model in `folder`, its device and precision.
+
+    With `plan` the engine trains; without it, the engine only evaluates and generates.
+    """
 
     folder: Path
-    model_name: str  # what an adapter's config names as its base: a hub id, or the local folder
+    model_name: str  # the base model in the adapter's config: a model ID or the local folder
     device: str  # cuda | mps | cpu
     precision: str  # fp32 | bf16 | fp16
     quantization: str = "none"  # none | 4bit | 8bit
     trust_remote_code: bool = False
     plan: Plan | None = None
-    ranks: Collectives = SINGLE_PROCESS  # who trains this run together; steps and evaluations are sums over all of them
+    ranks: Collectives = SINGLE_PROCESS  # the processes of this run; steps and evaluations are sums over all of them
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """One update: `loss_sum` over the micro-batches' targets (nats), global `grad_norm` before clipping."""
+    """The result of one optimizer update.
+
+    `loss_sum` is the sum over all targets (nats), `grad_norm` the global norm before clipping; `peak_bytes` is None
+    where the backend cannot measure it.
+    """
 
     loss_sum: float
     grad_norm: float
@@ -41,19 +48,20 @@ class StepResult:
 
 @dataclass(frozen=True)
 class LossSum:
-    """Sum of losses (nats) over `num_targets` target tokens. A mean is made at the end, for a person to read."""
+    """Sum of losses (nats) over `num_targets` target tokens. The mean is computed only at the end, for display."""
 
     loss_sum: float
     num_targets: int
 
     @property
     def mean(self) -> float:
+        """Loss per target token (nats)."""
         return self.loss_sum / max(self.num_targets, 1)
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What one forward and backward cost."""
+    """The cost of one forward and backward pass."""
 
     seconds: float
     peak_bytes: int | None
@@ -61,52 +69,53 @@ class Probe:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the engine found when it opened: for the plan, the terminal and the adapter's README."""
+    """Facts that the engine finds when it opens, for the plan, the terminal and the adapter's README."""
 
     trainable_parameters: int
     target_modules: list[str]
     packs: bool  # several samples share one forward pass
-    notes: list[str] = field(default_factory=list)  # words for the user
-    shares: bool = False  # what samples of a step begin with alike is computed once
-    load_seconds: float | None = None  # to have the base in memory
-    load_peak_bytes: int | None = None  # the process's or device's peak by then
+    notes: list[str] = field(default_factory=list)  # texts for the user
+    shares: bool = False  # a prefix that samples of a step share is computed once
+    load_seconds: float | None = None  # time to load the base model
+    load_peak_bytes: int | None = None  # peak memory of the process or device after loading
 
 
 class Engine(Protocol):
-    """The thing with tensors. Every backend exception is translated here, none passes."""
+    """A base model with its adapter and optimizer. An engine translates every exception of its backend."""
 
     facts: Facts
 
     def step(self, step: int, micro_batches: Sequence[MicroBatch], total_targets: int, lr: float) -> StepResult:
-        """Forward, backward, clip, update: once. Gradients are sums over target tokens / `total_targets`.
+        """Run forward, backward, clipping and one update. Gradients are sums over target tokens / `total_targets`.
 
-        Of several ranks each gives its own micro-batches, perhaps none; the result is that of the whole step.
-        Raises OutOfMemory (state as before the call; split the step anew and call again) or EngineError.
+        With several ranks, each passes its own micro-batches, possibly none; the result covers the whole step.
+        Raises OutOfMemory or EngineError. After OutOfMemory the state is that before the call: split the step into
+        smaller micro-batches and call again.
         """
         ...
 
     def probe(self, micro_batch: MicroBatch) -> Probe:
-        """Forward and backward of `micro_batch`; gradients dropped, no state touched."""
+        """Measure a forward and backward pass of `micro_batch`. Gradients are dropped and no state changes."""
         ...
 
     def set_recompute(self, layers: int) -> None:
-        """Let the first `layers` layers recompute their activations in the backward pass."""
+        """Use gradient checkpointing in the first `layers` layers: recompute their activations in the backward pass."""
         ...
 
     def release(self) -> None:
-        """Give the system back what the backend keeps for the next step; that one takes a little longer."""
+        """Return memory that the backend keeps for reuse to the system. The next step takes a little longer."""
         ...
 
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> LossSum:
-        """Loss without gradients or dropout, over the micro-batches of all ranks."""
+        """Return the loss over the micro-batches of all ranks, without gradients or dropout."""
         ...
 
     def save(self, folder: Path) -> None:
-        """Write the adapter (PEFT's layout) and the optimizer's moments into the existing `folder`."""
+        """Write the adapter (PEFT's layout) and the optimizer state into the existing `folder`."""
         ...
 
     def load(self, folder: Path) -> None:
-        """Take adapter and moments back from `folder`. Raises AdapterError when they do not fit."""
+        """Restore the adapter and the optimizer state from `folder`. Raise AdapterError if they do not fit."""
         ...
 
     def save_adapter(self, folder: Path) -> None:
@@ -114,28 +123,31 @@ class Engine(Protocol):
         ...
 
     def load_adapter(self, folder: Path) -> None:
-        """Put the adapter in `folder` on the base. Raises AdapterError when it does not fit."""
+        """Load the adapter in `folder` onto the base model. Raise AdapterError if it does not fit."""
         ...
 
     def set_adapter(self, on: bool) -> None:
-        """Answer and evaluate with the adapter, or as the base alone."""
+        """Switch the adapter on or off for generation and evaluation."""
         ...
 
     def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Iterator[int]:
-        """Token ids that continue `prompt_ids`, up to and without a stop id."""
+        """Yield token IDs that continue `prompt_ids`, until a stop ID (not yielded) or `max_new_tokens`."""
         ...
 
     def answers(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[dict[int, list[int]]]:
-        """Whole answers by their prompts' places, as they are done: several at a time where that is faster."""
+        """Yield complete answers as they finish, keyed by the index of their prompt.
+
+        An engine computes several answers at a time where that is faster.
+        """
         ...
 
     def peak_bytes(self) -> int | None:
-        """Peak memory of process or device since it opened; None where the backend cannot tell."""
+        """Return the peak memory of the process or device since opening; None where the backend cannot measure it."""
         ...
 
 
 def one_by_one(
     engine: Engine, prompts: Sequence[Sequence[int]], sampling: Sampling
 ) -> Iterator[dict[int, list[int]]]:  # fmt: skip
-    """Engine.answers for an engine that answers one prompt at a time."""
+    """Implement `Engine.answers` for an engine that answers one prompt at a time."""
     return ({place: list(engine.generate(prompt, sampling))} for place, prompt in enumerate(prompts))

@@ -1,7 +1,7 @@
-"""A real engine without tensors: deterministic, quick, honest about the protocol. For tests of the loop and of disks.
+"""A fast, deterministic engine without a tensor library, for tests of the loop and of the disk.
 
-It learns one number per token id (a unigram model, logits w [V]) by plain gradient descent, so losses fall, a split
-into micro-batches changes nothing, and equal runs give equal bytes.
+It follows the Engine protocol and learns one logit per token ID (a unigram model, logits w [V]) by gradient descent
+with momentum. So losses fall, a split into micro-batches changes nothing, and equal runs write equal bytes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,10 +21,14 @@ MODULE = "model.layers.0.self_attn.q_proj"
 
 
 class FakeEngine:
-    """`memory_tokens` is how many tokens a micro-batch may hold before memory "runs out"; None: any number."""
+    """A unigram model behind the Engine protocol, which documents the methods.
+
+    A micro-batch of more than `memory_tokens` tokens raises OutOfMemory (None: no limit).
+    """
 
     @classmethod
     def open(cls, setup: Setup) -> "FakeEngine":
+        """Return an engine without a memory limit."""
         return cls(setup)
 
     def __init__(self, setup: Setup, memory_tokens: int | None = None) -> None:
@@ -35,7 +39,7 @@ class FakeEngine:
         self.facts = Facts(VOCAB, [MODULE], True)
 
     def step(self, step: int, micro_batches: Sequence[MicroBatch], total_targets: int, lr: float) -> StepResult:
-        results = [self._loss(micro) for micro in micro_batches]  # may raise; nothing has changed yet
+        results = [self._loss(micro) for micro in micro_batches]  # may raise, before any state changes
         gradient_V = sum((g for _loss, g in results), np.zeros(VOCAB)) / total_targets
         self.momentum_V = 0.9 * self.momentum_V + gradient_V
         self.weights_V = self.weights_V - 100 * lr * self.momentum_V

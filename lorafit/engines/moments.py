@@ -1,4 +1,4 @@
-"""How do an optimizer's moments lie on the disk? As fp32 under the adapter's names, so that any engine takes them over."""
+"""Optimizer state on disk: fp32 moments under the adapter's tensor names, so that any engine can resume from it."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from lorafit.errors import AdapterError
 from lorafit.messages import _
 
 FILE = "optimizer.safetensors"
-MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's mean of gradients, and of their squares
+MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's running means of the gradients and of their squares
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -20,16 +20,19 @@ Arrays = dict[str, NDArray[Any]]
 def write_moments(
     folder: Path, moments: dict[str, Arrays], updates: float, kind: str, raw: Arrays | None = None
 ) -> None:
-    """Write `moments` [moment][parameter], after how many updates, of which optimizer; `raw` states beside them."""
+    """Write `moments` [moment][parameter] after `updates` updates of optimizer `kind`.
+
+    `raw` holds more arrays for the same file, such as the unconverted 8-bit states.
+    """
     tensors = {f"{name}.{key}": array for key in MOMENTS for name, array in moments[key].items()}
     tensors |= {**(raw or {}), "updates": np.asarray([updates], np.float32)}
     save_file(dict(sorted(tensors.items())), folder / FILE, {"optimizer": kind})
 
 
 def read_moments(folder: Path, shapes: dict[str, tuple[int, ...]]) -> tuple[dict[str, Arrays], int, Arrays]:
-    """The moments [moment][parameter] of parameters with `shapes`, the updates, and all arrays of the file by name.
+    """Return the moments [moment][parameter], the number of updates, and all arrays of the file by name.
 
-    Raises AdapterError where they do not fit.
+    Raise AdapterError if the file does not hold moments for parameters with `shapes`.
     """
     try:
         tensors = load_file(folder / FILE)

@@ -1,4 +1,4 @@
-"""How does text become token ids and back? The only place that wraps transformers' tokenizers and chat templates."""
+"""Tokenizers and chat templates: the only module that wraps those of transformers."""
 
 import json
 import os
@@ -17,7 +17,8 @@ from lorafit.data.render import Span, TemplateRefused, place_system
 from lorafit.errors import ConfigError, ModelError
 from lorafit.messages import _
 
-# For tokenizers without a template. The markers are plain text to them, so an answer also ends with their own eos.
+# For tokenizers without a chat template. The markers are plain text to such a tokenizer, so each answer also ends with
+# the tokenizer's own eos token.
 CHATML = r"""{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' }}
 {%- if m.role == 'assistant' and eos_token != '<|im_end|>' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
@@ -28,15 +29,18 @@ PROBE_DATE = "26 Jul 2024"
 
 
 def load_tokenizer(folder: Path, *, template: str | None = None, trust_remote_code: bool = False) -> "ChatTokenizer":
-    """The tokenizer in `folder`, with `template` (Jinja) in place of its own chat template. Raises ModelError."""
+    """Load the tokenizer in `folder`; `template` (Jinja) replaces its own chat template.
+
+    Raise ModelError if it cannot be loaded or does not report character offsets (a slow tokenizer).
+    """
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    from transformers import AutoTokenizer  # half a second, and it warns on import unless told above
+    from transformers import AutoTokenizer  # takes half a second, and warns unless the variable above is set
     from transformers.utils.logging import set_verbosity_error
 
     set_verbosity_error()
     try:
         inner = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
-    except Exception as error:  # by what is missing or broken: OSError, ValueError, KeyError, the Rust library's own
+    except Exception as error:  # the type depends on the fault: OSError, ValueError, KeyError, the Rust library's own
         fix = _("Fetch tokenizer.json and tokenizer_config.json of the same model into that folder.")
         raise ModelError(_("The model's tokenizer cannot be loaded."), where=folder, found=error, fix=fix) from None
     if not inner.is_fast:
@@ -49,25 +53,25 @@ def load_tokenizer(folder: Path, *, template: str | None = None, trust_remote_co
 
 @lru_cache(maxsize=2)
 def shared_tokenizer(folder: Path, template: str | None, trust_remote_code: bool) -> "ChatTokenizer":
-    """The same, loaded once in a process; with `functools.partial` it goes to other processes by its name."""
+    """Load a tokenizer once per process. A `functools.partial` of this function can be sent to other processes."""
     return load_tokenizer(folder, template=template, trust_remote_code=trust_remote_code)
 
 
 class ChatTokenizer:
-    """A tokenizer with a chat template: the `Tokenizer` that rendering needs, and what chat and saving need."""
+    """A tokenizer with a chat template: the `Tokenizer` protocol of rendering, and methods for chat and for saving."""
 
     def __init__(self, inner: Any, folder: Path, template: str | None = None) -> None:
         self.inner, self.folder = inner, folder
-        self.template_is_ours = not (template or inner.chat_template)  # to be said: the model was not made for chat
+        self.template_is_ours = not (template or inner.chat_template)  # the model was not made for chat: warn the user
         inner.chat_template = template or inner.chat_template or CHATML
 
     def render_text(self, messages: Conversation, add_generation_prompt: bool, date_string: str) -> str:
-        """The conversation in the template's words, the same on every day. Raises TemplateRefused."""
+        """Return the conversation as the template renders it, the same on every day. Raise TemplateRefused."""
         tools = next((json.loads(message.content) for message in messages if message.role == TOOLS), None)
         calls = any(message.calls for message in messages)
         for as_text in (
             (False, True) if calls else (False,)
-        ):  # of a call's arguments, templates want the one or the other
+        ):  # some templates want a call's arguments as an object, others as text
             try:
                 return str(
                     self.inner.apply_chat_template(
@@ -84,27 +88,30 @@ class ChatTokenizer:
         raise refusal
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[Span]]:
-        """Token ids of `text`, nothing added, and the characters that each stands for."""
+        """Return the token IDs of `text`, without added special tokens, and the character span of each token."""
         encoded = self.inner(text, add_special_tokens=False, return_offsets_mapping=True)
         return encoded["input_ids"], encoded["offset_mapping"]
 
     def encode_many(self, texts: Sequence[str]) -> list[tuple[list[int], list[Span]]]:
-        """The same for several, on all cores."""
+        """Return the result of `encode_with_offsets` for several texts, computed on all cores."""
         encoded = self.inner.backend_tokenizer.encode_batch(list(texts), add_special_tokens=False)
         return [(one.ids, one.offsets) for one in encoded]
 
     def plain_text(self, text: str) -> str:
-        """`text` between the tokens that begin and end one, where the tokenizer has them."""
+        """Return `text` between bos and eos: bos where the tokenizer itself adds it, eos where it has one.
+
+        A bos at the start of `text` is not repeated.
+        """
         return f"{self._bos if self._bos and not text.startswith(self._bos) else ''}{text}{self.inner.eos_token or ''}"
 
     @cached_property
     def _bos(self) -> str:
-        """What the tokenizer itself puts before a text."""
+        """The bos token if the tokenizer itself puts it before a text, else an empty string."""
         bos = self.inner.bos_token_id
         return self.inner.bos_token if bos is not None and self.inner("x")["input_ids"][:1] == [bos] else ""
 
     def prompt_ids(self, messages: Conversation, date_string: str, system_prompt: str | None = None) -> list[int]:
-        """Token ids that ask for the assistant's next turn. Raises ModelError when the template refuses."""
+        """Return the token IDs that prompt the assistant's next message. Raise ModelError if the template refuses."""
         turns = place_system(messages, system_prompt, self.takes_system)
         try:
             text = self.render_text(turns, True, date_string)
@@ -115,22 +122,22 @@ class ChatTokenizer:
         return self.encode_with_offsets(text)[0]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of `ids` without special tokens."""
+        """Return the text of `ids` without special tokens."""
         return str(self.inner.decode(list(ids), skip_special_tokens=True))
 
     def spell(self, ids: Iterable[int]) -> str:
-        """Text of `ids` as it is, special tokens included."""
+        """Return the unchanged text of `ids`, special tokens included."""
         return str(self.inner.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def save(self, folder: Path) -> None:
-        """Write the tokenizer, its template and the ids that end an answer into `folder`."""
+        """Write the tokenizer, its chat template and generation_config.json (for the stop IDs) into `folder`."""
         self.inner.save_pretrained(folder)
         if (self.folder / GENERATION_CONFIG).is_file():
             shutil.copy(self.folder / GENERATION_CONFIG, folder / GENERATION_CONFIG)
 
     @cached_property
     def takes_system(self) -> bool:
-        """Whether the template writes a system turn; some refuse it, some leave it out."""
+        """True if the template renders a system message; some templates refuse it, some omit it."""
         try:
             return PROBE in self.render_text([Message("system", PROBE), Message("user", "?")], True, PROBE_DATE)
         except TemplateRefused:
@@ -138,7 +145,7 @@ class ChatTokenizer:
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
-        """Ids that end an answer: eos of tokenizer and generation_config.json, and the template's end-of-turn token."""
+        """IDs that end an answer: eos of tokenizer and generation_config.json, and the template's end-of-turn token."""
         return frozenset(
             i for i in (self.inner.eos_token_id, *self._config_stops(), *self._end_of_turn_ids()) if i is not None
         )
@@ -158,7 +165,7 @@ class ChatTokenizer:
 
     @cached_property
     def end_of_turn(self) -> str:
-        """What the template writes behind an answer, up to the first white space; "" where nothing can be told."""
+        """Text that the template writes after an answer, up to the first white space; "" if it cannot be found."""
         try:
             text = self.render_text([Message("user", "?"), Message("assistant", PROBE)], False, PROBE_DATE)
         except TemplateRefused:
@@ -166,13 +173,13 @@ class ChatTokenizer:
         return re.split(r"\s", text.partition(PROBE)[2])[0]
 
     def _end_of_turn_ids(self) -> list[int]:
-        """The first token of it, if that is a special one."""
+        """Return the first token of `end_of_turn` if it is a special token."""
         first = self.encode_with_offsets(self.end_of_turn)[0][:1]
         return first if first and first[0] in self.inner.added_tokens_decoder else []
 
 
 def _turn(message: Message, arguments_as_text: bool) -> dict[str, Any]:
-    """A turn as templates read it."""
+    """Return a message as the dict that templates read."""
     turn: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.calls:
         calls = json.loads(message.calls)
@@ -183,7 +190,7 @@ def _turn(message: Message, arguments_as_text: bool) -> dict[str, Any]:
 
 
 def read_template(given: str | None) -> str | None:
-    """The chat template that --chat_template gives, in a file or as it is. Raises ConfigError."""
+    """Return the chat template of --chat_template, which is a file or Jinja text. Raise ConfigError if unreadable."""
     if given is None or "{" in given:
         return given
     try:
@@ -195,7 +202,7 @@ def read_template(given: str | None) -> str | None:
 
 @lru_cache(maxsize=4)
 def _without_clock(template: str, date_string: str) -> str:
-    """The template with `date_string` (the default where it is no such date) for each time it asks for the time of day."""
+    """Replace each `strftime_now` call in `template` by `date_string`, or by 26 Jul 2024 if that is no such date."""
     try:
         date = datetime.strptime(date_string, "%d %b %Y")
     except ValueError:

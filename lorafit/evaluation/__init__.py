@@ -1,1 +1,1 @@
-"""Answers and scores of a model with an adapter."""
+"""Evaluation of an adapter: chat, comparison with the base model, validation loss and text metrics."""

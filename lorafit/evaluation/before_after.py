@@ -1,4 +1,4 @@
-"""Did it help? One held-out question, answered by the base and by the tuned model, side by side."""
+"""One validation question, answered by the base model and by the fine-tuned model."""
 
 from collections.abc import Iterator, Sequence
 
@@ -17,7 +17,10 @@ SAMPLING = Sampling(temperature=0.0, max_new_tokens=120)
 def show_answers(
     engine: Engine, tokenizer: ChatTokenizer, conversations: Sequence[Conversation], config: TrainConfig, step: int
 ) -> Iterator[Event]:
-    """The first held-out single question, answered greedily with the adapter off and on."""
+    """Yield the greedy answers to one validation question, with the adapter off and on.
+
+    The question is the first conversation of exactly one user and one assistant message. Without one, yield nothing.
+    """
     questions = [turns[-2].content for turns in conversations if [t.role for t in turns] == ["user", "assistant"]]
     if not questions:
         return

@@ -1,4 +1,4 @@
-"""How does a model answer, piece by piece, and what does a conversation remember?"""
+"""Chat with a model: streamed answers and the history of the conversation."""
 
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import replace
@@ -8,31 +8,34 @@ from lorafit.data.formats import Conversation, Message
 from lorafit.engines.base import Engine
 from lorafit.sampling import Sampling
 
-BROKEN = "\N{REPLACEMENT CHARACTER}"  # what a decoder writes for a character whose bytes are not all there
-WINDOW = 32  # tokens decoded together; more only costs time
+BROKEN = "\N{REPLACEMENT CHARACTER}"  # decoded in place of a character whose bytes are incomplete
+WINDOW = 32  # tokens that are decoded together; a longer window only costs time
 
 
 class ChatTokens(Protocol):
-    """What a conversation needs of a tokenizer."""
+    """The tokenizer interface that a chat needs."""
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """Token ids that end an answer."""
+        """Return the token IDs that end an answer."""
         ...
 
     def prompt_ids(self, messages: Conversation, date_string: str, system_prompt: str | None = None) -> list[int]:
-        """`messages` as token ids up to where the assistant begins to speak."""
+        """Return `messages` as token IDs, with the template's generation prompt at the end."""
         ...
 
     def decode(self, ids: list[int]) -> str:
-        """Token ids as text, without special tokens."""
+        """Return the text of `ids` without special tokens."""
         ...
 
 
 def text_pieces(ids: Iterable[int], decode: Callable[[list[int]], str]) -> Iterator[str]:
-    """The text of `ids` as it grows. A character split over tokens waits until it is whole, and is left out if it never is."""
+    """Yield the text of `ids` in pieces, as tokens arrive.
+
+    A character that is split over tokens is yielded when it is complete, and dropped if it never is.
+    """
     window: list[int] = []
-    shown = 0  # characters of the window's text that are out
+    shown = 0  # characters of the window's text that were yielded
     for token in ids:
         window.append(token)
         text = decode(window)
@@ -41,13 +44,13 @@ def text_pieces(ids: Iterable[int], decode: Callable[[list[int]], str]) -> Itera
             yield whole[shown:]
             shown = len(whole)
         if len(window) >= WINDOW and whole == text:
-            # one token stays: some decoders drop the space before the first
+            # The last token stays, because some decoders drop the space before the first token.
             window = [token]
             shown = len(decode(window))
 
 
 class Chat:
-    """A conversation with a model: it remembers what was said, and answers with the adapter on or off."""
+    """A conversation with a model. It keeps the history and answers with the adapter on or off."""
 
     def __init__(
         self,
@@ -70,7 +73,7 @@ class Chat:
 
     @property
     def adapter_on(self) -> bool:
-        """Whether answers come from the tuned model (True) or from the base alone."""
+        """Whether the fine-tuned model (True) or the base model (False) answers."""
         return self._adapter_on
 
     @adapter_on.setter
@@ -79,7 +82,7 @@ class Chat:
         self._adapter_on = on
 
     def reply(self, text: str) -> Generator[str, None, None]:
-        """Answer `text`, piece by piece. What was shown is remembered, also of an answer that was broken off."""
+        """Yield the answer to `text` in pieces. The history keeps the yielded part, also of an interrupted answer."""
         asked = [*self._said, Message("user", text)]
         answer = ""
         try:
@@ -91,15 +94,15 @@ class Chat:
                 self._said = [*asked, Message("assistant", answer)]
 
     def answer(self, question: str) -> str:
-        """The answer to `question` alone; nothing is remembered."""
+        """Return the answer to `question` without the history, and leave the history unchanged."""
         return "".join(self._pieces([Message("user", question)]))
 
     def reset(self) -> None:
-        """Forget what was said."""
+        """Clear the history."""
         self._said = []
 
     def transcript(self) -> Conversation:
-        """What was said so far, with the system prompt in front where there is one: a row that training reads."""
+        """Return the history, after the system prompt if there is one. The result is a valid training conversation."""
         return ([Message("system", self._system_prompt)] if self._system_prompt else []) + self._said
 
     def _pieces(self, conversation: Conversation) -> Iterator[str]:

@@ -1,6 +1,6 @@
-"""Did the tuning help? The same questions and the same held-out rows, with adapters and without.
+"""Comparison of adapters with their base model on the same questions and the same validation rows.
 
-Letters: S samples.
+Axis letters: S samples.
 """
 
 import time
@@ -26,20 +26,20 @@ from lorafit.units import seconds_text
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked: the turns up to it, and the reference answer where there is one."""
+    """A question: `turns` are the messages up to and with it, `reference` is the reference answer or None."""
 
     turns: Conversation
     reference: str | None = None
 
     @property
     def text(self) -> str:
-        """The last turn, which is the question itself."""
+        """The text of the last message, which is the question itself."""
         return self.turns[-1].content
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A model's answer; `cut` where it came to no end within max_new_tokens."""
+    """The answer of a model. `cut` means that it reached max_new_tokens without a stop token."""
 
     text: str
     tokens: int
@@ -48,19 +48,19 @@ class Answer:
 
 @dataclass(frozen=True)
 class AnswerStats:
-    """What can be counted about a model's answers; None where there are no references, or no package to compute it."""
+    """Statistics of a model's answers. `likeness` is None without references or without its packages."""
 
     answers: int
-    characters: float  # mean
-    cut: int
+    characters: float  # mean per answer
+    cut: int  # truncated answers
     citing: int  # answers that cite a statute
-    agreeing: int | None  # answers that cite one which the reference cites
+    agreeing: int | None  # answers that cite a statute of their reference; None without references
     likeness: ReferenceScores | None
 
 
 @dataclass(frozen=True)
 class ValidationLosses:
-    """Of an adapter and of its base on the rows that its run held out; `difference` None for a single row."""
+    """Losses of an adapter and its base model on the run's validation rows. `difference` is None for a single row."""
 
     rows: int
     base: LossSum
@@ -70,7 +70,7 @@ class ValidationLosses:
 
 @dataclass(frozen=True)
 class ModelResult:
-    """One of the models compared; `losses` None for the base, and where a run's held-out rows cannot be had."""
+    """Result of one model. `losses` is None for the base model, and if the validation rows are not available."""
 
     name: str
     answers: list[Answer]
@@ -80,7 +80,10 @@ class ModelResult:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The base and what was tuned from it. `setting` is device and numbers, `source` tells which questions, `notes` what is amiss."""
+    """Results of a base model and of the adapters for it.
+
+    `setting` is device, precision and quantization. `source` names the origin of the questions. `notes` are warnings.
+    """
 
     base_model: str
     setting: str
@@ -93,12 +96,16 @@ class Comparison:
 
     @property
     def sides(self) -> list[ModelResult]:
+        """The results of all models, the base model first."""
         return [self.base, *self.tuned]
 
 
 @dataclass(frozen=True)
 class ModelUnderTest:
-    """An adapter to be compared: how to load it on its base, how it is spoken to, and the rows its run held out."""
+    """An adapter to compare. `open` loads the base model with the adapter.
+
+    `held_out` are the validation rows of the adapter's run, None if they are not available.
+    """
 
     name: str
     open: Callable[[], Engine]
@@ -111,9 +118,12 @@ class ModelUnderTest:
 def compare_models(
     contestants: Sequence[ModelUnderTest], questions: Sequence[Question], sampling: Sampling, say: Say
 ) -> tuple[list[ModelResult], list[str]]:
-    """The base (asked as the first contestant is) and each contestant, one loaded at a time; words on what is left out."""
+    """Return the results of the base model and of each contestant, and notes on metrics that are left out.
+
+    One model is loaded at a time. The base model gets the tokenizer, system prompt and date of the first contestant.
+    """
     sides: list[tuple[str, list[Answer], ValidationLosses | None]] = []
-    base_losses: dict[str, Float64] = {}  # by the held-out rows' digest
+    base_losses: dict[str, Float64] = {}  # key: digest of the validation rows
     for left, contestant in zip(range(len(contestants) - 1, -1, -1), contestants, strict=True):
         engine = contestant.open()
         if not sides:
@@ -124,14 +134,17 @@ def compare_models(
         engine.set_adapter(True)
         answers = _answers(engine, contestant, questions, sampling, _told(say, contestant.name, left))
         sides.append((contestant.name, answers, losses))
-        del engine  # before the next is loaded
+        del engine  # free its memory before the next engine is loaded
     references = [question.reference for question in questions]
     notes: list[str] = []
     return [ModelResult(name, a, count_up(a, references, notes), losses) for name, a, losses in sides], notes
 
 
 def _told(say: Say, name: str, sides: int) -> Callable[[int, int], None]:
-    """Tells how many answers are done, and about how long the rest and those of `sides` models yet to come will take."""
+    """Return a callback that reports the finished answers and the estimated time left.
+
+    The time left includes the answers of `sides` more models.
+    """
     began = time.monotonic()
 
     def tell(done: int, total: int) -> None:
@@ -167,7 +180,7 @@ def _answers(
 def _losses(
     engine: Engine, contestant: ModelUnderTest, base_losses: dict[str, Float64], say: Say
 ) -> ValidationLosses | None:
-    """Of base and contestant on the contestant's rows; the base's are kept in `base_losses` for the next."""
+    """Return the losses on the contestant's validation rows. `base_losses` caches those of the base model."""
     if contestant.held_out is None:
         return None
     samples, key = list(contestant.held_out.samples), contestant.held_out.digest
@@ -190,7 +203,10 @@ def _evaluated(say: Say, name: str) -> Callable[[int, int], None]:
 
 
 def sample_losses(engine: Engine, samples: Sequence[Sample], tell: Callable[[int, int], None]) -> Float64:
-    """Loss [S] (nats) summed over each sample's targets, sample by sample, since an engine gives one sum a call."""
+    """Return the loss [S] (nats) of each sample, summed over its target tokens.
+
+    Each call evaluates one sample, because an engine returns one sum per call.
+    """
     losses = []
     for place, sample in enumerate(samples):
         tell(place + 1, len(samples))
@@ -199,7 +215,7 @@ def sample_losses(engine: Engine, samples: Sequence[Sample], tell: Callable[[int
 
 
 def count_up(answers: Sequence[Answer], references: Sequence[str | None], notes: list[str]) -> AnswerStats:
-    """The figures of `answers`; what cannot be computed is added to `notes`, once."""
+    """Return the statistics of `answers`. Add a note to `notes`, once, if a metric cannot be computed."""
     known = [(a.text, r) for a, r in zip(answers, references, strict=True) if r is not None]
     return AnswerStats(
         answers=len(answers),
@@ -223,21 +239,21 @@ def _likeness(known: list[tuple[str, str]], notes: list[str]) -> ReferenceScores
         return None
 
 
-# questions
+# Questions
 
 
 def asked_of_rows(conversations: Sequence[Conversation]) -> list[Question]:
-    """The last answer of each conversation is the reference, what comes before it is asked."""
+    """Return one question per conversation. The last message is the reference answer, the others are the prompt."""
     return [Question(turns[:-1], turns[-1].content) for turns in conversations]
 
 
 def asked_of_lines(lines: Sequence[str]) -> list[Question]:
-    """Each line is a question; there is no reference."""
+    """Return one question per line, without a reference answer."""
     return [Question([Message("user", line)]) for line in lines]
 
 
 def asked_of_file(path: Path) -> list[Question]:
-    """Questions and reference answers in a data file (JSON, JSON Lines, CSV; see data/formats.py). Raises DataError."""
+    """Return the questions and reference answers of a data file (JSON, JSON Lines, CSV ...). Raises DataError."""
     conversations = []
     for row in read_rows(str(path), "train"):
         try:

@@ -1,4 +1,4 @@
-"""Who is compared, over what, and with what asked? From a request to a comparison; everything cheap is checked first."""
+"""Compare requests: validation, resolution of names, and the run of the comparison. Cheap checks come first."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -37,7 +37,7 @@ PAGE = "compare.html"
 
 
 class CompareRequest(AnswerRequest):
-    """Compare a base model and what was tuned from it: held-out loss, and answers side by side."""
+    """Compare a base model with adapters for it: validation loss, and answers side by side."""
 
     adapters: tyro.conf.Positional[list[str]] = Field(
         [], description="Runs, or adapters, to compare; more than one: side by side."
@@ -56,12 +56,13 @@ class CompareRequest(AnswerRequest):
 
     @property
     def named(self) -> list[str]:
+        """The adapters of --lora_weights and of the positional arguments."""
         return [*([self.lora_weights] if self.lora_weights else []), *self.adapters]
 
 
 @dataclass(frozen=True)
 class AdapterRef:
-    """An adapter's folder, its name in the comparison, and the run it comes from."""
+    """An adapter folder, its name in the comparison, and its run (None if it is in no run folder)."""
 
     name: str
     folder: Path
@@ -70,7 +71,7 @@ class AdapterRef:
 
 @dataclass(frozen=True)
 class BaseModelRef:
-    """The base model of all, and where and in which numbers it computes."""
+    """The common base model, with the engine, device, precision and quantization that compute it."""
 
     found: FoundModel
     engine: str
@@ -80,7 +81,7 @@ class BaseModelRef:
 
 
 def page_path(request: CompareRequest) -> Path:
-    """Where the page is to go: into the one run that is compared, else to the working directory."""
+    """Return the path of the HTML page: `output`, else in the folder of a single run, else in the working directory."""
     if request.output is not None:
         return Path(request.output).expanduser()
     runs = [run_of(Path(name).expanduser()) for name in request.named]
@@ -88,7 +89,7 @@ def page_path(request: CompareRequest) -> Path:
 
 
 def compare(request: CompareRequest, read_lines: Callable[[Path], list[str]], say: Say) -> Comparison:
-    """The comparison that `request` asks for; `read_lines` reads a text file of questions. Raises LorafitErrors."""
+    """Run the comparison of `request`. `read_lines` reads a text file of questions. Raises LorafitErrors."""
     _check(request)
     entrants = _entrants(request.named)
     asked, source = _asked(request, read_lines)
@@ -103,7 +104,7 @@ def compare(request: CompareRequest, read_lines: Callable[[Path], list[str]], sa
     sides, left_out = compare_models(contestants, questions, sampling, say)
     setting = [base.device, base.precision, *([base.quantization] if base.quantization != "none" else [])]
     source = _("{n} of {total} questions, {source}").format(n=len(questions), total=len(asked), source=source)
-    name = base.found.folder.name if Path(base.found.name).is_absolute() else base.found.name  # pages travel
+    name = base.found.folder.name if Path(base.found.name).is_absolute() else base.found.name  # pages are shared
     return Comparison(name, listed(setting), source, sampling, questions, sides[0], sides[1:], notes + left_out)
 
 
@@ -120,7 +121,7 @@ def _check(request: CompareRequest) -> None:
 
 
 def _entrants(names: list[str]) -> list[AdapterRef]:
-    """The adapters that `names` mean, each under a name of its own. Raises AdapterError, ConfigError, RunError."""
+    """Return the adapters of `names`, with unique names. Raises AdapterError, ConfigError, RunError."""
     entrants = []
     for name in names:
         path = Path(name).expanduser()
@@ -132,12 +133,12 @@ def _entrants(names: list[str]) -> list[AdapterRef]:
 
 
 def _short(run: directory.RunDir, folder: Path) -> str:
-    """The run's name, with the adapter's where that is not the final one."""
+    """Return the name of the run, followed by the adapter's folder name unless it is the final adapter."""
     return run.name if folder.name == run.final_model.name else f"{run.name}/{folder.name}"
 
 
 def _asked(request: CompareRequest, read_lines: Callable[[Path], list[str]]) -> tuple[list[Question] | None, str]:
-    """The questions that the request brings, None where it brings none, and words on where they come from."""
+    """Return the questions of --prompt or --test_file, or None, and the name of their source."""
     if request.prompt is not None:
         return asked_of_lines([request.prompt]), "--prompt"
     if request.test_file is None:
@@ -157,7 +158,10 @@ def _held_out_questions(contestants: list[ModelUnderTest], notes: list[str]) -> 
 
 
 def _base(request: CompareRequest, entrants: list[AdapterRef], say: Say) -> BaseModelRef:
-    """The one base of all; on the device it was trained on, in the numbers of the first run. Raises LorafitErrors."""
+    """Return the common base model. Raises LorafitErrors, among them AdapterError for different base models.
+
+    Precision and quantization are those of the first run if its engine and device are chosen and precision is `auto`.
+    """
     machine = detect.detect_machine()
     detect.check_machine(machine)
     names = {base_name(request, entrant.folder) for entrant in entrants}
@@ -181,7 +185,7 @@ def _base(request: CompareRequest, entrants: list[AdapterRef], say: Say) -> Base
 def _contestant(
     request: CompareRequest, entrant: AdapterRef, base: BaseModelRef, notes: list[str], say: Say
 ) -> ModelUnderTest:
-    """`entrant` ready to be asked; why it has no held-out rows, where it has none, is added to `notes`."""
+    """Prepare `entrant` for the comparison. Add a note to `notes` if its validation rows are not available."""
     trust = request.trust_remote_code
     tokenizer = load_tokenizer(tokenizer_folder(entrant.folder, base.found.folder), trust_remote_code=trust)
     settings = read_chat_settings(entrant.folder)
@@ -203,7 +207,7 @@ def _contestant(
 
 
 def _setup(base: BaseModelRef, trained: TrainedRun | None, trust: bool) -> Setup:
-    """With the run's plan where there is one: then the engine tries its arithmetic on this model, as for training."""
+    """Return the engine setup. With a plan, the engine also checks its arithmetic on this model, as for training."""
     numbers = {"device": base.device, "precision": base.precision, "quantization": base.quantization}
     plan = None if trained is None else replace(trained.plan, **numbers, engine=base.engine, optimizer="adamw")  # type: ignore[arg-type]
     found = base.found
@@ -219,7 +223,7 @@ def _held_out(
         return None
     say(_("Reading {name}").format(name=entrant.trained.config.dataset_name))
     try:
-        return held_out_rows(entrant.trained, base.found.folder, trust, say)  # by the base's tokenizer, as in training
+        return held_out_rows(entrant.trained, base.found.folder, trust, say)  # tokenizer of the base, as in training
     except LorafitError as error:
         reason = " ".join(part for part in (error.what, error.where, error.found) if part)
         notes.append(_("{name}: no held-out loss. {reason}").format(name=entrant.name, reason=reason))
@@ -227,7 +231,7 @@ def _held_out(
 
 
 def _unequal(contestants: list[ModelUnderTest]) -> list[str]:
-    """What makes a comparison of several adapters less than fair."""
+    """Return notes on differences that make the comparison of several adapters unfair."""
     notes = []
     if len({c.held_out.digest for c in contestants if c.held_out}) > 1:
         notes.append(_("The runs held out different rows: some of one may be among those that another learned from."))

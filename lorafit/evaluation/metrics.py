@@ -1,4 +1,4 @@
-"""Did it help, and how sure is that? Figures over losses and answers; no model here."""
+"""Metrics of losses and answers: bootstrap interval, statute citations, chrF and ROUGE-L. No model is used."""
 
 import re
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ Float64 = NDArray[np.float64]
 
 CITATION = re.compile(r"《[^《》]+》\s*第\s*[〇零一二三四五六七八九十百千两\d]+\s*条")
 RESAMPLES, SEED, LEVEL = 10_000, 42, 0.95
-CHUNK = 1 << 22  # drawn indices held at once
+CHUNK = 1 << 22  # most indices drawn at once, to limit memory
 _INSTALL = "pip install sacrebleu rapidfuzz"
 CHRF = Entry("sacrebleu.metrics:CHRF", _INSTALL)
 CHINESE_TOKENS = Entry("sacrebleu.tokenizers.tokenizer_zh:TokenizerZh", _INSTALL)
@@ -22,7 +22,7 @@ INDEL = Entry("rapidfuzz.distance:Indel", _INSTALL)
 
 @dataclass(frozen=True)
 class LossDifference:
-    """Tuned minus base, in nats per target token, and its confidence interval."""
+    """Loss of the fine-tuned model minus loss of the base model, in nats per target token, with a 95% interval."""
 
     mean: float
     low: float
@@ -31,7 +31,7 @@ class LossDifference:
 
 @dataclass(frozen=True)
 class ReferenceScores:
-    """How near answers are to their references, 0 to 100: chrF over all of them, the mean of their ROUGE-L."""
+    """Similarity of answers to their references, 0 to 100: corpus chrF and mean ROUGE-L."""
 
     chrf: float
     rouge_l: float
@@ -40,12 +40,13 @@ class ReferenceScores:
 def bootstrap(
     base_S: Float64, tuned_S: Float64, tokens_S: NDArray[np.int64], seed: int = SEED
 ) -> LossDifference | None:
-    """Difference of two models' losses on the same S samples, with its 95% interval; None for fewer than two samples.
+    """Return the loss difference of two models on the same S samples, with its 95% bootstrap interval.
 
     `base_S` and `tuned_S` are sums (nats) over each sample's `tokens_S` target tokens. The difference is
-    sum_S (tuned - base) / sum_S tokens. Samples, not tokens, are drawn anew, since the tokens of one are alike; a drawn
-    sample brings both its losses. Percentile interval over 10 000 draws (Efron and Tibshirani, An Introduction to the
-    Bootstrap, 1993, chapter 13; paired over test samples as in Koehn, EMNLP 2004).
+    sum_S (tuned - base) / sum_S tokens. Return None for fewer than two samples. Samples are resampled, not tokens,
+    because the tokens of one sample are correlated. Both losses of a sample are drawn together. Percentile interval
+    over 10 000 draws (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13; paired over test
+    samples as in Koehn, EMNLP 2004).
     """
     count = len(tokens_S)
     if count < 2:
@@ -64,16 +65,17 @@ def bootstrap(
 
 
 def citations(text: str) -> set[str]:
-    """The statutes that `text` cites, as 《…》第…条 without white space."""
+    """Return the statutes that `text` cites, as 《…》第…条 without white space."""
     return {"".join(match.split()) for match in CITATION.findall(text)}
 
 
 def likeness(answers: Sequence[str], references: Sequence[str]) -> ReferenceScores:
-    """chrF and ROUGE-L of `answers` against `references`. Raises LorafitError where their packages are not installed.
+    """Return chrF and ROUGE-L of `answers` against `references`. Raises LorafitError if a package is not installed.
 
-    chrF (Popović, WMT 2015): F2 of the n-grams of one to six characters, white space left out, by sacrebleu.
+    chrF (Popović, WMT 2015): F2 of the n-grams of one to six characters without white space, by sacrebleu.
     ROUGE-L (Lin, 2004): F1 of the longest common subsequence of tokens, 2 LCS / (m + n), which is rapidfuzz's Indel
-    similarity; a token is a Chinese character or, by sacrebleu's `zh` tokeniser, a word or a mark; case is ignored.
+    similarity. sacrebleu's `zh` tokenizer makes the tokens: Chinese characters, words and punctuation marks. Case is
+    ignored.
     """
     chrf, tokenise, indel = load(CHRF)(), load(CHINESE_TOKENS)(), load(INDEL)
     pairs = [[tokenise(text.lower()).split() for text in pair] for pair in zip(answers, references, strict=True)]

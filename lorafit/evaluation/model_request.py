@@ -1,4 +1,4 @@
-"""Which model answers, on which device, in which numbers? What chat and compare ask for alike, resolved."""
+"""Settings that chat and compare share, and the choice of base model, tokenizer, engine, device and precision."""
 
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -16,7 +16,7 @@ from lorafit.run_folders.adapter import read_adapter_config
 
 
 class AnswerRequest(BaseModel):
-    """A model, and how it is to answer."""
+    """Settings of a model that answers, and of its answers."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
@@ -44,7 +44,7 @@ class AnswerRequest(BaseModel):
 
 
 def base_name(request: AnswerRequest, adapter: Path | None) -> str:
-    """The base that is asked for, else the one that the adapter was trained on. Raises ConfigError or AdapterError."""
+    """Return the requested base model, else the base model of the adapter. Raises ConfigError or AdapterError."""
     if request.base_model is not None:
         return request.base_model
     if adapter is None:
@@ -61,13 +61,13 @@ def base_name(request: AnswerRequest, adapter: Path | None) -> str:
 
 
 def tokenizer_folder(adapter: Path | None, base: Path) -> Path:
-    """The adapter's folder where it has a tokenizer of its own, else the base's."""
+    """Return the adapter's folder if it has tokenizer files, else the folder of the base model."""
     own = adapter is not None and any((adapter / name).is_file() for name in TOKENIZER_FILES)
     return adapter if adapter is not None and own else base
 
 
 class Backend(NamedTuple):
-    """How answers are computed."""
+    """The engine, device and precision that compute answers."""
 
     engine: str
     device: str
@@ -75,7 +75,10 @@ class Backend(NamedTuple):
 
 
 def choose_backend(request: AnswerRequest, machine: Machine, spec: ModelSpec) -> Backend:
-    """As for training: the first precision whose weights fit, else the smallest."""
+    """Choose engine, device and precision as for training.
+
+    The precision is the first candidate whose weights fit into memory, else the last and smallest candidate.
+    """
     config = TrainConfig(engine=request.engine, device=request.device, precision=request.precision)
     device = device_precision.choose_device(config, machine).value
     chosen = device_precision.choose_engine(config, machine, device)

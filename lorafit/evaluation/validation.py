@@ -1,4 +1,4 @@
-"""Which rows did a run hold out? Rebuilt from its settings by what training uses, and checked against its plan."""
+"""Validation rows of a run: prepared again from its settings as in training, and checked against its plan."""
 
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -19,7 +19,10 @@ from lorafit.run_folders.directory import RunDir, saved_config
 
 @dataclass(frozen=True)
 class ValidationRows:
-    """Rows that a run did not learn from; of equal ones `conversations` has one. Equal rows have an equal `digest`."""
+    """Rows that a run did not train on.
+
+    `conversations` has one conversation per group of exact duplicates. Equal `samples` have an equal `digest`.
+    """
 
     samples: SampleStore
     conversations: list[Conversation]
@@ -28,7 +31,7 @@ class ValidationRows:
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run, and what it was trained by."""
+    """A run with its settings and its plan."""
 
     run: RunDir
     config: TrainConfig
@@ -36,19 +39,26 @@ class TrainedRun:
 
 
 def run_of(adapter: Path) -> RunDir | None:
-    """The run that `adapter` is, or lies in: a run, its final_model, its checkpoints/step-...; None for any other folder."""
+    """Return the run that contains `adapter`, or None.
+
+    `adapter` is the run folder itself, or a folder one or two levels below it, such as final_model or checkpoints/step-....
+    """
     path = adapter.absolute()
     folders = (path, path.parent, path.parent.parent)
     return next((run for run in map(RunDir, folders) if run.config.is_file() and run.plan.is_file()), None)
 
 
 def read_trained(run: RunDir) -> TrainedRun:
-    """What `run` was trained by. Raises ConfigError or RunError."""
+    """Read the settings and the plan of `run`. Raises ConfigError or RunError."""
     return TrainedRun(run, saved_config(run), Plan.load(run.plan))
 
 
 def held_out_rows(trained: TrainedRun, model_folder: Path, trust_remote_code: bool, say: Say) -> ValidationRows:
-    """The rows that the run held out. Raises LorafitErrors: the data are gone, or no longer what the run was trained with."""
+    """Return the validation rows of a run.
+
+    Raises RunError if the data differ from those of the training or if the run has no validation rows, and other
+    LorafitErrors if the data cannot be read.
+    """
     config, where = trained.config, trained.run.path
     template = read_template(config.chat_template)
     load = partial(shared_tokenizer, model_folder, template, trust_remote_code)
@@ -65,7 +75,7 @@ def held_out_rows(trained: TrainedRun, model_folder: Path, trust_remote_code: bo
 
 
 def _told(texts: Generator[str, None, PreparedData], say: Say) -> PreparedData:
-    """What comes at the end; `say` gets what comes before."""
+    """Pass each yielded text to `say`, and return the value of the generator."""
     while True:
         try:
             say(next(texts))

@@ -1,7 +1,7 @@
-"""What machine is this? Chip, free memory, GPUs, and which PyTorch is installed; no tensor library is loaded.
+"""Detection of the machine: chip, available memory, GPUs and the installed PyTorch, without loading a tensor library.
 
-Everything that a command must tell comes through one function, `run(cmd)`, and every file lies under one `root`,
-so that a test can describe any machine. What cannot be told is None.
+All commands run through one function, `run(cmd)`, and all files are read below one folder, `root`: tests can simulate any
+machine. An unknown value is None.
 """
 
 import json
@@ -29,19 +29,22 @@ CPU_BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # /proc/cpuinfo: x86, x86,
 
 @dataclass(frozen=True)
 class Gpu:
-    """One accelerator. `available_bytes` is None until something has measured it."""
+    """One GPU. `available_bytes`: memory that this process can allocate; None until it is measured."""
 
     name: str
     kind: str  # cuda | mps
     memory_bytes: int
     available_bytes: int | None = None
     compute_capability: float | None = None  # CUDA, e.g. 8.6
-    told_on: str | None = None  # the day on which Metal told what is available, where it was not asked now
+    told_on: str | None = None  # date of the saved Metal limit, if `available_bytes` was not read in this run
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What is in front of us. Memory is what this process may have: a container's limit counts, swap does not."""
+    """A machine, detected or from the catalogue.
+
+    Memory is what this process may use: container limits count, swap does not.
+    """
 
     system: str  # Linux | Darwin | Windows
     arch: str  # x86_64 | arm64 | aarch64
@@ -49,32 +52,34 @@ class Machine:
     cores: int
     memory_bytes: int
     available_bytes: int
-    cpu_bf16: bool  # the processor computes bf16 in hardware
+    cpu_bf16: bool  # the CPU computes bf16 in hardware
     gpus: tuple[Gpu, ...]
     rosetta: bool
     macos: str | None
     python: str
     torch_version: str | None
     torch_cuda: str | None
-    described: bool = False  # by its name, from the catalogue: it is not here
-    pressed: bool = False  # a Mac whose programs want more memory than there is
-    shared_by: int = 1  # processes that train here together: `available_bytes` is one's share, `cores` are all
+    described: bool = False  # from the catalogue by name: not the machine that this process runs on
+    pressed: bool = False  # macOS reports memory pressure
+    shared_by: int = 1  # training processes here: `available_bytes` is the share of one, `cores` counts all
 
     def gpu(self, kind: str) -> Gpu | None:
-        """The first GPU of that kind."""
+        """Return the first GPU of `kind` ("cuda" or "mps"), or None."""
         return next((gpu for gpu in self.gpus if gpu.kind == kind), None)
 
     def to_json(self) -> str:
+        """Return the machine as JSON text."""
         return json.dumps(asdict(self), ensure_ascii=False, indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Machine":
+        """Make a machine from the text of `to_json`."""
         facts: dict[str, Any] = json.loads(text)
         return cls(**{**facts, "gpus": tuple(Gpu(**gpu) for gpu in facts["gpus"])})
 
 
 def command_output(cmd: list[str]) -> str | None:
-    """What `cmd` prints, or None where it is absent, fails, or takes longer than five seconds."""
+    """Return the output of `cmd`, or None if `cmd` is missing, fails, or takes longer than five seconds."""
     try:
         done = subprocess.run(cmd, capture_output=True, text=True, timeout=5, stdin=subprocess.DEVNULL)
     except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
@@ -89,7 +94,7 @@ def detect_machine(
     arch: str = platform.machine(),
     environ: Mapping[str, str] = os.environ,
 ) -> Machine:
-    """The machine that this process runs on."""
+    """Return the machine that this process runs on."""
     if system == "Darwin":
         return _mac(run, arch)
     total, available = _linux_memory(root) if system == "Linux" else _psutil_memory()
@@ -115,7 +120,10 @@ def detect_machine(
 
 
 def check_machine(machine: Machine) -> None:
-    """Raise HardwareError where PyTorch cannot be had at all. For verbs that need it; the others must not ask."""
+    """Raise HardwareError if no current PyTorch exists for the machine: Intel Macs, and Python under Rosetta.
+
+    Only commands that need PyTorch call this function.
+    """
     if machine.rosetta:
         raise HardwareError(
             _("This Python is made for Intel and runs under Rosetta: PyTorch and the GPU are out of its reach."),
@@ -135,7 +143,7 @@ def check_machine(machine: Machine) -> None:
 
 
 def installed_torch() -> tuple[str | None, str | None]:
-    """Version of the installed PyTorch and of the CUDA it was built for, read from its files."""
+    """Return the versions of the installed PyTorch and of its CUDA build, read from files; None where missing."""
     try:
         dist = metadata.distribution("torch")
     except metadata.PackageNotFoundError:
@@ -152,7 +160,7 @@ def _read(path: Path) -> str:
 
 
 def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # Linux: the cores that this process may use
+    if hasattr(os, "sched_getaffinity"):  # Linux: only the cores that this process may use
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
@@ -166,7 +174,7 @@ def _psutil_memory() -> tuple[int, int]:
 
 
 def _linux_memory(root: Path) -> tuple[int, int]:
-    """Bytes that this process could have at most, and now, with every control group and resource limit counted."""
+    """Return (total, available) bytes for this process, within every cgroup and resource limit."""
     info: dict[str, str] = dict(re.findall(r"^(\w+):\s+(\d+) kB$", _read(root / "proc/meminfo"), re.M))
     total, available = int(info["MemTotal"]) * KIB, int(info.get("MemAvailable", info["MemFree"])) * KIB
     for limit, free in (*_cgroup_limits(root), *_resource_limits(root)):
@@ -175,8 +183,10 @@ def _linux_memory(root: Path) -> tuple[int, int]:
 
 
 def _resource_limits(root: Path) -> Iterator[tuple[int, int]]:
-    """(limit, what is left of it) of `ulimit -d`, which counts what is allocated. `ulimit -v` is no limit of memory: it
-    counts mapped files too."""
+    """Yield (limit, remaining) bytes of `ulimit -d`, which limits allocated memory.
+
+    `ulimit -v` is ignored: it also counts mapped files.
+    """
     limit = re.search(r"^Max data size\s+(\d+)\s", _read(root / "proc/self/limits"), re.M)
     used = re.search(r"^VmData:\s+(\d+) kB$", _read(root / "proc/self/status"), re.M)
     if limit:
@@ -184,7 +194,7 @@ def _resource_limits(root: Path) -> Iterator[tuple[int, int]]:
 
 
 def _cgroup_limits(root: Path) -> Iterator[tuple[int, int]]:
-    """(limit, what is left of it) for this process's control group and each above it; version 2, then version 1."""
+    """Yield (limit, remaining) bytes of this process's cgroup and of each cgroup above it, for cgroup v2 and v1."""
     groups = re.findall(r"^\d+:(.*?):(.*)$", _read(root / "proc/self/cgroup"), re.M)
     for controllers, path in groups:
         if controllers == "":
@@ -194,7 +204,7 @@ def _cgroup_limits(root: Path) -> Iterator[tuple[int, int]]:
             files = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
         else:
             continue
-        # A container sees its own group at the mount's root, whatever path /proc/self/cgroup says.
+        # A container sees its own cgroup at the root of the mount, whatever path /proc/self/cgroup has.
         group = mount / path.lstrip("/")
         for folder in (group, *(p for p in group.parents if p.is_relative_to(mount))):
             yield from _cgroup_limit(folder, *files)
@@ -209,10 +219,10 @@ def _cgroup_limit(folder: Path, limit_file: str, usage_file: str, cache_key: str
 
 
 def _nvidia_gpus(run: Run, environ: Mapping[str, str], machine_bytes: int) -> Iterator[Gpu]:
-    """The GPUs that nvidia-smi names and CUDA_VISIBLE_DEVICES (numbers or UUIDs) lets us see, in its order."""
+    """Yield the GPUs of nvidia-smi, filtered and ordered by CUDA_VISIBLE_DEVICES (indices or UUIDs)."""
     query = "index,uuid,name,memory.total,memory.free"
     ask = ["nvidia-smi", "--format=csv,noheader,nounits"]
-    # Drivers before 2021 do not know compute_cap and refuse the whole question.
+    # Drivers before 2021 do not know compute_cap and reject the whole query.
     listing = run([*ask, f"--query-gpu={query},compute_cap"]) or run([*ask, f"--query-gpu={query}"]) or ""
     rows = [[cell.strip() for cell in line.split(",")] for line in listing.splitlines()]
     rows = [row for row in rows if len(row) >= 5]
@@ -220,7 +230,7 @@ def _nvidia_gpus(run: Run, environ: Mapping[str, str], machine_bytes: int) -> It
         wanted = [name.strip() for name in visible.split(",")]
         rows = [row for name in wanted if name for row in rows if row[0] == name or row[1].startswith(name)]
     for row in rows:
-        total = _mebibytes(row[3])  # unknown where the GPU shares the machine's memory
+        total = _mebibytes(row[3])  # None if the GPU shares the memory of the machine
         capability = float(row[5]) if len(row) > 5 and re.fullmatch(r"\d+\.\d+", row[5]) else None
         yield Gpu(row[2], "cuda", machine_bytes if total is None else total, _mebibytes(row[4]), capability)
 
@@ -243,14 +253,14 @@ def _mac(run: Run, arch: str) -> Machine:
         system="Darwin",
         arch=arch,
         chip=chip,
-        cores=int(sysctl("hw.perflevel0.logicalcpu") or os.cpu_count() or 1),  # the fast ones; all on Intel
+        cores=int(sysctl("hw.perflevel0.logicalcpu") or os.cpu_count() or 1),  # performance cores; on Intel all cores
         memory_bytes=total,
         available_bytes=_mac_available(run),
         cpu_bf16=sysctl("hw.optional.arm.FEAT_BF16") == "1",
-        # How much of the memory Metal may take must be measured, never computed: the engine does so.
+        # The engine reads the share of the memory that Metal allows; the share cannot be computed here.
         gpus=(Gpu(chip, "mps", total),) if arch == "arm64" else (),
         rosetta=arch != "arm64" and sysctl("sysctl.proc_translated") == "1",
-        # An old SDK is told 10.16 or "16.0" by platform.mac_ver(); this one tells the truth.
+        # platform.mac_ver() returns 10.16 or "16.0" in a Python built with an old SDK; this command does not.
         macos=run(["env", "SYSTEM_VERSION_COMPAT=0", "sw_vers", "-productVersion"]),
         python=platform.python_version(),
         torch_version=version,
@@ -260,14 +270,14 @@ def _mac(run: Run, arch: str) -> Machine:
 
 
 def _mac_pressed(run: Run) -> bool:
-    """Whether macOS speaks of memory pressure: 2 is a warning, 4 critical."""
+    """Return whether macOS reports memory pressure: level 2 (warning) or 4 (critical)."""
     return run(["sysctl", "-n", "kern.memorystatus_vm_pressure_level"]) in ("2", "4")
 
 
 def _mac_available(run: Run) -> int:
-    """Free, speculative and inactive pages: what macOS hands out without compressing or swapping.
+    """Return the bytes of free, speculative and inactive pages: available without compressing or swapping.
 
-    Where programs want more than there is, inactive pages are spoken for, and do not count.
+    Under memory pressure, inactive pages do not count, since other programs need them.
     """
     text = run(["vm_stat"]) or ""
     page = re.search(r"page size of (\d+) bytes", text)

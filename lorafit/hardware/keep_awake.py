@@ -1,6 +1,6 @@
-"""How does the machine stay awake while it trains? By the system's own tool, in a session that Ctrl-C does not reach.
+"""Sleep prevention during training with the system's own tool, in a process session that Ctrl-C does not reach.
 
-Closing a laptop's lid puts it to sleep all the same; training then goes on where it was when the lid opens.
+Closing the lid of a laptop still puts the machine to sleep. Training continues when the lid opens.
 """
 
 import contextlib
@@ -13,11 +13,11 @@ from lorafit.messages import _
 
 
 def command(system: str, pid: int) -> list[str] | None:
-    """What keeps `system` awake for as long as process `pid` lives, or None where nothing is known."""
+    """Return the command that keeps `system` awake while process `pid` lives, or None for an unknown system."""
     if system == "Darwin":
         return ["caffeinate", "-i", "-w", str(pid)]
     if system == "Linux":
-        # `cat` holds the lock, and ends when our end of its input closes, however we end.
+        # `cat` holds the lock. `cat` exits when its stdin closes, which also happens if this process crashes.
         why = _("training")
         return ["systemd-inhibit", "--what=idle:sleep", "--who=lorafit", f"--why={why}", "--mode=block", "cat"]
     return None
@@ -25,7 +25,7 @@ def command(system: str, pid: int) -> list[str] | None:
 
 @contextlib.contextmanager
 def keep_awake() -> Iterator[None]:
-    """No sleep from idling inside this context; where the tool is missing or refuses, silently nothing."""
+    """Prevent idle sleep inside this context. Do nothing if the tool is missing or fails."""
     tool = _start(command(platform.system(), os.getpid()))
     try:
         yield

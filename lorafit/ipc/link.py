@@ -1,4 +1,4 @@
-"""What was the worker told to do, and how does it show that it lives? Its end of the pipes; the loop looks here between steps."""
+"""The worker's end of the pipes to the supervisor: orders in, messages out. The loop reads it between steps."""
 
 import os
 import threading
@@ -11,10 +11,10 @@ from lorafit.ipc.protocol import Beat, Message, Order, read_order
 
 Item = TypeVar("Item")
 BEAT = Beat()
-BEAT_SECONDS = 1.0  # at most one beat in this time goes over the pipe
-GRACE_SECONDS = 60.0  # for the step and its checkpoint, once nobody is there any more
-RECYCLE = 1000  # no signal has this number
-HANG_UP = 1  # SIGHUP: what a vanished supervisor counts as
+BEAT_SECONDS = 1.0  # the pipe carries at most one beat in this time
+GRACE_SECONDS = 60.0  # time for the step and its checkpoint after the supervisor is gone
+RECYCLE = 1000  # the value of `leave` for a restart in a new process; no signal has this number
+HANG_UP = 1  # SIGHUP: a vanished supervisor counts as this signal
 
 
 def _to_nobody(_message: Message) -> None:
@@ -22,9 +22,9 @@ def _to_nobody(_message: Message) -> None:
 
 
 class Link:
-    """Orders as they stand, and a way to say something; without a supervisor there are none, and nobody hears.
+    """The current orders, and `send` for messages. Without a supervisor there are no orders, and messages are dropped.
 
-    A thread writes the orders and the loop reads them: each is a single assignment.
+    A thread writes the orders and the loop reads them. Each write is atomic (an assignment or a deque append).
     """
 
     def __init__(self, send: Callable[[Message], None] = _to_nobody, owner: int | None = None) -> None:
@@ -33,15 +33,15 @@ class Link:
         self.stop_signal: int | None = None
         self.recycle = False
         self.paused = False
-        self.save_seconds: float | None = None  # None: as the loop is used to
-        self.writes = False  # a run's folder is ours, with steps to be saved
-        self.must_shrink = False  # before the first step: the one before died of what it took
+        self.save_seconds: float | None = None  # seconds between checkpoints; None: the loop's own default
+        self.writes = False  # True once this process holds a run folder and has steps to save
+        self.must_shrink = False  # shrink before the first step: the previous process used too much memory or GPU time
         self._shrink = False
         self._texts: deque[str] = deque()
         self._beaten = 0.0
 
     def take(self, order: Order) -> None:
-        """Note what `order` says."""
+        """Record `order`."""
         match order.name:
             case "stop":
                 self.stop_signal = order.signal
@@ -56,20 +56,20 @@ class Link:
 
     @property
     def leave(self) -> int:
-        """The signal for which to save and leave, RECYCLE to be followed by another process; 0: go on."""
+        """The signal for which to save and stop; RECYCLE for a restart in a new process; 0 to continue."""
         return self.stop_signal or (RECYCLE if self.recycle else 0)
 
     def take_shrink(self) -> bool:
-        """Whether less memory was asked for since the last call."""
+        """Return True if less memory was requested since the last call, or if `must_shrink` is set."""
         asked, self._shrink = self._shrink or self.must_shrink, False
         return asked
 
     def take_texts(self) -> list[str]:
-        """What the supervisor wants to stand in the run's events."""
+        """Return and remove the texts that the supervisor adds to the run's events."""
         return [self._texts.popleft() for _i in range(len(self._texts))]
 
     def beat(self, message: Message = BEAT) -> None:
-        """The engine went on: something to say, though not too often."""
+        """Send `message` as a sign of progress, at most once in BEAT_SECONDS."""
         if (now := time.monotonic()) - self._beaten >= BEAT_SECONDS:
             self._beaten = now
             self.send(message)
@@ -77,7 +77,10 @@ class Link:
     def beating(
         self, items: Sequence[Item], message: Callable[[float], Message] = lambda _share: BEAT
     ) -> Sequence[Item]:
-        """`items`, with a beat each time that one is taken up: the message for the share of them (0 to 1) before it."""
+        """Return `items` as a sequence that sends a beat at each access.
+
+        `message` gets the share of the items (0 to 1) before the accessed one.
+        """
         return _BeatThread(items, lambda index: self.beat(message(index / max(len(items), 1))))
 
 
@@ -98,9 +101,9 @@ class _BeatThread(Sequence[Item]):
 
 
 def listen(link: Link, lines: Iterable[str]) -> None:
-    """Hear the orders in `lines` in a thread. Where they end, the supervisor is gone: what is done is saved, then all ends.
+    """Read orders from `lines` in a thread. At the end of `lines` the supervisor is gone: save, then exit.
 
-    Where nothing is to be saved it ends at once, before it takes a run's folder from a process that goes on with it.
+    With nothing to save, exit at once, before this process takes the run folder from a process that resumes the run.
     """
     threading.Thread(target=_hear, args=(link, lines), daemon=True).start()
 

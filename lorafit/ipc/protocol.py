@@ -1,7 +1,7 @@
-"""What goes over the pipes between supervisor and worker? One JSON object a line, each way, and never pickle.
+"""Messages on the pipes between supervisor and worker: one JSON object per line, in both directions, never pickle.
 
-To the worker: first the settings of a start, then orders. From it: events, beats of its pulse, the run's folder, and how
-it ended. Errors keep their kind and their words; a bug is told by its traceback.
+The worker receives one `Start`, then orders. It sends events, beats, the run folder, and how it ended. Errors keep
+their class and their texts; a bug is sent as its traceback.
 """
 
 import json
@@ -18,18 +18,18 @@ from lorafit.events import Event, from_line, to_line
 
 @dataclass(frozen=True)
 class Start:
-    """What a worker is to do: `config`, in `language`, for the supervisor with process id `supervisor`."""
+    """The task of a worker: `config`, in `language`, for the supervisor with process ID `supervisor`."""
 
     config: TrainConfig
     language: str
     supervisor: int
-    shrink: bool = False  # take less memory than before from the first step on, or say that it cannot be
-    save_seconds: float | None = None  # save as often as that, where no --save_steps says otherwise
+    shrink: bool = False  # use smaller micro-batches than before from the first step on, or fail if that is impossible
+    save_seconds: float | None = None  # seconds between checkpoints; --save_steps overrides it
 
 
 @dataclass(frozen=True)
 class Order:
-    """A word to a living worker; `signal` goes with "stop", `text` with "say"."""
+    """An order to a running worker; `signal` belongs to "stop", `text` to "say"."""
 
     name: str  # stop | recycle | shrink | pause | go_on | say
     signal: int = 0
@@ -38,24 +38,24 @@ class Order:
 
 @dataclass(frozen=True)
 class Beat:
-    """The engine took up another micro-batch."""
+    """The engine started another micro-batch."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder of the run that the worker writes from now on."""
+    """The run folder that the worker writes from now on."""
 
     path: str
 
 
 @dataclass(frozen=True)
 class WorkerDone:
-    """The worker did what it was asked for: it is finished, or was stopped and has saved."""
+    """The worker completed its task: it finished, or it was stopped and saved."""
 
 
 @dataclass(frozen=True)
 class Bug:
-    """An exception that nobody foresaw, as a traceback."""
+    """An unexpected exception, as a traceback."""
 
     traceback: str
 
@@ -64,23 +64,28 @@ Message = Event | Beat | RunFolder | WorkerDone | Bug | LorafitError
 
 
 def start_line(start: Start) -> str:
+    """Return `start` as a line of JSON."""
     return json.dumps({**vars(start), "config": start.config.model_dump()}, ensure_ascii=True)
 
 
 def read_start(line: str) -> Start:
+    """Return the Start that `start_line` wrote."""
     facts: dict[str, Any] = json.loads(line)
     return Start(**{**facts, "config": TrainConfig.model_validate(facts["config"])})
 
 
 def order_line(order: Order) -> str:
+    """Return `order` as a line of JSON."""
     return json.dumps(vars(order), ensure_ascii=True)
 
 
 def read_order(line: str) -> Order:
+    """Return the Order that `order_line` wrote."""
     return Order(**json.loads(line))
 
 
 def message_line(message: Message) -> str:
+    """Return `message` as a line of JSON; an event as in the run's event log."""
     if isinstance(message, Event):
         return to_line(message)
     if isinstance(message, LorafitError):
@@ -90,14 +95,14 @@ def message_line(message: Message) -> str:
 
 
 def read_message(line: str) -> Message | None:
-    """What the worker said; None for a line that is none of ours, as libraries may write."""
+    """Return the worker's message; None for any other line, such as a library's output."""
     try:
         facts = json.loads(line)
         if "event" in facts:
             return from_line(line)
         if "error" in facts:
             kind = next((k for k in _kinds(LorafitError) if k.__name__ == facts["error"]), LorafitError)
-            error = kind.__new__(kind)  # whatever arguments its own constructor takes
+            error = kind.__new__(kind)  # subclass constructors take other arguments
             LorafitError.__init__(error, facts["what"], where=facts["where"], found=facts["found"], fix=facts["fix"])
             return error
         kinds = {kind.__name__: kind for kind in (Beat, RunFolder, WorkerDone, Bug)}
@@ -108,11 +113,12 @@ def read_message(line: str) -> Message | None:
 
 
 def bug_of(error: BaseException) -> Bug:
+    """Return `error` as a Bug, with its traceback."""
     return Bug("".join(traceback.format_exception(error)))
 
 
 def _kinds(kind: type[LorafitError]) -> Iterator[type[LorafitError]]:
-    """All kinds of error that a user can be told, OutOfMemory (imported for this) among them."""
+    """Yield `kind` and all its loaded subclasses. This module imports OutOfMemory so that it is among them."""
     assert issubclass(OutOfMemory, LorafitError)
     yield kind
     for below in kind.__subclasses__():

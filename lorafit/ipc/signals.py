@@ -1,4 +1,4 @@
-"""Who hears the signals that ask a program to stop?"""
+"""Handlers for the signals that ask a program to stop."""
 
 import signal
 import threading
@@ -11,9 +11,10 @@ ASK_TO_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @contextmanager
 def hear_signals(note: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Inside, `note` is told of each of them; outside the main thread, as a notebook's or server's, of none.
+    """Call `note` for each signal in ASK_TO_STOP inside the context.
 
-    What is ignored stays ignored: `nohup` means that training outlives its terminal.
+    Outside the main thread, as in a notebook or a server, no handler is installed. An ignored signal stays ignored:
+    with `nohup`, training outlives its terminal.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

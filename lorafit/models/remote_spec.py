@@ -1,6 +1,6 @@
-"""What shape has a model that is on a hub? Its config.json and the heads of its safetensors files, nothing else, are fetched.
+"""The shape of a model on a hub, from its config.json and safetensors headers only.
 
-A head is a few hundred KB at most, asked for by its range of bytes; a 70B model takes 30 small requests.
+A header has at most a few hundred KB and is requested by byte range. A 70B model takes 30 small requests.
 """
 
 import json
@@ -24,19 +24,22 @@ from lorafit.models.hub import (
 from lorafit.models.spec import INDEX, WEIGHTS, Header, ModelSpec, as_headers, spec_from, weight_files
 from lorafit.paths import cache_folder
 
-SECONDS = 20.0  # for an answer
-HEAD_BYTES = 256 * 1024  # most heads are shorter
-MOST_HEAD_BYTES = 100_000_000  # safetensors allows no longer one
+SECONDS = 20.0  # timeout of a request
+HEAD_BYTES = 256 * 1024  # size of the first request; most headers are shorter
+MOST_HEAD_BYTES = 100_000_000  # the limit of the safetensors format
 
 
 def local_folder(name: str) -> Path | None:
-    """The folder of the model `name` where all of it is on this disk: a path, the demo, or a hub's cache."""
+    """Return the folder of the model `name` on this disk: a path, the demo, or the cache of huggingface_hub.
+
+    Return None if the demo or the cached model is absent or incomplete. A path is not checked.
+    """
     if name == "demo":
         folder = cache_folder() / FOLDER
         return folder if all((folder / file).is_file() for file in FILES) else None
     if is_local(name):
         return Path(name).expanduser().absolute()
-    from huggingface_hub import snapshot_download  # 0.3 s, and only for hub ids
+    from huggingface_hub import snapshot_download  # imported here: 0.3 s, needed only for model IDs
 
     try:
         folder = Path(snapshot_download(name, local_files_only=True, allow_patterns=ALLOW, ignore_patterns=IGNORE))
@@ -48,18 +51,19 @@ def local_folder(name: str) -> Path | None:
 
 @dataclass(frozen=True)
 class Remote:
-    """Where a model's files are: `root` + a file's name is its address."""
+    """A model on a hub. `root` + file name is the URL of a file; `headers` are HTTP headers for each request."""
 
     name: str
     root: str
     headers: dict[str, str]
 
     def part(self, file: str, start: int, stop: int) -> bytes:
-        """The file's bytes [start, stop), or what there is of them. Raises what the hub's client raises."""
+        """Return the bytes [start, stop) of `file`, fewer at its end. Raises the errors of huggingface_hub."""
         asked = self.fetch(file, {"Range": f"bytes={start}-{stop - 1}"})
-        return asked if len(asked) <= stop - start else asked[start:stop]  # a server that knows no ranges sends all
+        return asked if len(asked) <= stop - start else asked[start:stop]  # a server may ignore Range
 
     def fetch(self, file: str, extra: dict[str, str] | None = None) -> bytes:
+        """Return the content of `file`; `extra` are more HTTP headers. Raises the errors of huggingface_hub."""
         from huggingface_hub import get_session, utils
 
         answer = get_session().get(self.root + file, headers={**self.headers, **(extra or {})}, timeout=SECONDS)
@@ -69,14 +73,14 @@ class Remote:
 
 
 def remote_spec(name: str, hub: str = "huggingface", endpoint: str | None = None) -> ModelSpec:
-    """The shape of the model `name` on a hub. Raises HubError or ModelError."""
+    """Return the shape of the model `name` on a hub. Raises HubError or ModelError."""
     remote = _remote(name, hub, endpoint)
     try:
         config = json.loads(remote.fetch("config.json"))
         headers = [header for file in _weight_files(remote) for header in _headers(remote, file)]
     except LorafitError:
         raise
-    except Exception as error:  # at the hub's edge: its client's own errors, and what damaged files give
+    except Exception as error:  # errors of the hub client and of damaged files
         raise translate(error, name, "model", MODELSCOPE if hub == "modelscope" else None) from error
     return spec_from(config, headers, Path(name))
 
@@ -93,7 +97,7 @@ def _remote(name: str, hub: str, endpoint: str | None) -> Remote:
 
 
 def _weight_files(remote: Remote) -> list[str]:
-    """One file, or those that the index names. Raises HubError where there is neither."""
+    """Return the names of the weight files: those in the index, or model.safetensors if there is no index."""
     try:
         return sorted(set(json.loads(remote.fetch(INDEX))["weight_map"].values()))
     except Exception as error:

@@ -1,6 +1,6 @@
-"""How big is a model, and which of its matrices can LoRA take? From config.json and safetensors headers only.
+"""The shape of a model and its linear layers for LoRA, from config.json and safetensors headers only.
 
-No tensor is read, so a 70B folder takes milliseconds. Whether the model also loads and trains is the engine's question.
+No tensor is read, so a 70B folder takes milliseconds. The engine checks whether the model loads and trains.
 """
 
 import json
@@ -17,7 +17,7 @@ from lorafit.messages import _, listed
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
-# The names that model families use for one fact.
+# Field of ModelSpec -> its keys in config.json, which differ between model families.
 KEYS = {
     "layers": ("num_hidden_layers", "n_layer", "num_layers"),
     "hidden": ("hidden_size", "n_embd", "d_model"),
@@ -28,13 +28,14 @@ KEYS = {
     "vocab": ("vocab_size",),
 }
 LAYER = re.compile(r"(^|\.)(layers|h|blocks)\.(\d+)\.")
-# 2-D, inside layers, yet no linear of the text decoder: other towers; experts and routers, which transformers 5 fuses.
+# 2-D weights in layers that are no linear layers of the text decoder: vision and audio towers, embeddings and norms;
+# also experts and routers, which transformers 5 fuses.
 NOT_LINEAR = re.compile(r"vision|visual|audio|\.experts\.|\.(router|gate|shared_expert_gate)\.weight$|embed|norm")
 FLOATS = {"F64", "F32", "F16", "BF16"}
 
 
 class Linear(NamedTuple):
-    """A weight matrix [out_features, in_features] in a decoder layer, by its module's full name."""
+    """A weight matrix [out_features, in_features] in a decoder layer. `name` is the full name of its module."""
 
     name: str
     in_features: int
@@ -42,8 +43,11 @@ class Linear(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """What files hold that mlx_lm quantised: `bits` of most weights, `size` bytes of all packed ones, `others`: the numbers
-    beside them, scales among these."""
+    """Weights that mlx_lm quantized.
+
+    `bits` is the default bits per weight. `size` is the bytes of all packed tensors. `others` is the number of
+    floating-point values, including the scales.
+    """
 
     bits: int
     size: int
@@ -52,7 +56,10 @@ class Packed(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model's shape. `parameters` counts numbers, a packed one as one; `weight_bytes` are the files'."""
+    """The shape of a model.
+
+    `parameters` counts parameters before quantization. `weight_bytes` is the size of all tensors in the files.
+    """
 
     model_type: str
     layers: int
@@ -62,38 +69,38 @@ class ModelSpec:
     kv_heads: int
     head_dim: int
     vocab: int
-    tied: bool  # the output layer is the embedding
+    tied: bool  # the LM head shares its weight with the embedding
     parameters: int
     weight_bytes: int
     linears: list[Linear]
-    window: int | None = None  # tokens that some layer sees, where it does not see all
+    window: int | None = None  # sliding window in tokens; None: full attention in all layers
     activation: str = "silu"
-    packed: Packed | None = None  # by MLX, which alone reads it
+    packed: Packed | None = None  # set for a model that mlx_lm quantized; only MLX can read it
 
     @cached_property
     def linear_weights(self) -> int:
-        """Numbers in the matrices of all layers."""
+        """Number of weights in all linear layers."""
         return sum(linear.in_features * linear.out_features for linear in self.linears)
 
     @cached_property
     def all_sides(self) -> int:
-        """Inputs and outputs of all linears: what an adapter of rank 1 on each has of numbers."""
+        """Sum of in_features + out_features of all linear layers: the parameters of a rank-1 adapter on all of them."""
         return sum(linear.in_features + linear.out_features for linear in self.linears)
 
     @cached_property
     def all_rows(self) -> int:
-        """Outputs of all linears."""
+        """Sum of out_features of all linear layers."""
         return sum(linear.out_features for linear in self.linears)
 
     @cached_property
     def largest_linear(self) -> int:
-        """Numbers in the largest matrix of all layers."""
+        """Number of weights in the largest linear layer."""
         return max((linear.in_features * linear.out_features for linear in self.linears), default=0)
 
 
 @dataclass(frozen=True)
 class Header:
-    """One tensor's line in a safetensors header; `size` in bytes, `start` the place of its first in the file."""
+    """The entry of one tensor in a safetensors header. `size` is in bytes; `start` is its byte offset in the file."""
 
     name: str
     dtype: str
@@ -103,7 +110,7 @@ class Header:
 
 
 def read_spec(folder: Path) -> ModelSpec:
-    """The shape of the model in `folder`. Raises ModelError, with the remedy, for what is missing or broken."""
+    """Return the shape of the model in `folder`. Raises ModelError, with a fix, for a missing or damaged file."""
     require_folder(folder)
     config = _config(folder)
     headers = [header for file in weight_files(folder) for header in read_headers(file)]
@@ -112,7 +119,7 @@ def read_spec(folder: Path) -> ModelSpec:
 
 
 def spec_from(config: dict[str, Any], headers: list[Header], folder: Path) -> ModelSpec:
-    """The shape that a config.json and the headers of all safetensors files tell; `folder` is named in errors."""
+    """Return the shape from a config.json and the headers of all safetensors files. `folder` is for error messages."""
     text = {**config, **(config.get("text_config") or {})}
     hidden, heads = _fact(text, "hidden", folder), _fact(text, "heads", folder)
     plain = _unpacked(headers, config)
@@ -136,13 +143,16 @@ def spec_from(config: dict[str, Any], headers: list[Header], folder: Path) -> Mo
 
 
 def _mlx(config: dict[str, Any]) -> dict[str, Any] | None:
-    """How mlx_lm says that it quantised: bits of all, and by a module's name what differs."""
+    """Return the quantization settings of mlx_lm: default bits and overrides by module name; None if not quantized."""
     told = config.get("quantization")
     return told if isinstance(told, dict) and isinstance(told.get("bits"), int) else None
 
 
 def _unpacked(headers: list[Header], config: dict[str, Any]) -> list[Header]:
-    """The weights as they were before mlx_lm packed them: a row of 32-bit words holds 32 / bits times as many numbers."""
+    """Return the headers with the shapes before quantization by mlx_lm, without scales and biases.
+
+    A row of packed 32-bit words holds 32 / bits times as many weights.
+    """
     told, plain = _mlx(config), []
     if told is None:
         return headers
@@ -167,12 +177,12 @@ def _packed(headers: list[Header], config: dict[str, Any]) -> Packed | None:
 
 
 def _window(text: dict[str, Any]) -> int | None:
-    """Tokens of the window that a layer looks at; Qwen's configs name one that they do not use."""
+    """Return the sliding window in tokens, or None. Qwen's configs have one even if use_sliding_window is false."""
     return None if text.get("use_sliding_window") is False else text.get("sliding_window")
 
 
 def require_folder(folder: Path) -> None:
-    """Raise ModelError unless `folder` is one."""
+    """Raise ModelError unless `folder` is a folder."""
     if folder.is_dir():
         return
     raise ModelError(
@@ -185,7 +195,7 @@ def require_folder(folder: Path) -> None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that hold the model, all of them there. Raises ModelError."""
+    """Return the safetensors files of the model. Raises ModelError if one is missing."""
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if not (folder / INDEX).is_file():
@@ -208,8 +218,8 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_headers(file: Path) -> list[Header]:
-    """What a safetensors file holds, and that it is as long as it says. Raises ModelError."""
-    # Layout: 8 bytes of little-endian length, that many bytes of JSON, then the tensors at data_offsets after it.
+    """Return the tensor headers of a safetensors file. Raises ModelError if the file is damaged or truncated."""
+    # Format: the header length in 8 little-endian bytes, the JSON header, then the tensors at their data_offsets.
     size = file.stat().st_size
     try:
         with file.open("rb") as stream:
@@ -226,7 +236,10 @@ def read_headers(file: Path) -> list[Header]:
 
 
 def as_headers(lines: dict[str, Any], origin: int) -> list[Header]:
-    """The tensors that a safetensors head, read as JSON, names; they begin at byte `origin`. Its metadata goes."""
+    """Return the tensors in `lines`, a parsed safetensors header. Tensor data start at byte `origin`.
+
+    The metadata entry is removed from `lines`.
+    """
     lines.pop("__metadata__", None)
     return [_header(name, line, origin) for name, line in lines.items()]
 
@@ -267,7 +280,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _fact(config: dict[str, Any], fact: str, folder: Path, default: int | None = None) -> int:
-    """A number under any of its names; of one that differs by layer, the largest."""
+    """Return a field of the config under any of its keys; the maximum if it is a list with a value per layer."""
     value = next((config[key] for key in KEYS[fact] if config.get(key) is not None), default)
     value = max(value) if isinstance(value, list) and value else value
     if isinstance(value, int) and value > 0:
@@ -291,7 +304,7 @@ def _require_tokenizer(folder: Path) -> None:
 
 
 def _no_weights(folder: Path) -> ModelError:
-    # .bin and .pth files are pickles: loading one runs whatever code its author put there.
+    # .bin, .pth and .pt files are pickles: loading one can run code of its author.
     pickles = sorted(path.name for pattern in ("*.bin", "*.pth", "*.pt") for path in folder.glob(pattern))
     convert = "python -c \"from transformers import AutoModelForCausalLM as M; M.from_pretrained('{0}').save_pretrained('{0}')\""
     return ModelError(
@@ -316,6 +329,6 @@ def _broken(what: str, where: Path, found: object) -> ModelError:
 
 
 def _names(folder: Path) -> str:
-    """What is in `folder`, for an error."""
+    """Return the names of the first twelve files in `folder`, for an error message."""
     names = sorted(path.name for path in folder.iterdir())
     return listed(names[:12]) + (" ..." if len(names) > 12 else "") if names else _("an empty folder")

@@ -1,1 +1,1 @@
-"""What fits, and why: memory terms, and the planner that chooses by them."""
+"""The planner: memory and speed models, the search for a plan that fits, and the reasons for the user."""

@@ -1,8 +1,8 @@
-"""What was measured on this machine before? Speeds and peaks over what was predicted, kept in one file of the user's.
+"""Measurements of earlier runs on this machine: time and peak memory over prediction, kept in one file per user.
 
-Measured speed corrects the time that is told and decides nothing. Measured memory counts only where it was more than
-predicted, and in steps of 5%, so that noise does not make two equal runs take different plans. Where memory ran out, the
-budget that it came down to is kept as a ceiling.
+Measured speed corrects the predicted time and changes no decision of the planner. Measured memory counts only where it is
+above the prediction, rounded down to steps of 5%, so that noise does not give two equal runs different plans. After an
+out of memory error, the token budget that worked is kept as a ceiling.
 """
 
 import json
@@ -22,14 +22,18 @@ from lorafit.paths import cache_folder
 from lorafit.planner.memory import Layout
 
 MEMORY_STEP = 0.05
-LEARNT = 0.5  # weight of the newest measurement
-ROOMIER = 1.1  # times the memory that there was when it ran out, and the ceiling counts no more
-SIDE = 768  # of the matrices whose product is timed
+LEARNT = 0.5  # weight of the newest measurement in the moving average of `slowness`
+ROOMIER = 1.1  # a ceiling expires when available memory exceeds this multiple of its `available_bytes`
+SIDE = 768  # rows and columns of the matrices in the timed matmul
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds and peak bytes of training over what was predicted, for one way of computing one model's shape."""
+    """Measured over predicted values for one way of computing (see `key_of`) and one model architecture.
+
+    `slowness`: ratio of seconds. `memory`: ratio of peak bytes, the largest seen; None: not measured. `times`: number of
+    measurements.
+    """
 
     slowness: float
     memory: float | None
@@ -39,7 +43,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Ceiling:
-    """Memory ran out above so many tokens at a time, with so many bytes available when the plan was made."""
+    """The token budget that worked after an out of memory error, and the bytes available when that plan was made."""
 
     tokens: int
     available_bytes: int
@@ -48,7 +52,10 @@ class Ceiling:
 
 @dataclass(frozen=True)
 class MetalLimit:
-    """What Metal let the GPU use of so much memory; the engine asks, a plan has no tensor library to ask with."""
+    """Bytes that Metal allowed the GPU to use on a Mac with `memory_bytes` of memory.
+
+    The engine reads this limit. The planner loads no tensor library and uses the saved value.
+    """
 
     usable_bytes: int
     memory_bytes: int
@@ -57,7 +64,10 @@ class MetalLimit:
 
 @dataclass(frozen=True)
 class Calibration:
-    """All that was measured on one machine. `core_gflops`: its processor's product, all cores together."""
+    """All measurements of one machine.
+
+    `core_gflops`: float32 matmul rate of its CPU, all cores together, in GFLOP/s. `key_of` makes the keys of both dicts.
+    """
 
     core_gflops: float | None = None
     measured: dict[str, Measured] = field(default_factory=dict)
@@ -65,19 +75,26 @@ class Calibration:
     metal: MetalLimit | None = None
 
     def slowness(self, layout: Layout, spec: ModelSpec) -> float | None:
-        """Measured over predicted seconds: of this very shape, else the middle one of this way of computing."""
+        """Return measured over predicted seconds for this layout and architecture, None if nothing is comparable.
+
+        Without an exact match, return the median over the other architectures with the same engine, device, code path,
+        precision and quantization.
+        """
         if exact := self.measured.get(key_of(layout, spec)):
             return exact.slowness
         alike = sorted(m.slowness for key, m in self.measured.items() if key.startswith(_way(layout) + " "))
         return alike[len(alike) // 2] if alike else None
 
     def memory_factor(self, layout: Layout, spec: ModelSpec) -> float:
-        """By how much the predicted peak is multiplied: at least 1, in steps of MEMORY_STEP."""
+        """Return the factor on the predicted peak memory: at least 1, in steps of MEMORY_STEP."""
         exact = self.measured.get(key_of(layout, spec))
         return 1.0 if exact is None else rounded_factor(exact.memory)
 
     def most_tokens(self, layout: Layout, spec: ModelSpec, available_bytes: int) -> int | None:
-        """The largest budget that may be tried; None: memory never ran out, or there is more of it now."""
+        """Return the largest token budget to try.
+
+        Return None if no out of memory error is known or if more memory is available now.
+        """
         found = self.ceilings.get(key_of(layout, spec))
         return found.tokens if found and available_bytes <= ROOMIER * found.available_bytes else None
 
@@ -86,7 +103,7 @@ NOTHING = Calibration()
 
 
 def rounded_factor(memory: float | None) -> float:
-    """A measured peak over the predicted one, as far as it counts."""
+    """Return measured over predicted peak, rounded down to a step of MEMORY_STEP and at least 1 (None: 1)."""
     return max(1.0, 1 + math.floor(((memory or 1.0) - 1) / MEMORY_STEP + 1e-9) * MEMORY_STEP)
 
 
@@ -95,24 +112,24 @@ def _way(layout: Layout) -> str:
 
 
 def key_of(layout: Layout, spec: ModelSpec) -> str:
-    """The name of a way of computing a shape: "torch/cpu/fast/fp32/none llama 30x576"."""
+    """Return the key of a layout and an architecture, for example "torch/cpu/fast/fp32/none llama 30x576"."""
     return f"{_way(layout)} {spec.model_type} {spec.layers}x{spec.hidden}"
 
 
 def file() -> Path:
-    """LORAFIT_CALIBRATIONS, or a file in the user's cache."""
+    """Return the calibration file: $LORAFIT_CALIBRATIONS if set, else calibrations.json in the user's cache."""
     own = os.environ.get("LORAFIT_CALIBRATIONS")
     return Path(own).expanduser().absolute() if own else cache_folder() / "calibrations.json"
 
 
 def machine_key(machine: Machine) -> str:
-    """What must be the same for a measurement to hold."""
+    """Return the machine's key in the file: a measurement is valid only for the same chip, cores, GPUs and PyTorch."""
     gpus = ", ".join(gpu.name for gpu in machine.gpus)
     return f"{machine.chip}, {machine.cores} cores, {gpus or 'no GPU'}, torch {machine.torch_version}"
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The file's content; empty where it is absent or damaged."""
+    """Return the content of the file, or an empty dict if the file is missing or damaged."""
     try:
         content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
@@ -123,8 +140,12 @@ def read(path: Path) -> dict[str, Any]:
 def load_calibration(
     machine: Machine, path: Path | None = None, measure: Callable[[], float] | None = None
 ) -> Calibration:
-    """What was measured on `machine`; a described one has been nowhere. `measure` times its product: the best counts,
-    since neighbours can only make it slower. A faster one leaves the seconds as they are that runs were measured to take."""
+    """Load the measurements of `machine`; a machine described by name has none.
+
+    `measure` times a float32 matmul on the CPU and returns GFLOP/s. The highest rate ever measured counts, since other
+    load on the machine only lowers it. When a new maximum shortens the predictions, the CPU's `slowness` values are scaled
+    by the same ratio, so that the measured seconds stay the same.
+    """
     if machine.described:
         return NOTHING
     path = path or file()
@@ -146,16 +167,16 @@ def load_calibration(
 
 
 def _over_faster(key: str, found: Measured, times: float) -> Measured:
-    """`found`, where what is predicted for the CPU became so many times shorter."""
+    """Return `found` with `slowness` multiplied by `times` if `key` is a CPU's: its predictions are `times` shorter."""
     return replace(found, slowness=round(found.slowness * times, 4)) if "/cpu/" in key else found
 
 
 def note(
     machine: Machine, key: str, slowness: float | None, memory: float | None, path: Path | None = None
 ) -> None:  # fmt: skip
-    """Keep a measurement: speed leans to the newest, memory keeps the largest; `slowness` None: as it was.
+    """Save a measurement: a moving average of `slowness` and the largest `memory` ratio.
 
-    A file that cannot be written is let be.
+    `slowness` None keeps the saved value; without a saved value nothing is written. Write errors are ignored.
     """
     path = path or file()
     facts = read(path).get(machine_key(machine), {})
@@ -174,7 +195,10 @@ def note(
 
 
 def note_ceiling(machine: Machine, key: str, tokens: int, available_bytes: int, path: Path | None = None) -> None:
-    """Keep the budget that a run came down to where memory ran out, for equal runs to begin with."""
+    """Save the token budget that a run fell back to after an out of memory error.
+
+    Later runs with the same key start with this budget. Write errors are ignored.
+    """
     path = path or file()
     facts = read(path).get(machine_key(machine), {})
     fresh = Ceiling(tokens, available_bytes, time.strftime("%Y-%m-%d"))
@@ -182,14 +206,14 @@ def note_ceiling(machine: Machine, key: str, tokens: int, available_bytes: int, 
 
 
 def note_metal(machine: Machine, usable_bytes: int, path: Path | None = None) -> None:
-    """Keep what Metal said may be used, for plans."""
+    """Save the bytes that Metal allows the GPU to use, for later plans. Write errors are ignored."""
     path = path or file()
     told = MetalLimit(usable_bytes, machine.memory_bytes, time.strftime("%Y-%m-%d"))
     _write(path, machine, {**read(path).get(machine_key(machine), {}), "metal": asdict(told)})
 
 
 def recalled(machine: Machine, known: Calibration) -> Machine:
-    """`machine` with Metal's figure as it was told before, where there is one and it was of so much memory."""
+    """Return `machine` with the saved Metal limit, if one exists for the same memory size."""
     told = known.metal
     if told is None or told.memory_bytes != machine.memory_bytes:
         return machine
@@ -210,7 +234,7 @@ def _write(path: Path, machine: Machine, facts: dict[str, Any]) -> None:
 
 
 def product_gflops() -> float:
-    """float32 GFLOP/s of numpy's product on all cores: the best of a few, about a tenth of a second."""
+    """Return the float32 GFLOP/s of numpy's matmul on all cores: the best of six, in about 0.1 s."""
     rng = np.random.default_rng(0)
     left, right = (rng.standard_normal((SIDE, SIDE), np.float32) for _side in range(2))
     best = math.inf

@@ -1,4 +1,4 @@
-"""What must the planner know of the data? Lengths, the share of targets, and how steps split into micro-batches."""
+"""Statistics of the data for the planner: token lengths, share of tokens in the loss, micro-batch shapes of steps."""
 
 from dataclasses import dataclass, replace
 
@@ -11,16 +11,18 @@ from lorafit.data.shared_prefix import find_shared_prefixes, prefix_lengths
 from lorafit.hashing import permutation
 from lorafit.planner.speed import MicroBatchShape
 
-STEPS_LOOKED_AT = 24  # steps, to tell which split is faster
-VALID_LOOKED_AT = 400  # rows that are split into micro-batches to tell an evaluation's time
+STEPS_LOOKED_AT = 24  # steps that are split to compare token budgets
+VALID_LOOKED_AT = 400  # validation rows that are split to estimate the time of an evaluation
 
 
 @dataclass(frozen=True)
 class DataStats:
-    """Tokens of each sample, the share of all tokens that carry loss, and a digest of all of them; `source` in words.
+    """Token lengths of all samples and what the planner derives from the samples.
 
-    A sample begins with `shared` tokens (a template's system part) that others of its step begin with too, on average; all
-    such beginnings of a step are `held` tokens, in memory throughout. 0 where that is not known.
+    `target_share`: share of all tokens that are in the loss. `digest`: hash of the prepared data. `source`: origin of the
+    lengths, for the user. `shared`: tokens of a sample that belong to a prefix shared within its step (for example the
+    system prompt), on average. `held`: tokens of all shared prefixes of a step, which stay in memory during the step.
+    `shared` and `held` are 0 where unknown.
     """
 
     train_lengths: NDArray[np.integer]
@@ -33,28 +35,32 @@ class DataStats:
 
     @property
     def alone(self) -> "DataStats":
-        """The same, where everything is computed for every sample."""
+        """The same statistics for an engine that does not share prefixes."""
         return replace(self, shared=0, held=0)
 
     def own(self, lengths: NDArray[np.integer]) -> NDArray[np.integer]:
-        """Tokens of samples that are computed for each of them."""
+        """Return the tokens of each sample outside the shared prefix, at least 1."""
         own: NDArray[np.integer] = np.maximum(lengths - self.shared, 1)
         return own
 
     @property
     def longest(self) -> int:
+        """Tokens of the longest training sample."""
         return int(self.train_lengths.max())
 
 
 def target_share(data: DataStats) -> float:
-    """Targets over the rows that are computed: what samples share is among them once, which counts for little."""
+    """Return the share of computed tokens that are in the loss.
+
+    Tokens of the shared prefix are left out: they are computed once per step and weigh little.
+    """
     mean = float(data.train_lengths.mean())
     return min(1.0, data.target_share * mean / max(mean - data.shared, 1.0))
 
 
 @dataclass(frozen=True)
 class Split:
-    """How a step of `samples` is taken apart: over `processes`, then into micro-batches."""
+    """How a step of `samples` is divided: over `processes`, then into micro-batches within both limits."""
 
     samples: int
     token_budget: int
@@ -63,10 +69,10 @@ class Split:
 
 
 def steps_as_shares(data: DataStats, how: Split, seed: int, most: int = STEPS_LOOKED_AT) -> list[list[MicroBatchShape]]:
-    """The micro-batches of at most so many steps, those a run begins with; what samples share comes once a step.
+    """Return the micro-batch shapes of the first steps of a run, at most `most` steps.
 
-    Of several processes' the ones of that which has most to do: the others wait for it. `data.shared` is 0 where the
-    engine computes it for every sample.
+    A shared prefix is an extra micro-batch, once per step. With several processes, the list holds the micro-batches of the
+    process with the most tokens, since the others wait for it. `data.shared` is 0 if the engine does not share prefixes.
     """
     order = permutation(seed, 0, len(data.train_lengths))
     whole = max(min(len(order) // how.samples, most), 1) * how.samples
@@ -75,7 +81,7 @@ def steps_as_shares(data: DataStats, how: Split, seed: int, most: int = STEPS_LO
 
 
 def _slowest(lengths: NDArray[np.integer], data: DataStats, processes: int) -> NDArray[np.integer]:
-    """The samples of the process that is dealt the most tokens."""
+    """Return the lengths of the samples on the process with the most tokens."""
     if processes == 1:
         return lengths
     shares = shard_by_tokens(data.own(lengths).tolist(), processes)
@@ -83,7 +89,10 @@ def _slowest(lengths: NDArray[np.integer], data: DataStats, processes: int) -> N
 
 
 def as_shares(data: DataStats, token_budget: int) -> tuple[list[MicroBatchShape], float]:
-    """Validation rows in micro-batches, as an evaluation takes them; of many the first, and how many times that all are."""
+    """Return the micro-batch shapes of an evaluation, and the factor that scales them to all validation rows.
+
+    The shapes cover the first VALID_LOOKED_AT rows. Without validation rows the result is ([], 0.0).
+    """
     lengths = data.valid_lengths
     if not len(lengths):
         return [], 0.0
@@ -97,22 +106,22 @@ def _shares(lengths: NDArray[np.integer], data: DataStats, how: Split) -> list[M
     shares = [MicroBatchShape(held, 0, held * shared)] if held else []
     for group in split(sizes, max(how.token_budget - held, 1), how.max_samples):
         whole = [sizes[i] + shared for i in group]
-        # Own rows attend to the shared ones too: all that a whole sample's would, but for the shared rows' own.
+        # Own tokens attend to the shared prefix: the attention of a whole sample minus that within the prefix.
         squares = sum(length**2 - shared**2 for length in whole)
         shares.append(MicroBatchShape(sum(sizes[i] for i in group), round(sum(whole) * data.target_share), squares))
     return shares
 
 
-LOOKED_AT = 16  # rows whose beginnings are compared
+PREFIX_ROWS = 16  # rows that are searched for shared prefixes
 
 
-MOST_HELD = 1024  # tokens of beginnings that a usual micro-batch has room beside
+MOST_HELD = 1024  # tokens of shared prefixes that fit beside a usual micro-batch
 
 
 def data_stats(data: PreparedData) -> DataStats:
-    """What the planner must know of prepared data."""
+    """Return the statistics of prepared data."""
     share = data.total_targets / max(data.total_tokens, 1)
-    some = [data.train[row] for row in range(min(len(data.train), LOOKED_AT))]
+    some = [data.train[row] for row in range(min(len(data.train), PREFIX_ROWS))]
     found = find_shared_prefixes(some, MOST_HELD)
     shared, held = round(sum(prefix_lengths(found, len(some))) / len(some)), sum(begun.length for begun in found)
     return DataStats(data.train.lengths, data.valid.lengths, data.digest, share, "", shared, held)

@@ -1,4 +1,7 @@
-"""On which device, in which numbers, with which optimizer? Each a Choice whose reason is a whole line for the user."""
+"""Choices of device, engine, precision, quantization and optimizer.
+
+Each is a `Choice` whose reason is a complete line for the user.
+"""
 
 from importlib.util import find_spec
 
@@ -11,11 +14,15 @@ from lorafit.planner.plan import Choice
 from lorafit.units import bytes_text
 
 MLX_INSTALL = "pip install 'lorafit[mlx]'"
-MPS_RIGHT_SINCE = (2, 14)  # older PyTorch multiplies wrongly, without a word, on M1 and M2 where a side is over 32767
+# Older PyTorch silently returns wrong matmul results on M1 and M2 where a dimension exceeds 32767.
+MPS_RIGHT_SINCE = (2, 14)
 
 
 def choose_device(config: TrainConfig, machine: Machine) -> Choice:
-    """CUDA, else MPS, else the CPU; or what was asked. Raises HardwareError where that is not there."""
+    """Choose the device: the requested one, else CUDA, else MPS, else the CPU.
+
+    Raise HardwareError if the requested device is not available, or if PyTorch's MPS matmuls are wrong on this chip.
+    """
     cuda, mps = machine.gpu("cuda"), machine.gpu("mps")
     if config.device == "cpu":
         return Choice(
@@ -39,7 +46,7 @@ def choose_device(config: TrainConfig, machine: Machine) -> Choice:
 
 
 def old_gpu(machine: Machine, device: str) -> list[Choice]:
-    """A warning for a GPU that PyTorch's current CUDA builds are not made for; nothing for any other."""
+    """Return a warning if PyTorch's current CUDA builds do not support the GPU, else an empty list."""
     gpu = machine.gpu(device)
     capability = (gpu and gpu.compute_capability) or OLDEST_CAPABILITY
     if device != "cuda" or gpu is None or capability >= OLDEST_CAPABILITY:
@@ -51,9 +58,10 @@ def old_gpu(machine: Machine, device: str) -> list[Choice]:
 
 
 def choose_engine(config: TrainConfig, machine: Machine, device: str) -> Choice:
-    """MLX on Apple's GPU where it is installed (or the machine is only described), else PyTorch; or what was asked.
+    """Choose the engine: the requested one, else MLX on Apple's GPU, else PyTorch.
 
-    Raises ConfigError where what was asked is not there, or cannot compute on `device`.
+    MLX is chosen only for one process, and only if it is installed or the machine is described by name. Raise ConfigError
+    if MLX is requested but is not installed, does not support `device`, or has several processes.
     """
     if config.engine == "mlx":
         _refuse_no_mlx(machine, device)
@@ -70,7 +78,7 @@ def choose_engine(config: TrainConfig, machine: Machine, device: str) -> Choice:
 
 
 def has_mlx(machine: Machine) -> bool:
-    """Whether MLX can be used: it is installed, or the machine is only described."""
+    """Return whether MLX is available: installed, or assumed because the machine is described by name."""
     return machine.described or all(find_spec(name) is not None for name in ("mlx", "mlx_lm"))
 
 
@@ -99,9 +107,10 @@ def _refuse_several(config: TrainConfig) -> None:
 
 
 def precisions(config: TrainConfig, machine: Machine, device: str, engine: str = "torch") -> list[str]:
-    """Number formats to try, the best first. Raises ConfigError for one that the processor would only imitate.
+    """Return the precisions to try, the preferred one first.
 
-    On a CPU bfloat16 is how weights are stored; arithmetic is in float32.
+    On a CPU, bf16 is the storage format of the weights; arithmetic is in fp32. Raise ConfigError for fp16 on a CPU, which
+    has no fast fp16 arithmetic, and for fp16 with MLX.
     """
     if engine == "mlx":
         return _mlx_precisions(config, device)
@@ -122,7 +131,10 @@ def precisions(config: TrainConfig, machine: Machine, device: str, engine: str =
 
 
 def _mlx_precisions(config: TrainConfig, device: str) -> list[str]:
-    """bfloat16 on Apple's GPU, float32 on a CPU, where bfloat16 is imitated. Nothing scales a loss, as float16 would need."""
+    """Return bf16 on Apple's GPU and fp32 on a CPU, where bf16 is emulated; or the requested precision.
+
+    Raise ConfigError for fp16: it needs loss scaling, which the MLX engine does not have.
+    """
     if config.precision == "fp16":
         raise ConfigError(
             _("With MLX nothing is trained in float16: it has the range of bfloat16 for the same memory."),
@@ -135,7 +147,7 @@ def _mlx_precisions(config: TrainConfig, device: str) -> list[str]:
 
 
 def precision_choice(config: TrainConfig, device: str, precision: str, engine: str = "torch") -> Choice:
-    """The chosen precision in words."""
+    """Return the chosen precision with its reason."""
     if config.precision != "auto":
         reason = _("✓ {precision}, as asked")
     elif engine == "mlx" and precision == "bf16":
@@ -156,14 +168,20 @@ def precision_choice(config: TrainConfig, device: str, precision: str, engine: s
 
 
 def only_4bit_fits(device: str) -> Choice:
-    """Where nothing else fits, the base is quantised without being asked; it changes what is learned, so it is said."""
+    """Return the choice of 4-bit base weights because nothing else fits. `device` is the engine: "mlx" or "torch".
+
+    The user did not request quantization, and quantization changes the trained adapter: the reason is a warning.
+    """
     how = _("MLX's own") if device == "mlx" else "NF4"
     reason = _("⚠️  4-bit base weights ({how}): nothing else fits in memory (`--quantization none` refuses instead)")
     return Choice("quantization", "4bit", reason.format(how=how))
 
 
 def choose_quantization(config: TrainConfig, device: str, engine: str = "torch") -> Choice:
-    """4-bit NF4 on CUDA, none elsewhere; or what was asked. Raises ConfigError where there is no kernel."""
+    """Choose the quantization: the requested one, else 4-bit NF4 on CUDA and none elsewhere.
+
+    Raise ConfigError for 8-bit with PyTorch on MPS, which has no kernel.
+    """
     asked = config.quantization
     if device == "mps" and asked == "8bit" and engine == "torch":
         raise ConfigError(
@@ -188,7 +206,10 @@ def choose_quantization(config: TrainConfig, device: str, engine: str = "torch")
 
 
 def choose_optimizer(config: TrainConfig, device: str, engine: str = "torch") -> Choice:
-    """paged_adamw_8bit on CUDA, AdamW elsewhere; or what was asked. Raises ConfigError where there is no kernel."""
+    """Choose the optimizer: the requested one, else paged_adamw_8bit on CUDA and AdamW elsewhere.
+
+    Raise ConfigError for paged_adamw_8bit on MPS or in MLX, which have no kernel.
+    """
     if config.optimizer == "paged_adamw_8bit" and (device == "mps" or engine == "mlx"):
         raise ConfigError(
             _("There is no 8-bit optimizer on MPS or in MLX: bitsandbytes has no kernel for them."),

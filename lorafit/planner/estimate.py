@@ -1,24 +1,28 @@
-"""How long will the whole run take, and how sure is that? Steps, evaluations, saving and loading added up."""
+"""Time estimate of a whole run, with its range: steps, evaluations, saving and loading."""
 
 from dataclasses import dataclass
 
 from lorafit.hardware.detect import Machine
 from lorafit.models.spec import ModelSpec
 from lorafit.planner.calibrate import Calibration
-from lorafit.planner.data_stats import LOOKED_AT, DataStats, Split, as_shares, steps_as_shares
+from lorafit.planner.data_stats import STEPS_LOOKED_AT, DataStats, Split, as_shares, steps_as_shares
 from lorafit.planner.memory import Layout
 from lorafit.planner.speed import evaluation_seconds, load_seconds, save_seconds, step_seconds
 from lorafit.planner.throughput import rates
 
-SAVE_SECONDS = 600.0  # between checkpoints (loop.py)
-SAMPLES_LOOKED_AT = 2000  # whose mean length is within 1% to 2% of all samples'
-# How far the time may be off, down and up, by what it rests on.
+SAVE_SECONDS = 600.0  # between checkpoints; equal to SAVE_SECONDS in training/loop.py
+SAMPLES_LOOKED_AT = 2000  # enough that their mean length is within 1% to 2% of the mean of all samples
+# Lower and upper factor on the estimated time, by the source of the speed.
 SPREAD = {"measured": (0.9, 1.15), "calibrated": (0.85, 1.2), "catalogue": (0.65, 1.6), "guess": (0.4, 3.0)}
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of a run: `step` of one update, `total` of all, `low` to `high` its range; `source` what it rests on."""
+    """Seconds of a run.
+
+    `step`: one optimizer step. `evaluation`: one pass over the validation set. `total`: the whole run, between `low` and
+    `high`. `source`: a key of SPREAD, where the speed is from.
+    """
 
     step: float
     evaluation: float
@@ -31,7 +35,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Steps of a run; `eval_steps` 0: no validation set."""
+    """Steps of a run; `eval_steps`: steps between evaluations, 0 without a validation set."""
 
     steps: int
     warmup_steps: int
@@ -40,7 +44,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class RunShape:
-    """What a run has to do."""
+    """The work of a run, whatever the layout: model, data, schedule and batch sizes (in samples)."""
 
     spec: ModelSpec
     data: DataStats
@@ -51,10 +55,10 @@ class RunShape:
 
 
 def estimate(work: RunShape, layout: Layout, token_budget: int, machine: Machine, known: Calibration) -> Estimate:
-    """By the catalogue's speeds, corrected by what was measured on this machine before."""
+    """Estimate the time of a run from the catalogue's speeds, corrected by earlier measurements on this machine."""
     spec, rate = work.spec, rates(machine, layout, known.core_gflops)
     how = Split(work.effective_batch, token_budget, work.max_samples, layout.processes)
-    most = min(work.schedule.steps, max(LOOKED_AT, SAMPLES_LOOKED_AT // work.effective_batch))
+    most = min(work.schedule.steps, max(STEPS_LOOKED_AT, SAMPLES_LOOKED_AT // work.effective_batch))
     steps = steps_as_shares(work.data, how, work.seed, most)
     step = sum(step_seconds(spec, layout, rate, shares) for shares in steps) / len(steps)
     slowness = known.slowness(layout, spec)
@@ -71,7 +75,10 @@ def estimate(work: RunShape, layout: Layout, token_budget: int, machine: Machine
 def as_estimate(
     work: RunShape, layout: Layout, step: float, evaluation: float, step_tokens: float, source: str
 ) -> Estimate:
-    """The whole run's time from that of a step and of an evaluation, in seconds; what was measured has been loaded."""
+    """Extend the seconds of one step and one evaluation to the whole run.
+
+    `step_tokens`: tokens per step. Source "measured" adds no loading time, since the model is loaded already.
+    """
     schedule = work.schedule
     evaluations = 0 if schedule.eval_steps == 0 else 1 + -(-schedule.steps // schedule.eval_steps)
     training = schedule.steps * step + evaluations * evaluation

@@ -1,18 +1,19 @@
-"""Which way will an engine compute: its own packed decoder, or the model's own layers? Told from the shape alone.
+"""Prediction of the PyTorch engine's code path from the model's architecture alone.
 
-The engine decides by what it has loaded, and compares both ways on a tiny input; this is what it will come to.
+`FAST` is lorafit's padding-free decoder, `GENERIC` the layers of transformers. The engine decides on the loaded model and
+compares both paths on a tiny input; this module predicts that decision.
 """
 
 from lorafit.messages import _
 from lorafit.models.spec import ModelSpec
 
 FAST, GENERIC = "fast", "generic"
-LLAMAS = {"llama", "mistral", "qwen2", "qwen3", "smollm3", "ministral", "olmo", "helium"}  # dense decoders of one shape
+LLAMAS = {"llama", "mistral", "qwen2", "qwen3", "smollm3", "ministral", "olmo", "helium"}  # Llama's architecture
 PARTS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 
 def why_generic(spec: ModelSpec, longest: int, quantization: str, device: str) -> str | None:
-    """Why the fast path will not be taken for samples of at most `longest` tokens, in words; None when it will."""
+    """Return why the engine will not use the fast path for samples of up to `longest` tokens, or None if it will."""
     parts = [linear.name.rpartition(".")[2] for linear in spec.linears]
     if spec.model_type not in LLAMAS or set(parts) != PARTS or len(parts) != len(PARTS) * spec.layers:
         return _("the fast path knows Llama's shape, and this model differs from it")
@@ -28,5 +29,5 @@ def why_generic(spec: ModelSpec, longest: int, quantization: str, device: str) -
 
 
 def path_of(spec: ModelSpec, longest: int, quantization: str, device: str) -> str:
-    """fast | generic."""
+    """Return the predicted code path: FAST or GENERIC."""
     return FAST if why_generic(spec, longest, quantization, device) is None else GENERIC

@@ -1,8 +1,8 @@
-"""How many bytes will training take at its peak? One function a term; nothing here decides anything.
+"""Predicted peak memory of training in bytes: one function per term, no decisions.
 
-docs/memory-model.md has each term's formula, its source and its measured error (`python benchmarks/plan_accuracy.py`).
-Letters: T tokens of a micro-batch, S of its longest sample, N targets, L layers, H hidden, I intermediate, V vocabulary,
-r rank, nh/nk heads and key-value heads of size hd.
+docs/memory-model.md has the formula, source and measured error of each term (`python benchmarks/plan_accuracy.py`).
+Letters: T tokens of a micro-batch, S tokens of its longest sample, N tokens in the loss (targets), L layers, H hidden
+size, I intermediate size, V vocabulary, r rank, nh/nk query and key-value heads of size hd.
 """
 
 from dataclasses import dataclass, replace
@@ -11,31 +11,34 @@ from lorafit.models.spec import Linear, ModelSpec
 from lorafit.planner.fast_path import FAST, GENERIC
 from lorafit.units import MIB
 
-BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}  # of a number
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}  # per element
 
-# The constants that are fitted or assumed, by what is measured: a process on the CPU, a device otherwise.
-# Python, PyTorch, its libraries and the tokenizer before any model. CPU measured; CUDA (context, workspace) and MPS
-# (graphs) assumed, as are MLX's kernels.
+# Fitted or assumed constants. On a CPU they refer to the memory of the process, elsewhere to that of the device.
+# Python, PyTorch, its libraries and the tokenizer before any model is loaded. The CPU value is measured. The values for
+# CUDA (context, workspace), MPS (graphs) and MLX (kernels) are assumed.
 BASE_BYTES = {"cpu": 400 * MIB, "cuda": 700 * MIB, "mps": 600 * MIB}
 BITSANDBYTES_BYTES = 45 * MIB  # measured
-# What the allocator keeps and nobody uses. The devices' own: a share of what comes and goes, assumed. glibc's, by profile
-# (engines/allocator.py) and path, fitted: bytes, a share of what layers keep, and of what they gave up by recomputing,
-# since it leaves holes.
+# Memory that the allocator holds and no tensor uses. DEVICE_SLACK: share of activations and temporaries, assumed.
+# SLACK: glibc's, fitted, by profile (engines/allocator.py) and code path. Each entry: bytes, share of the kept
+# activations, share of the activations that gradient checkpointing saves (freeing these leaves holes).
 DEVICE_SLACK = {"cuda": 0.15, "mps": 0.25}
 SLACK = {
     "lean": {FAST: (24 * MIB, 0.01, 0.0), GENERIC: (24 * MIB, 0.01, 0.0)},
     "default": {FAST: (60 * MIB, 0.15, 0.09), GENERIC: (40 * MIB, 0.35, 0.42)},
     "fast": {FAST: (40 * MIB, 0.18, 0.06), GENERIC: (40 * MIB, 0.27, 0.2)},
 }
-SLACK_8BIT = (40 * MIB, 0.44, 0.48)  # not lean: generic too, and every product unpacks its weights
-GENERIC_WORK = 1.8  # of what a layer keeps, at work: measured with and without recompute (Llama-3.2-1B, 512 tokens)
-LOGITS_BLOCK = 1 << 20  # numbers of the head that are multiplied at once (engines/torch/stored.py)
-SCRATCH_BYTES = {"none": 4 * MIB, "4bit": 8 * MIB}  # in which weights are unpacked block by block (the same file)
+SLACK_8BIT = (40 * MIB, 0.44, 0.48)  # all profiles but lean: the generic path, and every matmul unpacks its weights
+# Temporaries of one layer's backward over its kept activations, generic path: measured with and without recompute
+# (Llama-3.2-1B, 512 tokens).
+GENERIC_WORK = 1.8
+LOGITS_BLOCK = 1 << 20  # elements of the LM head per matmul; equal to BLOCK in engines/torch/low_bit_linear.py
+# Buffer into which weights are unpacked block by block: BLOCK and PACKED_BLOCK float32 elements in the same file.
+SCRATCH_BYTES = {"none": 4 * MIB, "4bit": 8 * MIB}
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a model would be trained: all that decides about memory and speed besides the model's shape."""
+    """One way to train a model: everything that determines memory and speed, except the model's architecture."""
 
     device: str
     precision: str
@@ -43,29 +46,30 @@ class Layout:
     optimizer: str
     lora_r: int
     lora_targets: str
-    tokens: int  # T, of the largest micro-batch
-    longest: int  # S, of the longest sample in it
-    recompute: int  # layers
-    loss_chunk: int  # target tokens
+    tokens: int  # T of the largest micro-batch
+    longest: int  # S of the largest micro-batch
+    recompute: int  # layers with gradient checkpointing
+    loss_chunk: int  # tokens in the loss whose logits are computed at once
     engine: str = "torch"
     path: str = GENERIC
     target_share: float = 1.0  # N / T
-    shards: int = 1  # processes that hold the base together
-    processes: int = 1  # that share every step
-    allocator: str = "default"  # glibc's profile
+    shards: int = 1  # processes over which the base weights are sharded (FSDP)
+    processes: int = 1  # data-parallel processes
+    allocator: str = "default"  # profile of glibc's malloc: fast | lean | default
 
     @property
     def targets(self) -> int:
+        """N, tokens in the loss of the largest micro-batch."""
         return round(self.tokens * self.target_share)
 
     @property
     def size(self) -> int:
-        """Bytes of a number in an activation: a CPU stores in bf16 and computes in float32."""
+        """Bytes per activation element: a CPU computes in fp32 whatever the weights are stored in."""
         return 4 if self.device == "cpu" else BYTES[self.precision]
 
 
 def targeted(spec: ModelSpec, lora_targets: str) -> list[Linear]:
-    """The linears that get an adapter: all, or those whose name ends in one of the given ones."""
+    """Return the linears that get an adapter: all, or those whose name ends in one of the names in `lora_targets`."""
     if lora_targets == "all-linear":
         return spec.linears
     names = tuple(f".{name.strip()}" for name in lora_targets.split(",") if name.strip())
@@ -73,22 +77,26 @@ def targeted(spec: ModelSpec, lora_targets: str) -> list[Linear]:
 
 
 def adapter_parameters(spec: ModelSpec, lora_r: int, lora_targets: str) -> int:
-    """A [r, in] and B [out, r] on every targeted linear."""
-    if lora_targets == "all-linear":  # asked for thousands of times while a plan is sought
+    """Return the number of trainable parameters: A [r, in] and B [out, r] on every targeted linear."""
+    if lora_targets == "all-linear":  # a fast case, since the search calls this thousands of times
         return lora_r * spec.all_sides
     return sum(lora_r * (linear.in_features + linear.out_features) for linear in targeted(spec, lora_targets))
 
 
 def framework_bytes(layout: Layout) -> int:
-    """Interpreter and libraries before any model."""
+    """Return the bytes of the interpreter and the libraries before any model is loaded."""
     quantises = layout.device == "cpu" and layout.quantization != "none"
     return BASE_BYTES[layout.device] + (BITSANDBYTES_BYTES if quantises else 0)
 
 
 def weights_bytes(spec: ModelSpec, precision: str, quantization: str) -> int:
-    """The base. Its linears, quantised: 4 bits and, per 64 numbers, a byte that is itself scaled by a float32 per 256 of
-    them; or 8 bits and a float32 per row. (MLX's two 16-bit numbers per 64 come to 5% more.)"""
-    if spec.packed is not None:  # by MLX, in its files
+    """Return the bytes of the base weights.
+
+    4-bit linears take half a byte per weight, one scale byte per 64 weights, and one float32 per 256 scale bytes. 8-bit
+    linears take one byte per weight and one float32 per row. MLX's two 16-bit values per 64 weights take 5% more than the
+    4-bit formula.
+    """
+    if spec.packed is not None:  # the files are quantized for MLX
         return spec.packed.size + spec.packed.others * BYTES[precision]
     if quantization == "none":
         return spec.parameters * BYTES[precision]
@@ -99,7 +107,10 @@ def weights_bytes(spec: ModelSpec, precision: str, quantization: str) -> int:
 
 
 def held_bytes(spec: ModelSpec, layout: Layout) -> int:
-    """The base as one process holds it: whole; or its share, two layers (at work, and on its way) and the head gathered."""
+    """Return the bytes of the base weights on one process.
+
+    A sharded process holds its shard, two gathered layers (the current one and the one being prefetched) and the LM head.
+    """
     whole = weights_bytes(spec, layout.precision, layout.quantization)
     if layout.shards == 1:
         return whole
@@ -108,41 +119,49 @@ def held_bytes(spec: ModelSpec, layout: Layout) -> int:
 
 
 def adapter_bytes(parameters: int, optimizer: str) -> int:
-    """Adapter, gradient and two moments, fp32; 8-bit moments have two float32 scales a block of 256."""
+    """Return the bytes of adapter, gradient and AdamW's optimizer state (two moments), in fp32.
+
+    8-bit moments have one float32 scale each per block of 256.
+    """
     if optimizer == "paged_adamw_8bit":
         return parameters * (4 + 4 + 2) + parameters // 256 * 8
     return parameters * 16
 
 
 def _widths(spec: ModelSpec) -> tuple[int, int]:
-    """nh hd and nk hd."""
+    """Return nh hd and nk hd."""
     return spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
 
 
 def _ranks(spec: ModelSpec, layout: Layout) -> int:
-    """r for every adapter in a layer."""
+    """Return r times the number of adapted linears per layer."""
     return layout.lora_r * len(targeted(spec, layout.lora_targets)) // max(spec.layers, 1)
 
 
 def layer_bytes(spec: ModelSpec, layout: Layout) -> int:
-    """What one layer keeps for its backward pass over T tokens.
+    """Return the bytes of activations that one layer keeps for its backward over T tokens.
 
-    Generic: 4H + 4I + 7r + 2 nh hd + 2 nk hd + nh + 2 numbers a token (transformers with our LoRA; hooks counted 0.02% more).
-    Fast: 2H + 2I + 7r + 2 nh hd + 2 nk hd + nh + 2 (the fields of packed/layer.py's Saved and Rest).
+    Generic: 4H + 4I + 7r + 2 nh hd + 2 nk hd + nh + 2 elements per token (transformers' layers with lorafit's LoRA; hooks
+    on every saved tensor counted 0.02% more).
+    Fast: 2H + 2I + 7r + 2 nh hd + 2 nk hd + nh + 2 elements per token (the fields of LayerActivations and Recomputable in
+    engines/torch/packed/layer.py).
     """
     q, kv = _widths(spec)
     lora, statistics = _ranks(spec, layout), spec.heads + 2
     if layout.path == FAST:
         floats = 2 * spec.hidden + 2 * spec.intermediate + 2 * q + 2 * kv
         return layout.tokens * (floats * layout.size + (lora + statistics) * 4)
-    # Norms compute in fp32 whatever the precision, and keep what they computed with.
+    # Norms compute in fp32 at any precision and keep fp32 tensors for their backward.
     norms = 4 * spec.hidden * 4
     rest = (4 * spec.intermediate + 2 * q + 2 * kv + lora) * layout.size
     return layout.tokens * (norms + rest + statistics * 4)
 
 
 def recomputed_bytes(spec: ModelSpec, layout: Layout) -> int:
-    """What a layer keeps that recomputes: its input; the fast path attention's output too, which it does not make again."""
+    """Return the bytes of activations that one layer with gradient checkpointing keeps.
+
+    Both paths keep the layer's input. The fast path also keeps the attention output, and does not recompute attention.
+    """
     if layout.path == FAST:
         floats = spec.hidden + _widths(spec)[0] + spec.heads + layout.lora_r
         return layout.tokens * floats * layout.size
@@ -150,14 +169,17 @@ def recomputed_bytes(spec: ModelSpec, layout: Layout) -> int:
 
 
 def attention_bytes(spec: ModelSpec, layout: Layout) -> int:
-    """Attention weights that one layer keeps: none with fused attention; torch's MPS trains without, and keeps [nh, T, S]."""
+    """Return the bytes of attention weights that one layer keeps.
+
+    Fused attention keeps none. PyTorch on MPS trains without fused attention and keeps [nh, T, S].
+    """
     if layout.device != "mps" or layout.engine == "mlx":
         return 0
     return spec.heads * layout.tokens * layout.longest * BYTES[layout.precision]
 
 
 def _last_layer_bytes(spec: ModelSpec, layout: Layout) -> int:
-    """The fast path computes the last layer's attention output and MLP at the targets alone."""
+    """Return the bytes that the last layer keeps on the fast path: attention output and MLP only at the N targets."""
     q, kv = _widths(spec)
     everywhere = (spec.hidden + q + 2 * kv) * layout.size * layout.tokens
     at_targets = (spec.hidden + 2 * spec.intermediate + q) * layout.size * layout.targets
@@ -165,7 +187,7 @@ def _last_layer_bytes(spec: ModelSpec, layout: Layout) -> int:
 
 
 def activation_bytes(spec: ModelSpec, layout: Layout) -> int:
-    """What all layers keep."""
+    """Return the bytes of activations that all layers keep."""
     layer = layer_bytes(spec, layout) + attention_bytes(spec, layout)
     recomputed = min(layout.recompute, spec.layers)
     kept = layer * (spec.layers - recomputed)
@@ -175,38 +197,45 @@ def activation_bytes(spec: ModelSpec, layout: Layout) -> int:
 
 
 def work_bytes(spec: ModelSpec, layout: Layout) -> int:
-    """The layer that goes backward: its gradients."""
+    """Return the bytes of temporaries and gradients of the layer whose backward runs."""
     layer = layer_bytes(spec, layout) + attention_bytes(spec, layout)
-    if layout.engine == "mlx":  # its attention has no fused backward: scores, weights and their gradients of one layer
+    if layout.engine == "mlx":  # no fused attention backward: scores, weights and their gradients of one layer
         return layer + 3 * spec.heads * layout.longest**2 * layout.size
-    if layout.path == GENERIC:  # with or without recompute one layer's whole state is there
+    if layout.path == GENERIC:  # all activations of one layer exist, with or without recompute
         return int(GENERIC_WORK * layer)
-    # Gradients at gate, up and their product, silu of gate; at the layer's output, and the norm made again.
+    # [T, I]: gradients of gate, up and their product; silu of gate. [T, H]: gradient of the output; recomputed norm.
     return layout.tokens * (4 * spec.intermediate + 2 * spec.hidden) * layout.size
 
 
 def recompute_bytes(spec: ModelSpec, layout: Layout) -> int:
-    """What a layer that recomputes computes again before it goes backward."""
+    """Return the bytes of activations that one layer recomputes before its backward."""
     if layout.path == GENERIC and layout.engine != "mlx":
-        return 0  # GENERIC_WORK has it
+        return 0  # included in GENERIC_WORK
     return layer_bytes(spec, layout) + attention_bytes(spec, layout) - recomputed_bytes(spec, layout)
 
 
 def moving_bytes(spec: ModelSpec, layout: Layout) -> tuple[int, int]:
-    """What layers keep, and what is at work, when both are most: as the last layer goes backward (or the loss before it),
-    or as the last one does that recomputes, the first layers, when those after it have given up what they kept."""
+    """Return the bytes of kept activations and of temporaries at the moment when their sum is largest.
+
+    The first `recompute` layers are the ones that recompute. The peak is either at the backward of the last layer (or the
+    loss just before it), or at the backward of the last layer that recomputes. In the second case, all later layers have
+    freed their activations.
+    """
     kept, work = activation_bytes(spec, layout), work_bytes(spec, layout)
     recomputed = min(layout.recompute, spec.layers)
     again = recompute_bytes(spec, layout) if recomputed else 0
-    if layout.engine == "mlx":  # in which order it computes is its own affair
+    if layout.engine == "mlx":  # MLX chooses its order of computation, so assume that both maxima coincide
         return kept, max(work + again, loss_bytes(spec, layout))
     first, later = max(work, loss_bytes(spec, layout)), recomputed_bytes(spec, layout) * recomputed
     return max((kept, first), (later, work + again), key=sum)
 
 
 def loss_bytes(spec: ModelSpec, layout: Layout) -> int:
-    """One chunk of targets. PyTorch: a block of the vocabulary's logits and shares, the expected rows of the head and the
-    targets' own, besides the gradient at all targets. MLX: logits, softmax and gradient over the whole vocabulary."""
+    """Return the bytes of temporaries of the loss for one chunk of targets.
+
+    PyTorch: logits and softmax of one block of the vocabulary, the softmax-weighted and the target rows of the LM head,
+    and the gradient at all N targets. MLX: logits, softmax and gradient over the whole vocabulary.
+    """
     if layout.engine == "mlx":
         return 4 * layout.loss_chunk * spec.vocab * 4
     chunk, block = min(layout.loss_chunk, layout.targets), LOGITS_BLOCK // spec.hidden
@@ -214,8 +243,11 @@ def loss_bytes(spec: ModelSpec, layout: Layout) -> int:
 
 
 def dequantized_bytes(spec: ModelSpec, layout: Layout) -> int:
-    """The largest quantised linear, unpacked while it multiplies; blocks of one on the fast path, and of one stored in
-    16 bits; MLX needs neither."""
+    """Return the bytes of the buffer for unpacked weights during a matmul.
+
+    The buffer holds the largest quantized linear. The fast path, and weights stored in 16 bits on a CPU, unpack in blocks
+    (SCRATCH_BYTES). MLX multiplies packed weights and needs no buffer.
+    """
     stored = layout.quantization != "none" or layout.precision != "fp32"
     if layout.engine == "mlx" or not stored:
         return 0
@@ -225,25 +257,31 @@ def dequantized_bytes(spec: ModelSpec, layout: Layout) -> int:
 
 
 def batch_bytes(spec: ModelSpec, layout: Layout) -> int:
-    """The micro-batch as ids, positions and mask (numpy and tensors: 33 a token), rotary tables, first and last hidden states."""
+    """Return the bytes of the micro-batch: inputs, rotary tables, first and last hidden states.
+
+    Token ids, positions and mask, as numpy arrays and as tensors, take 33 bytes per token.
+    """
     return layout.tokens * (33 + 2 * spec.head_dim * 4 + 2 * spec.hidden * layout.size)
 
 
 def slack_bytes(spec: ModelSpec, layout: Layout, kept: int, work: int) -> int:
-    """What the allocator keeps and nobody uses, where layers keep `kept` bytes and `work` bytes are at work."""
+    """Return the bytes that the allocator holds and no tensor uses.
+
+    `kept`: bytes of kept activations. `work`: bytes of temporaries.
+    """
     if layout.device != "cpu":
         return int((kept + work) * DEVICE_SLACK[layout.device])
     always, share, lost = SLACK[layout.allocator][layout.path]
     if layout.quantization == "8bit" and layout.allocator != "lean":
         always, share, lost = SLACK_8BIT
     if layout.quantization == "4bit" and layout.path == GENERIC and layout.allocator != "lean":
-        always += spec.largest_linear * layout.size  # unpacked whole, and anew each time
+        always += spec.largest_linear * layout.size  # every matmul unpacks its whole weight into a new buffer
     given_up = activation_bytes(spec, replace(layout, recompute=0)) - kept if layout.recompute else 0
     return always + int(share * kept + lost * given_up)
 
 
 def terms(spec: ModelSpec, layout: Layout) -> dict[str, int]:
-    """Peak bytes by term, as named in messages."""
+    """Return the bytes of each term at the peak; reasons.term_names() has the names for the user."""
     activations, work = moving_bytes(spec, layout)
     batch = batch_bytes(spec, layout)
     return {
@@ -259,5 +297,5 @@ def terms(spec: ModelSpec, layout: Layout) -> dict[str, int]:
 
 
 def peak_bytes(spec: ModelSpec, layout: Layout) -> int:
-    """The predicted peak: the sum of the terms."""
+    """Return the predicted peak memory in bytes: the sum of the terms."""
     return sum(terms(spec, layout).values())

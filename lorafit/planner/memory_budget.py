@@ -1,7 +1,8 @@
-"""How much memory may training take? What the device can still give, and the share of it that a plan may use.
+"""Memory limit for a plan: the memory that a device can still allocate, and the share of it that a plan may use.
 
-Counted: free memory and caches that the system gives up, within every control group and resource limit above this process
-(hardware.detect); what other processes hold of a GPU is gone. Not counted: swap, and what a Mac would have to compress.
+Available memory is free memory plus caches that the system can drop, within every cgroup and resource limit above this
+process (hardware.detect). GPU memory held by other processes, swap, and memory that macOS would have to compress do not
+count as available.
 """
 
 from dataclasses import replace
@@ -9,22 +10,25 @@ from dataclasses import replace
 from lorafit.hardware.detect import Machine
 from lorafit.messages import _
 
-MARGIN = 0.9  # of the available memory; the rest is for what the formula does not know
+MARGIN = 0.9  # share of the available memory that a plan may use; the rest covers errors of the formula
 
 
 def available_bytes(machine: Machine, device: str) -> int:
-    """Memory that `device` can still give; for MPS two thirds of the RAM, a guess, until the engine has measured it."""
+    """Return the bytes that `device` can still allocate.
+
+    For MPS this is two thirds of the RAM, a guess, until the engine has read Metal's limit.
+    """
     gpu = machine.gpu(device)
     if gpu is None:
         return machine.available_bytes
     shared = device == "mps"
     given = gpu.available_bytes or (gpu.memory_bytes * 2 // 3 if shared else gpu.memory_bytes)
-    # A Mac's GPU has the memory that its programs have; Metal's figure does not know what they hold.
+    # A Mac's GPU shares memory with all programs, and Metal's limit does not count the memory that they use.
     return min(given, machine.available_bytes) if shared and machine.pressed else given
 
 
 def source_text(machine: Machine, device: str) -> str | None:
-    """Where a Mac's figure is from, in words; other devices tell theirs when they are asked."""
+    """Return the source of a Mac's memory limit for the user; None for other devices, which report free memory."""
     gpu = machine.gpu(device)
     if (
         gpu is None
@@ -40,10 +44,14 @@ def source_text(machine: Machine, device: str) -> str | None:
 
 
 def share_of(machine: Machine, processes: int) -> Machine:
-    """What each of several processes on `machine` has: a GPU of its own, or its share of the cores; and of the memory."""
+    """Return `machine` as each of `processes` processes sees it.
+
+    Each process has an equal share of the main memory. On a CPU, the processes share the cores; otherwise each has its own
+    GPU.
+    """
     return replace(machine, available_bytes=machine.available_bytes // processes, shared_by=processes)
 
 
 def usable_bytes(machine: Machine, device: str) -> int:
-    """What a plan may come to."""
+    """Return the bytes that a plan may use on `device`."""
     return int(MARGIN * available_bytes(machine, device))

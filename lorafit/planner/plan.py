@@ -1,4 +1,4 @@
-"""What will be done? The config resolved for one machine, one model and one data set: no None, no "auto", no -1."""
+"""The plan of a run: the config resolved for one machine, one model and one data set, without None, "auto" or -1."""
 
 import json
 from contextlib import suppress
@@ -12,20 +12,23 @@ from lorafit.messages import Said, _, listed, retranslate
 
 @dataclass(frozen=True)
 class Choice:
-    """One decision: `setting` became `value` because of `reason` (words for the user)."""
+    """One decision of the planner: `setting` has `value` because of `reason`, a text for the user."""
 
     setting: str
     value: str
     reason: str
 
     def written(self) -> dict[str, Any]:
-        """For JSON: as it is, and `retranslate`: how to say it in another language."""
+        """Return the choice for JSON: its fields, and under "again" the recipes that translate its texts again."""
         said = {name: text.recipe for name, text in vars(self).items() if isinstance(text, Said)}
         return {**vars(self), "again": said}
 
     @classmethod
     def read(cls, facts: dict[str, Any]) -> "Choice":
-        """What was written, in the language spoken now; as it was where that cannot be. Raises TypeError."""
+        """Make a choice from what `written` returned, translated into the current language.
+
+        Texts without a usable recipe stay as written. Raise TypeError if a field is missing.
+        """
         words = {f.name: facts[f.name] for f in fields(cls) if f.name in facts}
         with suppress(LookupError, TypeError, ValueError, AttributeError):
             words |= {name: str(retranslate(recipe)) for name, recipe in facts["again"].items() if name in words}
@@ -36,22 +39,22 @@ def _must_be_there(field: Field[Any]) -> bool:
     return field.default is MISSING and field.default_factory is MISSING
 
 
-# Fields that decide only how a run is computed; quantization and optimizer change what is learned, and go with them.
+# Fields that say how a run is computed. Of these, quantization and optimizer also change the trained adapter.
 HOW = ("engine", "device", "precision", "quantization", "optimizer", "token_budget", "max_micro_batch", "recompute",
        "loss_chunk", "allocator", "compile", "save_steps", "eval_steps", "keep_checkpoints")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that the engine and the loop need to know. Bytes are ints, lengths are tokens."""
+    """All settings that the engine and the training loop need. Memory is in bytes, lengths are in tokens."""
 
-    # where and in which numbers
+    # device and precision
     engine: str
     device: str
     precision: str  # fp32 | bf16 | fp16: storage of the base and arithmetic
     quantization: str  # none | 4bit | 8bit
     optimizer: str  # adamw | paged_adamw_8bit
-    # what is learned
+    # training settings, which determine the result
     steps: int
     effective_batch: int
     train_samples: int
@@ -71,34 +74,35 @@ class Plan:
     lora_dropout: float
     lora_targets: str
     data_digest: str
-    # how it is computed
+    # computation, which changes speed and memory only
     token_budget: int
     max_micro_batch: int  # samples
-    recompute: int  # layers
-    loss_chunk: int  # target tokens
-    save_steps: int  # 0: by time alone
+    recompute: int  # layers with gradient checkpointing
+    loss_chunk: int  # tokens in the loss whose logits are computed at once
+    save_steps: int  # 0: checkpoints by time only
     eval_steps: int
     keep_checkpoints: int
     predicted_peak_bytes: int
     available_bytes: int
     processes: int = 1
-    allocator: str = "default"  # fast | lean | default: glibc's
-    compile: str = "off"  # on | off: each layer of the generic path
-    shard: bool = False  # each process holds its share of the base's weights
+    allocator: str = "default"  # fast | lean | default: profile of glibc's malloc
+    compile: str = "off"  # on | off: torch.compile on each layer of the generic path
+    shard: bool = False  # the base weights are sharded over the processes (FSDP)
     choices: list[Choice] = field(default_factory=list)
-    predicted_seconds: float = 0.0  # of the whole run
+    predicted_seconds: float = 0.0  # whole run
     predicted_step_seconds: float = 0.0
     predicted_range: tuple[float, float] = (0.0, 0.0)
     predicted_tokens_per_second: float = 0.0
     memory_terms: dict[str, int] = field(default_factory=dict)  # bytes
 
     def save(self, path: Path) -> None:
+        """Write the plan to `path` as JSON."""
         facts = {**asdict(self), "choices": [choice.written() for choice in self.choices]}
         path.write_text(json.dumps(facts, ensure_ascii=False, indent=1) + "\n", "utf-8")
 
     @classmethod
     def load(cls, path: Path) -> "Plan":
-        """The plan in `path`. Raises RunError when the file is not a plan."""
+        """Read the plan in `path`. Raise RunError if the file cannot be read or is not a plan."""
         try:
             return cls.of(json.loads(path.read_text("utf-8")))
         except (OSError, ValueError, TypeError, AttributeError) as error:
@@ -107,7 +111,7 @@ class Plan:
 
     @classmethod
     def of(cls, facts: dict[str, Any]) -> "Plan":
-        """The plan that `facts`, read from JSON, tell. Raises ValueError or TypeError."""
+        """Make a plan from the content of a plan.json. Raise ValueError or TypeError if the content is not a plan."""
         if lacking := [f.name for f in fields(cls) if f.name not in facts and _must_be_there(f)]:
             raise ValueError(
                 _("it lacks {names}").format(names=listed([*lacking[:3], *(["..."] if lacking[3:] else [])]))
@@ -118,5 +122,5 @@ class Plan:
         return cls(**{**known, "choices": choices, "predicted_range": predicted_range})
 
     def computed_as(self, other: "Plan") -> "Plan":
-        """This plan, computed the way `other` is."""
+        """Return this plan with the fields in HOW taken from `other`."""
         return replace(self, **{name: getattr(other, name) for name in HOW})

@@ -1,4 +1,4 @@
-"""How will this run go? Config, machine, model and data lengths -> a Plan, each decision with its reason."""
+"""The planner: config, machine, model and data statistics -> a `Plan`, with the reason of each decision."""
 
 import math
 from dataclasses import dataclass, replace
@@ -18,13 +18,17 @@ from lorafit.planner.search import NO_LIMIT, Candidate, PlanRequest, best, candi
 
 __all__ = ["DataStats", "PlanResult", "Schedule", "consider", "make_plan", "make_schedule"]
 
-EVAL_SHARE = 0.05  # of the time that scheduled evaluations may take
+EVAL_SHARE = 0.05  # highest share of the training time for scheduled evaluations
 MOST_EVALS = 20
 
 
 @dataclass(frozen=True)
 class PlanResult:
-    """A plan, what it rests on, and what else was considered."""
+    """A plan with its inputs and its alternatives.
+
+    `question`: the request that `plan` answers. `considered`: all candidates of the search. `chosen`: the selected one,
+    with the allocator of the plan. `estimate`: time of the run described by `work`.
+    """
 
     plan: Plan
     question: PlanRequest
@@ -37,14 +41,18 @@ class PlanResult:
 def make_plan(
     config: TrainConfig, machine: Machine, spec: ModelSpec, data: DataStats, known: Calibration = NOTHING
 ) -> Plan:  # fmt: skip
-    """The plan for this run. Raises ConfigError, HardwareError or DoesNotFit."""
+    """Return the plan for a run. Raise ConfigError, HardwareError, ModelError or DoesNotFit."""
     return consider(config, machine, spec, data, known).plan
 
 
 def consider(
     config: TrainConfig, machine: Machine, spec: ModelSpec, data: DataStats, known: Calibration = NOTHING
 ) -> PlanResult:
-    """The plan, with all that was considered. Raises ConfigError, HardwareError or DoesNotFit."""
+    """Return the plan with all candidates. Raise ConfigError, HardwareError, ModelError or DoesNotFit.
+
+    If nothing fits, sharding over the processes is tried first, then 4-bit base weights where quantization is "auto". A
+    requested token_budget is planned even if it does not fit.
+    """
     device = device_precision.choose_device(config, machine)
     engine = device_precision.choose_engine(config, machine, device.value)
     quantization = device_precision.choose_quantization(config, device.value, engine.value)
@@ -87,7 +95,7 @@ def consider(
 
 
 def _with_allocator(question: PlanRequest, chosen: Candidate) -> tuple[Candidate, list[Choice]]:
-    """`chosen` with the allocator that suits what it takes; MLX has its own."""
+    """Return `chosen` with the allocator that suits its peak memory. MLX has its own allocator and is unchanged."""
     layout, config, machine = chosen.layout, question.config, question.machine
     if layout.engine != "torch":
         return chosen, []
@@ -95,11 +103,14 @@ def _with_allocator(question: PlanRequest, chosen: Candidate) -> tuple[Candidate
     room = available_bytes(machine, layout.device)
     choice = tuning.choose_allocator(config, machine, layout.device, ample.peak_bytes, room)
     suited = judged(question, replace(layout, allocator=choice.value), chosen.token_budget)
-    return replace(suited, seconds=chosen.seconds), [choice]  # compared with the others, which are lean
+    return replace(suited, seconds=chosen.seconds), [choice]  # the search's time, comparable with the others
 
 
 def alternatives(planned: PlanResult, known: Calibration = NOTHING) -> list[Choice]:
-    """The runners-up with why not, and 4-bit where it would fit and was not asked for."""
+    """Return the rejected candidates with reasons, and proposals that a user must request.
+
+    Proposals are 4-bit base weights, if they fit, and one process on each GPU.
+    """
     question, chosen = planned.question, planned.chosen
     found = reasons.others(question, chosen, planned.considered)
     config, base = question.config, question.base
@@ -139,10 +150,10 @@ def _base(
 def _asked(
     config: TrainConfig, machine: Machine, spec: ModelSpec, data: DataStats, base: Layout, known: Calibration
 ) -> PlanRequest:  # fmt: skip
-    """`base` with the way that the engine will take, and what was learnt of its memory."""
+    """Return the request for `base`: code path, precisions, and the memory measurements of earlier runs."""
     path = path_of(spec, base.longest, base.quantization, base.device)
     precisions = device_precision.precisions(config, machine, base.device, base.engine)
-    if path != FAST or spec.window is not None or config.lora_dropout > 0:  # it is computed for every sample
+    if path != FAST or spec.window is not None or config.lora_dropout > 0:  # the engine shares no prefixes
         data = data.alone
     base = replace(base, path=path, precision=precisions[0], target_share=target_share(data))
     factor = known.memory_factor(base, spec)
@@ -151,7 +162,7 @@ def _asked(
 
 
 def make_schedule(config: TrainConfig, effective_batch: int, data: DataStats) -> Schedule:
-    """How many steps, how many of them warm up, and after how many to evaluate."""
+    """Return the number of steps and of warmup steps, and the steps between evaluations."""
     rows = len(data.train_lengths)
     steps = config.max_steps or math.ceil(rows * config.num_epochs / effective_batch)
     warmup = min(math.ceil(config.warmup_ratio * steps), steps - 1)
@@ -164,9 +175,10 @@ def make_schedule(config: TrainConfig, effective_batch: int, data: DataStats) ->
 
 
 def _eval_interval(steps: int, step_tokens: float, valid_tokens: int) -> int:
-    """Steps between evaluations, so that they take at most EVAL_SHARE of the time; at most `steps`: the one at the end.
+    """Return the steps between evaluations: at most EVAL_SHARE of the time and at most MOST_EVALS evaluations.
 
-    Going forward through a frozen base costs half of going forward and back.
+    The result is at most `steps`, which means one evaluation at the end. With a frozen base, a forward pass costs half of
+    a forward and backward pass.
     """
     affordable = EVAL_SHARE * steps * step_tokens / (valid_tokens / 2)
     return min(math.ceil(steps / max(min(affordable, MOST_EVALS), 1)), steps)

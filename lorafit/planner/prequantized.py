@@ -1,4 +1,4 @@
-"""What follows from a base that mlx_lm quantised? MLX computes, and in the bits of the files."""
+"""Choices for a base model that mlx_lm quantized: the engine is MLX, and the bits are those of the files."""
 
 from lorafit.config import TrainConfig
 from lorafit.errors import ModelError
@@ -10,7 +10,10 @@ from lorafit.planner.plan import Choice
 
 
 def choose_engine(config: TrainConfig, machine: Machine, device: str, chosen: Choice, packed: Packed) -> Choice:
-    """MLX, wherever it can be had. Raises ModelError where it cannot, or PyTorch was asked for."""
+    """Choose MLX.
+
+    Raise ModelError if MLX is not available, PyTorch is requested, several processes train, or the device is CUDA.
+    """
     if chosen.value == "mlx":
         return chosen
     free = config.engine == "auto" and (config.processes or 1) == 1
@@ -29,7 +32,7 @@ def choose_engine(config: TrainConfig, machine: Machine, device: str, chosen: Ch
 
 
 def choose_quantization(config: TrainConfig, packed: Packed) -> Choice:
-    """The bits of the files. Raises ModelError where others are asked for."""
+    """Choose the bits of the files. Raise ModelError if other bits, or none, are requested."""
     value = f"{packed.bits}bit"
     if config.quantization not in ("auto", value):
         raise ModelError(

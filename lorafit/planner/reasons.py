@@ -1,4 +1,4 @@
-"""Why this and not another? The words beside each choice of a plan, and beside what was not chosen."""
+"""Texts for the user: the reason of each choice of a plan, and of each rejected candidate."""
 
 from collections.abc import Iterator
 
@@ -18,7 +18,7 @@ MOST_OTHERS = 4
 
 
 def term_names() -> dict[str, str]:
-    """The terms of the memory formula, for a person."""
+    """Return the names of the memory terms for the user, by the keys of memory.terms()."""
     return {
         "framework": _("libraries"),
         "weights": _("base weights"),
@@ -32,7 +32,7 @@ def term_names() -> dict[str, str]:
 
 
 def how(question: PlanRequest, chosen: Candidate, expected: Estimate) -> list[Choice]:
-    """Memory, path, split, recompute and time, each with its reason."""
+    """Return the choices of memory, code path, token budget, recompute and time."""
     path = [_path(question)] if question.base.engine == "torch" else []
     return [_memory(question, chosen), *path, *_split(question, chosen), _time(expected)]
 
@@ -56,7 +56,7 @@ def _memory(question: PlanRequest, chosen: Candidate) -> Choice:
 
 
 def largest_terms(question: PlanRequest, chosen: Candidate) -> list[str]:
-    """ "base weights 2.3 GiB" and the like, the largest first."""
+    """Return the SHOWN_TERMS largest memory terms as texts like "base weights 2.3 GiB", the largest first."""
     sizes, names = terms(question.spec, chosen.layout), term_names()
     largest = sorted(sizes, key=lambda name: -sizes[name])[:SHOWN_TERMS]
     return [joined(" ", [names[name], bytes_text(sizes[name])]) for name in largest]
@@ -96,7 +96,7 @@ def _time(expected: Estimate) -> Choice:
 
 
 def source_text(source: str) -> str:
-    """What an estimate of the time rests on."""
+    """Return the text for the source of a time estimate. Raise KeyError for an unknown source."""
     words = {
         "measured": _("measured just now"),
         "calibrated": _("from earlier runs on this machine"),
@@ -107,6 +107,7 @@ def source_text(source: str) -> str:
 
 
 def steps(config: TrainConfig, effective_batch: int, schedule: Schedule, rows: int) -> Choice:
+    """Return the choice of the number of steps."""
     text = _("{rows} rows, {batch} a step, num_epochs {epochs:g}")
     if config.max_steps:
         text = _("as asked; {rows} rows, {batch} a step")
@@ -115,12 +116,16 @@ def steps(config: TrainConfig, effective_batch: int, schedule: Schedule, rows: i
 
 
 def evaluations(config: TrainConfig, schedule: Schedule, most: float) -> Choice:
+    """Return the choice of the steps between evaluations; `most` is the highest share of the time for evaluations."""
     share = _("as asked") if config.eval_steps else _("so that evaluating takes at most {share:.0%} of the time")
     return Choice("eval_steps", str(schedule.eval_steps), share.format(share=most))
 
 
 def others(question: PlanRequest, chosen: Candidate, considered: list[Candidate]) -> list[Choice]:
-    """What was considered and not taken, and why not: the faster ones that do not fit, then the slower ones that do."""
+    """Return rejected candidates with reasons, at most MOST_OTHERS.
+
+    The two fastest that do not fit come first, then those that fit, the fastest first.
+    """
     rest = [candidate for candidate in considered if _flags(candidate) != _flags(chosen)]
     faster = sorted((c for c in rest if not c.fits), key=lambda c: c.seconds)
     slower = sorted((c for c in rest if c.fits), key=lambda c: c.seconds)
@@ -132,14 +137,17 @@ def others(question: PlanRequest, chosen: Candidate, considered: list[Candidate]
 
 
 def proposal(question: PlanRequest, chosen: Candidate, packed: Candidate) -> Choice:
-    """4-bit beside a base that is not quantised: it learns something else, so it is only proposed."""
+    """Return the proposal of 4-bit base weights with its speed and memory.
+
+    4-bit weights change the trained adapter, so the planner does not choose them while the unquantized base fits.
+    """
     text = _("{ratio:.0%} of the speed, {peak}; learns on a rounded base")
     reason = text.format(ratio=chosen.seconds / packed.seconds, peak=bytes_text(packed.peak_bytes))
     return Choice("quantization", f"--quantization {packed.layout.quantization} {_flags(packed)}", reason)
 
 
 def more_gpus(chosen: Candidate, several: Candidate) -> Choice:
-    """A process on every GPU beside one on the first alone."""
+    """Return the proposal of one process per GPU, with its speed relative to one process on the first GPU."""
     text = _("{ratio:.0%} of the speed: a process on each of the machine's GPUs learns the same, sooner")
     return Choice(
         "processes", f"--processes {several.layout.processes}", text.format(ratio=chosen.seconds / several.seconds)

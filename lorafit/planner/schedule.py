@@ -16,15 +16,18 @@ def _epoch_order(seed: int, epoch: int, rows: int) -> NDArray[np.int64]:
 
 
 def stream_length(plan: Plan) -> int:
-    """Samples that the whole run learns from: rows x epochs, or steps x effective_batch where max_steps asks for more."""
+    """Return the number of samples that the whole run trains on.
+
+    This is rows x epochs, or steps x effective_batch if max_steps sets another number of steps.
+    """
     rows = math.ceil(plan.train_samples * plan.num_epochs)
     return rows if math.ceil(rows / plan.effective_batch) == plan.steps else plan.steps * plan.effective_batch
 
 
 def step_samples(plan: Plan, step: int) -> list[int]:
-    """Row numbers that step `step` (from 1) learns from: a slice of the stream of epochs, each its own permutation.
+    """Return the row numbers of step `step` (from 1): a slice of the stream of epochs, each with its own permutation.
 
-    Slices are consecutive and may cross an epoch's end; the last takes what is left.
+    Slices are consecutive and may cross the end of an epoch. The last slice may be shorter.
     """
     first = (step - 1) * plan.effective_batch
     places = range(first, min(first + plan.effective_batch, stream_length(plan)))
@@ -33,7 +36,7 @@ def step_samples(plan: Plan, step: int) -> list[int]:
 
 
 def lr_at(step: int, plan: Plan) -> float:
-    """Learning rate of step `step` (from 1): a linear rise over warmup_steps, then the schedule; never 0 in a step."""
+    """Return the learning rate of step `step` (from 1): linear warmup, then the scheduler; never 0."""
     if step <= plan.warmup_steps:
         return plan.learning_rate * step / plan.warmup_steps
     done = (step - 1 - plan.warmup_steps) / max(plan.steps - plan.warmup_steps, 1)

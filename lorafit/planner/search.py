@@ -1,7 +1,7 @@
-"""Which way of computing is the fastest that fits? Precision, token budget, recomputed layers and loss chunk, all tried.
+"""Search for the fastest layout that fits: every precision, token budget, recompute depth and loss chunk is tried.
 
-Nothing here changes what is learned. Speed is the catalogue's, not what was measured here, so that two equal runs on one
-machine take one plan; measured memory (`memory_factor`) may make a budget smaller.
+Token budget, recompute and loss chunk do not change the result of training. Speeds are from the catalogue, not measured,
+so that two equal runs on one machine get the same plan. Measured memory (`memory_factor`) may reduce the token budget.
 """
 
 from collections.abc import Iterator
@@ -18,18 +18,22 @@ from lorafit.planner.speed import MicroBatchShape, step_seconds
 from lorafit.planner.throughput import rates
 from lorafit.units import MIB
 
-# Few rungs, so that two runs on one machine split their steps alike though free memory differs a little.
+# Few token budgets, so that small differences in free memory do not change how a step is split into micro-batches.
 LADDER = (256, 512, 1024, 2048, 4096)
-USEFUL_TOKENS = {"cpu": 1024, "mps": 2048, "cuda": 4096}  # a larger micro-batch is hardly faster
-LOGITS_BYTES = (128 * MIB, 32 * MIB)  # of one chunk of the loss, were all logits of it there at once
-NO_LIMIT = 4096  # samples in a micro-batch
-WORTH = 0.03  # a plan that is faster by less than this is not worth more memory
+USEFUL_TOKENS = {"cpu": 1024, "mps": 2048, "cuda": 4096}  # a larger micro-batch is hardly faster on the device
+LOGITS_BYTES = (128 * MIB, 32 * MIB)  # size of one chunk's logits, if all existed at once in fp32
+NO_LIMIT = 4096  # samples per micro-batch where the config sets no limit
+WORTH = 0.03  # relative: a plan that is faster by less is not worth more memory
 
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """What is to be trained where. `base` says what is settled; `memory_factor` what measuring has taught, at least 1;
-    `most_tokens` above which budget memory ran out."""
+    """One search: what to train on which machine, with which settings fixed.
+
+    `base`: layout whose other fields are fixed. `precisions`: the precisions to try, the preferred one first.
+    `memory_factor`: measured over predicted peak memory, at least 1. `most_tokens`: largest token budget to try, since
+    larger ones ran out of memory; None: no limit.
+    """
 
     config: TrainConfig
     machine: Machine
@@ -42,22 +46,24 @@ class PlanRequest:
 
     @property
     def room(self) -> int:
+        """Bytes that the plan may use on the device."""
         return usable_bytes(self.machine, self.base.device)
 
     @property
     def is_capped(self) -> bool:
-        """Whether a larger budget would be tried, had memory not run out with it."""
+        """Whether `most_tokens` excludes a token budget that the search would try otherwise."""
         largest = rungs(self.base.device, self.data.longest)[0]
         return self.config.token_budget is None and largest > (self.most_tokens or largest)
 
     @property
     def max_samples(self) -> int:
+        """Most samples per micro-batch."""
         return self.config.batch_size or NO_LIMIT
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to train; `seconds` a step, by the catalogue's speeds."""
+    """One way to train, with its predicted peak memory and its seconds per step by the catalogue's speeds."""
 
     layout: Layout
     token_budget: int
@@ -67,12 +73,15 @@ class Candidate:
 
 
 def loss_chunk(vocab: int, logits_bytes: int = LOGITS_BYTES[0]) -> int:
-    """Target tokens whose logits are made at once."""
+    """Return how many tokens in the loss have their logits computed at once: between 32 and 512."""
     return min(max(logits_bytes // (vocab * 4), 32), 512)
 
 
 def candidates(question: PlanRequest) -> list[Candidate]:
-    """For every precision, budget and chunk the fewest recomputed layers that fit, or all of them where none fits."""
+    """Return one candidate per token budget, precision and loss chunk.
+
+    Each has the fewest recomputed layers that fit, or the largest number if none fits.
+    """
     return [
         _leanest_needed(question, layout, budget, steps)
         for budget in budgets(question)
@@ -82,18 +91,21 @@ def candidates(question: PlanRequest) -> list[Candidate]:
 
 
 def best(found: list[Candidate]) -> Candidate:
-    """The fastest that fits, of equally fast ones the leanest; where nothing fits, the leanest of all."""
+    """Return the fastest candidate that fits; if none fits, the one with the lowest peak memory.
+
+    Candidates within WORTH of the fastest count as equally fast, and the one with the lowest peak memory wins.
+    """
     fitting = [candidate for candidate in found if candidate.fits]
     if not fitting:
         return min(found, key=lambda candidate: candidate.peak_bytes)
-    precision = fitting[0].layout.precision  # they come in the order in which they are wanted
+    precision = fitting[0].layout.precision  # candidates are sorted by token budget, then by preferred precision
     fitting = [candidate for candidate in fitting if candidate.layout.precision == precision]
     fastest = min(candidate.seconds for candidate in fitting)
     return min((c for c in fitting if c.seconds <= fastest * (1 + WORTH)), key=lambda candidate: candidate.peak_bytes)
 
 
 def anything_fits(question: PlanRequest) -> bool:
-    """Whether any of the candidates would fit; how fast they are is not asked for."""
+    """Return whether any candidate fits, without estimating speeds."""
     layers, asked = question.spec.layers, question.config.recompute
     ways = (0, _most_recomputed(question)) if asked is None else (min(asked, layers),)
     return any(
@@ -105,7 +117,7 @@ def anything_fits(question: PlanRequest) -> bool:
 
 
 def budgets(question: PlanRequest) -> list[int]:
-    """The token budgets that are tried, the largest first."""
+    """Return the token budgets to try, the largest first: the requested one, or `rungs` up to `most_tokens`."""
     config = question.config
     if config.token_budget:
         return [config.token_budget]
@@ -114,14 +126,18 @@ def budgets(question: PlanRequest) -> list[int]:
 
 
 def steps_of(question: PlanRequest, budget: int) -> list[list[MicroBatchShape]]:
-    """Micro-batches of some steps under `budget`."""
+    """Return the micro-batch shapes of the first steps of the run under `budget`."""
     config = question.config
     how = Split(resolve_effective_batch(config), budget, question.max_samples, question.base.processes)
     return steps_as_shares(question.data, how, config.seed)
 
 
 def rungs(device: str, longest: int) -> list[int]:
-    """From the largest useful one down to the longest sample: it is never split, so less would save nothing."""
+    """Return the token budgets for a device, the largest first.
+
+    The largest is the largest useful one, the smallest is not below the longest sample: a sample is never split, so a
+    smaller budget saves no memory.
+    """
     useful = [rung for rung in reversed(LADDER) if longest <= rung <= USEFUL_TOKENS[device]]
     return useful or [next((rung for rung in LADDER if rung >= longest), longest)]
 
@@ -135,10 +151,10 @@ def _layouts(question: PlanRequest, budget: int) -> Iterator[Layout]:
 
 
 def _largest_micro_batch(question: PlanRequest, budget: int) -> int:
-    """Tokens that a micro-batch can really come to; what its samples share counts once."""
+    """Return the most tokens that a micro-batch can have under `budget`; shared prefixes count once."""
     own, held = question.data.longest - question.data.shared, question.data.held
     samples, processes = resolve_effective_batch(question.config), question.base.processes
-    # Dealt longest first, no process comes to more than an even share and the rest of one sample.
+    # Samples are dealt longest first, so no process exceeds an even share by more than part of one sample.
     most = min(question.config.batch_size or budget, samples) * own
     most = min(most, (samples + processes - 1) * own // processes)
     return held + max(own, min(budget - held, most))
@@ -150,7 +166,7 @@ def _leanest_needed(
     layers, asked = question.spec.layers, question.config.recompute
     if asked is not None:
         return judged(question, replace(layout, recompute=min(asked, layers)), budget, steps)
-    low, high = 0, _most_recomputed(question)  # each recomputed layer saves memory: halve until the first that fits
+    low, high = 0, _most_recomputed(question)  # binary search: each recomputed layer saves memory
     while low < high:
         middle = (low + high) // 2
         if _peak(question, replace(layout, recompute=middle)) <= question.room:
@@ -161,15 +177,17 @@ def _leanest_needed(
 
 
 def _most_recomputed(question: PlanRequest) -> int:
-    """Layers that save memory by recomputing. On the own decoder not the last one: it goes backward first, and keeps less
-    than it would make again."""
+    """Return how many layers save memory by recomputing.
+
+    On the fast path, the last layer does not: its backward runs first, and it keeps less than it would recompute.
+    """
     return question.spec.layers - (question.base.path == FAST)
 
 
 def judged(
     question: PlanRequest, layout: Layout, budget: int, steps: list[list[MicroBatchShape]] | None = None
 ) -> Candidate:  # fmt: skip
-    """What `layout` would take; `steps` as steps_of() gives them."""
+    """Return `layout` as a candidate with its predicted memory and time; `steps` are those of steps_of()."""
     steps = steps or steps_of(question, budget)
     peak, rate = _peak(question, layout), rates(question.machine, layout)
     seconds = sum(step_seconds(question.spec, layout, rate, shares) for shares in steps) / len(steps)

@@ -1,4 +1,4 @@
-"""When do several processes hold one base together, and what is said about them?"""
+"""Sharding of the base weights over several processes (FSDP), and the texts on processes for the user."""
 
 from dataclasses import replace
 
@@ -12,17 +12,20 @@ from lorafit.units import bytes_text
 
 
 def can_share(config: TrainConfig, quantization: str) -> bool:
-    """Whether the base may be shared out: there are several processes, it is not quantised, and nobody said no."""
+    """Return whether sharding is possible: several processes, a base that is not quantized, and --shard is not off."""
     return (config.processes or 1) > 1 and quantization == "none" and config.shard != "off"
 
 
 def shared(base: Layout, config: TrainConfig) -> Layout:
-    """`base` with its weights shared out over all processes; the fast path needs them whole."""
+    """Return `base` sharded over all processes, on the generic path: the fast path needs whole weights."""
     return replace(base, shards=config.processes or 1, path=GENERIC)
 
 
 def choices(config: TrainConfig, layout: Layout, peak_bytes: int, machine: Machine) -> list[Choice]:
-    """What several processes do and take, in words; nothing about one alone. `machine` is what one of them has."""
+    """Return the choices of `processes` and `shard`; an empty list for one process.
+
+    `machine` is the machine as one of the processes sees it (memory_budget.share_of). `peak_bytes`: of one process.
+    """
     count = config.processes or 1
     if count == 1:
         return []

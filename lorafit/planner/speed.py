@@ -1,6 +1,7 @@
-"""How many seconds will it take? Operations and bytes of a step over what the machine does in a second.
+"""Predicted seconds of a step, an evaluation, loading and saving: operations and bytes over the device's rates.
 
-docs/speed-model.md has the terms with their sources and measured errors. Letters as in memory.py.
+docs/speed-model.md has the terms with their sources and measured errors. Letters as in memory.py, and W elements of all
+linears, A parameters of the adapter.
 """
 
 from collections.abc import Sequence
@@ -13,18 +14,18 @@ from lorafit.planner.throughput import DeviceRates
 
 DISK_BYTES_PER_SECOND = 0.5e9
 START_SECONDS = 6.0  # libraries, checks, first step
-# Seconds to unpack a number, over the time that writing it to main memory takes. Assumed; the CPU's fast path unpacks into
-# a buffer that caches hold: measured, 46 to 51 GB/s where a copy in memory made 19.
+# Time to unpack a quantized weight over the time to write it to main memory: assumed. The CPU's fast path unpacks into
+# a buffer that fits the cache: measured 46 to 51 GB/s, where a copy in main memory reached 19 GB/s.
 UNPACK_SLOWNESS = {"cpu": 6.0, "cuda": 1.5, "mps": 4.0}
 FAST_UNPACK_SLOWNESS = 0.4
-# Between processes on one machine: gloo over the loopback, NCCL over PCIe. Assumed.
+# Between processes on one machine: gloo over loopback, NCCL over PCIe. Assumed.
 EXCHANGE_BYTES_PER_SECOND = {"cpu": 1e9, "cuda": 10e9, "mps": 1e9}
-TOUCHES = 3  # times that what a layer keeps is read or written outside of products
+TOUCHES = 3  # times that a kept activation is read or written outside of matmuls
 
 
 @dataclass(frozen=True)
 class MicroBatchShape:
-    """A micro-batch by its lengths: T tokens, N targets, and the squares of its samples' lengths summed."""
+    """Size of a micro-batch: T tokens, N targets, and the sum of the squared sample lengths."""
 
     tokens: int
     targets: int
@@ -32,27 +33,31 @@ class MicroBatchShape:
 
 
 def linear_flops(spec: ModelSpec, share: MicroBatchShape) -> float:
-    """2 W forward and 2 W backward to the inputs, a token: frozen weights get no gradient."""
+    """Return the operations of the frozen linears: per token 2 W forward and 2 W backward, for input gradients only."""
     return 4.0 * spec.linear_weights * share.tokens
 
 
 def lora_flops(spec: ModelSpec, layout: Layout, share: MicroBatchShape) -> float:
-    """2 A forward; 2 A to the inputs and 2 A to the weights backward."""
+    """Return the operations of the LoRA matmuls: per token 2 A forward, 2 A for input and 2 A for weight gradients."""
     return 6.0 * adapter_parameters(spec, layout.lora_r, layout.lora_targets) * share.tokens
 
 
 def head_flops(spec: ModelSpec, share: MicroBatchShape) -> float:
-    """Logits and the gradient back, at targets only."""
+    """Return the operations of the LM head: logits and their input gradient, at targets only."""
     return 4.0 * spec.hidden * spec.vocab * share.targets
 
 
 def attention_flops(spec: ModelSpec, share: MicroBatchShape) -> float:
-    """Scores and sums over half of S x S forward (2 nh hd S^2 in all), two and a half times that backward."""
+    """Return the operations of attention.
+
+    The forward computes scores and weighted sums over the causal half of S x S: 2 nh hd S^2. The backward takes 2.5 times
+    as many.
+    """
     return 7.0 * spec.layers * spec.heads * spec.head_dim * share.squares
 
 
 def recompute_flops(spec: ModelSpec, layout: Layout, share: MicroBatchShape) -> float:
-    """The forward pass of the layers that compute it again."""
+    """Return the operations of the forward pass that gradient checkpointing repeats."""
     adapter = adapter_parameters(spec, layout.lora_r, layout.lora_targets)
     attention = 2.0 * spec.layers * spec.heads * spec.head_dim * share.squares
     forward = 2.0 * (spec.linear_weights + adapter) * share.tokens + attention
@@ -60,24 +65,31 @@ def recompute_flops(spec: ModelSpec, layout: Layout, share: MicroBatchShape) -> 
 
 
 def flops(spec: ModelSpec, layout: Layout, share: MicroBatchShape) -> float:
-    """Operations of a micro-batch, forward and backward."""
+    """Return the operations of a micro-batch, forward and backward."""
     fixed = linear_flops(spec, share) + lora_flops(spec, layout, share) + head_flops(spec, share)
     return fixed + attention_flops(spec, share) + recompute_flops(spec, layout, share)
 
 
 def product_seconds(spec: ModelSpec, rate: DeviceRates, operations: float, tokens: int) -> float:
-    """`operations` at the rate that matrices of so many rows and so wide reach."""
+    """Return the seconds of `operations` in matmuls over `tokens` rows.
+
+    Few tokens and a small hidden size lower the rate (half_rate_tokens, half_rate_width).
+    """
     filling = (1 + rate.half_rate_tokens / max(tokens, 1)) * (1 + rate.half_rate_width / spec.hidden)
     return operations / rate.flops * filling
 
 
 def _passes(spec: ModelSpec, layout: Layout) -> float:
-    """How often each weight is read for a micro-batch."""
+    """Return how often each weight is read per micro-batch: forward, backward, and the share of recomputed layers."""
     return 2.0 + min(layout.recompute, spec.layers) / spec.layers
 
 
 def traffic_bytes(spec: ModelSpec, layout: Layout, share: MicroBatchShape) -> float:
-    """Bytes moved outside of products: activations, head weights once a chunk and way, base weights once a pass."""
+    """Return the bytes moved for activations and weights.
+
+    Activations move TOUCHES times. The weights of the LM head move once per chunk, forward and backward; the base weights
+    once per pass.
+    """
     one = layer_bytes(spec, layout) / max(layout.tokens, 1) * spec.layers
     chunks = -(-share.targets // layout.loss_chunk)
     head = 2.0 * chunks * spec.hidden * spec.vocab * BYTES[layout.precision]
@@ -86,7 +98,7 @@ def traffic_bytes(spec: ModelSpec, layout: Layout, share: MicroBatchShape) -> fl
 
 
 def unpack_seconds(spec: ModelSpec, layout: Layout, rate: DeviceRates) -> float:
-    """Quantised weights are unpacked once a pass; MLX multiplies them as they are."""
+    """Return the seconds to unpack quantized weights, once per pass; 0 with MLX, which multiplies packed weights."""
     if layout.quantization == "none" or layout.engine == "mlx":
         return 0.0
     written = spec.linear_weights * BYTES[layout.precision] * _passes(spec, layout)
@@ -95,7 +107,10 @@ def unpack_seconds(spec: ModelSpec, layout: Layout, rate: DeviceRates) -> float:
 
 
 def micro_batch_seconds(spec: ModelSpec, layout: Layout, rate: DeviceRates, share: MicroBatchShape) -> float:
-    """Forward and backward of one micro-batch."""
+    """Return the seconds of forward and backward of one micro-batch.
+
+    On the fast path, memory traffic is not added: the measured efficiency includes it.
+    """
     launches = rate.launch_seconds * spec.layers * _passes(spec, layout)
     moved = 0.0 if layout.path == FAST else traffic_bytes(spec, layout, share) / rate.bytes
     products = product_seconds(spec, rate, flops(spec, layout, share), share.tokens)
@@ -103,7 +118,7 @@ def micro_batch_seconds(spec: ModelSpec, layout: Layout, rate: DeviceRates, shar
 
 
 def gather_seconds(spec: ModelSpec, layout: Layout) -> float:
-    """Where processes hold the base together, each gets the others' part of every layer once a pass."""
+    """Return the seconds of the all-gather of a sharded base: each process receives the other shards once per pass."""
     if layout.shards == 1:
         return 0.0
     others = weights_bytes(spec, layout.precision, layout.quantization) * (layout.shards - 1) / layout.shards
@@ -111,34 +126,43 @@ def gather_seconds(spec: ModelSpec, layout: Layout) -> float:
 
 
 def exchange_seconds(spec: ModelSpec, layout: Layout) -> float:
-    """Gradients in float32 summed over all processes: in a ring each sends and gets 2 (n - 1) / n of them."""
+    """Return the seconds of the all-reduce of the float32 gradients.
+
+    In a ring of n processes, each sends and receives 2 (n - 1) / n of all gradients.
+    """
     gradients = 4.0 * adapter_parameters(spec, layout.lora_r, layout.lora_targets)
     sent = gradients * 2 * (layout.processes - 1) / layout.processes
     return sent / EXCHANGE_BYTES_PER_SECOND[layout.device]
 
 
 def update_seconds(spec: ModelSpec, layout: Layout, rate: DeviceRates) -> float:
-    """The optimizer and the norm: adapter, gradient and moments read and written."""
+    """Return the seconds of gradient norm and optimizer update, 32 A bytes.
+
+    They read and write adapter, gradient and optimizer state.
+    """
     return 32.0 * adapter_parameters(spec, layout.lora_r, layout.lora_targets) / rate.bytes
 
 
 def step_seconds(spec: ModelSpec, layout: Layout, rate: DeviceRates, shares: Sequence[MicroBatchShape]) -> float:
-    """One optimizer step over its micro-batches."""
+    """Return the seconds of one optimizer step over its micro-batches."""
     work = sum(micro_batch_seconds(spec, layout, rate, share) for share in shares)
     return work + exchange_seconds(spec, layout) + update_seconds(spec, layout, rate)
 
 
 def evaluation_seconds(spec: ModelSpec, layout: Layout, rate: DeviceRates, share: MicroBatchShape) -> float:
-    """Forward only: a third to a half of a training pass, without recompute."""
+    """Return the seconds of one micro-batch of an evaluation: the forward pass only.
+
+    A forward pass takes a third to a half of the operations of a training pass without recompute; half is assumed.
+    """
     plain = flops(spec, layout, share) - recompute_flops(spec, layout, share)
     return product_seconds(spec, rate, plain / 2, layout.tokens) + rate.launch_seconds * spec.layers
 
 
 def load_seconds(spec: ModelSpec) -> float:
-    """Reading the files, and what every start costs."""
+    """Return the seconds to start the process and read the weight files."""
     return START_SECONDS + spec.weight_bytes / DISK_BYTES_PER_SECOND
 
 
 def save_seconds(spec: ModelSpec, layout: Layout) -> float:
-    """Adapter and moments, written and flushed."""
+    """Return the seconds to write and flush adapter and optimizer state, 12 A bytes."""
     return 0.2 + 12.0 * adapter_parameters(spec, layout.lora_r, layout.lora_targets) / (DISK_BYTES_PER_SECOND / 2)

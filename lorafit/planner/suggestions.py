@@ -1,4 +1,7 @@
-"""What would fit, where nothing does? Flags to paste, each tried with the same formula; then machines that could."""
+"""Suggestions where no plan fits: flags to paste, a smaller model, a larger machine.
+
+The memory formula checks every suggestion except two: the general hint at smaller models, and --token_budget.
+"""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,13 +22,16 @@ from lorafit.planner.reasons import term_names
 from lorafit.planner.search import Candidate, PlanRequest, anything_fits, budgets
 from lorafit.units import bytes_text
 
-WORTH_A_TRY = 1.3  # times the available memory: beyond that no formula is so wrong
+WORTH_A_TRY = 1.3  # times the available memory: the formula is not off by more
 SHORTER = (1024, 512, 384, 256, 128)
-LARGER_MACHINES = ("colab-t4", "M2 Pro 32GB", "RTX 3090", "M3 Max 64GB", "A100 80GB", "H100")  # the cheap ones first
+LARGER_MACHINES = ("colab-t4", "M2 Pro 32GB", "RTX 3090", "M3 Max 64GB", "A100 80GB", "H100")  # the cheapest first
 
 
 def does_not_fit(question: PlanRequest, nearest: Candidate, in_4bit: Candidate | None = None) -> DoesNotFit:
-    """The error that names what was predicted, term by term, and the flags that would fit; `in_4bit` was tried in vain."""
+    """Return the error with the predicted memory by term and the suggestions.
+
+    `nearest`: the candidate with the lowest peak. `in_4bit`: the same with 4-bit base weights, where those do not fit.
+    """
     names, layout = term_names(), nearest.layout
     parts = [f"{names[name]} {bytes_text(size)}" for name, size in terms(question.spec, layout).items() if size]
     if in_4bit is not None:
@@ -44,7 +50,11 @@ def does_not_fit(question: PlanRequest, nearest: Candidate, in_4bit: Candidate |
 
 
 def remedies(question: PlanRequest, nearest: Candidate) -> Iterator[str]:
-    """The nearest things that would fit: shorter, 4-bit, both, a smaller model, another machine; to try all the same."""
+    """Yield the suggestions, the smallest change first.
+
+    Fewer processes, 4-bit base weights, shorter samples or both, a smaller model, a larger machine. Last, if the peak is
+    below WORTH_A_TRY times the available memory, a run with a set token budget.
+    """
     packs = question.base.quantization == "none" and question.spec.packed is None
     yield from _fewer_processes(question)
     yield from _flags(question, packs)
@@ -61,7 +71,7 @@ def remedies(question: PlanRequest, nearest: Candidate) -> Iterator[str]:
 
 
 def _fewer_processes(question: PlanRequest) -> Iterator[str]:
-    """On a CPU processes share the memory: how many would have enough."""
+    """Yield the largest smaller number of processes that fits on a CPU, where processes share the memory."""
     machine, count = question.machine, question.machine.shared_by
     whole = replace(machine, available_bytes=machine.available_bytes * count)
     for fewer in range(count - 1, 0, -1):
@@ -86,7 +96,7 @@ def _flags(question: PlanRequest, packs: bool) -> Iterator[str]:
 
 
 def fits(question: PlanRequest, longest: int | None = None, **changes: Any) -> bool:
-    """Whether something fits with `changes` to the layout, and no sample longer than `longest`."""
+    """Return whether anything fits with `changes` to the layout and samples truncated to `longest` tokens."""
     base = replace(question.base, **changes)
     data = question.data
     if longest is not None:
@@ -97,7 +107,10 @@ def fits(question: PlanRequest, longest: int | None = None, **changes: Any) -> b
 
 
 def _smaller_model(question: PlanRequest) -> str | None:
-    """The largest smaller model of the catalogue that fits as it is, first of the same kind."""
+    """Return the largest smaller model of the catalogue that fits, or None.
+
+    Only models of the same model_type are tried, if the catalogue has a smaller one.
+    """
     size = question.spec.linear_weights
     known = [(name, known_spec(name)) for name in SHAPES]
     smaller = [(name, spec) for name, spec in known if spec is not None and spec.linear_weights < size]
@@ -109,7 +122,7 @@ def _smaller_model(question: PlanRequest) -> str | None:
 
 
 def _fits_model(question: PlanRequest, spec: ModelSpec) -> bool:
-    """Whether it fits as it is, or in 4 bits where that would be chosen by itself."""
+    """Return whether `spec` fits, with 4-bit base weights if the planner would choose these by itself."""
     instead, base = replace(question, spec=spec), question.base
     by_itself = question.config.quantization == "auto" and base.quantization == "none"
     return fits(instead) or (by_itself and fits(instead, quantization="4bit"))

@@ -1,4 +1,4 @@
-"""Which machine trains which model, and how long does it take? The macOS guide's two tables, computed, beside its own figures."""
+"""The two tables of the macOS guide, computed: models per machine and training times, beside the guide's figures."""
 
 from dataclasses import dataclass
 
@@ -11,21 +11,21 @@ from lorafit.models.spec import ModelSpec
 from lorafit.planner.data_stats import DataStats
 from lorafit.planner.planner import PlanResult, consider
 
-# What the tables call a model, and which one stands for it.
+# Model size in the tables -> the model that represents it.
 MODELS = {
     "1B": "meta-llama/Llama-3.2-1B-Instruct", "3B": "meta-llama/Llama-3.2-3B-Instruct",
     "7B": "Qwen/Qwen2.5-7B-Instruct", "8B": "meta-llama/Llama-3.1-8B-Instruct",
     "13B": "meta-llama/Llama-2-13b-chat-hf", "32B": "Qwen/Qwen2.5-32B-Instruct",
     "70B": "meta-llama/Llama-3.3-70B-Instruct",
 }  # fmt: skip
-# Machine -> the guide's word on what it trains; "" where the guide has none.
+# Machine -> the largest model that the guide trains on it; "" where the guide does not say.
 GUIDE_MODELS = {
     "M1 8GB": "1B", "M1 Pro 16GB": "3B", "M1 Max 32GB": "3B", "M2 8GB": "1B", "M2 24GB": "3B", "M2 Pro 16GB": "3B",
     "M2 Max 96GB": "7B", "M3 Pro 18GB": "3B", "M3 Max 64GB": "7B", "M3 Max 128GB": "13B", "M4 Max 128GB": "",
     "M2 Ultra 192GB": "", "M5 Max 128GB": "", "T4": "", "RTX 3060 12GB": "", "RTX 3090": "3B", "RTX 4090": "",
     "A100 80GB": "", "H100": "",
 }  # fmt: skip
-# (machine, length, quantisation, hours from, to): the guide's times for Llama-3.2-3B, lawyer_llama_data, 3 epochs.
+# The guide's times, Llama-3.2-3B on lawyer_llama_data, 3 epochs: (machine, max_length, quantization, hours from, to).
 GUIDE_HOURS = [
     ("M1 16GB", 256, "auto", 48, 72), ("M1 Pro 16GB", 384, "auto", 24, 36), ("M2 Max 32GB", 512, "auto", 12, 18),
     ("M3 Max 64GB", 512, "auto", 8, 12), ("RTX 3090", 512, "4bit", 9, 12),
@@ -36,7 +36,7 @@ VALID_ROWS = 200
 
 @dataclass(frozen=True)
 class ModelOnMachine:
-    """How one model trains on one machine: None for `planned` where it does not fit."""
+    """The plan for one model on one machine; `planned` is None if the model does not fit."""
 
     machine: str
     model: str
@@ -45,23 +45,23 @@ class ModelOnMachine:
 
 @dataclass(frozen=True)
 class GuideTime:
-    """The guide's time for one machine beside ours, and why they differ."""
+    """The guide's time for one machine beside the planned time; `padding` is one reason for the difference."""
 
     machine: str
     max_length: int
     guide_hours: tuple[int, int]
     planned: PlanResult | None
-    padding: float  # tokens of rows padded to max_length over real ones
+    padding: float  # tokens with padding to max_length over real tokens
 
 
 def lawyer_llama(max_length: int) -> DataStats:
-    """The guide's data, from the catalogue."""
+    """Return the statistics of the guide's data set from the catalogue, truncated to `max_length` tokens."""
     lengths = LAWYER_LLAMA.sample(LAWYER_LLAMA.rows, max_length)
     return DataStats(lengths[VALID_ROWS:], lengths[:VALID_ROWS], "", LAWYER_LLAMA.target_share, LAWYER_LLAMA.source)
 
 
 def cells(config: TrainConfig) -> list[ModelOnMachine]:
-    """Every machine of the table with every model, at the settings of `config`."""
+    """Return the plans of every model on every machine with the settings of `config`."""
     data = lawyer_llama(config.max_length)
     return [
         ModelOnMachine(machine, model, _planned(config, machine, _spec(model), data))
@@ -71,7 +71,7 @@ def cells(config: TrainConfig) -> list[ModelOnMachine]:
 
 
 def times(config: TrainConfig) -> list[GuideTime]:
-    """The guide's second table."""
+    """Return the guide's second table: its times and the planned ones."""
     rows = []
     for machine, length, quantization, low, high in GUIDE_HOURS:
         data = lawyer_llama(length)
@@ -83,7 +83,10 @@ def times(config: TrainConfig) -> list[GuideTime]:
 
 
 def settings_text(planned: PlanResult) -> str:
-    """How it would be trained, in a few signs: "4bit 2048", with the number of recomputed layers "4bit 2048 r12"."""
+    """Return precision or quantization, token budget and recomputed layers in short.
+
+    Examples: "4bit 2048" without recomputed layers, "4bit 2048 r12" with 12.
+    """
     layout = planned.chosen.layout
     numbers = layout.precision if layout.quantization == "none" else layout.quantization
     recompute = f" r{layout.recompute}" if layout.recompute else ""

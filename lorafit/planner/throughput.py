@@ -1,4 +1,4 @@
-"""How fast is the machine? Products a second, memory's bandwidth and what of both an engine gets out of it."""
+"""Rates of a device for one layout: matmul rate, memory bandwidth, and the share that an engine reaches."""
 
 from dataclasses import dataclass
 
@@ -9,38 +9,43 @@ from lorafit.planner.fast_path import FAST
 from lorafit.planner.memory import Layout
 
 GIGA, TERA = 1e9, 1e12
-# Share of the stated rate that an engine reaches in training's products. CPU: measured against products of 1024 x 1024
-# (generic 56-60%; fast path fitted with both fillings below). CUDA: what a published LoRA run on an A100 comes to within
-# a fifth. Apple: assumed from products alone (55-70% of the table); MLX's 4-bit products lose a third of it.
+# Share of the stated rate that an engine reaches in the matmuls of training. CPU: measured against 1024 x 1024 matmuls
+# (generic path 56-60%; fast path fitted with the two half-rate constants below). CUDA: from a published LoRA
+# run on an A100, within 20%. Apple: assumed from matmuls alone (55-70% of the table). MLX's 4-bit matmuls lose a third.
 EFFICIENCY = {("torch", "cpu"): 0.60, ("torch", "cuda"): 0.60, ("torch", "mps"): 0.45, ("mlx", "mps"): 0.60}
 FAST_EFFICIENCY = 1.0
-# Hidden size at which the fast path runs at half its rate: attention, adapters and what lies between products weigh more
-# in narrow layers. Fitted to 18 passes of three models 576, 896 and 2048 wide, 5% (root mean square), docs/log.md.
+# Hidden size at which the fast path reaches half its rate: in narrow layers, attention, adapters and everything between
+# matmuls weigh more. Fitted to 18 passes of three models (hidden 576, 896, 2048), RMS error 5%, docs/log.md.
 FAST_HALF_RATE_WIDTH = 220
-# Of the efficiency: memory is got anew for every large block. The middle of 14 steps, docs/speed-model.md.
+# Share of the efficiency with the "lean" allocator, which gets new memory for every large block. Median of 14 steps
+# (docs/speed-model.md).
 LEAN_SHARE = 0.91
-QUANTISED_SHARE = {("mlx", "mps"): 0.67}  # of the efficiency, where products take packed weights
-# Seconds before a layer's kernels run, forward or backward: dozens of launches. Assumed, CPU measured.
+QUANTISED_SHARE = {("mlx", "mps"): 0.67}  # of the efficiency, in matmuls with packed weights
+# Launch overhead in seconds per layer and pass, for dozens of kernels. CPU measured, others assumed.
 LAUNCH_SECONDS = {"cpu": 0.3e-3, "cuda": 0.4e-3, "mps": 1.0e-3}
-# Tokens of a micro-batch at which products run at half their rate: smaller matrices fill the device less. CPU fitted, others assumed.
+# Tokens of a micro-batch at which matmuls reach half their rate, since small matmuls do not fill the device.
+# CPU fitted, others assumed.
 HALF_RATE_TOKENS = {"cpu": 50, "cuda": 400, "mps": 150}
-UNKNOWN_GPU = {"cuda": (15.0, 400.0), "mps": (3.0, 100.0)}  # TFLOP/s in half precision and GB/s: careful
+UNKNOWN_GPU = {"cuda": (15.0, 400.0), "mps": (3.0, 100.0)}  # TFLOP/s in half precision and GB/s, conservative
 
 
 @dataclass(frozen=True)
 class DeviceRates:
-    """What a device does in a second, and where that is from: catalogue | measured | guess."""
+    """Rates of a device per second. `source`: catalogue | measured | guess."""
 
-    flops: float  # in training's products
-    bytes: float
-    launch_seconds: float  # a layer and pass
+    flops: float  # in the matmuls of training
+    bytes: float  # to and from its memory
+    launch_seconds: float  # per layer and pass
     half_rate_tokens: int
     source: str
     half_rate_width: int = 0
 
 
 def rates(machine: Machine, layout: Layout, core_gflops: float | None = None) -> DeviceRates:
-    """The rates of `machine` for `layout`. `core_gflops`: a product measured on this machine's CPU, all cores together."""
+    """Return the rates of `machine` for `layout`.
+
+    `core_gflops`: measured float32 matmul rate of this machine's CPU, all cores together; None: use the catalogue's rate.
+    """
     if layout.device == "cpu":
         return _cpu(machine, layout, core_gflops)
     gpu = machine.gpu(layout.device)
@@ -52,7 +57,7 @@ def rates(machine: Machine, layout: Layout, core_gflops: float | None = None) ->
         teraflops, gigabytes = UNKNOWN_GPU[layout.device]
         source = "guess"
     else:
-        # A precision that the chip does not compute in hardware runs as float32.
+        # The chip computes a precision that it lacks in hardware at its float32 rate.
         teraflops = chip.teraflops.get(layout.precision, chip.teraflops["fp32"]) * chip.sustained
         gigabytes, source = chip.gigabytes_per_second, "catalogue"
     return DeviceRates(

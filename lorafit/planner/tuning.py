@@ -1,6 +1,6 @@
-"""What else makes the same steps faster or leaner? The C library's allocator, and compiled layers.
+"""Choices of glibc's allocator profile and of torch.compile, which change only speed and memory.
 
-Neither changes what is learned. Numbers are measured ones (docs/log.md), or the choice is not made by itself.
+The numbers are measured (docs/log.md). Without a measurement for the device, torch.compile is not chosen automatically.
 """
 
 from lorafit.config import TrainConfig
@@ -9,14 +9,18 @@ from lorafit.messages import _
 from lorafit.planner.fast_path import GENERIC
 from lorafit.planner.plan import Choice
 
-COMFORT = 0.6  # of the available memory: below it there is room for what a fast allocator keeps
-# What torch.compile per layer costs at the start, and which share of the time it then saves, where it was measured.
+COMFORT = 0.6  # of the available memory: below this share, the memory that the fast profile keeps does no harm
+# Start-up seconds of torch.compile per layer, and the share of the training time that it saves, where measured.
 COMPILE_SECONDS = {"cpu": 46.0}
 COMPILE_SAVES = {"cpu": 0.01}
 
 
 def choose_allocator(config: TrainConfig, machine: Machine, device: str, peak_bytes: int, available: int) -> Choice:
-    """fast where memory is ample, lean where it is not; glibc alone can be told, and it matters where the CPU computes."""
+    """Choose the allocator profile: the requested one, else "fast" where memory is ample and "lean" where it is not.
+
+    Only glibc on Linux has profiles, and they matter only on the CPU: elsewhere the choice is "default". `peak_bytes`: with
+    the "fast" profile. `available`: bytes.
+    """
     if config.allocator != "auto":
         return Choice("allocator", config.allocator, _("as asked"))
     if machine.system != "Linux" or device != "cpu":
@@ -27,7 +31,10 @@ def choose_allocator(config: TrainConfig, machine: Machine, device: str, peak_by
 
 
 def choose_compile(config: TrainConfig, device: str, path: str, seconds: float) -> Choice:
-    """Whether each layer is compiled. It pays when seconds x the share it saves is more than compiling takes."""
+    """Choose whether to compile each layer of the generic path with torch.compile.
+
+    Compilation is worth it when `seconds` (of the run) x the saved share exceeds the seconds of compilation.
+    """
     if path != GENERIC:
         return Choice("compile", "off", _("the own packed decoder has nothing to compile"))
     if config.compile != "auto":

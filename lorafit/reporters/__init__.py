@@ -1,4 +1,7 @@
-"""Who reads a run's events and a verb's results, and shows them? Whatever is printed, its lines are broken as breaks.py says."""
+"""Reporters: they show or store a run's events and the results of commands.
+
+Importing this package changes rich's line breaking for everything that is printed (terminal/line_wrap.py).
+"""
 
 from lorafit.reporters.terminal.line_wrap import teach_rich
 

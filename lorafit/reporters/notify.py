@@ -1,6 +1,6 @@
-"""How does a person learn that a run is over? The terminal's bell, the desktop's own notification, a command of their choice.
+"""Notifications at the end of a run: the terminal bell, a desktop notification and the user's own command.
 
-Texts go to each as arguments of their own: no shell reads them.
+Texts are passed to the commands as separate arguments; no shell parses them.
 """
 
 import platform
@@ -15,13 +15,13 @@ from lorafit.errors import ConfigError
 from lorafit.events import Event, Failed, Finished, Started, Stopped
 from lorafit.messages import _
 
-LONG_SECONDS = 60.0  # whoever started a shorter run is still looking
-WAIT_SECONDS = 10.0
+LONG_SECONDS = 60.0  # for a shorter run, the user is still watching the terminal
+WAIT_SECONDS = 10.0  # time limit of a notification command
 SCRIPT = ("on run argv", "display notification (item 1 of argv) with title (item 2 of argv)", "end run")
 
 
 def desktop_command(system: str, title: str, text: str) -> list[str]:
-    """What shows `text` on the desktop of `system`."""
+    """Return the command that shows `text` on the desktop of `system`: osascript on macOS, else notify-send."""
     if system == "Darwin":
         lines = [word for line in SCRIPT for word in ("-e", line)]
         return ["osascript", *lines, text, title]
@@ -29,7 +29,7 @@ def desktop_command(system: str, title: str, text: str) -> list[str]:
 
 
 def own_command(command: str, title: str, text: str) -> list[str]:
-    """The user's `command`, split as a shell would, with title and text behind it. Raises ConfigError."""
+    """Return the user's `command`, split as a shell would, with title and text appended. Raise ConfigError."""
     try:
         words = shlex.split(command)
     except ValueError as error:
@@ -43,18 +43,18 @@ def own_command(command: str, title: str, text: str) -> list[str]:
 
 
 class Notifier:
-    """Tells of the end of a run, once. Short runs get the user's own command only."""
+    """Reporter that announces the end of a run once. A run shorter than LONG_SECONDS starts only the user's command."""
 
     def __init__(self, command: str | None = None) -> None:
         if command is not None:
-            own_command(command, "", "")  # what is wrong with it is told before anything is done
+            own_command(command, "", "")  # raises ConfigError before the run starts
         self._command = command
         self._began = time.monotonic()
         self._run = ""
         self._end: str | None = None
 
     def on_event(self, event: Event) -> None:
-        """Take note of how it ends."""
+        """Record how the run ends."""
         match event:
             case Started():
                 self._run = Path(event.run).name
@@ -66,7 +66,7 @@ class Notifier:
                 self._end = _("Broke off after step {step}: {run}").format(step=event.step, run=self._run)
 
     def close(self) -> None:
-        """Tell."""
+        """Send the notifications, if the run has ended."""
         if self._end is None:
             return
         if time.monotonic() - self._began >= LONG_SECONDS:
@@ -79,7 +79,7 @@ class Notifier:
 
 
 def _run(command: Sequence[str]) -> bool:
-    """Whether `command` ran well; one that is not there or takes too long did not."""
+    """Run `command` and return whether it exits with 0 within WAIT_SECONDS; a missing program counts as a failure."""
     quiet = subprocess.DEVNULL
     try:
         done = subprocess.run(list(command), stdin=quiet, stdout=quiet, stderr=quiet, timeout=WAIT_SECONDS)

@@ -1,4 +1,4 @@
-"""How do the curves of a run look as a picture? Drawn by matplotlib, which is an extra."""
+"""The curves of a run as an image file, drawn by matplotlib, which is an optional dependency."""
 
 import importlib
 from pathlib import Path
@@ -9,12 +9,12 @@ from lorafit.errors import ConfigError
 from lorafit.messages import _, listed
 from lorafit.run_folders.history import Points
 
-# Names of what was measured, not words: matplotlib's own font knows no Chinese.
+# Names of quantities, not translated: matplotlib's default font has no Chinese characters.
 PANELS = (("loss", "valid_loss"), ("lr",), ("tokens/s",))
 
 
 def check_plot(path: Path) -> None:
-    """Raise ConfigError where no picture can be drawn, or not of this kind."""
+    """Raise ConfigError if matplotlib is not installed or cannot write files of this type."""
     try:
         known = importlib.import_module("matplotlib.figure").Figure().canvas.get_supported_filetypes()
     except ModuleNotFoundError:
@@ -33,7 +33,7 @@ def check_plot(path: Path) -> None:
 
 
 def write_plot(curves: dict[str, Points], title: str, path: Path) -> None:
-    """Draw `curves` over their steps into `path`. Raises DiskError."""
+    """Draw `curves` over their steps and save the image as `path`. Raise DiskError."""
     panels = [[name for name in panel if name in curves] for panel in PANELS]
     panels = [panel for panel in panels if panel] or [[]]
     figure: Any = importlib.import_module("matplotlib.figure").Figure((8, 2.6 * len(panels)), layout="constrained")

@@ -1,7 +1,7 @@
-"""What does TensorBoard see? A run's events as scalars under logs/, written without a tensor library.
+"""TensorBoard reporter: a run's events as scalars under logs/, written without a tensor library.
 
-What is unknown is left out, never written as 0. Written at once: tensorboard's own writer works in a thread, which a full
-disk kills with a traceback, and then waits for it without end.
+Unknown values are left out, never written as 0. Records are written synchronously: tensorboard's own writer uses a
+thread. A full disk kills that thread with a traceback, and the writer then waits for it forever.
 """
 
 import os
@@ -15,19 +15,22 @@ from lorafit.events import EvalDone, Event, Resumed, Started, StepDone
 from lorafit.run_folders.directory import RunDir
 from lorafit.units import GIB
 
-VERSION = "brain.Event:2"  # of the file's format
+VERSION = "brain.Event:2"  # of the file format
 
 
 class TensorBoardReporter:
-    """Writes into the logs/ of the run that `started` names; each process its own file, as TensorBoard expects."""
+    """Reporter that writes into logs/ of the run that the `Started` event names.
+
+    Each process writes a file of its own, as TensorBoard expects.
+    """
 
     def __init__(self) -> None:
-        self._before: list[Event] = []  # what came before the run was named
+        self._before: list[Event] = []  # events before `Started`, which names the run's folder
         self._writer: Any = None
-        self._lost = False  # the disk took no more; the run's own writer, on the same disk, tells of it
+        self._lost = False  # a write failed; the run's own writer uses the same disk and reports the error
 
     def on_event(self, event: Event) -> None:
-        """Write what `event` has to plot."""
+        """Write the scalars of `event`. Raise DiskError if the file cannot be created."""
         if isinstance(event, Started) and self._writer is None:
             folder = RunDir(Path(event.run)).logs
             with disk_errors(folder):
@@ -46,7 +49,7 @@ class TensorBoardReporter:
             self._writer.close()
 
     def _open(self, folder: Path) -> None:
-        # imported here: half a second that `lorafit --help` need not wait for
+        # imported here because it takes half a second, which `lorafit --help` does not need
         from tensorboard.compat.proto import event_pb2, summary_pb2
         from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -63,7 +66,7 @@ class TensorBoardReporter:
     def _write(self, event: Event) -> None:
         if isinstance(event, Resumed):
             start = self._session(status=self._session.START)
-            # TensorBoard drops what it has from this step on
+            # TensorBoard discards the points it has from this step on
             self._add(self._record(wall_time=event.time, step=event.step + 1, session_log=start))
         scalars = {tag: value for tag, value in _scalars(event).items() if value is not None}
         if scalars:

@@ -1,7 +1,7 @@
-"""How does an adapter lie on the disk? In PEFT's layout and names, whatever engine made it, so that `peft` loads it.
+"""Adapters on disk in PEFT's layout and names, whichever engine made them, so that `peft` can load them.
 
-adapter_model.safetensors holds lora_A [r, in] and lora_B [out, r] of each module, adapter_config.json the rest;
-beside them lorafit.json keeps what a chat with it needs. An adapter of a kind that we would compute wrongly is refused.
+adapter_model.safetensors holds lora_A [r, in] and lora_B [out, r] of each module; adapter_config.json holds the rest.
+lorafit.json beside them holds the chat settings. Adapters of a kind that lorafit would compute wrongly are refused.
 """
 
 import json
@@ -25,18 +25,21 @@ from lorafit.models.spec import LAYER, ModelSpec
 CONFIG, WEIGHTS, CHAT = "adapter_config.json", "adapter_model.safetensors", "lorafit.json"
 KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 DTYPES = {"F32": np.float32, "F16": np.float16, "F64": np.float64}
-# Kinds of adapter that are more, or other, than W + scale * B @ A.
+# Settings of adapters that compute something other than W + scale * B @ A.
 FOREIGN = (
     "use_dora", "lora_bias", "rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication", "target_parameters",
     "trainable_token_indices", "use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config", "kasa_config",
     "velora_config", "monteclora_config", "megatron_config",
 )  # fmt: skip
-PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")  # any other start changes the base's weights too
+PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")  # any other init changes the base weights too
 
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """What adapter_config.json says. `target_modules` are short names ("q_proj") or full ones ("model.layers.0.self_attn.q_proj")."""
+    """The content of adapter_config.json.
+
+    `target_modules` are short names ("q_proj") or full names ("model.layers.0.self_attn.q_proj").
+    """
 
     base_model: str | None
     r: int
@@ -53,7 +56,7 @@ class AdapterConfig:
 
 @dataclass(frozen=True)
 class ChatSettings:
-    """What the run's chat template was given, so that a chat gives it the same. `run` is the name of the run."""
+    """The inputs of the run's chat template, so that a chat uses the same ones. `run` is the name of the run."""
 
     system_prompt: str | None = None
     date_string: str = TrainConfig.model_fields["date_string"].default
@@ -62,20 +65,20 @@ class ChatSettings:
 
 
 def lora_names(module: str) -> tuple[str, str]:
-    """Names of `module`'s lora_A and lora_B in the weights' file."""
+    """Return the names of `module`'s lora_A and lora_B in the weights file."""
     return f"base_model.model.{module}.lora_A.weight", f"base_model.model.{module}.lora_B.weight"
 
 
 def module_of(name: str) -> tuple[str, str] | None:
-    """The inverse of lora_names(): module and "A" or "B"; None for a name of another kind."""
+    """Return the module and "A" or "B", the inverse of lora_names(); None for any other name."""
     parts = KEY.fullmatch(name)
     return (parts[1], parts[2]) if parts else None
 
 
 def target_names(trained: Iterable[str], every_module: Iterable[str]) -> list[str]:
-    """What PEFT's target_modules must say to attach to exactly the modules `trained`, of a model with `every_module`.
+    """Return the target_modules with which PEFT selects exactly `trained` from the modules `every_module` of a model.
 
-    Short names where they select just those, else the full ones. PEFT matches a name or what follows a dot.
+    The names are short if short names select exactly these, else full. PEFT matches a full name or its end after a dot.
     """
     trained = sorted(set(trained))
     short = sorted({name.rpartition(".")[2] for name in trained})
@@ -92,7 +95,7 @@ def write_adapter(folder: Path, config: AdapterConfig, tensors: dict[str, NDArra
 
 
 def read_adapter_config(folder: Path) -> AdapterConfig:
-    """What the adapter in `folder` is. Raises AdapterError when it is missing, broken, or of a kind that we cannot apply."""
+    """Return the config of the adapter in `folder`. Raises AdapterError if it is missing, damaged or not supported."""
     facts = _read_json(folder / CONFIG)
     _refuse_foreign(facts, folder / CONFIG)
     try:
@@ -109,7 +112,7 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
 
 
 def read_adapter(folder: Path) -> tuple[AdapterConfig, dict[str, NDArray[np.float32]]]:
-    """The adapter in `folder`: config, and its tensors as float32 by their names in the file. Raises AdapterError."""
+    """Return the adapter's config, and its tensors as float32 by their names in the file. Raises AdapterError."""
     config = read_adapter_config(folder)
     path = folder / WEIGHTS
     _require_weights(path)
@@ -122,9 +125,9 @@ def read_adapter(folder: Path) -> tuple[AdapterConfig, dict[str, NDArray[np.floa
 
 
 def check_shapes(folder: Path, spec: ModelSpec) -> None:
-    """Raise AdapterError where the adapter in `folder` cannot belong to a base of this shape; before the base is loaded.
+    """Raise AdapterError if the adapter in `folder` does not fit a base model `spec`, before the base model is loaded.
 
-    Modules that the base's files do not name are left to the engine: some models are renamed when loaded.
+    The engine checks modules that the base model's files do not name: some models rename modules when loaded.
     """
     config, tensors = read_adapter(folder)
     layers = max((int(part[3]) for name in tensors if (part := LAYER.search(name))), default=-1) + 1
@@ -143,7 +146,7 @@ def check_shapes(folder: Path, spec: ModelSpec) -> None:
 
 
 def other_base(folder: Path, trained_on: str | None, found: str) -> AdapterError:
-    """The words for an adapter on a base that it was not trained on."""
+    """Return the error for an adapter on a base model that it was not trained on."""
     return AdapterError(
         _("This adapter was trained on another base model: {name}.").format(name=trained_on or "?"),
         where=folder,
@@ -155,7 +158,7 @@ def other_base(folder: Path, trained_on: str | None, found: str) -> AdapterError
 
 
 def other_layers(folder: Path, config: AdapterConfig, found: str) -> AdapterError:
-    """The words for an adapter that has more, or fewer, layers than are trained."""
+    """Return the error for an adapter on more or fewer layers than are trained."""
     targets = ",".join(sorted({name.rpartition(".")[2] for name in config.target_modules}))
     return AdapterError(
         _("This adapter sits on other layers than those that are trained here."),
@@ -173,7 +176,10 @@ def write_chat_settings(folder: Path, settings: ChatSettings) -> None:
 
 
 def read_chat_settings(folder: Path) -> ChatSettings:
-    """The settings beside the adapter in `folder`; defaults for what is absent or damaged (`peft` itself writes none)."""
+    """Return the settings beside the adapter in `folder`.
+
+    Absent or damaged values become defaults; `peft` itself writes no such file.
+    """
     try:
         facts = json.loads((folder / CHAT).read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -236,7 +242,10 @@ def _refuse_foreign(facts: dict[str, Any], path: Path) -> None:
 
 
 def _targets(facts: dict[str, Any], folder: Path) -> list[str]:
-    """The config's list of names, or the full names in the weights' file where the config selects in a finer way."""
+    """Return the config's list of module names.
+
+    If the config has no plain list or narrows it, return the full names in the weights file.
+    """
     names = facts.get("target_modules")
     narrowed = facts.get("layers_to_transform") is not None or facts.get("exclude_modules")
     if isinstance(names, list) and all(isinstance(name, str) for name in names) and not narrowed:
@@ -261,7 +270,7 @@ def _text(value: object) -> str | None:
 
 
 def _array(facts: dict[str, Any]) -> NDArray[np.float32]:
-    """A tensor as float32; numpy has no bfloat16, which is the upper half of a float32."""
+    """Return a tensor as float32. numpy has no bfloat16, which is the upper half of a float32."""
     if facts["dtype"] == "BF16":
         values = (np.frombuffer(facts["data"], np.uint16).astype(np.uint32) << 16).view(np.float32)
     elif facts["dtype"] in DTYPES:
@@ -286,7 +295,7 @@ def _require_weights(path: Path) -> None:
 
 
 def _check_pairs(tensors: dict[str, NDArray[np.float32]], r: int, path: Path) -> None:
-    """Every tensor is a lora_A [r, in] or lora_B [out, r] of a module that has both."""
+    """Raise AdapterError unless every tensor is a lora_A [r, in] or lora_B [out, r] of a module that has both."""
     for name, tensor in tensors.items():
         parts = module_of(name)
         if parts is None:

@@ -1,8 +1,8 @@
-"""How does a folder get onto the disk whole or not at all, and which checkpoint of a run is good?
+"""A run's checkpoints: writing, verification, pruning, and the search for the newest valid one.
 
-A folder is written beside its place under a hidden name, gets a manifest with a digest of every file, and is renamed
-once. Whoever reads believes the manifest only: neither names nor JSON types nor that a file is there.
-What is in a checkpoint is the engine's and the loop's affair.
+A checkpoint is written under a hidden name, gets a manifest with a digest of every file, and is renamed once.
+Readers trust only the manifest: a folder's name, a JSON type or the presence of a file proves nothing.
+The engine and the training loop decide what a checkpoint contains.
 """
 
 import contextlib
@@ -20,11 +20,11 @@ from lorafit.errors import DiskError
 from lorafit.messages import _
 
 STATE = "state.json"
-ROOM_SHARE = 1.1  # of the last checkpoint's size, wanted for the next one
+ROOM_SHARE = 1.1  # free space wanted for the next checkpoint, as a multiple of the last one's size
 
 
 class HasCheckpoints(Protocol):
-    """All that is needed of a run (rundir.RunDir)."""
+    """The part of a run that this module needs (directory.RunDir)."""
 
     @property
     def checkpoints(self) -> Path: ...
@@ -32,24 +32,15 @@ class HasCheckpoints(Protocol):
 
 @dataclass(frozen=True)
 class SavedCheckpoint:
-    """A checkpoint that stands complete on the disk."""
+    """A complete checkpoint on disk: its size in bytes, and the seconds that it took to write."""
 
     path: Path
     bytes: int
     seconds: float
 
 
-# Errors of the disk
-
-
-# Whole or absent
-
-
-# A run's checkpoints
-
-
 def save_checkpoint(run: HasCheckpoints, step: int, write: Callable[[Path], None]) -> SavedCheckpoint:
-    """Save what `write(folder)` writes as the checkpoint of `step`. Raises DiskError, and then nothing has changed."""
+    """Save what `write(folder)` writes as the checkpoint of `step`. If it raises DiskError, the run is unchanged."""
     start = time.perf_counter()
     target = run.checkpoints / f"step-{step:06d}"
     with whole_folder(target) as folder:
@@ -59,7 +50,10 @@ def save_checkpoint(run: HasCheckpoints, step: int, write: Callable[[Path], None
 
 
 def make_room(run: HasCheckpoints) -> None:
-    """Raise DiskError where the next checkpoint will not fit, as the last one was large; of several an older one goes first."""
+    """Raise DiskError if the next checkpoint does not fit, judged by the last one's size.
+
+    Older checkpoints are deleted first if space is short.
+    """
     sizes = [_bytes(path) for _step, path in _numbered(run.checkpoints)[:1]]
     if not sizes:
         return
@@ -72,12 +66,12 @@ def make_room(run: HasCheckpoints) -> None:
 
 
 def write_step(folder: Path, step: int) -> None:
-    """Note in `folder` after which step what is in it was so."""
+    """Write state.json into `folder`: the content is the state after `step`."""
     (folder / STATE).write_text(json.dumps({"step": step}) + "\n", "utf-8")
 
 
 def step_of(folder: Path) -> int | None:
-    """What write_step() noted; None where it cannot be told."""
+    """Return the step that write_step() wrote; None if it cannot be read."""
     try:
         state = json.loads((folder / STATE).read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -86,7 +80,7 @@ def step_of(folder: Path) -> int | None:
 
 
 def latest_good(run: HasCheckpoints) -> tuple[Path | None, list[tuple[Path, str]]]:
-    """The newest checkpoint that is whole, or None, and those newer than it with the reason why each is not."""
+    """Return the newest valid checkpoint or None, and the newer invalid ones with the reason for each."""
     put_back(run.checkpoints)
     bad: list[tuple[Path, str]] = []
     for step, path in _numbered(run.checkpoints):
@@ -98,14 +92,14 @@ def latest_good(run: HasCheckpoints) -> tuple[Path | None, list[tuple[Path, str]
 
 
 def discard_from(run: HasCheckpoints, step: int) -> None:
-    """Delete the checkpoints of `step` and later: what is in them may be wrong."""
+    """Delete the checkpoints of `step` and later, because their content may be wrong."""
     for number, path in _numbered(run.checkpoints):
         if number >= step:
             _delete(path)
 
 
 def prune(run: HasCheckpoints, keep: int) -> None:
-    """Delete all but the `keep` newest checkpoints and the last good one, and what dead processes left half done."""
+    """Delete all but the `keep` newest checkpoints and the newest valid one, and unfinished files of dead processes."""
     good, _bad = latest_good(run)
     for folder in (run.checkpoints, run.checkpoints.parent):
         put_back(folder)
@@ -121,7 +115,7 @@ def _bytes(folder: Path) -> int:
 
 
 def _numbered(checkpoints: Path) -> list[tuple[int, Path]]:
-    """Folders with a checkpoint's name, newest first."""
+    """Return step and path of the folders that are named like a checkpoint, newest first."""
     named = [(int(m[1]), p) for p in list_folder(checkpoints) if (m := re.fullmatch(r"step-([0-9]{6,})", p.name))]
     return sorted(((step, p) for step, p in named if p.name == f"step-{step:06d}" and p.is_dir()), reverse=True)
 
@@ -131,7 +125,7 @@ def _state_fault(path: Path, step: int) -> str | None:
 
 
 def _delete(path: Path) -> None:
-    """Take away the name first, so that nobody meets a checkpoint that is half deleted."""
+    """Delete a checkpoint. It is renamed first, so that no reader finds it half deleted."""
     aside = hidden_path(path, "old")
     with contextlib.suppress(OSError):
         path.rename(aside)

@@ -1,7 +1,7 @@
-"""Where does everything about a run lie, which runs are there, and who may write one?
+"""A run's folder: its file names, the list of all runs, and the lock of its one writer.
 
-A run is a folder with a config.yaml; this file knows the names in it, not what stands in the files (except what a list
-of runs shows: plan.json and events.jsonl, damaged or not).
+A run is a folder with a config.yaml or an events.jsonl. This module knows the names of the files. It reads only the
+saved config and, damaged or not, what a list of runs shows: plan.json and events.jsonl.
 """
 
 import contextlib
@@ -25,13 +25,13 @@ from lorafit.messages import _, clauses, labelled, listed
 from lorafit.run_folders.checkpoint import latest_good
 
 STAMP = re.compile(r".*-([0-9]{8}_[0-9]{6})(?:_([0-9]+))?")
-ORPHAN_SECONDS = 60.0  # as long as a worker without a supervisor lives
-NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # some network disks
+ORPHAN_SECONDS = 60.0  # how long a worker without a supervisor lives; equal to GRACE_SECONDS in ipc/link.py
+NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # from network disks without locks
 
 
 @dataclass(frozen=True)
 class RunDir:
-    """The names in a run's folder."""
+    """The folder `path` of a run, with a property for each of its files and subfolders."""
 
     path: Path
 
@@ -81,12 +81,12 @@ class RunDir:
 
     @property
     def inputs(self) -> Path:
-        """What came along with a run that was moved here: data, template."""
+        """Files that came with a run that was moved here: data, chat template."""
         return self.path / "inputs"
 
     @property
     def worker_log(self) -> Path:
-        """What the process with the engine wrote to stderr while it trained."""
+        """The worker's stderr during training."""
         return self.path / "worker.log"
 
     @property
@@ -94,7 +94,7 @@ class RunDir:
         return self.path / "lock"
 
     def foreign(self) -> list[Path]:
-        """What lies in the folder and is none of a run's."""
+        """Return the files and folders that do not belong to a run."""
         files = (
             self.config,
             self.plan,
@@ -111,9 +111,10 @@ class RunDir:
 
     @contextlib.contextmanager
     def lock(self, owner: int | None = None) -> Iterator[None]:
-        """Be the one writer of this run. Raises RunError, with the other's process id, when there is one already.
+        """Hold the lock of this run's one writer within the block.
 
-        `owner` is the process to name to others, None: this one.
+        `owner` is the process ID to write into the lock file; None: this process.
+        Raises RunError with the other writer's process ID if there is one, and DiskError.
         """
         try:
             file = self.lock_file.open("a+", encoding="utf-8")
@@ -134,13 +135,13 @@ class RunDir:
             yield
 
     def let_orphan_end(self) -> None:
-        """Wait, though not for ever, where the supervisor of this run's writer is gone: it saves its last step just now."""
+        """Wait for a writer whose supervisor is gone, at most ORPHAN_SECONDS: it is still saving its last step."""
         deadline = time.monotonic() + ORPHAN_SECONDS
         while _is_running(self) and not _lives(self._owner()) and time.monotonic() < deadline:
             time.sleep(0.1)
 
     def _owner(self) -> int | None:
-        """The process that the lock names; None where it names none."""
+        """Return the process ID in the lock file; None if there is none."""
         try:
             return int(self.lock_file.read_text("utf-8")[:20])
         except (OSError, ValueError):
@@ -149,7 +150,7 @@ class RunDir:
 
 @dataclass(frozen=True)
 class RunInfo:
-    """A line in a list of runs; None where the run does not tell. Losses are means per token."""
+    """An entry in the list of runs; None where the run's files lack the value. Losses are means per token."""
 
     name: str
     path: Path
@@ -163,13 +164,13 @@ class RunInfo:
 
 
 def create(output_dir: Path, model_type: str) -> RunDir:
-    """A new folder `<model_type>-lora-<YYYYmmdd_HHMMSS>`, with `_2` and so on where that is taken. Raises DiskError."""
+    """Create the folder `<model_type>-lora-<YYYYmmdd_HHMMSS>`, with `_2` and so on if it exists. Raises DiskError."""
     kind = re.sub(r"[^a-z0-9_.]+", "_", model_type.lower()).strip("._") or "model"
     return take_name(output_dir, f"{kind}-lora-{time.strftime('%Y%m%d_%H%M%S')}")
 
 
 def take_name(output_dir: Path, name: str) -> RunDir:
-    """A new, empty folder `name`, with `_2` and so on where that is taken. Raises DiskError."""
+    """Create an empty folder `name`, with `_2` and so on if it exists. Raises DiskError."""
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         return RunDir(_new_folder(output_dir, name))
@@ -178,17 +179,17 @@ def take_name(output_dir: Path, name: str) -> RunDir:
 
 
 def discard(run: RunDir) -> None:
-    """Delete a run that never did a step."""
+    """Delete the folder of a run that completed no step. Errors are ignored."""
     shutil.rmtree(run.path, ignore_errors=True)
 
 
 def latest(output_dir: Path) -> RunDir | None:
-    """The run that was begun last, by the time in its name (else its folder's); None when there is none."""
+    """Return the run that was started last, by the time in its name, else its folder's time; None if there is none."""
     return max(all_runs(output_dir), key=_begun, default=None)
 
 
 def find_run(name: str, output_dir: Path) -> RunDir:
-    """The run that `name` means: a path, a bare name in `output_dir`, "" or "latest" for the latest. Raises RunError."""
+    """Return the run `name`: a path, a name in `output_dir`, or "" or "latest" for the latest. Raises RunError."""
     if name in ("", "latest"):
         newest = latest(output_dir)
         if newest is None:
@@ -208,12 +209,12 @@ def find_run(name: str, output_dir: Path) -> RunDir:
 
 
 def list_runs(output_dir: Path) -> list[RunInfo]:
-    """All runs in `output_dir`, the latest first."""
+    """Return the list entries of all runs in `output_dir`, the latest first."""
     return [info_of(run) for run in sorted(all_runs(output_dir), key=_begun, reverse=True)]
 
 
 def info_of(run: RunDir) -> RunInfo:
-    """What a list of runs shows of `run`."""
+    """Return the list entry of `run`."""
     events = events_of(run)
     started = next((e for e in reversed(events) if isinstance(e, Started)), None)
     finished = next((e for e in reversed(events) if isinstance(e, Finished)), None)
@@ -233,7 +234,7 @@ def info_of(run: RunDir) -> RunInfo:
 
 
 def events_of(run: RunDir) -> list[Event]:
-    """The events of `run` that hold; none where the file is damaged beyond single lines."""
+    """Return the valid events of `run`; an empty list if more than single lines of the file are damaged."""
     try:
         return read_events(run.events)
     except (OSError, TypeError, ValueError, AttributeError, RecursionError):
@@ -241,9 +242,9 @@ def events_of(run: RunDir) -> list[Event]:
 
 
 def find_adapter(path: Path) -> Path:
-    """The folder of the adapter that a user means by `path`: itself, or in a run the final, the best, the last saved one.
+    """Return the adapter's folder that `path` means: `path` itself, or an adapter of the run in `path`.
 
-    Raises AdapterError.
+    Of a run it is final_model, else best_model, else the newest valid checkpoint. Raises AdapterError.
     """
     if _holds_adapter(path):
         return path
@@ -268,7 +269,7 @@ def _new_folder(output_dir: Path, name: str) -> Path:
     while True:
         path = output_dir / (name if number == 1 else f"{name}_{number}")
         if path.name.casefold() not in taken:
-            with contextlib.suppress(FileExistsError):  # another process was quicker
+            with contextlib.suppress(FileExistsError):  # another process created it first
                 path.mkdir()
                 return path
         number += 1
@@ -279,7 +280,7 @@ def _is_run(path: Path) -> bool:
 
 
 def all_runs(output_dir: Path) -> list[RunDir]:
-    """All runs in `output_dir`, by name."""
+    """Return all runs in `output_dir`, sorted by name."""
     try:
         return [RunDir(path) for path in sorted(output_dir.iterdir()) if _is_run(path)]
     except OSError:
@@ -298,7 +299,7 @@ def _holds_adapter(folder: Path) -> bool:
 
 
 def _take(descriptor: int, shared: bool = False) -> bool:
-    """Whether the lock is ours now. A list of runs holds it for a moment, so a refusal counts only when it lasts."""
+    """Try to lock; return whether it worked. A list of runs locks for a moment, so an exclusive lock is retried."""
     for _attempt in range(1 if shared else 5):
         try:
             fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -349,7 +350,7 @@ def _planned_steps(run: RunDir) -> int | None:
     return _whole(plan.get("steps")) if isinstance(plan, dict) else None
 
 
-# What a damaged line says may be of any type, whatever the event's annotation.
+# A damaged line may hold a value of any type, whatever the event's annotation.
 
 
 def _number(value: object) -> float | None:
@@ -365,5 +366,5 @@ def _text(value: object) -> str | None:
 
 
 def saved_config(run: RunDir) -> TrainConfig:
-    """The settings that `run` was started with."""
+    """Return the settings that `run` was started with. Raises ConfigError."""
     return make_config(read_yaml(run.config), where=run.config)

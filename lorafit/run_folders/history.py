@@ -1,4 +1,4 @@
-"""What has become of a run, and what sets two apart? Read from its folder, as far as that is whole; and how it is removed."""
+"""The record of a run as read from its folder, damaged or not; differences between runs; removal of a run."""
 
 import json
 import math
@@ -21,12 +21,12 @@ Kind = TypeVar("Kind", bound=Event)
 Points = list[tuple[int, float]]  # step, value
 Settings = dict[str, Any]
 
-RECENT = 20  # steps that the last training loss is a mean over
+RECENT = 20  # steps over which the last training loss is averaged
 
 
 @dataclass(frozen=True)
 class Record:
-    """A run as its folder tells it; empty where nothing could be read, and `faults` says why."""
+    """The content of a run's folder. `settings` or `plan` is empty if it cannot be read; `faults` has the reasons."""
 
     run: RunDir
     info: RunInfo
@@ -38,16 +38,17 @@ class Record:
     faults: list[str]
 
     def of(self, kind: type[Kind]) -> list[Kind]:
-        """The events of one kind."""
+        """Return the events of class `kind`."""
         return [event for event in self.events if isinstance(event, kind)]
 
     def last(self, kind: type[Kind]) -> Kind | None:
+        """Return the last event of class `kind`; None if there is none."""
         return next(reversed(self.of(kind)), None)
 
 
 @dataclass(frozen=True)
 class SettingDifference:
-    """A name that two runs, or a run and the defaults, give different values."""
+    """A setting `name` that differs between two runs, or between a run and the defaults."""
 
     name: str
     one: object
@@ -56,20 +57,20 @@ class SettingDifference:
 
 @dataclass(frozen=True)
 class Results:
-    """What came of a run; None where it does not tell. Losses are means per target token."""
+    """The results of a run; None where its events lack the value. Losses are means per target token."""
 
-    train_loss: float | None  # over the last steps
+    train_loss: float | None  # mean of the last RECENT steps
     valid_loss_before: float | None
     valid_loss_after: float | None
     best_loss: float | None
     best_step: int | None
-    seconds: float | None  # of all steps that hold
+    seconds: float | None  # of all valid steps
     tokens_per_second: float | None
     peak_bytes: int | None
 
 
 def read_record(run: RunDir) -> Record:
-    """Everything that the folder of `run` tells; what is damaged is named and left out."""
+    """Read the folder of `run`. Damaged files are left out and named in `faults`."""
     faults: list[str] = []
     return Record(
         run=run,
@@ -84,26 +85,26 @@ def read_record(run: RunDir) -> Record:
 
 
 def changed_settings(settings: Settings) -> list[SettingDifference]:
-    """The settings that are not the defaults: name, value, default."""
+    """Return the settings that differ from the defaults: name, value, default."""
     default = TrainConfig(demo=settings.get("demo") is True)
     defaults = {**TrainConfig().model_dump(), "effective_batch": resolve_effective_batch(default)}
     return differences(settings, {name: defaults.get(name) for name in settings})
 
 
 def differences(one: Settings, other: Settings) -> list[SettingDifference]:
-    """Where the two differ, in the order of `one`; a name that is not there counts as None."""
+    """Return where `one` and `other` differ, in the order of `one`; a missing name counts as None."""
     names = [*one, *(name for name in other if name not in one)]
     pairs = [SettingDifference(name, one.get(name), other.get(name)) for name in names]
     return [pair for pair in pairs if pair.one != pair.other]
 
 
 def planned(plan: Settings) -> Settings:
-    """The entries of a plan without the reasons."""
+    """Return the plain values of a plan, without lists and objects such as the reasons."""
     return {name: value for name, value in plan.items() if not isinstance(value, list | dict)}
 
 
 def choices(plan: Settings) -> list[dict[str, str]]:
-    """A plan's decisions that are whole: setting, value, reason, in the language spoken now."""
+    """Return a plan's complete decisions as setting, value and reason, in the current language."""
     found = plan.get("choices")
     keys = ("setting", "value", "reason")
     rows = [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
@@ -111,7 +112,7 @@ def choices(plan: Settings) -> list[dict[str, str]]:
 
 
 def curves(record: Record) -> dict[str, Points]:
-    """What was measured, over the steps: those of the curves that have a point."""
+    """Return the measured curves over the steps by name; curves without a point are left out."""
     steps, evals = record.of(StepDone), record.of(EvalDone)
     found = {
         "loss": _points((e.step, e.loss) for e in steps),
@@ -123,7 +124,7 @@ def curves(record: Record) -> dict[str, Points]:
 
 
 def results(record: Record) -> Results:
-    """What came of the run."""
+    """Return the results of the run."""
     steps, finished = record.of(StepDone), record.last(Finished)
     losses = [value for _step, value in _points((e.step, e.loss) for e in steps)][-RECENT:]
     evals = [point for point in _points((e.step, e.loss) for e in record.of(EvalDone)) if point[0] > 0]
@@ -143,24 +144,24 @@ def results(record: Record) -> Results:
 
 
 def restarts(record: Record) -> list[Resumed]:
-    """The times that training went on after an interruption, the first first."""
+    """Return the events at which training resumed after an interruption, in order."""
     return record.of(Resumed)
 
 
 def begun(record: Record) -> float | None:
-    """When it was started first, in seconds since 1970."""
+    """Return the time of the first start in seconds since 1970; None if unknown."""
     return next((time for e in record.events if (time := _number(e.time)) is not None), None)
 
 
 def why_not_finished(record: Record) -> str | None:
-    """What the user was told when the run failed, unless it went on after that."""
+    """Return the error text of the run's last failure; None if it started again or finished after that."""
     turns = [e for e in record.events if isinstance(e, Started | Failed | Finished)]
     last = turns[-1] if turns else None
     return last.text if isinstance(last, Failed) and isinstance(last.text, str) else None
 
 
 def check_removable(record: Record) -> None:
-    """Raise RunError for a run that is written just now, or a folder that holds what no run has."""
+    """Raise RunError if the run is being written, is a link, or its folder holds files that are not of a run."""
     run = record.run
     if record.info.state == "running":
         raise RunError(
@@ -184,7 +185,7 @@ def remove_run_folder(record: Record) -> None:
     check_removable(record)
     run = record.run
     with run.lock(), disk_errors(run.path):
-        aside = run.path.with_name(f".removed-{run.path.name}")  # so that nobody meets it half deleted
+        aside = run.path.with_name(f".removed-{run.path.name}")  # no reader finds it half deleted
         shutil.rmtree(run.path.rename(aside))
 
 
@@ -218,7 +219,7 @@ def _bytes(folder: Path) -> int:
     return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-# A damaged line's numbers may be of any type, whatever the event's annotation.
+# A damaged line may hold numbers of any type, whatever the event's annotation.
 
 
 def _points(pairs: Iterable[tuple[object, object]]) -> Points:

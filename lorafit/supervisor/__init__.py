@@ -1,1 +1,1 @@
-"""What the supervisor knows and decides: its worker's pipes and pulse, deaths and cures, memory, power, clock."""
+"""Supervision of the worker process: pipes, watchdog, diagnosis, recovery, memory, power, temperature and clock."""

@@ -1,4 +1,4 @@
-"""Is there power enough to go on? A battery below a level pauses training, the mains let it go on."""
+"""Battery level: training pauses on a battery below a level, and continues on mains power."""
 
 import contextlib
 
@@ -6,7 +6,7 @@ import psutil
 
 
 def battery() -> tuple[float, bool] | None:
-    """Percent left and whether the mains feed it; None where there is no battery, or nothing tells."""
+    """Return the charge in percent and whether mains power is connected; None without a battery or a reading."""
     with contextlib.suppress(RuntimeError, OSError, AttributeError):
         found = psutil.sensors_battery()
         if found is not None and found.power_plugged is not None:
@@ -15,7 +15,7 @@ def battery() -> tuple[float, bool] | None:
 
 
 def wanted(power: tuple[float, bool] | None, level: float, paused: bool) -> str | None:
-    """The order that the worker should get: "pause", "go_on", or none. `level` is in percent; 0 never pauses."""
+    """Return the order for the worker: "pause", "go_on", or None. `level` is in percent; 0 never pauses."""
     if power is None:
         return "go_on" if paused else None
     percent, plugged = power

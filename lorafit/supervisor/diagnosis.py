@@ -1,4 +1,4 @@
-"""What did the worker die of? Told from how it ended, what it wrote last, and what the system counted; in one sentence."""
+"""Diagnosis of a worker's end from its exit code, its last output and the system's count of OOM kills."""
 
 import signal
 from collections.abc import Iterable, Sequence
@@ -8,7 +8,7 @@ from lorafit.errors import EngineError, LorafitError
 from lorafit.messages import _
 from lorafit.units import seconds_text
 
-# Substrings of what backends write, in lower case, and the cause that they mean; the first that is found counts.
+# Lower-case substrings of backends' messages, and the cause that each one shows. The first match wins.
 TEXTS = (
     ("callbackerroroutofmemory", "metal_memory"),
     ("callbackerrorimpactinginteractivity", "watchdog"),
@@ -30,7 +30,7 @@ TEXTS = (
     ("cannot allocate memory", "memory"),
     ("no space left on device", "disk"),
 )
-# What a living worker writes when it goes on with garbage, since PyTorch raises nothing.
+# Output of a worker that continues with wrong values, because PyTorch raises no error.
 FATAL = ("command buffer exited with error status", "kiogpucommandbuffercallbackerror")
 CRASHES = tuple(-number for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE))
 ASKED = tuple(-number for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT))
@@ -38,20 +38,20 @@ ASKED = tuple(-number for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGIN
 
 @dataclass(frozen=True)
 class WorkerExit:
-    """What was seen of a worker's end. `code` is negative for a signal; `oom_kills` counts the system's since it began."""
+    """The observations of a worker's end. `oom_kills` counts the system's OOM kills since the worker started."""
 
-    code: int | None
-    tail: Sequence[str] = ()
+    code: int | None  # exit code; negative: the signal
+    tail: Sequence[str] = ()  # last lines of stderr
     error: LorafitError | None = None
     bug: str | None = None  # the last line of its traceback
     oom_kills: int = 0
-    silent_seconds: float | None = None  # how long it had given no sign of life when we ended it
-    heard: str | None = None  # the line for which we ended it
+    silent_seconds: float | None = None  # time without progress after which the supervisor killed it
+    heard: str | None = None  # stderr line for which the supervisor killed it
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """A cause, by a name that programs can read, and the same in a sentence; `words` is the line that told."""
+    """A `cause` for programs, `text` as a sentence for the user, and `words`, the output line that shows the cause."""
 
     cause: str
     text: str
@@ -59,7 +59,7 @@ class Diagnosis:
 
 
 def death_of(end: WorkerExit) -> Diagnosis:
-    """The cause of the worker's end."""
+    """Return the diagnosis of a worker's end."""
     if end.silent_seconds is not None:
         return _death("hung", None, time=seconds_text(end.silent_seconds))
     if end.heard is not None:
@@ -83,12 +83,12 @@ def death_of(end: WorkerExit) -> Diagnosis:
 
 
 def is_fatal(line: str) -> bool:
-    """Whether a living worker that writes `line` computes garbage from here on."""
+    """Return whether a worker that writes `line` computes wrong values from then on."""
     return any(text in line.lower() for text in FATAL)
 
 
 def sentence(cause: str) -> str:
-    """What is told of `cause`, with {names} to be filled in."""
+    """Return the user's sentence for `cause`, with {placeholders} to fill in."""
     return {
         "oom_killer": _("The system ran out of memory and killed the process that trains."),
         "memory": _("Memory ran out in the process that trains, and it died of it."),
@@ -112,9 +112,9 @@ def sentence(cause: str) -> str:
 
 
 def _of_error(error: LorafitError, oom_kills: int) -> Diagnosis:
-    """Only a failed device is cured by a new process; what else is raised stands as it is."""
+    """Diagnose a LorafitError. A new process helps only after a failed device or a lost rank."""
     if isinstance(error, EngineError):
-        if type(error).__name__ == "RankLost":  # its home is above torch
+        if type(error).__name__ == "RankLost":  # by name: this module does not import the class
             short = oom_kills or _cause([error.found or ""]) == "memory"
             return _death("memory" if short else "lost", error.found)
         cause = _cause(filter(None, (error.found, error.what)))
@@ -124,7 +124,7 @@ def _of_error(error: LorafitError, oom_kills: int) -> Diagnosis:
 
 
 def _of_bug(line: str) -> Diagnosis:
-    """Memory can run out, and a device fail, at a place where nobody expects it; anything else is ours."""
+    """Diagnose an unexpected exception: out of memory or a failed device, otherwise a bug in lorafit."""
     cause = _cause((line,))
     return Diagnosis("bug", line) if cause is None else _death(cause, line)
 
@@ -139,7 +139,7 @@ def _cause(lines: Iterable[str]) -> str | None:
 
 
 def _line(lines: Sequence[str], cause: str) -> str | None:
-    """The last line that tells of `cause`."""
+    """Return the last line that shows `cause`."""
     parts = [part for part, told in TEXTS if told == cause]
     return next((line for line in reversed(lines) if any(part in line.lower() for part in parts)), None)
 

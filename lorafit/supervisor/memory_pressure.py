@@ -1,4 +1,4 @@
-"""Is memory getting short, and did the system kill for it? By Linux's own accounts, those of our cgroup, and macOS's level."""
+"""Memory pressure and OOM kills, read from Linux's PSI and cgroup files and from macOS's pressure level."""
 
 import contextlib
 import platform
@@ -10,16 +10,16 @@ from functools import lru_cache
 from pathlib import Path
 
 PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
-STALLED_PERCENT = 10.0  # of the last ten seconds in which nobody could work for want of memory
-FULL_SHARE = 0.97  # of our cgroup's limit, without what can be dropped at once
+STALLED_PERCENT = 10.0  # of the last ten seconds in which all tasks waited for memory
+FULL_SHARE = 0.97  # of the cgroup's limit, without memory that can be reclaimed at once
 CRITICAL = 4  # macOS: 1 normal, 2 warning, 4 critical
-LOOKS = 3  # in a row that must agree
+LOOKS = 3  # consecutive readings that must agree
 UNLIMITED = 1 << 60  # cgroup v1 writes "no limit" as a very large number
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One look at memory; None where the system does not tell."""
+    """A reading of memory pressure; a field is None if the system does not report it."""
 
     stalled_percent: float | None = None
     cgroup_share: float | None = None
@@ -27,18 +27,19 @@ class Reading:
 
     @property
     def high(self) -> bool:
+        """Whether one of the values is at its limit."""
         stalled = self.stalled_percent is not None and self.stalled_percent >= STALLED_PERCENT
         full = self.cgroup_share is not None and self.cgroup_share >= FULL_SHARE
         return stalled or full or (self.macos_level or 0) >= CRITICAL
 
 
 def is_short(readings: Sequence[Reading]) -> bool:
-    """Whether the last looks agree that memory is short: the next step should take less, before the machine thrashes."""
+    """Return whether the last LOOKS readings are all high: the next step must use less memory to avoid thrashing."""
     return len(readings) >= LOOKS and all(reading.high for reading in list(readings)[-LOOKS:])
 
 
 def read_memory_pressure() -> Reading:
-    """How memory stands now."""
+    """Read the present memory pressure."""
     if platform.system() == "Darwin":
         return Reading(macos_level=_macos_level())
     folder = cgroup(PROC, CGROUP)
@@ -46,27 +47,27 @@ def read_memory_pressure() -> Reading:
 
 
 def stalled_percent(path: Path) -> float | None:
-    """Share of the last ten seconds in which all tasks waited for memory (PSI, "full")."""
+    """Return the percentage of the last ten seconds in which all tasks waited for memory (PSI, "full")."""
     found = re.search(r"^full avg10=([\d.]+)", _text(path), re.MULTILINE)
     return float(found[1]) if found else None
 
 
 @lru_cache(maxsize=1)
 def cgroup(proc: Path, root: Path) -> Path | None:
-    """The folder of our memory cgroup, v2 or v1; None where there is none."""
+    """Return the folder of this process's memory cgroup, v2 or v1; None if there is none."""
     for line in _text(proc / "self" / "cgroup").splitlines():
         _number, kinds, path = line.split(":", 2)
         for base in (
             (root / "memory",) if "memory" in kinds.split(",") else (root, root / "unified") if not kinds else ()
         ):
-            for folder in (base / path.lstrip("/"), base):  # inside a container the path is often that of the outside
+            for folder in (base / path.lstrip("/"), base):  # inside a container the path is often the host's
                 if (folder / "memory.events").is_file() or (folder / "memory.limit_in_bytes").is_file():
                     return folder
     return None
 
 
 def share(folder: Path) -> float | None:
-    """What the cgroup in `folder` holds and cannot drop at once, over its limit; None without a limit."""
+    """Return the cgroup's memory, without reclaimable file cache, over its limit; None without a limit."""
     used = _number(folder / "memory.current") or _number(folder / "memory.usage_in_bytes")
     limit = _number(folder / "memory.max") or _number(folder / "memory.limit_in_bytes")
     if not used or not limit or limit >= UNLIMITED:
@@ -76,7 +77,7 @@ def share(folder: Path) -> float | None:
 
 
 def oom_kills() -> int:
-    """How often the system has killed for want of memory until now: in our cgroup, else on the machine; 0 where unknown."""
+    """Return the number of OOM kills until now, those of this cgroup plus those of the machine; 0 if unknown."""
     folder = cgroup(PROC, CGROUP)
     paths = [folder / "memory.events", folder / "memory.oom_control"] if folder else []
     counts = [re.search(r"^oom_kill (\d+)", _text(path), re.MULTILINE) for path in (*paths, PROC / "vmstat")]

@@ -1,4 +1,4 @@
-"""What does the supervisor look at while its worker lives? Memory, power, heat, clocks and the pulse; it answers with orders."""
+"""Monitoring of a live worker: memory, power, temperature, clocks and progress. It yields orders to the worker."""
 
 import math
 from collections import deque
@@ -16,13 +16,13 @@ from lorafit.supervisor.thermal import Thermometer
 from lorafit.supervisor.watchdog import Watchdog
 from lorafit.units import seconds_text
 
-MEMORY_SECONDS, POWER_SECONDS, HEAT_SECONDS = 5.0, 30.0, 60.0  # between looks
-REST_SECONDS = 120.0  # after a shrink, before the next; doubled each time
+MEMORY_SECONDS, POWER_SECONDS, HEAT_SECONDS = 5.0, 30.0, 60.0  # between readings
+REST_SECONDS = 120.0  # from a shrink order to the next one; doubled each time
 
 
 @dataclass(frozen=True)
 class Sensors:
-    """What is looked at; each a function, so that a described machine can stand for this one."""
+    """The sensors of the monitor. Each is a function, so that a simulated machine can replace this one."""
 
     memory: Callable[[], memory_pressure.Reading] = memory_pressure.read_memory_pressure
     battery: Callable[[], tuple[float, bool] | None] = power.battery
@@ -31,12 +31,13 @@ class Sensors:
 
 
 class Interval:
-    """Whether it is time again, every so many seconds after `last`."""
+    """A timer that is due every `seconds`, first at `last` + `seconds`."""
 
     def __init__(self, seconds: float, last: float = -math.inf) -> None:
         self._seconds, self._last = seconds, last
 
     def due(self, now: float) -> bool:
+        """Return whether the interval has passed; if so, start the next one."""
         if now - self._last < self._seconds:
             return False
         self._last = now
@@ -44,7 +45,7 @@ class Interval:
 
 
 class Monitor:
-    """Looks after one worker: `pause_battery` in percent, `hang_seconds` as in the settings."""
+    """The monitor of one worker. `pause_battery` is in percent; `hang_seconds` is the setting of that name."""
 
     def __init__(self, pause_battery: float, hang_seconds: float, senses: Sensors | None = None) -> None:
         self.pulse = Watchdog(hang_seconds)
@@ -60,7 +61,7 @@ class Monitor:
         self._clocks = self._senses.clocks()
 
     def orders(self, now: float) -> Iterator[Order]:
-        """What the worker should do or say, by how things stand; `now` is time.monotonic()."""
+        """Yield the orders to the worker that the sensors call for; `now` is time.monotonic()."""
         yield from self._look_at_clocks()
         if self._power.due(now):
             yield from self._look_at_power()
@@ -70,7 +71,7 @@ class Monitor:
             yield Order("say", text=words)
 
     def hangs(self, pid: int, now: float) -> bool:
-        """Whether process `pid` shows no progress for too long."""
+        """Return whether process `pid` has made no progress for too long."""
         try:
             process = psutil.Process(pid)
             times, stopped = process.cpu_times(), process.status() == psutil.STATUS_STOPPED

@@ -1,6 +1,6 @@
-"""What helps against a death? A restart as it was, with less memory at a time, with another environment; or advice and an end.
+"""Recovery from a worker's death: a restart, perhaps with less memory or another environment, or advice to the user.
 
-Decisions only: nothing is started here.
+This module decides; it starts nothing.
 """
 
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ from lorafit.messages import _
 MEMORY = ("oom_killer", "memory", "metal_memory")
 FINAL = ("error", "bug", "asked", "disk")
 RELAXED = {"AGX_RELAX_CDM_CTXSTORE_TIMEOUT": "1"}  # Metal's watchdog waits longer; the display may stutter
-MOST, MOST_SMALLER = 3, 8  # restarts in a row without a new checkpoint: as it was; each with less at a time
+MOST, MOST_SMALLER = 3, 8  # deaths without a new checkpoint: of one cause, unless less memory helps; of all causes
 
 
 @dataclass(frozen=True)
 class PastDeath:
-    """A death of this run: its cause, the steps done by then, and the step of the last good checkpoint."""
+    """A death of a worker: its cause, the last completed step, and the step of the last valid checkpoint."""
 
     cause: str
     step: int
@@ -25,7 +25,10 @@ class PastDeath:
 
 @dataclass(frozen=True)
 class Recovery:
-    """What to do. `text` says it to the user; without a restart it is advice."""
+    """A decision after a death. `text` tells it to the user; without a restart `text` is advice.
+
+    `shrink`: use less memory; `environ`: variables to set; `recycle_every`: steps after which to take a new process.
+    """
 
     restart: bool
     text: str
@@ -35,7 +38,10 @@ class Recovery:
 
 
 def cure(deaths: Sequence[PastDeath], system: str, relaxed: bool) -> Recovery:
-    """What helps now that the last of `deaths` happened on `system`; `relaxed`: Metal's watchdog was asked to wait already."""
+    """Return the recovery from the last of `deaths`.
+
+    `system` is platform.system(); `relaxed`: Metal's watchdog already waits longer.
+    """
     last = deaths[-1]
     row = in_a_row(deaths)
     alike = sum(1 for died in row if died.cause == last.cause)
@@ -56,13 +62,13 @@ def cure(deaths: Sequence[PastDeath], system: str, relaxed: bool) -> Recovery:
             True, _("It goes on in a new process, and in another every {n} steps.").format(n=every), recycle_every=every
         )
     suspect = last.cause == "command_buffer" or (last.cause == "killed" and system == "Darwin")
-    if suspect and alike > 1:  # macOS kills for lack of memory without a word
+    if suspect and alike > 1:  # macOS gives no reason when it kills for lack of memory
         return Recovery(True, _("It goes on with less memory at a time."), shrink=True)
     return Recovery(True, _("It goes on in a new process."))
 
 
 def in_a_row(deaths: Sequence[PastDeath]) -> list[PastDeath]:
-    """The last of `deaths` between which no new checkpoint was made."""
+    """Return the last of `deaths` without a new checkpoint between them, the latest first."""
     row: list[PastDeath] = []
     for died in reversed(deaths):
         if row and died.saved != row[0].saved:
@@ -72,7 +78,7 @@ def in_a_row(deaths: Sequence[PastDeath]) -> list[PastDeath]:
 
 
 def advice(cause: str) -> str:
-    """What a person can do where nothing of ours has helped."""
+    """Return what the user can do after `cause` if no restart helps."""
     memory = _(
         "Close other programs that use memory; or go on with --recompute 999, or take a smaller model or --max_length."
     )

@@ -1,6 +1,6 @@
-"""Who looks after the process with the engine? Starts it, hands on what it says, sees how it ends, and has it go on.
+"""The supervisor: starts the worker process, passes on its events, and restarts it after a failure.
 
-What a death means and what helps against it is decided in watch/; here it is done.
+diagnosis.py finds the cause of a failure and recovery.py chooses what to do; this module does it.
 """
 
 import contextlib
@@ -31,29 +31,29 @@ from lorafit.supervisor.recovery import RELAXED, PastDeath, Recovery, advice, cu
 from lorafit.supervisor.worker_process import COMMAND, Worker
 from lorafit.training.loop import SAVE_SECONDS
 
-TICK_SECONDS = 1.0  # between looks at the worker when it says nothing
-LEAVE_SECONDS = 60.0  # for the step and its checkpoint when the one who watches goes away
-STACKS_SECONDS = 2.0  # for a hanging worker to write where it hangs
-SOONEST_SAVE_SECONDS = 30.0  # between checkpoints, however often it dies
-LOG_BYTES = 1 << 20  # of worker.log
+TICK_SECONDS = 1.0  # between checks of a silent worker
+LEAVE_SECONDS = 60.0  # for the step and its checkpoint if the consumer of the events leaves early
+STACKS_SECONDS = 2.0  # for a hanging worker to write its stack traces
+SOONEST_SAVE_SECONDS = 30.0  # shortest time between checkpoints after repeated deaths
+LOG_BYTES = 1 << 20  # size limit of worker.log
 
 
 class RemoteTraceback(Exception):
-    """A bug's traceback in the worker, for the bug to be raised from."""
+    """The traceback of a bug in the worker, set as the cause of the raised error."""
 
 
 @dataclass
 class Watch:
-    """What is known of the run, over all its workers."""
+    """The state of a run across all its workers."""
 
     config: TrainConfig
     run: RunDir | None = None
     worker: Worker | None = None
-    step: int = 0  # done
-    training: bool = False  # a stop is obeyed after the step, with everything saved
+    step: int = 0  # last completed step
+    training: bool = False  # the worker runs steps: it obeys a stop after its step and saves
     finished: bool = False
     asked: int | None = None  # the signal that asked to stop
-    failed: Failed | None = None  # said by the worker, and held back until it is sure that nothing helps
+    failed: Failed | None = None  # the worker's event, passed on only if no recovery applies
     deaths: list[PastDeath] = field(default_factory=list)
     environ: dict[str, str] = field(default_factory=dict)
     recycle_every: int | None = None
@@ -61,21 +61,22 @@ class Watch:
 
 @dataclass
 class WorkerState:
-    """What is known of one worker."""
+    """The state of one worker."""
 
     care: Monitor
-    began: int  # steps done when it began
-    oom_kills: int
-    said: WorkerDone | LorafitError | Bug | None = None  # how it says that it ended
-    heard: str | None = None  # the line of its stderr for which it was ended
-    silent_seconds: float | None = None
-    recycled: bool = False
+    began: int  # completed steps when it started
+    oom_kills: int  # the system's count when it started
+    said: WorkerDone | LorafitError | Bug | None = None  # its last message
+    heard: str | None = None  # stderr line for which it is killed
+    silent_seconds: float | None = None  # time without progress after which it was killed
+    recycled: bool = False  # ordered to end for a new process
 
 
 def supervise(config: TrainConfig, command: Sequence[str] = COMMAND, senses: Sensors | None = None) -> Iterator[Event]:
-    """Do what `config` asks for in a process of its own; its events as they come. Raises LorafitErrors as worker.work().
+    """Run the training that `config` describes in a worker process, and yield its events as they come.
 
-    `command` starts the process; `senses` stand for this machine's.
+    `command` starts the process; `senses` replace this machine's sensors.
+    Raises LorafitErrors as train_in_process() does, and RuntimeError for a bug in the worker.
     """
     watch = Watch(config, recycle_every=config.recycle_every)
     start = Start(config, language(), os.getpid())
@@ -99,11 +100,11 @@ def supervise(config: TrainConfig, command: Sequence[str] = COMMAND, senses: Sen
             start = _next_start(watch, cured)
 
 
-# while it lives
+# While the worker lives
 
 
 def _follow(watch: Watch, worker: Worker, life: WorkerState) -> Iterator[Event]:
-    """The events of `worker` until it ends."""
+    """Yield the events of `worker` until it ends."""
     while not worker.over:
         for message in worker.read(TICK_SECONDS):
             if isinstance(message, Event | Beat):
@@ -134,7 +135,7 @@ def _see(watch: Watch, life: WorkerState, event: Event) -> None:
 
 
 def _look_after(watch: Watch, worker: Worker, life: WorkerState) -> None:
-    """Give `worker` what orders it needs; end it where it hangs, or where what it computes is garbage."""
+    """Send the orders that are due; kill the worker if it hangs or computes wrong values."""
     if life.heard is not None:
         worker.signal(signal.SIGKILL)
     if not watch.training:
@@ -147,13 +148,13 @@ def _look_after(watch: Watch, worker: Worker, life: WorkerState) -> None:
         worker.order(Order("recycle"))
     if life.silent_seconds is None and life.care.hangs(worker.pid, now):
         life.silent_seconds = life.care.pulse.silent_seconds
-        worker.signal(signal.SIGUSR1)  # it writes where it hangs, if it still can
+        worker.signal(signal.SIGUSR1)  # it writes its stack traces, if it still can
         _hear_out(worker, STACKS_SECONDS)
         worker.signal(signal.SIGKILL)
 
 
 def _hear(watch: Watch, life: WorkerState, line: str) -> None:
-    """A line of the worker's stderr: shown as long as it gets ready (downloads draw their bars there), later kept in a file."""
+    """Handle a line of the worker's stderr: print it before training (download progress), later append it to a file."""
     if is_fatal(line):
         life.heard = life.heard or line.strip()
     if not watch.training and sys.stderr is not None:
@@ -164,11 +165,11 @@ def _hear(watch: Watch, life: WorkerState, line: str) -> None:
                 file.write(line)
 
 
-# after its end
+# After the worker's end
 
 
 def _after(watch: Watch, worker: Worker, life: WorkerState) -> Generator[Event, None, Recovery]:
-    """What helps now that the worker ended badly. Raises what it raised, or what it died of, where nothing does."""
+    """Choose a recovery and yield Restarted; re-raise the worker's error, or raise its diagnosis, if none applies."""
     error = life.said if isinstance(life.said, LorafitError) else None
     bug = _last_line(life.said) if isinstance(life.said, Bug) else None
     kills = memory_pressure.oom_kills() - life.oom_kills
@@ -193,7 +194,7 @@ def _after(watch: Watch, worker: Worker, life: WorkerState) -> Generator[Event, 
 
 
 def _give_up(watch: Watch, death: Diagnosis, error: Exception | None, found: Recovery) -> Iterator[Event]:
-    """Say that the run broke off, and raise why."""
+    """Yield Failed if a step was completed, and raise the error that ended the run."""
     fix = advice("asked") if found.restart and _can_go_on(watch) else None if found.restart else found.text
     raised = error or EngineError(death.text, where=watch.run and watch.run.path, found=death.words, fix=fix)
     failed = watch.failed
@@ -217,7 +218,7 @@ def _last_line(bug: Bug) -> str:
 
 
 def _last_good(watch: Watch, life: WorkerState) -> int:
-    """The step to go on from. What was saved when work failed without a word may be wrong, and is not kept."""
+    """Return the step to resume from. After a GPU failure without an exception, delete the checkpoints in doubt."""
     if watch.run is None:
         return 0
     if life.heard is not None:
@@ -231,7 +232,10 @@ def _can_go_on(watch: Watch) -> bool:
 
 
 def _next_start(watch: Watch, cured: Recovery) -> Start:
-    """The run's own settings, to be gone on with; what was asked for, where it died before there was anything to go on with."""
+    """Return the start that resumes the run by its saved settings, or starts it anew if there is nothing to resume.
+
+    The time between checkpoints is halved for each death in a row.
+    """
     config = watch.config
     if watch.run is not None and _can_go_on(watch):
         config = saved_config(watch.run).model_copy(update={"resume": str(watch.run.path), "lang": config.lang})
@@ -243,18 +247,18 @@ def _next_start(watch: Watch, cured: Recovery) -> Start:
 
 
 def _note(watch: Watch, event: Event) -> None:
-    """Write `event` into the run's record, since nobody else does who is dead."""
+    """Write `event` to the run's log, since the worker is dead. Write errors are ignored."""
     if watch.run is None or not watch.run.path.is_dir():
         return
     with contextlib.suppress(OSError, LorafitError), watch.run.lock(), EventLog(watch.run.events) as log:
         log.write(event)
 
 
-# leaving
+# Leaving early
 
 
 def _leave(watch: Watch, worker: Worker) -> None:
-    """See the worker end when we are left early: after its step where it trains and nobody is in a hurry, else at once."""
+    """End a worker that still runs: after its step if it trains and no stop was requested, else at once."""
     if worker.over:
         return
     if watch.training and watch.asked is None:
@@ -266,7 +270,7 @@ def _leave(watch: Watch, worker: Worker) -> None:
 
 
 def _hear_out(worker: Worker, seconds: float) -> None:
-    """Let it say what it has to, until it ends, though no longer than that; what it writes to stderr is kept."""
+    """Read the worker's output until it exits or `seconds` pass. Its messages are dropped; its stderr is kept."""
     deadline = time.monotonic() + seconds
     while not worker.over and (left := deadline - time.monotonic()) > 0:
         for _message in worker.read(min(left, TICK_SECONDS)):
@@ -274,14 +278,17 @@ def _hear_out(worker: Worker, seconds: float) -> None:
 
 
 def _discard_empty(watch: Watch) -> None:
-    """A new run that has done no step leaves nothing behind."""
+    """Delete the folder of a new run that has no completed step and no checkpoint."""
     if watch.config.resume is None and watch.run is not None and watch.step == 0 and latest_good(watch.run)[0] is None:
         directory.discard(watch.run)
 
 
 @contextlib.contextmanager
 def _signals(watch: Watch) -> Iterator[None]:
-    """Inside, a signal makes the worker finish its step, save and stop; a second Ctrl-C ends it at once."""
+    """Turn a signal within the block into an order to finish the step, save and stop.
+
+    A second Ctrl-C, or a signal before training, ends the program at once.
+    """
 
     def note(number: int, _frame: FrameType | None) -> None:
         if watch.training and watch.asked is None and watch.worker is not None:

@@ -1,4 +1,4 @@
-"""Is the machine too hot to work at full speed? Asked where the system tells without special rights."""
+"""Thermal throttling of CPU and GPU, from sources that need no special permissions."""
 
 import platform
 import shutil
@@ -12,17 +12,17 @@ THROTTLED = Path("/sys/devices/system/cpu/cpu0/thermal_throttle/package_throttle
 NVIDIA = ("nvidia-smi", "--query-gpu=temperature.gpu,clocks_throttle_reasons.sw_thermal_slowdown,"
           "clocks_throttle_reasons.hw_thermal_slowdown", "--format=csv,noheader,nounits")  # fmt: skip
 APPLE = ("notifyutil", "-g", "com.apple.system.thermalpressurelevel")
-ASK_SECONDS = 5.0  # a tool that takes longer does not answer
+ASK_SECONDS = 5.0  # timeout of the command; after it there is no reading
 HEAVY = 2  # of 0 nominal, 1 moderate, 2 heavy, 3 trapping, 4 sleeping
 
 
 def command(system: str, has_nvidia: bool) -> Sequence[str] | None:
-    """What tells of heat on `system`; None: nothing is run there."""
+    """Return the command that reports throttling on `system`; None if there is none."""
     return APPLE if system == "Darwin" else NVIDIA if has_nvidia else None
 
 
 def too_hot(cmd: Sequence[str], output: str) -> str | None:
-    """What `cmd` printed, in words where the device slows down for heat; else None."""
+    """Return a text for the user if `output` of `cmd` reports thermal throttling, else None."""
     if cmd is APPLE:
         level = output.split()[-1] if output.split() else ""
         return _("The Mac is hot and slows down.") if level.isdigit() and int(level) >= HEAVY else None
@@ -34,7 +34,7 @@ def too_hot(cmd: Sequence[str], output: str) -> str | None:
 
 
 class Thermometer:
-    """Words when it gets too hot, and when that is over."""
+    """A detector of the start and the end of thermal throttling."""
 
     def __init__(self) -> None:
         self._command = command(platform.system(), shutil.which("nvidia-smi") is not None)
@@ -42,7 +42,7 @@ class Thermometer:
         self._hot = False
 
     def look(self) -> str | None:
-        """What is new since the last look, for the user."""
+        """Return a text for the user if throttling started or ended since the last call, else None."""
         hot = self._now()
         if bool(hot) == self._hot:
             return None
@@ -57,7 +57,7 @@ class Thermometer:
 
 
 def _throttled() -> int:
-    """How often the processor has slowed down for heat since it was started."""
+    """Return how often the CPU has throttled since boot; 0 if unknown."""
     try:
         return int(THROTTLED.read_text())
     except (OSError, ValueError):

@@ -1,16 +1,19 @@
-"""Does the worker still get on? Beats come from the engine's progress, not from a clock; how long it may be silent is learned."""
+"""Watchdog for a hanging worker. Beats come from the engine's progress, not a timer; the time limit adapts to them."""
 
 from dataclasses import dataclass
 
-IDLE_SHARE = 0.05  # of a core: below it the process does nothing
-BUSY_PATIENCE = 10  # times longer is waited for one that computes: a micro-batch of a large model on a slow processor
-LONGEST_TIMES = 10  # the longest pause between beats that was seen, so many times, is waited for in any case
-MOST_TICK_SECONDS = 5.0  # a longer pause between two looks was our own: stopped, or the machine slept
+IDLE_SHARE = 0.05  # of a core; a process that uses less is idle
+BUSY_PATIENCE = 10  # a busy process may take this many times longer: a large model's micro-batch on a slow CPU
+LONGEST_TIMES = 10  # the limit is at least this many times the longest silence between beats so far
+MOST_TICK_SECONDS = 5.0  # longer gaps between two checks are not the worker's: this process or the machine slept
 
 
 @dataclass
 class Watchdog:
-    """How long nothing was heard; `limit_seconds` of it, spent doing nothing, are too long. Times are time.monotonic()."""
+    """The silence of one worker. Over `limit_seconds` of idle silence it hangs; busy time counts 1 / BUSY_PATIENCE.
+
+    Points in time are time.monotonic().
+    """
 
     limit_seconds: float
     silent_seconds: float = 0.0
@@ -20,13 +23,16 @@ class Watchdog:
     _cpu: float = 0.0
 
     def beat(self, now: float) -> None:
-        """A sign of progress."""
+        """Note a sign of progress."""
         if self._beat is not None and self._looked is not None:
             self._longest = max(self._longest, self.silent_seconds)
         self._beat, self.silent_seconds = now, 0.0
 
     def hangs(self, now: float, cpu_seconds: float, stopped: bool) -> bool:
-        """Whether it is silent for too long, by what is seen now; `stopped`: somebody has stopped the process (SIGSTOP)."""
+        """Return whether the worker has been silent for too long. Time while it is `stopped` (SIGSTOP) does not count.
+
+        `cpu_seconds` is the CPU time that the worker has used until `now`.
+        """
         if self._looked is not None and not stopped:
             passed = min(now - self._looked, MOST_TICK_SECONDS)
             busy = cpu_seconds - self._cpu > IDLE_SHARE * passed

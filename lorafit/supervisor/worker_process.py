@@ -1,4 +1,4 @@
-"""How does the supervisor hold its worker? Starts the process, gives it orders, hears what it says, sees it end."""
+"""The supervisor's end of the worker process: start, orders, messages, stderr and exit."""
 
 import contextlib
 import os
@@ -15,13 +15,16 @@ from lorafit.ipc.protocol import Message, Order, Start, order_line, read_message
 
 COMMAND = (sys.executable, "-m", "lorafit.training.child")
 PACKAGE = Path(__file__).parents[2]
-TAIL_LINES = 200  # of stderr, kept to tell what a worker died of
+TAIL_LINES = 200  # of stderr, kept for the diagnosis
 CHUNK = 1 << 16
-REAP_SECONDS = 10.0  # for a process that has closed its pipes to be gone
+REAP_SECONDS = 10.0  # for a process that has closed its pipes to exit
 
 
 class Worker:
-    """One process, in our process group. Its stderr is read while it lives: `heard(line)` for every line there, its end included."""
+    """A worker process in the supervisor's process group.
+
+    `heard(line)` is called for every line of its stderr, with the line ending. `tail` keeps the last lines.
+    """
 
     def __init__(
         self,
@@ -55,29 +58,29 @@ class Worker:
 
     @property
     def code(self) -> int | None:
-        """The exit code, negative for a signal; None while it lives."""
+        """The exit code, negative for a signal; None while the process lives."""
         return self._process.returncode
 
     def order(self, order: Order) -> None:
-        """Give an order. Nothing happens where the worker is gone already."""
+        """Send an order; do nothing if the worker is gone."""
         self._write(order_line(order))
 
     def signal(self, number: int) -> None:
-        """Send a signal."""
+        """Send a signal; do nothing if the worker is gone."""
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(number)
 
     def read(self, seconds: float) -> Iterator[Message]:
-        """What it says within `seconds`, or until it said something; `over` is set when it will say no more."""
+        """Wait up to `seconds` for output and yield its messages. Set `over` once the worker has ended."""
         open_ = list(self._rests)
         ready, _w, _x = select.select(open_, [], [], seconds)
-        for descriptor in sorted(ready, key=open_.index):  # events before errors: they tell at which step an error came
+        for descriptor in sorted(ready, key=open_.index):  # events before stderr: they show the step of an error
             yield from self._said(descriptor)
         if self._events not in self._rests or self._process.poll() is not None:
             yield from self._last_words()
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kill the process with SIGKILL."""
         self.signal(signal.SIGKILL)
         self._process.wait()
         self.over = True
@@ -97,7 +100,7 @@ class Worker:
                 yield message
 
     def _lines(self, descriptor: int) -> Iterator[str]:
-        """The whole lines that are there, each with its end (bars of progress end in a carriage return)."""
+        """Yield the complete lines of a pipe with their line endings; progress bars end in a carriage return."""
         while True:
             try:
                 data = os.read(descriptor, CHUNK)
@@ -113,7 +116,7 @@ class Worker:
                 return
 
     def _last_words(self) -> Iterator[Message]:
-        """What is still in the pipes. Stderr may be held open by others that the worker started: it is not waited for."""
+        """Yield the messages left in the pipes. Stderr need not close: the worker's children may hold it open."""
         deadline = time.monotonic() + REAP_SECONDS
         while self._process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -133,9 +136,9 @@ class Worker:
 
 
 def _environment(extra: Mapping[str, str]) -> dict[str, str]:
-    """Ours, with this very package on the path wherever we were started from."""
+    """Return this process's environment with this package on the path, whatever the working directory, and `extra`."""
     path = os.pathsep.join(filter(None, (str(PACKAGE), os.environ.get("PYTHONPATH"))))
     environ = {**os.environ, "PYTHONPATH": path, **extra}
     if sys.stderr is not None and sys.stderr.isatty():
-        environ.setdefault("TQDM_POSITION", "-1")  # bars of downloads are drawn though the worker has but a pipe
+        environ.setdefault("TQDM_POSITION", "-1")  # draw progress bars of downloads although stderr is a pipe
     return environ

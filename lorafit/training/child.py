@@ -1,6 +1,6 @@
-"""What is `python -m lorafit.training.child`? The process that the engine lives in: settings and orders come in, events go out.
+"""The worker process, `python -m lorafit.training.child`: reads settings and orders on stdin, writes events to stdout.
 
-It ignores Ctrl-C, which its supervisor hears and turns into an order, and ends when the pipe of orders closes.
+The process ignores Ctrl-C: the supervisor receives the signal and sends an order. The process ends when stdin closes.
 """
 
 import contextlib
@@ -20,8 +20,10 @@ from lorafit.training.worker import train_in_process
 
 
 def main(work: Callable[[TrainConfig, Link], Iterator[Event]]) -> int:
-    """Do by `train_in_process` what the first line of stdin says. How it ended is told on the pipe; the exit code says little."""
-    # What allocators read from the environment is set here: no tensor library is loaded yet.
+    """Run `work` with the config read from stdin, and write its events to stdout.
+
+    The last message is `WorkerDone` or the error. Return 0, 2 after a LorafitError, 1 after any other exception.
+    """
     send = _sender()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     faulthandler.enable()
@@ -45,13 +47,16 @@ def main(work: Callable[[TrainConfig, Link], Iterator[Event]]) -> int:
 
 
 def _sender() -> Callable[[Message], None]:
-    """Says a message to the supervisor. What libraries print from now on goes to stderr and disturbs nothing."""
+    """Return a function that sends a message to the supervisor.
+
+    Stdout is redirected to stderr, so that output of libraries does not mix with the messages.
+    """
     descriptor = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 
     def send(message: Message) -> None:
         data = message_line(message).encode(errors="backslashreplace") + b"\n"
-        with contextlib.suppress(BrokenPipeError):  # nobody listens any more; what can be saved still is
+        with contextlib.suppress(BrokenPipeError):  # the supervisor is gone; training still saves its state
             while data:
                 data = data[os.write(descriptor, data) :]
 

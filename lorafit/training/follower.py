@@ -1,6 +1,7 @@
-"""What do the processes after the first do? The same training, by the first one's orders: they write and say nothing.
+"""The processes after the first of a multi-process run: they train by its orders and write no run files.
 
-Run as `python -m lorafit.training.follower` by the first one, which hears Ctrl-C for all; torchrun's come here through train.
+The first process starts them as `python -m lorafit.training.follower` and handles Ctrl-C for all.
+Processes that torchrun starts call `follow` from the train command.
 """
 
 import signal
@@ -28,12 +29,15 @@ FAILED = 2
 
 
 def follow() -> None:
-    """Do what the first process says until all is done. Raises LorafitErrors; SystemExit where another has told why."""
+    """Follow the orders of the first process until training ends.
+
+    Raises LorafitErrors; SystemExit where another process reports the reason.
+    """
     try:
         with registry.load(registry.RANKS)(rank_info().count, lambda: None) as ranks:
             _obey(ranks.broadcast_json(), ranks)
     except RankLost as lost:
-        if lost.rank != 0 or lost.told:  # the first process says it to the user
+        if lost.rank != 0 or lost.told:  # the first process reports it to the user
             raise SystemExit(FAILED) from lost
         raise
 
@@ -70,7 +74,7 @@ def _obey(orders: dict[str, Any], ranks: Collectives) -> None:
 
 
 def main() -> int:
-    """For a process that the first one started: it alone hears what the terminal says."""
+    """Run `follow` and return the exit code. SIGINT and SIGHUP are ignored: the first process handles them."""
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     try:

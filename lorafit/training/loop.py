@@ -1,4 +1,4 @@
-"""THE training loop: takes a plan, obeys it, yields what happened and prints nothing."""
+"""The training loop: executes a plan and yields events. It prints nothing."""
 
 import math
 import time
@@ -22,27 +22,27 @@ from lorafit.run_folders.directory import RunDir
 
 Result = TypeVar("Result")
 Compute = Callable[[Sequence[MicroBatch], StepBatch], Result]
-SAVE_SECONDS = 600.0  # what a crash costs at most, where --save_steps does not say otherwise
-PAUSE_SECONDS = 0.5  # between looks whether a pause is over
-ALL_LAYERS = 999  # more than any model has
+SAVE_SECONDS = 600.0  # between checkpoints without --save_steps: the most work that a crash can lose
+PAUSE_SECONDS = 0.5  # between checks whether a pause is over
+ALL_LAYERS = 999  # more layers than any model has
 
 
 @dataclass
 class Progress:
-    """Where a run stands. Read back from its events, so that nothing but the step number need be saved."""
+    """The state of a run. It is rebuilt from the run's events, so a checkpoint stores only the step number."""
 
-    done: int = 0  # steps
+    done: int = 0  # completed steps
     seconds: float = 0.0  # spent in steps
-    token_budget: int | None = None  # lower than the plan's after memory ran out
-    recompute: int | None = None  # more layers than the plan's, where a lower budget is of no help
+    token_budget: int | None = None  # below the plan's after memory was short; None: the plan's
+    recompute: int | None = None  # more layers than the plan's, if a lower budget does not help; None: the plan's
     first_loss: float | None = None  # on the validation set, before the first step
     last_loss: float | None = None
     best_step: int | None = None
     best_loss: float | None = None
-    data_seconds: float = 0.0  # of `seconds`, spent waiting for micro-batches
+    data_seconds: float = 0.0  # the part of `seconds` spent waiting for micro-batches
 
     def on_event(self, event: Event) -> None:
-        """Take note of an event of this run."""
+        """Update the state with an event of this run."""
         if isinstance(event, StepDone):
             self.done, self.seconds = event.step, self.seconds + event.seconds
             self.data_seconds += event.data_seconds
@@ -58,9 +58,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class Job:
-    """All that training needs. `add_chat_files` adds to an adapter's folder what chatting needs; `link` tells when to stop.
+    """Everything that the training loop needs.
 
-    Of several `ranks` every one has a job, and the leader alone writes.
+    `add_chat_files(folder)` adds to an adapter's folder the files that chatting needs. `link` carries the supervisor's
+    orders. With several `ranks`, every rank has its own job, and only the leader writes files.
     """
 
     engine: Engine
@@ -74,7 +75,10 @@ class Job:
 
 
 def training_loop(job: Job, progress: Progress) -> Iterator[Event]:
-    """All steps after `progress.done`, with evaluations and checkpoints; final_model/ at the end."""
+    """Run all steps after `progress.done`, with evaluations and checkpoints, and write final_model/ at the end.
+
+    Raises RankLost after the leader has saved a checkpoint.
+    """
     try:
         for event in _events(job, progress):
             progress.on_event(event)
@@ -107,13 +111,13 @@ def _events(job: Job, progress: Progress) -> Iterator[Event]:
 
 
 def _told(job: Job, step: int) -> Iterator[Event]:
-    """What the supervisor has to say: the run's events are written by one process alone."""
+    """Yield the supervisor's texts as Warned events: only the worker writes to the run's log while it trains."""
     for text in job.link.take_texts():
         yield Warned(step=step, text=text)
 
 
 def _pause(link: Link) -> None:
-    """Wait, with everything saved, for as long as the supervisor wants."""
+    """Wait until the supervisor ends the pause or orders a stop. The caller has saved a checkpoint."""
     while link.paused and not link.leave:
         time.sleep(PAUSE_SECONDS)
 
@@ -129,7 +133,11 @@ def _save_due(job: Job, step: int, seconds: float) -> bool:
 def _fitting(
     job: Job, progress: Progress, samples: Samples, rows: Sequence[int], compute: Compute[Result]
 ) -> Generator[Event, None, tuple[StepBatch, Result]]:
-    """compute(our share of `rows`, all of them); when memory runs out they are split smaller and it is computed again."""
+    """Return the batch of `rows` and the result of compute(this rank's micro-batches, batch).
+
+    After out of memory, or an order to use less memory, yield Shrunk and retry with less memory.
+    Raises OutOfMemory if memory ran out and nothing is left to shrink.
+    """
     here = job.ranks.place
     while True:
         budget = progress.token_budget or job.plan.token_budget
@@ -154,7 +162,7 @@ def _fitting(
 
 
 def _less(job: Job, progress: Progress, budget: int, data: StepBatch, why: str) -> Shrunk | None:
-    """Take less memory from here on: fewer tokens at a time, else layers that compute twice. None: nothing is left to do."""
+    """Lower the token budget; if no micro-batch can be split, recompute all layers. None: neither is possible."""
     if any(len(micro.sample_ids) > 1 for micro in data.micro_batches):
         progress.token_budget = _smaller(budget, data)
         text = _("{why}: from here on {budget} tokens at a time.").format(why=why, budget=progress.token_budget)
@@ -168,16 +176,16 @@ def _less(job: Job, progress: Progress, budget: int, data: StepBatch, why: str) 
 
 
 def _smaller(budget: int, data: StepBatch) -> int:
-    """`budget` halved until `data` would be split otherwise: the same split would fail again."""
+    """Halve `budget` until `data` splits differently: the same split would run out of memory again."""
     fullest = max(micro.num_tokens for micro in data.micro_batches if len(micro.sample_ids) > 1)
-    budget //= 2  # at least once: tokens that samples share may count once
+    budget //= 2  # at least once: a shared prefix counts once in the budget but in each sample of num_tokens
     while budget >= fullest:
         budget //= 2
     return budget
 
 
 def _too_long(error: OutOfMemory | None, data: StepBatch) -> OutOfMemory:
-    """The words for memory that one sample alone is too much for."""
+    """Return the OutOfMemory error for a single sample that does not fit into memory."""
     longest = max(micro.num_tokens for micro in data.micro_batches)
     return OutOfMemory(
         _("Memory ran out over a single sample of {tokens} tokens: it cannot be split.").format(tokens=longest),
@@ -191,14 +199,14 @@ def _too_long(error: OutOfMemory | None, data: StepBatch) -> OutOfMemory:
 
 
 def _step(job: Job, progress: Progress, step: int) -> Iterator[Event]:
-    """One update; nothing is lost or skipped."""
+    """Run one optimizer update. A retry after out of memory skips no sample."""
     plan, began = job.plan, time.monotonic()
 
     def update(share: Sequence[MicroBatch], data: StepBatch) -> StepResult:
         return job.engine.step(step, job.link.beating(share), data.num_targets, lr_at(step, plan))
 
     rows = step_samples(plan, step)
-    ordering = time.monotonic() - began  # the first step of an epoch draws its order
+    ordering = time.monotonic() - began  # the first step of an epoch computes the epoch's permutation
     data, result = yield from _fitting(job, progress, job.train_set, rows, update)
     done = _step_done(plan, step, data, result, time.monotonic() - began)
     yield replace(done, data_seconds=ordering + data.seconds)
@@ -220,7 +228,7 @@ def _step_done(plan: Plan, step: int, data: StepBatch, result: StepResult, secon
 
 
 def _evaluate(job: Job, progress: Progress, step: int) -> Iterator[Event]:
-    """Loss on the validation set; the best adapter so far is kept in best_model/."""
+    """Measure the validation loss; save the adapter to best_model/ if it is the lowest loss after step 0."""
     if not len(job.valid_set):
         return
     yield Stage(step=step, text=_("Evaluating on {rows} held-out rows").format(rows=len(job.valid_set)))
@@ -243,7 +251,7 @@ def _evaluate(job: Job, progress: Progress, step: int) -> Iterator[Event]:
 
 
 def save_adapter(job: Job, target: Path, step: int) -> None:
-    """Write the adapter of `step`, and what chatting needs beside it, into `target`: whole or not at all."""
+    """Write the adapter after `step` and its chat files to `target`, complete or not at all. Only the leader writes."""
     if not job.ranks.place.leads:
         return
     with whole_folder(target) as folder:

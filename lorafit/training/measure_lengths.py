@@ -1,6 +1,6 @@
-"""How long are the rows in tokens? A process of its own that imports the tokenizer, fills the data cache and goes.
+"""Row lengths in tokens: a child process that imports the tokenizer, fills the data cache and exits.
 
-`python -m lorafit.training.measure_lengths FOLDER < settings.json`: the planner starts it where the cache lacks the data.
+`python -m lorafit.training.measure_lengths FOLDER < settings.json`: preview.py starts it if the cache lacks the data.
 """
 
 import json
@@ -19,7 +19,10 @@ USER = 2
 
 
 def fill_cache(config: TrainConfig, model_folder: Path) -> None:
-    """Let a child render and tokenise the data of `config`. Raises the child's LorafitError."""
+    """Render and tokenize the data of `config` in a child process.
+
+    Raises the child's LorafitError, or RuntimeError with its stderr if it fails otherwise.
+    """
     settings = json.dumps(config.model_dump(exclude=set(COMMAND_FIELDS), include=set(TrainConfig.model_fields)))
     command = [sys.executable, "-m", "lorafit.training.measure_lengths", str(model_folder)]
     done = subprocess.run(command, input=settings, capture_output=True, text=True, encoding="utf-8")
@@ -31,7 +34,7 @@ def fill_cache(config: TrainConfig, model_folder: Path) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """The child: what fails for the user to mend is printed as JSON."""
+    """Run the child process. Print a LorafitError as JSON and return 2; otherwise return 0."""
     folder, config = Path(argv[0]), TrainConfig.model_validate_json(sys.stdin.read())
     try:
         template = read_template(config.chat_template)

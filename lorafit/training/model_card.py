@@ -1,4 +1,4 @@
-"""What does an adapter's folder need beside the weights? Tokenizer, chat settings, and a page on how it was made."""
+"""The files beside an adapter's weights: tokenizer, chat settings and model card."""
 
 from pathlib import Path
 
@@ -13,14 +13,14 @@ SETTINGS = ("dataset_name", "dataset_split", "num_epochs", "max_steps", "effecti
 
 
 def add_chat_files(folder: Path, config: TrainConfig, base_model: str, run: str, tokenizer: ChatTokenizer) -> None:
-    """Write into an adapter's `folder` all that trying it elsewhere needs."""
+    """Write into an adapter's `folder` the files that are needed to use the adapter on another machine."""
     tokenizer.save(folder)
     write_chat_settings(folder, ChatSettings(config.system_prompt, config.date_string, base_model, run))
     (folder / "README.md").write_text(model_card(config, base_model, run), "utf-8")
 
 
 def model_card(config: TrainConfig, base_model: str, run: str) -> str:
-    """A README with the front matter that model hubs read."""
+    """Return a README.md with the YAML front matter that model hubs read."""
     rows = "\n".join(f"| {name} | {getattr(config, name)} |" for name in SETTINGS)
     how = _("A LoRA adapter for `{base}`, trained by lorafit {version} (run `{run}`).")
     return f"""---

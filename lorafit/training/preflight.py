@@ -1,4 +1,4 @@
-"""What would go wrong later and can be told at once? Looked at before anything is fetched, loaded or written."""
+"""Early checks of a run: the settings before the model is downloaded, the model before the data are read."""
 
 from pathlib import Path
 
@@ -15,13 +15,13 @@ from lorafit.planner.plan import Plan
 from lorafit.run_folders import directory
 from lorafit.run_folders.adapter import AdapterConfig, check_shapes, read_adapter_config
 
-MOMENTS_TOO = 3  # an adapter and its two moments, in a checkpoint
+MOMENTS_TOO = 3  # a checkpoint is three times the adapter: the weights and AdamW's two moments
 
 
 def check_settings(config: TrainConfig, machine: Machine, folder: Path, start: Path | None) -> None:
-    """What can be told without the model. The run goes into `folder`, `start` is the adapter to start from.
+    """Check everything that does not need the model. Raises LorafitErrors.
 
-    Raises LorafitErrors.
+    `folder` is where the run will be written, `start` the folder of the adapter to start from.
     """
     resolve_effective_batch(config)
     device = device_precision.choose_device(config, machine).value
@@ -37,7 +37,7 @@ def check_settings(config: TrainConfig, machine: Machine, folder: Path, start: P
 
 
 def check_processes(config: TrainConfig, machine: Machine, local: int) -> None:
-    """Raise ConfigError where `local` processes cannot train together on `machine`."""
+    """Raise ConfigError if `local` processes cannot train together on `machine`."""
     if (config.processes or 1) == 1:
         if config.shard == "on":
             fix = _("Add --processes N, or start with torchrun; or leave --shard out.")
@@ -67,23 +67,27 @@ def check_processes(config: TrainConfig, machine: Machine, local: int) -> None:
 
 
 def check_model(config: TrainConfig, spec: ModelSpec, folder: Path, start: Path | None) -> None:
-    """What can be told from the model's shape, before the data are read; arguments as above. Raises LorafitErrors."""
+    """Check everything that needs the model's architecture but not the data. Raises LorafitErrors.
+
+    The free space of the disk is checked too. `folder` and `start` are those of `check_settings`.
+    """
     _check_targets(config.lora_targets, spec)
     if start is not None:
         check_shapes(start, spec)
     size = 4 * adapter_parameters(spec, config.lora_r, config.lora_targets)
-    # One checkpoint more than are kept, while it is written; best_model and final_model. A resumed run has the others.
+    # While a checkpoint is written there is one more than are kept; a resumed run has the others already.
+    # The 2 below are best_model and final_model.
     checkpoints = 1 if config.resume else config.keep_checkpoints + 1
     ensure_room(folder, size * (MOMENTS_TOO * checkpoints + 2))
 
 
 def init_adapter(name: str) -> Path:
-    """The folder of the adapter that --init_adapter names. Raises AdapterError."""
+    """Return the folder of the adapter that --init_adapter names. Raises AdapterError."""
     return directory.find_adapter(Path(name).expanduser())
 
 
 def _check_start(config: TrainConfig, folder: Path) -> None:
-    """Raise AdapterError where rank or scale differ: the weights would not fit, or would not mean what they did."""
+    """Raise AdapterError if rank or scale differ: the shapes would not match, or the weights would act differently."""
     adapter = read_adapter_config(folder)
     if adapter.r == config.lora_r and adapter.scale == config.lora_alpha / config.lora_r:
         return
@@ -102,9 +106,9 @@ def _flags(adapter: AdapterConfig) -> str:
 
 
 def _check_targets(targets: str, spec: ModelSpec) -> None:
-    """Raise ConfigError where a name in `targets` matches no linear layer that the weights' files hold.
+    """Raise ConfigError if a name in `targets` matches no linear layer in the weight files.
 
-    Quantised files may hold none that can be told; then the engine decides alone.
+    Quantized files may list no recognizable linear layer; then only the engine checks the names.
     """
     if targets == "all-linear" or not spec.linears:
         return

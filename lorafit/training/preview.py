@@ -1,7 +1,7 @@
-"""What would a run be: here or on a machine that is named, before anything is fetched, loaded or spent?
+"""Preview of a run on this or a named machine: plan, model and data, before the model is downloaded or loaded.
 
-No tensor library is imported. What is not on this disk is asked of the hub in small pieces; where no hub answers the
-catalogue stands in, and that is said.
+No tensor library is imported. What is not on this disk is read from the hub in small pieces. If no hub answers, values
+come from lorafit's catalogue, and a note says so.
 """
 
 from collections import Counter
@@ -30,12 +30,12 @@ from lorafit.training.measure_lengths import fill_cache
 from lorafit.training.preflight import check_processes
 from lorafit.units import bytes_text, count_text
 
-MOST_VALID = 200  # rows that a share of val_size holds out at most (config.val_size)
+MOST_VALID = 200  # validation rows at most where val_size is a share; equal to MAX_VALID_ROWS in data/split.py
 
 
 @dataclass(frozen=True)
 class Preview:
-    """A plan and what it rests on; `notes` are words on what stands in for what is not here."""
+    """A plan and its inputs. `others`: alternatives to the plan; `notes`: texts on inputs from the catalogue."""
 
     machine: Machine
     model: str
@@ -51,7 +51,7 @@ class Preview:
 
 
 def preview_run(config: TrainConfig, machine_name: str | None, say: Say = silent) -> Preview:
-    """The plan for `config` on the machine called `machine_name` (None: this one). Raises LorafitErrors."""
+    """Return the preview of `config` on the machine named `machine_name` (None: this one). Raises LorafitErrors."""
     machine = described(machine_name) if machine_name else detect.detect_machine()
     known = calibrate.load_calibration(machine, measure=calibrate.product_gflops)
     machine = calibrate.recalled(machine, known)
@@ -63,7 +63,11 @@ def preview_run(config: TrainConfig, machine_name: str | None, say: Say = silent
 
 
 def find_spec(config: TrainConfig) -> tuple[ModelSpec, list[str]]:
-    """The model's shape: from this disk, from the hub's heads, from the catalogue; and words on the last."""
+    """Return the model's architecture, and notes if it is from the catalogue.
+
+    Sources in order: this disk, the files' headers on the hub, the catalogue.
+    Raises HubError if no hub answers and the catalogue lacks the model; ModelError.
+    """
     folder = local_folder(config.model_name)
     if folder is not None:
         return read_spec(folder), []
@@ -81,7 +85,11 @@ def find_spec(config: TrainConfig) -> tuple[ModelSpec, list[str]]:
 
 
 def find_data(config: TrainConfig, say: Say = silent) -> tuple[DataStats, list[str]]:
-    """The data's lengths: from the cache, measured by a child, or the catalogue's; and words on the last."""
+    """Return the lengths of the rows, and notes if they are from the catalogue.
+
+    Sources in order: the cache, a child process that tokenizes the data, the catalogue. Without a tokenizer on this
+    disk only the catalogue is used. Raises ConfigError, HubError or DataError if no source has the data.
+    """
     folder = local_folder(config.model_name)
     stand_in = _from_catalogue(config)
     if folder is None:
@@ -126,12 +134,12 @@ def _no_tokenizer(config: TrainConfig) -> ConfigError:
 
 
 def preview_facts(look: Preview) -> list[Choice]:
-    """Machine, model and data in a line each."""
+    """Return a line each on the machine, the model and the data."""
     machine, spec, lengths = look.machine, look.spec, look.data.train_lengths
     counted = Counter(f"{gpu.name} {bytes_text(gpu.memory_bytes)}" for gpu in machine.gpus)
     gpus = listed(f"{count} x {name}" if count > 1 else name for name, count in counted.items()) or _("no GPU")
     known = _("{cores} cores, {memory} memory, {available} of it free; {gpus}")
-    if machine.described and machine.chip not in (instance.name for instance in INSTANCES):  # only the chip is known
+    if machine.described and machine.chip not in (instance.name for instance in INSTANCES):  # not an instance
         known = _("{memory} memory, {available} of it free; {gpus}")
     memory = known.format(
         cores=machine.cores, memory=bytes_text(machine.memory_bytes), available=bytes_text(machine.available_bytes),

@@ -1,4 +1,4 @@
-"""How do jobs that say what they are at become events? A generator's texts, or what is told to a function in a thread."""
+"""Conversion of progress messages into Stage events: from a generator, or from a callback in a thread."""
 
 from collections.abc import Callable, Generator
 from queue import SimpleQueue
@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 
 
 def as_stage_events(texts: Generator[str, None, Result]) -> Generator[Event, None, Result]:
-    """What `texts` returns; what it yields until then, as events."""
+    """Yield the texts of `texts` as Stage events, and return its return value."""
     while True:
         try:
             yield Stage(text=next(texts))
@@ -22,7 +22,7 @@ def as_stage_events(texts: Generator[str, None, Result]) -> Generator[Event, Non
 
 
 def stage_texts(job: Callable[[Say], Result]) -> Generator[Event, None, Result]:
-    """What job(say) returns or raises; what it says until then, as events. It runs in a thread of its own."""
+    """Run job(say) in a thread, and yield the texts given to `say` as Stage events. Return or raise as the job does."""
     texts: SimpleQueue[str | None] = SimpleQueue()
     result = in_thread(lambda: job(texts.put))
     result.add_done_callback(lambda _result: texts.put(None))

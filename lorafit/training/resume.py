@@ -1,4 +1,4 @@
-"""Where does an interrupted run go on? Its settings, its latest good checkpoint, and what may not have changed."""
+"""Resuming an interrupted run: its settings, its latest valid checkpoint, and the changes that are refused."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,22 +15,25 @@ from lorafit.run_folders.checkpoint import latest_good, step_of
 from lorafit.run_folders.directory import RunDir, find_run, saved_config
 from lorafit.training.loop import Progress
 
-# May differ where a run goes on on another machine: what its base is called there, and in how many bits it fits.
+# Settings that may differ on another machine: the base model's name there, and the quantization with which it fits.
 MOVABLE = ("model_name", "quantization")
 
 
 @dataclass(frozen=True)
 class Interrupted:
-    """A run to go on with: after `progress.done` steps, from `checkpoint` (None: from the start)."""
+    """A run to resume after `progress.done` steps from `checkpoint` (None: from the start)."""
 
     run: RunDir
     checkpoint: Path | None
     progress: Progress
-    bad: list[tuple[Path, str]]  # newer checkpoints that are damaged, and how
+    bad: list[tuple[Path, str]]  # newer checkpoints that are damaged, each with the reason
 
 
 def interrupted(config: TrainConfig) -> Interrupted:
-    """The run that `config.resume` names. Raises RunError when it is finished, or a what-setting differs."""
+    """Return the run that `config.resume` names.
+
+    Raises RunError if the run is finished, or if a setting that decides what is learned differs.
+    """
     run = find_run(config.resume or "latest", Path(config.output_dir))
     run.let_orphan_end()
     if any(isinstance(event, Finished) for event in read_events(run.events)):
@@ -44,19 +47,17 @@ def interrupted(config: TrainConfig) -> Interrupted:
     done = (checkpoint and step_of(checkpoint)) or 0
     progress = Progress()
     for event in read_events(run.events):
-        if event.step <= done or isinstance(event, Shrunk):  # what was too much once stays so
+        if event.step <= done or isinstance(event, Shrunk):  # a lowered limit stays
             progress.on_event(event)
     progress.done = done
     put_back(run.path)
-    if (
-        step_of(run.best_model) != progress.best_step
-    ):  # it is of a step that is done anew, and may not be looked at again
+    if step_of(run.best_model) != progress.best_step:  # forget best_model: its step will be computed again
         progress.best_step = progress.best_loss = None
     return Interrupted(run, checkpoint, progress, bad)
 
 
 def refuse_other_state(old: Interrupted, config: TrainConfig) -> None:
-    """Raise RunError when `old` is no longer how the run stands: another process wrote it until just now."""
+    """Raise RunError if the run is no longer in the state `old`: another process has resumed it meanwhile."""
     now = interrupted(config.model_copy(update={"resume": str(old.run.path)}))
     if (now.checkpoint, now.progress) != (old.checkpoint, old.progress):
         raise RunError(
@@ -70,9 +71,9 @@ def refuse_other_state(old: Interrupted, config: TrainConfig) -> None:
 
 
 def refuse_changes(run: RunDir, saved: TrainConfig, config: TrainConfig) -> None:
-    """Raise RunError when a setting that decides what is learned differs from the run's own.
+    """Raise RunError if a setting that decides what is learned differs between `saved` and `config`.
 
-    A run without a plan was only unpacked (unbundle.py): it may begin as one likes.
+    A run without plan.json was only unpacked from a bundle (unbundle.py): all its settings may change.
     """
     for name in what_fields() if run.plan.is_file() else []:
         before, now = getattr(saved, name), getattr(config, name)
@@ -81,7 +82,7 @@ def refuse_changes(run: RunDir, saved: TrainConfig, config: TrainConfig) -> None
 
 
 def refuse_other_data(run: RunDir, before: str, now: str) -> None:
-    """Raise RunError when the data, as tokens, are no longer what the run was started with."""
+    """Raise RunError if the digests of the tokenized data differ: `before` at the run's start, `now` at present."""
     if before != now:
         raise _changed(run, "data_digest", before[:16], now[:16])
 
@@ -96,7 +97,10 @@ def _changed(run: RunDir, name: str, before: object, now: object) -> RunError:
 
 
 def plan_for(run: RunDir, machine: Machine, config: TrainConfig, fresh: Plan) -> Plan:
-    """The run's own plan; on another machine, or with other how-settings, `fresh`, which was made for these."""
+    """Return the run's own plan, or `fresh` on another machine or with other settings of how to compute.
+
+    Raises RunError if the data have changed.
+    """
     if not run.plan.is_file():
         return fresh
     before = Plan.load(run.plan)
@@ -107,7 +111,7 @@ def plan_for(run: RunDir, machine: Machine, config: TrainConfig, fresh: Plan) ->
 
 
 def _moved(before: Plan, now: Plan) -> list[Choice]:
-    """What is said of a run that goes on elsewhere."""
+    """Return the choice that tells the user that the run resumes on another machine."""
     then = " ".join(bits for bits in (before.device, before.precision, before.quantization) if bits != "none")
     text = _("goes on from another machine, where it was {then}; plan made anew, learned state kept").format(then=then)
     if before.quantization != now.quantization:
@@ -118,9 +122,10 @@ def _moved(before: Plan, now: Plan) -> list[Choice]:
 
 
 def as_before(run: RunDir, machine: Machine, config: TrainConfig) -> TrainConfig:
-    """`config` with what "auto" became when `run` began: wherever it goes on, it learns the same.
+    """Return `config` with the quantization and optimizer that "auto" meant when `run` started.
 
-    But for an optimizer that the device does not have: its moments are kept in a form that AdamW takes over.
+    So a resumed run learns the same on any machine. A quantization that was changed since is kept. If the device lacks
+    the optimizer, "auto" chooses another: AdamW can load the saved optimizer state.
     """
     if not run.plan.is_file():
         return config

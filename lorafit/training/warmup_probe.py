@@ -1,6 +1,7 @@
-"""Does a real pass cost what the plan says? A few before the run, then every step beside the plan; both correct what is told.
+"""The warm-up probe: measured time and memory of a few micro-batches, then of all steps, compared with the plan.
 
-The passes are `Engine.probe`: gradients are dropped and no state is touched, so the result is the same with and without.
+Both measurements correct the predictions. The micro-batches run through `Engine.probe`, which drops the gradients and
+changes no state, so training gives the same result with and without the probe.
 """
 
 import statistics
@@ -28,24 +29,24 @@ from lorafit.planner.schedule import step_samples
 from lorafit.planner.speed import MicroBatchShape, micro_batch_seconds
 from lorafit.planner.throughput import rates
 
-STEPS_LOOKED_AT, LOOKED_AT = 6, 64  # at least so many steps and micro-batches, for the longest, the median and others
-PASSES_SHARE, MOST_PASSES = 0.05, 33  # of a run's micro-batches, and in all; one is always spent
-ENOUGH_SECONDS = 15.0  # of measuring, after the longest and the median
-SLOWER = 1.3  # over the plan, after which it is said
-SETTLED = 20  # steps
+STEPS_LOOKED_AT, LOOKED_AT = 6, 64  # steps and micro-batches, at least, from which the probed ones are chosen
+PASSES_SHARE, MOST_PASSES = 0.05, 33  # most passes: as a share of the run's micro-batches, and in all; at least one
+ENOUGH_SECONDS = 15.0  # of measured passes, after which no more follow; the longest and the median always run
+SLOWER = 1.3  # measured over planned step time, above which the user is warned
+SETTLED = 20  # steps after which the warning is decided
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was planned, and on what grounds: everything that measuring may correct."""
+    """A plan with the inputs of its predictions, which measurements correct. `known`: measurements of earlier runs."""
 
     planned: PlanResult
     known: Calibration
-    plan: Plan  # as it is carried out: a resumed run's own
+    plan: Plan  # the plan in use; a resumed run has its own
 
     @property
     def layout(self) -> Layout:
-        """How `plan` computes, for the formulas."""
+        """Return `plan` as a Layout, the input of the planner's formulas."""
         plan, question = self.plan, self.planned.question
         return replace(
             question.base,
@@ -63,16 +64,21 @@ class Prediction:
 
     @property
     def key(self) -> str:
+        """Return the key of this layout and model in the calibration file."""
         return calibrate.key_of(self.layout, self.planned.question.spec)
 
     def by_formula(self) -> Estimate:
-        """The time without what earlier runs have taught."""
+        """Return the estimated time without corrections from earlier runs; the CPU's measured speed is used."""
         grounds = Calibration(self.known.core_gflops)
         return estimate(self.planned.work, self.layout, self.plan.token_budget, self.planned.question.machine, grounds)
 
 
 def rehearse(engine: Engine, samples: Samples, expected: Prediction) -> Generator[Event, None, Plan]:
-    """Measure a few micro-batches and keep what that says; the plan, with less at a time where memory is short."""
+    """Measure a few micro-batches, store the result for later plans, and return the corrected plan.
+
+    After out of memory, yield Warned and retry with a smaller token budget or more recomputed layers. At the end yield
+    Rehearsed. Raises OutOfMemory if the longest sample does not fit.
+    """
     plan = expected.plan
     while True:
         try:
@@ -103,21 +109,29 @@ def rehearse(engine: Engine, samples: Samples, expected: Prediction) -> Generato
 
 
 def _ours(expected: Prediction) -> float:
-    """The share of the processor that was ours just now, by a product timed beside: a neighbour is gone another time."""
+    """Return the share of the CPU (0 to 1) that this process has now, by a timed matmul; 1 on a GPU.
+
+    The measured time is multiplied by the share, because the load of other programs does not last.
+    """
     best = expected.known.core_gflops
     return min(1.0, calibrate.product_gflops() / best) if best and expected.layout.device == "cpu" else 1.0
 
 
 def note_ceiling(expected: Prediction, token_budget: int | None) -> None:
-    """Memory ran out, and it goes on with `token_budget` (None: as before, by more recomputing): begin so next time."""
+    """Store `token_budget` as the ceiling for equal runs, after memory ran out above it.
+
+    None: the budget is unchanged, as more layers are recomputed instead; nothing is stored.
+    """
     if token_budget is not None:
         machine, available = expected.planned.question.machine, expected.plan.available_bytes
         calibrate.note_ceiling(machine, expected.key, token_budget, available)
 
 
 def _passes(engine: Engine, samples: Samples, expected: Prediction) -> tuple[float, float, int | None]:
-    """Seconds of the micro-batches that were measured, the middle one's over what was predicted for it, since a neighbour
-    comes and goes, and the peak in bytes after them."""
+    """Return the measured seconds, the time ratio (measured over predicted) and the peak memory in bytes.
+
+    The ratio is the median over the micro-batches, because the load of other programs comes and goes.
+    """
     micros, count = _micro_batches(samples, expected.plan, engine.facts.shares)
     longest, median = micros[-1], micros[len(micros) // 2]
     spec, layout = expected.planned.question.spec, expected.layout
@@ -129,22 +143,22 @@ def _passes(engine: Engine, samples: Samples, expected: Prediction) -> tuple[flo
     for place, micro in enumerate(order):
         probe = engine.probe(micro)
         peak = probe.peak_bytes
-        if place or most == 1:  # the first of several warms up, and takes the memory that the others find there
+        if place or most == 1:  # the first of several is a warm-up: it allocates the memory that the others reuse
             own = as_computed(micro, engine.facts.shares)
             found += probe.seconds
             over.append(probe.seconds / sum(micro_batch_seconds(spec, layout, rate, share) for share in own))
         if place >= 2 and found > ENOUGH_SECONDS:
             break
-    return found, statistics.median(over) or 1.0, peak  # an engine that computes nothing takes no time
+    return found, statistics.median(over) or 1.0, peak  # the ratio is 0 with an engine that computes nothing
 
 
 def _spread(micros: Sequence[MicroBatch], count: int) -> list[MicroBatch]:
-    """`count` of them, of which the first few stand for all, as do all."""
+    """Return `count` of `micros`, spread evenly over them; so are the first few of the result."""
     return [micros[int(place * len(micros))] for place in spread(count + 1)[1:]]
 
 
 def _micro_batches(samples: Samples, plan: Plan, shares: bool) -> tuple[Sequence[MicroBatch], float]:
-    """The micro-batches of the first steps, the longest last, and about how many the run has."""
+    """Return the micro-batches of the first steps, the longest last, and an estimate of the run's number of them."""
     found: list[MicroBatch] = []
     step = 0
     while step < plan.steps and (step < STEPS_LOOKED_AT or len(found) < LOOKED_AT):
@@ -155,7 +169,10 @@ def _micro_batches(samples: Samples, plan: Plan, shares: bool) -> tuple[Sequence
 
 
 def as_computed(micro: MicroBatch, shares: bool) -> list[MicroBatchShape]:
-    """Its rows as the engine computes them: what its samples begin with alike once, before them, where it `shares` that."""
+    """Return the shapes that the engine computes for `micro`.
+
+    If the engine `shares` prefixes, a prefix of several samples counts once. The prefixes are then the second shape.
+    """
     lengths, begun = np.diff(micro.segments).astype(np.int64), micro.beginnings()
     once = [(len(ids), begun.count(ids.tobytes())) for ids in (begun_alike([micro]) if shares else [])]
     tokens = micro.num_tokens - sum(length * times for length, times in once)
@@ -165,7 +182,10 @@ def as_computed(micro: MicroBatch, shares: bool) -> list[MicroBatchShape]:
 
 
 def _smaller(plan: Plan, expected: Prediction) -> Plan:
-    """Half the tokens, down to the longest sample; then more layers recomputed. Raises OutOfMemory at the end of both."""
+    """Return `plan` with half the token budget, at least the longest sample, or else a quarter more layers recomputed.
+
+    Raises OutOfMemory if neither is possible.
+    """
     longest, layers = expected.planned.question.data.longest, expected.planned.question.spec.layers
     if plan.token_budget > longest:
         return replace(plan, token_budget=max(plan.token_budget // 2, longest))
@@ -178,7 +198,10 @@ def _smaller(plan: Plan, expected: Prediction) -> Plan:
 
 
 def _corrected(plan: Plan, expected: Prediction, memory: float | None) -> Plan:
-    """`plan` with the budget that a run takes which knows the measured peak from the start; never a larger one."""
+    """Return `plan` with the budget of a plan that uses the measured peak; the budget never grows.
+
+    `memory`: measured over predicted peak; None: not measured.
+    """
     question = expected.planned.question
     if question.config.plan is not None or calibrate.rounded_factor(memory) <= question.memory_factor:
         return plan
@@ -205,9 +228,10 @@ def _measured_time(expected: Prediction, slowness: float) -> Estimate:
 
 
 def compared(events: Iterator[Event], expected: Prediction, whole: bool) -> Iterator[Event]:
-    """`events` of a training, with a word where it is much slower than planned, and both figures at its end.
+    """Yield `events`; warn if training is much slower than planned; add predicted and measured values to Finished.
 
-    A run that was trained here as a `whole` is kept for later plans, its speed only where its rehearsal promised that.
+    If the `whole` run was trained here, its time ratio and peak are stored for later plans. The time ratio is left out
+    if steps took more than SLOWER times what the probe had measured.
     """
     steps, seconds, peak, said = 0, 0.0, 0, False
     planned, rehearsed = expected.plan.predicted_step_seconds, not expected.planned.question.config.no_preflight

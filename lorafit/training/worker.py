@@ -1,6 +1,6 @@
-"""What does the process with the engine do? From a config to events: find, read, plan, load, train.
+"""A run from config to events: find the model, read the data, plan, load, train.
 
-It writes all that a run leaves on the disk, and prints nothing: every face reads the events.
+This module writes all files of a run and prints nothing: every user interface reads the events.
 """
 
 import os
@@ -52,7 +52,7 @@ from lorafit.training.warmup_probe import Prediction, compared, rehearse
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """Everything up to the first step; nothing is written yet."""
+    """Everything that is prepared before the model is loaded; nothing is written yet."""
 
     config: TrainConfig
     machine: Machine
@@ -61,15 +61,16 @@ class PreparedRun:
     tokenizer: ChatTokenizer
     data: PreparedData
     plan: Plan
-    start: Path | None  # an adapter's folder
+    start: Path | None  # folder of the adapter to start from
     expected: Prediction
     ranks: Collectives = SINGLE_PROCESS
 
 
 def train_in_process(config: TrainConfig, link: Link | None = None) -> Iterator[Event]:
-    """Do what `config` asks for, and say so in events. Raises LorafitErrors; what was saved until then stays whole.
+    """Run the training that `config` describes in this process, and yield its events.
 
-    `link` leads to the supervisor; without one, signals alone tell when to stop.
+    `link` connects to the supervisor; without a supervisor only signals stop the run.
+    Raises LorafitErrors; checkpoints that were saved before stay valid.
     """
     link = link or Link()
     with gathered(config, link) as ranks:
@@ -78,7 +79,10 @@ def train_in_process(config: TrainConfig, link: Link | None = None) -> Iterator[
 
 @contextmanager
 def gathered(config: TrainConfig, link: Link) -> Iterator[Collectives]:
-    """All processes that train together: torchrun's, or --processes of our own, or this one alone. Raises EngineError."""
+    """Yield the group of processes that train together: torchrun's, those of --processes, or this process alone.
+
+    Raises EngineError.
+    """
     count = rank_info().count if "RANK" in os.environ else config.processes or 1
     if count == 1:
         yield SINGLE_PROCESS
@@ -88,7 +92,7 @@ def gathered(config: TrainConfig, link: Link) -> Iterator[Collectives]:
 
 
 def _lead(config: TrainConfig, link: Link, ranks: Collectives) -> Iterator[Event]:
-    """Get ready alone, tell the others what is to be done, and do it with them."""
+    """Prepare the run alone, send the orders to the other processes, and train with them."""
     old = None if config.resume is None else interrupted(config)
     ready = yield from _get_ready(config, old, ranks)
     if config.dry_run:
@@ -106,13 +110,13 @@ def _lead(config: TrainConfig, link: Link, ranks: Collectives) -> Iterator[Event
                 refuse_other_state(old, config)
             yield from _logged(run, progress, _run(ready, run, old, progress, link))
     except BaseException:
-        if old is None and progress.done == 0:  # there is nothing to go on with
+        if old is None and progress.done == 0:  # no step is done, so there is nothing to resume
             directory.discard(run)
         raise
 
 
 def _logged(run: RunDir, progress: Progress, events: Iterator[Event]) -> Iterator[Event]:
-    """`events`, each in the run's log before anybody sees it."""
+    """Yield `events`, each after it is written to the run's log. A LorafitError is logged as Failed."""
     with disk_errors(run.path), EventLog(run.events) as log:
         try:
             for event in events:
@@ -121,7 +125,7 @@ def _logged(run: RunDir, progress: Progress, events: Iterator[Event]) -> Iterato
                 yield event
         except LorafitError as error:
             failed = Failed(step=progress.done, text=str(error))
-            with suppress(OSError):  # the disk may be what failed
+            with suppress(OSError):  # the error may be that the disk fails
                 log.write(failed)
             if progress.done > 0:
                 yield failed
@@ -157,13 +161,13 @@ def _get_ready(config: TrainConfig, old: Interrupted | None, ranks: Collectives)
         plan = plan.computed_as(Plan.load(Path(config.plan)))
     if old is not None:
         fresh, plan = plan, plan_for(old.run, machine, config, plan)
-        if plan is fresh:  # limits of another machine or other settings
+        if plan is fresh:  # the old limits are those of another machine or other settings
             old.progress.token_budget = old.progress.recompute = None
     return PreparedRun(config, machine, model, spec, load(), data, plan, start, Prediction(planned, known, plan), ranks)
 
 
 def _measured(machine: Machine, device: str, engine: str) -> Machine:
-    """`machine` with what Metal itself says may be used: that figure is read, never computed."""
+    """Return `machine` with the usable GPU memory that Metal reports; lorafit has no formula for it."""
     if device != "mps":
         return machine
     measured: int | None = registry.load(registry.MEASURED_BYTES[engine])(device)
@@ -188,7 +192,7 @@ def _planned(ready: PreparedRun) -> Iterator[Event]:
 
 
 def _run(ready: PreparedRun, run: RunDir, old: Interrupted | None, progress: Progress, link: Link) -> Iterator[Event]:
-    """From an empty or interrupted run's folder to its end."""
+    """Run the training in an empty or an interrupted run's folder to its end."""
     yield from _planned(ready)
     _write_facts(ready, run)
     ready.ranks.broadcast_json(_orders(ready, run, old))
@@ -207,7 +211,7 @@ def _run(ready: PreparedRun, run: RunDir, old: Interrupted | None, progress: Pro
 
 
 def _rehearsed(ready: PreparedRun, run: RunDir, engine: Engine) -> Generator[Event, None, PreparedRun]:
-    """`ready` with a plan that measuring has corrected, which is the run's plan from now on."""
+    """Run the warm-up probe; return `ready` with the corrected plan, which is saved as the run's plan."""
     yield Stage(text=_("Measuring a few micro-batches"))
     plan = yield from rehearse(engine, ready.data.train, ready.expected)
     with disk_errors(run.path), whole_file(run.plan) as path:
@@ -216,7 +220,7 @@ def _rehearsed(ready: PreparedRun, run: RunDir, engine: Engine) -> Generator[Eve
 
 
 def _orders(ready: PreparedRun, run: RunDir | None, old: Interrupted | None) -> dict[str, Any]:
-    """What the other processes must know (follower.py): JSON. Without a run they only open the engine."""
+    """Return the orders for the other processes (follower.py) as JSON. Without `run` they only open the engine."""
     return {
         "language": language(),
         "config": ready.config.model_dump(),
@@ -253,7 +257,7 @@ def _open_engine(ready: PreparedRun) -> Generator[Event, None, Engine]:
 
 
 def open_engine(config: TrainConfig, model: FoundModel, plan: Plan, ranks: Collectives, start: Path | None) -> Engine:
-    """The engine that `plan` names, with the adapter in `start` where there is one."""
+    """Open the engine that `plan` names, and load the adapter in `start` if there is one."""
     setup = Setup(
         folder=model.folder,
         model_name=model.name,
@@ -274,7 +278,7 @@ def open_engine(config: TrainConfig, model: FoundModel, plan: Plan, ranks: Colle
 
 
 def load_checkpoint(engine: Engine, ranks: Collectives, checkpoint: Path | None) -> None:
-    """Go on from the leader's `checkpoint`, where there is one."""
+    """Load the leader's `checkpoint` into the engine on every rank; None: load nothing."""
     with ranks.broadcast_folder(checkpoint) as folder:
         if folder is not None:
             engine.load(folder)
@@ -319,9 +323,9 @@ def _job(ready: PreparedRun, run: RunDir, engine: Engine, link: Link) -> Job:
 
 @contextmanager
 def stop_signals(link: Link) -> Iterator[None]:
-    """Inside, a signal that asks to stop becomes an order to do so. A second Ctrl-C stops at once.
+    """Turn a signal within the block into an order to stop; a second Ctrl-C raises KeyboardInterrupt.
 
-    What is ignored stays ignored: a child leaves Ctrl-C to its supervisor.
+    Ignored signals stay ignored: a child process leaves Ctrl-C to its supervisor.
     """
 
     def note(number: int, _frame: FrameType | None) -> None:

@@ -1,1 +1,1 @@
-"""Moving a run to another machine and back: bundles, archives, fetching."""
+"""Transfer of a run to another machine and back: bundles, archives, cloud platforms, fetching."""

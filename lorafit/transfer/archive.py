@@ -1,7 +1,7 @@
-"""How does a folder travel as one file, and come out without harm on the other side?
+"""Archives: deterministic zip files of a folder, and safe extraction of zip and tar.gz files.
 
-The same folder gives the same bytes: names in order, no times, no owners. What is taken out is nothing but plain files
-below the folder that it is put into, whoever made the archive: a zip, or a tar.gz as SageMaker writes.
+The same folder gives the same bytes: names are sorted, and times and owners are not stored. Extraction writes only
+regular files, and only below the target folder. Archives from any source are accepted; SageMaker writes tar.gz.
 """
 
 import contextlib
@@ -24,39 +24,39 @@ from lorafit.errors import RunError
 from lorafit.messages import _
 from lorafit.units import GIB, bytes_text
 
-MOST_FILES, MOST_BYTES = 100_000, 64 * GIB  # unpacked; beyond that it is no bundle of ours
+MOST_FILES, MOST_BYTES = 100_000, 64 * GIB  # limits after extraction; no lorafit bundle is larger
 CHUNK = 1 << 20  # bytes
-EPOCH = (1980, 1, 1, 0, 0, 0)  # the first time that a zip can tell
+EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that the zip format can store
 PACKED_ALREADY = {".safetensors", ".gz", ".zst", ".parquet", ".whl", ".zip"}
 DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError,
-           NotImplementedError, RuntimeError, ValueError)  # what a broken, encrypted or odd archive raises  # fmt: skip
+           NotImplementedError, RuntimeError, ValueError)  # raised for a corrupt, encrypted or unsupported archive  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Member:
-    """A file in an archive. `size` is the bytes that the archive says it has."""
+    """A file in an archive. `size` is the length in bytes that the archive declares. `open` returns a reader."""
 
     name: str
     size: int
-    plain: bool  # neither a link nor a device
+    plain: bool  # a regular file: neither a link nor a device nor sparse
     open: Callable[[], IO[bytes] | None]
 
 
 def pack(folder: Path, target: Path) -> None:
-    """Write all files of `folder` into the zip `target`, whole or not at all. Raises DiskError."""
+    """Write all files of `folder` into the zip `target` atomically. Raises DiskError."""
     files = sorted((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*") if path.is_file())
     with whole_file(target) as beside, zipfile.ZipFile(beside, "w", compresslevel=6) as archive:
         for name, path in files:
             entry = zipfile.ZipInfo(name, EPOCH)
             entry.compress_type = zipfile.ZIP_STORED if path.suffix in PACKED_ALREADY else zipfile.ZIP_DEFLATED
             entry.external_attr = (stat.S_IFREG | 0o644) << 16
-            entry.create_system = 3  # Unix, wherever it is made
+            entry.create_system = 3  # Unix on every system, so that the bytes are the same
             with path.open("rb") as source, archive.open(entry, "w", force_zip64=True) as packed:
                 shutil.copyfileobj(source, packed, CHUNK)
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Write what is in `archive` into the empty `folder`. Raises RunError where it is damaged or unsafe, and DiskError."""
+    """Extract `archive` into the empty `folder`. Raises RunError if the archive is damaged or unsafe, and DiskError."""
     with _told(archive), _members(archive) as members:
         checked = _check(members)
         ensure_room(folder, sum(member.size for member in checked))
@@ -68,7 +68,10 @@ def unpack(archive: Path, folder: Path) -> None:
 
 
 def read_member(archive: Path, name: str, most_bytes: int) -> bytes | None:
-    """The file `name` in a zip; None where the zip has none. Raises RunError where it is damaged or larger than asked for."""
+    """Return the content of `name` in a zip, or None if it is absent.
+
+    Raises RunError if the zip is damaged or the file is larger than `most_bytes`.
+    """
     with _told(archive), zipfile.ZipFile(archive) as inside:
         if name not in inside.namelist():
             return None
@@ -80,13 +83,13 @@ def read_member(archive: Path, name: str, most_bytes: int) -> bytes | None:
 
 
 def is_archive(path: Path) -> bool:
-    """Whether unpack() takes it, by its name."""
+    """Return whether unpack() supports `path`, judged by the file name."""
     return path.name.lower().endswith((".zip", ".tar.gz", ".tgz"))
 
 
 @contextlib.contextmanager
 def _told(archive: Path) -> Iterator[None]:
-    """What is wrong with the archive, in words."""
+    """Convert errors from a damaged or unsafe archive to RunError."""
     try:
         yield
     except DAMAGED as error:
@@ -110,7 +113,7 @@ def _members(archive: Path) -> Iterator[Iterable[Member]]:
 
 def _of_zip(inside: zipfile.ZipFile, info: zipfile.ZipInfo) -> Member:
     kind = stat.S_IFMT(info.external_attr >> 16)
-    # The name as it stands there: zipfile cuts it off at a zero byte.
+    # orig_filename, because zipfile truncates `filename` at a null byte.
     return Member(info.orig_filename, info.file_size, kind in (0, stat.S_IFREG), lambda: inside.open(info))
 
 
@@ -120,13 +123,13 @@ def _of_tar(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Member:
 
 
 def _check(members: Iterable[Member]) -> list[Member]:
-    """All of `members`. Raises ValueError at the first that may not be written."""
+    """Return all of `members`. Raises ValueError at the first member that is unsafe or exceeds the limits."""
     checked: list[Member] = []
     seen: set[str] = set()
     total = 0
     for member in members:
         total += member.size
-        key = unicodedata.normalize("NFC", member.name).casefold()  # on a Mac these are one file
+        key = unicodedata.normalize("NFC", member.name).casefold()  # macOS ignores both in file names
         if not member.plain or not _stays_inside(member.name):
             raise ValueError(_("it would write outside its folder: {name}").format(name=repr(member.name)))
         if key in seen:
@@ -146,7 +149,7 @@ def _stays_inside(name: str) -> bool:
 
 
 def _write(member: Member, target: Path) -> None:
-    """Write one file. Raises ValueError where it holds another number of bytes than the archive says."""
+    """Extract one file. Raises ValueError if its length differs from the declared size."""
     source = member.open()
     if source is None:
         raise ValueError(repr(member.name))

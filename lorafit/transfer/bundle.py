@@ -1,8 +1,8 @@
-"""What does another machine need to begin a run, to go on with one, or to try what came of it? One zip, the same wherever made.
+"""Bundles: one deterministic zip to start, resume or try a run on another machine.
 
-It holds settings, data by content, the newest good checkpoint or the finished adapter, what was learned so far, and the
-versions of the packages. It holds no absolute path, nothing of the user's home and no secret: settings of one machine or
-of one person (device, folders, mirrors, notices) stay where they are. The plan is made anew where the bundle goes.
+A bundle holds the settings, the data files, the newest good checkpoint or the final adapter, the best adapter, the
+events with losses, and package versions. It holds no absolute path, no part of the home folder and no secret.
+Settings of one machine or person (device, folders, mirrors, notifications) are left out. The target machine plans again.
 """
 
 import json
@@ -33,36 +33,36 @@ from lorafit.run_folders.directory import RunDir, find_adapter
 from lorafit.transfer import archive
 
 BUNDLE, RUN, INPUTS, LAYOUT = "bundle.json", "run", "inputs", 1
-# What a bundle can be: nothing begun, something to go on with, something to try.
+# Kinds of bundle: settings of a new run, an unfinished run, a finished run.
 BEGIN, GO_ON, RESULT = "begin", "go_on", "result"
-# Settings that mean the same on every machine and for every person; `resume` asks for the others anew.
+# Settings with the same meaning on every machine and for every person. The target machine supplies the others.
 KEPT = (*what_fields(), "hub", "demo", "max_rejects", "save_steps", "eval_steps", "keep_checkpoints")
-TOLD = (Started, StepDone, EvalDone, Finished)  # events that hold numbers; others hold words, and with them paths
+TOLD = (Started, StepDone, EvalDone, Finished)  # the texts of other events can contain paths
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "datasets", "bitsandbytes", "mlx", "mlx-lm")
-CACHED = re.compile(r"models--(.+?)--(.+)")  # the hub's own name for a folder in its cache
+CACHED = re.compile(r"models--(.+?)--(.+)")  # folder name in the cache of huggingface_hub
 
 
 @dataclass(frozen=True)
 class BundleInfo:
-    """bundle.json: what the bundle is. `run` names the run, or its first word for one that is not begun."""
+    """Content of bundle.json. `kind` is BEGIN, GO_ON or RESULT. For BEGIN, `run` is only the prefix of a run name."""
 
     layout: int
     kind: str
     run: str
     step: int
     base: str
-    base_is_local: bool  # a folder that stayed at home: where the bundle goes, --model_name says where it lies there
+    base_is_local: bool  # the base is a folder that is not in the bundle; --model_name gives its path on the target
     versions: dict[str, str]
 
 
 def bundle(run: RunDir | None, config: TrainConfig, target: Path) -> BundleInfo:
-    """Pack `run`, which was begun as `config` says, or `config` alone, into the zip `target`. Raises LorafitErrors."""
+    """Pack `run` with its `config`, or `config` alone, into the zip `target`. Raises LorafitErrors."""
     with tempfile.TemporaryDirectory(prefix="lorafit-") as scratch:
         folder = Path(scratch) / "bundle"
         try:
             with disk_errors(folder), whole_folder(folder) as beside:
                 facts = _stage(run, config, beside)
-        except FileNotFoundError as error:  # a run that trains just now gives up old checkpoints
+        except FileNotFoundError as error:  # a run in progress deletes its old checkpoints
             what = _("Something went away while it was packed.")
             raise RunError(what, where=run and run.path, found=error, fix=_("Give the command again.")) from None
         archive.pack(folder, target)
@@ -100,10 +100,13 @@ def _stage(run: RunDir | None, config: TrainConfig, folder: Path) -> BundleInfo:
 
 
 def portable(config: TrainConfig, folder: Path, kind: str, has_checkpoint: bool) -> TrainConfig:
-    """`config` as it holds anywhere, and what it names on this disk copied below `folder`/inputs."""
+    """Return `config` without local paths. Copy the local data and adapter that it names to `folder`/inputs.
+
+    A finished run (`kind` RESULT) needs no inputs. The initial adapter is needed only if there is no checkpoint.
+    """
     settings = {name: getattr(config, name) for name in KEPT}
     settings |= {"effective_batch": resolve_effective_batch(config), "model_name": base_name(config.model_name)}
-    carried = kind != RESULT  # what is finished needs no data any more
+    carried = kind != RESULT  # a finished run needs no data
     for name, split in (("dataset_name", config.dataset_split), ("valid_dataset", config.valid_split)):
         if settings[name] is not None:
             settings[name] = ",".join(_data(settings[name], split, name, folder if carried else None))
@@ -118,7 +121,7 @@ def portable(config: TrainConfig, folder: Path, kind: str, has_checkpoint: bool)
 
 
 def _data(name: str, split: str, field: str, folder: Path | None) -> Iterator[str]:
-    """Each of the names in `name` as it is called in the bundle, its files copied there."""
+    """Yield the bundle path or hub ID of each data set in `name`. Copy local files to `folder` unless it is None."""
     for place, (one, files) in enumerate(local_files(name, split)):
         if not files:
             yield one
@@ -134,7 +137,10 @@ def _data(name: str, split: str, field: str, folder: Path | None) -> Iterator[st
 
 
 def base_name(name: str) -> str:
-    """A base model's name without where it lies: `demo`, a hub's id, or a folder's own name."""
+    """Return the name of a base model without its path: `demo`, a model ID, or the folder name.
+
+    A folder in the cache of huggingface_hub gives the model ID.
+    """
     if not _is_folder(name):
         return name
     cached = next((m for part in Path(name).parts if (m := CACHED.fullmatch(part))), None)
@@ -146,20 +152,20 @@ def _is_folder(name: str) -> bool:
 
 
 def first_word(base: str) -> str:
-    """How the folder of a run of this base begins: "llama" for meta-llama/Llama-3.2-3B-Instruct."""
+    """Return the prefix of run names for this base model: "llama" for meta-llama/Llama-3.2-3B-Instruct."""
     word = re.match(r"[a-z]+", base.rpartition("/")[2].lower())
     return "llama" if base == "demo" else word[0] if word else "model"
 
 
 def renames(before: TrainConfig, after: TrainConfig) -> dict[str, str]:
-    """What the names of places on this disk become."""
+    """Map each model, data and adapter name that differs between `before` and `after` to its new name."""
     names = ("model_name", "dataset_name", "valid_dataset", "init_adapter")
     pairs = ((getattr(before, name), getattr(after, name)) for name in names)
     return {str(old): str(new) for old, new in pairs if old is not None and old != new}
 
 
 def versions() -> dict[str, str]:
-    """Which packages are here, of those that make what is in a bundle."""
+    """Return the versions of lorafit and of the installed packages in PACKAGES."""
     found = {"lorafit": __version__}
     for name in PACKAGES:
         try:
@@ -177,13 +183,16 @@ def _finished(run: RunDir) -> Finished | None:
 
 
 def _checkpoint(run: RunDir) -> Path | None:
-    """The newest good one; None for a run that has saved none yet: it begins anew there."""
+    """Return the newest good checkpoint. Without one, return None: the target machine starts from step 0."""
     put_back(run.path)
     return latest_good(run)[0]
 
 
 def _stage_run(run: RunDir, inside: RunDir, step: int, names: dict[str, str]) -> None:
-    """Plan, machine and numbers. The plan's reasons are words for this machine: they are given anew there."""
+    """Copy plan, machine and numeric events up to `step`.
+
+    The reasons in the plan (`choices`) are left out, because they describe this machine.
+    """
     if run.plan.is_file():
         replace(Plan.load(run.plan), choices=[]).save(inside.plan)
     if run.machine.is_file():
@@ -201,7 +210,7 @@ def _placeless(event: Event, run: RunDir, names: dict[str, str]) -> Event:
 
 
 def _adapters(run: RunDir, kind: str, checkpoint: Path | None) -> Iterator[Path]:
-    """The adapters' folders that go along."""
+    """Yield the adapter folders to pack."""
     if kind == RESULT:
         yield run.final_model
     if checkpoint is not None:
@@ -211,10 +220,10 @@ def _adapters(run: RunDir, kind: str, checkpoint: Path | None) -> Iterator[Path]
 
 
 def carry_adapter(source: Path, target: Path, base: str, names: dict[str, str]) -> None:
-    """Copy an adapter's folder, whole or not at all; in its README `names` replace those of places on this disk.
+    """Copy an adapter folder atomically, and replace local names in its .md files by `names`.
 
-    A base model that is named by its folder is called `base`. Raises RunError where it is damaged, AdapterError where it
-    is none.
+    A base model that is named by a folder is renamed to `base`. Raises RunError if the adapter is damaged, and
+    AdapterError if the folder holds no readable adapter.
     """
     if (source / MANIFEST).is_file() and (fault := verify(source)):
         fix = _("Take another checkpoint, or fetch it again from where it was made.")

@@ -1,6 +1,6 @@
-"""What came back from another machine? A bundle, a zip or tar of folders, or a folder: checked, and put among the runs.
+"""Import of runs from another machine: a bundle, a zip or tar.gz of folders, or a folder.
 
-Nothing is taken over that its digests do not vouch for, or whose adapter cannot be read.
+Digests are verified where there is a manifest, and an adapter must be readable; otherwise the import is refused.
 """
 
 import os
@@ -29,9 +29,10 @@ TEXTS = ("plan.json", "machine.json", "events.jsonl", "report.html")
 
 @dataclass(frozen=True)
 class Fetched:
-    """A run that came. `finished`: there is an adapter to try; else it is to be gone on with.
+    """An imported run. `finished` means that it has a final adapter; otherwise it can be resumed.
 
-    `base` is the base model's name; `base_is_here` False where it names a folder that this disk does not have.
+    `base` is the name of the base model of a finished run. `base_is_here` is False if `base` is unknown or names a
+    folder that does not exist on this disk.
     """
 
     run: RunDir
@@ -41,7 +42,7 @@ class Fetched:
 
 
 def fetch(path: Path, output_dir: Path) -> list[Fetched]:
-    """All runs in `path`, put into `output_dir`. Raises RunError where there is none or one is damaged, and DiskError."""
+    """Import all runs in `path` into `output_dir`. Raises RunError if there is none or one is damaged, or DiskError."""
     if not path.exists():
         raise RunError(_("There is nothing of this name."), where=path, fix=_("Give a zip, a tar.gz or a folder."))
     ensure_writable(output_dir)
@@ -71,7 +72,7 @@ def _take(path: Path, output_dir: Path, scratch: Path) -> Iterator[RunDir]:
 
 
 def _of_folder(folder: Path, output_dir: Path, scratch: Path, named: Path) -> Iterator[RunDir]:
-    """Bundles in it; else runs; else an adapter."""
+    """Import the bundles in `folder`; else SageMaker's inner archives; else the runs; else one adapter."""
     found = list(_walk(folder))
     if bundles := [path for path in found if is_bundle(path)]:
         for path in bundles:
@@ -92,14 +93,17 @@ def _of_folder(folder: Path, output_dir: Path, scratch: Path, named: Path) -> It
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Files below `folder`, through no link, in order."""
+    """Yield the files below `folder` in sorted order, without following links."""
     for place, folders, files in os.walk(folder):
         folders.sort()
         yield from (Path(place) / name for name in sorted(files) if not (Path(place) / name).is_symlink())
 
 
 def _carry_run(run: RunDir, output_dir: Path, scratch: Path) -> RunDir:
-    """A copy of what tells of `run`, and of its good adapters; checkpoints too where it is not finished."""
+    """Copy the settings, records and adapters of `run`, and for an unfinished run the newest good checkpoint.
+
+    Raises RunError if there is neither an adapter nor a good checkpoint.
+    """
     inside = RunDir(scratch / "run")
     inside.path.mkdir(parents=True)
     settings = {name: value for name, value in read_yaml(run.config).items() if name in KEPT}
@@ -119,7 +123,7 @@ def _carry_run(run: RunDir, output_dir: Path, scratch: Path) -> RunDir:
 
 
 def _carry_adapter(folder: Path, output_dir: Path, scratch: Path, named: Path) -> RunDir:
-    """An adapter alone, as the final model of a run of which nothing else is known."""
+    """Import an adapter without a run, as the final model of a run with empty settings."""
     inside = RunDir(scratch / "run")
     inside.path.mkdir(parents=True)
     carry_adapter(folder, inside.final_model, read_adapter(folder)[0].base_model or "", {})
@@ -136,7 +140,7 @@ def _place(inside: RunDir, output_dir: Path, name: str) -> RunDir:
 
 
 def _fetched(run: RunDir) -> Fetched:
-    """What can be said of a run that is in its place. Raises AdapterError where its adapter cannot be read."""
+    """Describe a run that is in its final folder. Raises AdapterError if its adapter cannot be read."""
     if not run.final_model.is_dir():
         return Fetched(run, False, None, True)
     base = read_adapter(run.final_model)[0].base_model

@@ -1,6 +1,6 @@
-"""What can a user ask for when a run is to move: pack it, take it over, send it to a cloud, fetch what came of it?
+"""Transfer operations: bundle a run, unpack a bundle, prepare a cloud job, fetch results.
 
-One function a verb, as in verbs.py; each returns data and prints nothing.
+One function per command, as in api.py. Each function returns data and prints nothing.
 """
 
 from pathlib import Path
@@ -23,14 +23,14 @@ from lorafit.transfer.unbundle import unbundle
 
 
 class MoveRequest(BaseModel):
-    """What all that move a run have in common."""
+    """Settings that all transfer commands share."""
 
     output_dir: str = Field("output", description="Folder for runs.")
     lang: Literal["en", "zh"] | None = Field(None, description="Language to speak (None: by locale).")
 
 
 class BundleRequest(MoveRequest):
-    """Pack a run, or the settings of one to begin, for another machine; there `lorafit train run.zip` takes it."""
+    """Pack a run, or the settings of a new run, for another machine. `lorafit train run.zip` starts it there."""
 
     run: tyro.conf.Positional[list[str]] = Field(
         [], description="RUN: its name, its folder, or `latest`; or none, and the flags of a training."
@@ -39,7 +39,7 @@ class BundleRequest(MoveRequest):
 
 
 def bundle(name: str | None, config: TrainConfig, output_dir: Path, target: Path) -> bundles.BundleInfo:
-    """Pack the run called `name`, or without one what `config` would begin, into the zip `target`. Raises LorafitErrors."""
+    """Pack the run `name`, or for None a new run with `config`, into the zip `target`. Raises LorafitErrors."""
     if target.suffix.lower() != ".zip":
         fix = _("Give it a name that ends in .zip.")
         raise ConfigError(_("A bundle is a zip file."), where="--output", found=str(target), fix=fix)
@@ -48,8 +48,10 @@ def bundle(name: str | None, config: TrainConfig, output_dir: Path, target: Path
 
 
 class CloudRequest(MoveRequest):
-    """Get a run ready for a cloud: PLACE is colab, kaggle, paperspace, sagemaker or skypilot; then a run, or the flags of a
-    training."""
+    """Prepare a run for a cloud platform.
+
+    PLACE is colab, kaggle, paperspace, sagemaker or skypilot. A run, or the flags of a new training, follow it.
+    """
 
     words: tyro.conf.Positional[list[str]] = Field(
         [], description="PLACE, then RUN: its name, its folder, or `latest`; or PLACE and the flags of a training."
@@ -61,31 +63,32 @@ class CloudRequest(MoveRequest):
 
 
 def cloud(place: str, order: CloudOrder, folder: Path, say: Say = silent) -> CloudFiles:
-    """Write into `folder` what `place` (a name in registry.CLOUDS) takes. Raises LorafitErrors."""
+    """Write the files for the platform `place` (a name in registry.CLOUDS) into `folder`. Raises LorafitErrors."""
     return send(place, order, folder, say)
 
 
 def order(name: str | None, config: TrainConfig, output_dir: Path, base: str | None) -> CloudOrder:
-    """What is to be sent: the run called `name`, or without one what `config` would begin. Raises RunError."""
+    """Return the order for the run `name`, or for a new run with `config` if `name` is None. Raises RunError."""
     run = None if name is None else directory.find_run(name, output_dir)
     return CloudOrder(run, config if run is None else saved_config(run), base)
 
 
 class FetchRequest(MoveRequest):
-    """Take over what came back from another machine: result.zip, model.tar.gz, or a folder. It is checked first."""
+    """Check and import the result of another machine: result.zip, model.tar.gz, or a folder."""
 
     source: tyro.conf.Positional[list[str]] = Field([], description="A zip, a tar.gz, or a folder.")
 
 
 def fetch(path: Path, output_dir: Path) -> list[Fetched]:
-    """All runs in `path`, put into `output_dir`. Raises LorafitErrors, and then nothing of a damaged run is there."""
+    """Import all runs in `path` into `output_dir`. Raises LorafitErrors; nothing of a damaged run is then left."""
     return fetching.fetch(path, output_dir)
 
 
 def take_over(path: Path, output_dir: Path, base: str | None) -> tuple[RunDir, list[str]]:
-    """The run that the bundle `path` is, unpacked into `output_dir` unless it is there already, to be gone on with; and notes.
+    """Unpack the bundle `path` into `output_dir`, unless it is there already; return the run to resume, and notes.
 
-    `base` is what the user calls the base model here. Raises RunError and ConfigError.
+    `base` is the name of the base model on this machine. Raises RunError if the bundle holds a finished run, and
+    ConfigError if the base model is a local folder of the source machine and `base` is None.
     """
     moved = unbundle(path, output_dir)
     if moved.facts.kind == bundles.RESULT:
@@ -107,7 +110,7 @@ def take_over(path: Path, output_dir: Path, base: str | None) -> tuple[RunDir, l
 
 
 def _other_versions(facts: bundles.BundleInfo) -> list[str]:
-    """A note where packages that decide what is learned have other versions here than where the bundle was made."""
+    """Return a note if packages that affect the tokens have other versions here than where the bundle was made."""
     here = bundles.versions()
     differing = [f"{name} {facts.versions[name]} -> {here.get(name, '-')}" for name in ("lorafit", "transformers", "tokenizers")
                  if facts.versions.get(name) not in (None, here.get(name))]  # fmt: skip

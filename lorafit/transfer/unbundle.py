@@ -1,7 +1,7 @@
-"""How does a bundle become a run of this machine? Unpacked beside its place, checked, and renamed once.
+"""Conversion of a bundle to a run: unpack in a temporary folder, verify, rename once.
 
-Nothing in it is believed before its digests are right; settings that belong to a machine or a person are not taken from
-it, whoever wrote them, and the names of data lead into the bundle or to a hub, never elsewhere on this disk.
+The content is used only after all digests match. Settings of a machine or a person are ignored. Data names must point
+into the bundle or to a hub; any other path on this disk is refused.
 """
 
 import contextlib
@@ -25,13 +25,13 @@ from lorafit.transfer import archive
 from lorafit.transfer.bundle import BEGIN, BUNDLE, GO_ON, INPUTS, KEPT, LAYOUT, RESULT, RUN, BundleInfo
 from lorafit.units import MIB
 
-MOST_FACTS_BYTES = 16 * MIB  # of bundle.json and the manifest
+MOST_FACTS_BYTES = 16 * MIB  # largest bundle.json or manifest
 NAME = re.compile(r"[\w][\w.-]*")
 
 
 @dataclass(frozen=True)
 class Unbundled:
-    """`run` is what the bundle became; `known`: it was here already, and is gone on with as it stands."""
+    """The run made from a bundle. `known` means that it was unpacked earlier and is resumed in its present state."""
 
     run: RunDir
     facts: BundleInfo
@@ -39,7 +39,7 @@ class Unbundled:
 
 
 def is_bundle(path: Path) -> bool:
-    """Whether `path` is a zip that bundle() wrote, by what it says of itself."""
+    """Return whether `path` is a zip that contains bundle.json. False also for an unreadable zip."""
     if not path.is_file() or path.suffix.lower() != ".zip":
         return False
     try:
@@ -49,9 +49,9 @@ def is_bundle(path: Path) -> bool:
 
 
 def unbundle(path: Path, output_dir: Path) -> Unbundled:
-    """The run that the bundle `path` is, in `output_dir`; the same one when it was unpacked there before.
+    """Unpack the bundle `path` into a run in `output_dir`, or return the run that came from it earlier.
 
-    Raises RunError where the bundle is damaged, unsafe or none, and DiskError.
+    Raises RunError if `path` is damaged, unsafe or not a bundle, and DiskError.
     """
     identity = _identity(path)
     for run in directory.all_runs(output_dir):
@@ -74,7 +74,7 @@ def unbundle(path: Path, output_dir: Path) -> Unbundled:
 
 
 def _identity(path: Path) -> str:
-    """What tells a bundle from any other: the digest of its manifest, which has those of all files."""
+    """Return the identity of a bundle: the sha256 of its manifest, which holds the digests of all files."""
     if not path.is_file():
         raise RunError(_("There is no such bundle."), where=path, fix=_("Make one: {command}").format(command=MAKE))
     manifest = archive.read_member(path, MANIFEST, MOST_FACTS_BYTES)
@@ -89,7 +89,7 @@ MAKE = "lorafit bundle RUN -o run.zip"
 
 
 def _came_from(run: RunDir, identity: str) -> BundleInfo | None:
-    """The facts of the bundle that `run` was unpacked from, where it was that one."""
+    """Return the bundle info of `run` if `run` came from the bundle `identity`, else None."""
     try:
         origin = json.loads((run.inputs / BUNDLE).read_text("utf-8"))
         return _facts(origin["facts"]) if origin["identity"] == identity else None
@@ -99,7 +99,7 @@ def _came_from(run: RunDir, identity: str) -> BundleInfo | None:
 
 @contextlib.contextmanager
 def _told(path: Path) -> Iterator[None]:
-    """What is wrong with the bundle, in words."""
+    """Convert errors from the content of a bundle to RunError."""
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, LorafitError) as error:
@@ -112,7 +112,7 @@ def _told(path: Path) -> Iterator[None]:
 
 
 def _checked(folder: Path) -> BundleInfo:
-    """What the unpacked bundle is. Raises ValueError where a digest differs, or a file is there that no digest covers."""
+    """Verify the unpacked bundle and return its info. Raises ValueError if a digest differs or a file has no digest."""
     if fault := verify(folder):
         raise ValueError(fault)
     listed = set(json.loads((folder / MANIFEST).read_text("utf-8"))["files"]) | {MANIFEST}
@@ -132,7 +132,7 @@ def _facts(values: dict[str, Any]) -> BundleInfo:
 
 
 def _settings(inside: RunDir) -> TrainConfig:
-    """The bundle's settings, those that it may give."""
+    """Return the settings in KEPT of the bundle. Raises ValueError if one of them names a path outside the bundle."""
     settings = {name: value for name, value in read_yaml(inside.config).items() if name in KEPT}
     config = make_config(settings, where=inside.config)
     for name in ("dataset_name", "valid_dataset", "init_adapter"):
@@ -145,7 +145,7 @@ def _settings(inside: RunDir) -> TrainConfig:
 
 
 def _inside(name: str) -> bool:
-    """Whether `name` is one of the bundle's own inputs."""
+    """Return whether `name` is a path below the bundle's inputs folder."""
     parts = PurePosixPath(name).parts
     return parts[:1] == (INPUTS,) and ".." not in parts
 
@@ -157,11 +157,11 @@ def _note_origin(inside: RunDir, facts: BundleInfo, identity: str) -> None:
 
 
 def _settle(inside: RunDir, facts: BundleInfo, settings: TrainConfig, output_dir: Path) -> RunDir:
-    """Give the unpacked run its name in `output_dir`, its settings naming the inputs where they then lie."""
+    """Move the unpacked run to its name in `output_dir`. Its settings then name the inputs by their new paths."""
     begin = facts.kind == BEGIN
     run = directory.create(output_dir, facts.run) if begin else directory.take_name(output_dir, facts.run)
     write_yaml(settings.model_copy(update=_placed(settings, run)), inside.config)
-    inside.path.rename(run.path)  # over the empty folder that keeps the name
+    inside.path.rename(run.path)  # replaces the empty folder that reserves the name
     return run
 
 

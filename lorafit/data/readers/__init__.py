@@ -1,1 +1,1 @@
-"""Readers of data files, one module a family of formats."""
+"""Readers of data files, one module per family of file types."""

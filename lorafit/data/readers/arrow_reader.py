@@ -1,4 +1,4 @@
-"""What stands in a Parquet or Arrow file? Its rows by pyarrow, some at a time; a row's number stands for its line."""
+"""Readers of Parquet and Arrow files with pyarrow, in batches. The number of a row serves as its line."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,12 +8,15 @@ from lorafit.data.readers.row import Broken, Row
 from lorafit.errors import DataError
 from lorafit.messages import _
 
-BATCH = 256  # rows
+BATCH = 256  # rows per batch
 
 
 def read_parquet(path: Path) -> Iterator[Row]:
-    """The rows of a Parquet file; of a damaged group of rows, one Broken."""
-    from pyarrow import parquet  # 0.2 s, for such files only
+    """Yield the rows of a Parquet file. A damaged row group ends with one Broken row.
+
+    Raises DataError if the file cannot be opened.
+    """
+    from pyarrow import parquet  # takes 0.2 s to import
 
     file = _opened(path, parquet.ParquetFile)
     number = 1
@@ -24,7 +27,10 @@ def read_parquet(path: Path) -> Iterator[Row]:
 
 
 def read_arrow(path: Path) -> Iterator[Row]:
-    """The rows of an Arrow file, or of a stream as `datasets` keeps it."""
+    """Yield the rows of an Arrow file, or of an Arrow stream as `datasets` stores it.
+
+    Raises DataError if the file cannot be opened.
+    """
     import pyarrow
 
     with pyarrow.memory_map(str(path)) as source:
@@ -68,7 +74,7 @@ def _rows(path: Path, batches: Iterator[Any], number: int) -> Iterator[Row]:
 def _values(batch: Any) -> Iterator[object]:
     try:
         yield from batch.to_pylist()
-    except (ValueError, OverflowError) as error:  # text that is no UTF-8, a date beyond the calendar
+    except (ValueError, OverflowError) as error:  # text that is not UTF-8, or a date out of range
         if batch.num_rows == 1:
             yield Broken(str(error)[:200], _("values that can be read"))
             return

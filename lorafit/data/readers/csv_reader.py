@@ -1,4 +1,7 @@
-"""What stands in a CSV or TSV file? One object a record, its keys from the first; behind a broken one it goes on."""
+"""Reader of CSV and TSV files: one object per record, with the keys of the header.
+
+Reading continues after a broken record.
+"""
 
 import csv
 from collections import deque
@@ -11,18 +14,18 @@ from lorafit.data.readers.text import kind_of, open_text
 from lorafit.errors import DataError
 from lorafit.messages import _, listed
 
-LONGEST_FIELD = 1 << 26  # characters; the default, 128 KiB, is shorter than some contracts
-LONGEST_RECORD = 10_000  # lines: a quote that never ends must not swallow the file
+LONGEST_FIELD = 1 << 26  # characters; some contracts exceed the default of 128 KiB
+LONGEST_RECORD = 10_000  # lines; limits the damage of a quote that is never closed
 DELIMITERS = ",;\t"
 
 
 class _Lines:
-    """A file's lines, some of which may be given back; `number` is that of the line read last."""
+    """The lines of a file, some of which can be read again. `number` is the number of the last line read."""
 
     def __init__(self, file: TextIO) -> None:
         self.file, self.number = file, 0
-        self.again: deque[str] = deque()
-        self.taken: list[str] = []  # since the record began
+        self.again: deque[str] = deque()  # lines to read before the next line of the file
+        self.taken: list[str] = []  # lines of the current record
 
     def __iter__(self) -> "_Lines":
         return self
@@ -38,13 +41,16 @@ class _Lines:
         return line
 
     def give_back(self) -> None:
-        """Let all but the first line of this record be read once more."""
+        """Put back all lines of the current record except the first."""
         self.again.extendleft(reversed(self.taken[1:]))
         self.number -= len(self.taken) - 1
 
 
 def read_csv(path: Path) -> Iterator[Row]:
-    """The records of a table with a header; quoted fields may hold line breaks."""
+    """Yield the records of a table with a header; quoted fields may contain line breaks.
+
+    Raises DataError if two columns have the same name.
+    """
     csv.field_size_limit(LONGEST_FIELD)
     delimiter = "\t" if kind_of(path) == ".tsv" else _delimiter(path)
     with open_text(path, newline="") as file:
@@ -67,7 +73,7 @@ def read_csv(path: Path) -> Iterator[Row]:
 
 
 def _record(lines: _Lines, delimiter: str) -> list[str] | Broken | None:
-    """The next record, [] for a blank line, None at the end."""
+    """Return the next record, Broken for a faulty record, [] for a blank line, None at the end of the file."""
     try:
         return next(csv.reader(lines, delimiter=delimiter, strict=True), None)
     except csv.Error as error:
@@ -75,7 +81,7 @@ def _record(lines: _Lines, delimiter: str) -> list[str] | Broken | None:
 
 
 def _delimiter(path: Path) -> str:
-    """What stands most often in the header: a comma, or what spreadsheets write in other countries."""
+    """Return the most frequent delimiter in the first line; in some countries, spreadsheets do not write commas."""
     with open_text(path, newline="") as file:
         first = file.readline(LONGEST_FIELD)
     return max(DELIMITERS, key=first.count)

@@ -1,4 +1,4 @@
-"""What stands in a JSON or JSONL file? Its values one by one, each with its line; behind a broken one it goes on."""
+"""Readers of JSON and JSONL files: one value at a time, with its line. Reading continues after a broken value."""
 
 import json
 import re
@@ -11,17 +11,17 @@ from lorafit.data.readers.text import open_text
 from lorafit.errors import DataError
 from lorafit.messages import _
 
-CHUNK = 1 << 18  # characters
-EDGE = 32  # characters: an error this near to the window's end may only be a value that goes on behind it
-LOOK = 1 << 18  # characters behind a broken value in which the next one is looked for at a time
-LONGEST = 1 << 26  # characters of one row: a string that never ends must not fill the memory
+CHUNK = 1 << 18  # characters per read
+EDGE = 32  # characters; an error this close to the window's end may be a value that is not read completely
+LOOK = 1 << 18  # characters after a broken value that are searched at a time for the next value
+LONGEST = 1 << 26  # characters per row; a string that is never closed must not fill the memory
 SPACE = " \t\n\r"
-NEXT = re.compile(r"[,\n]\s*(?=[{\[])")  # where an element may begin
-TRIES = 1000  # such places looked at in one window
+NEXT = re.compile(r"[,\n]\s*(?=[{\[])")  # candidate positions of the next element
+TRIES = 1000  # candidate positions tested in one window
 
 
 class _JsonDecoder:
-    """JSON's decoder, which also notes the keys that stand twice in one object."""
+    """A JSON decoder that also records the keys that occur more than once in one object (`twice`)."""
 
     def __init__(self) -> None:
         self.twice: list[str] = []
@@ -35,7 +35,7 @@ class _JsonDecoder:
         return made
 
     def checked(self, value: object) -> object:
-        """`value`, the one decoded last, or Broken when a key stood twice in it."""
+        """Return `value`, which was decoded last, or Broken if a key occurs more than once in one of its objects."""
         twice, self.twice = self.twice, []
         if not twice:
             return value
@@ -45,14 +45,17 @@ class _JsonDecoder:
 
 
 class _Window:
-    """A window that moves over a text file: `text[pos:]` is what is read and not yet used, `line` the line at `pos`."""
+    """A moving window over a text file. `text[pos:]` is read but not used yet; `line` is the line number at `pos`."""
 
     def __init__(self, file: TextIO) -> None:
         self.file, self.text, self.pos, self.line, self.ended = file, "", 0, 1, False
         self.decoder = _JsonDecoder()
 
     def grow(self) -> None:
-        """Drop what is used and read on: as much again as is kept, so that a huge element costs no quadratic time."""
+        """Drop the used text and read more of the file.
+
+        At least as many characters are read as are kept, so that a huge element does not cost quadratic time.
+        """
         kept = self.text[self.pos :]
         fresh = self.file.read(max(CHUNK, len(kept)))
         self.text, self.pos, self.ended = kept + fresh, 0, not fresh
@@ -62,7 +65,7 @@ class _Window:
         self.pos = end
 
     def peek(self) -> str:
-        """The next character that is no space, "" at the end of the file; `pos` moves to it."""
+        """Move `pos` to the next character that is not white space and return it; return "" at the end of the file."""
         while True:
             end = self.pos
             while end < len(self.text) and self.text[end] in SPACE:
@@ -73,7 +76,7 @@ class _Window:
             self.grow()
 
     def take(self, characters: str) -> bool:
-        """Step over one of `characters` if it comes next."""
+        """Consume the next character if it is one of `characters`; return whether it was."""
         found = self.peek()
         if found and found in characters:
             self.advance(self.pos + 1)
@@ -81,7 +84,7 @@ class _Window:
         return False
 
     def value(self) -> object:
-        """The next JSON value, Broken where it is none; then `pos` stays at its first character."""
+        """Consume and return the next JSON value; for a faulty value return Broken and leave `pos` at its beginning."""
         while True:
             self.decoder.twice = []
             try:
@@ -94,12 +97,15 @@ class _Window:
                 if self.ended or not goes_on or len(self.text) - self.pos > LONGEST:
                     line = self.line + self.text.count("\n", self.pos, error.pos)
                     return _not_json(_problem(error.msg), self.text, error.pos, line)
-            except (ValueError, RecursionError) as error:  # a number of 5000 digits; nested 10000 deep
+            except (ValueError, RecursionError) as error:  # a number of 5000 digits; 10000 levels of nesting
                 return _not_json(str(error), self.text, self.pos, self.line)
             self.grow()
 
     def skip_broken(self, like: object) -> bool:
-        """Go to where the next value like `like` (the last good one) seems to begin; False at the end of the file."""
+        """Move `pos` to the next position where a value like `like`, the last good value, seems to begin.
+
+        Return False at the end of the file.
+        """
         while True:
             while not self.ended and len(self.text) - self.pos < LOOK:
                 self.grow()
@@ -113,7 +119,10 @@ class _Window:
                 return False
 
     def _begins(self, at: int, like: object) -> bool:
-        """Whether a value of the same kind, with at least one of the same keys, stands at `at`."""
+        """Return whether a value like `like` begins at `at`: of the same type and, for objects, with a common key.
+
+        If `like` is None, any JSON value is accepted.
+        """
         try:
             value, _end = self.decoder.raw_decode(self.text, at)
         except (ValueError, RecursionError):
@@ -130,7 +139,7 @@ def _not_json(problem: str, text: str, at: int, line: int) -> Broken:
 
 
 def _problem(message: str) -> str:
-    """What `json` says of a text, in the user's language; what it says seldom stays as it is."""
+    """Return the error message of `json` in the user's language; rare messages stay untranslated."""
     words = {
         "Expecting value": _("a value is missing or not JSON"),
         "Expecting ',' delimiter": _("a comma is missing"),
@@ -143,7 +152,11 @@ def _problem(message: str) -> str:
 
 
 def read_json(path: Path) -> Iterator[Row]:
-    """The elements of an array, one by one; also objects one after the other, since many such files are named .json."""
+    """Yield the elements of a JSON array one by one.
+
+    Objects without an array are accepted too, because many JSONL files are named .json. Raises DataError if the file
+    starts with neither an array nor an object.
+    """
     with open_text(path) as file:
         window, like, open_line = _Window(file), None, 0
         if window.peek() not in ("[", "{", ""):
@@ -174,7 +187,7 @@ def read_json(path: Path) -> Iterator[Row]:
 
 
 def read_jsonl(path: Path) -> Iterator[Row]:
-    """One JSON value a line; blank lines are passed over. An array over several lines is read as one."""
+    """Yield one JSON value per line, without blank lines. A file with an array over several lines is read as JSON."""
     with open_text(path) as file:
         first = next((line for line in _lines(file) if line.strip()), "")
     if first.lstrip().startswith("[") and isinstance(_one_value(_JsonDecoder(), first, 1), Broken):
@@ -188,7 +201,7 @@ def read_jsonl(path: Path) -> Iterator[Row]:
 
 
 def _lines(file: TextIO) -> Iterator[str]:
-    """The file's lines; of one beyond LONGEST only the beginning."""
+    """Yield the lines of the file, each cut to LONGEST characters."""
     while line := file.readline(LONGEST):
         yield line
         while line and not line.endswith("\n") and len(line) == LONGEST:
@@ -202,7 +215,7 @@ def _one_value(decoder: _JsonDecoder, line: str, number: int) -> object:
         value, end = decoder.raw_decode(line, start)
     except json.JSONDecodeError as error:
         return _not_json(_problem(error.msg), line, error.pos, number)
-    except (ValueError, RecursionError) as error:  # as above
+    except (ValueError, RecursionError) as error:  # as in `_Window.value`
         return _not_json(str(error), line, start, number)
     rest = line[end:].strip()
     return _not_json(_("more behind the value"), line, end, number) if rest else decoder.checked(value)

@@ -1,7 +1,7 @@
-"""Which reader reads a file? By its extension, compressed or not. One table; a new kind of file is a line in it.
+"""Table of the readers by file extension, for compressed and uncompressed files.
 
-Every reader yields Rows, Broken ones among them, each with its line; only a file that cannot be opened at all is a
-DataError.
+A new file type is one entry in READERS. Every reader yields Rows with their lines, and Broken values for faulty rows.
+DataError is raised only for a file that cannot be read at all.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,21 +26,24 @@ READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".parquet": read_parquet,
     ".arrow": read_arrow,
 }
-TABLES = (".parquet", ".arrow")  # compressed inside, and read from many places at once
+TABLES = (".parquet", ".arrow")  # compressed internally; a reader needs random access
 
 
 def is_data_file(path: Path) -> bool:
-    """Whether its name is one that can be read."""
+    """Return whether the file's extension is supported."""
     return kind_of(path) in READERS and not (kind_of(path) in TABLES and path.suffix.lower() in UNPACKERS)
 
 
 def kinds() -> str:
-    """All that can be read, for a person."""
+    """Return the supported extensions as text for the user."""
     return _("{kinds} (text also as {packed})").format(kinds=listed(READERS), packed=listed(UNPACKERS))
 
 
 def read_file(path: Path) -> Iterator[Row]:
-    """The rows of a file of a known kind. Raises DataError when it cannot be opened."""
+    """Yield the rows of a file with a supported extension.
+
+    The rows of a damaged file end with a Broken row. Raises DataError if the file cannot be read at all.
+    """
     row = None
     try:
         for row in READERS[kind_of(path)](path):

@@ -1,11 +1,14 @@
-"""What is a row before anything is known of its meaning? A value and where it stands; or what stands there instead."""
+"""Raw rows: a value with its file and line, or `Broken` where parsing failed."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Broken:
-    """In place of a value that cannot be read: what was `found`, what is `wanted`, and the beginning of what stands there."""
+    """Placeholder for an unreadable value.
+
+    `found` is the fault, `wanted` the expected form, and `text` the beginning of the unreadable text.
+    """
 
     found: str
     wanted: str
@@ -17,7 +20,7 @@ class Broken:
 
 @dataclass(frozen=True)
 class Row:
-    """One row as it stands in its file; `line` counts from 1 (in tables and hub data: the row's number)."""
+    """One row of a file. `line` counts from 1; in tables and hub data it is the number of the row."""
 
     value: object
     file: str

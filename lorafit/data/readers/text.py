@@ -1,4 +1,4 @@
-"""How do a data file's bytes become text? Compressed or not, and in which encoding; both are found, not asked for."""
+"""Text of data files: decompression by extension, and automatic detection of the encoding."""
 
 import gzip
 import io
@@ -9,15 +9,18 @@ from typing import BinaryIO, TextIO, cast
 
 import zstandard
 
-SAMPLE = 1 << 22  # bytes that the encoding is told from
-CHUNK = 1 << 18  # bytes
+SAMPLE = 1 << 22  # bytes that the detection of the encoding examines
+CHUNK = 1 << 18  # bytes per read
 MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
-CHINESE_SHARE = 0.9  # of the characters beyond ASCII: more than any other text gives by chance
-DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError)  # what a broken compressed file raises
+CHINESE_SHARE = 0.9  # of the non-ASCII characters; other text does not reach this share by chance
+DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError)  # errors of a damaged compressed file
 
 
 class _ZstdFile(io.RawIOBase):
-    """A .zst file, unpacked. EOFError when it was cut off, which the library's own reader passes over in silence."""
+    """The decompressed content of a .zst file.
+
+    Reading a truncated file raises EOFError; the library's own reader does not report the truncation.
+    """
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("rb")
@@ -36,7 +39,7 @@ class _ZstdFile(io.RawIOBase):
         return len(taken)
 
     def _read_on(self) -> bool:
-        """Unpack some more into `_ready`; False at the end of the file."""
+        """Decompress more data into `_ready`; return False at the end of the file."""
         packed = self._unpacker.unused_data if self._unpacker.eof else b""
         packed = packed or self._file.read(CHUNK)
         if self._unpacker.eof:
@@ -65,29 +68,36 @@ UNPACKERS: dict[str, Callable[[Path], BinaryIO]] = {".gz": _open_gzip, ".zst": _
 
 
 def kind_of(path: Path) -> str:
-    """The extension that tells what is in the file: ".json" of `a.JSON` and of `a.json.gz`."""
+    """Return the extension that identifies the content: ".json" for `a.JSON` and for `a.json.gz`."""
     suffix = path.suffix.lower()
     return Path(path.stem).suffix.lower() if suffix in UNPACKERS else suffix
 
 
 def open_bytes(path: Path) -> BinaryIO:
-    """The file's content, unpacked."""
+    """Open the file for reading its decompressed content."""
     unpack = UNPACKERS.get(path.suffix.lower())
     return path.open("rb") if unpack is None else unpack(path)
 
 
 def open_text(path: Path, newline: str | None = None) -> TextIO:
-    """The file as text. Bytes that are none become lone surrogates, which formats.py refuses row by row."""
+    """Open the file as text.
+
+    Bytes that cannot be decoded become lone surrogates. formats.py rejects the rows that contain them.
+    """
     encoding = encoding_of(path)
     return io.TextIOWrapper(open_bytes(path), encoding=encoding, errors="surrogateescape", newline=newline)
 
 
 def encoding_of(path: Path) -> str:
-    """By its mark; UTF-8 where the beginning is; GB18030 where it is Chinese in that; else UTF-8 with broken places."""
+    """Return the encoding of the file, detected from its first SAMPLE bytes.
+
+    The order is: the encoding of a byte order mark; UTF-8 if the sample is valid UTF-8; GB18030 if the sample decodes
+    to Chinese; else UTF-8, with errors.
+    """
     with open_bytes(path) as file:
         try:
             sample = file.read(SAMPLE)
-        except DAMAGED:  # told when the rows are read
+        except DAMAGED:  # reported when the rows are read
             return "utf-8"
     for mark, encoding in MARKS.items():
         if sample.startswith(mark):
@@ -96,7 +106,7 @@ def encoding_of(path: Path) -> str:
 
 
 def _decoded(sample: bytes, encoding: str) -> str | None:
-    """The sample as text, but for a character cut at its end; None when it is not in this encoding."""
+    """Return the sample as text, without a character cut at its end; None if it is not in this encoding."""
     try:
         return sample.decode(encoding)
     except UnicodeDecodeError as error:
@@ -107,5 +117,5 @@ def _decoded(sample: bytes, encoding: str) -> str | None:
 def _is_gb18030(sample: bytes) -> bool:
     text = _decoded(sample, "gb18030")
     beyond = [character for character in text or "" if character > "\x7f"]
-    common = "".join(beyond).encode("gb2312", "ignore")  # two bytes for each character that is in daily use
+    common = "".join(beyond).encode("gb2312", "ignore")  # two bytes per character in common use
     return len(common) >= 2 * CHINESE_SHARE * len(beyond) > 0

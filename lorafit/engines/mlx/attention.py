@@ -1,8 +1,8 @@
-"""How does a token see only its own sample? Causal attention, one sample at a time, that keeps no attention weights.
+"""Causal attention for one sample at a time, without stored attention weights.
 
-The backward computes the weights anew, block of queries by block, so its memory grows with block x length only, and
-what lies above the diagonal is left out. Letters: N query heads, K key heads, G = N / K, S tokens of a sample,
-L keys, D head width, M queries of a block.
+The backward pass recomputes the weights, one block of queries at a time, so its memory grows with block x length only.
+Each block skips the keys that come after its last query. Letters: N query heads, K key heads, G = N / K, S tokens of
+a sample, L keys, D head width, M queries of a block.
 """
 
 from collections.abc import Iterator
@@ -14,12 +14,12 @@ import mlx.core as mx
 
 from lorafit.engines.mlx.arithmetic import softmax
 
-CPU_BLOCK, GPU_BLOCK = 128, 512  # queries; small blocks waste less above the diagonal, and cost more launches
+CPU_BLOCK, GPU_BLOCK = 128, 512  # queries per block; small blocks waste less above the diagonal but need more launches
 
 
 @dataclass(frozen=True)
 class AttentionKind:
-    """What distinguishes one layer's attention: `window` tokens seen (None: all), `softcap` on the scores (None: none)."""
+    """Attention settings of a layer: `window` of visible tokens (None: all), `softcap` on the scores (None: none)."""
 
     scale: float
     window: int | None = None
@@ -28,7 +28,7 @@ class AttentionKind:
 
 @cache
 def trained_attention(kind: AttentionKind) -> Any:
-    """A function (q [1,N,S,D], k [1,K,S,D], v [1,K,S,D]) -> [1,N,S,D] with its own backward."""
+    """Return a function (q [1,N,S,D], k [1,K,S,D], v [1,K,S,D]) -> [1,N,S,D] with its own backward pass."""
 
     @mx.custom_function
     def attend(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
@@ -44,7 +44,7 @@ def trained_attention(kind: AttentionKind) -> Any:
 
 
 def attention(kind: AttentionKind, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-    """Causal attention of the last tokens: q [1,N,S,D] over k, v [1,K,L,D], L >= S -> [1,N,S,D]."""
+    """Return causal attention [1,N,S,D] of the last S tokens: q [1,N,S,D] over k, v [1,K,L,D], L >= S."""
     on_cpu = mx.default_device() == mx.Device(mx.cpu)
     if kind.softcap is None and not on_cpu:
         return _fused(kind, q, k, v)
@@ -57,7 +57,7 @@ def attention(kind: AttentionKind, q: mx.array, k: mx.array, v: mx.array) -> mx.
 
 
 def _fused(kind: AttentionKind, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-    """MLX's own kernel."""
+    """Compute attention with MLX's own fused kernel."""
     queries, length = q.shape[2], k.shape[2]
     mask: Any = "causal" if queries > 1 else None
     if kind.window is not None and length > kind.window:
@@ -91,7 +91,7 @@ def _backward(
 
 
 def _weights(kind: AttentionKind, q: mx.array, k: mx.array, allowed: mx.array) -> tuple[mx.array, mx.array | None]:
-    """Attention weights [K,GM,L], fp32, of q [K,GM,D] over k [K,L,D]; and the soft cap's slope, where there is one."""
+    """Return attention weights [K,GM,L] (fp32) of q [K,GM,D] over k [K,L,D], and the softcap's derivative or None."""
     scores, slope = ((q * kind.scale) @ k.swapaxes(-1, -2)).astype(mx.float32), None
     if kind.softcap is not None:
         bent = mx.tanh(scores / kind.softcap)
@@ -102,7 +102,7 @@ def _weights(kind: AttentionKind, q: mx.array, k: mx.array, allowed: mx.array) -
 
 
 def _blocks(queries: int, length: int, window: int | None) -> Iterator[tuple[slice, slice]]:
-    """(queries, the keys that they can see), as slices."""
+    """Yield pairs of slices: a block of queries, and the keys that these queries can see."""
     before = length - queries
     size = CPU_BLOCK if mx.default_device() == mx.Device(mx.cpu) else GPU_BLOCK
     for start in range(0, queries, size):
@@ -112,7 +112,7 @@ def _blocks(queries: int, length: int, window: int | None) -> Iterator[tuple[sli
 
 
 def _allowed(kind: AttentionKind, queries: int, length: int, rows: slice, keys: slice) -> mx.array:
-    """Bool [M,L]: a query may see a key that is not later, and less than `window` away."""
+    """Return bool [M,L]: True where the key is not later than the query and less than `window` tokens away."""
     row = mx.arange(rows.start, rows.stop)[:, None] + (length - queries)
     key = mx.arange(keys.start, keys.stop)[None]
     seen: mx.array = row >= key
@@ -120,10 +120,10 @@ def _allowed(kind: AttentionKind, queries: int, length: int, rows: slice, keys: 
 
 
 def _grouped(x: mx.array, heads: int) -> mx.array:
-    """[1,N,M,D] -> [K,GM,D]: query heads that share a key head are rows of one product."""
+    """Reshape [1,N,M,D] -> [K,GM,D]: query heads that share a key head become rows of one matmul."""
     return x.reshape(heads, -1, x.shape[-1])
 
 
 def _ungrouped(x: mx.array, query_heads: int) -> mx.array:
-    """[K,GM,D] -> [1,N,M,D]."""
+    """Reshape [K,GM,D] -> [1,N,M,D]."""
     return x.reshape(1, query_heads, -1, x.shape[-1])

@@ -1,7 +1,7 @@
-"""Does MLX multiply fast on this processor? On Linux its wheel brings a reference BLAS: OpenBLAS is some 40 times faster.
+"""OpenBLAS for MLX on Linux, where its wheel has only a reference BLAS: OpenBLAS is about 40 times faster.
 
-MLX takes whichever `cblas_sgemm` is there first, so a faster library must be loaded, for all to see, before MLX is.
-macOS has its own. Nothing here needs MLX.
+MLX uses the first `cblas_sgemm` in the process, so OpenBLAS must be loaded with global symbols before MLX is imported.
+macOS has its own BLAS. This module does not need MLX.
 """
 
 import ctypes
@@ -13,7 +13,8 @@ from glob import glob
 from pathlib import Path
 
 SYMBOL = "cblas_sgemm"
-# Debian, Ubuntu; Fedora, Arch; conda. NumPy's and SciPy's own copies rename every function, so they cannot serve.
+# Paths on Debian and Ubuntu, Fedora, Arch, and in conda. The copies in NumPy and SciPy are no use: they rename every
+# function.
 PLACES = (
     "/usr/lib/*-linux-gnu/openblas-pthread/libopenblas.so.0",
     "/usr/lib/*-linux-gnu/libopenblas.so.0",
@@ -26,7 +27,10 @@ INSTALL = "sudo apt install libopenblas0-pthread"
 
 @cache
 def load_fast_blas() -> str | None:
-    """Load OpenBLAS into this process, once; where it lies, or None where there is none. Before `import mlx.core`."""
+    """Load OpenBLAS into this process once; return its path or name, or None if there is none (or no need: not Linux).
+
+    Call this before `import mlx.core`.
+    """
     if sys.platform != "linux":
         return None
     for library in ("libgfortran.so.5", *_candidates()):
@@ -40,7 +44,7 @@ def load_fast_blas() -> str | None:
 
 
 def is_slow() -> bool:
-    """Whether MLX has only its reference BLAS here."""
+    """Return True if MLX has only its reference BLAS on this machine."""
     return sys.platform == "linux" and load_fast_blas() is None
 
 

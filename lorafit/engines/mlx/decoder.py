@@ -1,4 +1,4 @@
-"""What turns packed tokens into predictions? Our own decoder for the dense families, over the weights that mlx_lm loads.
+"""lorafit's own decoder for packed samples of the dense model families, on the weights that mlx_lm loads.
 
 Letters: T tokens, N targets, H hidden, V vocabulary.
 """
@@ -23,7 +23,7 @@ from lorafit.engines.mlx.loss import MLXHead
 from lorafit.engines.mlx.matrix import matrix_of
 from lorafit.engines.mlx.rope import make_rope
 
-# Families whose layers are Llama's, or Gemma's with a norm after each branch and a scaled embedding.
+# Families with Llama's layers, and families with Gemma's: a norm after each branch, and a scaled embedding.
 LLAMAS = ("llama", "mistral", "qwen2", "qwen3", "phi3")
 GEMMAS = ("gemma2", "gemma3_text")
 GATES = {"silu": swiglu, "gelu_pytorch_tanh": geglu}
@@ -31,7 +31,7 @@ GATES = {"silu": swiglu, "gelu_pytorch_tanh": geglu}
 
 @dataclass(frozen=True)
 class DecoderInput:
-    """A micro-batch as MLX takes it: `ids` [T], the samples' lengths, the places [N] before the targets, the targets [N]."""
+    """A micro-batch for MLX: `ids` [T], `lengths` of the samples, `targets` [N] and the positions `before` them [N]."""
 
     ids: mx.array
     lengths: list[int]
@@ -40,6 +40,7 @@ class DecoderInput:
 
     @classmethod
     def of(cls, micro: MicroBatch) -> "DecoderInput":
+        """Convert `micro`."""
         places = np.flatnonzero(micro.target_mask)
         return cls(
             mx.array(micro.input_ids),
@@ -50,7 +51,12 @@ class DecoderInput:
 
 
 class MLXDecoder:
-    """`model` is mlx_lm's text model, `prefix` its decoder's name in PEFT's files, `config` what transformers reads of it."""
+    """Embedding, layers, last norm and LM head of a dense model.
+
+    The first `recompute` layers use gradient checkpointing.
+    `model` is mlx_lm's text model, `prefix` the decoder's name in PEFT files, `config` the settings that transformers
+    reads.
+    """
 
     def __init__(self, model: Any, prefix: str, config: PretrainedConfig, delta: MLXLoRADelta) -> None:
         self.embedding = matrix_of(model.model.embed_tokens)
@@ -64,11 +70,11 @@ class MLXDecoder:
 
     @property
     def modules(self) -> dict[str, nn.Module]:
-        """The layers that LoRA can take, by name."""
+        """The linear layers that can have an adapter, by name."""
         return {name: module for layer in self.layers for name, module in layer.modules.items()}
 
     def hidden(self, params: Params, rows: DecoderInput) -> mx.array:
-        """Last hidden states before each target [N,H]."""
+        """Return the last hidden state before each target [N,H]."""
         x_TH = self._embedded(rows.ids)
         for index, layer in enumerate(self.layers):
             last = rows.before if index == len(self.layers) - 1 else None
@@ -77,10 +83,11 @@ class MLXDecoder:
         return self.last_norm(x_TH)
 
     def new_cache(self) -> list[Any]:
+        """Return an empty KV cache for each layer."""
         return [KVCache() for _layer in self.layers]
 
     def next_logits(self, params: Params, ids: Sequence[int], cache: list[Any]) -> mx.array:
-        """Logits [V] of what follows `ids`, which follow what is in `cache`."""
+        """Return the logits [V] of the token after `ids`; `cache` holds the tokens before `ids`."""
         x_TH = self._embedded(mx.array(ids))
         for layer, own_cache in zip(self.layers, cache, strict=True):
             x_TH = layer.answer(params, x_TH, own_cache)
@@ -96,12 +103,12 @@ def _run_layer(layer: Layer, lengths: list[int], rows: mx.array | None, params: 
 
 
 def head_matrix(model: Any) -> Any:
-    """The matrix that makes logits: the head, or the embedding where they are one."""
+    """Return the matrix that computes logits: the LM head, or the embedding where the two are tied."""
     return matrix_of(model.lm_head if "lm_head" in model else model.model.embed_tokens)
 
 
 def layer_facts(modules: Sequence[Any], prefix: str, config: PretrainedConfig) -> list[LayerFacts] | None:
-    """What each layer is; None for a family that our decoder does not compute."""
+    """Return the facts of each layer; None for a model that `MLXDecoder` does not support."""
     activation = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", "")
     if config.model_type not in LLAMAS + GEMMAS or activation not in GATES:
         return None
@@ -128,7 +135,7 @@ def layer_facts(modules: Sequence[Any], prefix: str, config: PretrainedConfig) -
 
 
 def layer_kinds(config: PretrainedConfig) -> list[str]:
-    """full_attention or sliding_attention, for each layer, as transformers has it."""
+    """Return full_attention or sliding_attention for each layer, as in transformers."""
     kinds: list[str] | None = getattr(config, "layer_types", None)
     if kinds is None:
         one = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
@@ -137,13 +144,16 @@ def layer_kinds(config: PretrainedConfig) -> list[str]:
 
 
 def window(config: PretrainedConfig, kind: str) -> int | None:
+    """Return the attention window of a layer of `kind`, in tokens; None: no window."""
     return config.sliding_window if kind == "sliding_attention" else None
 
 
 def softcap(config: PretrainedConfig) -> float | None:
+    """Return the softcap of the attention scores; None: no softcap."""
     cap: float | None = getattr(config, "attn_logit_softcapping", None)
     return cap
 
 
 def attention_scale(config: PretrainedConfig, head_dim: int) -> float:
+    """Return the scale of the attention scores: 1 / sqrt(query_pre_attn_scalar), by default 1 / sqrt(head_dim)."""
     return float((getattr(config, "query_pre_attn_scalar", None) or head_dim) ** -0.5)

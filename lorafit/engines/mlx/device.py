@@ -1,4 +1,4 @@
-"""Where does MLX compute, how much memory may it take, and what do its errors mean?"""
+"""MLX's device, its memory limits, and the translation of its errors."""
 
 import os
 import traceback
@@ -12,43 +12,46 @@ from lorafit.errors import EngineError, HardwareError
 from lorafit.messages import _
 from lorafit.units import GIB
 
-# Substrings of what MLX says, lower case (docs/architecture.md, "Failures").
+# Substrings of MLX's error messages, in lower case (docs/architecture.md, "Failures").
 OUT_OF_MEMORY = ("[malloc", "[metal::malloc]", "unable to allocate", "std::bad_alloc", "maximum allowed buffer size")
 GPU_FAILED = ("command buffer execution failed", "kiogpucommandbuffer")
-MOST_CACHE = 2 * GIB  # freed buffers that MLX may keep
+MOST_CACHE = 2 * GIB  # upper limit of freed buffers that MLX keeps
 
 
 def use_device(name: str, precision: str) -> None:
-    """Compute on `name` (mps: Apple's GPU; cpu) from now on. Raises HardwareError where MLX has no such device."""
+    """Compute on `name` (mps: Apple's GPU; cpu) from now on. Raise HardwareError if MLX finds no Apple GPU."""
     if name == "mps" and not mx.metal.is_available():
         raise HardwareError(
             _("MLX finds no Apple GPU here."), found=f"mlx {mx.__version__}", fix=_("Give --device cpu.")
         )
     if precision == "fp32":
-        os.environ.setdefault("MLX_ENABLE_TF32", "0")  # M5 would multiply float32 with 11 bits; read at first use
+        os.environ.setdefault("MLX_ENABLE_TF32", "0")  # else an M5 multiplies float32 with 11 bits; read at first use
     mx.set_default_device(mx.gpu if name == "mps" else mx.cpu)
     if name == "cpu":
-        mx.disable_compile()  # it would call a C++ compiler, which need not be there, and gains nothing
+        mx.disable_compile()  # compiling needs a C++ compiler, which may be missing, and gains nothing
 
 
 def limit_memory(available_bytes: int) -> None:
-    """Let MLX give freed buffers back early. It never wires memory: that is linked to kernel panics."""
+    """Limit MLX's memory and cache, so that it returns freed buffers early.
+
+    No memory is wired: wired memory is linked to kernel panics.
+    """
     if available_bytes > 0:
         mx.set_memory_limit(available_bytes)
         mx.set_cache_limit(min(MOST_CACHE, available_bytes // 8))
 
 
 def recommended_bytes(_device: str) -> int | None:
-    """What Metal recommends to use in all; None on the CPU. (For registry.MEASURED_BYTES.)"""
+    """Return the working set size (bytes) that Metal recommends; None without Metal. (For registry.MEASURED_BYTES.)"""
     found = mx.device_info().get("max_recommended_working_set_size") if mx.metal.is_available() else None
     return int(found) if found else None
 
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Turn MLX's exceptions into OutOfMemory and EngineError. Others are our own bugs and pass.
+    """Turn MLX's exceptions into OutOfMemory and EngineError. Other exceptions are bugs in lorafit and pass unchanged.
 
-    A failed command buffer is never gone on from: MLX raises once, and what it computes afterwards may be garbage.
+    A failed command buffer always ends the process's training: MLX raises once, and later results may be garbage.
     """
     try:
         yield
@@ -60,7 +63,7 @@ def translated() -> Iterator[None]:
             )
             raise EngineError(_("The Apple GPU failed or was taken away."), found=error, fix=fix) from error
         if isinstance(error, MemoryError) or any(t in text for t in OUT_OF_MEMORY):
-            traceback.clear_frames(error.__traceback__)  # their arrays would stay as long as the error
+            traceback.clear_frames(error.__traceback__)  # the frames would keep their arrays as long as the error lives
             mx.clear_cache()
             fix = _("Close other programs that use this memory, or take a smaller model.")
             raise OutOfMemory(_("Out of memory on {device}.").format(device="MLX"), found=error, fix=fix) from error

@@ -1,4 +1,4 @@
-"""Does MLX compute rightly here? What `lorafit doctor` tries, against numpy in float64."""
+"""MLX self-test of `lorafit doctor`: compares results of the device with NumPy in float64."""
 
 import mlx.core as mx
 import numpy as np
@@ -10,13 +10,16 @@ from lorafit.engines.mlx.load import DTYPES
 from lorafit.errors import HardwareError
 from lorafit.messages import _, clauses, listed
 
-# Off by norm: what rounding explains.
+# Largest relative error by norm that rounding explains.
 TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}
 HEADS, TOKENS, WIDTH = 2, 64, 32
 
 
 def try_device(name: str, precision: str) -> str:
-    """Matrix product, causal attention and its gradient, in float32 and bfloat16. Raises HardwareError."""
+    """Test matmul, causal attention and its gradient, in float32 and bfloat16; return the result as text.
+
+    Raise HardwareError if a result is wrong.
+    """
     device.use_device(name if name == "mps" else "cpu", "fp32")
     with device.translated():
         for numbers in TOLERANCE:

@@ -1,7 +1,7 @@
-"""The MLX engine: the Engine protocol (engines/base.py) over models that mlx_lm loads, padding-free.
+"""The MLX engine: the Engine protocol (engines/base.py) for models that mlx_lm loads, padding-free.
 
-All that training changes is in two dicts, `params` and the optimizer's moments; a step makes new ones and puts them in
-place at its end, so that whatever fails before leaves the engine as it was. Letters: T tokens, N targets, H hidden.
+Training changes only two dicts: `params` and the optimizer's moments. A step computes new dicts and replaces the old
+ones at its end, so an earlier failure leaves the engine unchanged. Letters: T tokens, N targets, H hidden.
 """
 
 import math
@@ -41,15 +41,15 @@ from lorafit.run_folders.adapter import (
 from lorafit.sampling import Sampling, pick
 from lorafit.units import bytes_text
 
-DEFAULT_CHUNK = 128  # targets whose logits are made at once, where no plan says otherwise
+DEFAULT_CHUNK = 128  # targets whose logits are computed at once if there is no plan
 
 
 class MLXEngine:
-    """One base model on one device, with at most one adapter."""
+    """One base model on one device, with at most one adapter. The Engine protocol documents the methods."""
 
     @classmethod
     def open(cls, setup: Setup) -> "MLXEngine":
-        """Load the base, put a fresh adapter on it where there is a plan, and check it. Raises LorafitErrors."""
+        """Load and check the base model; with a plan, add a new adapter. Raise a LorafitError on failure."""
         engine = cls(setup)
         if setup.plan is not None:
             engine._start_training(setup.plan)
@@ -75,7 +75,7 @@ class MLXEngine:
         )
 
     def _body(self, base: LoadedBase, notes: list[str]) -> MLXDecoder | GenericDecoder:
-        """Our decoder where it computes what mlx_lm's model does, else that model; in `notes`, which and why."""
+        """Return `MLXDecoder` if its logits equal mlx_lm's, else `GenericDecoder`; add the choice to `notes`."""
         tolerance, off = self_check.TOLERANCE[self.setup.precision], math.inf
         if layer_facts(base.model.model.layers, base.prefix, base.config) is not None:
             ours = MLXDecoder(base.model, base.prefix, base.config, self.delta)
@@ -92,7 +92,10 @@ class MLXEngine:
         return generic
 
     def _check_generic(self, body: GenericDecoder, base: LoadedBase, tolerance: float, notes: list[str]) -> None:
-        """Packed where that equals single samples; refused where even these do not give mlx_lm's own logits."""
+        """Turn packing off if packed samples do not give mlx_lm's own logits.
+
+        Raise ModelError if a single sample does not give them either.
+        """
         if self_check.packing_error(body, base, {}) <= tolerance:
             return
         self.packs = False
@@ -123,7 +126,7 @@ class MLXEngine:
         self.facts = replace(self.facts, trainable_parameters=self._count(), target_modules=names)
 
     def _shape(self, name: str) -> tuple[int, int]:
-        """[out, in] of a linear layer; of a packed one, a number of 32 bits holds several."""
+        """Return [out, in] of a linear layer. A quantized layer packs several numbers into 32 bits."""
         module = self.body.modules[name]
         outputs, inputs = module.weight.shape
         return outputs, inputs * 32 // module.bits if "scales" in module else inputs
@@ -134,7 +137,7 @@ class MLXEngine:
     # --- training
 
     def step(self, step: int, micro_batches: Sequence[MicroBatch], total_targets: int, lr: float) -> StepResult:
-        """One update (see engines/base.py)."""
+        """Run one update (see engines/base.py)."""
         with device.translated():
             loss_sum, grads = self._accumulate(step, micro_batches)
             norm = _norm(grads) / total_targets
@@ -156,7 +159,7 @@ class MLXEngine:
         return EngineError(_("The gradient of step {step} is not a number.").format(step=step), found=norm, fix=fix)
 
     def _accumulate(self, step: int, micro_batches: Sequence[MicroBatch]) -> tuple[float, Params]:
-        """The sum of the losses of all micro-batches, and of their gradients."""
+        """Return the sums of the losses and of the gradients of all micro-batches."""
         losses, total = [], {name: mx.zeros_like(p) for name, p in self.params.items()}
         for micro in micro_batches:
             for part in self._packable(micro):
@@ -184,7 +187,7 @@ class MLXEngine:
         return loss, grads
 
     def _packable(self, micro: MicroBatch) -> Iterator[MicroBatch]:
-        """`micro` as it is, or, for a model that does not pack, each of its samples alone."""
+        """Yield `micro` itself or, if the model does not support packing, each of its samples alone."""
         if self.packs:
             yield micro
             return
@@ -192,9 +195,9 @@ class MLXEngine:
             yield micro.only(index)
 
     def _watch_memory(self, micro: MicroBatch) -> None:
-        """Raise OutOfMemory when MLX took more than there is: it has no limit of its own, and the system would end the process.
+        """Raise OutOfMemory if MLX used more memory than is available.
 
-        A sample alone is gone on with: it could not be split.
+        MLX enforces no hard limit, so the system would kill the process. A single sample passes: it cannot be split.
         """
         limit, taken = self.plan.available_bytes, mx.get_peak_memory()
         if 0 < limit < taken and len(micro.sample_ids) > 1:
@@ -267,7 +270,7 @@ class MLXEngine:
                 raise other_base(folder, config.base_model, found)
         self.params = {name: mx.array(tensors[name]) for name in self.params}
 
-    # --- answering
+    # --- generation
 
     def set_adapter(self, on: bool) -> None:
         self.delta.on = on
@@ -292,12 +295,12 @@ class MLXEngine:
 
 
 def _norm(grads: Params) -> float:
-    """Row by row: a sum of many numbers at once is 1e-4 off on the CPU."""
+    """Return the global norm. Each row is summed first: on the CPU, one sum of many numbers is 1e-4 off."""
     return float(mx.sqrt(mx.stack([mx.square(grad).sum(axis=-1).sum() for grad in grads.values()]).sum()))
 
 
 def _first_notes(base: LoadedBase) -> list[str]:
-    """What is to be said of the base and the machine before anything is tried."""
+    """Return notes on the base model and the machine: a slow BLAS, a base that is already quantized."""
     notes = [_slow_blas()] if blas.is_slow() else []
     if base.stored_bits is not None:
         text = _("✓ The base's weights came quantised for MLX ({bits}-bit): they are trained on as they are")

@@ -1,7 +1,7 @@
-"""What of a model whose layers we do not compute ourselves? mlx_lm's own model, with adapters put into its linear layers.
+"""Generic path: mlx_lm's own model with adapters in its linear layers, for models that `MLXDecoder` does not support.
 
-Packed samples are kept apart by a mask [T,T], which mlx_lm asks a cache for; where a model does not ask, samples go
-one by one. Letters: T tokens, N targets, H hidden, V vocabulary.
+A mask [T,T] separates packed samples; mlx_lm requests the mask from a cache. If a model does not request it, samples
+are computed one by one. Letters: T tokens, N targets, H hidden, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -19,14 +19,17 @@ from lorafit.engines.mlx.quantised import ROUTER
 
 
 class SharedLinear:
-    """The adapter weights that a pass is computed with: a function's arguments, so that MLX can differentiate by them."""
+    """Holder of the adapter weights of the current pass, which all layers read.
+
+    The weights are arguments of the differentiated function, so that MLX can compute their gradients.
+    """
 
     def __init__(self) -> None:
         self.params: Params = {}
 
 
 class MLXLoRALinear(nn.Module):
-    """A frozen linear layer with its adapter, in the place of mlx_lm's own."""
+    """A frozen linear layer with its adapter; it replaces mlx_lm's layer."""
 
     def __init__(self, name: str, module: nn.Module, shared: SharedLinear, delta: MLXLoRADelta) -> None:
         super().__init__()
@@ -38,7 +41,7 @@ class MLXLoRALinear(nn.Module):
 
 
 class SeparateSamplesMask:
-    """Looks like a layer's empty cache, and answers with the mask that keeps packed samples apart."""
+    """A stand-in for a layer's empty KV cache that provides the mask between packed samples."""
 
     offset = 0
 
@@ -47,10 +50,11 @@ class SeparateSamplesMask:
         self._same, self.asked = owner[:, None] == owner[None], False
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Return `keys` and `values` unchanged: nothing is cached."""
         return keys, values
 
     def make_mask(self, length: int, return_array: bool = False, window_size: int | None = None) -> mx.array:
-        """Bool [T,T]: the same sample, not later, less than `window_size` away."""
+        """Return bool [T,T]: True for a key of the same sample, not later, and less than `window_size` tokens away."""
         self.asked = True
         away = mx.arange(length)[:, None] - mx.arange(length)[None]
         mask: mx.array = self._same & (away >= 0)
@@ -58,7 +62,7 @@ class SeparateSamplesMask:
 
 
 class GenericDecoder:
-    """The same face as Decoder over any model of mlx_lm. No layer is computed twice to save memory."""
+    """Any mlx_lm model with the interface of `MLXDecoder`. It ignores `recompute`: no gradient checkpointing."""
 
     def __init__(self, model: Any, prefix: str, config: PretrainedConfig, delta: MLXLoRADelta) -> None:
         self.model, self.shared, self.recompute, self.packs = model, SharedLinear(), 0, True
@@ -71,7 +75,7 @@ class GenericDecoder:
         self.head = generic_head(model, config)
 
     def hidden(self, params: Params, rows: DecoderInput) -> mx.array:
-        """Last hidden states before each target [N,H]."""
+        """Return the last hidden state before each target [N,H]."""
         self.shared.params = params
         cache = None
         if len(rows.lengths) > 1:
@@ -80,17 +84,21 @@ class GenericDecoder:
         return self.model.model(rows.ids[None], cache)[0][rows.before]
 
     def new_cache(self) -> list[Any]:
+        """Return mlx_lm's empty cache for each layer."""
         found: list[Any] = make_prompt_cache(self.model)
         return found
 
     def next_logits(self, params: Params, ids: Sequence[int], cache: list[Any]) -> mx.array:
-        """Logits [V] of what follows `ids`, which follow what is in `cache`."""
+        """Return the logits [V] of the token after `ids`; `cache` holds the tokens before `ids`."""
         self.shared.params = params
         return self.model(mx.array(ids)[None], cache=cache)[0, -1].astype(mx.float32)
 
 
 def generic_head(model: Any, config: PretrainedConfig) -> MLXHead:
-    """The head as far as it is known: Cohere multiplies logits, Granite divides them, Gemma caps them. Checked at load."""
+    """Return the LM head with the factors that the config names. The self-check at load tests the result.
+
+    Cohere multiplies the logits, Granite divides them, and Gemma caps them.
+    """
     scale = getattr(config, "logit_scale", None) or 1.0
     divisor = getattr(config, "logits_scaling", None) or 1.0
     return MLXHead(head_matrix(model), float(scale / divisor), getattr(config, "final_logit_softcapping", None))

@@ -1,8 +1,8 @@
-"""What does one decoder layer compute over packed samples? Ours, with few products and little kept for the backward pass.
+"""One decoder layer over packed samples, with few matmuls and few activations kept for the backward pass.
 
-The pieces that are checkpointed end in a matrix product whose result their own backward does not need. MLX is lazy, so
-that product is not made again: only norms, the activation and the narrow A x are, and nothing between them is kept.
-Letters: T tokens, H hidden, D head width, I intermediate.
+Each checkpointed piece ends in a matmul whose result the backward pass of the piece does not need. MLX is lazy, so it
+does not recompute that matmul. It recomputes only norms, the activation function and the narrow A x, and keeps no
+intermediate results. Letters: T tokens, H hidden, D head width, I intermediate.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,9 +23,12 @@ Norm = Callable[[mx.array], mx.array]
 
 @dataclass(frozen=True)
 class LayerFacts:
-    """What a layer's modules do not say of themselves. `gate` is swiglu or geglu; `own_norms`: each branch's output is normalised too."""
+    """Settings of a layer that its modules do not hold.
 
-    name: str  # model.layers.0, as in PEFT's files
+    `gate` is swiglu or geglu; with `own_norms`, the output of each branch is normalized too.
+    """
+
+    name: str  # model.layers.0, for example, as in PEFT files
     kind: AttentionKind
     rope: Rope
     heads: int
@@ -35,7 +38,7 @@ class LayerFacts:
 
 
 class Layer:
-    """One layer of a dense decoder of Llama's shape, or Gemma's; its weights are those of MLX's `module`."""
+    """One layer of a dense decoder with Llama's or Gemma's architecture, on the weights of MLX's `module`."""
 
     def __init__(self, module: Any, facts: LayerFacts, delta: MLXLoRADelta) -> None:
         self.facts, self.delta, attn, mlp = facts, delta, module.self_attn, module.mlp
@@ -56,16 +59,16 @@ class Layer:
 
     @property
     def modules(self) -> dict[str, nn.Module]:
-        """The layers that LoRA can take, by name."""
+        """The linear layers that can have an adapter, by name."""
         return {**self.qkv.modules, **self.o.modules, **self.gate_up.modules, **self.down.modules}
 
     def own(self, params: Params) -> Params:
-        """The adapter weights of this layer."""
+        """Return the adapter weights of this layer."""
         return {name: params[name] for module in self.modules for name in lora_names(module) if name in params}
 
     def __call__(self, params: Params, x_TH: mx.array, lengths: list[int], rows: mx.array | None) -> mx.array:
-        """x [T,H] -> [T,H]; with `rows` only these come out, and only they go through the MLP."""
-        keys_T = self.delta.keys_T  # captured: MLX would differentiate every argument
+        """Map x [T,H] to [T,H]. With `rows`, only these rows pass through the MLP and are returned."""
+        keys_T = self.delta.keys_T  # captured, not passed: MLX would differentiate every argument
         q, k, v = mx.checkpoint(partial(self._queries_keys_values, keys_T))(params, x_TH)
         out = self._attend_samples(self._turned_in(q, k, v), lengths)
         if rows is not None:
@@ -76,7 +79,7 @@ class Layer:
         return x_TH + self.after_mlp(mx.checkpoint(partial(self._shrink, keys_T))(params, gate, up))
 
     def answer(self, params: Params, x_TH: mx.array, cache: Any) -> mx.array:
-        """The same for one sample that goes on, whose earlier keys and values are in `cache` (of mlx_lm)."""
+        """Compute the next tokens of one sample; `cache` (mlx_lm's) holds its earlier keys and values."""
         seen = cache.offset
         q, k, v = self._turned_in(*self._queries_keys_values(None, params, x_TH))
         k, v = cache.update_and_fetch(self.facts.rope(k, seen), v)
@@ -100,14 +103,14 @@ class Layer:
         return self.down(keys_T, params, self.facts.gate(gate_TI, up_TI))[0]
 
     def _turned_in(self, q: mx.array, k: mx.array, v: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        """By heads: [T, heads x D] -> [1,heads,T,D], queries and keys normalised where the model does that."""
+        """Split into heads, [T, heads x D] -> [1,heads,T,D]; normalize queries and keys where the model does."""
         tokens, heads, key_heads = q.shape[0], self.facts.heads, self.facts.key_heads
         q = self.q_norm(q.reshape(1, tokens, heads, -1)).transpose(0, 2, 1, 3)
         k = self.k_norm(k.reshape(1, tokens, key_heads, -1)).transpose(0, 2, 1, 3)
         return q, k, v.reshape(1, tokens, key_heads, -1).transpose(0, 2, 1, 3)
 
     def _attend_samples(self, qkv: tuple[mx.array, mx.array, mx.array], lengths: list[int]) -> mx.array:
-        """Attention of each sample to itself -> [T, heads x D]."""
+        """Return the attention of each sample to itself [T, heads x D]."""
         attend, rope = trained_attention(self.facts.kind), self.facts.rope
         cuts = [sum(lengths[: i + 1]) for i in range(len(lengths) - 1)]
         parts = zip(*(mx.split(t, cuts, axis=2) for t in qkv), strict=True)
@@ -116,7 +119,7 @@ class Layer:
 
 
 def norm_of(owner: Any, name: str | None) -> Norm:
-    """The RMS norm called `name`; none where there is none. Gemma's weights are kept as their distance from 1."""
+    """Return the RMS norm called `name`, or the identity if there is none. Gemma stores its norm weights minus 1."""
     if name is None or name not in owner:
         return lambda x: x
     module = owner[name]
@@ -125,5 +128,5 @@ def norm_of(owner: Any, name: str | None) -> Norm:
 
 
 def _flat(x: mx.array) -> mx.array:
-    """[1,heads,S,D] -> [S, heads x D]."""
+    """Reshape [1,heads,S,D] -> [S, heads x D]."""
     return x.transpose(0, 2, 1, 3).reshape(x.shape[2], -1)

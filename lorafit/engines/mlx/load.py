@@ -1,7 +1,7 @@
-"""How does a base model come into memory? By mlx_lm, told by transformers what the model's config.json means.
+"""Loading of base models with mlx_lm, from a config.json that transformers interprets.
 
-mlx_lm reads some settings only where older files have them, and without them takes its own defaults without a word:
-a model of transformers 5 (rope_parameters) then computes nonsense. So the settings are put where it looks for them.
+mlx_lm reads some settings only where older files have them. Without them it silently uses its own defaults, and a
+model of transformers 5 (rope_parameters) then computes nonsense. So this module puts the settings where mlx_lm looks.
 """
 
 import json
@@ -27,7 +27,7 @@ DTYPES = {"fp32": mx.float32, "bf16": mx.bfloat16, "fp16": mx.float16}
 class LoadedBase:
     """A loaded model: mlx_lm's text model, its decoder's name in transformers, its settings as transformers reads them.
 
-    `stored_bits` is of a folder that was quantised before it came here.
+    `stored_bits` is set if the folder's weights were already quantized.
     """
 
     model: Any
@@ -37,7 +37,7 @@ class LoadedBase:
 
 
 def load_base(setup: Setup) -> LoadedBase:
-    """The base model in the asked numbers. Raises ModelError."""
+    """Load the base model in the requested precision and quantization. Raise ModelError."""
     try:
         facts = json.loads((setup.folder / "config.json").read_text("utf-8"))
         config = AutoConfig.from_pretrained(
@@ -67,7 +67,7 @@ def load_base(setup: Setup) -> LoadedBase:
 
 
 def _stored_bits(setup: Setup, facts: dict[str, Any]) -> int | None:
-    """Bits of a folder that mlx_lm quantised; None of any other. Raises ModelError where other bits are asked for."""
+    """Return the bits of a folder that mlx_lm quantized, else None. Raise ModelError if `setup` requests other bits."""
     stored = facts.get("quantization")
     if not stored:
         return None
@@ -83,7 +83,7 @@ def _stored_bits(setup: Setup, facts: dict[str, Any]) -> int | None:
 
 
 def _load(setup: Setup, facts: dict[str, Any], config: PretrainedConfig) -> Any:
-    """mlx_lm's model with its weights, quantised where that is asked for and its files are not already."""
+    """Return mlx_lm's model with its weights, quantized if `setup` requests it and the files are not yet quantized."""
     extra = completed(facts, config)
     bits = None if facts.get("quantization") else BITS.get(setup.quantization)
     if bits is None:
@@ -98,7 +98,10 @@ def _load(setup: Setup, facts: dict[str, Any], config: PretrainedConfig) -> Any:
 
 
 def completed(facts: dict[str, Any], config: PretrainedConfig) -> dict[str, Any]:
-    """Settings for mlx_lm beside those in config.json (`facts`): what transformers takes as default, and rotary settings at the top."""
+    """Return settings for mlx_lm in addition to config.json (`facts`).
+
+    These are the defaults of transformers and, at the top level of the text settings, the rotary settings.
+    """
     text = config.get_text_config()
     own = facts.get("text_config", facts)
     known = {key: value for key, value in text.to_dict().items() if value is not None and key not in facts}
@@ -114,7 +117,7 @@ def _rotary(text: PretrainedConfig) -> dict[str, Any]:
     settings: dict[str, Any] = {"rope_theta": full["rope_theta"], "rope_scaling": None}
     if full.get("rope_type", "default") != "default":
         settings["rope_scaling"] = {**full, "type": full["rope_type"]}
-    if full.get("rope_type") == "longrope":  # mlx_lm takes the long factors always, transformers in long texts only
+    if full.get("rope_type") == "longrope":  # mlx_lm always uses the long factors, transformers only in long texts
         settings["rope_scaling"]["long_factor"] = full["short_factor"]
     if "partial_rotary_factor" in full:
         settings["partial_rotary_factor"] = full["partial_rotary_factor"]
@@ -127,5 +130,5 @@ def _rotary(text: PretrainedConfig) -> dict[str, Any]:
 
 
 def _cast(model: nn.Module, dtype: mx.Dtype) -> None:
-    """Numbers in `dtype`; packed ones stay."""
+    """Cast the floating-point weights to `dtype`; packed weights stay unchanged."""
     model.update(tree_map(lambda a: a.astype(dtype) if mx.issubdtype(a.dtype, mx.floating) else a, model.parameters()))

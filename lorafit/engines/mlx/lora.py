@@ -1,7 +1,7 @@
-"""How do frozen layers learn? A low-rank delta beside each, in PEFT's layout, with the dropout that every engine draws.
+"""LoRA for MLX: a low-rank delta beside each frozen layer, in PEFT's layout, with the dropout that all engines share.
 
-y = W x + scale x B A dropout(x) (Hu et al. 2021, https://arxiv.org/abs/2106.09685). Adapter weights live in one flat
-dict by their names in PEFT's files, so that a function of them can be differentiated, saved and compared.
+y = W x + scale * B A dropout(x) (Hu et al. 2021, https://arxiv.org/abs/2106.09685). One flat dict holds the adapter
+weights by their names in PEFT files, so that a function of the dict can be differentiated, saved and compared.
 Letters: T tokens, I inputs, O outputs, R rank.
 """
 
@@ -23,15 +23,15 @@ Params = dict[str, mx.array]  # lora_A [R,I] and lora_B [O,R], fp32, by name
 
 @dataclass
 class MLXLoRADelta:
-    """What all adapters of a model share: the scale, whether they count, the rate of dropout, and its keys of this micro-batch."""
+    """State that all adapters of a model share: scale, on or off, dropout rate, and the micro-batch's dropout keys."""
 
     scale: float = 1.0
     on: bool = True
     dropout: float = 0.0
-    keys_T: mx.array | None = None  # one for each token; None: no dropout
+    keys_T: mx.array | None = None  # one key per token; None: no dropout
 
     def dropped(self, x_TI: mx.array, module: str, keys_T: mx.array) -> mx.array:
-        """dropout(x): the same channels for the same keys, whenever it is called."""
+        """Return dropout(x). Equal keys drop equal channels in every call (`hashing.dropout_keep`)."""
         rows_T = mix(keys_T ^ mx.array(int(hashing.fold(module)), mx.uint32))
         words_TI = mix(rows_T[:, None] ^ mx.arange(x_TI.shape[-1], dtype=mx.uint32))
         keep_TI = (words_TI >> (32 - hashing.UNIT_BITS)) >= hashing.dropout_threshold(self.dropout)
@@ -40,7 +40,7 @@ class MLXLoRADelta:
 
 
 def mix(x: mx.array) -> mx.array:
-    """`hashing.mix` in uint32 arithmetic, which wraps."""
+    """Return `hashing.mix` of x, in uint32 arithmetic, which wraps around."""
     for shift, multiplier in zip(hashing.SHIFTS, (*hashing.MULTIPLIERS, None), strict=True):
         x = x ^ (x >> shift)
         if multiplier is not None:
@@ -49,9 +49,9 @@ def mix(x: mx.array) -> mx.array:
 
 
 class Stack:
-    """Frozen layers that read the same input, computed as one product where they are alike; each with its adapter, or none.
+    """Frozen layers with the same input, computed as one matmul if their formats are equal; each may have an adapter.
 
-    `modules` are by the names that they have in PEFT's files.
+    The keys of `modules` are the layers' names in PEFT files.
     """
 
     def __init__(self, modules: dict[str, nn.Module], delta: MLXLoRADelta) -> None:
@@ -61,7 +61,7 @@ class Stack:
         self._cuts = list(accumulate(matrix_of(module).outputs for module in modules.values()))[:-1]
 
     def __call__(self, keys_T: mx.array | None, params: Params, x_TI: mx.array) -> list[mx.array]:
-        """Each layer's output [T,O]; with dropout of the adapters' input where its tokens have keys."""
+        """Return each layer's output [T,O]. With `keys_T`, the adapters' input has dropout."""
         outs = [part(x_TI) for part in self._parts]
         if len(outs) < len(self.modules):
             outs = mx.split(outs[0], self._cuts, axis=-1)
@@ -72,7 +72,7 @@ class Stack:
         return [self._added(params, out, name, lows.get(name)) for out, name in zip(outs, self.modules, strict=True)]
 
     def _down(self, keys_T: mx.array | None, params: Params, names: Sequence[str], x_TI: mx.array) -> list[mx.array]:
-        """A dropout(x) for each adapter [T,R]; without dropout they are one product."""
+        """Return A dropout(x) [T,R] for each adapter; without dropout, one matmul computes them all."""
         downs = [params[lora_names(name)[0]].astype(x_TI.dtype) for name in names]
         if keys_T is not None:
             return [self.delta.dropped(x_TI, name, keys_T) @ a.T for name, a in zip(names, downs, strict=True)]
@@ -88,6 +88,9 @@ class Stack:
 
 
 def fresh_a(module: str, r: int, inputs: int, seed: int) -> NDArray[np.float32]:
-    """lora_A's start [R,I]: uniform in +-1/sqrt(in) (PEFT's kaiming_uniform with a = sqrt(5)) from (seed, module)."""
+    """Return the initial lora_A [R,I], a function of (seed, module).
+
+    It is uniform in +-1/sqrt(in), as PEFT's kaiming_uniform with a = sqrt(5).
+    """
     uniform = hashing.uniform(int(hashing.fold("init", seed, module)), r * inputs).reshape(r, inputs)
     return ((2 * uniform - 1) / np.float32(np.sqrt(inputs))).astype(np.float32)

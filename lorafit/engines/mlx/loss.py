@@ -1,7 +1,7 @@
-"""What does a prediction cost? Cross-entropy at target positions only, in chunks, its gradient made in the forward pass.
+"""Cross-entropy at target positions only, in chunks, with the gradient computed in the forward pass.
 
-The head is frozen, so only the gradient at the hidden states is needed. MLX is lazy: chunks alone would all be kept
-until the end, so each waits for the one before it, and the loss waits for its gradient.
+The head is frozen, so only the gradient with respect to the hidden states is needed. MLX is lazy and would keep all
+chunks until the end. So each chunk depends on the one before it, and each loss depends on its gradient.
 Letters: N targets, H hidden, V vocabulary.
 """
 
@@ -16,14 +16,14 @@ from lorafit.engines.mlx.matrix import Matrix
 
 @dataclass(frozen=True)
 class MLXHead:
-    """Hidden states to logits, as the model does it: the matrix, then scaling and soft-cap where it has them."""
+    """The LM head: hidden states to logits by the matrix, then scale and softcap where the model has them."""
 
     matrix: Matrix
     scale: float = 1.0
     softcap: float | None = None
 
     def __call__(self, hidden_NH: mx.array) -> mx.array:
-        """Logits [N,V], fp32."""
+        """Return logits [N,V] in fp32."""
         logits_NV = self.matrix(hidden_NH).astype(mx.float32)
         if self.scale != 1.0:
             logits_NV = logits_NV * self.scale
@@ -32,7 +32,7 @@ class MLXHead:
         return logits_NV
 
     def back(self, grad_NV: mx.array, logits_NV: mx.array, dtype: mx.Dtype) -> mx.array:
-        """The gradient at the hidden states."""
+        """Return the gradient with respect to the hidden states [N,H]."""
         if self.softcap is not None:
             grad_NV = grad_NV * (1 - (logits_NV / self.softcap) ** 2)
         if self.scale != 1.0:
@@ -41,7 +41,7 @@ class MLXHead:
 
 
 def target_loss(head: MLXHead, hidden_NH: mx.array, targets_N: mx.array, chunk: int) -> mx.array:
-    """Sum of the losses (nats, fp32 scalar); `chunk` targets are worked on at a time."""
+    """Return the sum of the losses (nats, fp32 scalar), computed `chunk` targets at a time."""
     total = mx.zeros((), mx.float32)
     count = hidden_NH.shape[0]
     if count == 0:
@@ -53,7 +53,7 @@ def target_loss(head: MLXHead, hidden_NH: mx.array, targets_N: mx.array, chunk: 
 
 
 def _chunk_loss(head: MLXHead, hidden_NH: mx.array, targets_N: mx.array) -> mx.array:
-    """The targets are captured: MLX would differentiate every argument."""
+    """Return the loss of one chunk. The targets are captured, not passed: MLX would differentiate every argument."""
 
     @mx.custom_function
     def loss_and_gradient(hidden: mx.array) -> tuple[mx.array, mx.array]:
@@ -64,7 +64,7 @@ def _chunk_loss(head: MLXHead, hidden_NH: mx.array, targets_N: mx.array) -> mx.a
         picked = mx.take_along_axis(logits, targets_N[:, None], axis=-1)
         loss = (highest + mx.log(sums) - picked).sum()
         if head.softcap is None and head.scale == 1.0:
-            # No one-hot is written, and the division is done on [N,H] instead of [N,V].
+            # This form needs no one-hot array and divides [N,H] instead of [N,V].
             gradient = (head.matrix.back(powers.astype(hidden.dtype)) / sums).astype(hidden.dtype)
             gradient = gradient - head.matrix.rows(targets_N).astype(hidden.dtype)
         else:
@@ -81,7 +81,7 @@ def _chunk_loss(head: MLXHead, hidden_NH: mx.array, targets_N: mx.array) -> mx.a
 
 
 def plain_loss(head: MLXHead, hidden_NH: mx.array, targets_N: mx.array, chunk: int) -> mx.array:
-    """The same sum without a gradient: for evaluation."""
+    """Return the sum of `target_loss` without a gradient, for evaluation."""
     total = mx.zeros((), mx.float32)
     for start in range(0, hidden_NH.shape[0], chunk):
         part = slice(start, start + chunk)

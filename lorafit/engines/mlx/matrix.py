@@ -1,6 +1,6 @@
-"""How is a frozen matrix multiplied, plain or quantised? Forward, backward, and several as one.
+"""Frozen matrices, plain or quantized: forward, backward, and several matrices as one.
 
-MLX quantises groups of a row's numbers to `bits` with a scale and an offset each.
+MLX quantizes groups of numbers in a row to `bits`, with one scale and one offset per group.
 Letters: T tokens, I inputs, O outputs.
 """
 
@@ -12,12 +12,16 @@ from typing import Any
 import mlx.core as mx
 from mlx import nn
 
-FEW = 4  # tokens: for more, MLX's product of packed numbers on the CPU, which has no BLAS, is up to 30 times slower than unpacking
+# Tokens. Above it, MLX's quantized matmul on the CPU, which does not use BLAS, is up to 30 times slower than unpacking.
+FEW = 4
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """A frozen weight [O,I] (quantised: packed in uint32, with `scales` and `offsets` by group), and a bias [O] or none."""
+    """A frozen weight [O,I] with an optional bias [O].
+
+    A quantized weight is packed in uint32, with `scales` and `offsets` per group; without `scales` the weight is plain.
+    """
 
     weight: mx.array
     bias: mx.array | None = None
@@ -29,10 +33,11 @@ class Matrix:
 
     @property
     def outputs(self) -> int:
+        """The number of outputs O."""
         return int(self.weight.shape[0])
 
     def __call__(self, x: mx.array) -> mx.array:
-        """x [T,I] -> [T,O]."""
+        """Map x [T,I] to [T,O]."""
         if self.scales is None:
             product = x @ self.weight.T if self.bias is None else mx.addmm(self.bias, x, self.weight.T)
             return product
@@ -40,11 +45,11 @@ class Matrix:
         return product if self.bias is None else product + self.bias
 
     def back(self, grad: mx.array) -> mx.array:
-        """The gradient at x: grad [T,O] -> [T,I]."""
+        """Return the gradient with respect to x: grad [T,O] -> [T,I]."""
         return grad @ self.weight if self.scales is None else self._quantised(grad, transpose=False)
 
     def rows(self, index: mx.array) -> mx.array:
-        """Rows of the weight, as numbers: [N] -> [N,I]."""
+        """Return unpacked rows of the weight: [N] -> [N,I]."""
         if self.scales is None:
             return self.weight[index]
         offsets = None if self.offsets is None else self.offsets[index]
@@ -61,7 +66,7 @@ class Matrix:
         )  # fmt: skip
 
     def _written_out(self, x: mx.array) -> mx.array:
-        """x W^T, with W as plain numbers for as long as the product takes: the backward makes them anew."""
+        """Return x W^T with W unpacked only during the matmul; the backward pass unpacks W again."""
         every = mx.arange(self.outputs)
 
         @mx.custom_function
@@ -77,11 +82,12 @@ class Matrix:
 
     @property
     def arrays(self) -> list[mx.array]:
+        """All arrays of the matrix that are not None."""
         return [a for a in (self.weight, self.bias, self.scales, self.offsets) if a is not None]
 
 
 def matrix_of(module: nn.Module) -> Matrix:
-    """The frozen matrix of a linear or embedding layer of MLX."""
+    """Return the frozen matrix of an MLX linear or embedding layer."""
     m: Any = module
     bias = m.bias if "bias" in m else None
     if "scales" not in m:
@@ -90,7 +96,10 @@ def matrix_of(module: nn.Module) -> Matrix:
 
 
 def stacked(modules: Sequence[nn.Module]) -> Matrix | None:
-    """The layers' matrices as one, whose parts the layers then look into, so that nothing is kept twice; None where they are not alike."""
+    """Join the layers' matrices into one; return None if their formats differ.
+
+    The layers' own arrays become views of the joined matrix, so that no weight is stored twice.
+    """
     parts = [matrix_of(module) for module in modules]
     kinds = {(p.bias is None, p.scales is None, p.offsets is None, p.group_size, p.bits, p.mode) for p in parts}
     if len(kinds) > 1:

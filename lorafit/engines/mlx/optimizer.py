@@ -1,4 +1,4 @@
-"""How do adapter weights move? AdamW with bias correction (MLX's own has none by default), moments in fp32."""
+"""AdamW with bias correction, which MLX's own AdamW omits by default, and moments in fp32."""
 
 from pathlib import Path
 
@@ -11,14 +11,14 @@ from lorafit.planner.plan import Plan
 
 
 class MLXOptimizer:
-    """Two moments for each parameter, and how many updates there were. Loshchilov and Hutter, arXiv 1711.05101."""
+    """AdamW (Loshchilov and Hutter, arXiv 1711.05101): two moments per parameter, and the number of updates."""
 
     def __init__(self, params: Params, plan: Plan) -> None:
         self.plan, self.updates = plan, 0
         self.moments: dict[str, Params] = {key: {n: mx.zeros_like(p) for n, p in params.items()} for key in MOMENTS}
 
     def updated(self, params: Params, grads: Params, lr: float) -> tuple[Params, dict[str, Params]]:
-        """Parameters and moments after one update by `grads`; nothing changes before commit()."""
+        """Return parameters and moments after one update by `grads`; the state changes only in commit()."""
         plan, count = self.plan, self.updates + 1
         beta1, beta2 = plan.adam_beta1, plan.adam_beta2
         step, root = lr / (1 - beta1**count), (1 - beta2**count) ** 0.5
@@ -31,15 +31,16 @@ class MLXOptimizer:
         return moved, dict(zip(MOMENTS, (means, squares), strict=True))
 
     def commit(self, moments: dict[str, Params]) -> None:
+        """Store `moments` and count one update."""
         self.moments, self.updates = moments, self.updates + 1
 
     def save(self, folder: Path) -> None:
-        """Write the moments as every engine reads them."""
+        """Write the moments in the format that every engine reads."""
         arrays = {key: {name: np.array(moment) for name, moment in self.moments[key].items()} for key in MOMENTS}
         write_moments(folder, arrays, self.updates, "adamw")
 
     def load(self, folder: Path) -> None:
-        """Take the moments back. Raises AdapterError when names or shapes differ."""
+        """Restore the moments and the number of updates. Raise AdapterError if names or shapes differ."""
         shapes = {name: tuple(moment.shape) for name, moment in self.moments[MOMENTS[0]].items()}
         arrays, self.updates, _all = read_moments(folder, shapes)
         self.moments = {key: {name: mx.array(a) for name, a in arrays[key].items()} for key in MOMENTS}

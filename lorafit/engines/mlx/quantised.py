@@ -1,7 +1,7 @@
-"""How is a base quantised for MLX, and where does it lie so that this is done once?
+"""Quantization of base models for MLX, and the cache of the quantized models.
 
-Linear layers of the decoder in groups of 64, from their numbers in float32; embedding and head stay, as with NF4. The
-result lies in the user's cache as a folder that mlx_lm itself loads, under a name made of what it was made from.
+Linear layers of the decoder are quantized in groups of 64 from float32; embedding and head stay, as with NF4. The
+result is a folder in the user's cache that mlx_lm itself can load. The folder's name contains a hash of its inputs.
 """
 
 import hashlib
@@ -18,16 +18,16 @@ from lorafit.atomic import whole_folder
 from lorafit.paths import cache_folder
 
 GROUP, BITS = 64, {"4bit": 4, "8bit": 8}
-ROUTER = re.compile(r"\.(gate|router)$")  # sends tokens to experts: a linear layer only in mlx_lm
+ROUTER = re.compile(r"\.(gate|router)$")  # routes tokens to experts; it is a linear layer only in mlx_lm
 
 
 def settings(bits: int) -> dict[str, Any]:
-    """As config.json says it to mlx_lm."""
+    """Return the quantization settings that mlx_lm reads in config.json."""
     return {"quantization": {"group_size": GROUP, "bits": bits, "mode": "affine"}}
 
 
 def place_of(folder: Path, bits: int) -> Path:
-    """Where the quantised form of the model in `folder` lies, or would lie."""
+    """Return the cache folder for the quantized form of the model in `folder`, which need not exist yet."""
     files = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in folder.glob("*.safetensors"))
     config = (folder / "config.json").read_text("utf-8")
     facts = json.dumps([files, config, str(folder.resolve()), settings(bits), mx.__version__])
@@ -35,7 +35,7 @@ def place_of(folder: Path, bits: int) -> Path:
 
 
 def quantise(model: nn.Module, bits: int) -> None:
-    """Quantise the linear layers of the decoder in place."""
+    """Quantize the linear layers of the decoder in place."""
 
     def fits(name: str, module: nn.Module) -> bool:
         inside = ".layers." in f".{name}" and isinstance(module, nn.Linear) and not ROUTER.search(name)
@@ -45,14 +45,15 @@ def quantise(model: nn.Module, bits: int) -> None:
         if fits(name, module):
             module.weight = module.weight.astype(mx.float32)
     nn.quantize(model, group_size=GROUP, bits=bits, class_predicate=fits)
-    # One by one: all at once, a dozen of them lay in float32 beside what was done (1.7 times Llama-3.2-1B's 4-bit form).
+    # One layer at a time: when MLX evaluated all at once, it held a dozen layers in float32 beside the finished ones
+    # (1.7 times the size of Llama-3.2-1B's 4-bit form).
     for module in model.modules():
         if isinstance(module, nn.QuantizedLinear):
             mx.eval(module.parameters())
 
 
 def keep(model: nn.Module, facts: dict[str, Any], bits: int, place: Path) -> None:
-    """Write the quantised `model`, whose config.json says `facts`, to `place`."""
+    """Write the quantized `model` to the folder `place`, with `facts` as its config.json."""
     with whole_folder(place) as folder:
         save_model(folder, model)
         (folder / "config.json").write_text(json.dumps({**facts, **settings(bits)}, indent=1) + "\n", "utf-8")

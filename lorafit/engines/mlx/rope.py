@@ -1,6 +1,6 @@
-"""How does a token know its place? Rotary embeddings with the frequencies that transformers itself computes for a model.
+"""Rotary position embeddings with the frequencies that transformers itself computes for a model.
 
-Each sample begins at place 0, so that rounding does not depend on what lies before it in a micro-batch.
+Each sample starts at position 0, so that rounding does not depend on the samples before it in a micro-batch.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,10 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 @dataclass(frozen=True)
 class Rope:
-    """Periods of the first `dims` channels; others beyond `longest` tokens (longrope); `factor` scales what is turned."""
+    """A rotary embedding of the first `dims` channels with `periods`; `factor` scales these channels.
+
+    Beyond `longest` tokens, `long_periods` replace `periods` (longrope only).
+    """
 
     dims: int
     periods: mx.array
@@ -22,7 +25,7 @@ class Rope:
     longest: int = 0
 
     def __call__(self, x: mx.array, offset: int = 0) -> mx.array:
-        """x [1,heads,S,D], whose first token stands at `offset`."""
+        """Rotate x [1,heads,S,D], whose first token has the position `offset`."""
         if self.factor != 1.0:
             x = mx.concatenate([x[..., : self.dims] * self.factor, x[..., self.dims :]], axis=-1)
         long = self.long_periods is not None and offset + x.shape[2] > self.longest
@@ -33,13 +36,16 @@ class Rope:
 
 
 def rope_parameters(config: PretrainedConfig, layer_type: str | None) -> dict[str, Any]:
-    """The model's rotary settings, of one kind of layer where they differ by kind."""
+    """Return the model's rotary settings: those of `layer_type` if the settings differ by layer type."""
     facts: dict[str, Any] = config.rope_parameters or {}
     return dict(facts.get(layer_type or "", facts))
 
 
 def make_rope(config: PretrainedConfig, layer_type: str | None, head_dim: int) -> Rope | None:
-    """The rotary embedding of one kind of layer; None for a kind that grows with the text, which we do not compute."""
+    """Return the rotary embedding of a layer type; None for type "dynamic", which changes with the text length.
+
+    "dynamic" is not supported.
+    """
     facts = rope_parameters(config, layer_type)
     kind, layer_type = facts.get("rope_type", "default"), layer_type if layer_type in config.rope_parameters else None
     if kind == "dynamic":

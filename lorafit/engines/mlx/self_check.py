@@ -1,4 +1,4 @@
-"""Does this model compute packed what it computes sample by sample? Tried at load on three tiny samples, before anything is spent."""
+"""Self-check at load: packed samples must give the logits of single samples, for three tiny samples."""
 
 import math
 from typing import Any, Protocol
@@ -12,24 +12,26 @@ from lorafit.engines.mlx.load import LoadedBase
 from lorafit.engines.mlx.lora import Params
 from lorafit.engines.mlx.loss import MLXHead
 
-# Largest difference by norm that rounding explains. A wrong mask or position is off by much more.
+# Largest relative difference by norm that rounding explains. A wrong mask or position causes a much larger difference.
 TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}
 LENGTHS = (4, 7, 3)
 
 
 class HiddenStates(Protocol):
-    """What makes hidden states of tokens."""
+    """A decoder that computes hidden states, with its LM head."""
 
     head: MLXHead
 
-    def hidden(self, params: Params, rows: DecoderInput) -> mx.array: ...
+    def hidden(self, params: Params, rows: DecoderInput) -> mx.array:
+        """Return the last hidden state before each target [N,H]."""
+        ...
 
 
 def packing_error(body: HiddenStates, base: LoadedBase, params: Params) -> float:
-    """How far packed logits are from those of mlx_lm's own model without adapters, one sample at a time; by norm.
+    """Return the difference between packed logits and mlx_lm's own logits without adapters, one sample at a time.
 
-    Infinite where the model asks more of a cache than packing has, or gives no numbers. `params` must not change what
-    the base computes.
+    It is infinite if the model needs more of the cache than packing provides, or if a result is not a number. `params`
+    must not change the base's result.
     """
     rng, vocab = np.random.default_rng(0), base.config.vocab_size
     samples = [Sample(rng.integers(0, vocab, n).astype(np.int32), np.arange(n) > 0) for n in LENGTHS]
@@ -43,14 +45,17 @@ def packing_error(body: HiddenStates, base: LoadedBase, params: Params) -> float
 
 
 def single_error(body: HiddenStates, base: LoadedBase, params: Params) -> float:
-    """The same for one sample alone."""
+    """Return the difference that `packing_error` returns, for one sample without packing."""
     ids = np.random.default_rng(0).integers(0, base.config.vocab_size, max(LENGTHS)).astype(np.int32)
     rows = DecoderInput.of(pack([Sample(ids, np.arange(len(ids)) > 0)], [0], [0]))
     return difference(body.head(body.hidden(params, rows)), _own_logits(base, ids)[:-1])
 
 
 def _own_logits(base: LoadedBase, ids: Any) -> mx.array:
-    """mlx_lm's own logits [T,V]. Its Gemma 3 rounds the scale of embeddings to bfloat16 whatever the numbers: undone."""
+    """Return mlx_lm's own logits [T,V], in fp32.
+
+    mlx_lm's Gemma 3 rounds the embedding scale to bfloat16 in every precision; this function undoes the rounding.
+    """
     model, ids_1T = base.model, mx.array(ids)[None]
     if base.config.model_type == "gemma3_text":
         scale = base.config.hidden_size**0.5
@@ -61,6 +66,6 @@ def _own_logits(base: LoadedBase, ids: Any) -> mx.array:
 
 
 def difference(found: mx.array, wanted: mx.array) -> float:
-    """Distance by norm, relative to `wanted`; infinite where it is not a number."""
+    """Return the norm of the difference, relative to the norm of `wanted`; infinite if it is not a number."""
     off = float(mx.linalg.norm(found - wanted) / mx.linalg.norm(wanted))
     return off if math.isfinite(off) else math.inf

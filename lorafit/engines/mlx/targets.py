@@ -1,11 +1,14 @@
-"""Which linear layers get an adapter?"""
+"""Selection of the linear layers that get an adapter."""
 
 from lorafit.errors import ConfigError
 from lorafit.messages import _, listed
 
 
 def find_targets(linears: list[str], targets: str) -> list[str]:
-    """Full names out of `linears` that `targets` (all-linear, or names with commas) means. Raises ConfigError when a name matches none."""
+    """Return the full names in `linears` that `targets` selects: all-linear, or names separated by commas.
+
+    Raise ConfigError if a name matches no layer.
+    """
     if targets == "all-linear":
         return linears
     wanted = [name.strip() for name in targets.split(",") if name.strip()]

@@ -1,6 +1,7 @@
-"""How does a token see only its own sample? Causal attention per segment, or in one kernel, registered with transformers.
+"""Causal attention within each packed sample (segment), registered with transformers under two names.
 
-No mask is ever made: padding-free rows and transformers' dense masks would cost T x T and be slower than padding.
+`NAME` calls SDPA once per segment. `ONE_KERNEL` calls one variable-length flash kernel for all segments. Neither builds
+a mask over all tokens: in padding-free rows transformers' dense masks would cost T x T and be slower than padding.
 Letters: T tokens, N query heads, D head width.
 """
 
@@ -21,24 +22,33 @@ ONE_KERNEL = "lorafit_varlen"
 
 
 def may_take_one_kernel(device: Device, dtype: torch.dtype) -> bool:
-    """Whether one kernel may attend to all segments here. Whether its numbers are right is checked at load."""
+    """Return whether one kernel may attend to all segments: 16-bit floats on a device with flash attention.
+
+    Whether the kernel computes correctly is checked when the model is loaded.
+    """
     return dtype in (torch.float16, torch.bfloat16) and device.has_flash()
 
 
 def segments(ends: Tensor, device: torch.device | str) -> dict[str, Tensor]:
-    """What a forward pass is told of the segments' ends int32 [S+1]: the first to be read, the second for a kernel."""
+    """Return the forward-pass arguments for the cumulative segment lengths `ends`, int32 [S+1].
+
+    `cu_seq_lens_q` stays where `ends` is, and its values are read; `cu_seq_lens_k` is on `device`, for the kernel.
+    """
     return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends.to(device)}
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator] # its lengths are data
+@torch.compiler.disable  # type: ignore[untyped-decorator] # segment lengths depend on the data
 def varlen_attention(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """As segment_attention(), by torch's flash attention for samples of any length: one kernel a layer."""
-    if options.get("softcap") is not None:  # which the kernel cannot do
+    """Compute segment_attention() with torch's variable-length flash attention: one kernel call per layer.
+
+    Soft-capped logits are computed by segment_attention() itself.
+    """
+    if options.get("softcap") is not None:  # the kernel has no soft-cap
         capped: tuple[Tensor, None] = segment_attention(module, query, key, value, attention_mask, **options)
         return capped
-    from torch.nn.attention.varlen import varlen_attn  # not in every torch that will do
+    from torch.nn.attention.varlen import varlen_attn  # not in every torch version that lorafit supports
 
     q_TND, k_TND, v_TND = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
     window, ends, longest = options.get("sliding_window"), options["cu_seq_lens_k"], max(_lengths(options))
@@ -51,25 +61,26 @@ def varlen_attention(
         longest,
         longest,
         scale=options.get("scaling"),
-        window_size=(-1 if window is None else window - 1, 0),  # how many before a token it sees, and after
+        window_size=(-1 if window is None else window - 1, 0),  # visible tokens before each token, and after it
         enable_gqa=query.shape[1] != key.shape[1],
     )
     return out.unsqueeze(0), None
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator] # its lengths are data
+@torch.compiler.disable  # type: ignore[untyped-decorator] # segment lengths depend on the data
 def segment_attention(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface: query [1,N,T,D], key and value [1,heads,T,D] -> [1,T,N,D].
+    """Compute causal attention within each segment, by transformers' attention interface.
 
-    `cu_seq_lens_q` holds the segments' ends; `sliding_window`, `softcap` and `scaling` are honoured.
+    query [1,N,T,D], key and value [1,heads,T,D] -> [1,T,N,D]. `cu_seq_lens_q` holds the cumulative segment lengths;
+    `sliding_window`, `softcap` and `scaling` are honored.
     """
     lengths = _lengths(options)
     parts = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
     scaling, window, softcap = options.get("scaling"), options.get("sliding_window"), options.get("softcap")
     outs = [_one_segment(q, k, v, scaling, window, softcap).transpose(1, 2) for q, k, v in parts]
-    return torch.cat(outs, 1), None  # contiguous, as some models expect
+    return torch.cat(outs, 1), None  # some models expect a contiguous output
 
 
 def _lengths(options: dict[str, Any]) -> list[int]:
@@ -95,14 +106,17 @@ def _one_segment(
 
 
 def _allowed(length: int, window: int, device: torch.device) -> Tensor:
-    """Bool [length, length]: row may see column when it is not later, and less than `window` away."""
+    """Return bool [length, length]: a row may see a column that is not later and less than `window` tokens away."""
     row = torch.arange(length, device=device)
     distance = row[:, None] - row[None, :]
     return (distance >= 0) & (distance < window)
 
 
 def own_attention(model: PreTrainedModel) -> str:
-    """The model's plain attention in transformers: eager where logits are soft-capped or have sinks, which SDPA cannot do."""
+    """Return the name of the model's plain attention in transformers: "eager" or "sdpa".
+
+    Eager is for models with soft-capped logits and for models without SDPA support, such as those with attention sinks.
+    """
     text = model.config.get_text_config()
     capped = getattr(text, "attn_logit_softcapping", None)
     return "eager" if capped or not getattr(model, "_supports_sdpa", True) else "sdpa"
@@ -110,7 +124,7 @@ def own_attention(model: PreTrainedModel) -> str:
 
 @contextmanager
 def attention(model: PreTrainedModel, name: str) -> Iterator[None]:
-    """Run `model` with the attention called `name` inside the context."""
+    """Run `model` with the attention implementation `name` inside the context."""
     before = model.config._attn_implementation
     model.set_attn_implementation(name)
     try:

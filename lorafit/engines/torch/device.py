@@ -1,4 +1,7 @@
-"""How do CUDA, MPS and CPU differ under torch? One table; `if device ==` stands nowhere else."""
+"""Differences between CUDA, MPS and CPU under torch, in one table: `DEVICES`.
+
+Facts about a device belong in this table, not in conditions on its name elsewhere.
+"""
 
 import os
 import re
@@ -21,21 +24,21 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Device:
-    """What the engine must know of a device. `peak_bytes` is None where torch cannot tell."""
+    """What the engine needs to know about a device. `peak_bytes` returns None where torch cannot tell."""
 
     name: str
     available: Callable[[], bool]
     peak_bytes: Callable[[], int | None]
     empty_cache: Callable[[], None]
-    recommended_bytes: Callable[[], int | None]  # what may be used in all, as the driver says
-    fast_path: bool = False  # the packed decoder has been run and measured here
-    stores_bf16: bool = False  # bfloat16 is a way to store weights here, and arithmetic is in float32
-    has_flash: Callable[[], bool] = lambda: False  # its 16-bit flash attention takes samples of any length at once
-    fused_adamw: bool = True  # MPS has no foreach kernels: without fused it would loop over tensors
+    recommended_bytes: Callable[[], int | None]  # bytes that may be used, as reported by the driver; else None
+    fast_path: bool = False  # the packed decoder has been run and measured on this device
+    stores_bf16: bool = False  # bfloat16 only stores weights: arithmetic is in float32
+    has_flash: Callable[[], bool] = lambda: False  # 16-bit flash attention over segments of any length
+    fused_adamw: bool = True  # MPS has no foreach kernels: unfused AdamW would loop over tensors
 
 
 def _cpu_peak_bytes() -> int | None:
-    """Peak resident bytes of this process: VmHWM on Linux, ru_maxrss (bytes there) on macOS."""
+    """Return the peak resident bytes of this process: VmHWM on Linux, ru_maxrss (bytes there) on macOS, else None."""
     if sys.platform == "linux":
         found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
         return int(found[1]) * 1024 if found else None
@@ -47,7 +50,10 @@ def _cpu_peak_bytes() -> int | None:
 
 
 def _mps_peak_bytes() -> int | None:
-    """torch.mps keeps no peak; since 2.13 torch.accelerator may (0: it does not). Else what is held, cache included."""
+    """Return the peak bytes on MPS, or the bytes that the driver holds now, cache included, where no peak is recorded.
+
+    torch.mps records no peak. Since torch 2.13 torch.accelerator may record one; it returns 0 where it does not.
+    """
     peak = getattr(getattr(torch, "accelerator", None), "max_memory_allocated", None)
     try:
         return int(peak() if peak else 0) or int(torch.mps.driver_allocated_memory()) or None
@@ -60,7 +66,7 @@ def _cuda_free_bytes() -> int | None:
 
 
 def _cuda_has_flash() -> bool:
-    """The kernel is compiled for Ampere and later: not for a T4 or a P100."""
+    """Return whether the GPU is Ampere or later: the kernel is not compiled for a T4 or a P100."""
     return torch.cuda.get_device_capability() >= (8, 0)
 
 
@@ -85,19 +91,19 @@ DEVICES = {
 
 
 def _prepare_environment(device: str) -> None:
-    """Set what torch's allocators read once, before a device is touched for the first time; what the user has set stays."""
+    """Set the variables that torch's allocators read once, before the first use of a device; keep the user's values."""
     high, low = "PYTORCH_MPS_HIGH_WATERMARK_RATIO", "PYTORCH_MPS_LOW_WATERMARK_RATIO"
     if device == "mps" and low not in os.environ:
-        # The default lets MPS take 1.7 times what Metal recommends: more than the RAM of a small Mac.
+        # By default MPS may allocate 1.7 times what Metal recommends: more than the RAM of a small Mac.
         limit = os.environ.setdefault(high, "1.0")
-        os.environ[low] = f"{0.9 * float(limit):g}"  # above the other it would be refused
+        os.environ[low] = f"{0.9 * float(limit):g}"  # torch refuses a low ratio above the high ratio
     if device == "cuda":
         os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 
 def get_device(name: str) -> Device:
-    """The device called `name`, there and ready. Raises HardwareError when this torch cannot use it."""
-    _prepare_environment(name)  # MPS's allocator comes into being at the first question, even how much it may have
+    """Return the device called `name`, ready for use. Raise HardwareError if this torch cannot use it."""
+    _prepare_environment(name)  # first, since any query creates MPS's allocator, even the query for its limit
     device = DEVICES[name]
     if not device.available():
         raise HardwareError(
@@ -109,17 +115,20 @@ def get_device(name: str) -> Device:
 
 
 def computes_in(setup: Setup) -> torch.dtype:
-    """The numbers of the arithmetic; weights may be stored in fewer bits."""
+    """Return the dtype of the arithmetic; weights may be stored in fewer bits."""
     stored = setup.precision == "bf16" and setup.quantization == "none" and DEVICES[setup.device].stores_bf16
     return torch.float32 if stored else DTYPES[setup.precision]
 
 
 def measured_bytes(name: str) -> int | None:
-    """Bytes that the driver lets `name` use now (Metal's recommended working set; CUDA's free memory); None on the CPU."""
+    """Return the bytes that the driver lets `name` use now; None on the CPU.
+
+    Metal reports its recommended working set, CUDA its free memory.
+    """
     return get_device(name).recommended_bytes()
 
 
-# Substrings of what backends say, lower case, and what it means (docs/architecture.md, "Failures").
+# Lower-case substrings of the backends' error messages, by meaning (docs/architecture.md, "Failures").
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "invalid buffer size", "std::bad_alloc",
                  "insufficient memory", "cublas_status_alloc_failed", "cudnn_status_alloc_failed")  # fmt: skip
 UNSUPPORTED = ("not currently implemented for the mps device",)
@@ -128,7 +137,10 @@ BROKEN = ("cuda error", "cublas_status", "device-side assert")
 
 @contextmanager
 def translated(device: Device) -> Iterator[None]:
-    """Turn the backend's exceptions into OutOfMemory and EngineError. Others are our own bugs and pass."""
+    """Turn the backend's exceptions into OutOfMemory and EngineError.
+
+    Any other exception is a bug of lorafit and is raised again.
+    """
     try:
         yield
     except (RuntimeError, MemoryError, NotImplementedError) as error:
@@ -136,7 +148,7 @@ def translated(device: Device) -> Iterator[None]:
         if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(t in text for t in OUT_OF_MEMORY):
             fix = _("Close other programs that use this memory, or take a smaller model.")
             what = _("Out of memory on {device}.").format(device=device.name)
-            traceback.clear_frames(error.__traceback__)  # their tensors would stay as long as the error
+            traceback.clear_frames(error.__traceback__)  # else the frames keep their tensors as long as the error lives
             raise OutOfMemory(what, found=error, fix=fix) from error
         if any(t in text for t in UNSUPPORTED):
             fix = _("PYTORCH_ENABLE_MPS_FALLBACK=1 in the environment lets the CPU do it, slowly; or --device cpu.")

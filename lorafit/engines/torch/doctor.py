@@ -1,4 +1,4 @@
-"""Does PyTorch compute rightly here, and do its quantised layers? What `lorafit doctor` tries."""
+"""The checks of `lorafit doctor` with PyTorch: a device's arithmetic, and quantized layers."""
 
 import importlib
 from typing import Any
@@ -11,12 +11,15 @@ from lorafit.engines.torch.self_check import difference, self_test
 from lorafit.errors import HardwareError
 from lorafit.messages import _, listed
 
-# Off by norm: what rounding to 4 or 8 bits explains.
+# Largest relative difference by norm that rounding to 4 or 8 bits explains.
 TOLERANCE = {"4bit": 0.2, "8bit": 0.05}
 
 
 def try_device(device: str, precision: str) -> str:
-    """Matrix product, causal attention and gradient, in float32 and in `precision`. Raises HardwareError."""
+    """Check matmul, causal attention and a gradient in float32 and in `precision`; return the result as a message.
+
+    Raises HardwareError if one of them is wrong.
+    """
     for name in dict.fromkeys(("fp32", precision)):
         self_test(device, DTYPES[name])
     return _("product, attention and gradient are right in {numbers}").format(
@@ -25,12 +28,12 @@ def try_device(device: str, precision: str) -> str:
 
 
 def try_4bit(device: str, precision: str) -> str:
-    """An NF4 layer and its gradient. Raises HardwareError."""
+    """Check an NF4 layer and its gradient; return the result as a message. Raise HardwareError if one is wrong."""
     return _try_layer("4bit", device, precision)
 
 
 def try_8bit(device: str, precision: str) -> str:
-    """An LLM.int8 layer and its gradient. Raises HardwareError."""
+    """Check an LLM.int8 layer and its gradient; return the result as a message. Raise HardwareError if one is wrong."""
     return _try_layer("8bit", device, precision)
 
 
@@ -58,7 +61,7 @@ def _try_layer(kind: str, device: str, precision: str) -> str:
 
 
 def _quantised(kind: str, weight: Tensor, dtype: torch.dtype) -> nn.Module:
-    bnb_nn: Any = importlib.import_module("bitsandbytes").nn  # a second to import, and not there on every platform
+    bnb_nn: Any = importlib.import_module("bitsandbytes").nn  # slow to import (1 s), and not on every platform
     outs, ins = weight.shape
     layer: nn.Module
     if kind == "4bit":

@@ -47,7 +47,7 @@ from lorafit.run_folders.adapter import (
 )
 from lorafit.sampling import Sampling
 
-DEFAULT_CHUNK = 128  # targets whose logits are made at once, where no plan says otherwise
+DEFAULT_CHUNK = 128  # targets whose logits are computed at once if there is no plan
 
 
 class TorchEngine:
@@ -55,11 +55,11 @@ class TorchEngine:
 
     @classmethod
     def open(cls, setup: Setup) -> "TorchEngine":
-        """Load the base, put a fresh adapter on it where there is a plan, and check both. Raises LorafitErrors."""
+        """Load the base; with a plan, attach a fresh adapter and check both. Raise a LorafitError on failure."""
         engine = cls(setup)
         if setup.plan is not None:
             engine._start_training(setup.plan)
-            engine.release()  # what loading and checking took
+            engine.release()  # memory that loading and checks used
         return engine
 
     def __init__(self, setup: Setup) -> None:
@@ -94,9 +94,8 @@ class TorchEngine:
         self.set_recompute(plan.recompute)
         with translated(self.device):
             notes = self._check_packing()
-            self.optimizer = TorchOptimizer(
-                self._parameters(), plan, self.device
-            )  # now: checks take as much as moments
+            # After the checks, which need as much memory as the optimizer state.
+            self.optimizer = TorchOptimizer(self._parameters(), plan, self.device)
         if self.packed is not None and not self.packed.shares:
             notes.append(_("With dropout, what samples begin with is computed for each of them: no two drop the same."))
         if plan.compile == "on" and self.packed is None:
@@ -114,14 +113,18 @@ class TorchEngine:
         self.layers = add_lora(self.model, config.target_modules, config.r, config.scale, self.dropout)
 
     def _parameters(self) -> dict[str, nn.Parameter]:
-        """All trainable parameters by their names in PEFT's files."""
+        """Return all trainable parameters by their names in PEFT's files."""
         named: dict[str, nn.Parameter] = {}
         for module, layer in self.layers.items():
             named |= dict(zip(lora_names(module), (layer.lora_A, layer.lora_B), strict=True))
         return named
 
     def _check_packing(self) -> list[str]:
-        """Packed must equal one by one, else samples go one by one; the fast path must equal the generic one."""
+        """Choose the path by comparing results; return notes for the user.
+
+        A packed pass must equal single passes, else samples are computed one by one. The fast path must equal the
+        generic path.
+        """
         with self._plain_and_moving(), self.generic.ready():
             parameters, tolerance = list(self._parameters().values()), self_check.TOLERANCE[computes_in(self.setup)]
             notes = self._try_one_kernel(parameters, tolerance)
@@ -139,7 +142,7 @@ class TorchEngine:
         return [text.format(off=off)]
 
     def _try_one_kernel(self, parameters: list[nn.Parameter], tolerance: float) -> list[str]:
-        """Attend to all samples at once where that computes the same; in words, whether. Nothing where it cannot be."""
+        """Use one attention kernel for all samples if it computes the same; return a note, or none if unavailable."""
         dtype = computes_in(self.setup)
         if not may_take_one_kernel(self.device, dtype):
             return []
@@ -152,14 +155,14 @@ class TorchEngine:
             if off <= tolerance:
                 return [_("✓ Attention: one flash kernel for all samples of a micro-batch")]
             why = _("off by {off:.1%}").format(off=off)
-        except Exception as error:  # whatever it is, there is the other way, whose own errors are told
+        except Exception as error:  # attention per segment is the fallback; its errors are not caught
             why = f"{type(error).__name__}: {error}".splitlines()[0]
         self.model.set_attn_implementation(NAME)
         return [_("Attention: sample by sample, as the kernel for all at once fails here ({why})").format(why=why)]
 
     @contextmanager
     def _plain_and_moving(self) -> Iterator[None]:
-        """Without dropout, and with B not zero so that every gradient counts."""
+        """Inside, turn dropout off and make B nonzero, so that every gradient counts; afterwards reset B to zero."""
         dropout, self.dropout.p = self.dropout.p, 0.0
         with torch.no_grad():
             for layer in self.layers.values():
@@ -173,7 +176,7 @@ class TorchEngine:
                     layer.lora_B.zero_()
 
     def _take_fast_path(self) -> str:
-        """Use our own packed decoder where it computes what the generic path does; in words, which path and why."""
+        """Use the packed decoder if it equals the generic path; return a note with the path and the reason."""
         decoder = self.model.get_decoder()
         if reason := why_unsupported(decoder, self.head, self.plan, self.device):
             return _("✓ Generic path of transformers: {reason}").format(reason=reason)
@@ -195,7 +198,10 @@ class TorchEngine:
         )
 
     def _loss_and_gradients(self, micro: MicroBatch) -> tuple[float, list[Tensor]]:
-        """The loss of `micro`, and all its gradients, until the next are computed; none are left with the parameters."""
+        """Return the loss of `micro` and all gradients; leave no gradients with the parameters.
+
+        The gradients are valid until the next pass, which may reuse their memory.
+        """
         loss = self._accumulate(0, [micro], micro.num_targets)
         parameters = self._parameters().values()
         grads = [_gradient(parameter) for parameter in parameters]
@@ -206,7 +212,7 @@ class TorchEngine:
     # --- training
 
     def step(self, step: int, micro_batches: Sequence[MicroBatch], total_targets: int, lr: float) -> StepResult:
-        """One update (see engines/base.py). In fp16 an overflow halves the scale and the same step is computed again."""
+        """Make one update (see engines/base.py). An fp16 overflow halves the loss scale and repeats the same step."""
         try:
             with translated(self.device):
                 loss_sum, norm = self._over_all_ranks(step, micro_batches, total_targets)
@@ -231,7 +237,7 @@ class TorchEngine:
     def _over_all_ranks(
         self, step: int, micro_batches: Sequence[MicroBatch], total_targets: int
     ) -> tuple[float, float]:
-        """The whole step's gradients into .grad; the sum of its losses, and the gradients' norm, unscaled."""
+        """Compute the gradients of the whole step into .grad; return its loss sum and the unscaled gradient norm."""
         ranks = self.setup.ranks
         with ranks.sync_oom(), translated(self.device):
             loss_sum = self._accumulate(step, micro_batches, total_targets)
@@ -244,7 +250,7 @@ class TorchEngine:
         return self.packed if self.packed and self.packed.supports(micro_batches) else self.generic
 
     def _accumulate(self, step: int, micro_batches: Sequence[MicroBatch], total_targets: int) -> float:
-        """Gradients of all micro-batches into .grad; the sum of their losses."""
+        """Compute the gradients of all micro-batches into .grad; return the sum of their losses."""
         return _sum(self._path(micro_batches).accumulate(step, micro_batches, self.scale.value / total_targets))
 
     def _clip(self, norm: float) -> None:
@@ -257,6 +263,7 @@ class TorchEngine:
                 parameter.grad.mul_(factor)
 
     def probe(self, micro_batch: MicroBatch) -> Probe:
+        """Measure time and peak memory of a forward and backward pass of `micro_batch`; drop the gradients."""
         began = time.monotonic()
         with translated(self.device):
             try:
@@ -266,12 +273,15 @@ class TorchEngine:
         return Probe(time.monotonic() - began, self.peak_bytes())
 
     def set_recompute(self, layers: int) -> None:
+        """Let the first `layers` layers recompute their activations in the backward pass."""
         self.recompute.count = layers
 
     def release(self) -> None:
+        """Return the device's cached memory to the system."""
         self.device.empty_cache()
 
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> LossSum:
+        """Return the loss without gradients, over the micro-batches of all ranks."""
         ranks, num_targets = self.setup.ranks, sum(micro.num_targets for micro in micro_batches)
         with ranks.sync_oom(), translated(self.device), torch.no_grad():
             losses = self._path(micro_batches).evaluate(micro_batches)
@@ -280,16 +290,19 @@ class TorchEngine:
     # --- disk
 
     def save(self, folder: Path) -> None:
+        """Write the adapter, the optimizer state and the loss scale to `folder`."""
         self.save_adapter(folder)
         self.optimizer.save(folder)
         self.scale.save(folder)
 
     def load(self, folder: Path) -> None:
+        """Read adapter, optimizer state and loss scale from `folder`. Raise AdapterError if they do not fit."""
         self._copy_weights(folder)
         self.optimizer.load(folder)
         self.scale.load(folder)
 
     def save_adapter(self, folder: Path) -> None:
+        """Write the adapter alone, in PEFT's layout."""
         assert self.adapter is not None
         tensors = {name: p.detach().cpu().numpy() for name, p in self._parameters().items()}
         names = target_names(self.layers, self._linear_names())
@@ -300,6 +313,7 @@ class TorchEngine:
         return [name for name in plain if not name.endswith(".base")]
 
     def load_adapter(self, folder: Path) -> None:
+        """Load the adapter in `folder`; attach LoRA layers if there are none. Raise AdapterError if it does not fit."""
         if not self.layers:
             config, tensors = read_adapter(folder)
             modules = sorted({parts[0] for name in tensors if (parts := module_of(name))})
@@ -322,29 +336,33 @@ class TorchEngine:
             with torch.no_grad():
                 parameter.copy_(torch.from_numpy(array))
 
-    # --- answering
+    # --- generation
 
     def set_adapter(self, on: bool) -> None:
+        """Turn the adapter on or off, for generation and evaluation."""
         for layer in self.layers.values():
             layer.on = on
 
     def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Iterator[int]:
+        """Yield token ids that continue `prompt_ids`, up to and without a stop id."""
         return go_on(self.model, self.device, prompt_ids, sampling)
 
     def answers(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[dict[int, list[int]]]:
+        """Yield whole answers by the index of their prompt, in batches where the model allows it."""
         return go_on_from_all(self.model, self.device, prompts, sampling)
 
     def peak_bytes(self) -> int | None:
+        """Return the peak memory of process or device; None where torch cannot tell."""
         return self.device.peak_bytes()
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:
-    """The gradient of `parameter`: zero where it took no part in the step."""
+    """Return the gradient of `parameter`: zeros if it took no part in the step."""
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
     return parameter.grad
 
 
 def _sum(losses: list[Tensor]) -> float:
-    """Their sum in float64, which Python has and MPS has not; the device is waited for once."""
+    """Return the sum in float64, which Python has and MPS lacks; wait for the device once."""
     return math.fsum(torch.stack(losses).tolist()) if losses else 0.0

@@ -1,11 +1,11 @@
-"""How does a base train that no device holds alone? Each rank keeps its share of every layer, and all meet layer by layer.
+"""Training with a sharded base (FSDP2): each rank keeps a shard of every layer, and layers are gathered one by one.
 
-torch's fully_shard (FSDP2) gathers a layer before it computes, forward and backward, and lets it go after. It knows the
-frozen base only: adapters are put on afterwards, are whole on every rank, and their gradients are summed by our own
-collective as without sharding. The head is gathered once a pass, since the loss uses it in chunks.
+torch's fully_shard gathers a layer before its forward and its backward and frees it afterwards. Only the frozen base is
+sharded: adapters are attached later and are whole on every rank. Their gradients are summed by lorafit's own
+all-reduce, as without sharding. The head is gathered once per pass, since the loss uses the head in chunks.
 
-A gathering needs all ranks, so each makes as many passes as the one with the most: the others' are of a tiny
-micro-batch without weight.
+A gather needs all ranks, so each rank makes as many passes as the rank with the most micro-batches. The extra passes
+compute a tiny micro-batch with weight 0.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ from lorafit.models.spec import read_headers, weight_files
 
 
 class ShardedPath(GenericPath):
-    """The generic path over a base that several ranks hold together."""
+    """The generic path over a base that is sharded across ranks."""
 
     def __init__(self, path: GenericPath, setup: Setup, shards: "Shards") -> None:
         super().__init__(path.model, path.head, path.dropout, path.chunk)
@@ -45,6 +45,7 @@ class ShardedPath(GenericPath):
         self.tiny = self_check.tiny_micro_batch(path.model).only(0)
 
     def accumulate(self, step: int, micro_batches: Sequence[MicroBatch], weight: float) -> list[Tensor]:
+        """Return the loss sums and add the gradients, with extra passes until all ranks have made equally many."""
         with self._in_step():
             singles, idle = self._passes(micro_batches)
             losses = [self._pass(micro, step, weight) for micro in singles]
@@ -53,6 +54,7 @@ class ShardedPath(GenericPath):
             return losses
 
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> list[Tensor]:
+        """Return the loss sums without gradients, with extra passes until all ranks have made equally many."""
         with self._in_step():
             singles, idle = self._passes(micro_batches)
             losses = []
@@ -62,22 +64,23 @@ class ShardedPath(GenericPath):
             return losses[: len(singles)]
 
     def ready(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context with the head gathered, in which the model may be called. All ranks enter together."""
         context: contextlib.AbstractContextManager[None] = self.shards.gathered_head()
         return context
 
     def _passes(self, micro_batches: Sequence[MicroBatch]) -> tuple[list[MicroBatch], int]:
-        """What there is to compute, and how many more passes another rank makes."""
+        """Return the micro-batches to compute, and the number of extra passes to match the busiest rank."""
         singles = [single for micro in micro_batches for single in self._packable(micro)]
         return singles, int(self.ranks.all_reduce_max(len(singles))) - len(singles)
 
     def _pass(self, micro: MicroBatch, step: int, weight: float) -> Tensor:
-        self.ranks.waiting()  # a sign of life: gatherings wait for the others without one
+        self.ranks.waiting()  # report progress: a gather waits for the other ranks without a report
         with self.shards.gathered_head():
             return self.forward_backward(micro, step, weight)
 
     @contextlib.contextmanager
     def _in_step(self) -> Iterator[None]:
-        """A rank that breaks off cannot be waited for: the others are in the middle of a layer. It leaves, with the reason."""
+        """Turn OutOfMemory into RankLost: this rank must leave, since the others are in the middle of a layer."""
         try:
             with self.ranks.connected(), translated(self.device):
                 yield
@@ -87,14 +90,14 @@ class ShardedPath(GenericPath):
 
 
 class Shards:
-    """What this rank holds of the head, and the layer that it is gathered into."""
+    """The head's sharded weight (`owner.weight`), and the layer `head` that the weight is gathered into."""
 
     def __init__(self, head: nn.Module, owner: nn.Module) -> None:
         self.head, self.owner, self._depth = head, owner, 0
 
     @contextlib.contextmanager
     def gathered_head(self) -> Iterator[None]:
-        """Inside, the head has its weight whole. All ranks enter together."""
+        """Give `head` its whole weight inside. All ranks enter together; nested contexts gather once."""
         if self._depth == 0:
             weight = self.owner.weight
             assert isinstance(weight, DTensor)
@@ -109,15 +112,16 @@ class Shards:
 
 
 def is_sharded(setup: Setup) -> bool:
-    """Whether the base is held by several ranks together."""
+    """Return whether the base is sharded across several ranks."""
     return setup.plan is not None and setup.plan.shard and setup.ranks.place.count > 1
 
 
 def load_sharded(setup: Setup) -> tuple[PreTrainedModel, Shards]:
-    """The base, frozen, of which this rank holds its share; as load_base() otherwise.
+    """Load the base like load_base(), but keep only this rank's shard; return the model and the head's shards.
 
-    Read layer by layer, so that no rank ever has more than a layer whole; but where the files' names are not the
-    model's (fused experts, older layouts) transformers loads the whole of it first. Raises ModelError.
+    Weights are read layer by layer, so that no rank ever holds more than one whole layer. If tensor names in the files
+    differ from the model's (fused experts, older layouts), or the model has persistent buffers, transformers loads the
+    whole model first. Raises ModelError.
     """
     mesh = init_device_mesh(setup.device, (setup.ranks.place.count,))
     files = {header.name: file for file in weight_files(setup.folder) for header in read_headers(file)}
@@ -132,7 +136,7 @@ def load_sharded(setup: Setup) -> tuple[PreTrainedModel, Shards]:
 
 
 def _skeleton(setup: Setup) -> PreTrainedModel:
-    """The model without weights; its buffers (rotary tables) are real."""
+    """Build the model without weights (meta device); its buffers (rotary tables) are real."""
     config = AutoConfig.from_pretrained(setup.folder, trust_remote_code=setup.trust_remote_code, local_files_only=True)
     with init_empty_weights(include_buffers=False):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
@@ -149,7 +153,7 @@ def _skeleton(setup: Setup) -> PreTrainedModel:
 
 
 def _tied_names(model: PreTrainedModel) -> set[str]:
-    """The head's weight, where it is the embedding's."""
+    """Return the name of the head's weight if it is tied to the embedding, else nothing."""
     head = model.get_output_embeddings()
     return {f"{name}.weight" for name, module in model.named_modules() if module is head and _is_tied(model)}
 
@@ -159,7 +163,7 @@ def _is_tied(model: PreTrainedModel) -> bool:
 
 
 def _share_out(model: PreTrainedModel, mesh: DeviceMesh, files: dict[str, Path]) -> Shards:
-    """Fill `model` from `files` (nothing to fill where there are none) and keep this rank's share of it."""
+    """Read the parameters on the meta device from `files`, and keep this rank's shard of the model."""
     name, layers = decoder_layers(model)
     for index, layer in enumerate(layers):
         _fill(layer, f"{name}.{index}.", files)
@@ -177,7 +181,7 @@ def _share_out(model: PreTrainedModel, mesh: DeviceMesh, files: dict[str, Path])
 
 
 def _shared_head(head: Any, prefix: str, files: dict[str, Path], mesh: DeviceMesh) -> nn.Module:
-    """Something whose `weight` is the head's, shared out."""
+    """Return a module whose `weight` is the head's weight, sharded by rows."""
     _fill(head, prefix, files)
     whole: Tensor = head.weight.detach()
     part = list(whole.chunk(mesh.size()))[mesh.get_local_rank()].clone().to(mesh.device_type)
@@ -188,7 +192,7 @@ def _shared_head(head: Any, prefix: str, files: dict[str, Path], mesh: DeviceMes
 
 
 def _fill(module: nn.Module, prefix: str, files: dict[str, Path]) -> None:
-    """Give the parameters below `module` that are on the meta device their numbers."""
+    """Read the parameters below `module` that are on the meta device from `files`."""
     for path, owner in list(module.named_modules()):
         for attribute, parameter in list(owner.named_parameters(recurse=False)):
             if parameter.device.type != "meta":

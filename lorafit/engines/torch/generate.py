@@ -1,6 +1,6 @@
-"""How does a model go on from a prompt? Token by token as it is asked, or from several prompts at once.
+"""Token generation, from one prompt token by token or from several prompts in one batch.
 
-A token costs as much as reading all weights, for one prompt or for eight.
+A token costs one read of all weights, for one prompt or for eight.
 Letters: P prompts, T tokens, V vocabulary.
 """
 
@@ -17,20 +17,20 @@ from lorafit.engines.torch.attention import attention, own_attention
 from lorafit.engines.torch.device import Device, translated
 from lorafit.sampling import Sampling, pick
 
-TOGETHER = 8  # prompts
+TOGETHER = 8  # prompts in a batch
 
 
 class CachedDecoder:
-    """The model's next logits for P rows, and the keys and values that it has seen."""
+    """A model and the keys and values of the P rows that it has read; computes the logits of the next tokens."""
 
     def __init__(self, model: PreTrainedModel, device: Device) -> None:
         self.model, self.device = model, device
         self.cache = DynamicCache(config=model.config)
-        # renamed in transformers 5.24
+        # transformers 5.24 renamed `past_key_values` to `cache`.
         self.seen = {"cache" if "cache" in _takes(model) else "past_key_values": self.cache}
 
     def logits(self, ids_PT: list[list[int]], **more: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Logits [P, V] after `ids_PT`, which follow what was read before."""
+        """Return logits [P, V] after `ids_PT`, which follow the cached tokens; `more` goes to the model's forward."""
         with translated(self.device), torch.inference_mode(), attention(self.model, own_attention(self.model)):
             ids = torch.tensor(ids_PT, device=self.model.device)
             found = self.model(input_ids=ids, **self.seen, **more, use_cache=True, logits_to_keep=1).logits
@@ -39,7 +39,7 @@ class CachedDecoder:
 
 
 def go_on(model: PreTrainedModel, device: Device, prompt_ids: Sequence[int], sampling: Sampling) -> Iterator[int]:
-    """Token ids that continue a prompt, as they come."""
+    """Yield the token ids that continue a prompt, each as it is sampled, up to and without a stop id."""
     rng, reader, ids = np.random.default_rng(sampling.seed), CachedDecoder(model, device), list(prompt_ids)
     for _i in range(sampling.max_new_tokens):
         token = pick(reader.logits([ids])[0], sampling, rng)
@@ -52,7 +52,10 @@ def go_on(model: PreTrainedModel, device: Device, prompt_ids: Sequence[int], sam
 def go_on_from_all(
     model: PreTrainedModel, device: Device, prompts: Sequence[Sequence[int]], sampling: Sampling
 ) -> Iterator[dict[int, list[int]]]:
-    """What continues each prompt, by its place; TOGETHER prompts of about one length at a time."""
+    """Yield the continuations by prompt index; up to TOGETHER prompts of similar length form a batch.
+
+    A model whose results would change with padding gets one prompt at a time.
+    """
     places = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
     if not _may_be_padded(model):
         yield from ({place: list(go_on(model, device, prompts[place], sampling))} for place in places)
@@ -64,13 +67,16 @@ def go_on_from_all(
 
 
 def _takes(model: PreTrainedModel) -> set[str]:
-    """The words of its forward pass."""
+    """Return the parameter names of the model's forward."""
     return set(inspect.signature(type(model).forward).parameters)
 
 
 def _may_be_padded(model: PreTrainedModel) -> bool:
-    """Whether a mask hides padding from it: attention alone, without a state that padding goes into, positions as told, and
-    turned by angles that do not depend on the longest text of a batch."""
+    """Return whether a mask hides padding from the model.
+
+    The model must have full or sliding attention only, no recurrent state that padding would change, and a forward that
+    takes mask and positions. Its rotary angles must not depend on the longest text of a batch.
+    """
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ())
     plain = kinds <= {"full_attention", "sliding_attention"} and not getattr(model, "_is_stateful", False)
@@ -82,7 +88,10 @@ def _may_be_padded(model: PreTrainedModel) -> bool:
 def _together(
     model: PreTrainedModel, device: Device, prompts: dict[int, list[int]], sampling: Sampling
 ) -> dict[int, list[int]]:
-    """Prompts are padded on the left, where no token looks; whoever is done leaves the batch."""
+    """Return the continuations of one batch by prompt index.
+
+    Prompts are padded on the left, where no token attends. Finished prompts leave the batch.
+    """
     reader, longest = CachedDecoder(model, device), max(map(len, prompts.values()))
     rngs = {place: np.random.default_rng(sampling.seed) for place in prompts}
     answers: dict[int, list[int]] = {place: [] for place in prompts}

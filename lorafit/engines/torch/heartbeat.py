@@ -1,6 +1,6 @@
-"""Are the other processes alive? Each writes a pulse into the shared store and reads those of the others.
+"""Heartbeats: each rank writes a counter into the shared store and reads the counters of the other ranks.
 
-A process that leaves says so, with the reason where there is one, so that the others need not wait to find out.
+A rank that leaves writes that fact, with its error if any, so that the other ranks need not wait for a timeout.
 """
 
 import json
@@ -17,15 +17,18 @@ from lorafit.messages import _
 
 BEAT_SECONDS = 1.0
 BLAME_SECONDS = 5.0
-PATIENCE_BEATS = 60  # counted in own beats: where all slept, as a laptop does, nobody is late
-# A main thread that waits in a collective of torch's own (sharded weights) hears nothing. The time is that of a long
-# step of its own, after which it would notice by itself.
+PATIENCE_BEATS = 60  # counted in own beats: after a laptop's sleep no rank is late
+# A main thread that waits in one of torch's own collectives (sharded weights) cannot check for lost ranks: the process
+# exits this long after a loss. A main thread in a long step of its own would check within this time.
 GRACE_SECONDS = 600.0
 
 
 @dataclass
 class RankPulse:
-    """What is known of another rank: its last beat, and own beats since it changed; `left` once it has gone in peace."""
+    """State of another rank.
+
+    `beat` is its last counter; `silent` counts own beats since `beat` changed; `left`: the rank wrote that it leaves.
+    """
 
     beat: int = -1
     silent: int = 0
@@ -33,7 +36,11 @@ class RankPulse:
 
 
 class Heartbeat:
-    """`store` is a connection of this thread's own: a store's client waits for one answer at a time."""
+    """The thread that writes this rank's heartbeat and watches the other ranks; `lost` is set if one is lost.
+
+    `store` is a connection for this thread alone, since a store's client waits for one answer at a time. `dead` returns
+    the rank and reason of a process on this machine that is known to have died, else None.
+    """
 
     def __init__(self, store: Any, place: RankInfo, dead: Dead) -> None:
         self.store, self.place, self.dead = store, place, dead
@@ -45,23 +52,23 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def start(self) -> None:
-        """Begin to look at the others; all have a beat in the store by now."""
+        """Start to watch the other ranks; each has written its first beat by now."""
         self._thread.start()
 
     def check(self) -> None:
-        """Raise RankLost where a rank is lost."""
+        """Raise RankLost if a rank is lost."""
         if self.lost is not None:
             raise self.lost
 
     def blamed(self) -> RankLost | None:
-        """Who is to blame for a broken connection: known in a moment, if anybody is."""
+        """Return the lost rank behind a broken connection, or None if none is found within BLAME_SECONDS."""
         deadline = time.monotonic() + BLAME_SECONDS
         while self.lost is None and time.monotonic() < deadline:
             time.sleep(0.05)
         return self.lost
 
     def leave(self, error: BaseException | None) -> None:
-        """Stop, and tell the others why: None in peace."""
+        """Stop the thread, and write the reason for the other ranks: `error`, or None after a normal end."""
         self._over.set()
         if self._thread.is_alive():
             self._thread.join(2 * BEAT_SECONDS)
@@ -71,7 +78,7 @@ class Heartbeat:
             self._say({"left": None if error is None else str(error)})
 
     def all_left(self, seconds: float) -> None:
-        """Wait until the others have left, or have died: the leader keeps the store and goes last."""
+        """Wait at most `seconds` until the other ranks have left or died: the leader keeps the store and goes last."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and not self.dead():
             self._look()
@@ -123,7 +130,7 @@ class Heartbeat:
             self._lose(rank, _("it gives no sign of life"))
 
     def _store_is_gone(self, error: RuntimeError) -> None:
-        """The leader, or torchrun beside it, keeps the store."""
+        """Record rank 0 as lost, since it (or torchrun beside it) keeps the store; rank 0 itself records rank 1."""
         if self.place.leads:
             self._lose(1, error)
         elif not self._pulses[0].left:

@@ -1,4 +1,4 @@
-"""How does any causal LM of transformers train? Its own forward under autograd, packed, or sample by sample.
+"""The generic path: trains any causal LM of transformers by its own forward and autograd, packed or sample by sample.
 
 Letters: T tokens of a micro-batch, N its targets, H hidden.
 """
@@ -20,18 +20,21 @@ from lorafit.engines.torch.model import decoder_of
 
 
 class GenericPath:
-    """`packs`: several samples share a forward pass. `chunk` targets have their loss computed at once."""
+    """Loss and gradients by transformers' forward and autograd.
+
+    `packs`: several samples share a forward pass. `chunk`: number of targets whose loss is computed at once.
+    """
 
     def __init__(self, model: PreTrainedModel, head: LMHead, dropout: DropoutKeys, chunk: int) -> None:
         self.model, self.head, self.dropout, self.chunk = model, head, dropout, chunk
         self.packs = True
 
     def accumulate(self, step: int, micro_batches: Sequence[MicroBatch], weight: float) -> list[Tensor]:
-        """The sums of the losses; gradients of weight x their sum are added to the parameters' .grad."""
+        """Return the loss sums; add the gradients of weight x their sum to the parameters' .grad."""
         return [self.forward_backward(m, step, weight) for micro in micro_batches for m in self._packable(micro)]
 
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> list[Tensor]:
-        """The sums of the losses, without gradients."""
+        """Return the loss sums. The caller turns autograd off."""
         losses = []
         for micro in (m for packed in micro_batches for m in self._packable(packed)):
             hidden_TH, before, targets = self.hidden(micro)
@@ -39,11 +42,11 @@ class GenericPath:
         return losses
 
     def ready(self) -> AbstractContextManager[None]:
-        """Inside, whoever likes may call the model and its head."""
+        """Return a context in which any code may call the model and its head."""
         return nullcontext()
 
     def _packable(self, micro: MicroBatch) -> Iterator[MicroBatch]:
-        """`micro` as it is, or, for a model that does not pack, each of its samples alone."""
+        """Yield `micro` as it is, or each of its samples alone if the model does not pack."""
         if self.packs:
             yield micro
             return
@@ -51,7 +54,7 @@ class GenericPath:
             yield micro.only(index)
 
     def forward_backward(self, micro: MicroBatch, step: int, weight: float) -> Tensor:
-        """The sum of the losses of `micro`; gradients are added to the parameters' .grad."""
+        """Return the loss sum of `micro`; add the gradients of weight x sum to the parameters' .grad."""
         with self.dropout.of(step, micro):
             hidden_TH, before, targets = self.hidden(micro)
             picked_NH = hidden_TH.detach().index_select(0, before)
@@ -61,7 +64,7 @@ class GenericPath:
         return loss
 
     def hidden(self, micro: MicroBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Last hidden states [T,H], the places [N] before each target, and the targets [N]."""
+        """Return the last hidden states [T,H], the index [N] before each target, and the targets [N]."""
         device = self.model.device
         input_ids = torch.from_numpy(micro.input_ids.astype(np.int64))
         places = np.flatnonzero(micro.target_mask)

@@ -1,8 +1,8 @@
-"""How does a frozen linear layer learn? A low-rank delta beside it, with its own backward and keyed dropout.
+"""LoRA: a low-rank delta beside a frozen linear layer, with its own backward and keyed dropout.
 
-y = base(x) + scale x dropout(x) A^T B^T (Hu et al. 2021, https://arxiv.org/abs/2106.09685), as PEFT has it.
-The delta saves x and x A^T once, makes no copy of a dropped x that outlives the pass, and draws dropout from a hash
-of (seed, step, place, position, module, channel), so that every split, restart and recompute draws the same mask.
+y = base(x) + scale x dropout(x) A^T B^T (Hu et al. 2021, https://arxiv.org/abs/2106.09685), as in PEFT.
+The delta saves x and x A^T once, and keeps no copy of a dropped x after the pass. Dropout comes from a hash of (seed,
+step, place, position, module, channel), so that every split, restart and recompute draws the same mask.
 Letters: T tokens, I inputs, O outputs, R rank.
 """
 
@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from lorafit import hashing
 from lorafit.data.micro_batch import MicroBatch
 
-MIXED = 64  # tokens whose channels are hashed at once: they stay in the cache
+MIXED = 64  # tokens hashed at once: their channels fit in the CPU cache
 
 
 class DropoutKeys:
-    """The micro-batch's dropout: rate `p`, and one key a token, set before each forward pass."""
+    """The dropout of a micro-batch: the rate `p`, and one hash key per token, set before each forward pass."""
 
     def __init__(self, p: float, seed: int = 0, device: str = "cpu") -> None:
         self.p, self.seed, self.device = p, seed, device
@@ -30,7 +30,7 @@ class DropoutKeys:
 
     @contextmanager
     def of(self, step: int, micro: MicroBatch) -> Iterator[None]:
-        """Drop by the keys of `micro` inside, whose tokens are computed in its order."""
+        """Set the keys of `micro` inside; its tokens must be computed in its order."""
         if self.p > 0:
             places = np.repeat(micro.places, np.diff(micro.segments))
             self.set_rows(hashing.dropout_row_keys(self.seed, step, places, micro.position_ids))
@@ -41,7 +41,7 @@ class DropoutKeys:
 
     @contextmanager
     def only(self, kept: Tensor | None) -> Iterator[None]:
-        """Of the tokens just these are computed inside; None: all."""
+        """Restrict the keys to the tokens `kept` inside; None: all tokens."""
         before = self.rows_T
         if before is not None and kept is not None:
             self.rows_T = before[kept]
@@ -51,16 +51,17 @@ class DropoutKeys:
             self.rows_T = before
 
     def set_rows(self, rows: NDArray[np.uint32]) -> None:
+        """Set the keys [T], one per token."""
         self.rows_T = torch.from_numpy(rows.view(np.int32)).to(self.device)
 
 
 def shift(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift of int32 (torch's is arithmetic)."""
+    """Shift int32 logically to the right (torch's shift is arithmetic)."""
     return (x >> bits).bitwise_and_((1 << (32 - bits)) - 1)
 
 
 def mix_(x: Tensor) -> Tensor:
-    """`hashing.mix` in place, in int32 arithmetic, which wraps as uint32 does."""
+    """Apply `hashing.mix` in place, in int32 arithmetic, which wraps as uint32 does."""
     for bits, multiplier in zip(hashing.SHIFTS, (*hashing.MULTIPLIERS, None), strict=True):
         x ^= shift(x, bits)
         if multiplier is not None:
@@ -69,7 +70,10 @@ def mix_(x: Tensor) -> Tensor:
 
 
 class LoRALinear(nn.Module):
-    """A frozen `base` linear layer with a trainable delta. `lora_A` [R,I] and `lora_B` [O,R] are fp32."""
+    """A frozen linear layer `base` with a trainable delta, added if `on`.
+
+    `lora_A` [R,I] and `lora_B` [O,R] are fp32.
+    """
 
     def __init__(self, base: nn.Linear, name: str, r: int, scale: float, dropout: DropoutKeys) -> None:
         super().__init__()
@@ -81,15 +85,19 @@ class LoRALinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The base's weight, for models (Mamba's fast path) that take it without calling the layer."""
+        """Return the base's weight, for models (Mamba's fast path) that read it without calling the layer."""
         return self.base.weight
 
     @property
     def bias(self) -> Tensor | None:
+        """Return the base's bias."""
         return self.base.bias
 
     def reset(self, seed: int) -> None:
-        """A uniform in +-1/sqrt(in) (PEFT's kaiming_uniform with a = sqrt(5)) from (seed, module); B zero."""
+        """Set A uniform in +-1/sqrt(in) from (seed, module), and B to zero.
+
+        The range is that of PEFT's kaiming_uniform with a = sqrt(5).
+        """
         r, inputs = self.lora_A.shape
         uniform = hashing.uniform(int(hashing.fold("init", seed, self.name)), r * inputs).reshape(r, inputs)
         start = ((2 * uniform - 1) / np.float32(np.sqrt(inputs))).astype(np.float32)
@@ -98,24 +106,26 @@ class LoRALinear(nn.Module):
             self.lora_B.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return base(x), plus the delta if `on`."""
         y: Tensor = self.base(x)
         if not self.on:
             return y
-        if y._is_view() or not y.is_contiguous():  # quantised layers return views, which nobody may change in place
+        if y._is_view() or not y.is_contiguous():  # quantized layers return views, which must not be changed in place
             y = y.clone(memory_format=torch.contiguous_format)
         out: Tensor = _LoRADelta.apply(y, x, self.lora_A, self.lora_B, self)  # type: ignore[no-untyped-call]
         return out
 
     @property
     def drops(self) -> bool:
+        """Return whether dropout is active: keys are set and p > 0."""
         return self.dropout.rows_T is not None and self.dropout.p > 0
 
     def dropped(self, x_TI: Tensor) -> Tensor:
-        """dropout(x): the same channels for the same keys, whenever it is called."""
+        """Return dropout(x): the same keys drop the same channels at every call."""
         return (x_TI * self.kept(x_TI.shape[1])).to(x_TI.dtype) if self.drops else x_TI
 
     def kept(self, inputs: int) -> Tensor:
-        """[T,I] fp32: 0 where an input is dropped, 1 / (1 - p) where it stays."""
+        """Return [T,I] fp32: 0 where an input is dropped, 1 / (1 - p) where it stays."""
         assert self.dropout.rows_T is not None
         rows_T = mix_(self.dropout.rows_T ^ self._word)
         channels_I = torch.arange(inputs, dtype=torch.int32, device=rows_T.device)
@@ -128,7 +138,7 @@ class LoRALinear(nn.Module):
 
 
 class _LoRADelta(torch.autograd.Function):
-    """y + scale x dropout(x) A^T B^T, added to y in place."""
+    """Autograd function: y + scale x dropout(x) A^T B^T, added to y in place."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor, a: Tensor, b: Tensor, layer: LoRALinear) -> Tensor:

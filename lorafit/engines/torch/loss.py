@@ -1,7 +1,7 @@
-"""What does a prediction cost? Cross-entropy at target positions only, in chunks, with its gradient made at once.
+"""Cross-entropy at target positions only, in chunks, with its gradient computed in the forward pass.
 
-The head is frozen, so the loss needs only the gradient at the hidden states: it is taken in the forward pass, and
-logits exist for one chunk of targets and one block of the vocabulary at a time.
+The head is frozen, so the loss needs only the gradient at the hidden states. Logits exist for one chunk of targets and
+one block of the vocabulary at a time.
 Letters: T tokens, N targets, H hidden, V vocabulary, B a block of it.
 """
 
@@ -19,7 +19,7 @@ from lorafit.engines.torch.low_bit_linear import LowBitLinear, blocks
 
 @dataclass(frozen=True)
 class LMHead:
-    """Hidden states to logits, as the model does it: the linear layer, then scaling and soft-cap where it has them."""
+    """The model's LM head: the linear layer, then logit scale and soft-cap where the model has them."""
 
     linear: Any
     scale: float = 1.0
@@ -34,7 +34,7 @@ class LMHead:
         return logits_NV
 
     def after(self, product_NB: Tensor, rows: slice) -> Tensor:
-        """Logits in float32 from the product of the linear layer's `rows`."""
+        """Return float32 logits from the matmul with the linear layer's `rows`."""
         logits_NB = product_NB if self.linear.bias is None else product_NB + self.linear.bias[rows].detach()
         logits_NB = logits_NB.float()
         if self.scale != 1.0:
@@ -44,12 +44,15 @@ class LMHead:
         return logits_NB
 
     def slope(self, logits: Tensor) -> Tensor | None:
-        """How much the soft-cap lets a change through; None where there is none."""
+        """Return the soft-cap's derivative at the capped `logits`; None without a soft-cap."""
         return None if self.softcap is None else 1 - (logits / self.softcap).square_()
 
 
 def head_of(model: PreTrainedModel) -> LMHead:
-    """The head of `model`. Cohere and Falcon-H1 multiply logits, Granite divides them, Gemma 2 and RecurrentGemma cap."""
+    """Return the LM head of `model`, with its logit scale and soft-cap.
+
+    Cohere and Falcon-H1 multiply logits, Granite divides them, Gemma 2 and RecurrentGemma cap them.
+    """
     text = model.config.get_text_config()
     scale = getattr(text, "logit_scale", None) or getattr(text, "lm_head_multiplier", None) or 1.0
     divisor = getattr(text, "logits_scaling", None) or 1.0
@@ -60,9 +63,10 @@ def head_of(model: PreTrainedModel) -> LMHead:
 def target_loss(
     hidden_NH: Tensor, targets_N: Tensor, head: LMHead, chunk: int, weight: float | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Sum of the losses (nats, fp32 scalar) and, unless `weight` is None, the gradient of weight x sum at `hidden_NH`.
+    """Return the sum of the losses (nats, fp32 scalar), and the gradient of weight x sum at `hidden_NH`.
 
-    At most `chunk` targets are worked on at a time, in parts of about one size: a product of one or two rows rounds more.
+    The gradient is None if `weight` is None. At most `chunk` targets are computed at a time, in parts of about equal
+    size: a matmul of one or two rows rounds more.
     """
     total = torch.zeros((), dtype=torch.float32, device=hidden_NH.device)
     grad_NH = None if weight is None else torch.empty_like(hidden_NH)
@@ -80,10 +84,10 @@ def target_loss(
 def _linear_loss(
     hidden_NH: Tensor, targets_N: Tensor, head: LMHead, weight: float | None
 ) -> tuple[Tensor, Tensor | None]:
-    """One pass over blocks of the vocabulary, as flash attention goes over keys (Dao 2022, arXiv 2205.14135).
+    """Compute the loss in one pass over blocks of the vocabulary, like flash attention over keys.
 
-    The expected row of the head under the softmax is gathered with the largest logit so far taken off, and shrunk when
-    a larger one comes; the gradient is that row minus the target's.
+    Source: Dao 2022, arXiv 2205.14135. The head's expected row under the softmax is accumulated relative to the largest
+    logit so far, and scaled down when a larger logit comes. The gradient is the expected row minus the target's row.
     """
     greatest_N = hidden_NH.new_full((len(hidden_NH),), float("-inf"), dtype=torch.float32)
     sum_N, picked_N = torch.zeros_like(greatest_N), torch.zeros_like(greatest_N)
@@ -111,7 +115,7 @@ def _linear_loss(
 
 
 def _add_product_(sum_NH: Tensor, a_NB: Tensor, b_BH: Tensor) -> None:
-    """In float32, whatever the factors are in."""
+    """Add a_NB @ b_BH to `sum_NH`, which is float32 whatever the dtype of the factors."""
     if a_NB.dtype == sum_NH.dtype:
         sum_NH.addmm_(a_NB, b_BH)
     else:
@@ -119,7 +123,7 @@ def _add_product_(sum_NH: Tensor, a_NB: Tensor, b_BH: Tensor) -> None:
 
 
 def _any_loss(hidden_NH: Tensor, targets_N: Tensor, head: LMHead, weight: float | None) -> tuple[Tensor, Tensor | None]:
-    """Through a head that is no plain linear layer, by autograd."""
+    """Compute the loss by autograd, through a head that is not a plain linear layer."""
     hidden_NH.requires_grad_(weight is not None)
     with torch.set_grad_enabled(weight is not None):
         loss = F.cross_entropy(head(hidden_NH).float(), targets_N, reduction="sum")

@@ -1,4 +1,4 @@
-"""How do small gradients survive fp16? The loss is scaled by a power of two, and no step is ever skipped."""
+"""Loss scaling for fp16, by powers of two; no step is ever skipped."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ FILE = "loss_scale.json"
 
 
 class LossScale:
-    """`value` multiplies the loss. Powers of two change nothing but what under- and overflows."""
+    """The factor `value` on the loss. A power of two changes nothing except underflow and overflow."""
 
     def __init__(self, enabled: bool) -> None:
         self.enabled = enabled
@@ -16,24 +16,25 @@ class LossScale:
         self.good_steps = 0
 
     def shrink(self) -> bool:
-        """Halve after an overflow; False when there is nothing left to halve, so the gradient is truly not a number."""
+        """Halve the scale after an overflow; return False if it cannot be halved: the gradient is truly not finite."""
         if not self.enabled or self.value <= LEAST:
             return False
         self.value, self.good_steps = self.value / 2, 0
         return True
 
     def grow(self) -> None:
-        """Count a good step; double after GROW_AFTER of them."""
+        """Count a good step; double the scale after GROW_AFTER of them."""
         self.good_steps += 1
         if self.enabled and self.good_steps >= GROW_AFTER:
             self.value, self.good_steps = self.value * 2, 0
 
     def save(self, folder: Path) -> None:
+        """Write the scale to `folder` if scaling is enabled."""
         if self.enabled:
             (folder / FILE).write_text(json.dumps({"scale": self.value, "good_steps": self.good_steps}))
 
     def load(self, folder: Path) -> None:
-        """Take the scale back where one was saved: a run from fp32 continued in fp16 starts afresh."""
+        """Read the scale from `folder` if one was saved; fp16 after fp32 starts from the initial scale."""
         path = folder / FILE
         if self.enabled and path.is_file():
             facts = json.loads(path.read_text())

@@ -1,7 +1,7 @@
-"""How are weights multiplied that are stored in fewer bits than they are computed with?
+"""Matmuls with weights that are stored in fewer bits than the computation uses.
 
-Block by block: rows of the weight are brought to the numbers of the computation in a small scratch buffer, which serves
-the next block too. bfloat16 storage halves a base's memory; where its file is in bfloat16, not a bit is lost.
+Rows of the weight are converted block by block in a small scratch buffer, which is reused for the next block. bfloat16
+storage halves the memory of a base; if its file is in bfloat16, the conversion is lossless.
 
 Letters: T tokens, I inputs, O outputs.
 """
@@ -18,24 +18,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-BLOCK = 1 << 20  # numbers of a weight at once: 4 MB in float32, which a core's cache nearly holds
-PACKED_BLOCK = 1 << 21  # of a 4-bit one
+BLOCK = 1 << 20  # elements of a weight at once: 4 MB in float32, which nearly fits in a core's cache
+PACKED_BLOCK = 1 << 21  # elements of a 4-bit weight at once
 NATIVE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _OWN = threading.local()
 
 
 def blocks(weights_OI: Sequence[Tensor], dtype: torch.dtype, whole: bool = True) -> Iterator[tuple[slice, Tensor]]:
-    """The rows of `weights_OI` end to end in `dtype`, some at a time: where they lie, and the weight there.
+    """Yield the rows of `weights_OI`, end to end, in `dtype` and in blocks: the slice of rows and its weight.
 
-    A block is valid until the next one is asked for; a new 4-bit one on a GPU is freed before, if let go of. Weights that
-    are in `dtype` already come `whole`, if that is right.
+    A block is valid until the next is requested. A 4-bit block on a GPU is freed before the next is allocated, if the
+    caller has dropped it. Each weight that already has `dtype` is one block if `whole`.
     """
     begin = 0
     for weight in weights_OI:
         for part in _unpacked(weight, dtype) if is_4bit(weight) else _parts(weight, dtype, whole):
             yield slice(begin, begin + len(part)), part
             begin += len(part)
-            del part  # what was unpacked goes before more of it comes
+            del part  # frees an unpacked block before the next is allocated
 
 
 def _parts(weight: Tensor, dtype: torch.dtype, whole: bool) -> Iterator[Tensor]:
@@ -47,18 +47,18 @@ def _parts(weight: Tensor, dtype: torch.dtype, whole: bool) -> Iterator[Tensor]:
 
 
 def is_4bit(weight: Tensor) -> bool:
-    """Whether `weight` is packed by bitsandbytes."""
+    """Return whether `weight` is packed by bitsandbytes."""
     return getattr(weight, "quant_state", None) is not None
 
 
 def rows_of(weight: Tensor) -> int:
-    """O, also of a packed weight."""
+    """Return the number of rows O, also of a packed weight."""
     return int(weight.quant_state.shape[0]) if is_4bit(weight) else len(weight)  # type: ignore[attr-defined]
 
 
 def _unpacked(weight: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
-    """The rows of a packed weight, as many at a time as end with one of its scales."""
-    functional: Any = importlib.import_module("bitsandbytes").functional  # is loaded, where such a weight exists
+    """Yield the rows of a packed weight in blocks; each block ends where one of the weight's scales ends."""
+    functional: Any = importlib.import_module("bitsandbytes").functional  # already imported if a packed weight exists
     state: Any = weight.quant_state  # type: ignore[attr-defined]
     scales = (
         functional.dequantize_blockwise(state.absmax, state.state2) + state.offset if state.nested else state.absmax
@@ -81,8 +81,11 @@ def _unpacked(weight: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
 
 
 def _native(state: Any) -> Any:
-    """bitsandbytes' kernel that writes where it is told. What it registers takes new memory for every block, which leaves
-    holes of up to 300 MiB in the heap, more or fewer by chance. None where it is absent, or not for such weights."""
+    """Return bitsandbytes' CPU kernel that writes into a given buffer; None if absent or unfit for the weight.
+
+    The operator that bitsandbytes registers allocates every block anew. This leaves holes of up to 300 MiB in the heap,
+    in numbers that vary by chance.
+    """
     library = getattr(importlib.import_module("bitsandbytes.cextension"), "lib", None)
     name = f"cdequantize_blockwise_cpu_{state.quant_type}_{NATIVE_NAMES.get(state.dtype)}"
     fitting = state.blocksize < 2048 and state.shape[-1] % 2 == 0
@@ -90,7 +93,7 @@ def _native(state: Any) -> Any:
 
 
 def _scratch(numbers: int, dtype: torch.dtype) -> Tensor:
-    """This thread's buffer for unpacked weights, which is kept."""
+    """Return this thread's buffer for unpacked weights, which is kept for reuse."""
     kept: Tensor | None = getattr(_OWN, "scratch", None)
     if kept is None or kept.numel() < numbers or kept.dtype != dtype:
         kept = _OWN.scratch = torch.empty(max(numbers, PACKED_BLOCK), dtype=dtype)
@@ -102,7 +105,7 @@ def _address(tensor: Tensor) -> c_void_p:
 
 
 def product(x_TI: Tensor, weights_OI: Sequence[Tensor], added: Tensor | None = None) -> Tensor:
-    """x W^T [T,O], plus what is `added`: a residual [T,O] or a bias [O]."""
+    """Return x W^T [T,O], plus `added`: a residual [T,O] or a bias [O]."""
     outputs = sum(rows_of(weight) for weight in weights_OI)
     y_TO = x_TI.new_empty(len(x_TI), outputs)
     for rows, weight in blocks(weights_OI, x_TI.dtype):
@@ -115,7 +118,7 @@ def product(x_TI: Tensor, weights_OI: Sequence[Tensor], added: Tensor | None = N
 
 
 def transposed_product(grad_TO: Tensor, weights_OI: Sequence[Tensor]) -> Tensor:
-    """grad W [T,I]: the gradient at x."""
+    """Return grad W [T,I]: the gradient at x."""
     grad_TI: Tensor | None = None
     for rows, weight in blocks(weights_OI, grad_TO.dtype):
         part = grad_TO[:, rows]
@@ -126,11 +129,11 @@ def transposed_product(grad_TO: Tensor, weights_OI: Sequence[Tensor]) -> Tensor:
 
 
 class LowBitLinear(nn.Linear):
-    """A frozen linear layer whose weight is in fewer bits than its input; it computes in those of the input."""
+    """A frozen linear layer whose weight has fewer bits than its input; it computes in the input's dtype."""
 
     @classmethod
     def around(cls, linear: nn.Linear) -> "LowBitLinear":
-        """The same weight, not copied; the bias in float32."""
+        """Return a layer that shares the weight of `linear`, with the bias in float32."""
         stored = cls(linear.in_features, linear.out_features, bias=False, device="meta")
         stored.weight = linear.weight
         if linear.bias is not None:
@@ -138,12 +141,13 @@ class LowBitLinear(nn.Linear):
         return stored
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return x W^T + b in the dtype of `x`."""
         y: Tensor = _BlockwiseMatmul.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]
         return y
 
 
 class _BlockwiseMatmul(torch.autograd.Function):
-    """x W^T + b, which keeps nothing but the stored weight for its backward."""
+    """Autograd function: x W^T + b, which saves only the stored weight for its backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -158,9 +162,9 @@ class _BlockwiseMatmul(torch.autograd.Function):
 
 
 def compute_in_float32(model: PreTrainedModel) -> None:
-    """Let `model`, loaded in bfloat16, compute in float32: linear layers and embeddings keep their storage.
+    """Make `model`, loaded in bfloat16, compute in float32; linear layers and embeddings keep their storage.
 
-    All else (norms, and layers of a kind of their own) is small, and becomes float32.
+    All other parameters (norms, and layers of other types) are small and become float32.
     """
     kept: set[int] = set()
     for module in list(model.modules()):
@@ -178,7 +182,10 @@ def compute_in_float32(model: PreTrainedModel) -> None:
 
 
 def _in_float32(module: Any, inputs: Any, embedded: Tensor) -> Tensor:
-    """What `module` gives, in float32; Gemma's scales what it looked up, and would round in between."""
+    """Return the embedding layer's output in float32 (a forward hook).
+
+    Gemma's layer scales the rows that it looks up, and would round in between. The hook repeats both in float32.
+    """
     scale = getattr(module, "scalar_embed_scale", getattr(module, "embed_scale", None))
     if scale is None:
         return embedded.float()

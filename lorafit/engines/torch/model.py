@@ -1,4 +1,4 @@
-"""How does a base model come into memory, and where in it does LoRA go?"""
+"""Base models: loading, the layers that LoRA adapts, torch.compile and activation checkpointing."""
 
 import json
 import logging as python_logging
@@ -24,11 +24,14 @@ from lorafit.messages import _, listed
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
-python_logging.getLogger("bitsandbytes").setLevel(python_logging.ERROR)  # it warns at each 8-bit product
+python_logging.getLogger("bitsandbytes").setLevel(python_logging.ERROR)  # it warns at each 8-bit matmul
 
 
 def _quantization(setup: Setup) -> BitsAndBytesConfig | None:
-    """NF4 with double quantisation, or LLM.int8; the arithmetic stays in the plan's precision."""
+    """Return the config for NF4 with double quantization or for LLM.int8, else None.
+
+    With NF4 the arithmetic stays in the plan's precision.
+    """
     if setup.quantization == "4bit":
         return BitsAndBytesConfig(
             load_in_4bit=True,
@@ -40,16 +43,17 @@ def _quantization(setup: Setup) -> BitsAndBytesConfig | None:
 
 
 def load_base(setup: Setup) -> PreTrainedModel:
-    """The base model on its device, frozen, in eval mode, with attention per segment. Raises ModelError.
+    """Load the base model on its device: frozen, in eval mode, with attention per segment.
 
-    The device is named even where it is the CPU: with quantisation transformers leaves weights on the CPU otherwise.
+    The device map names the CPU too: without a device map, transformers would leave quantized weights on the CPU.
+    Raises ModelError if the model cannot be loaded or its weights do not fit.
     """
     options: dict[str, Any] = {
         "dtype": DTYPES[setup.precision],
         "attn_implementation": NAME,
         "device_map": {"": setup.device},
         "output_loading_info": True,
-        "ignore_mismatched_sizes": True,  # they are named below; the library prints a table and raises
+        "ignore_mismatched_sizes": True,  # _refuse_gaps() names them; the library would print a table and raise
     }
     _refuse_mlx_folder(setup.folder)
     try:
@@ -69,13 +73,16 @@ def load_base(setup: Setup) -> PreTrainedModel:
 
 
 def _streamed(setup: Setup, options: dict[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]] | None:
-    """The model around weights read once into their places, or quantised as they are read; None where that is not for us to do."""
+    """Load the model on the CPU from weights that lorafit reads: once into place, or quantized while they are read.
+
+    Returns None for another device, a base that is stored quantized, and files that hold other types than floats.
+    """
     known = {"trust_remote_code": setup.trust_remote_code, "local_files_only": True}
     config = AutoConfig.from_pretrained(setup.folder, **known)
     if setup.device != "cpu" or hasattr(config, "quantization_config"):
         return None
     quantised = setup.quantization != "none"
-    with torch.device("meta"):  # its class alone is wanted: weights can be handed to nothing else
+    with torch.device("meta"):  # only the class is needed, since only the class takes a state dict
         kind = type(AutoModelForCausalLM.from_config(config, trust_remote_code=setup.trust_remote_code))
     weights = unread_weights(setup.folder) if quantised else read_weights(setup.folder, DTYPES[setup.precision])
     if weights is None:
@@ -87,7 +94,7 @@ def _streamed(setup: Setup, options: dict[str, Any]) -> tuple[PreTrainedModel, d
 
 
 def _loaded(setup: Setup, options: dict[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """The model as transformers loads it."""
+    """Load the model with transformers' own reader."""
     if config := _quantization(setup):
         options = {**options, "quantization_config": config}
     loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -97,7 +104,7 @@ def _loaded(setup: Setup, options: dict[str, Any]) -> tuple[PreTrainedModel, dic
 
 
 def _refuse_mlx_folder(folder: Path) -> None:
-    """Raise ModelError for a folder that mlx_lm quantised: nothing but MLX reads its numbers."""
+    """Raise ModelError for a folder that mlx_lm quantized: only MLX reads its weights."""
     path = folder / "config.json"
     facts = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     stored = facts.get("quantization")
@@ -115,7 +122,7 @@ def _refuse_mlx_folder(folder: Path) -> None:
 
 
 def _refuse_gaps(folder: Path, info: dict[str, Any]) -> None:
-    """Raise ModelError for weights that are absent or of another shape: transformers fills them with random numbers."""
+    """Raise ModelError for weights that are missing or of another shape: transformers would fill them randomly."""
     absent = [*sorted(info["missing_keys"]), *sorted(str(key[0]) for key in info["mismatched_keys"])]
     if absent:
         raise ModelError(
@@ -127,9 +134,10 @@ def _refuse_gaps(folder: Path, info: dict[str, Any]) -> None:
 
 
 def _keep_gradients_of_quantised_layers(model: PreTrainedModel) -> None:
-    """In eval mode bitsandbytes repacks 4-bit weights for CPUs with bf16 arithmetic, and gradients are silently lost.
+    """Set bitsandbytes layers to training mode, and replace the autograd function of 8-bit layers.
 
-    "Training" means nothing else to these layers.
+    In eval mode bitsandbytes repacks 4-bit weights for CPUs with bf16 arithmetic, and gradients are silently lost.
+    The training mode changes nothing else in these layers.
     """
     for module in model.modules():
         if type(module).__module__.startswith("bitsandbytes."):
@@ -144,7 +152,10 @@ def _apply_8bit(layer: Any, forward: Any, x: Tensor) -> Tensor:
 
 
 class _Frozen8bit(torch.autograd.Function):
-    """A frozen 8-bit layer. bitsandbytes' own keeps its inputs, which only a weight's gradient needs, recompute or not."""
+    """Autograd function of a frozen 8-bit layer, which does not save its input.
+
+    The function of bitsandbytes saves the input, with or without recompute, though only a weight's gradient needs it.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: Any, forward: Any) -> Tensor:
@@ -160,15 +171,17 @@ class _Frozen8bit(torch.autograd.Function):
 
 
 def decoder_of(model: PreTrainedModel) -> nn.Module:
-    """What makes hidden states of tokens: the model without its head, and without eyes and ears."""
+    """Return the text decoder, which computes hidden states: no LM head, no vision or audio tower."""
     decoder: nn.Module = model.get_decoder()
-    return getattr(model, "model", decoder) if decoder is model else decoder  # Llama 4 misnames its own
+    return getattr(model, "model", decoder) if decoder is model else decoder  # Llama 4 returns itself
 
 
 def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """Name and list of the decoder's layers: its longest ModuleList that is in no other one. Raises ModelError.
+    """Return name and list of the decoder's layers. Raise ModelError if there are none.
 
-    Not the whole model's: an eye may have more layers than the language model, and a layer more experts.
+    The list is the longest ModuleList of the decoder that lies in no other one. The rest of the model is not searched:
+    a vision tower may have more layers than the language model. Nested lists do not count: a layer may have more
+    experts.
     """
     decoder = decoder_of(model)
     prefix = next((f"{name}." for name, m in model.named_modules() if m is decoder and name), "")
@@ -180,14 +193,17 @@ def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    """A linear layer and nothing else: some routers are made of one, and return more than its product."""
+    """Return whether `module` is a plain linear layer. Some routers subclass one and return more than a matmul."""
     known = type(module).forward in (nn.Linear.forward, LowBitLinear.forward)
     plain = known or type(module).__module__.startswith("bitsandbytes.")
     return isinstance(module, nn.Linear) and plain
 
 
 def find_targets(model: PreTrainedModel, targets: str) -> list[str]:
-    """Full names of the linear layers that get an adapter. Raises ConfigError when a name in `targets` matches none."""
+    """Return the full names of the linear layers that get an adapter.
+
+    Raises ConfigError if a name in `targets` matches no layer, and ModelError if the model has no linear layers.
+    """
     prefix, _layers = decoder_layers(model)
     linears = [name for name, m in model.named_modules() if _is_linear(m) and name.startswith(prefix + ".")]
     if not linears:
@@ -207,12 +223,12 @@ def find_targets(model: PreTrainedModel, targets: str) -> list[str]:
 
 
 def short(name: str) -> str:
-    """`model.layers.0.self_attn.q_proj` -> `q_proj`."""
+    """Return the last part of a module name: `model.layers.0.self_attn.q_proj` -> `q_proj`."""
     return name.rpartition(".")[2]
 
 
 def untrained_weights(model: PreTrainedModel) -> list[str]:
-    """Kinds of weights in the decoder layers that no linear layer carries (fused experts): LoRA leaves them alone."""
+    """Return the kinds of decoder-layer weights in no linear layer (fused experts), which LoRA does not train."""
     prefix, _layers = decoder_layers(model)
     named = (n for n, p in model.named_parameters() if p.dim() >= 3 and n.startswith(prefix + "."))
     return sorted({re.sub(r"^.*?\.\d+\.", "", name) for name in named})
@@ -221,7 +237,7 @@ def untrained_weights(model: PreTrainedModel) -> list[str]:
 def add_lora(
     model: PreTrainedModel, names: list[str], r: int, scale: float, dropout: DropoutKeys
 ) -> dict[str, LoRALinear]:
-    """Put a LoRALinear around each linear layer in `names`; return them by name."""
+    """Put a LoRALinear around each linear layer in `names`; return the new layers by name."""
     layers = {}
     for name in names:
         parent, _dot, attribute = name.rpartition(".")
@@ -232,13 +248,13 @@ def add_lora(
 
 
 def compile_layers(model: PreTrainedModel) -> None:
-    """Let torch.compile each decoder layer when it is first run; lengths vary, so for any length."""
+    """Let torch.compile compile each decoder layer at its first run, for any sequence length."""
     for layer in decoder_layers(model)[1]:
         layer.compile(dynamic=True)
 
 
 class ActivationCheckpointing:
-    """Lets the first `count` decoder layers drop their activations and compute them again in the backward pass."""
+    """Activation checkpointing: the first `count` decoder layers recompute activations in the backward pass."""
 
     def __init__(self, layers: nn.ModuleList) -> None:
         self.count = 0
@@ -249,7 +265,7 @@ class ActivationCheckpointing:
         def run(*args: Any, **kwargs: Any) -> Any:
             if index >= self.count or not torch.is_grad_enabled():
                 return forward(*args, **kwargs)
-            # Dropout is drawn from keys, so there is no generator's state to keep.
+            # Dropout is a function of keys, so there is no generator state to save.
             return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
         return run

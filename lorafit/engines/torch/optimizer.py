@@ -1,4 +1,4 @@
-"""How do adapter weights move? AdamW with moments that any engine can take over."""
+"""AdamW for the adapter weights, with an optimizer state that every engine can read."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from lorafit.planner.plan import Plan
 
 STATES = {"adamw": MOMENTS, "paged_adamw_8bit": ("state1", "state2")}
 RAW = ("state1", "state2", "absmax1", "absmax2")
-BLOCK = 256  # bitsandbytes' block of elements that share a scale
+BLOCK = 256  # elements that share a scale in bitsandbytes' 8-bit state
 
 
 class TorchOptimizer:
@@ -30,7 +30,7 @@ class TorchOptimizer:
         }
         self._torch: torch.optim.Optimizer
         if plan.optimizer == "paged_adamw_8bit":
-            from bitsandbytes.optim.adamw import PagedAdamW8bit  # a second to import, and not there on every platform
+            from bitsandbytes.optim.adamw import PagedAdamW8bit  # slow to import (1 s), and not on every platform
 
             self._torch = PagedAdamW8bit(parameters.values(), **options)
         else:
@@ -39,7 +39,7 @@ class TorchOptimizer:
             self._start(index, parameter)
 
     def _start(self, index: int, parameter: nn.Parameter) -> None:
-        """Moments of zero, now: were memory to run out at the first update, some weights would be updated, others not."""
+        """Allocate zero optimizer state now: out of memory at the first update would leave some weights not updated."""
         if self.kind == "adamw":
             step = torch.zeros((), device=parameter.device)
             self._torch.state[parameter] = {"step": step, **{key: torch.zeros_like(parameter) for key in MOMENTS}}
@@ -47,28 +47,32 @@ class TorchOptimizer:
             self._torch.init_state(self._torch.param_groups[0], parameter, 0, index)  # type: ignore[attr-defined]
 
     def update(self, lr: float) -> None:
-        """One bias-corrected update of every parameter from its .grad."""
+        """Make one bias-corrected update of every parameter from its .grad."""
         for group in self._torch.param_groups:
             group["lr"] = lr
         self._torch.step()
 
     def drop_gradients(self) -> None:
+        """Set every .grad to None."""
         self._torch.zero_grad(set_to_none=True)
 
     def save(self, folder: Path) -> None:
-        """Write the moments as fp32 under the parameters' names, and 8-bit states raw beside them."""
+        """Write the optimizer state as fp32 under the parameters' names, and 8-bit states raw beside it."""
         states = self._states()
         quantised = {name: state for name, state in states.items() if "absmax1" in state}
         raw = {f"{name}.raw.{key}": s[key].detach().cpu().numpy() for name, s in quantised.items() for key in RAW}
         write_moments(folder, self.moments(), float(next(iter(states.values()))["step"]), self.kind, raw)
 
     def moments(self) -> dict[str, Arrays]:
-        """The moments [moment][parameter] in fp32, under AdamW's names."""
+        """Return the moments [moment][parameter] in fp32, under AdamW's names."""
         states = self._states().items()
         return {plain: {name: _as_fp32(state, key) for name, state in states} for plain, key in self._keys()}
 
     def load(self, folder: Path) -> None:
-        """Take the moments back; raw 8-bit states where they are there. Raises AdapterError when names or shapes differ."""
+        """Read the optimizer state, from raw 8-bit states if they exist.
+
+        Raises AdapterError if names or shapes differ.
+        """
         shapes = {name: tuple(parameter.shape) for name, parameter in self.parameters.items()}
         moments, updates, stored = read_moments(folder, shapes)
         for name, state in self._states().items():
@@ -87,7 +91,7 @@ class TorchOptimizer:
         return {name: self._torch.state[parameter] for name, parameter in self.parameters.items()}
 
     def _keys(self) -> list[tuple[str, str]]:
-        """AdamW's names of the moments, and this optimizer's."""
+        """Return pairs of AdamW's name and this optimizer's name of each moment."""
         return list(zip(MOMENTS, STATES[self.kind], strict=True))
 
 
@@ -96,7 +100,7 @@ def _as_fp32(state: dict[str, Any], key: str) -> NDArray[np.float32]:
     if moment.dtype == torch.uint8:
         from bitsandbytes import functional
 
-        # All on the CPU: a paged moment counts as there, and a CUDA kernel would be given pointers of both kinds.
+        # All on the CPU: a paged state reports the CPU as its device, and a CUDA kernel would get pointers of both.
         absmax, code = state[f"absmax{key[-1]}"].cpu(), state[f"qmap{key[-1]}"].cpu()
         moment = functional.dequantize_blockwise(moment.cpu(), absmax=absmax, code=code, blocksize=BLOCK)
     array: NDArray[np.float32] = moment.detach().float().cpu().numpy()
@@ -104,7 +108,7 @@ def _as_fp32(state: dict[str, Any], key: str) -> NDArray[np.float32]:
 
 
 def _fill(state: dict[str, Any], key: str, moment: Tensor) -> None:
-    """Put an fp32 `moment`, on the CPU, into a state, quantised where the state is."""
+    """Copy an fp32 `moment` on the CPU into a state; quantize it if the state is quantized."""
     if state[key].dtype == torch.uint8:
         from bitsandbytes import functional
 

@@ -1,6 +1,7 @@
-"""How do several processes train as one under torch? gloo between CPUs, NCCL between GPUs, and no pickle anywhere.
+"""Collectives between the processes of one run: gloo between CPUs, NCCL between GPUs, and no pickle.
 
-Every wait is a look at the others' pulse too, so that a lost process ends a run with words and never hangs it.
+Every wait also checks the heartbeats of the other ranks. A lost process therefore ends a run with an error and never
+hangs it.
 """
 
 import contextlib
@@ -26,25 +27,25 @@ from lorafit.engines.torch.heartbeat import Heartbeat
 from lorafit.errors import EngineError
 from lorafit.messages import _
 
-MEET_SECONDS = 600.0  # for all processes to come
-WAIT_SECONDS = 3600.0  # for a live one to finish its share of a step
+MEET_SECONDS = 600.0  # for all processes to join
+WAIT_SECONDS = 3600.0  # for a live process to finish its share of a step
 LEAVE_SECONDS = 20.0
-PIECE = 1 << 26  # bytes of a file that travel at once
-STORES: Any = dist  # its stores are there, but not in what mypy is told of
+PIECE = 1 << 26  # bytes of a file in one all-reduce
+STORES: Any = dist  # has the store classes, but its type stubs lack them
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 
 
 class TorchCollectives:
-    """engines/ranks.py over torch.distributed's default group."""
+    """The Collectives protocol (distributed/collectives.py) over torch.distributed's default group."""
 
     def __init__(self, here: RankInfo, store: Any, heartbeat: Heartbeat, waiting: Callable[[], None]) -> None:
         self.place, self.store, self.heartbeat, self.waiting = here, store, heartbeat, waiting
         self._told = 0
-        self._flat: Tensor | None = (
-            None  # kept: one that finds no room on one rank alone would leave the others waiting
-        )
+        # Kept between steps: a failed allocation on one rank alone would leave the other ranks waiting.
+        self._flat: Tensor | None = None
 
     def broadcast_json(self, facts: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return the leader's `facts` (JSON) on every rank."""
         self._told += 1
         key = f"told/{self._told}"
         if self.place.leads:
@@ -57,6 +58,10 @@ class TorchCollectives:
 
     @contextlib.contextmanager
     def broadcast_folder(self, folder: Path | None) -> Iterator[Path | None]:
+        """Yield a folder with the leader's files on every rank.
+
+        It is `folder` itself if every rank finds it on its disk, else a temporary copy on all ranks except the leader.
+        """
         if not self.all_reduce_max(float(folder is not None and not folder.is_dir())):
             yield folder
             return
@@ -69,7 +74,7 @@ class TorchCollectives:
             yield folder if self.place.leads else copy
 
     def _copy(self, path: Path, size: int) -> None:
-        """The leader's file, to all: a sum to which the others add nothing."""
+        """Send the leader's file to all ranks, by an all-reduce to which the other ranks add zeros."""
         for start in range(0, size, PIECE):
             piece = torch.zeros(min(PIECE, size - start), dtype=torch.uint8)
             if self.place.leads:
@@ -82,12 +87,15 @@ class TorchCollectives:
                     file.write(piece.numpy().tobytes())
 
     def all_reduce_max(self, number: float) -> float:
+        """Return the largest of the ranks' numbers."""
         return self._reduced(number, dist.ReduceOp.MAX)
 
     def all_reduce_sum(self, number: float) -> float:
+        """Return the sum of the ranks' numbers, in float64."""
         return self._reduced(number, dist.ReduceOp.SUM)
 
     def all_reduce_(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its sum over the ranks, in place; all are sent in one flat buffer."""
         size = sum(tensor.numel() for tensor in tensors)
         if self._flat is None or self._flat.numel() != size:
             self._flat = tensors[0].new_empty(size)
@@ -99,6 +107,7 @@ class TorchCollectives:
 
     @contextlib.contextmanager
     def sync_oom(self) -> Iterator[None]:
+        """Raise OutOfMemory on every rank if one rank ran out of memory inside."""
         problem: OutOfMemory | None = None
         try:
             yield
@@ -126,7 +135,10 @@ class TorchCollectives:
 
     @contextlib.contextmanager
     def connected(self) -> Iterator[None]:
-        """The same around torch's own collectives, where an error may be one of the computation too."""
+        """Turn a RuntimeError inside torch's own collectives into RankLost if a rank is lost.
+
+        Any other RuntimeError may come from the computation, and is raised again.
+        """
         try:
             yield
         except RuntimeError as error:
@@ -136,7 +148,7 @@ class TorchCollectives:
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[None]:
-        """What a broken connection raises inside becomes RankLost, once it is known who is to blame."""
+        """Turn a RuntimeError inside (a broken connection) into RankLost; wait to learn which rank is lost."""
         try:
             yield
         except RuntimeError as error:
@@ -146,10 +158,10 @@ class TorchCollectives:
 
 @contextlib.contextmanager
 def joined(processes: int, waiting: Callable[[], None]) -> Iterator[TorchCollectives]:
-    """Inside, this process is one of several: of those that torchrun started, else the first of `processes` of its own.
+    """Join the process group of this run inside: the ranks of torchrun, or `processes` ranks started here.
 
-    `waiting` is called again and again while it waits for the others, since a supervisor wants a sign of life.
-    Raises EngineError when they do not find each other.
+    `waiting` is called repeatedly during each wait for the other ranks, since the supervisor needs signs of progress.
+    Raises EngineError if the processes do not find each other.
     """
     if "RANK" in os.environ:
         with _group(rank_info(), _meet(), no_known_death, waiting) as ranks:
@@ -166,7 +178,7 @@ def joined(processes: int, waiting: Callable[[], None]) -> Iterator[TorchCollect
 
 
 def _meet() -> Any:
-    """The store whose address is in the environment."""
+    """Return the store whose address is in the environment."""
     try:
         return next(rendezvous("env://", timeout=_time(MEET_SECONDS)))[0]
     except (RuntimeError, ValueError) as error:
@@ -184,7 +196,7 @@ def _not_met(error: object) -> EngineError:
 
 @contextlib.contextmanager
 def _group(here: RankInfo, store: Any, dead: Dead, waiting: Callable[[], None]) -> Iterator[TorchCollectives]:
-    """Join the group that meets in `store`, and leave it whatever happens inside."""
+    """Join the group that meets in `store`; leave it after success and after an error."""
     _take_share_of_machine(here)
     heartbeat = Heartbeat(STORES.PrefixStore("heartbeat", store.clone()), here, dead)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -206,19 +218,18 @@ def _group(here: RankInfo, store: Any, dead: Dead, waiting: Callable[[], None]) 
         heartbeat.leave(problem)
         if here.leads and problem is None:
             heartbeat.all_left(LEAVE_SECONDS)
-        if not isinstance(problem, RankLost):  # NCCL would wait for the lost one
+        if not isinstance(problem, RankLost):  # NCCL would wait for the lost rank
             dist.destroy_process_group()
 
 
 def _take_share_of_machine(here: RankInfo) -> None:
-    """A GPU of its own, and its share of the cores: torchrun leaves one thread to each, whatever there are."""
+    """Select this rank's GPU and its share of the cores, since torchrun gives each process only one thread."""
     os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK) if here.local_count == here.count else None
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(max(cores // here.local_count, 1))
     if torch.cuda.is_available():
-        torch.cuda.set_device(
-            here.local_rank % torch.cuda.device_count()
-        )  # too few of them are refused later, in words
+        # A lack of GPUs is reported later, with a message.
+        torch.cuda.set_device(here.local_rank % torch.cuda.device_count())
 
 
 def _time(seconds: float) -> timedelta:

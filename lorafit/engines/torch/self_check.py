@@ -1,4 +1,4 @@
-"""Does this device compute rightly, and does this model pack? Two checks before anything is spent."""
+"""Checks before training: whether the device computes correctly, and whether the model supports packing."""
 
 import math
 from collections.abc import Sequence
@@ -18,20 +18,20 @@ from lorafit.engines.torch.model import decoder_of
 from lorafit.errors import HardwareError, ModelError
 from lorafit.messages import _
 
-# Largest difference by norm that rounding explains. A wrong kernel is off by the whole.
+# Largest relative difference by norm that rounding explains. A wrong kernel differs by about 1.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}
 SEGMENTS = (5, 9, 3)
-LONG_SEGMENTS, WINDOWS = (5, 300, 130), (None, 70)  # longer than the blocks of a kernel
+LONG_SEGMENTS, WINDOWS = (5, 300, 130), (None, 70)  # longer than a kernel's blocks
 SELF_TESTS = ("matmul", "causal attention in training", "causal attention in answers", "gradient")
 
 
 def difference(found: Tensor, wanted: Tensor) -> float:
-    """Distance by norm, relative to `wanted`."""
+    """Return the distance of `found` from `wanted` by norm, relative to `wanted`."""
     return difference_of_all([found], [wanted])
 
 
 def difference_of_all(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
-    """difference() of all tensors end to end, one after the other: gradients of an adapter are large."""
+    """Return difference() of all tensors end to end, pair by pair, since the gradients of an adapter are large."""
     off, whole = [], []
     for one, other in zip(found, wanted, strict=True):
         one, other = one.detach().float().cpu(), other.detach().float().cpu()
@@ -41,9 +41,10 @@ def difference_of_all(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> floa
 
 
 def self_test(name: str, dtype: torch.dtype = torch.float32) -> None:
-    """A matrix product, causal attention and a gradient on `name` against the CPU in fp32. Raises HardwareError.
+    """Compare a matmul, causal attention and a gradient on device `name` with the CPU in fp32.
 
-    Attention twice, since answers and evaluation take kernels that training does not: one of MPS looked ahead in bf16.
+    Attention is tested with and without gradients, since generation and evaluation use other kernels than training. One
+    such kernel of MPS attended to later tokens in bf16. Raises HardwareError if a result is wrong.
     """
     device = get_device(name)
     generator = torch.Generator().manual_seed(0)
@@ -75,7 +76,7 @@ def _self_test_sums(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tenso
 
 
 def tiny_micro_batch(model: PreTrainedModel) -> MicroBatch:
-    """Three tiny samples that begin alike, with targets at their ends."""
+    """Return a micro-batch of three tiny samples with a common prefix and targets at their ends."""
     rng, vocab = np.random.default_rng(0), model.config.get_text_config().vocab_size
     samples = []
     for length in SEGMENTS:
@@ -88,10 +89,10 @@ def tiny_micro_batch(model: PreTrainedModel) -> MicroBatch:
 def packing_error(
     model: PreTrainedModel, head: LMHead, parameters: Sequence[Tensor], device: str
 ) -> tuple[float, float]:
-    """How far packed differs from one by one, in (logits, gradients), by norm, on three tiny segments; nan on overflow.
+    """Return how far a packed pass differs from single passes in (logits, gradients), by norm; nan on overflow.
 
-    One by one is transformers' own forward with its own attention and head, so this also checks our head. A weight
-    that takes no part (an expert that nothing was sent to) has a gradient of zero.
+    The samples are three tiny segments. Single passes use transformers' own forward, attention and head, so this checks
+    lorafit's head too. A weight without a part in the pass (an expert that gets no token) has a gradient of zero.
     """
     ids_1T = _some_ids(model, sum(SEGMENTS), device)
     ends = torch.tensor([0, *np.cumsum(SEGMENTS)], dtype=torch.int32)
@@ -100,19 +101,19 @@ def packing_error(
         input_ids=ids_1T, position_ids=position_ids, use_cache=False, **segments(ends, device)
     ).last_hidden_state
     packed = head(hidden[0])
-    largest = packed.shape[-1] ** -0.5  # as small as a loss's gradient, so that fp16 holds what comes of it
+    largest = packed.shape[-1] ** -0.5  # as small as a loss's gradient, so that fp16 does not overflow
     seed = torch.linspace(-largest, largest, packed.numel(), device=device).view_as(packed).to(packed.dtype)
     packed_grads = _gradients(packed, parameters, seed)
-    with attention(model, own_attention(model)):  # around the backward too, which may recompute
+    with attention(model, own_attention(model)):  # with the backward, which may recompute the forward
         plain = torch.cat([model(input_ids=part, use_cache=False).logits[0] for part in ids_1T.split(SEGMENTS, 1)])
         plain_grads = _gradients(plain, parameters, seed)
     return difference(packed, plain), difference_of_all(packed_grads, plain_grads)
 
 
 def one_kernel_error(model: PreTrainedModel, dtype: torch.dtype, device: str) -> float:
-    """How far one kernel for all segments is from segment by segment, by norm: outputs and gradients, the worst.
+    """Return the largest difference by norm, in outputs and gradients, between one kernel and segment by segment.
 
-    With heads as wide as the model's, with and without a window. Raises what the kernel raises.
+    Heads are as wide as the model's; attention is tested with and without a window. The kernel's errors are not caught.
     """
     text = model.config.get_text_config()
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
@@ -132,7 +133,10 @@ def one_kernel_error(model: PreTrainedModel, dtype: torch.dtype, device: str) ->
 
 
 def worst_packing_error(model: PreTrainedModel, head: LMHead, parameters: Sequence[Tensor], device: str) -> float:
-    """The worse of the two; infinite where the model does not take, or pass on, what packing needs."""
+    """Return the larger value of packing_error().
+
+    The result is infinity if the model does not accept, or does not pass on, the arguments that packing needs.
+    """
     try:
         return worst(*packing_error(model, head, parameters, device))
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -140,12 +144,12 @@ def worst_packing_error(model: PreTrainedModel, head: LMHead, parameters: Sequen
 
 
 def worst(*errors: float) -> float:
-    """The largest; infinite where one is nan, which max() may pass over."""
+    """Return the largest error; infinity if one is nan, which max() may miss."""
     return math.inf if any(math.isnan(error) for error in errors) else max(errors)
 
 
 def refuse_unknown_head(model: PreTrainedModel, head: LMHead, device: str, tolerance: float) -> None:
-    """Raise ModelError where our way to the logits, decoder then head, is not the model's: its losses would be wrong."""
+    """Raise ModelError if decoder and head do not give the model's own logits: losses would be wrong."""
     ids_1T = _some_ids(model, max(SEGMENTS), device)
     with torch.no_grad(), attention(model, own_attention(model)):
         hidden = decoder_of(model)(input_ids=ids_1T, use_cache=False).last_hidden_state

@@ -1,8 +1,8 @@
-"""How do base weights come from the files into memory? Read once, straight into the place where they stay.
+"""Base weights, read from their files once, directly into the memory where they stay.
 
-Layers that share their input (query, key and value; gate and up) lie end to end in one buffer, so that one product can
-compute them all. What transformers needs besides (names that changed, tied heads, buffers) it does itself: the tensors
-are given to it, and its modules become views of them.
+Layers that share their input (query, key and value; gate and up) lie end to end in one buffer, so that one matmul can
+compute them all. transformers does the rest (renamed tensors, tied heads, buffers): it takes the tensors as a state
+dict, and its modules become views of them.
 """
 
 import re
@@ -19,21 +19,21 @@ from lorafit.models.spec import Header, read_headers, weight_files
 
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 STORED = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-PIECE = 1 << 22  # numbers read at once where they are converted
+PIECE = 1 << 22  # elements read at once if their dtype is converted
 
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """A tensor that is in its file until it is asked for with `[...]`: what transformers takes for a slice of a file.
+    """A tensor that stays in its file until `[...]` reads it; transformers treats it like a slice of a file.
 
-    Its own are mapped files: while 4-bit weights were made of them, both forms of the whole base were resident.
+    transformers' own slices are memory-mapped: during 4-bit quantization both forms of the whole base were resident.
     """
 
     file: Path
     header: Header
 
     def __getitem__(self, _all: Any) -> Tensor:
-        allocator.trim()  # quantising the one before left holes
+        allocator.trim()  # quantizing the previous tensor left holes in the heap
         place = torch.empty(self.header.shape, dtype=STORED[self.header.dtype])
         with self.file.open("rb", buffering=0) as stream:
             _read(stream, self.header, place)
@@ -41,7 +41,7 @@ class LazyTensor:
 
 
 def unread_weights(folder: Path) -> dict[str, LazyTensor] | None:
-    """All tensors of `folder` by name, none of them read yet; None where a file holds other numbers than floats."""
+    """Return all tensors of `folder` by name, not yet read; None if a file holds other types than floats."""
     files = _floats(folder)
     if files is None:
         return None
@@ -49,13 +49,13 @@ def unread_weights(folder: Path) -> dict[str, LazyTensor] | None:
 
 
 def _floats(folder: Path) -> dict[Path, list[Header]] | None:
-    """What the files hold; None where that is not floats alone."""
+    """Return the tensor headers of each file; None if a file holds other types than floats."""
     files = {file: read_headers(file) for file in weight_files(folder)}
     return files if all(header.dtype in STORED for found in files.values() for header in found) else None
 
 
 def read_weights(folder: Path, dtype: torch.dtype) -> dict[str, Tensor] | None:
-    """All tensors of `folder` by name, in `dtype`; None where a file holds other numbers than floats."""
+    """Read all tensors of `folder` by name, in `dtype`; return None if a file holds other types than floats."""
     files = _floats(folder)
     if files is None:
         return None
@@ -69,7 +69,7 @@ def read_weights(folder: Path, dtype: torch.dtype) -> dict[str, Tensor] | None:
 
 
 def _places(headers: dict[str, Header], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Room for each tensor, those of one product end to end."""
+    """Allocate each tensor; tensors of one matmul lie end to end."""
     places: dict[str, Tensor] = {}
     for name in headers:
         if name in places:
@@ -82,7 +82,7 @@ def _places(headers: dict[str, Header], dtype: torch.dtype) -> dict[str, Tensor]
 
 
 def _siblings(name: str, headers: dict[str, Header]) -> list[str]:
-    """The names that share a product with `name`, in their order; itself alone where there are none."""
+    """Return the names that share a matmul with `name`, in their order, or `name` alone."""
     for group in TOGETHER:
         if found := re.fullmatch(rf"(.*\.)({'|'.join(group)})(\.weight|\.bias)", name):
             names = [f"{found[1]}{part}{found[3]}" for part in group]
@@ -104,7 +104,7 @@ def _read(stream: BinaryIO, header: Header, place: Tensor) -> None:
 
 
 def _fill(stream: BinaryIO, flat: Tensor) -> None:
-    """Read into the memory of `flat`; a system may give less at once than is asked for."""
+    """Read into the memory of `flat`; one read may return fewer bytes than requested. Raise OSError at a short file."""
     left = flat.view(torch.uint8).numpy().data
     while left:
         got = stream.readinto(left)  # type: ignore[attr-defined]

@@ -1,1 +1,1 @@
-"""What is known of machines, models and data that are not here: plain figures, each with its source."""
+"""Figures of known machines, models and data sets, each with its source, for plans without these at hand."""

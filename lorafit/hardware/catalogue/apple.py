@@ -1,8 +1,8 @@
-"""What Apple Silicon was sold? Bandwidth and float32 rates of every chip from M1 to M5; half precision runs at the same rate.
+"""Apple Silicon chips from M1 to M5: memory sizes, bandwidth and float32 rate; half precision has the same rate.
 
-Figures are for the version with the most GPU cores; one with fewer cores is slower by their share. An M4 Ultra was never
-sold. How much of the memory Metal gives to the GPU is read on the machine itself; for one that is described the lower of
-the figures that were seen is taken (USABLE).
+The figures are for the version with the most GPU cores; the rate of other versions is proportional to their cores. An M4
+Ultra was never sold. On the machine itself, the engine reads the share of memory that Metal gives to the GPU. For a
+machine described by name, the plan uses the lowest observed share (USABLE).
 """
 
 from lorafit.hardware.catalogue.chip import Chip
@@ -43,11 +43,12 @@ APPLE = [
     for name, (cores, bandwidth, rate, memory) in _SOLD.items()
 ]  # fmt: skip
 
-# Share of the memory that Metal recommends: 2/3 was seen up to 32 GB (M1 Pro and M4 with 16: 10.67 GiB; 24: 16.0; 32:
-# 21.33), 3/4 above (96: 72.0). Newer macOS gives more (16: 11.84; 64: 51.84; 128: 107.5): a plan for such a Mac is careful.
+# (memory up to GB, share of the memory that Metal recommends). Observed, in GB and GiB: 2/3 up to 32 GB (M1 Pro and M4
+# with 16: 10.67; 24: 16.0; 32: 21.33), 3/4 above (96: 72.0). Newer macOS versions give more (16: 11.84; 64: 51.84;
+# 128: 107.5). Hence plans for a Mac described by name are conservative.
 USABLE = ((32, 2 / 3), (10_000, 3 / 4))
 
 
 def usable_share(memory_gb: float) -> float:
-    """Share of a Mac's memory that its GPU may have."""
+    """Return the share of a Mac's memory that its GPU may use."""
     return next(share for most, share in USABLE if memory_gb <= most)

@@ -1,25 +1,27 @@
-"""What must be known of a chip to plan for it? Memory, bandwidth and speed, with where the figures come from."""
+"""Properties of a GPU that a plan needs: memory, bandwidth and speed, with the source of the figures."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Chip:
-    """A GPU. `teraflops` are dense products with float32 sums, as the maker states them: what can be had is less.
+    """A GPU model.
 
-    `memory_gb` are the sizes that it was sold with, the smallest first; `gigabytes_per_second` its memory's bandwidth.
+    `teraflops`: the maker's rates of dense matmuls with float32 accumulation; real rates are lower. `memory_gb`: the sizes
+    that were sold, the smallest first. `gigabytes_per_second`: memory bandwidth.
     """
 
     name: str
     kind: str  # mps | cuda
     memory_gb: tuple[int, ...]
     gigabytes_per_second: float
-    teraflops: dict[str, float]  # by precision: fp32, bf16, fp16; a missing one is not computed in hardware
+    teraflops: dict[str, float]  # by precision: fp32, bf16, fp16; a missing one is not in hardware
     source: str
-    capability: float | None = None  # CUDA's compute capability
-    cores: int | None = None  # GPU cores, where versions differ by them
-    sustained: float = 1.0  # of the stated rates, what power and heat leave for hours
+    capability: float | None = None  # CUDA compute capability
+    cores: int | None = None  # GPU cores, for chips sold with different numbers of cores
+    sustained: float = 1.0  # share of the stated rates that power and heat allow for hours
 
     @property
     def bf16(self) -> bool:
+        """Whether the chip computes bf16 in hardware."""
         return "bf16" in self.teraflops

@@ -1,4 +1,4 @@
-"""Which machines are rented under which names? The GPU, the main memory and the processors that come with each."""
+"""Rented machines by name, with their GPUs, main memory and CPU cores."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from lorafit.messages import noted
 
 @dataclass(frozen=True)
 class Instance:
-    """A rented machine: `gpus` of the GPU called `chip` with `gpu_gb` each, beside `memory_gb` and `cores`."""
+    """A rented machine: `gpus` GPUs named `chip` with `gpu_gb` each, `memory_gb` main memory and `cores` CPU cores."""
 
     name: str
     chip: str

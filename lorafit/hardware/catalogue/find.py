@@ -1,4 +1,7 @@
-"""Which machine does a name mean? "M1 Pro 16GB", "RTX 3090", "p3.2xlarge", "EPYC 8 cores 32GB": described as hardware.detect() would."""
+"""Machines by name, for example "M1 Pro 16GB", "RTX 3090", "p3.2xlarge" or "EPYC 8 cores 32GB".
+
+The result is a `Machine` as detect_machine() would return it there.
+"""
 
 import difflib
 import re
@@ -13,14 +16,14 @@ from lorafit.messages import _, listed
 from lorafit.units import GIB
 
 CHIPS = APPLE + NVIDIA
-FREE_SHARE = 0.75  # of a described machine's main memory: the system and a browser have the rest
-# What people and machines put before and after a chip's name.
+FREE_SHARE = 0.75  # of a described machine's main memory; the system and a browser use the rest
+# Words that people and devices put before and after the name of a chip.
 COMMON = r"(?:apple|i?mac|book|air|pro|mini|studio|chip|with|memory|unified|nvidia|geforce|tesla|gpu|pcie|sxm\d?|nvl|hbm\de?)*"
-PC_MEMORY_GB = 32  # beside a GPU that is named alone
+PC_MEMORY_GB = 32  # main memory of a machine whose name gives none
 
 
 def described(name: str) -> Machine:
-    """The machine that `name` means. Raises HardwareError with near names."""
+    """Return the machine named `name`. Raise HardwareError, with similar names or sizes, for an unknown one."""
     wanted = _plain(name)
     for instance in INSTANCES:
         if _plain(instance.name) == wanted:
@@ -43,12 +46,12 @@ def described(name: str) -> Machine:
 
 
 def chip_of(name: str) -> Chip | None:
-    """The chip that a machine's own name of its GPU means: "NVIDIA GeForce RTX 3090", "Tesla T4", "Apple M2 Max"."""
+    """Return the chip for a device name such as "NVIDIA GeForce RTX 3090", "Tesla T4" or "Apple M2 Max", or None."""
     return _chip(_plain(name))
 
 
 def names() -> list[str]:
-    """All names that described() takes, chips with the memory sizes that they were sold with."""
+    """Return the names of all chips, with each memory size that was sold, and of all rented machines."""
     chips = [f"{chip.name} {gb}GB" for chip in CHIPS for gb in chip.memory_gb]
     return chips + [instance.name for instance in INSTANCES]
 
@@ -58,7 +61,7 @@ def _plain(name: str) -> str:
 
 
 def _chip(words: str) -> Chip | None:
-    """The chip whose whole name stands in `words`, the longest one ("RTX 3080 Ti" is no RTX 3080)."""
+    """Return the chip with the longest name contained in `words`: "RTX 3080 Ti" does not match RTX 3080."""
     joined = re.sub(rf"^{COMMON}(?=m\d)", "", re.sub(r"[^a-z0-9]", "", words))
     for chip in sorted(CHIPS, key=lambda chip: -len(chip.name)):
         plain = _joined(chip)
@@ -72,7 +75,7 @@ def _joined(chip: Chip) -> str:
 
 
 def _says_no_more(words: str, chip: Chip) -> bool:
-    """Whether what stands in `words` besides the chip's name is what machines are called: "M1 Prro" is no M1."""
+    """Return whether `words` holds only the chip's name and words of COMMON: "M1 Prro" is not an M1."""
     rest = re.sub(r"[^a-z0-9]", "", words).replace(_joined(chip), "", 1)
     return re.fullmatch(COMMON, rest) is not None
 

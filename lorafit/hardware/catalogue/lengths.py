@@ -1,29 +1,35 @@
-"""How long are the rows of a data set that is not here? Token lengths of public data sets, counted beforehand."""
+"""Token lengths of public data sets, counted beforehand, for plans without the data at hand."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-BIN = 16  # tokens
+BIN = 16  # tokens per histogram bin
 
 
 def spread(n: int) -> NDArray[np.float64]:
-    """`n` places in [0, 1), as even as sorting but in no order, from 0 on: multiples of the golden ratio, modulo 1."""
+    """Return `n` points in [0, 1), [n]: multiples of the golden ratio modulo 1.
+
+    The points are as evenly spaced as sorted ones, but in mixed order. The first is 0.
+    """
     return np.arange(n, dtype=np.float64) * 0.6180339887498949 % 1.0
 
 
 @dataclass(frozen=True)
 class KnownLengths:
-    """A data set of `rows` rows. `counts[i]` of the rows counted have (16 i, 16 (i + 1)] tokens."""
+    """Token lengths of a data set with `rows` rows, as a histogram.
+
+    `counts[i]`: number of the counted rows with more than 16 i and at most 16 (i + 1) tokens. `source`: origin of the counts.
+    """
 
     rows: int
     counts: tuple[int, ...]
-    target_share: float  # of the tokens, those that carry loss
+    target_share: float  # share of the tokens that are in the loss
     source: str
 
     def sample(self, rows: int, max_length: int) -> NDArray[np.int64]:
-        """Token lengths [rows] of the same distribution, cut at `max_length`, in a fixed mixed order."""
+        """Return token lengths [rows] with the same distribution, truncated to `max_length`, in a fixed mixed order."""
         middles = (np.arange(len(self.counts)) + 0.5) * BIN
         ends = np.cumsum(self.counts)
         places = spread(rows) * ends[-1]
@@ -102,13 +108,13 @@ LAWYER_LLAMA = KnownLengths(
         0,
     ),
     target_share=0.68,
-    # Apache-2.0, github.com/AndrewZhe/lawyer-llama; 0.65 tokens a Chinese character is what Llama-3's tokenizer gives,
-    # 26 + 10 a turn what its template adds; one row over 1024 tokens is left out.
+    # Apache-2.0, github.com/AndrewZhe/lawyer-llama. Llama-3's tokenizer gives 0.65 tokens per Chinese character. Its
+    # chat template adds 26 tokens, and 10 per turn. One row over 1024 tokens is left out.
     source="7,465 of its rows at 0.65 tokens a character",
 )
 KNOWN = {"Skepsun/lawyer_llama_data": LAWYER_LLAMA}
 
 
 def known_lengths(name: str) -> KnownLengths | None:
-    """The lengths of the data set called `name` on a hub."""
+    """Return the lengths of the data set with the ID `name` on a hub, or None."""
     return KNOWN.get(name)

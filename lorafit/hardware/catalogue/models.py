@@ -1,6 +1,6 @@
-"""What shape has a model that is not here? The figures of public config.json files, by hub id.
+"""Architectures of public models by model ID, from their config.json files.
 
-Used where neither the disk nor a hub has the model's own; a plan made from it says so.
+They are used when neither the disk nor a hub provides the model's own config.json; a plan made from them says so.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from lorafit.models.spec import Linear, ModelSpec
 
 @dataclass(frozen=True)
 class Shape:
-    """What decides about a dense decoder's size, as its config.json names it; `ungated`: mirrors of the same weights."""
+    """The fields of a dense decoder's config.json that determine its size."""
 
     model_type: str
     layers: int
@@ -24,8 +24,8 @@ class Shape:
     tied: bool
     bias: bool = False  # on q, k and v
     qk_norm: bool = False
-    norms: int = 2  # in a layer, of the hidden width
-    window: int | None = None  # tokens
+    norms: int = 2  # per layer, of the hidden size
+    window: int | None = None  # tokens of sliding-window attention
     activation: str = "silu"
 
 
@@ -62,7 +62,10 @@ DEMO = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 def known_spec(name: str) -> ModelSpec | None:
-    """The shape of the model called `name`, from the catalogue: by its id, or by its last part (a mirror's owner)."""
+    """Return the spec of the model `name` from the catalogue, or None.
+
+    A name matches by its full ID, or by the part after the slash, since mirrors have other owners.
+    """
     wanted = DEMO if name == "demo" else name
     short = _short(wanted)
     shape = SHAPES.get(wanted) or next((s for full, s in SHAPES.items() if _short(full) == short), None)
@@ -74,7 +77,7 @@ def _short(name: str) -> str:
 
 
 def spec_of(shape: Shape) -> ModelSpec:
-    """The same as read_spec() would tell of the model's files in bf16."""
+    """Return the spec that read_spec() would read from the model's files in bf16."""
     linears = [linear for layer in range(shape.layers) for linear in _linears(shape, layer)]
     return ModelSpec(
         model_type=shape.model_type,

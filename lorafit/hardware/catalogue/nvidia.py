@@ -1,14 +1,14 @@
-"""Which NVIDIA GPUs might somebody have? From P100 to B200: dense rates with float32 sums, as NVIDIA's data sheets say.
+"""NVIDIA GPUs from P100 to B200: dense matmul rates with float32 accumulation, from NVIDIA's data sheets.
 
-GeForce cards add float16 products in float32 at half the rate that data sheets print in bold (for float16 sums); figures
-here are for float32 sums, which is what training does.
+On GeForce cards, float16 matmuls with float32 accumulation run at half the headline rate of the data sheets, which is for
+float16 accumulation. The figures here are for float32 accumulation, which training uses.
 """
 
 from lorafit.hardware.catalogue.chip import Chip
 from lorafit.messages import noted
 
-# The first compute capability that PyTorch's default CUDA builds are made for since 2.11 (Turing); builds for CUDA 12.6
-# still know Pascal and Volta, up to 2.14 (github.com/pytorch/pytorch issues 172352, 190385).
+# The lowest compute capability (Turing) that PyTorch's default CUDA builds support since 2.11. Builds for CUDA 12.6
+# support Pascal and Volta up to 2.14 (github.com/pytorch/pytorch issues 172352, 190385).
 OLDEST_CAPABILITY = 7.5
 OLDER_BUILD = "pip install 'torch<2.15' --index-url https://download.pytorch.org/whl/cu126"
 
@@ -65,12 +65,12 @@ _GEFORCE: dict[str, tuple[float, tuple[int, ...], float, float]] = {
 }
 
 
-# Assumed: cards of 70 W clock down under products, and the largest chips are limited by power and by memory.
+# Assumed: cards of about 70 W lower their clock during matmuls, and power and memory limit the largest chips.
 _SUSTAINED = {"T4": 0.5, "L4": 0.5, "H100": 0.75, "H200": 0.75, "B200": 0.6}
 
 
 def _rates(capability: float, fp32: float, half: float) -> dict[str, float]:
-    """bf16 is computed in hardware from Ampere (8.0) on."""
+    """Return TFLOP/s by precision; bf16 is in hardware from Ampere (8.0) on."""
     return {"fp32": fp32, "fp16": half} | ({"bf16": half} if capability >= 8.0 else {})
 
 
@@ -80,7 +80,7 @@ NVIDIA = [
         sustained=_SUSTAINED.get(name, 1.0),
     )
     for name, (capability, memory, bandwidth, fp32, half) in _DATA_CENTER.items()
-] + [  # GeForce: tensor cores with float32 sums do four times the float32 rate on Turing, twice on all later ones.
+] + [  # GeForce: with float32 accumulation, tensor cores reach 4 times the float32 rate on Turing, 2 times on later chips.
     Chip(
         name, "cuda", memory, bandwidth, _rates(capability, fp32, fp32 * (4 if capability == 7.5 else 2)),
         PAPERS[capability], capability,
@@ -88,5 +88,6 @@ NVIDIA = [
     for name, (capability, memory, bandwidth, fp32) in _GEFORCE.items()
 ]  # fmt: skip
 
-# Of the stated memory the driver and the CUDA context of an idle machine keep a little (15.0 of a T4's 16 GB: ECC).
+# Share of the stated memory that is free on an idle machine. Driver and CUDA context take the rest (with ECC, a T4 has
+# 15.0 of 16 GB).
 USABLE_SHARE = 0.93

@@ -1,4 +1,4 @@
-"""What does the page of a comparison show? The page itself is compare.html."""
+"""The HTML page of a comparison; its template is compare.html."""
 
 from lorafit.evaluation.compare import Comparison
 from lorafit.messages import _, labelled
@@ -7,7 +7,7 @@ from lorafit.reporters.text import compare as words
 
 
 def comparison_page(comparison: Comparison) -> str:
-    """The comparison as HTML."""
+    """Return the comparison as HTML."""
     facts: dict[str, object] = {
         "title": words.title(comparison),
         "subtitle": words.subtitle(comparison),
@@ -23,7 +23,7 @@ def comparison_page(comparison: Comparison) -> str:
 
 
 def _asked(comparison: Comparison, place: int) -> dict[str, object]:
-    """What the page shows of one question."""
+    """Return the template's values for one question."""
     question = comparison.questions[place]
     answers = [
         {

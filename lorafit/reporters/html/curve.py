@@ -1,4 +1,4 @@
-"""Where do the points of a curve lie in a picture? Geometry only: the page draws it."""
+"""Geometry of a chart: the positions of curves and ticks. The page's template draws the chart."""
 
 import math
 from collections.abc import Sequence
@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from lorafit.run_folders.history import Points
 
-WIDTH, HEIGHT, LEFT, RIGHT, BELOW, ABOVE = 960, 240, 64, 12, 28, 12  # of a picture, and its margins
-MOST_POINTS = 480  # of a line; more are joined to means of neighbours
+WIDTH, HEIGHT, LEFT, RIGHT, BELOW, ABOVE = 960, 240, 64, 12, 28, 12  # of a chart and its margins, in SVG units
+MOST_POINTS = 480  # of a line; more points are reduced to means of neighbors
 
 
 @dataclass(frozen=True)
 class Tick:
-    """A place on an axis, in the picture's units, and its label."""
+    """A tick of an axis: its position `at` in SVG units, and its label."""
 
     at: float
     label: str
@@ -20,7 +20,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class CurveLine:
-    """One curve as the points of a polyline; `dots` are drawn where there are few."""
+    """One curve: `points` of an SVG polyline, and `dots` (x, y, tooltip) if the curve has at most 40 points."""
 
     name: str
     points: str
@@ -29,7 +29,7 @@ class CurveLine:
 
 @dataclass(frozen=True)
 class Picture:
-    """Curves over the same steps, on one scale."""
+    """A chart: curves over the same steps, on one scale. `floor` is the y of the x axis."""
 
     title: str
     lines: list[CurveLine]
@@ -43,7 +43,7 @@ class Picture:
 
 
 def picture(title: str, curves: dict[str, Points]) -> Picture | None:
-    """The curves that have points, in one picture; None where none has."""
+    """Return one chart of the curves that have points, or None if no curve has any."""
     drawn = {name: means(points, MOST_POINTS) for name, points in curves.items() if points}
     if not drawn:
         return None
@@ -74,14 +74,14 @@ def picture(title: str, curves: dict[str, Points]) -> Picture | None:
 
 
 def means(points: Points, most: int) -> list[tuple[float, float]]:
-    """At most `most` points: neighbours joined to their means."""
+    """Return at most `most` points: means over groups of neighboring points."""
     size = math.ceil(len(points) / most)
     groups = [points[start : start + size] for start in range(0, len(points), size)]
     return [(_mean([step for step, _v in group]), _mean([value for _s, value in group])) for group in groups]
 
 
 def nice_ticks(low: float, high: float, about: int = 4) -> list[float]:
-    """Round numbers from at or below `low` to at or above `high`: 1, 2 or 5 times a power of ten apart."""
+    """Return round numbers that cover `low` to `high` in about `about` intervals of 1, 2 or 5 times a power of ten."""
     if high <= low:
         low, high = low - abs(low) * 0.05 - 1e-9, high + abs(high) * 0.05 + 1e-9
     rough = (high - low) / about

@@ -1,4 +1,4 @@
-"""How does a data report become one page that any browser shows, without a network? The page itself is data.html."""
+"""The HTML page of a data report, which any browser shows offline; its template is data.html."""
 
 from dataclasses import dataclass
 
@@ -8,24 +8,24 @@ from lorafit.reporters.html.page import render
 from lorafit.reporters.text import data as words
 from lorafit.units import count_text
 
-WIDTH, HEIGHT, LEFT, BELOW, ABOVE = 960, 280, 48, 34, 18  # of the histogram, and its margins
+WIDTH, HEIGHT, LEFT, BELOW, ABOVE = 960, 280, 48, 34, 18  # of the histogram and its margins, in SVG units
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar of the histogram, in the picture's units; `label` is its place on the axis, "" for most of them."""
+    """A bar of the histogram, in SVG units. `label` is its text on the axis ("" for most bars), `title` its tooltip."""
 
     x: float
     y: float
     width: float
     height: float
-    beyond: bool  # what is longer than max_length
+    beyond: bool  # the bin starts at or above max_length
     label: str
     title: str
 
 
 def data_page(report: DataReport) -> str:
-    """The report as HTML."""
+    """Return the report as HTML."""
     titles, several = words.sample_titles(), len(report.files) > 1
     facts: dict[str, object] = {
         "title": words.title(report),
@@ -50,10 +50,10 @@ def data_page(report: DataReport) -> str:
 
 
 def bars(lengths: LengthStats, max_length: int) -> list[Bar]:
-    """One a bin, the highest as high as the picture."""
+    """Return one bar for each bin; the highest bar fills the height of the chart."""
     pitch = _pitch(lengths)
     room, most, every = HEIGHT - BELOW - ABOVE, max(lengths.rows), max(len(lengths.edges) // 8, 1)
-    labelled = range(0, len(lengths.edges) - every, every)  # room for the last one's, which always stands there
+    labelled = range(0, len(lengths.edges) - every, every)  # leaves room for the last label, which is always drawn
     drawn = []
     for place, (edge, rows) in enumerate(zip(lengths.edges, lengths.rows, strict=True)):
         last = edge == lengths.edges[-1]
@@ -78,7 +78,7 @@ def _pitch(lengths: LengthStats) -> float:
 
 
 def _limit(lengths: LengthStats, max_length: int) -> float | None:
-    """Where max_length stands on the axis; None where it lies beyond the last edge."""
+    """Return the x of max_length, or None if it is beyond the last edge or there is only one bin."""
     if max_length > lengths.edges[-1] or len(lengths.edges) < 2:
         return None
     return LEFT + _pitch(lengths) * max_length / lengths.edges[1]

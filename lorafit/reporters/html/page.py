@@ -1,4 +1,4 @@
-"""How does a template become a page on the disk that any browser shows, without a network?"""
+"""HTML pages that any browser shows offline: check the path, render the template, write the file."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from lorafit.messages import _, language
 
 
 def check_page(path: Path) -> None:
-    """Raise DiskError unless a page can be written to `path`; before what is told there is computed."""
+    """Raise DiskError unless a page can be written to `path`. Call this before computing the page's content."""
     if path.is_dir():
         raise DiskError(
             _("The report goes to a file; this is a folder."), where=path, fix=_("Name a file with --output.")
@@ -24,7 +24,7 @@ def check_page(path: Path) -> None:
 
 
 def render(template: str, facts: dict[str, object]) -> str:
-    """The `template` beside this file, filled in with `facts`; everything in them is escaped."""
+    """Return the `template` beside this file filled in with `facts`; all values are escaped."""
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -35,7 +35,7 @@ def render(template: str, facts: dict[str, object]) -> str:
 
 
 def write_page(html: str, path: Path) -> None:
-    """Write the page, whole or not at all. Raises DiskError."""
+    """Write the page to `path` by renaming a complete .part file. Raise DiskError."""
     part = path.with_name(path.name + ".part")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)

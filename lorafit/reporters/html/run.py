@@ -1,4 +1,4 @@
-"""How does a run become one page that tells all of it? Asked, planned, measured, what happened, and how to use what came of it."""
+"""The HTML page of a run: settings, plan, measurements, events, and commands that use the result."""
 
 import contextlib
 import time
@@ -17,30 +17,30 @@ from lorafit.run_folders.directory import RunDir
 from lorafit.run_folders.history import Record, Results
 from lorafit.units import bytes_text, count_text, seconds_text
 
-MARKS = "✓⚠️ "  # what sentences of the plan begin with
+MARKS = "✓⚠️ "  # leading characters of the plan's sentences, stripped in tables
 HAPPENED = (Started, Restarted, Resumed, Shrunk, Warned, Stopped, Failed, Finished)
 
 
 class RunPageReporter:
-    """Writes report.html into the folder of the run that `started` names, when the run is over."""
+    """Reporter that writes report.html into the run's folder, named by `Started`, when the run ends."""
 
     def __init__(self) -> None:
         self._run: RunDir | None = None
 
     def on_event(self, event: Event) -> None:
-        """Take note of the run's folder."""
+        """Record the run's folder."""
         if isinstance(event, Started):
             self._run = RunDir(Path(event.run))
 
     def close(self) -> None:
-        """Write the page; a disk that takes no more loses only this."""
+        """Write the page. Errors, e.g. a full disk, are ignored: only the page is lost."""
         if self._run is not None and self._run.path.is_dir():
             with contextlib.suppress(LorafitError, OSError):
                 write_page(run_page(history.read_record(self._run)), self._run.report)
 
 
 def run_page(record: Record) -> str:
-    """The run as HTML."""
+    """Return the run as HTML."""
     curves, results = history.curves(record), history.results(record)
     losses = {_("training"): curves.get("loss", []), _("held out"): curves.get("valid_loss", [])}
     pictures = [picture(_("Loss, nats per target token"), losses)]
@@ -116,7 +116,7 @@ def _listings(record: Record, results: Results) -> list[Listing]:
 
 
 def _compared(record: Record, results: Results) -> list[tuple[str, ...]]:
-    """What the plan predicted beside what was measured; what it did not predict is left out."""
+    """Return rows of name, prediction and measurement. Quantities without a prediction are left out."""
     plan = record.plan
     whole = results.seconds if record.info.state == "finished" else None
     rows = [
@@ -153,7 +153,7 @@ def _told(event: Event) -> str:
 
 
 def _use(record: Record) -> list[tuple[str, str]]:
-    """What to do next, and the command for it."""
+    """Return the next steps: purpose, and the command or path for it."""
     run = str(record.run.path)
     use = []
     if record.info.state in ("stopped", "interrupted"):

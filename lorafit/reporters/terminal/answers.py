@@ -1,4 +1,4 @@
-"""How are many answers written? JSON Lines to a file, whole or not at all, or to stdout; how far it is goes to stderr."""
+"""Writing of answers as JSON Lines to a file (atomically) or to stdout; progress goes to stderr."""
 
 import json
 import sys
@@ -16,7 +16,7 @@ from lorafit.messages import _
 
 
 def write_answers(answers: Iterator[dict[str, str]], total: int, output: str | None, notes: Console) -> None:
-    """Write each of `answers` as a line to the file `output` (None: stdout). Raises DiskError."""
+    """Write each of `answers` as a line to the file `output` (None: stdout). Raise DiskError."""
     watched = (
         track(answers, _("Answering"), total, console=notes) if notes.is_interactive else _told(answers, total, notes)
     )
@@ -27,7 +27,7 @@ def write_answers(answers: Iterator[dict[str, str]], total: int, output: str | N
 
 
 def check_output(output: str | None) -> None:
-    """Raise DiskError unless answers can be written to the file `output`; before the model is loaded."""
+    """Raise DiskError unless answers can be written to the file `output`. Call this before loading the model."""
     if output is None:
         return
     path = Path(output).expanduser()
@@ -42,7 +42,7 @@ def check_output(output: str | None) -> None:
 
 @contextmanager
 def _opened(output: str | None) -> Iterator[TextIO]:
-    """Stdout, or a file beside `output` that takes its name at the end; answers of a broken-off run stay in it."""
+    """Yield stdout, or a .part file that is renamed to `output` at the end and is kept after an interruption."""
     if output is None:
         yield sys.stdout
         return
@@ -56,7 +56,7 @@ def _opened(output: str | None) -> Iterator[TextIO]:
 
 
 def _told(answers: Iterator[dict[str, str]], total: int, notes: Console) -> Iterator[dict[str, str]]:
-    """A line for every twentieth part."""
+    """Yield `answers` and print their count about 20 times."""
     every = max(total // 20, 1)
     for count, answer in enumerate(answers, 1):
         yield answer

@@ -1,4 +1,4 @@
-"""How do the catalogue of machines, and the tables of what each of them trains, look? A line a machine, at 80 columns."""
+"""Tables of the machine catalog and of the models that each machine trains: one line for each machine, 80 columns."""
 
 from rich.console import Console
 from rich.text import Text
@@ -10,11 +10,11 @@ from lorafit.messages import _, listed, translate
 from lorafit.planner.table import GUIDE_MODELS, MODELS, GuideTime, ModelOnMachine, settings_text
 from lorafit.reporters.terminal.columns import show_line, show_rows, show_title
 
-PACKED = "*"  # beside a time
+PACKED = "*"  # marks a time with a quantized base model
 
 
 def show_machines(console: Console) -> None:
-    """Print the catalogue, and below it where its figures are from."""
+    """Print the catalog, followed by the sources of its figures."""
     processors = [*cpus.MEASURED.items(), (_("any other"), (cpus.UNKNOWN, cpus.UNKNOWN_SOURCE))]
     given = [*(chip.source for chip in CHIPS), *(source for _name, (_rate, source) in processors)]
     sources = list(dict.fromkeys([*given, *(one.source for one in INSTANCES)]))
@@ -51,7 +51,7 @@ def _mark(sources: list[str], source: str) -> Text:
 
 
 def show_tables(cells: list[ModelOnMachine], times: list[GuideTime], console: Console) -> None:
-    """Print which machine trains which model, and how long the guide's run takes."""
+    """Print the training time of each model on each machine, and lorafit's times beside those of the macOS guide."""
     show_title(_("How long lawyer_llama_data takes (21,476 rows, 3 epochs), by size of the model"), console)
     rows = [_head([_("machine"), *MODELS, _("guide")])]
     for name, guide in GUIDE_MODELS.items():
@@ -92,7 +92,7 @@ def _timed(timed: GuideTime) -> list[str | Text]:
 
 
 def short_time(seconds: float) -> str:
-    """A time in few cells, so that a line holds seven: "0.4 h", "25 h", "3.4 d"."""
+    """Return a time as a short text, so that a line holds seven: "0.4 h", "25 h", "3.4 d"."""
     hours = seconds / 3600
     number = hours if hours < 48 else hours / 24
     text = _("{number} h") if hours < 48 else _("{number} d")

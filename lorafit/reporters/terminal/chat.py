@@ -1,4 +1,4 @@
-"""How does a person talk to a model at the terminal? Streamed answers, a few commands, Ctrl-C; piped: questions in, answers out."""
+"""Interactive chat at the terminal: streamed answers, commands and Ctrl-C. From a pipe, each line is a question."""
 
 import json
 import sys
@@ -15,7 +15,7 @@ with suppress(ImportError):
 
 
 class Leave(Exception):
-    """The person wants to go."""
+    """Raised by /exit to end the chat."""
 
 
 def talk(chat: Chat) -> None:
@@ -56,7 +56,7 @@ def _turn(chat: Chat, line: str) -> None:
 
 
 def stream(chat: Chat, question: str) -> None:
-    """Print the answer to `question` as it comes."""
+    """Print the answer to `question` as it is generated."""
     with closing(chat.reply(question)) as pieces:
         for piece in pieces:
             print(piece, end="", flush=True)
@@ -64,7 +64,7 @@ def stream(chat: Chat, question: str) -> None:
 
 
 def _answer(chat: Chat, question: str) -> None:
-    """What goes wrong with one answer (memory, a template) does not end the conversation."""
+    """Print the answer. An error (out of memory, a template) is printed too and does not end the chat."""
     try:
         stream(chat, question)
     except LorafitError as error:
@@ -85,7 +85,7 @@ def _base(chat: Chat, _rest: str) -> None:
 
 
 def _save(chat: Chat, rest: str) -> None:
-    """Append the conversation to a file as a row that training reads."""
+    """Append the conversation to a file as a row of training data."""
     if not rest:
         print(_("Name a file: /save chat.jsonl"))
         return

@@ -1,4 +1,4 @@
-"""How is shown what was written for a cloud? The files, what the planner says of the place's machines, and what is next."""
+"""Terminal output of `lorafit cloud`: the files, the platform's machines with plan, time and price, and next steps."""
 
 from rich.console import Console
 from rich.table import Table
@@ -11,7 +11,7 @@ from lorafit.units import seconds_text
 
 
 def show_sent(sent: CloudFiles, console: Console) -> None:
-    """Print it all."""
+    """Print the files, the quotes and the next steps."""
     head = _("✓ {place}: {folder}: {files}")
     text = head.format(place=sent.title, folder=sent.folder, files=listed(sent.files))
     console.print(Text(text), soft_wrap=True)
@@ -51,7 +51,7 @@ def _price(offer: Quote) -> str:
 
 
 def _prices_note(offers: list[Quote]) -> str:
-    """Where the prices are from, and of when."""
+    """Return the sources of the prices and the dates on which they were read."""
     dates: dict[str, set[str]] = {}
     for offer in offers:
         if offer.fits and offer.price is not None:

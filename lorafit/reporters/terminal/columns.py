@@ -1,4 +1,4 @@
-"""How do rows of words stand in line? On a terminal folded within its width, in a file or pipe as whole lines."""
+"""Text in aligned columns: wrapped to the width of a terminal, whole lines in a file or pipe."""
 
 from collections.abc import Collection, Sequence
 from itertools import zip_longest
@@ -14,9 +14,9 @@ GAP = 2  # cells between columns
 def show_rows(
     rows: Sequence[Sequence[str | Text]], console: Console, right: Collection[int] = (), fold: bool = False
 ) -> None:
-    """Print rows of one length, each column as wide as its widest cell; those in `right` are flush right.
+    """Print rows of equal length, each column as wide as its widest cell; columns in `right` are right-aligned.
 
-    `fold`: within the console's width in a file or pipe too, for long texts that are read and not searched.
+    `fold`: wrap to the console's width in a file or pipe too, for long texts that are read and not searched.
     """
     texts = [[cell if isinstance(cell, Text) else Text(cell) for cell in row] for row in rows]
     if console.is_interactive:
@@ -39,18 +39,18 @@ def show_rows(
 
 
 def show_title(title: str, console: Console) -> None:
-    """Print the title of a part, apart from what stands before."""
+    """Print a blank line and a heading."""
     console.print()
     console.print(Text(title, "bold"), soft_wrap=True)
 
 
 def show_line(text: Text | str, console: Console) -> None:
-    """Print a sentence: folded within a terminal, a whole line in a file or pipe."""
+    """Print a sentence: wrapped on a terminal, a whole line in a file or pipe."""
     console.print(text, soft_wrap=not console.is_interactive)
 
 
 def show_whole(text: Text, console: Console) -> None:
-    """Print what is to be pasted: never broken over lines."""
+    """Print text that the user pastes; it is never wrapped."""
     console.print(text, soft_wrap=True)
 
 

@@ -1,4 +1,4 @@
-"""How does a comparison look on a terminal? A table of figures, then answers side by side; plain lines in a pipe."""
+"""Terminal output of a comparison: a table of figures, then answers side by side; plain lines in a pipe."""
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -9,8 +9,8 @@ from lorafit.messages import _, aside
 from lorafit.reporters.terminal.columns import show_rows
 from lorafit.reporters.text import compare as words
 
-SHOWN = 5  # questions; the page has them all
-NARROWEST = 28  # cells that a column of text needs to be readable
+SHOWN = 5  # questions on a terminal; the page has all
+NARROWEST = 28  # cells; a narrower column of text is not readable
 STYLES: dict[words.Kind, str] = {
     "plain": "",
     "same": "dim",
@@ -68,7 +68,7 @@ def _one_below_another(place: int, comparison: Comparison) -> RenderableType:
 def _asked(place: int, comparison: Comparison) -> list[Text]:
     question = comparison.questions[place]
     asked = [Text(""), Text(words.question_text(place + 1, question), "bold")]
-    # A label has a line of its own: rich would break a Chinese text, which has no spaces, behind it.
+    # The label gets its own line: rich would break a Chinese text, which has no spaces, right after it.
     return asked if question.reference is None else [*asked, Text(_("reference"), "dim"), Text(question.reference)]
 
 
@@ -79,7 +79,7 @@ def _answer(comparison: Comparison, side: ModelResult, place: int) -> list[Text]
 
 
 def _lines(place: int, comparison: Comparison) -> RenderableType:
-    """For a pipe: a line for each text."""
+    """Return a line for each text, for a pipe."""
     question = comparison.questions[place]
     told = [] if question.reference is None else [(_("reference"), Text(question.reference))]
     told += [(side.name, Text(" ").join(_answer(comparison, side, place))) for side in comparison.sides]

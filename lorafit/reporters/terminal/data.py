@@ -1,4 +1,4 @@
-"""How is a data report shown on a terminal? Figures, tables, a histogram of bars, and samples with their targets coloured."""
+"""Terminal output of a data report: figures, tables, a histogram, and samples with tokens in the loss colored."""
 
 from rich.console import Console
 from rich.text import Text
@@ -10,12 +10,12 @@ from lorafit.reporters.text import data as words
 from lorafit.units import count_text
 
 BAR = 40  # characters of the longest bar
-PIECE = 240  # characters of a piece of a sample; of longer ones the middle is left out
+PIECE = 240  # characters shown of a piece of a sample; the middle of a longer piece is left out
 TARGET = "bold green"
 
 
 def show_data(report: DataReport, console: Console) -> None:
-    """Print the report; without colours targets stand in ⟦ ⟧."""
+    """Print the report. Without colors, text in the loss is marked with ⟦ ⟧."""
     show_figures(report, console)
     for listing in words.listings(report):
         _heading(listing.title, console)
@@ -34,7 +34,7 @@ def show_data(report: DataReport, console: Console) -> None:
 
 
 def show_figures(report: DataReport, console: Console) -> None:
-    """Print the report's figures alone."""
+    """Print only the title and the figures of the report."""
     console.print(Text(words.title(report), "bold"))
     console.print(Text(words.subtitle(report), "dim"))
     _blank(console)
@@ -59,7 +59,7 @@ def _figures(report: DataReport) -> list[list[str | Text]]:
 
 
 def _bars(lengths: LengthStats, max_length: int) -> list[list[str | Text]]:
-    """A line a bin; what is longer than `max_length` in another colour."""
+    """Return a row for each bin; bins that start at or above `max_length` have another color."""
     most = max(lengths.rows)
     bars: list[list[str | Text]] = []
     for edge, rows in zip(lengths.edges, lengths.rows, strict=True):
@@ -81,7 +81,7 @@ def _sample(sample: ShownSample, several: bool, console: Console) -> None:
 
 
 def _middle(text: str) -> str:
-    """`text` without its middle where it is long."""
+    """Return `text`, without its middle if it is longer than PIECE."""
     if len(text) <= PIECE:
         return text
     left_out = _("… {n} characters …").format(n=count_text(len(text) - PIECE))

@@ -1,4 +1,4 @@
-"""How do the doctor's findings look? Parts with aligned lines; the command that mends something is never broken."""
+"""Terminal output of `lorafit doctor`: parts with aligned lines. Commands to paste are never wrapped."""
 
 from collections.abc import Iterator
 
@@ -18,7 +18,7 @@ MARKS = {"told": ("·", "dim"), "good": ("✓", "green"), "poor": ("⚠", "yello
 
 
 def show_report(report: Report, console: Console) -> None:
-    """Print the findings part by part, and whether training works."""
+    """Print the findings of each part, and whether training works."""
     width = max(cell_len(finding.what) for finding in report.findings)
     for part, title in _titles().items():
         show_title(title, console)
@@ -56,7 +56,7 @@ def _verdict(report: Report) -> Text:
 
 
 def show_calibrations(known: Calibration, console: Console) -> None:
-    """Print what was measured on this machine: the product, and of each way of computing seconds and peak over the formula's."""
+    """Print this machine's measurements: matmul speed, Metal's limit, time and peak memory over their predictions."""
     console.print(Text(_("Kept in {path}").format(path=calibrate.file()), "dim"), soft_wrap=True)
     if known.core_gflops is not None:
         console.print(_("float32 products on all cores: {rate:.0f} GFLOP/s").format(rate=known.core_gflops))

@@ -1,4 +1,4 @@
-"""How is an error shown to the person who can mend it? What, where, what was found, what to do; no traceback."""
+"""Terminal output of an error: what happened, where, what was found and how to fix it; no traceback."""
 
 from rich.console import Console
 from rich.panel import Panel
@@ -10,7 +10,7 @@ from lorafit.messages import _, labelled
 
 
 def show_error(error: LorafitError, console: Console) -> None:
-    """Print `error` as a panel, or as plain lines where nobody watches."""
+    """Print `error` as a panel, or as plain lines if the console is not interactive."""
     parts = [(_("where"), error.where), (_("found"), error.found), (_("fix"), error.fix)]
     rows = [(label, text) for label, text in parts if text]
     if not console.is_interactive:

@@ -1,4 +1,4 @@
-"""How does one run, and how do two beside each other, look on a terminal?"""
+"""Terminal output of one run, and of the differences between two runs."""
 
 import time
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from lorafit.run_folders import history
 from lorafit.run_folders.history import Record, SettingDifference
 from lorafit.units import bytes_text, seconds_text
 
-MARKS = "✓⚠️ "  # what sentences of the plan begin with
+MARKS = "✓⚠️ "  # leading characters of the plan's sentences, stripped in tables
 
 
 def show_record(record: Record, console: Console) -> None:
@@ -36,7 +36,7 @@ def show_record(record: Record, console: Console) -> None:
 
 
 def show_difference(one: Record, other: Record, console: Console) -> None:
-    """Print what sets two runs apart, and what came of each."""
+    """Print the differences between two runs in settings and plan, and the results of both."""
     names = [Text(record.info.name, "bold") for record in (one, other)]
     settings = history.differences(one.settings, other.settings)
     told = {(pair.name, str(pair.one), str(pair.other)) for pair in settings}
@@ -169,7 +169,7 @@ def _loss(loss: float | None) -> str:
 
 
 def _figure(name: str, value: float) -> str:
-    """A number of the curve `name`: losses to four places, rates as whole numbers, learning rates in short."""
+    """Return a value of the curve `name`: losses with four decimals, tokens/s as integers, others with three digits."""
     if name.endswith("loss"):
         return f"{value:.4f}"
     return f"{value:,.0f}" if name == "tokens/s" else f"{value:.3g}"

@@ -1,6 +1,6 @@
-"""Where may a line of text be broken? rich knows spaces only, and Chinese has none: there also between two characters.
+"""Line breaking for rich between Chinese characters; rich itself breaks only at spaces, which Chinese lacks.
 
-Never before punctuation that closes, nor behind one that opens; Latin words and numbers stay whole.
+A line never breaks before closing or after opening punctuation. Latin words and numbers stay whole.
 """
 
 import re
@@ -15,12 +15,12 @@ PIECE = re.compile(rf"\s*[{OPENING}]*(?:[^\s{WIDE}{OPENING}{CLOSING}]+|[{WIDE}])
 
 
 def words(text: str) -> Iterator[tuple[int, int, str]]:
-    """The pieces that `text` may be broken into, each as (start, end, piece) with the spaces behind it."""
+    """Yield the pieces between which `text` may break, as (start, end, piece), each with its trailing spaces."""
     for piece in PIECE.finditer(text):
         if piece[0]:
             yield piece.start(), piece.end(), piece[0]
 
 
 def teach_rich() -> None:
-    """Let everything that rich prints be broken so. It has no setting for that; this is the one place where it decides."""
+    """Replace rich's word splitting for everything that it prints. rich has no setting for this, only this function."""
     rich._wrap.words = words

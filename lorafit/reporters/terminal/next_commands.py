@@ -1,4 +1,4 @@
-"""What does the user type next? Commands that work when pasted, for the face that was used: scripts, `lorafit`, or `python -m`."""
+"""Next commands to paste, in the form that the user has used: a script, `lorafit`, or `python -m lorafit`."""
 
 import shlex
 import shutil
@@ -7,23 +7,23 @@ from pathlib import Path
 
 
 def chat(run: str) -> str:
-    """Talk to the model that `run` trained."""
+    """Return the command that starts a chat with the model that `run` trained."""
     return shlex.join([*_face("inference.py", "chat"), "--lora_weights", _from_here(Path(run)), "--interactive"])
 
 
 def resume(run: str) -> str:
-    """Go on with `run`."""
+    """Return the command that resumes `run`."""
     script, run = _face("train.py", "resume"), _from_here(Path(run))
     return shlex.join([*script, "--resume", run] if script[-1] != "resume" else [*script, run])
 
 
 def compare(run: str) -> str:
-    """See how what `run` trained answers beside its base."""
+    """Return the command that compares the model that `run` trained with its base model."""
     return shlex.join([*_face("compare_models.py", "compare"), _from_here(Path(run))])
 
 
 def curves(output_dir: str) -> str:
-    """See the curves of all runs."""
+    """Return the command that starts TensorBoard for all runs."""
     return shlex.join([_program("tensorboard"), "--logdir", _from_here(Path(output_dir))])
 
 
@@ -37,7 +37,7 @@ def _face(script: str, verb: str) -> list[str]:
 
 
 def _program(name: str) -> str:
-    """`name` if the PATH leads to the one of this environment, else its path."""
+    """Return `name`, or the program's path if this environment has it and PATH does not lead to it."""
     ours, found = Path(sys.executable).with_name(name), shutil.which(name)
     if not ours.exists() or (found and Path(found).absolute() == ours.absolute()):
         return name
@@ -45,5 +45,5 @@ def _program(name: str) -> str:
 
 
 def _from_here(path: Path) -> str:
-    """`path` from the working directory where it lies in it: shorter, and it moves with the folder."""
+    """Return `path`, relative to the working directory if it is inside: shorter, and valid after the folder moves."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

@@ -1,4 +1,4 @@
-"""How does a plan look before a run? Machine, model, data, choices with reasons, memory by term, time, and the runners-up."""
+"""Terminal output of a plan: machine, model, data, choices with reasons, memory by term, time, and alternatives."""
 
 import time
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ MARKS = ("✓", "⚠", "✗")
 
 
 def show_plan(look: Preview, console: Console) -> None:
-    """Print all of it."""
+    """Print everything in the preview `look`."""
     for note in look.notes:
         console.print(Text(f"⚠  {note}", "yellow"), soft_wrap=True)
     _show(preview_facts(look), console)
@@ -71,7 +71,7 @@ def _show_time(look: Preview, console: Console) -> None:
 
 
 def clock_text(begun: float, seconds: float) -> str:
-    """The time of day so many seconds after `begun` (since 1970), and the date where that is another."""
+    """Return the time of day `seconds` after `begun` (Unix time), with the date if it is another day."""
     day, then = time.localtime(begun), time.localtime(begun + seconds)
     same_day = time.strftime("%Y-%m-%d", day) == time.strftime("%Y-%m-%d", then)
     return time.strftime("%H:%M" if same_day else "%Y-%m-%d %H:%M", then)

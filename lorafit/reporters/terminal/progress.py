@@ -1,4 +1,4 @@
-"""How is a running training shown: one live bar on a terminal, now and then a line anywhere else?"""
+"""Displays of a running training: one live bar on a terminal, occasional lines elsewhere."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -13,36 +13,36 @@ from lorafit.messages import _, listed
 from lorafit.reporters.terminal.throughput import Throughput
 from lorafit.units import bytes_text, seconds_text
 
-LINE_SECONDS = 10.0  # between plain lines at first; later a sixtieth of the time passed
-LINE_SHARE = 0.05  # of all steps, after which a plain line is due in any case
+LINE_SECONDS = 10.0  # between plain lines; in long runs a sixtieth of the elapsed time
+LINE_SHARE = 0.05  # of all steps; a plain line is printed at the latest after this share
 
 
 class Display(Protocol):
-    """Where stages and steps are shown."""
+    """A display of stages and steps."""
 
     def stage(self, text: str) -> None:
-        """Something that takes a while begins."""
+        """Show that a long operation starts."""
         ...
 
     def progress(self, text: str) -> None:
-        """How far the stage is; a live display alone shows it."""
+        """Show the progress of the stage; only a live display does."""
         ...
 
     def start(self, pace: Throughput, step: int, time: float) -> None:
-        """Training begins after `step`."""
+        """Show that training starts at `time` (Unix time), after `step` steps."""
         ...
 
     def step(self, event: StepDone) -> None:
-        """A step is done; `pace` knows it already."""
+        """Show a finished step; `pace` already includes it."""
         ...
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Restore the terminal."""
         ...
 
 
 def open_display(console: Console) -> Display:
-    """A live one for a person at a terminal, plain lines for a file, a pipe or a dumb terminal."""
+    """Return a live display for an interactive terminal, or plain lines for a file, a pipe or a dumb terminal."""
     return LiveDisplay(console) if console.is_interactive and not console.is_dumb_terminal else PlainDisplay(console)
 
 
@@ -92,7 +92,10 @@ class LiveDisplay:
 
 
 def progress_bar(console: Console, disable: bool = False, clock: Callable[[], float] | None = None) -> Progress:
-    """Steps done, a bar, loss and speed, time passed by `clock`, time left; `disable`: shown by nobody but its owner."""
+    """Return a progress bar: steps, bar, loss and speed, elapsed time by `clock`, and time left.
+
+    `disable`: rich does not draw the bar; the caller prints it.
+    """
     figures, left = (TextColumn(f"{{task.fields[{name}]}}", markup=False) for name in ("figures", "left"))
     done = SpinnerColumn(finished_text=Text("✓", "green"))
     return Progress(
@@ -102,7 +105,7 @@ def progress_bar(console: Console, disable: bool = False, clock: Callable[[], fl
 
 
 class PlainDisplay:
-    """Whole lines at a rhythm that fills no log: about every ten seconds, rarer in long runs."""
+    """Plain lines about every ten seconds, less often in long runs, so that logs stay short."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -110,7 +113,7 @@ class PlainDisplay:
         self._last: tuple[float, int] | None = None  # time and step of the last line
 
     def stage(self, text: str) -> None:
-        """Between the first step and the last the lines of the steps are enough."""
+        """Print the stage, but not between the first and the last step, where step lines suffice."""
         if self._last is not None:
             return
         self._console.print(Text(text.removesuffix(" ...") + " ..."), soft_wrap=True)
@@ -144,7 +147,7 @@ class PlainDisplay:
 
 
 def figures_text(pace: Throughput, event: StepDone) -> str:
-    """Loss, speed and memory in few words; what is unknown is left out."""
+    """Return loss, tokens/s and peak memory as a short text; unknown values are left out."""
     parts = []
     if pace.loss is not None:
         parts.append(_("loss {loss:.3f}").format(loss=pace.loss))
@@ -156,7 +159,7 @@ def figures_text(pace: Throughput, event: StepDone) -> str:
 
 
 def left_text(pace: Throughput) -> str:
-    """How long it will take yet; nothing when it is done."""
+    """Return the time left, or "" after the last step."""
     return _("ETA {time}").format(time=_clock(pace.seconds_left)) if pace.step < pace.steps else ""
 
 

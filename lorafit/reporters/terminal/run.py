@@ -1,4 +1,4 @@
-"""What does a person at the terminal see of a run? The plan, the progress, what was saved, and how to go on."""
+"""Terminal output of a run: the plan, progress, saved files, results and the next commands."""
 
 from pathlib import Path
 
@@ -35,18 +35,18 @@ from lorafit.reporters.terminal.progress import Display, open_display
 from lorafit.reporters.terminal.throughput import Throughput
 from lorafit.units import bytes_text, count_text, seconds_text
 
-MARKS = ("✓", "⚠", "✗")  # a text that begins with one of these is a sentence of its own
+MARKS = ("✓", "⚠", "✗")  # a text that begins with one of these is a complete sentence
 
 
 class TerminalReporter:
-    """Shows events on `console`, by the console's nature live or as plain lines."""
+    """Reporter that shows events on `console`: live on a terminal, else as plain lines."""
 
     def __init__(self, console: Console | None = None, display: Display | None = None) -> None:
         self._console = console or Console(highlight=False)
         self._display = display or open_display(self._console)
         self._pace = Throughput(steps=0)
         self._run = ""
-        self._follow: dict[str, str] = {}  # purpose -> command, told at the very end
+        self._follow: dict[str, str] = {}  # purpose -> command, printed by close()
 
     def on_event(self, event: Event) -> None:
         """Show `event`."""
@@ -74,14 +74,14 @@ class TerminalReporter:
                 self._say(*line_of(event))
 
     def show_error(self, error: LorafitError) -> None:
-        """Show what ended the run, on stderr."""
+        """Show the error that ended the run, on stderr."""
         self._display.close()
         show_error(error, Console(stderr=True, highlight=False))
 
     def close(self) -> None:
-        """Leave the terminal as it was, with the commands to go on where the run is over."""
+        """Restore the terminal and, if the run is over, print the next commands."""
         self._display.close()
-        for purpose, command in self._follow.items():  # to be pasted: never wrapped
+        for purpose, command in self._follow.items():  # never wrapped, because users paste it
             self._console.print(Text.assemble("  ", labelled(purpose, ""), (command, "bold cyan")), soft_wrap=True)
 
     def _say(self, text: str, style: str = "") -> None:
@@ -95,7 +95,7 @@ class TerminalReporter:
             self._display.stage(event.text)
 
     def _evaluation(self, event: Evaluating | EvalDone) -> None:
-        """How far it is, until it is done."""
+        """Show the progress of an evaluation, then its result."""
         if isinstance(event, Evaluating):
             text = _("Evaluating on {rows} held-out rows: {share:.0%}")
             self._display.progress(text.format(rows=event.rows, share=event.share))
@@ -104,7 +104,7 @@ class TerminalReporter:
             self._say(*line_of(event))
 
     def _planned(self, event: Planned) -> None:
-        """Sentences as they are; the other choices, and memory where no sentence tells of it, as a table."""
+        """Print complete sentences as they are; other choices, and memory if no choice covers it, as a table."""
         self._display.close()
         for choice in event.choices:
             if choice["reason"].startswith(MARKS):
@@ -150,7 +150,7 @@ class TerminalReporter:
         self._follow = {_("go on"): next_commands.resume(self._run)}
 
     def _failed(self, event: Failed) -> None:
-        """What went wrong is told as an error; here is only what is left of the run."""
+        """Show the last step and the command to resume; show_error() shows the error itself."""
         self._display.close()
         self._say(_("The run broke off after step {step}.").format(step=event.step), "yellow")
         self._follow = {_("go on from the last checkpoint"): next_commands.resume(self._run)}
@@ -177,7 +177,7 @@ class TerminalReporter:
         }
 
     def _answered(self, event: Answered) -> None:
-        """Side by side on a terminal, one below the other elsewhere."""
+        """Print both answers: side by side on a terminal, one below the other elsewhere."""
         self._display.close()
         self._say(_("A question that was held out: {question}").format(question=event.question), "bold")
         before, after = _("before, the base model"), _("after, with the adapter")
@@ -193,7 +193,7 @@ class TerminalReporter:
 
 
 def line_of(event: Event) -> tuple[str, str]:
-    """An event that is one line: its text and style; no text for one that shows nothing."""
+    """Return text and style of an event that is shown as one line; the text is "" for an event that is not shown."""
     match event:
         case EvalDone():
             best = _(" (best so far)") if event.best else ""

@@ -1,4 +1,4 @@
-"""How does the list of runs look on a terminal?"""
+"""Terminal output of the list of runs."""
 
 from rich.console import Console
 from rich.text import Text
@@ -9,7 +9,7 @@ from lorafit.run_folders.directory import RunInfo
 
 
 def show_runs(runs: list[RunInfo], console: Console) -> None:
-    """Print a line a run, the latest first."""
+    """Print one line for each of `runs`, in their order."""
     titles = (_("run"), _("model"), _("state"), _("steps"), _("held-out loss"))
     rows: list[list[str | Text]] = [[Text(title, "dim") for title in titles]]
     for run in runs:
@@ -21,7 +21,7 @@ def show_runs(runs: list[RunInfo], console: Console) -> None:
 
 
 def state_text(state: str) -> str:
-    """A run's state in the user's language."""
+    """Return a run's state in the user's language."""
     words = {
         "finished": _("finished"),
         "running": _("running"),

@@ -1,4 +1,4 @@
-"""How does a curve look in one line of text?"""
+"""A curve as one line of text."""
 
 import itertools
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ BARS = "▁▂▃▄▅▆▇█"
 
 
 def sparkline(values: Sequence[float], width: int = 40) -> str:
-    """`values` as bars between their least and their greatest; more than `width` of them as means of neighbours."""
+    """Return `values` as bars scaled between minimum and maximum; more than `width` values as means of neighbors."""
     if not values:
         return ""
     cells = _means(values, width) if len(values) > width else list(values)

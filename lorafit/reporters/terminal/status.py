@@ -1,4 +1,4 @@
-"""How is it told what goes on before there is a result? One line that changes on a terminal, now and then one anywhere else."""
+"""Status messages until a result exists: one changing line on a terminal, occasional lines elsewhere."""
 
 import time
 from collections.abc import Iterator
@@ -10,12 +10,12 @@ from rich.text import Text
 from lorafit.messages import _
 from lorafit.progress import Say
 
-LINE_SECONDS = 10.0  # between lines that go to no terminal
+LINE_SECONDS = 10.0  # between lines that do not go to a terminal
 
 
 @contextmanager
 def status_line(notes: Console) -> Iterator[Say]:
-    """A function that tells `notes` what is being done."""
+    """Yield a function that shows on `notes` what the program is doing."""
     if notes.is_interactive:
         with notes.status(_("Getting ready ...")) as status:
             yield lambda text: status.update(Text(text))

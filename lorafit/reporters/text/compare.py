@@ -1,4 +1,4 @@
-"""In which words and marks is a comparison told? The same for the terminal and the page."""
+"""Texts and marks of a comparison, shared by the terminal and the HTML page."""
 
 import itertools
 import math
@@ -12,12 +12,12 @@ from lorafit.evaluation.metrics import CITATION, citations
 from lorafit.messages import _, aside
 
 Kind = Literal["plain", "same", "cited", "agrees", "differs"]
-SAME_CHARACTERS = 6  # shorter runs that two answers share say nothing
+SAME_CHARACTERS = 6  # shorter matches between two answers are not marked
 
 
 @dataclass(frozen=True)
 class ComparisonCell:
-    """A figure of one side; `note` stands below it; `better` than the base's, or worse, or neither can be said."""
+    """A figure of one model. `note` is shown below it; `better`: better than the base model, None if undecided."""
 
     text: str
     note: str = ""
@@ -26,7 +26,7 @@ class ComparisonCell:
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """A figure of all sides, the base's first; `note` says how it is measured."""
+    """A figure of all models, the base model first; `note` says how the figure is measured."""
 
     label: str
     note: str
@@ -34,11 +34,13 @@ class ComparisonRow:
 
 
 def title(comparison: Comparison) -> str:
+    """Return the title, with the name of the fine-tuned model if there is only one."""
     only = [comparison.tuned[0].name] if len(comparison.tuned) == 1 else []
     return " · ".join([_("Base and tuned answers"), *only])
 
 
 def subtitle(comparison: Comparison) -> str:
+    """Return the base model, the source of the questions and the sampling settings."""
     sampling = comparison.sampling
     how = (
         _("greedy, at most {n} tokens an answer")
@@ -53,7 +55,7 @@ def subtitle(comparison: Comparison) -> str:
 
 
 def lines(comparison: Comparison) -> list[ComparisonRow]:
-    """The figures that there are, losses first."""
+    """Return the figures that exist, losses first."""
     return [*_loss_lines(comparison), *_answer_lines(comparison)]
 
 
@@ -93,7 +95,7 @@ def _loss_cell(losses: ValidationLosses | None, mean: Callable[[float], str], on
 
 
 def _better(losses: ValidationLosses) -> bool | None:
-    """None where the interval holds 0."""
+    """Return whether the loss is lower than the base model's; None without an interval, or if it contains 0."""
     sure = losses.difference
     return None if sure is None or sure.low <= 0 <= sure.high else sure.mean < 0
 
@@ -136,18 +138,23 @@ def _share(side: ModelResult, count: int | None) -> ComparisonCell:
 
 
 def question_text(place: int, question: Question) -> str:
+    """Return the question with its number `place`; "…" stands for earlier turns."""
     earlier = "… " if any(turn.role == "assistant" for turn in question.turns) else ""
     return f"{place}. {earlier}{question.text}"
 
 
 def side_pieces(comparison: Comparison, side: ModelResult, place: int) -> list[tuple[str, Kind]]:
-    """The pieces of a side's answer to question number `place`."""
+    """Return the pieces of the answer of `side` to question `place` (from 0)."""
     base = None if side is comparison.base else comparison.base.answers[place]
     return pieces(side.answers[place], comparison.questions[place], base)
 
 
 def pieces(answer: Answer, question: Question, base: Answer | None) -> list[tuple[str, Kind]]:
-    """The answer in pieces: statutes that the reference cites too or not, and what `base` says in the same words."""
+    """Split the answer into pieces with their kinds.
+
+    Statutes: "agrees" if the reference cites them too, "differs" if it does not, "cited" without a reference. "same": text
+    that also occurs in the answer of `base`. "plain": the rest.
+    """
     kinds: list[Kind] = ["plain"] * len(answer.text)
     if base is not None:
         for block in SequenceMatcher(None, base.text, answer.text, autojunk=False).get_matching_blocks():
@@ -169,14 +176,14 @@ def _cited(statute: str, reference: str | None) -> Kind:
 
 
 def answer_note(answer: Answer) -> str:
-    """What is to be known about the answer's end."""
+    """Return a note if the answer is truncated or empty, else ""."""
     if answer.cut:
         return _("cut off after {n} tokens").format(n=answer.tokens)
     return "" if answer.text else _("empty answer")
 
 
 def legend(comparison: Comparison) -> list[tuple[Kind, str]]:
-    """The marks that occur, and their meaning."""
+    """Return the kinds of pieces that occur, with their meanings."""
     meanings: dict[Kind, str] = {
         "agrees": _("statute that the reference cites too"),
         "differs": _("statute that it does not cite"),

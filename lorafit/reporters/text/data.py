@@ -1,4 +1,4 @@
-"""What does a data report say in words? Figures with a judgement, and tables: the terminal and the page show the same."""
+"""Texts of a data report, shared by the terminal and the HTML page: figures with a judgment, and tables."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from lorafit.data.near_duplicates import SIMILAR
 from lorafit.messages import _, labelled, listed
 from lorafit.units import count_text
 
-MANY = 20  # lines of a table
+MANY = 20  # the most rows that a table shows
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure with a note; `good` None where there is nothing to judge."""
+    """One figure with a note. `good` says whether the value is as it should be; None if there is nothing to judge."""
 
     label: str
     value: str
@@ -24,7 +24,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Listing:
-    """A table; the columns whose number stands in `figures` are numbers."""
+    """A table; `figures` are the indices of the numeric columns."""
 
     title: str
     columns: tuple[str, ...]
@@ -33,19 +33,19 @@ class Listing:
 
 
 def title(report: DataReport) -> str:
-    """What was looked at."""
+    """Return the names of the first three files."""
     names = [Path(name).name for name in report.files]
     return listed(names[:3]) + (" …" if len(names) > 3 else "")
 
 
 def subtitle(report: DataReport) -> str:
-    """By which measure tokens were counted."""
+    """Return the model whose tokenizer counts the tokens, and max_length."""
     text = _("tokens as {model} counts them, max_length {n}")
     return text.format(model=report.model_name, n=count_text(report.max_length))
 
 
 def figures(report: DataReport) -> list[Figure]:
-    """The report's figures in the order in which they are read."""
+    """Return the report's figures in reading order."""
     return [*_rows(report), *_copies(report), *_tokens(report), _strange(report)]
 
 
@@ -118,7 +118,7 @@ def _strange(report: DataReport) -> Figure:
 
 
 def listings(report: DataReport) -> list[Listing]:
-    """The report's tables, those with something in them."""
+    """Return the report's tables that are not empty."""
     several = len(report.files) > 1
     tables = [_files(report)] if several else []
     tables += [_formats(report)] if len(report.formats) > 1 else []
@@ -164,22 +164,22 @@ def _characters(report: DataReport, several: bool) -> Listing:
 
 
 def name_text(character: StrangeCharacter) -> str:
-    """Its name in Unicode; control characters have none."""
+    """Return the character's Unicode name, or "control character", which has no name."""
     return character.name or _("control character")
 
 
 def place_text(place: RowLocation, several: bool) -> str:
-    """The line, with its file where there are several."""
+    """Return the row's line number, with the file name if there are several files."""
     return f"{Path(place.file).name}:{place.line}" if several else _("line {n}").format(n=place.line)
 
 
 def sample_titles() -> dict[str, str]:
-    """The groups of samples that are shown, by their name in the report."""
+    """Return the titles of the sample groups by their keys in the report."""
     return {"shortest": _("The shortest"), "longest": _("The longest"), "random": _("Drawn at random")}
 
 
 def sample_text(sample: ShownSample) -> str:
-    """A sample's figures."""
+    """Return a sample's format and its counts of tokens, tokens in the loss, and truncated tokens."""
     parts = [sample.format, _("{n} tokens").format(n=count_text(sample.tokens))]
     parts.append(_("{n} targets").format(n=count_text(sample.targets)))
     parts += [_("{n} cut off").format(n=count_text(sample.cut))] if sample.cut else []

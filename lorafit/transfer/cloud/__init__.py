@@ -1,1 +1,1 @@
-"""Who else has GPUs? One file a place: what it takes, ready to go."""
+"""Cloud platforms: one module per platform, which writes the files that the platform needs to train a run."""

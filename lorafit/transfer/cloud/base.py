@@ -1,4 +1,4 @@
-"""What goes to a place, and what is a place to us? The words that all files here share."""
+"""Types that all cloud modules share: a platform, the package for it, and a quote for one of its machines."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,9 +10,10 @@ from lorafit.transfer.cloud.prices import Price
 
 @dataclass(frozen=True)
 class Quote:
-    """What a run would be on a `machine`: device and numbers, time in seconds with its range, and what an hour costs.
+    """The planner's estimate for a run on the rented machine `machine`: GPU, time in seconds, and price per hour.
 
-    `fits` is False, and `words` say why, where it would not go.
+    `low` and `high` are the range of `seconds`. If `fits` is True, `words` holds precision and quantization. Otherwise
+    the run cannot be planned there, and `words` holds the reason.
     """
 
     machine: str
@@ -26,7 +27,7 @@ class Quote:
 
     @property
     def dollars(self) -> float | None:
-        """For the whole run, starting and stopping not counted."""
+        """The price of the whole run, without startup and shutdown; None if the time or the price is unknown."""
         if self.seconds is None or self.price is None or self.price.dollars is None:
             return None
         return self.price.dollars * self.seconds / 3600
@@ -34,25 +35,30 @@ class Quote:
 
 @dataclass(frozen=True)
 class CloudPackage:
-    """All that a place gets. `name` tells this run from others there; `flags` are for the training, `install` for pip."""
+    """Everything that a platform module needs to write its files.
+
+    `name` identifies this run on the platform. `bundle` is the file name of the bundle. `flags` are for `lorafit train`.
+    """
 
     facts: BundleInfo
     name: str
     bundle: str
-    install: str  # the wheel beside it, or a requirement
+    install: str  # argument of pip install: the file name of the wheel beside the bundle, or a requirement
     flags: list[str]
     offers: list[Quote]
 
     @property
     def has_wheel(self) -> bool:
+        """Whether `install` is a wheel, not a requirement."""
         return self.install.endswith(".whl")
 
 
 @dataclass(frozen=True)
 class Platform:
-    """A place. `machines` are those of catalogue/clouds.py; `write` makes the files and returns what the user does next.
+    """A cloud platform. `machines` are names from hardware/catalogue/clouds.py.
 
-    `check` raises ConfigError for what the place cannot take, before anything is written.
+    `write` writes the platform's files and returns the next steps for the user. `check` raises ConfigError for a bundle
+    that the platform does not support, before `write` is called.
     """
 
     title: str

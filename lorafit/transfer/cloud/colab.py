@@ -1,4 +1,4 @@
-"""What does Google Colab take? A notebook; checkpoints go to Google Drive, which outlives a session."""
+"""Google Colab: a notebook that keeps its checkpoints on Google Drive, which persists between sessions."""
 
 from pathlib import Path
 
@@ -36,6 +36,7 @@ if drive:
 
 
 def place() -> NotebookPlatform:
+    """Return the Colab-specific parts of the notebook."""
     return NotebookPlatform(
         title="Google Colab",
         intro=_(
@@ -54,10 +55,11 @@ def place() -> NotebookPlatform:
 
 
 def check(facts: BundleInfo) -> None:
-    """Colab takes every run."""
+    """Accept every bundle."""
 
 
 def write(parcel: CloudPackage, folder: Path) -> list[str]:
+    """Write the Colab notebook into `folder` and return the next steps for the user. Raises DiskError."""
     path = notebook.write(place(), parcel, folder)
     return [
         _("Open https://colab.research.google.com, *File > Upload notebook*: {path}").format(path=path),

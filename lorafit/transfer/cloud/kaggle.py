@@ -1,4 +1,4 @@
-"""What does Kaggle take? A notebook; its disk is empty in each session, so what is saved becomes the next one's input."""
+"""Kaggle: a notebook. The disk is empty in each session, so the output of one session is an input of the next."""
 
 from pathlib import Path
 
@@ -26,6 +26,7 @@ if not (find("*.zip") or find("bundle.json")):
 
 
 def place() -> NotebookPlatform:
+    """Return the Kaggle-specific parts of the notebook."""
     return NotebookPlatform(
         title="Kaggle",
         intro=_(
@@ -49,10 +50,11 @@ def place() -> NotebookPlatform:
 
 
 def check(facts: BundleInfo) -> None:
-    """Kaggle takes every run."""
+    """Accept every bundle."""
 
 
 def write(parcel: CloudPackage, folder: Path) -> list[str]:
+    """Write the Kaggle notebook into `folder` and return the next steps for the user. Raises DiskError."""
     path = notebook.write(place(), parcel, folder)
     return [
         _("At https://www.kaggle.com make a data set of {files}.").format(files=notebook.files(parcel)),

@@ -1,7 +1,7 @@
-"""How does a notebook of a cloud look? The same cells everywhere; what differs from place to place is a Place.
+"""The notebook for Colab, Kaggle and Gradient: the same cells, with the differences in a NotebookPlatform.
 
-The notebook keeps the place's own PyTorch, takes the bundle, shows the plan for the GPU that is there, trains so that a
-session that ends loses nothing, and packs what came of it. Its JSON is format 4.5 (nbformat.readthedocs.io).
+The notebook keeps the installed PyTorch, finds the bundle, shows the plan for the GPU, trains with checkpoints in
+persistent storage, and packs the result. The JSON is notebook format 4.5 (nbformat.readthedocs.io).
 """
 
 import json
@@ -59,7 +59,7 @@ bundle = find(BUNDLE)[-1]
 print(bundle)
 """
 
-# Where every session begins with an empty disk: go on from the bundle that got furthest.
+# For platforms with an empty disk in every session: resume from the bundle with the highest step.
 TAKE_FURTHEST = """\
 def facts(path):
     if not zipfile.is_zipfile(path):
@@ -113,9 +113,11 @@ run(*LORAFIT, "bundle", RUN, "-o", result)
 
 @dataclass(frozen=True)
 class NotebookPlatform:
-    """What is peculiar to a place: `intro` (Markdown), where files outlive a session, where uploads lie, and code.
+    """The platform-specific parts of the notebook.
 
-    `hours` after which training saves and stops, None: never; `fresh` where a session begins with an empty disk.
+    `intro` is Markdown. Files in `store` persist between sessions. `places` are the folders where uploads may be.
+    `opening`, `upload` and `closing` are Python code of cells. Training saves and stops after `hours`; None: never.
+    `fresh` means that every session starts with an empty disk.
     """
 
     title: str
@@ -130,7 +132,7 @@ class NotebookPlatform:
 
 
 def write(place: NotebookPlatform, parcel: CloudPackage, folder: Path) -> Path:
-    """Write the notebook of `place` into `folder`. Raises DiskError."""
+    """Write the notebook of `place` into `folder` and return its path. Raises DiskError."""
     path = folder / NAME
     with disk_errors(path):
         path.write_text(json.dumps(notebook(place, parcel), ensure_ascii=False, indent=1) + "\n", "utf-8")
@@ -138,12 +140,12 @@ def write(place: NotebookPlatform, parcel: CloudPackage, folder: Path) -> Path:
 
 
 def files(parcel: CloudPackage) -> str:
-    """What must be uploaded, in words."""
+    """Return the names of the files to upload, separated by a comma."""
     return f"{parcel.bundle}, {parcel.install}" if parcel.has_wheel else parcel.bundle
 
 
 def notebook(place: NotebookPlatform, parcel: CloudPackage) -> dict[str, Any]:
-    """The notebook as JSON holds it."""
+    """Return the notebook as a JSON object."""
     cells = list(_cells(place, parcel))
     return {
         "nbformat": 4,

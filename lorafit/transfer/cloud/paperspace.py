@@ -1,4 +1,4 @@
-"""What does Paperspace Gradient take? A notebook; /storage outlives a session and is shared by all of a team's notebooks."""
+"""Paperspace Gradient: a notebook. /storage persists between sessions and is shared by all notebooks of a team."""
 
 from pathlib import Path
 
@@ -22,6 +22,7 @@ def upload():
 
 
 def place() -> NotebookPlatform:
+    """Return the Gradient-specific parts of the notebook."""
     return NotebookPlatform(
         title="Paperspace Gradient",
         intro=_(
@@ -40,10 +41,11 @@ def place() -> NotebookPlatform:
 
 
 def check(facts: BundleInfo) -> None:
-    """Gradient takes every run."""
+    """Accept every bundle."""
 
 
 def write(parcel: CloudPackage, folder: Path) -> list[str]:
+    """Write the Gradient notebook into `folder` and return the next steps for the user. Raises DiskError."""
     path = notebook.write(place(), parcel, folder)
     return [
         _("At https://console.paperspace.com create a notebook with the template PyTorch and a GPU."),

@@ -1,6 +1,6 @@
-"""What does an hour cost? On-demand list prices in US dollars, each with its source and date; None where none was found.
+"""On-demand list prices in US dollars per hour, each with source and date. None: no price was found.
 
-Spot prices change by the hour and the place: SkyPilot and the places themselves show them.
+Spot prices are not listed: they change by the hour and the region. SkyPilot and the platforms show them.
 """
 
 from dataclasses import dataclass
@@ -8,14 +8,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Price:
-    """Dollars an hour for the machine of that name in catalogue/clouds.py; `note` is what else there is to say."""
+    """A price in dollars per hour; None if unknown. `source` can hold a remark, such as a free tier."""
 
     dollars: float | None
     source: str
-    read: str  # year and month
+    read: str  # year and month in which the source was read
 
 
 EC2 = "AWS EC2 on demand, us-east-1; SageMaker asks more"
+# Keys: machine names in hardware/catalogue/clouds.py.
 PRICES: dict[str, Price] = {
     "g4dn.xlarge": Price(0.526, EC2, "2025-11"),
     "g4dn.2xlarge": Price(0.752, EC2, "2025-11"),
@@ -25,7 +26,7 @@ PRICES: dict[str, Price] = {
     "p4d.24xlarge": Price(21.96, EC2, "2025-11"),
     "p4de.24xlarge": Price(27.45, EC2, "2025-11"),
     "p5.48xlarge": Price(55.04, EC2, "2025-11"),
-    # 1.07 compute units an hour (read 2026-09), 9.99 dollars for 100 units; the free tier costs nothing.
+    # 1.07 compute units per hour (read 2026-09), 9.99 dollars for 100 units; the free tier costs nothing.
     "colab-t4": Price(0.11, "Colab compute units; free where the free tier gives one", "2026-09"),
     "colab-l4": Price(None, "Colab shows compute units an hour under Resources", "2026-09"),
     "colab-a100": Price(None, "Colab shows compute units an hour under Resources", "2026-09"),
@@ -37,5 +38,5 @@ PRICES: dict[str, Price] = {
 
 
 def price_of(machine: str) -> Price | None:
-    """The price of the machine called so, or None."""
+    """Return the price of the machine named `machine`, or None if it is not listed."""
     return PRICES.get(machine)

@@ -1,4 +1,4 @@
-"""What would this run be on the machines of a place? The planner's word for each: it fits or not, time, price."""
+"""Quotes for a run on the machines of a platform: whether the run fits, its time, and its price."""
 
 from lorafit.config import TrainConfig
 from lorafit.errors import LorafitError
@@ -11,11 +11,15 @@ from lorafit.transfer.cloud.prices import price_of
 
 
 def quotes(config: TrainConfig, machines: tuple[str, ...]) -> list[Quote]:
-    """One for each machine; where nothing can be told (no tokenizer here, no hub), the reason stands in its words."""
+    """Return one quote per machine.
+
+    If a run cannot be planned (no tokenizer on this disk, no hub reachable), `words` of the quote holds the reason.
+    """
     return [offer(config, machine) for machine in machines]
 
 
 def offer(config: TrainConfig, machine: str) -> Quote:
+    """Return the quote for `machine`, by the plan for it."""
     gpus = described(machine).gpus
     gpu = f"{len(gpus)} x {gpus[0].name}" if len(gpus) > 1 else gpus[0].name
     try:

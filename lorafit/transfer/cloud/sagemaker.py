@@ -1,7 +1,7 @@
-"""What does Amazon SageMaker take? A training job (CreateTrainingJob), the script that it runs, and one that sends both.
+"""Amazon SageMaker: a training job (CreateTrainingJob), the script that it runs, and a script that submits both.
 
-Managed spot training: what is written to /opt/ml/checkpoints goes to S3 as it comes, and is there again when SageMaker
-starts the job anew after an interruption. The account's names (bucket, role, region) are given to send.sh, not kept here.
+Managed spot training copies /opt/ml/checkpoints to S3 during the job. After an interruption, SageMaker restores the
+folder and restarts the job. Bucket, role and region are arguments of send.sh and are not stored here.
 """
 
 import json
@@ -15,7 +15,7 @@ from lorafit.transfer.bundle import BundleInfo
 from lorafit.transfer.cloud.base import CloudPackage, Platform, Quote
 
 JOB, SCRIPT, SEND = "training_job.json", "train.sh", "send.sh"
-BUCKET, ROLE, REGION = "BUCKET", "ROLE", "REGION"  # what send.sh puts in
+BUCKET, ROLE, REGION = "BUCKET", "ROLE", "REGION"  # placeholders that send.sh replaces
 # AWS Deep Learning Containers; github.com/aws/deep-learning-containers lists the newest.
 IMAGE = f"763104351884.dkr.ecr.{REGION}.amazonaws.com/pytorch-training:2.8.0-gpu-py312-cu129-ubuntu22.04-sagemaker"
 DAY = 86_400  # seconds
@@ -66,10 +66,11 @@ echo "When it is done: aws s3 cp s3://$bucket/lorafit/{name}/output . --recursiv
 
 
 def check(facts: BundleInfo) -> None:
-    """SageMaker takes every run."""
+    """Accept every bundle."""
 
 
 def write(parcel: CloudPackage, folder: Path) -> list[str]:
+    """Write job, train.sh and send.sh into `folder` and return the next steps for the user. Raises DiskError."""
     install = f'"$code/{parcel.install}"' if parcel.has_wheel else parcel.install
     flags = "".join(f"{shlex.quote(flag)} " for flag in parcel.flags)
     names = {"name": parcel.name, "bundle": parcel.bundle, "script": SCRIPT, "job": JOB}
@@ -88,7 +89,7 @@ def write(parcel: CloudPackage, folder: Path) -> list[str]:
 
 
 def training_job(parcel: CloudPackage) -> dict[str, Any]:
-    """The request; BUCKET, ROLE and REGION stand where send.sh puts the account's names."""
+    """Return the CreateTrainingJob request. send.sh replaces the placeholders BUCKET, ROLE and REGION."""
     place = f"s3://{BUCKET}/lorafit/{parcel.name}"
     seconds = longest_seconds(best(parcel.offers))
     return {
@@ -125,7 +126,7 @@ def training_job(parcel: CloudPackage) -> dict[str, Any]:
 
 
 def best(offers: list[Quote]) -> Quote | None:
-    """The cheapest that fits, else the fastest that fits; None where none does, or nothing is known."""
+    """Return the cheapest machine that fits; without any price the fastest that fits; None if none fits."""
     fitting = [offer for offer in offers if offer.fits]
     priced = [offer for offer in fitting if offer.dollars is not None]
     if priced:
@@ -134,11 +135,15 @@ def best(offers: list[Quote]) -> Quote | None:
 
 
 def instance(offer: Quote | None) -> str:
+    """Return the SageMaker instance type of `offer`, or of the first machine in MACHINES for None."""
     return f"ml.{offer.machine if offer else MACHINES[0]}"
 
 
 def longest_seconds(offer: Quote | None) -> int:
-    """Three times the planner's upper end and an hour for starting; a day where nothing is known, five at most."""
+    """Return the time limit: three times the upper estimate plus one hour for startup, at most five days.
+
+    Without an estimate, the limit is one day.
+    """
     if offer is None or offer.high is None:
         return DAY
     return min(int(3 * offer.high) + 3600, 5 * DAY)

@@ -1,4 +1,4 @@
-"""How does a run get ready for a place? Bundled, with this program and the place's own files, in one folder."""
+"""Preparation of a run for a platform: bundle, wheel of this program and the platform's files in one folder."""
 
 import hashlib
 from dataclasses import dataclass
@@ -23,7 +23,11 @@ BUNDLE_NAME = "run.zip"
 
 @dataclass(frozen=True)
 class CloudFiles:
-    """What was written for a place: the folder, its files, what the planner says of the place's machines, what is next."""
+    """The output of send() for a platform.
+
+    `title` is the name of the platform. `files` are the names in `folder`. `offers` are the quotes for the platform's
+    machines. `steps` are the next steps for the user.
+    """
 
     title: str
     folder: Path
@@ -35,7 +39,10 @@ class CloudFiles:
 
 @dataclass(frozen=True)
 class CloudOrder:
-    """What is to be sent: `run`, begun as `config` says, or `config` alone. `base` is what its base model is called there."""
+    """A request to send `run`, started with `config`, or a new run with `config` if `run` is None.
+
+    `base` is the name of the base model on the platform; None: the same name as here.
+    """
 
     run: RunDir | None
     config: TrainConfig
@@ -43,7 +50,7 @@ class CloudOrder:
 
 
 def send(place: str, order: CloudOrder, folder: Path, say: Say) -> CloudFiles:
-    """Write into `folder` what `place` takes. Raises LorafitErrors."""
+    """Write the files for the platform `place` into `folder`. Raises LorafitErrors."""
     target: Platform = registry.load(registry.find_entry(registry.CLOUDS, place))
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -62,7 +69,7 @@ def send(place: str, order: CloudOrder, folder: Path, say: Say) -> CloudFiles:
 
 
 def _check(target: Platform, facts: BundleInfo, base: str | None, folder: Path) -> None:
-    """Raise ConfigError for a run that no place, or not this one, can do anything for."""
+    """Raise ConfigError for a finished run, a base model that stays here, or a bundle that `target` refuses."""
     if facts.base_is_local and base is None:
         (folder / BUNDLE_NAME).unlink()
         raise ConfigError(
@@ -78,7 +85,7 @@ def _check(target: Platform, facts: BundleInfo, base: str | None, folder: Path) 
 
 
 def _name(facts: BundleInfo, folder: Path) -> str:
-    """What tells this run from others at the place: the same bundle has the same name."""
+    """Return the name of the run on the platform. It ends in a digest, so the same bundle has the same name."""
     manifest = archive.read_member(folder / BUNDLE_NAME, MANIFEST, 16 * MIB) or b""
     word = facts.run.partition("-lora-")[0].lower()
     return f"{word}-{hashlib.sha256(manifest).hexdigest()[:8]}"

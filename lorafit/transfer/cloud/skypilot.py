@@ -1,7 +1,7 @@
-"""What does SkyPilot take? A task for every other cloud: spot machines, recovery, and several nodes through torchrun.
+"""SkyPilot: a task file for all other clouds, with spot instances, recovery, and several nodes through torchrun.
 
-Checkpoints go to a bucket that is mounted with a cache (MOUNT_CACHED): a plain mount cannot rename a folder, which is how
-a checkpoint becomes whole.
+The bucket for checkpoints is mounted with a cache (MOUNT_CACHED), because a plain mount cannot rename a folder. A
+checkpoint is completed by renaming its folder.
 """
 
 import shlex
@@ -16,7 +16,7 @@ from lorafit.transfer.cloud.base import CloudPackage, Platform
 
 TASK = "task.yaml"
 PORT = 29_500
-# Cheapest first, as SkyPilot finds them; the planner's notes say where one would not do.
+# SkyPilot takes the cheapest available GPU of these; the quotes say on which of them the run does not fit.
 GPUS = {"L4": 1, "A10G": 1, "L40S": 1, "A100": 1, "A100-80GB": 1, "H100": 1}
 
 SETUP = """\
@@ -49,10 +49,11 @@ if [[ "$SKYPILOT_NODE_RANK" == 0 ]]; then python3 -m lorafit bundle "$run" -o "$
 
 
 def check(facts: BundleInfo) -> None:
-    """SkyPilot takes every run."""
+    """Accept every bundle."""
 
 
 def write(parcel: CloudPackage, folder: Path) -> list[str]:
+    """Write the task file into `folder` and return the next steps for the user. Raises DiskError."""
     path = folder / TASK
     note = _("Several nodes: raise num_nodes; several GPUs a node: L4: 8, say. Training is then started by torchrun.")
     with disk_errors(path):
@@ -70,7 +71,7 @@ def write(parcel: CloudPackage, folder: Path) -> list[str]:
 
 
 def task(parcel: CloudPackage) -> dict[str, object]:
-    """The task as YAML holds it."""
+    """Return the content of the task file."""
     flags = "".join(f"{shlex.quote(flag)} " for flag in parcel.flags)
     names = {"name": parcel.name, "bundle": parcel.bundle, "port": PORT, "flags": flags}
     return {
@@ -91,12 +92,12 @@ def task(parcel: CloudPackage) -> dict[str, object]:
 
 
 def bucket(parcel: CloudPackage) -> str:
-    """A bucket's name: lower case, digits and hyphens."""
+    """Return the bucket name: only lower-case letters, digits and hyphens."""
     return f"lorafit-{parcel.name}".lower().replace("_", "-").replace(".", "-")
 
 
 class _Dumper(yaml.SafeDumper):
-    """Scripts as blocks, line by line."""
+    """Dump multi-line strings as YAML literal blocks."""
 
 
 def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:

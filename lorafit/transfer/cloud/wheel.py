@@ -1,6 +1,7 @@
-"""How does this very program get to another machine? As a wheel, built from the sources that are running.
+"""The wheel of this program for another machine, built from the sources that are running.
 
-Installed from a wheel itself, it has no sources beside it: then the other machine takes the same version from the index.
+A lorafit that was installed from a wheel has no sources. The other machine then installs the same version from the
+package index.
 """
 
 import os
@@ -15,11 +16,11 @@ from lorafit import __version__
 
 ROOT = Path(__file__).parents[3]
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "lorafit")
-EPOCH = "315532800"  # 1980: the same sources give the same bytes
+EPOCH = "315532800"  # 1980-01-01; a fixed time, so that the same sources give the same bytes
 
 
 def program(folder: Path) -> str:
-    """What pip is to install there: the name of a wheel, built into `folder`, or a requirement where none can be built."""
+    """Build a wheel into `folder` and return its file name, or a requirement for pip if no wheel can be built."""
     if not all((ROOT / name).exists() for name in SOURCES):
         return f"lorafit=={__version__}"
     with tempfile.TemporaryDirectory(prefix="lorafit-") as scratch:
@@ -36,7 +37,7 @@ def program(folder: Path) -> str:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Only what belongs to the program: building leaves things behind, and other tools too."""
+    """Copy a file or a folder, without __pycache__ and hidden files, which builds and other tools leave behind."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.is_file():
         shutil.copyfile(source, target)
@@ -46,5 +47,5 @@ def _copy(source: Path, target: Path) -> None:
 
 def _command(sources: Path, built: Path) -> list[str]:
     pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "--disable-pip-version-check"]
-    at_hand = ["--no-build-isolation"] if find_spec("setuptools") else []  # else pip fetches what builds
+    at_hand = ["--no-build-isolation"] if find_spec("setuptools") else []  # else pip downloads setuptools
     return [*pip, *at_hand, "-w", str(built), str(sources)]

@@ -1,1 +1,1 @@
-"""The fast path: dense decoders (Llama's shape) with their own packed forward and backward."""
+"""The fast path: dense decoders of Llama's architecture with lorafit's own packed forward and backward."""

@@ -1,7 +1,7 @@
-"""How does one sample attend to itself and to a shared beginning, without a mask and without repeating keys?
+"""Causal attention of one sample to itself and to a shared prefix, without a full mask and without repeated keys.
 
-Causal attention in blocks of queries: each block is one product with the keys it may see, and the grouped heads of one
-key share that product. Kept for the backward: outputs and the log of each row's sum (Dao 2022, arXiv 2205.14135).
+Queries are computed in blocks. Each block is one matmul with its visible keys, and all query heads of a key head share
+that matmul. Saved for the backward: the outputs and each row's log-sum-exp (Dao 2022, arXiv 2205.14135).
 
 Letters: K key heads, G query heads a key head, n queries, L = shared + n keys, D head width, m queries of a block.
 """
@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 BLOCK = 64
-LATER = torch.ones(BLOCK, BLOCK, dtype=torch.bool).triu_(1)  # what a row of a block on the diagonal may not see
+LATER = torch.ones(BLOCK, BLOCK, dtype=torch.bool).triu_(1)  # hidden keys of each row in a block on the diagonal
 
 
 def forward(q_KGnD: Tensor, keys_values_2KLD: Tensor, scale: float, out_KGnD: Tensor, lse_KGn: Tensor) -> None:
-    """Fill in the output and the log-sum-exp: query i sees the keys up to shared + i."""
+    """Write the output and the log-sum-exp into `out_KGnD` and `lse_KGn`: query i sees the keys up to shared + i."""
     k_KLD, v_KLD = keys_values_2KLD.chunk(2)
     heads, groups, n, width = q_KGnD.shape
     for rows, seen in _blocks(n, k_KLD.shape[1]):
@@ -40,9 +40,9 @@ def backward(
     scale: float,
     grad_q_KGnD: Tensor,
 ) -> Tensor:
-    """Fill in the gradient at q; return that at keys and values. `saved`: log-sum-exp, and grad . out, both [K,G,n].
+    """Write the gradient at q into `grad_q_KGnD`; return the gradient at keys and values [2K,L,D].
 
-    The weights are made again, block by block.
+    `saved` is the log-sum-exp and grad . out, both [K,G,n]. The attention weights are recomputed block by block.
     """
     lse_KGn, dots_KGn = saved
     heads, groups, n, width = q_KGnD.shape
@@ -65,13 +65,13 @@ def backward(
 
 
 def _blocks(n: int, keys: int) -> Iterator[tuple[slice, int]]:
-    """Queries, some at a time, and how many keys the last of them sees."""
+    """Yield slices of queries, each with the number of keys that its last query sees."""
     for first in range(0, n, BLOCK):
         last = min(first + BLOCK, n)
         yield slice(first, last), keys - n + last
 
 
 def _hide_later_(scores: Tensor, groups: int, m: int, value: float) -> None:
-    """Set what lies above the diagonal of a block's own square: its last m columns."""
+    """Set the entries above the diagonal of a block's own square (its last m columns) to `value`."""
     square = scores.view(len(scores), groups, m, -1)[..., -m:]
     square.masked_fill_(LATER[:m, :m].to(scores.device), value)

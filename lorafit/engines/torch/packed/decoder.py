@@ -1,4 +1,4 @@
-"""A whole dense decoder over packed tokens: what a step shares once, forward, loss, backward; no autograd in between.
+"""A whole dense decoder over packed tokens: shared prefixes, forward, loss and backward, without autograd.
 
 Letters: T rows, H hidden, N targets.
 """
@@ -25,7 +25,7 @@ from lorafit.planner.plan import Plan
 
 
 class PackedDecoder:
-    """Made from a model of transformers whose linear layers already carry their LoRA; weights become fused views."""
+    """A decoder built from a transformers model whose linear layers already carry LoRA; weights become fused views."""
 
     def __init__(
         self, decoder: Any, head: LMHead, chunk: int, recompute: ActivationCheckpointing, dropout: DropoutKeys
@@ -38,17 +38,17 @@ class PackedDecoder:
 
     @property
     def shares(self) -> bool:
-        """Whether what samples of a step begin with alike is computed once: dropout tells them apart."""
+        """Return whether shared prefixes are computed once: not with dropout, whose masks differ between samples."""
         return self.dropout.p == 0
 
     def supports(self, micro_batches: Sequence[MicroBatch]) -> bool:
-        """Whether every token of every sample may see all before it; a window that is longer hides nothing."""
+        """Return whether every token may see its whole sample up to itself: no sample is longer than the window."""
         longest = max((int(np.diff(micro.segments).max()) for micro in micro_batches), default=0)
         return self.window is None or longest <= self.window
 
     @torch.no_grad()
     def accumulate(self, step: int, micro_batches: Sequence[MicroBatch], weight: float) -> list[Tensor]:
-        """The sums of the losses, one a micro-batch; gradients of weight x their sum become the parameters' .grad."""
+        """Return one loss sum per micro-batch; set the parameters' .grad to the gradients of weight x their sum."""
         linears = [linear for layer in self.layers for linear in layer.linears]
         for linear in linears:
             linear.begin()
@@ -62,7 +62,7 @@ class PackedDecoder:
 
     @torch.no_grad()
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> list[Tensor]:
-        """The sums of the losses without gradients."""
+        """Return one loss sum per micro-batch, without gradients."""
         prefix = self._shared(micro_batches)
         losses = []
         for micro in micro_batches:
@@ -72,7 +72,7 @@ class PackedDecoder:
         return losses
 
     def forward_backward(self, step: int, micro: MicroBatch, weight: float, prefix: PrefixState | None) -> Tensor:
-        """The sum of the losses of `micro`; gradients are added to what is there."""
+        """Return the loss sum of `micro`; add its gradients to those accumulated since the start of the step."""
         tokens = self._tokens(micro, prefix)
         with self.dropout.of(step, micro):
             hidden, saved = self._forward(tokens, prefix, keep=True)
@@ -85,7 +85,7 @@ class PackedDecoder:
         return loss
 
     def _shared(self, micro_batches: Sequence[MicroBatch]) -> PrefixState | None:
-        """What several samples begin with, where there is such a thing and dropout does not tell them apart."""
+        """Return the state of the prefixes that several samples share; None without one, or with dropout."""
         found = begun_alike(micro_batches) if self.shares else []
         return PrefixState(found, self.embed, self.rotary, self.layers, self.recompute.count) if found else None
 
@@ -93,7 +93,7 @@ class PackedDecoder:
         return own_tokens(micro, prefix.spans if prefix else {}, self.rotary)
 
     def _forward(self, tokens: Tokens, prefix: PrefixState | None, keep: bool) -> tuple[Tensor, list[LayerActivations]]:
-        """The last layer's output at the rows before targets, and what each layer left."""
+        """Return the last layer's output at the rows before targets, and each layer's activations if `keep`."""
         x, saved, last = self.embed(tokens.ids_T), [], len(self.layers) - 1
         for index, layer in enumerate(self.layers):
             rows = tokens.rows.but(tokens.before_N if index == last else None, _at(prefix, index))
@@ -118,7 +118,10 @@ def _at(prefix: PrefixState | None, index: int) -> SharedKeysValues | None:
 
 
 def why_unsupported(decoder: Any, head: LMHead, plan: Plan, device: Device) -> str | None:
-    """Why this cannot be computed here, in words; None when it can. Whether the numbers agree is checked at load."""
+    """Return why the fast path does not support this case, as a message; None if it does.
+
+    Whether its results are right is checked when the model is loaded.
+    """
     parts = all(hasattr(decoder, name) for name in ("layers", "norm", "rotary_emb", "embed_tokens"))
     known = parts and all(looks_like_llama(layer) for layer in decoder.layers)
     if not (known and type(head.linear) in (nn.Linear, LowBitLinear)):

@@ -1,7 +1,7 @@
-"""How do several linear layers over one input become one product? Frozen weights and LoRA's A end to end.
+"""Several linear layers over one input, fused into one matmul: frozen weights and LoRA's A, end to end.
 
-The modules' own weights are views of the fused ones, so nothing is kept twice, and whatever else looks at the modules
-(saving, answering, transformers' forward) sees the same numbers.
+The modules' own weights are views of the fused ones, so nothing is stored twice. All other users of the modules
+(saving, generation, transformers' forward) see the same values. 4-bit weights are not fused.
 
 Letters: T tokens, I inputs, O outputs of all parts together, R ranks of all parts together.
 """
@@ -18,7 +18,7 @@ from lorafit.engines.torch.low_bit_linear import is_4bit, product, transposed_pr
 
 @dataclass(frozen=True)
 class FusedDelta:
-    """One part's LoRA: its outputs and its ranks among the fused ones."""
+    """The LoRA of one part: its slices of the fused outputs and of the fused ranks."""
 
     layer: LoRALinear
     outputs: slice
@@ -26,7 +26,7 @@ class FusedDelta:
 
 
 class FusedLinear:
-    """y = x W^T + b, plus each part's LoRA delta, forward and backward by hand."""
+    """y = x W^T + b, plus each part's LoRA delta, with a hand-written forward and backward."""
 
     def __init__(self, parts: Sequence[nn.Module]) -> None:
         bases = [base_of(part) for part in parts]
@@ -48,7 +48,7 @@ class FusedLinear:
         self.b_grads_RO: list[Tensor] = []
 
     def begin(self) -> None:
-        """Start a step: gradients are zero, and the parameters' .grad are views that the backward adds to."""
+        """Start a step: zero the gradients, and make each A's .grad a view that backward() adds to."""
         self.a_grad_RI.zero_()
         for delta in self.deltas:
             delta.layer.lora_A.grad = self.a_grad_RI[delta.ranks]
@@ -56,18 +56,18 @@ class FusedLinear:
         self.b_grads_RO = [delta.layer.lora_B.new_zeros(delta.layer.lora_B.shape[::-1]) for delta in self.deltas]
 
     def end(self) -> None:
-        """All of a step is added up: B's gradients, until now with ranks first, since so their products run faster."""
+        """Finish a step: give each B its gradient, accumulated as [R,O] until now since those matmuls are faster."""
         for delta, grad_RO in zip(self.deltas, self.b_grads_RO, strict=True):
             delta.layer.lora_B.grad = grad_RO.t().contiguous()
         self.b_grads_RO = []
 
     def forward(self, x_TI: Tensor, residual_TO: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """y [T,O] (plus `residual_TO`) and dropout(x) A^T [T,R], which the backward needs."""
+        """Return y [T,O] (plus `residual_TO`), and dropout(x) A^T [T,R], which the backward needs."""
         xa_TR = self.low_rank(x_TI)
         return self.recompute(x_TI, xa_TR, residual_TO), xa_TR
 
     def low_rank(self, x_TI: Tensor) -> Tensor:
-        """dropout(x) A^T [T,R]."""
+        """Return dropout(x) A^T [T,R]."""
         if not self._drops():
             return x_TI @ self.a_RI.t()
         xa_TR = x_TI.new_empty(len(x_TI), len(self.a_RI))
@@ -76,7 +76,7 @@ class FusedLinear:
         return xa_TR
 
     def recompute(self, x_TI: Tensor, xa_TR: Tensor, residual_TO: Tensor | None = None) -> Tensor:
-        """y, from what forward() gave besides."""
+        """Return y [T,O] from x and from the dropout(x) A^T that forward() returned."""
         y_TO = product(x_TI, self.weights, self.bias_O if residual_TO is None else residual_TO)
         if residual_TO is not None and self.bias_O is not None:
             y_TO += self.bias_O
@@ -88,7 +88,7 @@ class FusedLinear:
         return y_TO
 
     def backward(self, grad_TO: Tensor, x_TI: Tensor, xa_TR: Tensor, to_input: bool = True) -> Tensor | None:
-        """Add to the parameters' gradients; the gradient at x [T,I], unless nobody needs it."""
+        """Add to the parameters' gradients; return the gradient at x [T,I], or None unless `to_input`."""
         grad_TR = grad_TO.new_empty(len(grad_TO), len(self.a_RI))
         for delta, b_grad_RO in zip(self.deltas, self.b_grads_RO, strict=True):
             part_TO, layer = grad_TO[:, delta.outputs], delta.layer
@@ -106,7 +106,7 @@ class FusedLinear:
         return bool(self.deltas) and self.deltas[0].layer.drops
 
     def _backward_dropped(self, grad_TR: Tensor, x_TI: Tensor, grad_TI: Tensor | None) -> None:
-        """A's gradients, and what comes to x through A: each part drops other inputs."""
+        """Add A's gradients, and A's share of the gradient at x; each part has its own dropout mask."""
         for delta in self.deltas:
             grad, ranks, kept_TI = grad_TR[:, delta.ranks], delta.ranks, delta.layer.kept(x_TI.shape[1])
             self.a_grad_RI[ranks].addmm_(grad.t(), x_TI * kept_TI)
@@ -115,14 +115,14 @@ class FusedLinear:
 
 
 def base_of(part: nn.Module) -> nn.Linear:
-    """The frozen layer under a LoRA, or the layer itself."""
+    """Return the frozen layer in a LoRALinear, or the layer itself."""
     base = part.base if isinstance(part, LoRALinear) else part
     assert isinstance(base, nn.Linear)
     return base
 
 
 def _fused(parts: Sequence[Tensor]) -> Tensor:
-    """`parts` end to end, each a view of the whole; where they lie so already nothing is moved."""
+    """Return `parts` end to end, and make each a view of the result; parts that already lie so are not moved."""
     sizes, first = [part.numel() for part in parts], parts[0].detach()
     storage = first.untyped_storage().data_ptr()
     places = [first.storage_offset() + sum(sizes[:index]) for index in range(len(parts))]

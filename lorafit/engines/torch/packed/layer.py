@@ -21,12 +21,16 @@ Thing = TypeVar("Thing")
 
 @dataclass
 class Recomputable:
-    """What can be made again from a layer's input and its attention's output, without attending."""
+    """Activations that are recomputed from the layer's input and attention output, without redoing attention.
+
+    `rms1` and `rms2` are 1 / rms of the two norms, `xa_*` dropout(x) A^T of a fused linear layer, and `x2` the input of
+    the second norm.
+    """
 
     rms1: Tensor
     xa_qkv: Tensor
     qkv: Tensor
-    raw_qk: tuple[Tensor, Tensor, Tensor] | None  # before q/k norm, with 1 / rms of each
+    raw_qk: tuple[Tensor, Tensor, Tensor] | None  # q and k before their norms, and 1 / rms of each
     xa_o: Tensor
     x2: Tensor
     rms2: Tensor
@@ -36,17 +40,17 @@ class Recomputable:
 
 @dataclass
 class LayerActivations:
-    """What one layer's forward leaves for its backward; without `rest` where the layer recomputes."""
+    """Activations that one layer's forward saves for its backward; `rest` is None if the layer recomputes."""
 
     x: Tensor
-    out: Tensor  # attention's, at the kept rows
+    out: Tensor  # attention's output at the kept rows
     lse_KGT: Tensor
     xa_down: Tensor
     rest: Recomputable | None
 
 
 class PackedLayer:
-    """Made from a decoder layer of transformers with Llama's parts; `q_norm` and `k_norm` where the model has them."""
+    """A decoder layer built from a Llama-like layer of transformers, with its `q_norm` and `k_norm` if any."""
 
     def __init__(self, layer: Any, dropout: DropoutKeys) -> None:
         self.dropout = dropout
@@ -61,10 +65,11 @@ class PackedLayer:
 
     @property
     def linears(self) -> list[FusedLinear]:
+        """Return the fused linear layers."""
         return [self.qkv, self.o, self.gate_up, self.down]
 
     def forward(self, x: Tensor, rows: RowLayout, recompute: bool = False) -> tuple[Tensor, LayerActivations]:
-        """The layer's output at the kept rows."""
+        """Return the layer's output at the kept rows, and the activations for the backward."""
         rms1, xa_qkv, qkv, raw_qk = self._project(x, rows)
         out, lse = self._attend(qkv, rows)
         with self.dropout.only(rows.kept):
@@ -73,7 +78,7 @@ class PackedLayer:
         return y, LayerActivations(x, out, lse, xa_down, None if recompute else rest)
 
     def backward(self, grad: Tensor, s: LayerActivations, rows: RowLayout, to_input: bool) -> Tensor | None:
-        """Add to the parameters' gradients; the gradient at x, unless this is the first layer."""
+        """Add to the parameters' gradients; return the gradient at x, or None unless `to_input` (the first layer)."""
         projected = None if s.rest else self._project(s.x, rows)
         with self.dropout.only(rows.kept):
             rest = s.rest or Recomputable(*_there(projected), *self._mix(s.x, s.out, rows))
@@ -89,11 +94,11 @@ class PackedLayer:
         return None if grad_h1 is None else self.norm1.backward(grad_h1, s.x, rest.rms1).add_(grad_x2)
 
     def keys_values(self, saved: LayerActivations) -> Tensor:
-        """Keys and values [T, 2*heads*D] that the layer's forward made."""
+        """Return the keys and values [T, 2*heads*D] that the layer's forward computed."""
         assert saved.rest is not None
         return saved.rest.qkv[:, self.q_heads * self.width :]
 
-    # what lies before and after attention
+    # before and after attention
 
     def _project(
         self, x: Tensor, rows: RowLayout
@@ -125,7 +130,7 @@ class PackedLayer:
         return heads[:, : self.q_heads], heads[:, self.q_heads : self.q_heads + self.kv_heads]
 
     def _place_(self, qkv: Tensor, rows: RowLayout) -> tuple[Tensor, Tensor, Tensor] | None:
-        """q/k norm and rotary positions in place; what the norm's backward needs."""
+        """Apply q/k norm and rotary positions in place; return what the norm's backward needs."""
         q, k = self._qk(qkv)
         raw = None
         if self.qk_norms is not None:
@@ -148,18 +153,18 @@ class PackedLayer:
             part.copy_(norm.backward(part, x, inverse))
 
     def _heads_apart(self, x: Tensor) -> Tensor:
-        """Query-like rows [T, heads*D], perhaps with more columns behind, as a view [K,G,T,D]."""
+        """View query-like rows [T, heads*D], which may have more columns behind, as [K,G,T,D]."""
         x = x[:, : self.q_heads * self.width]
         return x.view(len(x), self.kv_heads, self.q_heads // self.kv_heads, self.width).permute(1, 2, 0, 3)
 
     def _seen(self, qkv: Tensor, segment: Segment, shared: SharedKeysValues | None) -> Tensor:
-        """Keys and values [2K,L,D] that a sample's rows see: the shared ones that it begins with, and their own."""
+        """Return the keys and values [2K,L,D] that a sample's rows see: its shared prefix and its own rows."""
         own = qkv[segment.own, self.q_heads * self.width :]
         seen = own if shared is None else torch.cat([shared.keys_values[segment.shared], own])
         return seen.view(len(seen), -1, self.width).permute(1, 0, 2).contiguous()
 
     def _attend(self, qkv: Tensor, rows: RowLayout) -> tuple[Tensor, Tensor]:
-        """Attention's output at the kept rows, and the log-sum-exp at all [K,G,T]."""
+        """Return attention's output at the kept rows, and the log-sum-exp [K,G,T] at all rows."""
         out = qkv.new_empty(len(qkv), self.q_heads * self.width)
         lse_KGT = qkv.new_empty(self.kv_heads, self.q_heads // self.kv_heads, len(qkv))
         q_KGTD, out_KGTD = self._heads_apart(qkv), self._heads_apart(out)
@@ -169,7 +174,11 @@ class PackedLayer:
         return out if rows.kept is None else out[rows.kept], lse_KGT
 
     def _attend_backward(self, grad_out: Tensor, qkv: Tensor, saved: tuple[Tensor, Tensor], rows: RowLayout) -> Tensor:
-        """The gradient at q, k, v [T, heads*D], positions and norms still in; the shared keys' sum over samples."""
+        """Return the gradient [T, heads*D] at q, k and v after q/k norm and rotary positions.
+
+        Each sample adds its gradient at the shared keys and values to `rows.shared.grad`. In the pass of the shared
+        prefix itself, `rows.read.grad` is added: the gradients from the samples that attend to the prefix.
+        """
         grad_qkv = torch.empty_like(qkv)
         grad_kv = grad_qkv[:, self.q_heads * self.width :]
         q_KGTD, grad_KGTD, grad_q_KGTD = (self._heads_apart(x) for x in (qkv, grad_out, grad_qkv))
@@ -190,11 +199,12 @@ class PackedLayer:
 
 
 def norm_of(module: Any) -> RMSNorm:
+    """Return an RMSNorm with the weight and epsilon of `module`."""
     return RMSNorm(module.weight.detach(), float(module.variance_epsilon))
 
 
 def _spread(x: Tensor, kept: Tensor, rows: int) -> Tensor:
-    """`x` at the rows `kept` of `rows`, zero elsewhere."""
+    """Return a tensor of `rows` rows: `x` at the rows `kept`, zero elsewhere."""
     return x.new_zeros(rows, x.shape[1]).index_copy_(0, kept, x)
 
 
@@ -204,7 +214,10 @@ def _there(x: Thing | None) -> Thing:
 
 
 def looks_like_llama(layer: nn.Module) -> bool:
-    """Has this decoder layer the parts, by name and kind, that PackedLayer computes? Numbers are checked at load."""
+    """Return whether the decoder layer has the parts, by name and type, that PackedLayer computes.
+
+    Whether the results are right is checked when the model is loaded.
+    """
     mixer, mlp = getattr(layer, "self_attn", None), getattr(layer, "mlp", None)
     linears = [getattr(mixer, f"{n}_proj", None) for n in "qkvo"] + [
         getattr(mlp, f"{n}_proj", None) for n in ("gate", "up", "down")

@@ -1,10 +1,11 @@
-"""What do samples of a step begin with alike, and how is it computed once?
+"""Shared prefixes: the tokens with which several samples of a step begin, computed once per step.
 
-A template's opening, a system prompt, examples: the same tokens at the same positions have the same keys and values in
-every such sample, since nothing before them differs. They are computed once a step; each micro-batch looks at them and adds
-to their gradients; their own backward runs once, at the end. Exact, as long as dropout does not tell samples apart.
+Examples are a template's opening, a system prompt and few-shot examples. The same tokens at the same positions have
+the same keys and values in every such sample, since nothing before them differs. Each micro-batch attends to these
+keys and values and adds to their gradients. The backward of the prefixes runs once, at the end of the step. The result
+is exact without dropout, whose masks would differ between samples.
 
-Letters: P shared tokens, of all beginnings end to end.
+Letters: P shared tokens, of all prefixes end to end.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,10 @@ from lorafit.engines.torch.packed.rows import RowLayout, SharedKeysValues, end_t
 
 
 class PrefixState:
-    """The shared tokens of one step, gone forward."""
+    """The shared prefixes of one step after their forward pass.
+
+    `spans`: the slice of the shared tokens by prefix (its ids as bytes). `shared`: keys and values of each layer.
+    """
 
     def __init__(
         self,
@@ -36,7 +40,7 @@ class PrefixState:
         self.spans = {ids.tobytes(): segment.own for ids, segment in zip(beginnings, segments, strict=True)}
         rows = rows_at(np.concatenate([np.arange(len(ids)) for ids in beginnings]), segments, rotary)
         x = embed(torch.from_numpy(np.concatenate(beginnings).astype(np.int64)))
-        nobody = torch.empty(0, dtype=torch.long)  # the last layer's output: only its keys and values are looked at
+        nobody = torch.empty(0, dtype=torch.long)  # the last layer's output is not needed, only its keys and values
         self.rows = [rows] * (len(layers) - 1) + [rows.but(kept=nobody)]
         for index, (layer, place) in enumerate(zip(layers, self.rows, strict=True)):
             x, saved = layer.forward(x, place)
@@ -47,7 +51,7 @@ class PrefixState:
             self.shared.append(SharedKeysValues(keys_values, torch.zeros_like(keys_values)))
 
     def backward(self) -> None:
-        """Add what the shared tokens have learned from all who looked at them."""
+        """Run the prefixes' backward from the gradients that the samples added to the shared keys and values."""
         grad: Tensor | None = self.saved[-1].x.new_zeros(0, self.saved[-1].x.shape[1])
         for index in range(len(self.layers) - 1, -1, -1):
             rows: RowLayout = self.rows[index].but(kept=self.rows[index].kept, read=self.shared.pop())

@@ -1,7 +1,8 @@
-"""Which rows does a layer compute, and what may each of them look at?
+"""Row layouts: the rows that a layer computes, and the keys that each row may see.
 
-A micro-batch's rows are each sample's own tokens, end to end; what samples of a step begin with alike is computed
-once, elsewhere (prefix.py), and only its keys and values are looked at. Letters: T rows, P shared tokens, h half a head.
+A micro-batch's rows are each sample's own tokens, end to end. Prefixes that several samples of a step share are
+computed once, in prefix.py; the rows only attend to their keys and values.
+Letters: T rows, P shared tokens, h half a head.
 """
 
 import itertools
@@ -18,7 +19,7 @@ from lorafit.data.micro_batch import MicroBatch
 
 @dataclass(frozen=True)
 class SharedKeysValues:
-    """One layer's keys and values of the shared tokens [P, 2*heads*D], and their gradients, which their readers add to."""
+    """One layer's keys and values of the shared tokens [P, 2*heads*D], and the sum of their readers' gradients."""
 
     keys_values: Tensor
     grad: Tensor
@@ -29,7 +30,7 @@ NONE = slice(0, 0)
 
 @dataclass(frozen=True)
 class Segment:
-    """One sample: its rows, and which of the shared tokens it begins with."""
+    """One sample: the slice `own` of its rows, and the slice `shared` of the shared tokens that is its prefix."""
 
     own: slice
     shared: slice
@@ -37,25 +38,25 @@ class Segment:
 
 @dataclass(frozen=True)
 class RowLayout:
-    """Samples among the rows, rotary positions, and what is special about one layer."""
+    """The samples in the rows, rotary tables, and the settings of one layer."""
 
     segments: list[Segment]
     cos_T1h: Tensor
     sin_T1h: Tensor
-    kept: Tensor | None = None  # the rows whose output somebody looks at; None: all
-    shared: SharedKeysValues | None = None  # what samples look at besides themselves
-    read: SharedKeysValues | None = None  # these rows are the shared ones: what their readers left
+    kept: Tensor | None = None  # rows whose output is needed; None: all
+    shared: SharedKeysValues | None = None  # keys and values that samples see besides their own
+    read: SharedKeysValues | None = None  # set for the shared prefixes: gradients from the samples that attend to them
 
     def but(
         self, kept: Tensor | None = None, shared: SharedKeysValues | None = None, read: SharedKeysValues | None = None
     ) -> "RowLayout":
-        """The same rows in a layer of which this is true."""
+        """Return the same rows with these settings of one layer."""
         return replace(self, kept=kept, shared=shared, read=read)
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """A micro-batch as the decoder sees it: ids and rows, the row before each target, the targets; keys of dropout."""
+    """A micro-batch as the decoder computes it: token ids, rows, the row before each target, and the targets."""
 
     ids_T: Tensor
     rows: RowLayout
@@ -64,7 +65,10 @@ class Tokens:
 
 
 def own_tokens(micro: MicroBatch, spans: Mapping[bytes, slice], rotary: nn.Module) -> Tokens:
-    """Each sample's tokens after what it begins with, where that is among the shared tokens: `spans` says at which."""
+    """Return each sample's tokens after its shared prefix; `spans` gives the prefix's slice of the shared tokens.
+
+    A prefix that is not in `spans` belongs to the sample's own tokens.
+    """
     shared = [spans.get(beginning, NONE) for beginning in micro.beginnings()]
     bounds = itertools.pairwise(micro.segments.tolist())
     taken = [np.arange(a + s.stop - s.start, b) for (a, b), s in zip(bounds, shared, strict=True)]
@@ -77,13 +81,13 @@ def own_tokens(micro: MicroBatch, spans: Mapping[bytes, slice], rotary: nn.Modul
 
 
 def end_to_end(lengths: Sequence[int], shared: Sequence[slice] | None = None) -> list[Segment]:
-    """Samples of `lengths` rows one after another."""
+    """Return segments of `lengths` rows, one after another."""
     bounds = itertools.pairwise([0, *itertools.accumulate(lengths)])
     return [Segment(slice(*own), seen) for own, seen in zip(bounds, shared or [NONE] * len(lengths), strict=True)]
 
 
 def rows_at(positions: NDArray[np.integer], segments: list[Segment], rotary: nn.Module) -> RowLayout:
-    """Rows at these positions of their samples."""
+    """Return the layout of rows at these positions of their samples."""
     cos, sin = rotary(torch.empty(1), torch.from_numpy(positions.astype(np.int64))[None])
     half = cos.shape[-1] // 2
     return RowLayout(segments, cos[0, :, None, :half].contiguous(), sin[0, :, None, :half].contiguous())
