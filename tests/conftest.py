@@ -19,7 +19,7 @@ def demo_folder() -> Path:
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny model of each family, under its name."""
-    import tiny  # torch and transformers, seconds that most tests need not wait for
+    from support import tiny  # torch and transformers, seconds that most tests need not wait for
 
     folder = tmp_path_factory.mktemp("models")
     for family in tiny.FAMILIES | tiny.LONERS:

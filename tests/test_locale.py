@@ -3,14 +3,13 @@
 import ast
 import string
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from babel.messages.catalog import Catalog
 from babel.messages.mofile import read_mo
 from babel.messages.pofile import read_po
+from support.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "lorafit/locale/zh_CN/LC_MESSAGES"
 
 

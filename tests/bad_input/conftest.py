@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import tiny
-from wrong import Refused, Words
+from support import tiny
+from support.refusals import Refused, Words
 
 from lorafit.cli.app import main
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
-from wrong import Refused, Words, without
+from support import tiny
+from support.refusals import Refused, Words, without
 
 from lorafit.engines.torch.engine import TorchEngine
 

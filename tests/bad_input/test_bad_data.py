@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from wrong import Refused, Words
+from support.refusals import Refused, Words
 
 from lorafit.cli.app import main
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from wrong import Refused, Words, adapter_bytes, the_run
+from support.refusals import Refused, Words, adapter_bytes, the_run
 
 from lorafit.cli.app import main
 from lorafit.events import StepDone, read_events

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from wrong import Refused, Words
+from support.refusals import Refused, Words
 
 
 @pytest.mark.parametrize(

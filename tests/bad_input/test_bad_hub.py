@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from fakehub import FakeHub
-from wrong import Refused, Words
+from support.fake_hub import FakeHub
+from support.refusals import Refused, Words
 
 from lorafit.cli.app import main
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from wrong import Refused, Words, the_run
+from support.refusals import Refused, Words, the_run
 
 from lorafit.cli.app import main
 from lorafit.engines.torch.engine import TorchEngine

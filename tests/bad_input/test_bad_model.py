@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from wrong import Refused, Words, change_config, the_run, without
+from support.refusals import Refused, Words, change_config, the_run, without
 
 from lorafit.cli.app import main
 from lorafit.events import Warned, read_events

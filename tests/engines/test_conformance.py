@@ -5,12 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import reference
-import tiny
 import torch
 import transformers
-import ways
-from ways import SAMPLES, Way, every_way, every_way_and_the_fake
+from support import engine_variants, float64_reference, tiny
+from support.engine_variants import SAMPLES, Way, every_way, every_way_and_the_fake
 
 from lorafit.data.micro_batch import pack
 from lorafit.engines.base import OutOfMemory
@@ -18,7 +16,9 @@ from lorafit.planner.plan import Plan
 from lorafit.sampling import Sampling
 
 PLAN = tiny.make_plan(token_budget=100)
-WHOLE = [way for way in ways.WAYS if way is not ways.WAYS[1]]  # transformers answers for both of torch's paths
+WHOLE = [
+    way for way in engine_variants.WAYS if way is not engine_variants.WAYS[1]
+]  # transformers answers for both of torch's paths
 TWO = ["llama, tied, grouped heads", "gemma2, soft caps, window"]
 
 
@@ -28,75 +28,85 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("models")
     return {
         case: tiny.save_model(family, root / str(number), **changes)
-        for number, (case, (family, changes)) in enumerate(ways.CASES.items())
+        for number, (case, (family, changes)) in enumerate(engine_variants.CASES.items())
     }
 
 
 @pytest.fixture(scope="module")
 def wanted(
     models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, tuple[Path, reference.Wanted]]:
+) -> dict[str, tuple[Path, float64_reference.Wanted]]:
     """For each case an adapter, and what float64 makes of it."""
     found = {}
     for case, folder in models.items():
-        engine = ways.WAYS[0].open(folder, PLAN)
-        adapter = ways.start_with_b(engine, tmp_path_factory.mktemp("adapter"))
-        found[case] = adapter, reference.reference(folder, adapter, PLAN, SAMPLES)
+        engine = engine_variants.WAYS[0].open(folder, PLAN)
+        adapter = engine_variants.start_with_b(engine, tmp_path_factory.mktemp("adapter"))
+        found[case] = adapter, float64_reference.reference(folder, adapter, PLAN, SAMPLES)
     return found
 
 
 @every_way
-@pytest.mark.parametrize("case", ways.CASES)
+@pytest.mark.parametrize("case", engine_variants.CASES)
 def test_loss_and_gradients_equal_those_of_transformers_and_peft_in_float64(
-    way: Way, case: str, models: dict[str, Path], wanted: dict[str, tuple[Path, reference.Wanted]], tmp_path: Path
+    way: Way,
+    case: str,
+    models: dict[str, Path],
+    wanted: dict[str, tuple[Path, float64_reference.Wanted]],
+    tmp_path: Path,
 ) -> None:
     adapter, right = wanted[case]
-    loss, gradients = ways.loss_and_gradients(way, models[case], PLAN, adapter, tmp_path)
+    loss, gradients = engine_variants.loss_and_gradients(way, models[case], PLAN, adapter, tmp_path)
     assert loss == pytest.approx(right.loss, rel=2e-6)
-    assert ways.worst(gradients, right.gradients) < 2e-5
+    assert engine_variants.worst(gradients, right.gradients) < 2e-5
 
 
 @every_way
 @pytest.mark.parametrize("case", TWO)
 def test_how_it_is_computed_changes_nothing(way: Way, case: str, models: dict[str, Path], tmp_path: Path) -> None:
     plan = dataclasses.replace(PLAN, lora_dropout=0.1)
-    loss, gradients = ways.loss_and_gradients(way, models[case], plan, None, tmp_path / "plain")
+    loss, gradients = engine_variants.loss_and_gradients(way, models[case], plan, None, tmp_path / "plain")
     for name, value in {"token_budget": 4096, "max_micro_batch": 1, "recompute": 2, "loss_chunk": 100}.items():
         other = dataclasses.replace(plan, **{name: value})
-        other_loss, other_gradients = ways.loss_and_gradients(way, models[case], other, None, tmp_path / name)
+        other_loss, other_gradients = engine_variants.loss_and_gradients(
+            way, models[case], other, None, tmp_path / name
+        )
         assert other_loss == pytest.approx(loss, rel=1e-6), name
-        assert ways.worst(other_gradients, gradients) < 1e-5, name
+        assert engine_variants.worst(other_gradients, gradients) < 1e-5, name
 
 
 @pytest.fixture(scope="module")
-def dropped(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, float, ways.Arrays]:
+def dropped(
+    models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Plan, float, engine_variants.Arrays]:
     """A plan with dropout, and what the first way makes of its first step."""
     plan = dataclasses.replace(PLAN, lora_dropout=0.3)
-    return plan, *ways.loss_and_gradients(ways.WAYS[0], models[TWO[0]], plan, None, tmp_path_factory.mktemp("dropped"))
+    return plan, *engine_variants.loss_and_gradients(
+        engine_variants.WAYS[0], models[TWO[0]], plan, None, tmp_path_factory.mktemp("dropped")
+    )
 
 
 @every_way
 def test_dropout_is_the_same_on_every_engine(
-    way: Way, models: dict[str, Path], dropped: tuple[Plan, float, ways.Arrays], tmp_path: Path
+    way: Way, models: dict[str, Path], dropped: tuple[Plan, float, engine_variants.Arrays], tmp_path: Path
 ) -> None:
     plan, loss, gradients = dropped
-    other_loss, other_gradients = ways.loss_and_gradients(way, models[TWO[0]], plan, None, tmp_path)
+    other_loss, other_gradients = engine_variants.loss_and_gradients(way, models[TWO[0]], plan, None, tmp_path)
     assert other_loss == pytest.approx(loss, rel=1e-6)
-    assert ways.worst(other_gradients, gradients) < 1e-5
+    assert engine_variants.worst(other_gradients, gradients) < 1e-5
 
 
 @every_way_and_the_fake
 def test_saved_and_loaded_it_goes_on_to_the_bit(way: Way, models: dict[str, Path], tmp_path: Path) -> None:
     plan, folder = dataclasses.replace(PLAN, lora_dropout=0.1), models[TWO[0]]
     straight = way.open(folder, plan)
-    ways.run(straight, plan, range(1, 5))
+    engine_variants.run(straight, plan, range(1, 5))
     half = way.open(folder, plan)
-    ways.run(half, plan, range(1, 3))
+    engine_variants.run(half, plan, range(1, 3))
     (tmp_path / "half").mkdir()
     half.save(tmp_path / "half")
     other = way.open(folder, plan)
     other.load(tmp_path / "half")
-    ways.run(other, plan, range(3, 5))
+    engine_variants.run(other, plan, range(3, 5))
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     straight.save(tmp_path / "a")
@@ -108,27 +118,27 @@ def test_saved_and_loaded_it_goes_on_to_the_bit(way: Way, models: dict[str, Path
 @every_way
 @pytest.mark.parametrize("case", TWO)
 def test_evaluation_equals_transformers_loss_without_dropout(
-    way: Way, case: str, models: dict[str, Path], wanted: dict[str, tuple[Path, reference.Wanted]]
+    way: Way, case: str, models: dict[str, Path], wanted: dict[str, tuple[Path, float64_reference.Wanted]]
 ) -> None:
     adapter, _right = wanted[case]
     engine = way.open(models[case], dataclasses.replace(PLAN, lora_dropout=0.5))
     engine.load_adapter(adapter)
     samples = SAMPLES[:5]
     found = engine.evaluate([pack(samples, range(5), range(5))])
-    model = reference.peft_model(models[case], adapter, trainable=False)
+    model = float64_reference.peft_model(models[case], adapter, trainable=False)
     with torch.no_grad():
-        right = sum(reference.sample_loss(model, sample).item() for sample in samples)
+        right = sum(float64_reference.sample_loss(model, sample).item() for sample in samples)
     assert found.num_targets == sum(s.num_targets for s in samples)
     assert found.loss_sum == pytest.approx(right, rel=2e-6)
     engine.set_adapter(False)
     with torch.no_grad(), model.disable_adapter():  # type: ignore[operator]
-        base = sum(reference.sample_loss(model, sample).item() for sample in samples)
+        base = sum(float64_reference.sample_loss(model, sample).item() for sample in samples)
     assert engine.evaluate([pack(samples, range(5), range(5))]).loss_sum == pytest.approx(base, rel=2e-6)
     assert abs(base - right) > 1e-3
 
 
 @pytest.mark.parametrize("way", WHOLE, ids=[way.name for way in WHOLE])
-@pytest.mark.parametrize("case", [c for c in ways.CASES if "experts" not in c and "long rope" not in c])
+@pytest.mark.parametrize("case", [c for c in engine_variants.CASES if "experts" not in c and "long rope" not in c])
 def test_greedy_answers_with_a_cache_equal_those_without(way: Way, case: str, models: dict[str, Path]) -> None:
     engine = way.open(models[case], None)
     prompt = list(range(5, 25))
@@ -142,7 +152,7 @@ def test_greedy_answers_with_a_cache_equal_those_without(way: Way, case: str, mo
 
 
 @pytest.mark.parametrize("way", WHOLE, ids=[way.name for way in WHOLE])
-@pytest.mark.parametrize("case", ways.CASES)
+@pytest.mark.parametrize("case", engine_variants.CASES)
 def test_prompts_answered_together_get_the_answers_that_each_gets_alone(
     way: Way, case: str, models: dict[str, Path]
 ) -> None:
@@ -163,7 +173,7 @@ def test_when_memory_runs_out_the_engine_is_as_before(
 ) -> None:
     plan = dataclasses.replace(PLAN, token_budget=64)
     engine, untouched = way.open(models[case], plan), way.open(models[case], plan)
-    data = ways.step_batch(plan, 1)
+    data = engine_variants.step_batch(plan, 1)
     owner, name = way.pass_of(engine)
     real, calls = getattr(owner, name), []
 
@@ -177,61 +187,70 @@ def test_when_memory_runs_out_the_engine_is_as_before(
     with pytest.raises(OutOfMemory):
         engine.step(1, data.micro_batches, data.num_targets, 1e-3)
     monkeypatch.undo()
-    assert ways.run(engine, plan, range(1, 3)) == ways.run(untouched, plan, range(1, 3))
-    after, right = (ways.adapter_of(e, tmp_path / str(i)) for i, e in enumerate((engine, untouched)))
+    assert engine_variants.run(engine, plan, range(1, 3)) == engine_variants.run(untouched, plan, range(1, 3))
+    after, right = (engine_variants.adapter_of(e, tmp_path / str(i)) for i, e in enumerate((engine, untouched)))
     assert all(np.array_equal(after[n], right[n]) for n in right)
 
 
 @every_way_and_the_fake
 def test_a_probe_leaves_no_trace(way: Way, models: dict[str, Path], tmp_path: Path) -> None:
     engine = way.open(models[TWO[0]], PLAN)
-    before = ways.adapter_of(engine, tmp_path)
+    before = engine_variants.adapter_of(engine, tmp_path)
     probe = engine.probe(pack(SAMPLES[:5], range(5), range(5)))
     assert probe.peak_bytes is None or probe.peak_bytes > 0
-    after = ways.adapter_of(engine, tmp_path)
+    after = engine_variants.adapter_of(engine, tmp_path)
     assert all(np.array_equal(after[n], before[n]) for n in before)
-    assert ways.run(engine, PLAN, range(1, 2)) == ways.run(way.open(models[TWO[0]], PLAN), PLAN, range(1, 2))
+    assert engine_variants.run(engine, PLAN, range(1, 2)) == engine_variants.run(
+        way.open(models[TWO[0]], PLAN), PLAN, range(1, 2)
+    )
 
 
 @every_way
 def test_fresh_adapters_are_equal_whatever_the_engine(way: Way, models: dict[str, Path], tmp_path: Path) -> None:
-    found = ways.adapter_of(way.open(models[TWO[0]], PLAN), tmp_path / "a")
-    right = ways.adapter_of(ways.WAYS[0].open(models[TWO[0]], PLAN), tmp_path / "b")
+    found = engine_variants.adapter_of(way.open(models[TWO[0]], PLAN), tmp_path / "a")
+    right = engine_variants.adapter_of(engine_variants.WAYS[0].open(models[TWO[0]], PLAN), tmp_path / "b")
     assert found.keys() == right.keys()
     assert all(np.array_equal(found[n], right[n]) for n in right)
 
 
 @pytest.fixture(scope="module")
-def ten_steps(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[list[float], ways.Arrays]:
+def ten_steps(
+    models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[list[float], engine_variants.Arrays]:
     """The losses of ten steps and the adapter after them, by the first way."""
-    engine = ways.WAYS[0].open(models[TWO[0]], PLAN)
-    return ways.run(engine, PLAN, range(1, 11)), ways.adapter_of(engine, tmp_path_factory.mktemp("ten"))
+    engine = engine_variants.WAYS[0].open(models[TWO[0]], PLAN)
+    return engine_variants.run(engine, PLAN, range(1, 11)), engine_variants.adapter_of(
+        engine, tmp_path_factory.mktemp("ten")
+    )
 
 
-@pytest.mark.parametrize("way", ways.WAYS[1:], ids=[way.name for way in ways.WAYS[1:]])
+@pytest.mark.parametrize("way", engine_variants.WAYS[1:], ids=[way.name for way in engine_variants.WAYS[1:]])
 def test_ten_steps_are_the_same_run_on_every_engine(
-    way: Way, models: dict[str, Path], ten_steps: tuple[list[float], ways.Arrays], tmp_path: Path
+    way: Way, models: dict[str, Path], ten_steps: tuple[list[float], engine_variants.Arrays], tmp_path: Path
 ) -> None:
     engine = way.open(models[TWO[0]], PLAN)
-    assert ways.run(engine, PLAN, range(1, 11)) == pytest.approx(ten_steps[0], rel=1e-5)
-    assert ways.b_norm(ways.adapter_of(engine, tmp_path), ten_steps[1]) < 1e-3
+    assert engine_variants.run(engine, PLAN, range(1, 11)) == pytest.approx(ten_steps[0], rel=1e-5)
+    assert engine_variants.b_norm(engine_variants.adapter_of(engine, tmp_path), ten_steps[1]) < 1e-3
 
 
-@ways.NO_MLX
+@engine_variants.NO_MLX
 def test_a_run_moves_from_torch_to_mlx_and_back(models: dict[str, Path], tmp_path: Path) -> None:
-    torch_way, mlx_way = ways.WAYS[0], next(way for way in ways.WAYS if way.engine == "mlx")
+    torch_way, mlx_way = engine_variants.WAYS[0], next(way for way in engine_variants.WAYS if way.engine == "mlx")
     plan, folder = dataclasses.replace(PLAN, lora_dropout=0.1), models[TWO[1]]
     whole = torch_way.open(folder, plan)
-    right = ways.run(whole, plan, range(1, 7))
+    right = engine_variants.run(whole, plan, range(1, 7))
     losses, saved = [], None
     for number, way in enumerate((torch_way, mlx_way, torch_way)):
         engine = way.open(folder, plan)
         if saved is not None:
             engine.load(saved)
-        losses += ways.run(engine, plan, range(2 * number + 1, 2 * number + 3))
+        losses += engine_variants.run(engine, plan, range(2 * number + 1, 2 * number + 3))
         saved = tmp_path / str(number)
         saved.mkdir()
         engine.save(saved)
     assert losses == pytest.approx(right, rel=1e-5)
-    found, unmoved = ways.adapter_of(engine, tmp_path / "found"), ways.adapter_of(whole, tmp_path / "right")
-    assert ways.b_norm(found, unmoved) < 1e-3
+    found, unmoved = (
+        engine_variants.adapter_of(engine, tmp_path / "found"),
+        engine_variants.adapter_of(whole, tmp_path / "right"),
+    )
+    assert engine_variants.b_norm(found, unmoved) < 1e-3

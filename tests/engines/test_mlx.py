@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import plain
 import pytest
-import tiny
-import ways
 from safetensors.numpy import save_file
+from support import dequantized, engine_variants, tiny
 
 from lorafit.data.micro_batch import Sample, pack
 from lorafit.engines.base import OutOfMemory, Setup
@@ -80,8 +78,8 @@ def test_a_model_that_packs_wrongly_trains_sample_by_sample(tmp_path: Path, monk
     assert not engine.facts.packs
     assert any("sample by sample" in note for note in engine.facts.notes)
     monkeypatch.undo()
-    loss = ways.run(engine, PLAN, range(1, 2))
-    assert loss == pytest.approx(ways.run(open_mlx(folder), PLAN, range(1, 2)), rel=1e-6)
+    loss = engine_variants.run(engine, PLAN, range(1, 2))
+    assert loss == pytest.approx(engine_variants.run(open_mlx(folder), PLAN, range(1, 2)), rel=1e-6)
 
 
 @pytest.mark.parametrize("family", ["mamba", "gpt_oss"])
@@ -95,7 +93,7 @@ def test_what_mlx_cannot_train_is_refused_with_words(tmp_path: Path, family: str
 def test_an_adapter_of_ours_converted_gives_mlx_lms_own_model_the_same_logits(tmp_path: Path, family: str) -> None:
     folder = tiny.save_model(family, tmp_path / "model", **({"sliding_window": 99} if family == "gemma2" else {}))
     engine = open_mlx(folder)
-    peft_folder = ways.start_with_b(engine, tmp_path / "peft")
+    peft_folder = engine_variants.start_with_b(engine, tmp_path / "peft")
     config, tensors = read_adapter(peft_folder)
     own = tmp_path / "mlx"
     own.mkdir()
@@ -124,17 +122,17 @@ def test_gradients_through_a_quantised_base_equal_those_through_its_dequantised_
 ) -> None:
     folder = tiny.save_model(family, tmp_path / "model", **WIDE)
     engine = open_mlx(folder, quantization=quantization)
-    assert plain.plain_weights(engine).keys() == engine.body.modules.keys()
-    exact_folder = plain.plain_model(engine, folder, tmp_path / "exact")
-    adapter = ways.start_with_b(engine, tmp_path / "adapter")
-    way = next(way for way in ways.WAYS if way.name == "MLX, CPU")
-    loss, grads = ways.loss_and_gradients(
+    assert dequantized.plain_weights(engine).keys() == engine.body.modules.keys()
+    exact_folder = dequantized.plain_model(engine, folder, tmp_path / "exact")
+    adapter = engine_variants.start_with_b(engine, tmp_path / "adapter")
+    way = next(way for way in engine_variants.WAYS if way.name == "MLX, CPU")
+    loss, grads = engine_variants.loss_and_gradients(
         way, folder, replace(PLAN, quantization=quantization), adapter, tmp_path / "a"
     )
-    right, wanted = ways.loss_and_gradients(way, exact_folder, PLAN, adapter, tmp_path / "b")
-    unquantised, _grads = ways.loss_and_gradients(way, folder, PLAN, adapter, tmp_path / "c")
+    right, wanted = engine_variants.loss_and_gradients(way, exact_folder, PLAN, adapter, tmp_path / "b")
+    unquantised, _grads = engine_variants.loss_and_gradients(way, folder, PLAN, adapter, tmp_path / "c")
     assert loss == pytest.approx(right, rel=1e-5)
-    assert ways.worst(grads, wanted) < 1e-4
+    assert engine_variants.worst(grads, wanted) < 1e-4
     assert loss != pytest.approx(unquantised, rel=1e-5)
 
 
@@ -188,10 +186,10 @@ def test_more_memory_than_planned_splits_the_step_but_never_a_sample(tmp_path: P
     folder = tiny.save_model("llama", tmp_path)
     engine = open_mlx(folder)
     engine.plan = replace(engine.plan, available_bytes=1)
-    data = ways.step_batch(PLAN, 1)
+    data = engine_variants.step_batch(PLAN, 1)
     with pytest.raises(OutOfMemory, match="MLX took more memory"):
         engine.step(1, data.micro_batches, data.num_targets, 1e-3)
-    alone = ways.step_batch(replace(PLAN, max_micro_batch=1), 1)
+    alone = engine_variants.step_batch(replace(PLAN, max_micro_batch=1), 1)
     engine.step(1, alone.micro_batches, alone.num_targets, 1e-3)
 
 
@@ -200,7 +198,7 @@ def test_a_loss_that_is_not_a_number_ends_the_run_and_touches_nothing(tmp_path: 
     name = next(n for n in engine.params if ".lora_B." in n)
     engine.params[name] = mx.full(engine.params[name].shape, float("nan"))
     before = engine.params
-    data = ways.step_batch(PLAN, 1)
+    data = engine_variants.step_batch(PLAN, 1)
     with pytest.raises(EngineError, match="not a number"):
         engine.step(1, data.micro_batches, data.num_targets, 1e-3)
     assert engine.params is before

@@ -1,0 +1,216 @@
+"""Are samples made once, on all cores, and kept until a setting, a file or a month asks for others?"""
+
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.rows import questions, rows_of
+
+from lorafit.config import TrainConfig
+from lorafit.data import tokenize
+from lorafit.data.dataset import cached, exhaust, prepare, prepare_cached
+from lorafit.data.preprocessing import preprocessing_of
+from lorafit.data.render import Tokenizer
+from lorafit.data.sources import read_rows
+from lorafit.data.store import digest as store_digest
+from lorafit.engines.tokenizer import ChatTokenizer, load_tokenizer, shared_tokenizer
+from lorafit.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def tokenizer(demo_folder: Path) -> ChatTokenizer:
+    return load_tokenizer(demo_folder)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LORAFIT_DATA_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def write_rows(path: Path, values: list[object]) -> Path:
+    path.write_text("".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values), "utf-8")
+    return path
+
+
+def never() -> Tokenizer:
+    raise AssertionError("the tokenizer is not needed")
+
+
+def entries(cache: Path) -> int:
+    return sum(1 for path in cache.glob("*/meta.json"))
+
+
+def test_the_second_time_no_row_is_read_and_no_tokenizer_loaded(
+    demo_folder: Path, tokenizer: ChatTokenizer, cache: Path, tmp_path: Path
+) -> None:
+    values: list[object] = [*questions(300), {"q": 1}, *questions(10), {"text": "第一条"}]
+    path = write_rows(tmp_path / "a.jsonl", values)
+    config = TrainConfig(dataset_name=str(path))
+    assert cached(config, demo_folder) is None
+    fresh = exhaust(prepare_cached(config, demo_folder, lambda: tokenizer))
+    for again in (exhaust(prepare_cached(config, demo_folder, never)), cached(config, demo_folder)):
+        assert again is not None
+        assert (again.digest, again.notes, again.formats, again.copies) == (
+            fresh.digest, fresh.notes, {"question_answer": 310, "plain_text": 1}, 10
+        )  # fmt: skip
+        assert list(again.rejects) == list(fresh.rejects)
+        assert again.valid_conversations == fresh.valid_conversations
+        assert store_digest(again.train, again.valid) == store_digest(fresh.train, fresh.valid)
+    plain = prepare(read_rows(str(path), "train"), tokenizer, config)
+    assert plain.digest == fresh.digest
+    assert store_digest(plain.train) == store_digest(fresh.train)
+    # Another place and time, same content: the same entry.
+    copy = tmp_path / "elsewhere.jsonl"
+    copy.write_bytes(path.read_bytes())
+    moved = exhaust(prepare_cached(TrainConfig(dataset_name=str(copy)), demo_folder, never))
+    assert moved.digest == fresh.digest
+    assert [(reject.file, reject.line) for reject in moved.rejects] == [(str(copy), 301)]
+    with pytest.raises(DataError) as caught:
+        cached(TrainConfig(dataset_name=str(copy), max_rejects=0), demo_folder)
+    assert f"{copy}:301" in str(caught.value.found)
+    assert entries(cache) == 1
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_length": 400}, {"system_prompt": "你是律师"}, {"date_string": "1 Jan 2025"}, {"train_on": "last"},
+        {"field_map": "a=question"}, {"context_field": "a"}, {"dataset_split": "train[:99]"}, {"max_samples": 99},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_every_setting_that_decides_samples_is_in_the_name(
+    demo_folder: Path, tokenizer: ChatTokenizer, cache: Path, tmp_path: Path, settings: dict[str, object]
+) -> None:
+    base = {"dataset_name": str(write_rows(tmp_path / "a.jsonl", questions(100)))}
+    exhaust(prepare_cached(TrainConfig.model_validate(base), demo_folder, lambda: tokenizer))
+    assert cached(TrainConfig.model_validate(base | {"val_size": 3, "seed": 1, "max_rejects": 0.5}), demo_folder)
+    assert cached(TrainConfig.model_validate(base | settings), demo_folder) is None
+    assert cached(TrainConfig.model_validate(base), demo_folder, template="{{ messages }}") is None
+
+
+def test_a_changed_file_and_a_damaged_entry_are_made_anew(
+    demo_folder: Path, tokenizer: ChatTokenizer, cache: Path, tmp_path: Path
+) -> None:
+    path = write_rows(tmp_path / "a.jsonl", questions(10))
+    config = TrainConfig(dataset_name=str(path))
+    first = exhaust(prepare_cached(config, demo_folder, lambda: tokenizer)).digest
+    status = path.stat()
+    path.write_text(path.read_text("utf-8").replace("问 0", "问 X"), "utf-8")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # same size, same time of change
+    assert cached(config, demo_folder) is None
+    assert exhaust(prepare_cached(config, demo_folder, lambda: tokenizer)).digest != first
+    for file in cache.glob("*/input_ids.npy"):
+        file.write_bytes(file.read_bytes()[:-4])
+    assert cached(config, demo_folder) is None
+    assert exhaust(prepare_cached(config, demo_folder, lambda: tokenizer)).rows == 10
+
+
+def test_a_failed_build_leaves_nothing_and_bad_data_are_told_again_at_once(
+    demo_folder: Path, tokenizer: ChatTokenizer, cache: Path, tmp_path: Path
+) -> None:
+    config = TrainConfig(dataset_name=str(write_rows(tmp_path / "a.jsonl", [{"q": 1}])))
+    for load in (lambda: tokenizer, never):
+        with pytest.raises(DataError, match="1 of 1 rows") as caught:
+            exhaust(prepare_cached(config, demo_folder, load))
+    listed = Path(str(caught.value.fix).split(": ")[1].removesuffix("."))
+    assert json.loads(listed.read_text("utf-8"))["line"] == 1
+    empty = TrainConfig(dataset_name=str(write_rows(tmp_path / "b.jsonl", [])), dataset_split="train")
+    (tmp_path / "b.jsonl").write_text(" \n")
+    with pytest.raises(DataError, match="no row"):
+        exhaust(prepare_cached(empty, demo_folder, lambda: tokenizer))
+    assert sorted(path.name for path in cache.iterdir()) == sorted(
+        [path.parent.name for path in cache.glob("*/meta.json")] + [path.name for path in cache.glob("files")]
+    )
+
+
+def test_two_processes_may_build_the_same_entry_at_once(demo_folder: Path, cache: Path, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "a.jsonl", questions(2000))
+    code = (
+        "import sys; from pathlib import Path; from functools import partial\n"
+        "from lorafit.config import TrainConfig; from lorafit.data.dataset import exhaust, prepare_cached\n"
+        "from lorafit.engines.tokenizer import shared_tokenizer\n"
+        f"folder = Path({str(demo_folder)!r}); config = TrainConfig(dataset_name={str(path)!r})\n"
+        "print(exhaust(prepare_cached(config, folder, partial(shared_tokenizer, folder, None, False))).digest)"
+    )
+    both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    digests = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert digests[0] == digests[1]
+    assert entries(cache) == 1
+    light = code.replace("from lorafit.engines.tokenizer import shared_tokenizer\n", "").replace(
+        "partial(shared_tokenizer, folder, None, False)", "None"
+    )
+    light += "\nassert not {'transformers', 'tokenizers', 'torch'} & set(sys.modules), 'light'"
+    again = subprocess.run([sys.executable, "-c", light], capture_output=True, text=True, check=True)
+    assert again.stdout == digests[0]
+
+
+def test_what_nobody_opened_for_a_month_is_deleted(
+    demo_folder: Path, tokenizer: ChatTokenizer, cache: Path, tmp_path: Path
+) -> None:
+    configs = [TrainConfig(dataset_name=str(write_rows(tmp_path / f"{n}.jsonl", questions(n)))) for n in (5, 6)]
+    exhaust(prepare_cached(configs[0], demo_folder, lambda: tokenizer))
+    for path in cache.glob("*/meta.json"):
+        os.utime(path.parent, (0, 0))
+    exhaust(prepare_cached(configs[1], demo_folder, lambda: tokenizer))
+    assert [cached(config, demo_folder) is None for config in configs] == [True, False]
+
+
+def test_other_processes_give_the_same_as_one(
+    demo_folder: Path, tokenizer: ChatTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenize, "BATCH", 16)
+    rows = rows_of([*questions(150), {"q": 1}, *questions(50)])
+    recipe = preprocessing_of(TrainConfig())
+    load = partial(shared_tokenizer, demo_folder, None, False)
+    one = list(tokenize.make_all(rows, recipe, load, cores=1))
+    many = list(tokenize.make_all(rows, recipe, load, cores=2, patience=0))
+    assert [share for share, _ in many] == [share for share, _ in one]
+    for (_, made), (_, expected) in zip(many, one, strict=True):
+        for name in vars(expected):
+            assert np.array_equal(getattr(made, name), getattr(expected, name)), name
+
+
+def test_a_script_without_a_guard_is_not_run_again_by_other_processes(demo_folder: Path, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from functools import partial; from pathlib import Path\n"
+        "from lorafit.config import TrainConfig; from lorafit.data import tokenize\n"
+        "from lorafit.data.preprocessing import preprocessing_of; from lorafit.data.readers.row import Row\n"
+        "from lorafit.engines.tokenizer import shared_tokenizer\n"
+        "print('run'); tokenize.BATCH = 16\n"
+        "rows = [Row({'question': f'{i}', 'answer': 'a'}, 'f', i) for i in range(100)]\n"
+        f"load = partial(shared_tokenizer, Path({str(demo_folder)!r}), None, False)\n"
+        "made = list(tokenize.make_all(rows, preprocessing_of(TrainConfig()), load, cores=2, patience=0))\n"
+        "print(sum(len(one.lengths) for _, one in made))\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["run", "100"]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_process_that_dies_costs_nothing_but_time(tokenizer: ChatTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenize, "BATCH", 16)
+    rows = rows_of(questions(100))
+    dying = partial(die_elsewhere, os.getpid())
+    loaded = {os.getpid(): tokenizer}
+    monkeypatch.setattr(sys.modules[__name__], "HERE", loaded)
+    made = [one for _, one in tokenize.make_all(rows, preprocessing_of(TrainConfig()), dying, cores=2, patience=0)]
+    assert sum(len(one.lengths) for one in made) == 100
+
+
+HERE: dict[int, Tokenizer] = {}
+
+
+def die_elsewhere(parent: int) -> Tokenizer:
+    """The tokenizer in process `parent`; any other dies."""
+    if os.getpid() != parent:
+        os._exit(1)
+    return HERE[parent]

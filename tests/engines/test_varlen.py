@@ -1,0 +1,200 @@
+"""Does one kernel for all samples see what attention sample by sample sees, and is a wrong one never trained with?
+
+No CUDA is here: the kernel's place is taken by a reference with its signature, on the CPU in float32; shapes and types are
+the real kernel's, on tensors that only pretend to be on a card.
+"""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support import tiny
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from lorafit.data.micro_batch import pack
+from lorafit.engines.torch import device, self_check
+from lorafit.engines.torch.attention import (
+    NAME,
+    ONE_KERNEL,
+    may_take_one_kernel,
+    segment_attention,
+    segments,
+    varlen_attention,
+)
+from lorafit.engines.torch.device import DEVICES
+from lorafit.engines.torch.engine import TorchEngine
+
+KERNEL = "torch.nn.attention.varlen.varlen_attn"
+ENDS = torch.tensor([0, 5, 14, 17], dtype=torch.int32)
+
+
+def reference(
+    query: Tensor, key: Tensor, value: Tensor, cu_seq_q: Tensor, cu_seq_k: Tensor, max_q: int, max_k: int, **how: Any
+) -> Tensor:
+    """varlen_attn as its documentation has it: [T,N,D], a softmax over each segment with a mask."""
+    left, right = how["window_size"]
+    assert right == 0
+    assert max_q == max_k == int(cu_seq_q.diff().max())
+    assert how["enable_gqa"] == (query.shape[1] != key.shape[1])
+    outs = []
+    groups = query.shape[1] // key.shape[1]
+    for (begin, end), (first, last) in zip(
+        *(itertools.pairwise(c.tolist()) for c in (cu_seq_q, cu_seq_k)), strict=True
+    ):
+        q = query[begin:end].float()
+        k, v = (x[first:last].float().repeat_interleave(groups, 1) for x in (key, value))
+        scores = torch.einsum("qnd,knd->nqk", q, k) * (q.shape[2] ** -0.5 if how["scale"] is None else how["scale"])
+        distance = torch.arange(end - begin)[:, None] - torch.arange(last - first)[None]
+        hidden = (distance < 0) | (distance > left if left >= 0 else torch.tensor(False))
+        outs.append(torch.einsum("nqk,knd->qnd", scores.masked_fill(hidden, -torch.inf).softmax(-1), v))
+    return torch.cat(outs).to(query.dtype)
+
+
+def leaking(query: Tensor, key: Tensor, value: Tensor, cu_q: Tensor, cu_k: Tensor, *sizes: int, **how: Any) -> Tensor:
+    """All samples as one."""
+    ends = cu_q[[0, -1]]
+    return reference(query, key, value, ends, ends, len(query), len(key), **how)
+
+
+def without_windows(*args: Any, **how: Any) -> Tensor:
+    return reference(*args, **{**how, "window_size": (-1, 0)})
+
+
+def unable(*_args: Any, **_how: Any) -> Tensor:
+    raise RuntimeError("FlashAttention only supports Ampere GPUs or newer.\nmore")
+
+
+@pytest.fixture
+def flash(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU that says it has the kernel."""
+    monkeypatch.setitem(device.DEVICES, "cpu", replace(DEVICES["cpu"], has_flash=lambda: True))
+
+
+def some_heads(width: int = 8) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(1, heads, 17, width, generator=generator, requires_grad=True) for heads in (4, 2, 2)]
+
+
+@pytest.mark.parametrize("options", [{}, {"scaling": 0.3}, {"sliding_window": 4}, {"sliding_window": 99}])
+def test_it_asks_the_kernel_for_what_segments_compute(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
+    monkeypatch.setattr(KERNEL, reference)
+    inputs, found = some_heads(), []
+    for function in (varlen_attention, segment_attention):
+        out, _none = function(torch.nn.Module(), *inputs, None, **segments(ENDS, "cpu"), **options)
+        assert out.shape == (1, 17, 4, 8)
+        found.append([out, *torch.autograd.grad(out, inputs, torch.ones_like(out) + out.detach())])
+    assert max(self_check.difference(a, b) for a, b in zip(*found, strict=True)) < 1e-6
+
+
+def test_a_soft_cap_goes_segment_by_segment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(KERNEL, unable)
+    inputs, options = some_heads(), {"softcap": 5.0, **segments(ENDS, "cpu")}
+    out, wanted = (f(torch.nn.Module(), *inputs, None, **options)[0] for f in (varlen_attention, segment_attention))
+    assert torch.equal(out, wanted)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gemma3", "qwen3", "mixtral", "granite"])
+def test_a_whole_model_has_the_same_loss_and_gradients(
+    models: Path, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    """With a recomputed layer, and samples that are longer than the windows."""
+    monkeypatch.setattr(KERNEL, reference)
+    engine = tiny.open_engine(models / family, tiny.make_plan(recompute=1))
+    engine.packed = None
+    tiny.fill_b(engine)
+    micro = pack(tiny.make_samples(5, longest=40), range(5), range(5))
+    (loss, grads), (wanted_loss, wanted) = (with_attention(engine, name, micro) for name in (ONE_KERNEL, NAME))
+    assert loss == pytest.approx(wanted_loss, rel=1e-6)
+    assert tiny.worst(grads, wanted) < 1e-5
+
+
+def with_attention(engine: TorchEngine, name: str, micro: Any) -> tuple[float, dict[str, Tensor]]:
+    engine.model.set_attn_implementation(name)
+    loss = engine._accumulate(1, [micro], micro.num_targets)
+    grads = {name: p.grad.clone() for name, p in engine._parameters().items() if p.grad is not None}
+    engine.optimizer.drop_gradients()
+    return loss, grads
+
+
+def test_a_right_kernel_is_taken_and_said(models: Path, flash: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(KERNEL, reference)
+    engine = tiny.open_engine(models / "llama", tiny.make_plan(precision="fp16"))
+    assert engine.model.config._attn_implementation == ONE_KERNEL
+    assert engine.generic.packs
+    assert any(note.startswith("✓ Attention: one flash kernel") for note in engine.facts.notes)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "why"),
+    [
+        (leaking, "off by"),
+        (without_windows, "off by"),
+        (unable, "RuntimeError: FlashAttention only supports Ampere GPUs or newer.)"),
+        (None, "Error"),  # the real one, for which a CPU has no kernel
+    ],
+)
+def test_a_wrong_kernel_or_one_that_raises_leaves_segments_and_a_word(
+    models: Path, flash: None, monkeypatch: pytest.MonkeyPatch, kernel: Callable[..., Tensor] | None, why: str
+) -> None:
+    if kernel is not None:
+        monkeypatch.setattr(KERNEL, kernel)
+    engine = tiny.open_engine(models / "llama", tiny.make_plan(precision="fp16"))
+    assert engine.model.config._attn_implementation == NAME
+    assert engine.generic.packs
+    (note,) = [note for note in engine.facts.notes if note.startswith("Attention: sample by sample")]
+    assert why in note
+    assert "\n" not in note
+
+
+def test_a_torch_without_the_kernel_leaves_segments(models: Path, flash: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "torch.nn.attention.varlen", None)
+    engine = tiny.open_engine(models / "llama", tiny.make_plan(precision="fp16"))
+    assert engine.model.config._attn_implementation == NAME
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "may"),
+    [
+        ((6, 0), torch.float16, False),  # P100
+        ((7, 5), torch.float16, False),  # T4
+        ((8, 0), torch.float32, False),  # A100
+        ((8, 0), torch.bfloat16, True),
+        ((8, 9), torch.float16, True),  # L4
+        ((12, 0), torch.bfloat16, True),
+    ],
+)
+def test_which_cards_may_take_it(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype, may: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    assert may_take_one_kernel(DEVICES["cuda"], dtype) is may
+
+
+@pytest.mark.parametrize("name", ["cpu", "mps"])
+def test_other_devices_do_not_take_it(name: str) -> None:
+    assert not may_take_one_kernel(DEVICES[name], torch.float16)
+
+
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_real_operator_takes_what_it_is_given_on_a_pretended_card(dtype: torch.dtype, window: int | None) -> None:
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        q, k, v = (torch.empty(1, heads, 17, 64, device="cuda", dtype=dtype) for heads in (6, 2, 2))
+        ends = {"cu_seq_lens_q": ENDS, "cu_seq_lens_k": torch.empty(4, dtype=torch.int32, device="cuda")}
+        out, _none = varlen_attention(torch.nn.Module(), q, k, v, None, sliding_window=window, scaling=0.1, **ends)
+    assert (out.shape, out.dtype, out.device.type) == ((1, 17, 6, 64), dtype, "cuda")
+
+
+def test_gradients_go_through_the_real_operator() -> None:
+    """On "meta", as autograd needs a card for what pretends to be on one."""
+    inputs = [
+        torch.empty(1, heads, 17, 64, device="meta", dtype=torch.float16, requires_grad=True) for heads in (6, 2, 2)
+    ]
+    out, _none = varlen_attention(torch.nn.Module(), *inputs, None, **segments(ENDS, "meta"))
+    grads = torch.autograd.grad(out, inputs, torch.empty_like(out))
+    assert [g.shape for g in grads] == [x.shape for x in inputs]

@@ -1,0 +1,313 @@
+"""Does `lorafit compare` tell base and tuned apart, on the rows that a run held out, and say what it leaves out?
+
+On a tiny random Llama with the embedded model's tokenizer, trained for a few steps.
+"""
+
+import io
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from rich.cells import cell_len
+from rich.console import Console
+from support import tiny
+from support.comparisons import BASE, comparison
+
+from lorafit import api
+from lorafit.cli.app import main
+from lorafit.errors import AdapterError, ConfigError, DataError
+from lorafit.evaluation.compare import (
+    Answer,
+    asked_of_file,
+    count_up,
+    sample_losses,
+)
+from lorafit.evaluation.compare_request import CompareRequest
+from lorafit.events import Finished, read_events
+from lorafit.reporters.html.compare import comparison_page
+from lorafit.reporters.terminal.compare import show_comparison
+from lorafit.reporters.text.compare import lines, pieces
+
+Output = pytest.CaptureFixture[str]
+SHORT = ["--num_samples", "2", "--max_new_tokens", "6"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory, demo_folder: Path) -> Path:
+    return tiny.save_chat_model(tmp_path_factory.mktemp("tiny"), demo_folder)
+
+
+def rows(count: int) -> str:
+    made = ({"question": f"第{i}个问题？", "answer": f"《民法典》第{i}条。" + "可以。" * (i % 4)} for i in range(count))
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made)
+
+
+def trained(model: Path, folder: Path, **changes: object) -> Path:
+    """A run on rows in `folder`/rows.jsonl."""
+    (folder / "rows.jsonl").write_text(rows(24), "utf-8")
+    settings: dict[str, object] = {
+        "model_name": model, "dataset_name": folder / "rows.jsonl", "max_steps": 6, "effective_batch": 4, "val_size": 5,
+        "learning_rate": 0.05, "lora_r": 4, "max_length": 64, "output_dir": folder / "output", "lang": "en",
+    }  # fmt: skip
+    words = [word for name, value in {**settings, **changes}.items() for word in (f"--{name}", str(value))]
+    before = set((folder / "output").glob("*"))
+    assert main(["train", "--no_supervisor", *words]) == 0
+    (run,) = set((folder / "output").glob("*")) - before
+    return run
+
+
+@pytest.fixture(scope="module")
+def made(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(model, tmp_path_factory.mktemp("made"))
+
+
+@pytest.fixture
+def run(made: Path, tmp_path: Path) -> Path:
+    """A run of one's own, to write into."""
+    return Path(shutil.copytree(made, tmp_path / made.name))
+
+
+# figures
+
+
+def test_losses_are_those_of_transformers_and_a_plain_loop(tmp_path: Path) -> None:
+    folder = tiny.save_model("llama", tmp_path)
+    samples = tiny.make_samples(5)
+    seen: list[tuple[int, int]] = []
+    found = sample_losses(tiny.open_engine(folder, None), samples, lambda *place: seen.append(place))
+    plain = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    for sample, loss in zip(samples, found, strict=True):
+        ids = torch.from_numpy(sample.input_ids).long()
+        with torch.no_grad():
+            logits = plain(input_ids=ids[None]).logits[0]
+        nats = torch.nn.functional.cross_entropy(logits[:-1].double(), ids[1:], reduction="none")
+        assert loss == pytest.approx(float(nats[torch.from_numpy(sample.target_mask)[1:]].sum()), rel=1e-5)
+    assert seen[-1] == (5, 5)
+
+
+def test_what_is_counted_about_answers() -> None:
+    pytest.importorskip("sacrebleu")
+    pytest.importorskip("rapidfuzz")
+    answers = [Answer("《民法典》第一条", 9, False), Answer("《刑法》第二条规定", 6, True), Answer("不知道", 3, False)]
+    found = count_up(answers, ["《民法典》第一条", "《民法典》第二条", None], [])
+    assert (found.answers, found.citing, found.agreeing, found.cut) == (3, 2, 1, 1)
+    assert found.characters == pytest.approx((8 + 9 + 3) / 3)
+    assert found.likeness is not None
+    without = count_up(answers, [None] * 3, [])
+    assert (without.agreeing, without.likeness) == (None, None)
+
+
+# the whole way
+
+
+def test_a_run_is_compared_with_its_base_on_the_rows_it_held_out(run: Path, capsys: Output) -> None:
+    assert main(["compare", str(run), *SHORT]) == 0
+    done = capsys.readouterr()
+    finished = next(e for e in read_events(run / "events.jsonl") if isinstance(e, Finished))
+    assert finished.valid_loss_before is not None
+    assert finished.valid_loss_after is not None
+    assert f"{finished.valid_loss_before:.4f}" in done.out
+    assert f"{finished.valid_loss_after:.4f}" in done.out
+    assert str(run / "compare.html") in done.out
+    assert "\x1b" not in done.out
+    html = (run / "compare.html").read_text("utf-8")
+    assert f"{finished.valid_loss_after:.4f}" in html
+    assert html.count('<article class="card question">') == 2
+
+
+def test_comparing_again_gives_the_same_and_the_flag_is_as_good_as_the_name(run: Path, made: Path) -> None:
+    request = {"num_samples": 2, "max_new_tokens": 6}
+    one = api.compare(CompareRequest(adapters=[str(run)], **request))
+    again = api.compare(CompareRequest(lora_weights=str(run / "final_model"), **request))
+    assert one == again
+    assert one.base.answers != one.tuned[0].answers
+    losses = one.tuned[0].losses
+    assert losses is not None
+    assert losses.rows == 5
+    assert losses.difference is not None
+    assert losses.difference.mean == pytest.approx(losses.tuned.mean - losses.base.mean)
+
+
+def test_the_held_out_questions_are_asked_as_training_asked_them_and_chat_answers_the_same(run: Path) -> None:
+    found = api.compare(CompareRequest(adapters=[str(run)], num_samples=3, max_new_tokens=6))
+    asked = api.ChatRequest(lora_weights=str(run), temperature=0, max_new_tokens=6)
+    chat = api.open_chat(asked)
+    assert [chat.answer(q.text).strip() for q in found.questions] == [a.text for a in found.tuned[0].answers]
+    chat.adapter_on = False
+    assert [chat.answer(q.text).strip() for q in found.questions] == [a.text for a in found.base.answers]
+    assert all(q.reference and q.reference.startswith("《民法典》") for q in found.questions)
+
+
+def test_several_adapters_stand_beside_one_base(run: Path, tmp_path: Path, capsys: Output) -> None:
+    away = shutil.copytree(run / "final_model", tmp_path / "away")
+    flags = ["-o", str(tmp_path / "new" / "page.html"), *SHORT]
+    assert main(["compare", str(run), str(away), str(run / "best_model"), *flags]) == 0
+    text = capsys.readouterr().out
+    assert f"{run.name}/best_model" in text
+    assert "away lies in no run's folder" in text
+    html = (tmp_path / "new" / "page.html").read_text("utf-8")
+    assert html.count("<h4>") == 2 * 4
+
+
+def test_an_adapter_without_its_run_only_answers(run: Path, tmp_path: Path) -> None:
+    away = shutil.copytree(run / "final_model", tmp_path / "away")
+    found = api.compare(CompareRequest(adapters=[str(away)], prompt="你好", max_new_tokens=4))
+    assert found.tuned[0].losses is None
+    assert "no loss" in found.notes[0]
+    with pytest.raises(ConfigError, match="no held-out questions"):
+        api.compare(CompareRequest(adapters=[str(away)]))
+
+
+def test_the_loss_is_left_out_where_the_data_are_gone_or_others(model: Path, tmp_path: Path) -> None:
+    run, data = trained(model, tmp_path), tmp_path / "rows.jsonl"
+    request = CompareRequest(adapters=[str(run)], prompt="你好", max_new_tokens=4)
+    assert api.compare(request).tuned[0].losses is not None
+    data.write_text(rows(30), "utf-8")
+    other = api.compare(request)
+    assert other.tuned[0].losses is None
+    assert "no longer what the run was trained with" in other.notes[0]
+    data.unlink()
+    gone = api.compare(request)
+    assert gone.tuned[0].losses is None
+    assert str(data) in gone.notes[0]
+
+
+def test_validation_rows_of_their_own_and_a_template_of_the_users_are_found_again(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "valid.jsonl").write_text(rows(30).split("\n", 24)[24], "utf-8")
+    (tmp_path / "chat.jinja").write_text(
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}",
+        "utf-8",
+    )
+    own = {"valid_dataset": tmp_path / "valid.jsonl", "chat_template": tmp_path / "chat.jinja"}
+    found = api.compare(CompareRequest(adapters=[str(trained(model, tmp_path, **own))], max_new_tokens=4))
+    losses = found.tuned[0].losses
+    assert losses is not None
+    assert losses.rows == 6
+    assert sorted(q.text for q in found.questions) == [f"第{i}个问题？" for i in range(24, 30)]
+
+
+def test_runs_that_held_out_other_rows_are_said_to(model: Path, tmp_path: Path) -> None:
+    one, two = trained(model, tmp_path), trained(model, tmp_path, val_size=3)
+    found = api.compare(CompareRequest(adapters=[str(one), str(two)], prompt="你好", max_new_tokens=4))
+    assert "held out different rows" in found.notes[0]
+    assert [side.losses.rows for side in found.tuned if side.losses] == [5, 3]
+    held_out = next(line for line in lines(found) if line.label == "held-out loss")
+    assert held_out.cells[0].text == ""
+    assert all("→" in cell.text for cell in held_out.cells[1:])
+
+
+def test_a_file_with_answers_has_references_and_a_text_file_has_none(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text(rows(3), "utf-8")
+    (tmp_path / "q.txt").write_text("一\n\n二\n", "utf-8")
+    common = {"adapters": [str(run)], "max_new_tokens": 4}
+    data = api.compare(CompareRequest(test_file=str(tmp_path / "q.jsonl"), num_samples=2, **common))
+    assert [q.text for q in data.questions] == ["第0个问题？", "第1个问题？"]
+    assert data.base.figures.agreeing is not None
+    text = api.compare(CompareRequest(test_file=str(tmp_path / "q.txt"), **common))
+    assert [q.reference for q in text.questions] == [None, None]
+    assert text.base.figures.likeness is None
+    assert not [line.label for line in lines(text) if "ROUGE-L" in line.label]
+
+
+# wrong input
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ([], ["Which runs"]),
+        (["no/such/run"], ["no/such/run"]),
+        (["RUN", "--prompt", "a", "--test_file", "b"], ["Only one of --prompt, --test_file"]),
+        (["RUN", "--test_file", "no/such.jsonl"], ["no/such.jsonl"]),
+        (["RUN", "--test_file", "empty.txt"], ["no question", "empty.txt"]),
+        (["RUN", "--test_file", "empty.jsonl"], ["empty"]),
+        (["RUN", "--num_samples", "0"], ["num_samples"]),
+        (["RUN", "--num_sample", "3"], ["Did you mean `--num_samples`"]),
+        (["RUN", "--output", "."], ["folder"]),
+    ],
+)
+def test_what_is_wrong_is_said_before_a_model_is_loaded(
+    flags: list[str], words: list[str], made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty.txt").write_text("\n \n")
+    Path("empty.jsonl").write_text("")
+    monkeypatch.setattr(
+        "lorafit.evaluation.compare_request.compare_models", lambda *_args: pytest.fail("a model was loaded")
+    )
+    assert main(["compare", *(str(made) if flag == "RUN" else flag for flag in flags)]) == 2
+    text = capsys.readouterr().err
+    assert all(word in text for word in words), text
+    assert "Traceback" not in text
+
+
+def test_adapters_of_different_bases_are_refused(run: Path, model: Path, tmp_path: Path) -> None:
+    away = Path(shutil.copytree(run / "final_model", tmp_path / "away"))
+    config = json.loads((away / "adapter_config.json").read_text())
+    (away / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "other/base"}))
+    with pytest.raises(AdapterError, match="different base models"):
+        api.compare(CompareRequest(adapters=[str(run), str(away)]))
+
+
+def test_a_row_without_an_answer_is_named_by_its_line(tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text(rows(2) + '{"question": "没有答案"}\n', "utf-8")
+    with pytest.raises(DataError) as caught:
+        asked_of_file(tmp_path / "q.jsonl")
+    assert str(caught.value.where).endswith("q.jsonl:3")
+
+
+def test_all_turns_before_the_last_answer_are_asked(tmp_path: Path) -> None:
+    turns = [
+        {"role": r, "content": c} for r, c in (("user", "甲"), ("assistant", "乙"), ("user", "丙"), ("assistant", "丁"))
+    ]
+    (tmp_path / "q.jsonl").write_text(json.dumps({"messages": turns}), "utf-8")
+    (question,) = asked_of_file(tmp_path / "q.jsonl")
+    assert [turn.content for turn in question.turns] == ["甲", "乙", "丙"]
+    assert (question.text, question.reference) == ("丙", "丁")
+
+
+# how it looks
+
+
+def test_the_page_escapes_everything_and_asks_nothing_of_a_network() -> None:
+    html = comparison_page(comparison("<img src=x>"))
+    assert not re.search(r"<(script|img|b|note)\b", html)
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
+    assert not re.search(r"https?:|\bsrc=|\bhref=|url\(|@import", html.replace("&lt;img src=x&gt;", ""))
+    assert "default-src 'none'" in html
+    assert "prefers-color-scheme: dark" in html
+
+
+def test_the_page_marks_statutes_and_what_both_say() -> None:
+    html = comparison_page(comparison())
+    assert (
+        '<mark class="agrees">《民法典》第一条</mark>&lt;b&gt;&amp;<mark class="differs">《刑法》第九条</mark>' in html
+    )
+    question, base = comparison().questions[0], Answer("我不是律师，建议去问", 9, False)
+    assert pieces(Answer(BASE, 9, False), question, base)[0] == ("我不是律师，建议", "same")
+    assert [kind for _text, kind in pieces(Answer(BASE, 9, False), question, None)] == ["plain"]
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_nothing_is_wider_than_the_terminal(width: int) -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=width, force_terminal=True, color_system=None)
+    show_comparison(comparison("llama-lora-20261124_075418"), console)
+    text = out.getvalue()
+    assert max(cell_len(line) for line in text.splitlines()) <= width
+    assert "-0.9000" in text
+    assert "[-1.0000, -0.8000]" in text
+
+
+def test_a_pipe_gets_whole_lines_without_control_characters() -> None:
+    out = io.StringIO()
+    show_comparison(comparison(), Console(file=out, width=40))
+    text = out.getvalue()
+    assert "\x1b" not in text
+    assert f"base: {BASE}" in text.splitlines()
+    assert "⚠ <note>" in text.splitlines()

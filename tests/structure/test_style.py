@@ -1,0 +1,13 @@
+"""Is the code in the house's style? ruff and mypy as `make lint` runs them."""
+
+import subprocess
+import sys
+
+import pytest
+from support.paths import ROOT
+
+
+@pytest.mark.parametrize("words", [["ruff", "format", "--check", "."], ["ruff", "check", "."], ["mypy"]], ids=" ".join)
+def test_ruff_and_mypy_have_nothing_to_say(words: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,182 @@
+"""Every engine on every device that is present, and what a test may ask of any of them: through the protocol alone.
+
+A gradient is read from the optimizer's file: after the first step without clipping the mean moment is (1 - beta1) of it.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from lorafit import registry
+from lorafit.data.batching import StepBatch, batch
+from lorafit.data.micro_batch import Sample
+from lorafit.engines.base import Engine, OutOfMemory, Setup
+from lorafit.planner.plan import Plan
+from lorafit.planner.schedule import lr_at, step_samples
+from lorafit.run_folders.adapter import read_adapter, write_adapter
+from support import tiny
+
+Arrays = dict[str, NDArray[Any]]
+SAMPLES = tiny.make_samples(32)
+ENGINES = {**registry.ENGINES, "fake": registry.Entry("lorafit.engines.fake:FakeEngine", "")}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama, tied, grouped heads": ("llama", {}),
+    "llama, untied, llama3 rope": ("llama", {"tie_word_embeddings": False, "rope_parameters": {
+        "rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32}}),
+    "qwen2, biases, window": ("qwen2", {}),
+    "qwen2, biases, no window": ("qwen2", {"use_sliding_window": False, "max_window_layers": 9}),
+    "qwen3, norms of q and k": ("qwen3", {}),
+    "mistral, window": ("mistral", {}),
+    "gemma2, soft caps, window": ("gemma2", {}),
+    "gemma3, two ropes, window": ("gemma3", {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}),
+    "phi3, fused products": ("phi3", {}),
+    "phi3, long rope": ("phi3", {"max_position_embeddings": 256, "original_max_position_embeddings": 32,
+        "rope_parameters": {"rope_type": "longrope", "rope_theta": 500.0, "short_factor": [1.0, 1.1, 1.2, 1.3],
+            "long_factor": [2.0, 3.0, 4.0, 5.0], "original_max_position_embeddings": 32}}),
+    "granite, scaled everywhere": ("granite", {}),
+    "mixtral, experts": ("mixtral", {}),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Way:
+    """An engine on a device. `prepare` changes an opened one; `pass_of` names what a forward and backward pass goes through."""
+
+    name: str
+    engine: str
+    device: str
+    pass_of: Callable[[Any], tuple[Any, str]]
+    says: str  # when memory runs out
+    prepare: Callable[[Any], None] = lambda engine: None
+    raises: Callable[[str], Exception] = RuntimeError  # when memory runs out
+
+    def open(self, folder: Path, plan: Plan | None) -> Engine:
+        if plan is not None:
+            plan = replace(plan, engine=self.engine, device=self.device)
+        quantization = "none" if plan is None else plan.quantization
+        setup = Setup(folder, str(folder), self.device, "fp32", quantization, plan=plan)
+        engine: Engine = registry.load(ENGINES[self.engine]).open(setup)
+        self.prepare(engine)
+        return engine
+
+
+def _without_fast_path(engine: Any) -> None:
+    engine.packed = None
+
+
+def _torch_pass(engine: Any) -> tuple[Any, str]:
+    return engine.packed or engine.generic, "forward_backward"
+
+
+def _mlx_pass(engine: Any) -> tuple[Any, str]:
+    return engine, "_loss_and_gradients"
+
+
+def _present() -> list[Way]:
+    no_memory = "MPS backend out of memory (MPS allocated: 1 GB)"
+    ways = [
+        Way("torch, CPU, fast path", "torch", "cpu", _torch_pass, no_memory),
+        Way("torch, CPU, generic path", "torch", "cpu", _torch_pass, no_memory, _without_fast_path),
+    ]
+    if torch.cuda.is_available():
+        ways.append(Way("torch, CUDA", "torch", "cuda", _torch_pass, "CUDA out of memory."))
+    if torch.backends.mps.is_available():
+        ways.append(Way("torch, MPS", "torch", "mps", _torch_pass, no_memory))
+    if HAS_MLX:
+        ways.append(Way("MLX, CPU", "mlx", "cpu", _mlx_pass, "[malloc] Unable to allocate 9000000000 bytes."))
+    if HAS_MLX and importlib.import_module("mlx.core").metal.is_available():
+        ways.append(Way("MLX, GPU", "mlx", "mps", _mlx_pass, "[malloc] Unable to allocate 9000000000 bytes."))
+    return ways
+
+
+HAS_MLX = all(importlib.util.find_spec(name) is not None for name in ("mlx", "mlx_lm"))
+if HAS_MLX:
+    importlib.import_module("lorafit.engines.mlx")  # OpenBLAS before anybody else imports MLX
+WAYS = _present()
+NO_MLX = pytest.mark.skipif(
+    not HAS_MLX, reason="MLX has no wheel here, or is not installed: pip install 'lorafit[mlx]'"
+)
+# The tests of loop and disks stand on this one's keeping the protocol's promises; it has no model to be right about.
+FAKE = Way("fake", "fake", "cpu", lambda engine: (engine, "_loss"), "Out of memory.", raises=OutOfMemory)
+every_way = pytest.mark.parametrize("way", WAYS, ids=[way.name for way in WAYS])
+
+
+every_way_and_the_fake = pytest.mark.parametrize("way", [*WAYS, FAKE], ids=[way.name for way in [*WAYS, FAKE]])
+
+
+def step_batch(plan: Plan, step: int, samples: list[Sample] = SAMPLES) -> StepBatch:
+    return batch(samples, step_samples(plan, step), plan.token_budget, plan.max_micro_batch)
+
+
+def run(engine: Engine, plan: Plan, steps: range, samples: list[Sample] = SAMPLES) -> list[float]:
+    """The mean losses of `steps`."""
+    losses = []
+    for step in steps:
+        data = step_batch(plan, step, samples)
+        result = engine.step(step, data.micro_batches, data.num_targets, lr_at(step, plan))
+        losses.append(result.loss_sum / data.num_targets)
+    return losses
+
+
+def adapter_of(engine: Engine, scratch: Path) -> Arrays:
+    """The adapter's weights, by their names in PEFT's files."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    engine.save_adapter(scratch)
+    return dict(read_adapter(scratch)[1])
+
+
+def start_with_b(engine: Engine, scratch: Path, seed: int = 1) -> Path:
+    """Give every lora_B random numbers, so that all gradients count; the folder of that adapter."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    engine.save_adapter(scratch)
+    config, tensors = read_adapter(scratch)
+    rng = np.random.default_rng(seed)
+    filled = {
+        n: rng.normal(0, 0.05, a.shape).astype(np.float32) if ".lora_B." in n else a for n, a in sorted(tensors.items())
+    }
+    write_adapter(scratch, config, filled)
+    engine.load_adapter(scratch)
+    return scratch
+
+
+def loss_and_gradients(
+    way: Way, folder: Path, plan: Plan, adapter: Path | None, scratch: Path, samples: list[Sample] = SAMPLES
+) -> tuple[float, Arrays]:
+    """Mean loss and gradients of step 1 from the weights in `adapter`, else from fresh ones with a random B."""
+    plan = replace(plan, max_grad_norm=0.0, optimizer="adamw")
+    engine = way.open(folder, plan)
+    if adapter is None:
+        start_with_b(engine, scratch / "start")
+    else:
+        engine.load_adapter(adapter)
+    (loss,) = run(engine, plan, range(1, 2), samples)
+    scratch.mkdir(parents=True, exist_ok=True)
+    engine.save(scratch)
+    moments = load_file(scratch / "optimizer.safetensors")
+    return loss, {
+        name.removesuffix(".exp_avg"): moment / (1 - plan.adam_beta1)
+        for name, moment in moments.items()
+        if name.endswith(".exp_avg")
+    }
+
+
+def worst(found: Arrays, wanted: Arrays) -> float:
+    """The largest distance of a tensor from the wanted one, by norm."""
+    assert found.keys() == wanted.keys()
+    return max(float(np.linalg.norm(found[n] - wanted[n]) / max(np.linalg.norm(wanted[n]), 1e-20)) for n in wanted)
+
+
+def b_norm(found: Arrays, wanted: Arrays) -> float:
+    """How far all lora_B together are from the wanted ones, relative to these."""
+    names = [name for name in wanted if ".lora_B." in name]
+    off = sum(float(np.sum((found[n].astype(np.float64) - wanted[n]) ** 2)) for n in names)
+    return float((off / sum(float(np.sum(wanted[n].astype(np.float64) ** 2)) for n in names)) ** 0.5)

@@ -1,0 +1,91 @@
+"""Small real models with random weights, plans for them, and samples: what engine tests stand on."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from lorafit.engines.base import Setup
+from lorafit.engines.torch.engine import TorchEngine
+from lorafit.models.spec import TOKENIZER_FILES
+from lorafit.planner.plan import Plan
+from support.plans import VOCAB as VOCAB
+from support.plans import make_plan as make_plan
+from support.plans import make_samples as make_samples
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 256, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", {"tie_word_embeddings": True}),
+    "mistral": ("MistralConfig", {"sliding_window": 8}),
+    "qwen2": ("Qwen2Config", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
+    "qwen3": ("Qwen3Config", {"head_dim": 16}),
+    "gemma2": ("Gemma2Config", {"head_dim": 8, "sliding_window": 8, "query_pre_attn_scalar": 8}),
+    "gemma3": ("Gemma3TextConfig", {"head_dim": 8, "sliding_window": 8, "query_pre_attn_scalar": 8}),
+    "phi3": ("Phi3Config", {"sliding_window": None}),
+    "granite": ("GraniteConfig", {"logits_scaling": 4.0, "attention_multiplier": 0.3, "residual_multiplier": 0.5}),
+    "cohere": ("CohereConfig", {"logit_scale": 0.25}),
+    "mixtral": ("MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+}
+# Models that cannot be packed, each for another reason.
+LONERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "stablelm": ("StableLmConfig", {}),  # does not pass the segments on
+    "gpt_oss": ("GptOssConfig", {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2}),  # attention sinks
+    "recurrent_gemma": ("RecurrentGemmaConfig", {"lru_width": 32, "attention_window_size": 8}),  # a state, a soft cap
+    "mamba": ("MambaConfig", {"state_size": 8, "num_hidden_layers": 2}),  # takes weights without calling the layer
+    "gpt2": ("GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 4}),  # no linear layers at all
+}  # fmt: skip
+
+
+def save_model(family: str, folder: Path, **changes: Any) -> Path:
+    """A random model of `family` in `folder`, weights large enough that every part of it matters."""
+    name, special = (FAMILIES | LONERS)[family]
+    torch.manual_seed(0)
+    config = getattr(transformers, name)(**{**SHAPE, **special, **changes})
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.2)
+    model.save_pretrained(folder)
+    return folder
+
+
+def save_chat_model(folder: Path, demo_folder: Path, **changes: Any) -> Path:
+    """A random model with the demo's tokenizer and template, whose training takes a second."""
+    save_model("llama", folder, vocab_size=49_152, **changes)
+    for path in demo_folder.iterdir():
+        if path.name in TOKENIZER_FILES or path.suffix == ".jinja":
+            shutil.copy(path, folder)
+    return folder
+
+
+def open_engine(folder: Path, plan: Plan | None) -> TorchEngine:
+    facts = plan or make_plan()
+    return TorchEngine.open(Setup(folder, str(folder), facts.device, facts.precision, facts.quantization, plan=plan))
+
+
+def fill_b(engine: TorchEngine, seed: int = 1) -> None:
+    """Give every lora_B random values, so that all gradients count."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for layer in engine.layers.values():
+            layer.lora_B.copy_(torch.randn(layer.lora_B.shape, generator=generator) * 0.05)
+
+
+def gradients(engine: TorchEngine, step: int, micro_batches: list[Any], total_targets: int) -> dict[str, torch.Tensor]:
+    """Gradients of one step, by name, before clipping."""
+    engine._accumulate(step, micro_batches, total_targets)
+    grads = {name: p.grad.clone() for name, p in engine._parameters().items() if p.grad is not None}
+    engine.optimizer.drop_gradients()
+    return grads
+
+
+def worst(found: dict[str, Any], wanted: dict[str, Any]) -> float:
+    """The largest distance of a tensor from the wanted one, by norm."""
+    assert found.keys() == wanted.keys()
+    return max(float((found[n] - wanted[n]).norm() / wanted[n].norm().clamp_min(1e-20)) for n in wanted)

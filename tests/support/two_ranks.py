@@ -1,0 +1,151 @@
+"""Two processes that train one model together: `python pair.py MODEL OUT SCENARIO...` writes what each saw beside OUT.
+
+The scenarios are those of tests/distributed/test_two_ranks.py, which trains the same in one process and compares.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # this file is run as a script
+from lorafit.config import TrainConfig
+from lorafit.data.batching import batch
+from lorafit.data.dataset import prepare
+from lorafit.data.micro_batch import Sample
+from lorafit.data.sources import read_rows
+from lorafit.distributed.collectives import SINGLE_PROCESS, Collectives
+from lorafit.distributed.launch import launch_ranks
+from lorafit.engines.base import OutOfMemory, Setup
+from lorafit.engines.tokenizer import load_tokenizer
+from lorafit.engines.torch import process_group as torch_ranks
+from lorafit.engines.torch.engine import TorchEngine
+from lorafit.planner.plan import Plan
+from lorafit.planner.schedule import lr_at, step_samples
+from support import tiny
+
+BUDGET = 60
+SCENARIOS: dict[str, dict[str, Any]] = {
+    "fast": {},
+    "fast, dropout": {"lora_dropout": 0.1, "recompute": 1},
+    "generic": {"max_micro_batch": 3},
+    "one sample a step": {"effective_batch": 1},  # the second process has nothing to do
+    "sharded": {"shard": True, "lora_dropout": 0.1, "recompute": 2},
+    "sharded, one sample a step": {"shard": True, "effective_batch": 1},
+}
+
+
+def samples_of(model: Path) -> list[Sample]:
+    """Random ones; rows of law for the demo model, which has learned a language."""
+    if not is_real(model):
+        return tiny.make_samples(32)
+    config = TrainConfig(max_length=96, val_size=0)
+    return list(prepare(list(read_rows("demo", "train[:32]")), load_tokenizer(model), config).train)
+
+
+def is_real(model: Path) -> bool:
+    """Whether `model` has learned a language."""
+    return (model / "tokenizer.json").is_file()
+
+
+def plan_of(name: str, model: Path) -> Plan:
+    """A loss over seven targets at a time is 4e-5 off on the demo model, since MKL multiplies a few rows otherwise."""
+    return tiny.make_plan(processes=2, loss_chunk=50 if is_real(model) else 7, **SCENARIOS[name])
+
+
+def opened(model: Path, plan: Plan, ranks: Collectives, generic: bool) -> TorchEngine:
+    engine = TorchEngine.open(Setup(model, str(model), "cpu", "fp32", plan=plan, ranks=ranks))
+    if generic:
+        engine.packed = None
+    tiny.fill_b(engine)
+    return engine
+
+
+def seen(model: Path, name: str, ranks: Collectives = SINGLE_PROCESS) -> Iterator[tuple[str, Any]]:
+    """What ten steps of a scenario show: losses, the first step's gradients, B at the end, an evaluation, bytes held."""
+    plan, here, samples = plan_of(name, model), ranks.place, samples_of(model)
+    engine = opened(model, plan, ranks, name == "generic")
+    first = batch(samples, step_samples(plan, 1), BUDGET, plan.max_micro_batch, here.count)
+    engine._over_all_ranks(1, first.share(here.rank), first.num_targets)
+    yield "gradients", {n: p.grad.clone() for n, p in engine._parameters().items() if p.grad is not None}
+    engine.optimizer.drop_gradients()
+    losses = []
+    for step in range(1, plan.steps + 1):
+        data = batch(samples, step_samples(plan, step), BUDGET, plan.max_micro_batch, here.count)
+        result = engine.step(step, data.share(here.rank), data.num_targets, lr_at(step, plan))
+        losses.append(result.loss_sum / data.num_targets)
+    yield "losses", losses
+    data = batch(samples, range(9), BUDGET, 4096, here.count)
+    yield "evaluated", engine.evaluate(data.share(here.rank)).mean
+    yield "weights", {n: p.detach().clone() for n, p in engine._parameters().items()}
+    yield "held", held_bytes(engine)
+
+
+def held_bytes(engine: TorchEngine) -> int:
+    """Bytes of the base that this process keeps between passes."""
+    held: list[Any] = [p for p in engine.model.parameters() if not p.requires_grad]
+    return sum(p.to_local().nbytes if isinstance(p, DTensor) else p.nbytes for p in held)
+
+
+def out_of_memory_on_one(model: Path, ranks: Collectives) -> list[str]:
+    """Memory runs out on the second process alone, in its first pass: both must hear it, and the next try learn the same."""
+    plan, here, said = plan_of("fast", model), ranks.place, []
+    engine = opened(model, plan, ranks, False)
+    real = engine._accumulate
+
+    def accumulate(*args: Any) -> float:
+        engine._accumulate = real  # type: ignore[method-assign]
+        if here.rank == 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return real(*args)
+
+    engine._accumulate = accumulate  # type: ignore[method-assign]
+    data = batch(samples_of(model), step_samples(plan, 1), BUDGET, plan.max_micro_batch, here.count)
+    for _try in range(2):
+        try:
+            result = engine.step(1, data.share(here.rank), data.num_targets, 1e-3)
+            said.append(f"{result.loss_sum / data.num_targets:.4f}")
+        except OutOfMemory:
+            said.append("out of memory")
+    return said
+
+
+def main(model: Path, out: Path, names: list[str]) -> None:
+    with torch_ranks.joined(2, lambda: None) as ranks:
+        found: dict[str, Any] = {name: dict(seen(model, name, ranks)) for name in names}
+        found["out of memory"] = out_of_memory_on_one(model, ranks)
+        found["told"] = ranks.broadcast_json({"who": ranks.place.rank})
+        write(out.with_suffix(f".{ranks.place.rank}"), found)
+
+
+def write(path: Path, found: dict[str, Any]) -> None:
+    """What was seen: numbers as JSON, tensors beside them."""
+    tensors = {
+        f"{name}|{what}|{parameter}": tensor
+        for name in SCENARIOS.keys() & found.keys()
+        for what in ("gradients", "weights")
+        for parameter, tensor in found[name].pop(what).items()
+    }
+    save_file(tensors, path.with_suffix(f"{path.suffix}.safetensors"))
+    path.write_text(json.dumps(found))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What write() wrote."""
+    found: dict[str, Any] = json.loads(path.read_text())
+    for key, tensor in load_file(path.with_suffix(f"{path.suffix}.safetensors")).items():
+        name, what, parameter = key.split("|")
+        found[name].setdefault(what, {})[parameter] = tensor
+    return found
+
+
+if __name__ == "__main__":
+    if "RANK" not in os.environ:  # the first process starts the second one as this script
+        torch_ranks.launch_ranks = lambda count, port: launch_ranks(count, port, (sys.executable, *sys.argv))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

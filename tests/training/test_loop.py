@@ -1,0 +1,176 @@
+"""Does the loop obey the plan, save, stop and go on, whatever the engine? On the shipped fake engine."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from support import plans
+from support.fake_jobs import SAMPLES, adapter_bytes, make_job, of
+
+from lorafit.data.micro_batch import MicroBatch, Sample
+from lorafit.engines.base import LossSum, OutOfMemory
+from lorafit.engines.fake import FakeEngine
+from lorafit.events import EvalDone, Evaluating, Finished, Saved, Shrunk, StepDone, Stopped
+from lorafit.ipc.link import Link
+from lorafit.ipc.protocol import Message, Order
+from lorafit.planner.schedule import step_samples
+from lorafit.run_folders.checkpoint import latest_good
+from lorafit.training.loop import Job, Progress, training_loop
+
+
+def test_a_run_steps_evaluates_saves_and_finishes(tmp_path: Path) -> None:
+    plan = plans.make_plan(eval_steps=3, save_steps=4, valid_samples=8)
+    job = make_job(tmp_path, plan)
+    events = list(training_loop(job, Progress()))
+    assert [e.step for e in of(StepDone, events)] == list(range(1, 11))
+    assert [e.step for e in of(EvalDone, events)] == [0, 3, 6, 9, 10]
+    assert [e.step for e in of(Saved, events)] == [4, 8, 10]
+    assert sorted(p.name for p in job.run.checkpoints.iterdir()) == ["step-000008", "step-000010"]
+    (finished,) = of(Finished, events)
+    assert finished.valid_loss_before is not None
+    assert finished.valid_loss_after is not None
+    assert finished.valid_loss_after < finished.valid_loss_before
+    assert finished.best_loss == min(e.loss for e in of(EvalDone, events)[1:])
+    assert adapter_bytes(job.run.final_model) == adapter_bytes(job.run.checkpoints / "step-000010")
+    assert adapter_bytes(job.run.best_model)
+    assert of(StepDone, events)[-1].epoch == 5.0
+
+
+def test_how_far_an_evaluation_is_goes_to_the_one_who_watches_and_into_no_record(tmp_path: Path) -> None:
+    said: list[Message] = []
+    events = list(
+        training_loop(make_job(tmp_path, plans.make_plan(valid_samples=8), link=Link(said.append)), Progress())
+    )
+    assert isinstance(said[0], Evaluating)
+    assert (said[0].rows, said[0].share) == (8, 0.0)
+    assert of(Evaluating, events) == []
+
+
+def test_without_a_validation_set_nothing_is_evaluated_and_nothing_is_best(tmp_path: Path) -> None:
+    job = make_job(tmp_path, plans.make_plan())
+    job = Job(job.engine, job.train_set, [], job.run, job.plan, job.dress, job.link)
+    events = list(training_loop(job, Progress()))
+    assert of(EvalDone, events) == []
+    assert of(Finished, events)[0].valid_loss_after is None
+    assert not job.run.best_model.exists()
+
+
+class Watched:
+    """Samples that note who is asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def __len__(self) -> int:
+        return 32
+
+    def __getitem__(self, index: int) -> Sample:
+        self.asked.append(index)
+        return SAMPLES[index]
+
+
+def test_a_step_touches_its_own_samples_only_and_says_how_long_it_waited_for_them(tmp_path: Path) -> None:
+    plan = plans.make_plan(effective_batch=4, steps=3, num_epochs=1.0)
+    job, watched, done = make_job(tmp_path, plan), Watched(), []
+    job = Job(job.engine, watched, [], job.run, job.plan, job.dress, job.link)
+    for event in training_loop(job, Progress()):
+        if isinstance(event, StepDone):
+            assert sorted(watched.asked) == sorted(step_samples(plan, event.step))
+            watched.asked.clear()
+            assert 0 < event.data_seconds <= event.seconds
+            done.append(event)
+        elif isinstance(event, Finished):
+            assert event.data_seconds == pytest.approx(sum(step.data_seconds for step in done))
+
+
+@pytest.mark.parametrize("stop_after", [1, 5, 9])
+def test_a_stopped_run_goes_on_to_the_bit(tmp_path: Path, stop_after: int) -> None:
+    plan = plans.make_plan(eval_steps=2, valid_samples=8)
+    whole = make_job(tmp_path / "whole", plan)
+    wanted = list(training_loop(whole, Progress()))
+    link = Link()
+    job = make_job(tmp_path / "halves", plan, link=link)
+    progress = Progress()
+    first = []
+    for event in training_loop(job, progress):
+        first.append(event)
+        if isinstance(event, StepDone) and event.step == stop_after:
+            link.take(Order("stop", signal=15))
+    assert isinstance(first[-1], Stopped)
+    assert first[-1].step == stop_after
+    assert first[-1].signal == 15
+    checkpoint, bad = latest_good(job.run)
+    assert checkpoint is not None
+    assert bad == []
+    again = make_job(tmp_path / "halves", plan)
+    again.engine.load(checkpoint)
+    second = list(training_loop(again, progress))
+    losses = {e.step: e.loss for e in of(StepDone, first + second)}
+    assert losses == {e.step: e.loss for e in of(StepDone, wanted)}
+    assert adapter_bytes(again.run.final_model) == adapter_bytes(whole.run.final_model)
+    assert of(Finished, second)[0].best_step == of(Finished, wanted)[0].best_step
+
+
+def test_when_memory_runs_out_the_step_is_split_smaller_and_nothing_is_lost(tmp_path: Path) -> None:
+    plan = plans.make_plan(token_budget=4096)
+    whole = make_job(tmp_path / "whole", plan)
+    list(training_loop(whole, Progress()))
+    small = make_job(tmp_path / "small", plan, memory_tokens=70)
+    progress = Progress()
+    events = list(training_loop(small, progress))
+    assert progress.token_budget == 64
+    assert len(of(Shrunk, events)) == 1  # 2048, 1024 and so on would have been split alike
+    assert [e.step for e in of(StepDone, events)] == list(range(1, 11))
+    assert small.engine.weights_V == pytest.approx(whole.engine.weights_V, rel=1e-9, abs=1e-12)  # type: ignore[attr-defined]
+
+
+def test_when_memory_is_short_or_ran_out_the_engine_gives_back_what_it_keeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released: list[str] = []
+    monkeypatch.setattr(FakeEngine, "release", lambda _engine: released.append("released"))
+    link = Link()
+    link.take(Order("shrink"))
+    (short,) = of(Shrunk, list(training_loop(make_job(tmp_path / "short", plans.make_plan(), link=link), Progress())))
+    assert not short.ran_out
+    (ran_out,) = of(
+        Shrunk, list(training_loop(make_job(tmp_path / "out", plans.make_plan(), memory_tokens=70), Progress()))
+    )
+    assert ran_out.ran_out
+    assert len(released) == 2
+
+
+def test_a_single_sample_that_does_not_fit_ends_the_run_with_words(tmp_path: Path) -> None:
+    job = make_job(tmp_path, plans.make_plan(), memory_tokens=5)
+    with pytest.raises(OutOfMemory):
+        list(training_loop(job, Progress()))
+
+
+def test_the_best_is_not_the_last_where_the_loss_rises_again(tmp_path: Path) -> None:
+    plan = plans.make_plan(eval_steps=1, valid_samples=8, learning_rate=0.05, steps=40, num_epochs=20.0)
+    job = make_job(tmp_path, plan)
+    few_words = plans.make_samples(32, vocab=30, seed=5)  # what is learned of them hurts the other words
+    job = Job(job.engine, few_words, job.valid_set, job.run, plan, job.dress, job.link)
+    events = list(training_loop(job, Progress()))
+    evals = of(EvalDone, events)[1:]
+    best = min(evals, key=lambda e: e.loss)
+    (finished,) = of(Finished, events)
+    assert (finished.best_step, finished.best_loss) == (best.step, best.loss)
+    assert 1 < best.step < 40, "it should overfit"
+    assert adapter_bytes(job.run.best_model) != adapter_bytes(job.run.final_model)
+
+
+def test_a_loss_that_is_not_a_number_is_never_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plans.make_plan(eval_steps=2, valid_samples=8)
+    job = make_job(tmp_path, plan)
+    real, calls = job.engine.evaluate, []
+
+    def evaluate(micro_batches: Sequence[MicroBatch]) -> LossSum:
+        calls.append(1)
+        found = real(micro_batches)
+        return LossSum(math.nan, found.num_targets) if len(calls) == 2 else found
+
+    monkeypatch.setattr(job.engine, "evaluate", evaluate)
+    events = list(training_loop(job, Progress()))
+    assert [e.best for e in of(EvalDone, events)][:3] == [False, False, True]

@@ -1,0 +1,109 @@
+"""Does a run go on as what it was, from what is really there, whatever happened in between?"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support import plans
+from support.fake_jobs import make_job
+from support.machines import CPU, M2_MAX, RTX_3090, cuda
+
+from lorafit.atomic import whole_folder
+from lorafit.config import TrainConfig, write_yaml
+from lorafit.engines.fake import FakeEngine
+from lorafit.errors import RunError
+from lorafit.events import Event, EventLog, read_events
+from lorafit.hardware.detect import Machine
+from lorafit.planner.plan import Plan
+from lorafit.run_folders.checkpoint import write_step
+from lorafit.run_folders.directory import RunDir
+from lorafit.training.loop import Job, Progress, training_loop
+from lorafit.training.resume import as_before, interrupted, plan_for, refuse_other_state
+
+
+def begun(folder: Path, plan: Plan, machine: Machine = CPU) -> RunDir:
+    """A run's folder with its facts and no step."""
+    run = RunDir(folder)
+    write_yaml(TrainConfig(output_dir=str(folder.parent)), run.config)
+    plan.save(run.plan)
+    run.machine.write_text(machine.to_json(), "utf-8")
+    return run
+
+
+def killed(job: Job, progress: Progress, steps: int) -> list[Event]:
+    """Train until `steps` are done, then die without a word."""
+    seen = []
+    with EventLog(job.run.events) as log:
+        for event in training_loop(job, progress):
+            log.write(event)
+            seen.append(event)
+            if event.step == steps and event.name == "eval":
+                break
+    return seen
+
+
+def test_a_best_model_of_a_step_that_is_done_anew_is_not_taken_for_an_older_one(tmp_path: Path) -> None:
+    plan = plans.make_plan(eval_steps=3, save_steps=4, valid_samples=8)
+    job = make_job(tmp_path / "run", plan)
+    begun(job.run.path, plan)
+    killed(job, Progress(), 6)  # the best of step 3 gave way to that of step 6; the last checkpoint is of step 4
+    config = TrainConfig(output_dir=str(tmp_path), resume=str(job.run.path))
+    old = interrupted(config)
+    assert old.progress.done == 4
+    assert old.progress.best_step is None
+    assert isinstance(job.engine, FakeEngine)
+    assert old.checkpoint is not None
+    job.engine.load(old.checkpoint)
+    late = Job(job.engine, job.train_set, job.valid_set, job.run, replace(plan, eval_steps=0), job.dress, job.link)
+    list(training_loop(late, old.progress))
+    assert old.progress.best_step == 10
+    state = json.loads((job.run.best_model / "state.json").read_text())
+    assert state == {"step": 10}
+
+
+def test_a_best_model_that_is_still_the_best_is_kept(tmp_path: Path) -> None:
+    plan = plans.make_plan(eval_steps=3, save_steps=4, valid_samples=8)
+    job = make_job(tmp_path / "run", plan)
+    begun(job.run.path, plan)
+    killed(job, Progress(), 3)
+    with whole_folder(job.run.checkpoints / "step-000003") as folder:
+        write_step(folder, 3)
+    assert interrupted(TrainConfig(output_dir=str(tmp_path), resume=str(job.run.path))).progress.best_step == 3
+
+
+def test_what_auto_became_stays_on_another_machine(tmp_path: Path) -> None:
+    config = TrainConfig()
+    run = begun(tmp_path, plans.make_plan(quantization="none", optimizer="adamw"), M2_MAX)
+    kept = as_before(run, cuda(RTX_3090), config)
+    assert (kept.quantization, kept.optimizer) == ("none", "adamw")
+    run = begun(tmp_path, plans.make_plan(quantization="4bit", optimizer="paged_adamw_8bit"), cuda(RTX_3090))
+    kept = as_before(run, M2_MAX, config)
+    assert (kept.quantization, kept.optimizer) == ("4bit", "auto")  # MPS has no 8-bit optimizer
+
+
+def test_the_plan_is_asked_anew_on_another_machine_and_taken_as_it_is_on_the_same(tmp_path: Path) -> None:
+    config = TrainConfig(output_dir=str(tmp_path.parent))
+    before, fresh = plans.make_plan(token_budget=256), plans.make_plan(token_budget=512)
+    run = begun(tmp_path, before)
+    assert plan_for(run, CPU, config, fresh).token_budget == 256
+    assert plan_for(run, cuda(RTX_3090), config, fresh).token_budget == 256  # what counts is chip, memory and PyTorch
+    assert plan_for(run, M2_MAX, config, fresh).token_budget == 512
+    with pytest.raises(RunError, match="data_digest"):
+        plan_for(run, CPU, config, plans.make_plan(data_digest="other"))
+
+
+def test_a_run_that_another_process_went_on_with_is_looked_at_again(tmp_path: Path) -> None:
+    plan = plans.make_plan(eval_steps=3, save_steps=4, valid_samples=8)
+    job = make_job(tmp_path / "run", plan)
+    begun(job.run.path, plan)
+    progress = Progress()
+    killed(job, progress, 6)
+    config = TrainConfig(output_dir=str(tmp_path), resume="latest")
+    old = interrupted(config)
+    refuse_other_state(old, config)
+    with whole_folder(job.run.checkpoints / "step-000006") as folder:
+        write_step(folder, 6)
+    with pytest.raises(RunError, match="in the meantime"):
+        refuse_other_state(old, config)
+    assert read_events(job.run.events)[-1].step == 6

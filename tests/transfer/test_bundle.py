@@ -1,0 +1,278 @@
+"""Does a run that moves in a bundle end as the one that stayed, and does a bundle give nothing away and believe nothing?"""
+
+import json
+import shutil
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import tiny
+from support.stopped_runs import as_it_died, weights
+
+from lorafit.atomic import whole_folder
+from lorafit.cli.app import main
+from lorafit.config import TrainConfig, read_yaml
+from lorafit.errors import ConfigError, LorafitError, RunError
+from lorafit.events import Finished, Planned, read_events
+from lorafit.hardware.detect import Machine
+from lorafit.run_folders.directory import RunDir, saved_config
+from lorafit.training.resume import interrupted
+from lorafit.training.worker import train_in_process
+from lorafit.transfer import archive, operations
+from lorafit.transfer.bundle import bundle
+from lorafit.transfer.unbundle import is_bundle, unbundle
+
+Output = pytest.CaptureFixture[str]
+SECRET = "hf_" + "a1b2c3d4" * 4
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, demo_folder: Path) -> Path:
+    """A user's home: a small base model, data, and `output` with a run of six steps."""
+    home = tmp_path_factory.mktemp("home") / "anna_liebig"
+    base = tiny.save_chat_model(home / "models/Tiny-Llama", demo_folder)
+    rows = [{"instruction": f"第{i}条是什么?", "output": f"这是第{i}条的答案。"} for i in range(30)]
+    (home / "law.jsonl").write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), "utf-8")
+    list(train_in_process(TrainConfig(model_name=str(base), dataset_name=str(home / "law.jsonl"), output_dir=str(home / "output"),
+                          effective_batch=4, max_steps=6, save_steps=2, eval_steps=2, keep_checkpoints=9, lora_r=4,
+                          hf_endpoint="https://anna:pass@mirror.example", val_size=4)))  # fmt: skip
+    return home
+
+
+@pytest.fixture(scope="module")
+def finished(home: Path) -> RunDir:
+    (path,) = (home / "output").glob("*-lora-*")
+    return RunDir(path)
+
+
+@pytest.fixture(scope="module")
+def died(finished: RunDir, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """The run as it was when it died after its fourth step; not to be touched."""
+    return as_it_died(finished, tmp_path_factory.mktemp("died"), 4)
+
+
+@pytest.fixture
+def stopped(died: RunDir, tmp_path: Path) -> RunDir:
+    """A copy of it."""
+    shutil.copytree(died.path, tmp_path / "before" / died.name)
+    return RunDir(tmp_path / "before" / died.name)
+
+
+@pytest.fixture(scope="module")
+def run_zip(died: RunDir, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its bundle."""
+    path = tmp_path_factory.mktemp("zip") / "run.zip"
+    bundle(died, saved_config(died), path)
+    return path
+
+
+def there(path: Path, home: Path, output_dir: Path, **settings: Any) -> TrainConfig:
+    """What `lorafit resume BUNDLE --model_name ...` asks for on the other machine."""
+    run, notes = operations.take_over(path, output_dir, str(home / "models/Tiny-Llama"))
+    assert notes == []
+    return saved_config(run).model_copy(update={"resume": str(run.path), "output_dir": str(output_dir), **settings})
+
+
+def pretend_other_machine(run: RunDir) -> None:
+    machine = Machine.from_json(run.machine.read_text("utf-8"))
+    run.machine.write_text(replace(machine, chip="Apple M2 Max", system="Darwin").to_json(), "utf-8")
+
+
+def texts(path: Path) -> str:
+    with zipfile.ZipFile(path) as inside:
+        return "".join(inside.read(name).decode("utf-8", "replace") for name in inside.namelist())
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_run_that_moved_ends_with_the_same_bytes_as_the_one_that_stayed(
+    home: Path, finished: RunDir, stopped: RunDir, tmp_path: Path, elsewhere: bool
+) -> None:
+    if elsewhere:  # the plan is made anew
+        pretend_other_machine(stopped)
+    facts = bundle(stopped, saved_config(stopped), tmp_path / "run.zip")
+    assert (facts.kind, facts.step, facts.base, facts.base_is_local) == ("go_on", 4, "Tiny-Llama", True)
+    shutil.rmtree(stopped.path)
+    config = there(tmp_path / "run.zip", home, tmp_path / "there")
+    assert interrupted(config).progress.done == 4
+    list(train_in_process(config))
+    run = RunDir(tmp_path / "there" / finished.name)
+    assert weights(run.final_model) == weights(finished.final_model)
+    steps = [[(e.step, e.loss) for e in read_events(r.events) if e.name == "step"] for r in (run, finished)]  # type: ignore[attr-defined]
+    assert steps[0] == steps[1]
+
+
+def test_a_bundle_of_flags_begins_there_and_goes_on_when_it_is_given_again(
+    home: Path, finished: RunDir, tmp_path: Path
+) -> None:
+    path = tmp_path / "new.zip"
+    assert bundle(None, saved_config(finished), path).kind == "begin"
+    config = there(path, home, tmp_path / "there", max_steps=6)
+    list(train_in_process(config))
+    again = there(path, home, tmp_path / "there")
+    assert again.resume == config.resume
+    with pytest.raises(RunError, match="finished"):
+        list(train_in_process(again))
+    assert weights(RunDir(Path(str(config.resume))).final_model) == weights(finished.final_model)
+
+
+def test_the_same_input_gives_the_same_bytes(stopped: RunDir, run_zip: Path, tmp_path: Path) -> None:
+    bundle(stopped, saved_config(stopped), tmp_path / "again.zip")
+    assert (tmp_path / "again.zip").read_bytes() == run_zip.read_bytes()
+
+
+def test_nothing_of_the_home_and_no_secret_is_in_a_bundle(
+    home: Path, stopped: RunDir, finished: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    for run in (stopped, finished, None):
+        bundle(run, saved_config(stopped), tmp_path / "run.zip")
+        text = texts(tmp_path / "run.zip")
+        for secret in (str(home), "anna_liebig", "anna:", "mirror.example", SECRET, str(tmp_path), "hf_endpoint: http"):
+            assert secret not in text, (run, secret)
+
+
+def test_a_finished_run_is_bundled_as_what_came_of_it_and_not_gone_on_with(finished: RunDir, tmp_path: Path) -> None:
+    path = tmp_path / "result.zip"
+    assert bundle(finished, saved_config(finished), path).kind == "result"
+    names = zipfile.ZipFile(path).namelist()
+    assert not [name for name in names if "checkpoints" in name or "inputs" in name]
+    with pytest.raises(RunError, match="nothing to go on with"):
+        operations.take_over(path, tmp_path / "there", None)
+    run = RunDir(tmp_path / "there" / finished.name)
+    assert weights(run.final_model) == weights(finished.final_model)
+    assert isinstance(read_events(run.events)[-1], Finished)
+    assert json.loads((run.final_model / "adapter_config.json").read_text())["base_model_name_or_path"] == "Tiny-Llama"
+
+
+def test_data_of_every_kind_go_along(home: Path, finished: RunDir, tmp_path: Path) -> None:
+    folder = tmp_path / "many" / "中文, 数据"
+    (folder / "train").mkdir(parents=True)
+    shutil.copy(home / "law.jsonl", folder / "train/a b.jsonl")
+    shutil.copy(home / "law.jsonl", folder / "test.jsonl")
+    template = tmp_path / "t.jinja"
+    template.write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    config = TrainConfig(model_name="demo", dataset_name=f"{home / 'law.jsonl'},demo,owner/data", chat_template=str(template),
+                         valid_dataset=str(folder), valid_split="test", init_adapter=str(finished.path))  # fmt: skip
+    bundle(None, config, tmp_path / "run.zip")
+    run = unbundle(tmp_path / "run.zip", tmp_path / "there").run
+    now = saved_config(run)
+    data = run.path / "inputs/dataset_name/0/law.jsonl"
+    assert now.dataset_name == f"{data},demo,owner/data"
+    assert data.read_bytes() == (home / "law.jsonl").read_bytes()
+    assert now.valid_dataset is not None
+    assert [p.name for p in Path(now.valid_dataset).rglob("*") if p.is_file()] == ["test.jsonl"]
+    assert now.chat_template == template.read_text()
+    assert weights(Path(str(now.init_adapter))) == weights(finished.final_model)
+
+
+def test_fp32_on_a_mac_may_become_4bit_elsewhere_and_that_is_said(home: Path, stopped: RunDir, tmp_path: Path) -> None:
+    pretend_other_machine(stopped)
+    bundle(stopped, saved_config(stopped), tmp_path / "run.zip")
+    config = there(tmp_path / "run.zip", home, tmp_path / "there", quantization="4bit")
+    events = list(train_in_process(config))
+    (planned,) = [event for event in events if isinstance(event, Planned)]
+    (moved,) = [choice["reason"] for choice in planned.choices if choice["setting"] == "moved"]
+    assert "cpu fp32" in moved
+    assert "another base" in moved
+    plan = json.loads(RunDir(Path(str(config.resume))).plan.read_text())
+    assert plan["quantization"] == "4bit"
+
+
+def test_on_the_same_machine_the_base_may_not_change(home: Path, stopped: RunDir) -> None:
+    config = saved_config(stopped).model_copy(update={"resume": str(stopped.path), "quantization": "4bit"})
+    with pytest.raises(RunError, match="quantization"):
+        interrupted(config)
+
+
+def test_a_base_that_stayed_at_home_must_be_named(run_zip: Path, tmp_path: Path, capsys: Output) -> None:
+    with pytest.raises(ConfigError, match="not in the bundle"):
+        operations.take_over(run_zip, tmp_path / "there", None)
+    assert main(["train", str(run_zip), "--output_dir", str(tmp_path / "there")]) == 2
+    assert "--model_name" in capsys.readouterr().err
+
+
+def respelled(path: Path, scratch: Path, name: str, change: Callable[[str], str], sealed: bool) -> Path:
+    """The bundle with one text in it changed; `sealed`: with a manifest that fits, as a villain would make it."""
+    folder = scratch / "out"
+    folder.mkdir()
+    archive.unpack(path, folder)
+    (folder / name).write_text(change((folder / name).read_text("utf-8")), "utf-8")
+    if sealed:
+        (folder / "manifest.json").unlink()
+        with whole_folder(scratch / "new") as beside:
+            shutil.copytree(folder, beside, dirs_exist_ok=True)
+        folder = scratch / "new"
+    archive.pack(folder, scratch / "evil.zip")
+    return scratch / "evil.zip"
+
+
+@pytest.mark.parametrize(("name", "old", "new", "found"), [
+    ("run/events.jsonl", "loss", "l0ss", "digest differs"),
+    ("bundle.json", '"layout": 1', '"layout": 7', "layout is 7"),
+    ("bundle.json", '"run": "', '"run": "../', "'../llama-lora"),
+    ("bundle.json", "{", "[", "Expecting"),
+    ("run/config.yaml", "inputs/dataset_name", "/etc", "leads out of the bundle: /etc"),
+    ("run/config.yaml", "inputs/dataset_name", "inputs/../../..", "leads out of the bundle"),
+    ("run/config.yaml", "chat_template: null", "chat_template: /etc/passwd", "/etc/passwd"),
+    ("run/config.yaml", "lora_r: 4", "lora_r: [", "YAML"),
+])  # fmt: skip
+def test_what_a_villain_wrote_is_refused_and_leaves_nothing(
+    run_zip: Path, tmp_path: Path, name: str, old: str, new: str, found: str
+) -> None:
+    sealed = found != "digest differs"
+    path = respelled(run_zip, tmp_path, name, lambda text: text.replace(old, new, 1), sealed)
+    with pytest.raises(LorafitError) as raised:
+        unbundle(path, tmp_path / "there")
+    assert found in str(raised.value.found)
+    assert raised.value.fix
+    assert list((tmp_path / "there").glob("*")) == []
+
+
+def test_settings_of_a_machine_or_person_are_not_taken_from_a_bundle(run_zip: Path, tmp_path: Path) -> None:
+    path = respelled(run_zip, tmp_path, "run/config.yaml", lambda text: text.replace("trust_remote_code: false",
+                     "trust_remote_code: true").replace("output_dir: output", "output_dir: /etc"), True)  # fmt: skip
+    config = saved_config(unbundle(path, tmp_path / "there").run)
+    assert (config.trust_remote_code, config.output_dir) == (False, "output")
+
+
+def test_other_versions_are_said_once_the_bundle_is_taken_over(
+    run_zip: Path, home: Path, tmp_path: Path, capsys: Output
+) -> None:
+    def newer(text: str) -> str:
+        return text.replace('"lorafit": "', '"lorafit": "9.')
+
+    path = respelled(run_zip, tmp_path, "bundle.json", newer, True)
+    flags = ["--output_dir", str(tmp_path / "there"), "--model_name", str(home / "models/Tiny-Llama"), "--dry_run"]
+    assert main(["train", str(path), *flags]) == 0
+    assert "lorafit 9." in capsys.readouterr().err
+
+
+def test_a_name_that_is_taken_gets_a_number_and_the_run_that_is_there_stays(stopped: RunDir, tmp_path: Path) -> None:
+    bundle(stopped, saved_config(stopped), tmp_path / "run.zip")
+    before = read_yaml(stopped.config)
+    moved = unbundle(tmp_path / "run.zip", stopped.path.parent)
+    assert moved.run.name == f"{stopped.name}_2"
+    assert read_yaml(stopped.config) == before
+    assert unbundle(tmp_path / "run.zip", stopped.path.parent).known
+
+
+def test_other_zips_are_no_bundles(tmp_path: Path, capsys: Output) -> None:
+    with zipfile.ZipFile(tmp_path / "other.zip", "w") as other:
+        other.writestr("a.txt", "a")
+    assert not is_bundle(tmp_path / "other.zip")
+    for name in ("other.zip", "missing.zip"):
+        assert main(["resume", str(tmp_path / name), "--output_dir", str(tmp_path / "there")]) == 2
+        assert "lorafit bundle" in capsys.readouterr().err
+
+
+def test_the_command_takes_a_run_or_flags_and_not_both(stopped: RunDir, tmp_path: Path, capsys: Output) -> None:
+    path = str(tmp_path / "a.zip")
+    assert main(["bundle", str(stopped.path), "-o", path]) == 0
+    assert f"run {stopped.name} after 4 steps" in capsys.readouterr().out
+    assert main(["bundle", "--demo", "--max_steps=2", f"-o={path}"]) == 0
+    assert "lorafit train a.zip" in capsys.readouterr().out
+    for wrong in ([], [str(stopped.path), "--max_steps", "2"], ["one", "two"], ["--demo", "-o", "a.tar"]):
+        assert main(["bundle", *wrong]) == 2
