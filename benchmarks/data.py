@@ -22,7 +22,7 @@ from lorafit.config import TrainConfig
 from lorafit.data.dataset import exhaust, prepare_cached
 from lorafit.data.preprocessing import preprocessing_of
 from lorafit.data.sources import read_rows
-from lorafit.data.tokenize import make_all, usable_cores
+from lorafit.data.tokenize import tokenize_all, usable_cores
 from lorafit.engines.tokenizer import shared_tokenizer
 from lorafit.models.demo import demo_model
 
@@ -78,8 +78,8 @@ def stages(path: Path) -> dict[str, float]:
     load()
     read = _seconds(lambda: sum(1 for _row in read_rows(str(path), "train")))
     recognised = _seconds(lambda: [recipe.read(row.value) for row in read_rows(str(path), "train")])
-    threads = _seconds(lambda: sum(1 for _ in make_all(read_rows(str(path), "train"), recipe, load, cores=1)))
-    processes = _seconds(lambda: sum(1 for _ in make_all(read_rows(str(path), "train"), recipe, load, patience=0)))
+    threads = _seconds(lambda: sum(1 for _ in tokenize_all(read_rows(str(path), "train"), recipe, load, cores=1)))
+    processes = _seconds(lambda: sum(1 for _ in tokenize_all(read_rows(str(path), "train"), recipe, load, patience=0)))
     speed = {"read": read, "recognise": recognised - read, "render, tokenise, mask": threads - recognised}
     speed |= {"all stages": threads, "all stages, a process a core (with their start)": processes}
     return {name: STAGE_ROWS / seconds for name, seconds in speed.items()}

@@ -23,7 +23,7 @@ import numpy as np
 from ending import conclude
 from lorafit import registry
 from lorafit.config import TrainConfig
-from lorafit.data.batching import batch
+from lorafit.data.batching import build_step_batch
 from lorafit.data.dataset import PreparedData, prepare
 from lorafit.data.sources import read_rows
 from lorafit.engines.base import Engine, Setup
@@ -117,7 +117,7 @@ def learn(engine: Engine, task: Task, steps: range) -> list[float]:
     """Train these steps and return the mean loss of each."""
     losses, plan = [], task.plan
     for step in steps:
-        data = batch(task.data.train, step_samples(plan, step), plan.token_budget, plan.max_micro_batch)
+        data = build_step_batch(task.data.train, step_samples(plan, step), plan.token_budget, plan.max_micro_batch)
         result = engine.step(step, data.micro_batches, data.num_targets, lr_at(step, plan))
         losses.append(result.loss_sum / data.num_targets)
         print(f"  step {step}/{plan.steps}  loss {losses[-1]:.5f}", flush=True)
@@ -126,7 +126,9 @@ def learn(engine: Engine, task: Task, steps: range) -> list[float]:
 
 def held_out_loss(engine: Engine, task: Task) -> float:
     """Return the mean loss over the validation set."""
-    held_out = batch(task.data.valid, range(len(task.data.valid)), task.plan.token_budget, task.plan.max_micro_batch)
+    held_out = build_step_batch(
+        task.data.valid, range(len(task.data.valid)), task.plan.token_budget, task.plan.max_micro_batch
+    )
     return engine.evaluate(held_out.micro_batches).mean
 
 

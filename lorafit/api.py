@@ -32,7 +32,7 @@ from lorafit.models.hub import find_model
 from lorafit.models.spec import read_spec
 from lorafit.planner import calibrate
 from lorafit.planner.calibrate import Calibration
-from lorafit.progress import Say, silent
+from lorafit.progress import ProgressCallback, ignore_progress
 from lorafit.run_folders import directory, history
 from lorafit.run_folders.adapter import ChatSettings, check_shapes, read_chat_settings
 from lorafit.run_folders.directory import RunInfo
@@ -81,7 +81,7 @@ def check_request(request: ChatRequest) -> None:
         raise ConfigError(_("--output is for the answers to --test_file."), found=request.output, fix=fix)
 
 
-def open_chat(request: ChatRequest, say: Say = silent) -> Chat:
+def open_chat(request: ChatRequest, say: ProgressCallback = ignore_progress) -> Chat:
     """A conversation with the model that `request` names. Raises LorafitErrors, the cheap ones before the model is loaded."""
     machine = detect.detect_machine()
     detect.check_machine(machine)
@@ -134,7 +134,7 @@ def answers(chat: Chat, questions: list[str]) -> Iterator[dict[str, str]]:
 # compare
 
 
-def compare(request: CompareRequest, say: Say = silent) -> Comparison:
+def compare(request: CompareRequest, say: ProgressCallback = ignore_progress) -> Comparison:
     """Base and adapters over the same held-out rows and questions. Raises LorafitErrors, the cheap ones first."""
     return compare_request.compare(request, read_questions, say)
 
@@ -172,7 +172,7 @@ class DataRequest(BaseModel):
     lang: Literal["en", "zh"] | None = _same("lang")
 
 
-def data(request: DataRequest, say: Say = silent) -> DataReport:
+def data(request: DataRequest, say: ProgressCallback = ignore_progress) -> DataReport:
     """What the data that `request` names is. Raises LorafitErrors, the cheap ones first."""
     if not request.files:
         fix = _("Name files, a hub id like `owner/name`, or `demo`: {command}").format(command="lorafit data FILE ...")

@@ -18,10 +18,10 @@ from lorafit.messages import _
 from lorafit.units import bytes_text
 
 MANIFEST = "manifest.json"
-FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EIO)
+WRITE_REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EIO)
 
 
 FULL_SYNC: int | None = getattr(fcntl, "F_FULLFSYNC", None)  # macOS: fsync alone does not flush the drive's cache
@@ -35,7 +35,7 @@ HIDDEN = re.compile(r"\.(tmp|old)-([0-9]+)-([0-9a-f]+)-(.+)")
 
 def disk_error(error: OSError, path: Path) -> DiskError:
     """Return a DiskError for `error` while writing `path`, with the free space and a fix."""
-    full = error.errno in FULL
+    full = error.errno in DISK_FULL
     return DiskError(
         _("The disk is full.") if full else _("This place on the disk cannot be written."),
         where=path,
@@ -52,12 +52,12 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in FULL + REFUSED:
+        if error.errno not in DISK_FULL + WRITE_REFUSED:
             raise
         raise disk_error(error, path) from error
     except Exception as error:  # safetensors and tokenizers (Rust) put the error number only in the text
         number = re.search(r"\(os error (\d+)\)", str(error))
-        if number is None or int(number[1]) not in FULL + REFUSED:
+        if number is None or int(number[1]) not in DISK_FULL + WRITE_REFUSED:
             raise
         raise disk_error(OSError(int(number[1]), os.strerror(int(number[1]))), path) from error
 
@@ -74,7 +74,7 @@ def ensure_writable(folder: Path) -> None:
         raise disk_error(error, folder) from error
 
 
-def ensure_room(folder: Path, needed_bytes: int) -> None:
+def ensure_disk_space(folder: Path, needed_bytes: int) -> None:
     """Raise DiskError if the disk of `folder` has less than `needed_bytes` free; an unknown amount passes."""
     room = _room_bytes(folder)
     if room is not None and room < needed_bytes:
@@ -96,7 +96,7 @@ def _room_bytes(path: Path) -> int | None:
 
 
 @contextlib.contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
+def atomic_folder(target: Path) -> Iterator[Path]:
     """Yield a temporary folder that becomes `target` if the block succeeds and is deleted if it raises.
 
     An older `target` stays untouched until the new folder is complete and durable. Raise DiskError.
@@ -115,7 +115,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def whole_file(target: Path) -> Iterator[Path]:
+def atomic_file(target: Path) -> Iterator[Path]:
     """Yield a temporary path to write to; the file becomes `target` if the block succeeds.
 
     An older `target` stays until then. Raise DiskError.
@@ -138,10 +138,10 @@ def verify(folder: Path) -> str | None:
         return _("{file} is missing").format(file=MANIFEST)
     except (OSError, ValueError, RecursionError) as error:
         return _("{file} cannot be read: {problem}").format(file=MANIFEST, problem=error)
-    return next(filter(None, (_fault(folder / name, name, size, digest) for name, size, digest in entries)), None)
+    return next(filter(None, (_mismatch(folder / name, name, size, digest) for name, size, digest in entries)), None)
 
 
-def put_back(folder: Path) -> None:
+def restore_set_aside(folder: Path) -> None:
     """Restore intact folders in `folder` that a process set aside before it died without replacing them."""
     for path, kind, name in leftovers(folder):
         if kind == "old" and not (folder / name).exists() and verify(path) is None:
@@ -211,7 +211,7 @@ def _entries(manifest: Any) -> Iterator[tuple[str, int, str]]:
         yield name, size, digest
 
 
-def _fault(path: Path, name: str, size: int, digest: str) -> str | None:
+def _mismatch(path: Path, name: str, size: int, digest: str) -> str | None:
     try:
         found = path.stat().st_size
         if found != size:

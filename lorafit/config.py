@@ -243,12 +243,12 @@ def setting_error(kind: type[BaseModel], name: str, value: object, where: object
         where=where,
         found=f"{name}: {value!r}",
         fix=_("Wanted: {wanted}. {help} Default: {default}.").format(
-            wanted=wanted(field), help=translate(field.description or ""), default=field.default
+            wanted=accepted_values(field), help=translate(field.description or ""), default=field.default
         ),
     )
 
 
-def wanted(field: FieldInfo) -> str:
+def accepted_values(field: FieldInfo) -> str:
     """Return a text for the values that `field` accepts: "a whole number >= 1", "auto, cuda, mps, cpu"."""
     kinds = {bool: _("true or false"), int: _("a whole number"), float: _("a number"), str: _("text")}
     if few := choices(field):

@@ -1,6 +1,6 @@
 """Messages in the user's language by gettext: English in the code, Chinese in locale/.
 
-`_("text")` translates when it is called, so the language must be set before anything is printed. It returns a `Said` with
+`_("text")` translates when it is called, so the language must be set before anything is printed. It returns a `TranslatedText` with
 a recipe (JSON), from which retranslate() makes the text again in another language.
 """
 
@@ -41,13 +41,15 @@ def language() -> str:
 
 def _(text: str) -> str:
     """Return `text` in the current language."""
-    return _said(translate(text), {"text": text})
+    return _with_recipe(translate(text), {"text": text})
 
 
 def joined(between: str, parts: Iterable[str]) -> str:
     """Return `parts` joined by `between`, as str.join() does."""
     parts = list(parts)
-    return _said(between.join(parts), {"between": recipe_of(between), "parts": [recipe_of(part) for part in parts]})
+    return _with_recipe(
+        between.join(parts), {"between": recipe_of(between), "parts": [recipe_of(part) for part in parts]}
+    )
 
 
 def listed(parts: Iterable[str]) -> str:
@@ -83,25 +85,25 @@ def noted(text: str) -> str:
     return text
 
 
-class Said(str):
+class TranslatedText(str):
     """A text in one language, with the `recipe` that makes it in another language."""
 
     recipe: dict[str, Any]
 
     def format(self, *args: object, **facts: object) -> str:
         recipe = {**self.recipe, "with": {name: recipe_of(fact) for name, fact in facts.items()}}
-        return _said(super().format(*args, **facts), recipe)
+        return _with_recipe(super().format(*args, **facts), recipe)
 
 
-def _said(text: str, recipe: dict[str, Any]) -> Said:
-    said = Said(text)
+def _with_recipe(text: str, recipe: dict[str, Any]) -> TranslatedText:
+    said = TranslatedText(text)
     said.recipe = recipe
     return said
 
 
 def recipe_of(fact: object) -> Any:
     """Return JSON from which retranslate() makes `fact`; numbers and untranslated text represent themselves."""
-    if isinstance(fact, Said):
+    if isinstance(fact, TranslatedText):
         return fact.recipe
     return fact if isinstance(fact, int | float | str) else str(fact)
 
@@ -115,7 +117,7 @@ def retranslate(recipe: Any) -> Any:
         return recipe
     if "parts" in recipe:
         return joined(retranslate(recipe["between"]), [str(retranslate(part)) for part in recipe["parts"]])
-    text = _said(translate(recipe["text"]), {"text": recipe["text"]})
+    text = _with_recipe(translate(recipe["text"]), {"text": recipe["text"]})
     return (
         text.format(**{name: retranslate(fact) for name, fact in recipe["with"].items()}) if "with" in recipe else text
     )

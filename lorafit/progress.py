@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-Say = Callable[[str], None]
+ProgressCallback = Callable[[str], None]
 
 
-def silent(text: str) -> None:
+def ignore_progress(text: str) -> None:
     """Ignore the message."""

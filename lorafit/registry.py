@@ -30,13 +30,13 @@ CLOUDS: dict[str, Entry] = {
 }
 
 # Functions (device name) -> bytes that the driver lets the device use, or None, by the engine's library.
-MEASURED_BYTES: dict[str, Entry] = {
+USABLE_BYTES: dict[str, Entry] = {
     "torch": Entry("lorafit.engines.torch.device:measured_bytes", _TORCH),
     "mlx": Entry("lorafit.engines.mlx.device:recommended_bytes", _MLX),
 }
 
 # Context manager (processes, callback while waiting) -> Collectives; inside, several processes train as one.
-RANKS = Entry("lorafit.engines.torch.process_group:joined", _TORCH)
+PROCESS_GROUP = Entry("lorafit.engines.torch.process_group:join_process_group", _TORCH)
 
 # Self-tests of `lorafit doctor`: functions (device, precision) that return a text, or raise if a result is wrong.
 SELF_TESTS: dict[str, Entry] = {

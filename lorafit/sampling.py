@@ -20,7 +20,7 @@ class Sampling:
     stop_ids: frozenset[int] = field(default_factory=frozenset)
 
 
-def pick(logits_V: NDArray[np.float32], sampling: Sampling, rng: np.random.Generator) -> int:
+def sample_token(logits_V: NDArray[np.float32], sampling: Sampling, rng: np.random.Generator) -> int:
     """Return one token ID sampled from `logits_V` [V]. Of equally likely tokens, the lower ID comes first."""
     if sampling.temperature == 0:
         return int(logits_V.argmax())

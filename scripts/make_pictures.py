@@ -47,7 +47,7 @@ FRAME = """<svg class="terminal" viewBox="0 0 {width} {height}" xmlns="http://ww
 """
 
 
-class Still:
+class LastState:
     """A display that prints the progress bar once, in its last state."""
 
     def __init__(self, console: Console) -> None:
@@ -86,7 +86,7 @@ def draw(events: list[Event], language: str) -> str:
         highlight=False, legacy_windows=False,
     )  # fmt: skip
     console.print(f"$ {COMMANDS[language]}", style="bold")
-    terminal = TerminalReporter(console, Still(console))
+    terminal = TerminalReporter(console, LastState(console))
     for event in events:
         terminal.on_event(event)
     terminal.close()

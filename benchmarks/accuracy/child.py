@@ -24,7 +24,7 @@ from lorafit.events import Finished, Rehearsed, StepDone
 from lorafit.hardware import detect
 from lorafit.models.spec import read_spec
 from lorafit.planner import calibrate
-from lorafit.planner.calibrate import SIDE, product_gflops
+from lorafit.planner.calibrate import MATMUL_SIZE, measure_matmul_gflops
 from lorafit.planner.plan import Plan
 from lorafit.training import worker
 from lorafit.units import GIB
@@ -85,9 +85,9 @@ def measured(wanted: Configuration, folder: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {**wanted.facts(), "began": time.time()}
     steps: list[tuple[float, float]] = []  # seconds, and GFLOP/s of a matmul timed after it
     began = beside = 0.0
-    ruler = torch_gflops if wanted.kind == "run" else product_gflops  # else the planner's own matmul
+    ruler = torch_gflops if wanted.kind == "run" else measure_matmul_gflops  # else the planner's own matmul
     probes: list[tuple[float, float]] = []
-    worker.rehearse = ruled(worker.rehearse, ruler, probes)
+    worker.run_probe = ruled(worker.run_probe, ruler, probes)
     try:
         for event in worker.train_in_process(config):
             came = time.perf_counter()
@@ -147,11 +147,11 @@ def torch_gflops() -> float:
     """
     import torch  # the run has imported it by now
 
-    side = torch.ones(SIDE, SIDE)
+    side = torch.ones(MATMUL_SIZE, MATMUL_SIZE)
     began = time.perf_counter()
     for _product in range(PRODUCTS):
         torch.mm(side, side)
-    return PRODUCTS * 2 * SIDE**3 / (time.perf_counter() - began) / 1e9
+    return PRODUCTS * 2 * MATMUL_SIZE**3 / (time.perf_counter() - began) / 1e9
 
 
 def settings(wanted: Configuration, folder: Path) -> TrainConfig:

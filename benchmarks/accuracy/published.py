@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from lorafit.hardware.catalogue.find import described
+from lorafit.hardware.catalogue.find import machine_named
 from lorafit.hardware.catalogue.models import known_spec
 from lorafit.planner.memory import Layout, terms
 from lorafit.planner.speed import MicroBatchShape, step_seconds
@@ -70,7 +70,7 @@ def predicted(one: Published) -> tuple[float, float]:
         "precision": "bf16", "quantization": "none", "optimizer": "adamw", "lora_r": 16, "lora_targets": "all-linear",
         "recompute": 0, "loss_chunk": 128, "target_share": 1.0,
     }  # fmt: skip
-    layout, spec, machine = Layout(**{**plain, **one.layout}), known_spec(one.model), described(one.machine)
+    layout, spec, machine = Layout(**{**plain, **one.layout}), known_spec(one.model), machine_named(one.machine)
     assert spec is not None
     share = MicroBatchShape(layout.tokens, layout.targets, layout.tokens * layout.longest)
     sizes = terms(spec, layout)

@@ -67,7 +67,7 @@ def main() -> None:
     """Print the figures as one line of JSON; with `only_open`, open the engine and print an empty object."""
     flags = json.loads(Path(sys.argv[1]).read_text("utf-8"))
     task = task_of(flags)
-    allocator.use(task.plan.allocator)
+    allocator.set_profile(task.plan.allocator)
     engine = parity.open_engine(task, task.plan.engine, task.plan.device)
     found = {} if flags["only_open"] else measured(engine, task, Path(flags["adapter"]))
     print(json.dumps(found))

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from faults.training import NotSurvived, Training
 from lorafit.events import EvalDone, Saved, Shrunk, StepDone
-from lorafit.planner.plan import HOW
+from lorafit.planner.plan import COMPUTATION_FIELDS
 from lorafit.run_folders.directory import RunDir
 
 LOSS_TOLERANCE, B_TOLERANCE = 1e-5, 1e-3  # relative; by norm (docs/architecture.md, "The law")
@@ -93,7 +93,9 @@ def cost_of_saving(training: Training) -> dict[str, Any]:
 
 def _plan(run: RunDir) -> dict[str, Any]:
     """Return the plan fields that decide how the run is computed; other fields, such as predictions, do not count."""
-    return {name: value for name, value in json.loads(run.plan.read_text("utf-8")).items() if name in HOW}
+    return {
+        name: value for name, value in json.loads(run.plan.read_text("utf-8")).items() if name in COMPUTATION_FIELDS
+    }
 
 
 def _adapter(run: RunDir) -> Path:

@@ -7,7 +7,7 @@ import numpy as np
 
 from lorafit import registry
 from lorafit.config import TrainConfig
-from lorafit.data.batching import batch
+from lorafit.data.batching import build_step_batch
 from lorafit.data.micro_batch import Sample
 from lorafit.engines import allocator
 from lorafit.engines.base import Engine, Setup
@@ -65,11 +65,13 @@ def main() -> None:
         for rows in task.rows()
     ]
     plan = plan_of(task, steps)
-    allocator.use(plan.allocator)
+    allocator.set_profile(plan.allocator)
     engine = open_engine(task, plan)
     for number, samples in enumerate(steps, 1):
         referee.begin()
-        data = batch(samples, range(len(samples)), plan.token_budget, plan.max_micro_batch, 1, engine.facts.shares)
+        data = build_step_batch(
+            samples, range(len(samples)), plan.token_budget, plan.max_micro_batch, 1, engine.facts.shares
+        )
         result = engine.step(number, data.micro_batches, data.num_targets, plan.learning_rate)
         referee.stop()
         referee.report(result.loss_sum / data.num_targets)

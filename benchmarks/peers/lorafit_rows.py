@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lorafit.data.batching import batch
-from lorafit.data.store import Column, SampleStore, mapped
+from lorafit.data.batching import build_step_batch
+from lorafit.data.store import NpyWriter, SampleStore, open_mapped
 from lorafit.engines import allocator
 from lorafit.planner.planner import DataStats
 from lorafit.planner.schedule import step_samples
@@ -21,13 +21,13 @@ def store(folder: Path, rows: int, tokens: int) -> SampleStore:
     """Return a memory-mapped store of random rows; the second half of each row is in the loss."""
     rng, ids_file, mask_file = np.random.default_rng(0), folder / "ids.npy", folder / "mask.npy"
     mask_T = np.arange(tokens) >= tokens // 2
-    with Column(ids_file, np.int32) as ids, Column(mask_file, np.bool_) as mask:
+    with NpyWriter(ids_file, np.int32) as ids, NpyWriter(mask_file, np.bool_) as mask:
         for first in range(0, rows, PART):
             count = min(PART, rows - first)
             ids.append(rng.integers(FIRST_ID, LAST_ID, count * tokens, dtype=np.int32))
             mask.append(np.tile(mask_T, count))
     starts, lengths = np.arange(rows, dtype=np.int64) * tokens, np.full(rows, tokens, np.int32)
-    return SampleStore(mapped(ids_file), mapped(mask_file), starts, lengths)
+    return SampleStore(open_mapped(ids_file), open_mapped(mask_file), starts, lengths)
 
 
 def main() -> None:
@@ -38,12 +38,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="lorafit-rows-") as folder:
         samples = store(Path(folder), rows, tokens)
         plan = plan_for(task, {}, DataStats(samples.lengths, samples.lengths[:0], ""))
-        allocator.use(plan.allocator)
+        allocator.set_profile(plan.allocator)
         engine = open_engine(task, plan)
         for step in range(1, len(task.steps) + 1):
             referee.begin()
             chosen = step_samples(plan, step)
-            data = batch(samples, chosen, plan.token_budget, plan.max_micro_batch, 1, engine.facts.shares)
+            data = build_step_batch(samples, chosen, plan.token_budget, plan.max_micro_batch, 1, engine.facts.shares)
             result = engine.step(step, data.micro_batches, data.num_targets, plan.learning_rate)
             referee.stop()
             referee.report(result.loss_sum / data.num_targets)

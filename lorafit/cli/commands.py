@@ -17,13 +17,13 @@ from rich.text import Text
 from lorafit import api
 from lorafit.api import ChatRequest, DataRequest
 from lorafit.cli.app import OK, USER
-from lorafit.cli.flags import part_words
+from lorafit.cli.flags import split_words
 from lorafit.cli.parse import LATEST, parse, train_config
 from lorafit.errors import LorafitError
 from lorafit.evaluation.compare_request import CompareRequest, page_path
 from lorafit.events import Event, Stopped
 from lorafit.messages import _, set_language
-from lorafit.progress import silent
+from lorafit.progress import ignore_progress
 from lorafit.reporters.html import compare as compare_page
 from lorafit.reporters.html import data as data_page
 from lorafit.reporters.html.page import check_page, write_page
@@ -38,7 +38,7 @@ from lorafit.reporters.terminal.doctor import show_calibrations, show_report
 from lorafit.reporters.terminal.run import TerminalReporter
 from lorafit.reporters.terminal.status import status_line
 
-Reader = TerminalReporter | TensorBoardReporter | RunPageReporter | Notifier
+Reporter = TerminalReporter | TensorBoardReporter | RunPageReporter | Notifier
 
 
 class FolderFlags(BaseModel):
@@ -75,12 +75,12 @@ def resume(argv: list[str]) -> int:
 def show_events(events: Iterable[Event], console: Console | None = None, notifier: Notifier | None = None) -> int:
     """Pass `events` to the terminal and the other reporters as they arrive, and return the exit code."""
     terminal = TerminalReporter(console)
-    readers: tuple[Reader, ...] = (terminal, TensorBoardReporter(), RunPageReporter(), notifier or Notifier())
+    readers: tuple[Reporter, ...] = (terminal, TensorBoardReporter(), RunPageReporter(), notifier or Notifier())
     code = OK
     try:
         for event in events:
             for reader in readers:
-                _let_see(reader, event)
+                _send_event(reader, event)
             if isinstance(event, Stopped):
                 code = 128 + event.signal
     except LorafitError as error:
@@ -92,7 +92,7 @@ def show_events(events: Iterable[Event], console: Console | None = None, notifie
     return code
 
 
-def _let_see(reader: Reader, event: Event) -> None:
+def _send_event(reader: Reporter, event: Event) -> None:
     """Pass `event` to `reader`. A closed terminal or pipe counts as SIGHUP: training finishes its step and saves."""
     try:
         reader.on_event(event)
@@ -111,7 +111,7 @@ def chat(argv: list[str]) -> int:
     questions = None if request.test_file is None else api.read_questions(Path(request.test_file).expanduser())
     notes = Console(stderr=True, highlight=False)
     with notes.status(_("Getting ready ...")) if notes.is_interactive else contextlib.nullcontext() as status:
-        chat = api.open_chat(request, (lambda text: status.update(Text(text))) if status else silent)
+        chat = api.open_chat(request, (lambda text: status.update(Text(text))) if status else ignore_progress)
     if request.prompt is not None:
         stream(chat, request.prompt)
     elif questions is not None:
@@ -124,7 +124,7 @@ def chat(argv: list[str]) -> int:
 def compare(argv: list[str]) -> int:
     """Run `compare RUN... [flags]`. The page is written to -o FILE (default: see `page_path`)."""
     argv = [re.sub(r"^-o(=|$)", r"--output\1", word) for word in argv]
-    names, flags = part_words(CompareRequest, argv)
+    names, flags = split_words(CompareRequest, argv)
     request = parse(CompareRequest, flags, "compare", CompareRequest.model_validate({"adapters": names}))
     path = page_path(request)
     check_page(path)
@@ -140,7 +140,7 @@ def compare(argv: list[str]) -> int:
 def data(argv: list[str]) -> int:
     """Run `data FILE... [flags]`. With -o FILE, write the report as a page and print only the figures."""
     argv = [re.sub(r"^-o(=|$)", r"--output\1", word) for word in argv]
-    files, flags = part_words(DataRequest, argv)
+    files, flags = split_words(DataRequest, argv)
     request = parse(DataRequest, flags, "data", DataRequest.model_validate({"files": files}))
     page = None if request.output is None else Path(request.output).expanduser()
     if page is not None:

@@ -19,7 +19,7 @@ from lorafit.registry import CLOUDS
 from lorafit.transfer.operations import BundleRequest, CloudRequest, FetchRequest
 
 SHELLS = ("bash", "zsh")
-PLACES = [f"cloud {name}" for name in CLOUDS]
+CLOUD_COMMANDS = [f"cloud {name}" for name in CLOUDS]
 SETTINGS: dict[str, type[BaseModel]] = {
     "train": TrainConfig,
     "resume": TrainConfig,
@@ -35,12 +35,19 @@ SETTINGS: dict[str, type[BaseModel]] = {
     "runs remove": RemoveFlags,
     "bundle": BundleRequest,
     "cloud": CloudRequest,
-    **{place: CloudRequest for place in PLACES},
+    **{place: CloudRequest for place in CLOUD_COMMANDS},
     "fetch": FetchRequest,
     "doctor": DoctorFlags,
 }
 RUN_FLAGS = ("resume", "lora_weights", "init_adapter")  # flags whose value is a run's folder
-TAKES_RUNS = ("resume", "runs show", "runs diff", "runs remove", "bundle", *PLACES)  # commands with runs as arguments
+RUN_COMMANDS = (
+    "resume",
+    "runs show",
+    "runs diff",
+    "runs remove",
+    "bundle",
+    *CLOUD_COMMANDS,
+)  # commands with runs as arguments
 
 SCRIPT = """\
 # Completion of lorafit for {shell}, made by `lorafit --print_completion {shell}`.
@@ -120,6 +127,6 @@ def _flags(kinds: Mapping[str, Mapping[str, FieldInfo]]) -> Iterator[str]:
     """Yield a shell case for each command: its subcommands, runs and flags."""
     for command, fields in kinds.items():
         seconds = [other.split()[1] for other in kinds if other.startswith(f"{command} ")]
-        runs = ["$(_lorafit_runs)latest"] if command in TAKES_RUNS else []
+        runs = ["$(_lorafit_runs)latest"] if command in RUN_COMMANDS else []
         words = " ".join([*seconds, *runs, *(f"--{name}" for name in fields), "--help"])
         yield f'                "{command}") words="{words}" ;;'

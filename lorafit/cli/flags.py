@@ -12,7 +12,7 @@ import tyro
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from lorafit.config import TrainConfig, is_switch, setting_error, wanted
+from lorafit.config import TrainConfig, accepted_values, is_switch, setting_error
 from lorafit.errors import ConfigError
 from lorafit.messages import _
 
@@ -36,17 +36,17 @@ def check_arguments(kind: type[BaseModel], argv: Sequence[str], verb: str) -> No
         flag, equals, value = word.partition("=")
         name = flag.removeprefix("--").replace("-", "_")
         if not flag.startswith("--"):
-            raise _stray(word, verb)
+            raise _unexpected_word(word, verb)
         if name not in kind.model_fields and not _switched_off(kind, name):
             raise _unknown(kind, flag, name, verb)
         if _switched_off(kind, name) or is_switch(kind.model_fields[name]):
             if equals:
-                raise _stray(word, verb)
+                raise _unexpected_word(word, verb)
             continue
         _check_value(kind, name, value if equals else next(words, "--"))
 
 
-def part_words(kind: type[BaseModel], argv: Sequence[str]) -> tuple[list[str], list[str]]:
+def split_words(kind: type[BaseModel], argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split `argv` into the words that belong to no flag of `kind`, at any position, and flags with their values."""
     words: list[str] = []
     flags: list[str] = []
@@ -62,7 +62,7 @@ def part_words(kind: type[BaseModel], argv: Sequence[str]) -> tuple[list[str], l
     return words, flags
 
 
-def share_out(own: type[BaseModel], argv: list[str]) -> tuple[list[str], list[str], list[str]]:
+def split_flags(own: type[BaseModel], argv: list[str]) -> tuple[list[str], list[str], list[str]]:
     """Split `argv` into words without a flag, flags of `own`, and other flags (those of TrainConfig).
 
     Each flag keeps its value. `-o` is read as `--output`.
@@ -91,7 +91,7 @@ def _check_value(kind: type[BaseModel], name: str, value: str) -> None:
     field = kind.model_fields[name]
     if value.startswith("--"):
         what = _("The flag `--{name}` needs a value behind it.").format(name=name)
-        raise ConfigError(what, fix=_("Wanted: {wanted}.").format(wanted=wanted(field)))
+        raise ConfigError(what, fix=_("Wanted: {wanted}.").format(wanted=accepted_values(field)))
     if value == "None" and field.default is None:
         return
     try:
@@ -111,7 +111,7 @@ def _unknown(kind: type[BaseModel], flag: str, name: str, verb: str) -> ConfigEr
     )
 
 
-def _stray(word: str, verb: str) -> ConfigError:
+def _unexpected_word(word: str, verb: str) -> ConfigError:
     return ConfigError(
         _("The word `{word}` belongs to no flag.").format(word=word),
         found=word,

@@ -25,10 +25,12 @@ from lorafit.run_folders.directory import find_run
 Settings = TypeVar("Settings", bound=BaseModel)
 
 LATEST = "latest"  # the value of a bare --resume
-TAKE_OVER = Entry("lorafit.transfer.operations:take_over", PACKAGES)  # unpacks a bundle; imported only if one is given
+TAKE_OVER = Entry(
+    "lorafit.transfer.operations:unpack_bundle", PACKAGES
+)  # unpacks a bundle; imported only if one is given
 
 
-def spell_out_resume(argv: list[str]) -> list[str]:
+def fill_in_latest(argv: list[str]) -> list[str]:
     """Return `argv` with "latest" inserted after a --resume without a value."""
     spelled: list[str] = []
     for word, following in zip(argv, [*argv, "--"][1:], strict=True):
@@ -36,7 +38,7 @@ def spell_out_resume(argv: list[str]) -> list[str]:
     return spelled
 
 
-def take_over(argv: list[str]) -> list[str]:
+def unpack_resumed_bundle(argv: list[str]) -> list[str]:
     """Return `argv`. If --resume names a bundle, unpack it first and append --resume with its run."""
     bundle = flag_value(argv, "resume") or ""
     if not bundle.lower().endswith(".zip") or set(HELP) & set(argv):
@@ -51,9 +53,9 @@ def take_over(argv: list[str]) -> list[str]:
 def train_config(argv: list[str], verb: str = "train") -> TrainConfig:
     """Return the settings of a training. Later sources win: resumed run, demo preset, YAML file, flags."""
     bundle = argv and argv[0].lower().endswith(".zip")
-    argv = spell_out_resume(["--resume", *argv] if bundle else argv)
+    argv = fill_in_latest(["--resume", *argv] if bundle else argv)
     check_arguments(TrainConfig, argv, verb)
-    argv = take_over(argv)
+    argv = unpack_resumed_bundle(argv)
     file = flag_value(argv, "config")
     written = read_yaml(Path(file)) if file else {}
     demo = flag_value(argv, "demo") is not None or written.get("demo") is True
@@ -61,11 +63,11 @@ def train_config(argv: list[str], verb: str = "train") -> TrainConfig:
     run = flag_value(argv, "resume") or written.get("resume")
     if run and rank_info().leads and not set(HELP) & set(argv):  # rank 0 sends the settings to the rest
         output_dir = flag_value(argv, "output_dir") or settings.get("output_dir", "output")
-        settings = settings_of_run(str(run), Path(output_dir)) | settings
+        settings = run_settings(str(run), Path(output_dir)) | settings
     return parse(TrainConfig, argv, verb, make_config(settings, file or _("the command line")))
 
 
-def settings_of_run(name: str, output_dir: Path) -> dict[str, Any]:
+def run_settings(name: str, output_dir: Path) -> dict[str, Any]:
     """Return the saved settings of the run `name` ("latest": the newest in `output_dir`). Raise RunError."""
     return read_yaml(find_run(name, output_dir).config)
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 
 from lorafit.cli.app import OK
-from lorafit.cli.flags import share_out
+from lorafit.cli.flags import split_flags
 from lorafit.cli.parse import parse, train_config
 from lorafit.planner.table import cells, times
 from lorafit.reporters.terminal.catalogue import show_machines, show_tables
@@ -40,7 +40,7 @@ class MachinesFlags(BaseModel):
 
 def plan(argv: list[str]) -> int:
     """Run `plan [--machine NAME] [--table] [--json] [flags of train]` and return the exit code."""
-    words, own, others = share_out(PlanFlags, argv)
+    words, own, others = split_flags(PlanFlags, argv)
     flags = parse(PlanFlags, own, "plan")
     config = train_config([*words, *others], "plan")
     console = Console(highlight=False)
@@ -50,7 +50,7 @@ def plan(argv: list[str]) -> int:
     with status_line(Console(stderr=True, highlight=False)) as say:
         look = preview_run(config, flags.machine, say)
     if flags.json:
-        print(as_json.dumps(facts(look), ensure_ascii=False, indent=1))
+        print(as_json.dumps(preview_json(look), ensure_ascii=False, indent=1))
     else:
         show_plan(look, console)
     return OK
@@ -63,7 +63,7 @@ def machines(argv: list[str]) -> int:
     return OK
 
 
-def facts(look: Preview) -> dict[str, Any]:
+def preview_json(look: Preview) -> dict[str, Any]:
     """Return the plan and its inputs as JSON values. The model's list of linear layers is left out."""
     spec = {name: value for name, value in asdict(look.spec).items() if name != "linears"}
     return {

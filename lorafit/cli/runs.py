@@ -15,7 +15,7 @@ from rich.text import Text
 from lorafit import api
 from lorafit.cli.app import COMMANDS, OK
 from lorafit.cli.commands import FolderFlags
-from lorafit.cli.flags import part_words
+from lorafit.cli.flags import split_words
 from lorafit.cli.parse import parse
 from lorafit.errors import ConfigError
 from lorafit.messages import _
@@ -58,9 +58,9 @@ class RemoveFlags(FolderFlags):
 def runs(argv: list[str]) -> int:
     """Run `runs [list | show RUN | diff RUN RUN | remove RUN] [flags]` and return the exit code."""
     name, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("list", argv)
-    if name in DEEDS:
-        return DEEDS[name].face(rest)
-    near = difflib.get_close_matches(name, DEEDS, n=1)
+    if name in SUBCOMMANDS:
+        return SUBCOMMANDS[name].face(rest)
+    near = difflib.get_close_matches(name, SUBCOMMANDS, n=1)
     raise ConfigError(
         _("There is no command `{name}`.").format(name=f"runs {name}"),
         found=name,
@@ -70,7 +70,7 @@ def runs(argv: list[str]) -> int:
 
 def list_(argv: list[str]) -> int:
     """Run `runs list`: print a table of the runs."""
-    deeds = [f"  {name:<8}{deed.help()}" for name, deed in DEEDS.items()]
+    deeds = [f"  {name:<8}{deed.help()}" for name, deed in SUBCOMMANDS.items()]
     flags = parse(ListFlags, argv, "runs", about="\n\n".join([COMMANDS["runs"].help(), "\n".join(deeds)]))
     found = api.runs(Path(flags.output_dir))
     if found:
@@ -111,7 +111,7 @@ def remove(argv: list[str]) -> int:
     (name,) = _names(flags.runs, 1, "remove RUN")
     record = api.run_record(name, Path(flags.output_dir))
     history.check_removable(record)
-    if flags.yes or _agreed(record):
+    if flags.yes or _confirmed(record):
         api.remove_run(record)
         print(_("✓ removed: {path}").format(path=record.run.path))
     else:
@@ -127,7 +127,7 @@ class Subcommand:
     help: Callable[[], str]
 
 
-DEEDS = {
+SUBCOMMANDS = {
     "list": Subcommand(list_, lambda: _("the runs, the latest first; also without a word")),
     "show": Subcommand(show, lambda: _("one run: settings, plan, losses, curves, how to go on")),
     "diff": Subcommand(diff, lambda: _("two runs: what differs, and what came of each")),
@@ -136,8 +136,8 @@ DEEDS = {
 
 
 def _parse(kind: type[Flags], argv: list[str], deed: str) -> Flags:
-    names, flags = part_words(kind, argv)
-    return parse(kind, flags, f"runs {deed}", kind.model_validate({"runs": names}), DEEDS[deed].help())
+    names, flags = split_words(kind, argv)
+    return parse(kind, flags, f"runs {deed}", kind.model_validate({"runs": names}), SUBCOMMANDS[deed].help())
 
 
 def _names(names: list[str], count: int, usage: str) -> list[str]:
@@ -150,7 +150,7 @@ def _names(names: list[str], count: int, usage: str) -> list[str]:
     )
 
 
-def _agreed(record: Record) -> bool:
+def _confirmed(record: Record) -> bool:
     """Ask the user whether to remove the run. Raise ConfigError if stdin is not a terminal."""
     if not sys.stdin.isatty():
         raise ConfigError(

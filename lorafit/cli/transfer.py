@@ -7,39 +7,39 @@ from rich.console import Console
 from rich.text import Text
 
 from lorafit.cli.app import OK
-from lorafit.cli.flags import part_words, share_out
+from lorafit.cli.flags import split_flags, split_words
 from lorafit.cli.parse import parse, train_config
 from lorafit.config import TrainConfig
 from lorafit.errors import ConfigError
 from lorafit.messages import _, listed
 from lorafit.registry import CLOUDS
 from lorafit.reporters.terminal import next_commands
-from lorafit.reporters.terminal.cloud import show_sent
+from lorafit.reporters.terminal.cloud import show_cloud_files
 from lorafit.reporters.terminal.status import status_line
 from lorafit.transfer import operations
-from lorafit.transfer.bundle import BEGIN, GO_ON, RESULT, BundleInfo
+from lorafit.transfer.bundle import FINISHED, NEW_RUN, UNFINISHED, BundleInfo
 from lorafit.transfer.operations import BundleRequest, CloudRequest, FetchRequest
 from lorafit.units import bytes_text
 
 
 def bundle(argv: list[str]) -> int:
     """Run `bundle [RUN] -o run.zip`, or `bundle [flags of train] -o run.zip`."""
-    words, own, others = share_out(BundleRequest, argv)
+    words, own, others = split_flags(BundleRequest, argv)
     request = parse(BundleRequest, own, "bundle", BundleRequest.model_validate({"run": words}))
-    name = one_run(words, others, "bundle")
+    name = named_run(words, others, "bundle")
     target = Path(request.output).expanduser()
-    facts = operations.bundle(name, training(name, others, "bundle"), Path(request.output_dir), target)
+    facts = operations.bundle(name, training_settings(name, others, "bundle"), Path(request.output_dir), target)
     console = Console(highlight=False)
     _say(console, _("✓ bundle: {path} ({size}): {what}"), path=target, size=bytes_text(target.stat().st_size),
          what=_what(facts))  # fmt: skip
-    verb = "fetch" if facts.kind == RESULT else "train"
+    verb = "fetch" if facts.kind == FINISHED else "train"
     _say(console, _("On the other machine: {command}"), command=f"lorafit {verb} {target.name}{_base_flag(facts)}")
     return OK
 
 
 def cloud(argv: list[str]) -> int:
     """Run `cloud PLATFORM [RUN] [-o DIR]`, or `cloud PLATFORM [flags of train] [-o DIR]`."""
-    words, own, others = share_out(CloudRequest, argv)
+    words, own, others = split_flags(CloudRequest, argv)
     request = parse(CloudRequest, own, "cloud", CloudRequest.model_validate({"words": words}))
     if not words or words[0] not in CLOUDS:
         near = difflib.get_close_matches(words[0] if words else "", CLOUDS, n=1)
@@ -49,17 +49,19 @@ def cloud(argv: list[str]) -> int:
             fix=_("Did you mean `{name}`?").format(name=near[0]) if near else _("Known: {known}.").format(
                 known=listed(CLOUDS)),
         )  # fmt: skip
-    name = one_run(words[1:], others, f"cloud {words[0]}")
-    order = operations.order(name, training(name, others, "cloud"), Path(request.output_dir), request.base_model)
+    name = named_run(words[1:], others, f"cloud {words[0]}")
+    order = operations.make_order(
+        name, training_settings(name, others, "cloud"), Path(request.output_dir), request.base_model
+    )
     with status_line(Console(stderr=True, highlight=False)) as say:
         sent = operations.cloud(words[0], order, Path(request.output).expanduser(), say)
-    show_sent(sent, Console(highlight=False))
+    show_cloud_files(sent, Console(highlight=False))
     return OK
 
 
 def fetch(argv: list[str]) -> int:
     """Run `fetch DIR_OR_ZIP`: import runs that come back from another machine."""
-    words, flags = part_words(FetchRequest, argv)
+    words, flags = split_words(FetchRequest, argv)
     request = parse(FetchRequest, flags, "fetch", FetchRequest.model_validate({"source": words}))
     if len(words) != 1:
         fix = _("Name one: {command}").format(command="lorafit fetch result.zip")
@@ -76,7 +78,7 @@ def fetch(argv: list[str]) -> int:
     return OK
 
 
-def one_run(words: list[str], flags: list[str], verb: str) -> str | None:
+def named_run(words: list[str], flags: list[str], verb: str) -> str | None:
     """Return the named run, or None if there are only flags.
 
     Raise ConfigError for several runs, for a run together with flags of train, and for neither.
@@ -89,20 +91,20 @@ def one_run(words: list[str], flags: list[str], verb: str) -> str | None:
     return words[0] if words else None
 
 
-def training(name: str | None, flags: list[str], verb: str) -> TrainConfig:
+def training_settings(name: str | None, flags: list[str], verb: str) -> TrainConfig:
     """Return the settings in `flags`, or the defaults if a run is named."""
     return TrainConfig() if name is not None else train_config(flags, verb)
 
 
 def _what(facts: BundleInfo) -> str:
-    if facts.kind == BEGIN:
+    if facts.kind == NEW_RUN:
         return _("settings and data of a run to begin")
-    text = _("run {run} after {step} steps") if facts.kind == GO_ON else _("finished run {run}, its adapter")
+    text = _("run {run} after {step} steps") if facts.kind == UNFINISHED else _("finished run {run}, its adapter")
     return text.format(run=facts.run, step=facts.step)
 
 
 def _base_flag(facts: BundleInfo) -> str:
-    return " --model_name FOLDER" if facts.base_is_local and facts.kind != RESULT else ""
+    return " --model_name FOLDER" if facts.base_is_local and facts.kind != FINISHED else ""
 
 
 def _say(console: Console, text: str, **values: object) -> None:

@@ -21,7 +21,7 @@ class Samples(Protocol):
     def __getitem__(self, index: int) -> Sample: ...
 
 
-def split(lengths: Sequence[int], token_budget: int, max_samples: int) -> list[list[int]]:
+def group_by_budget(lengths: Sequence[int], token_budget: int, max_samples: int) -> list[list[int]]:
     """Return the indices of `lengths` in groups of at most `token_budget` tokens and `max_samples` samples.
 
     The method is first fit, longest sample first. A sample longer than the budget gets a group of its own.
@@ -72,7 +72,7 @@ class StepBatch:
         return [micro for micro, owner in zip(self.micro_batches, self.owners, strict=True) if owner == rank]
 
 
-def batch(
+def build_step_batch(
     samples: Samples, rows: Sequence[int], token_budget: int, max_samples: int, ranks: int = 1, shares: bool = False
 ) -> StepBatch:
     """Return the micro-batches of the step that trains on `rows` of `samples`.
@@ -88,7 +88,7 @@ def batch(
     token_budget = max(token_budget - (sum(b.length for b in found) if shares else 0), 1)
     micro_batches, owners = [], []
     for rank, dealt in enumerate(shard_by_tokens(lengths, ranks)):
-        for share in split([lengths[i] for i in dealt], token_budget, max_samples):
+        for share in group_by_budget([lengths[i] for i in dealt], token_budget, max_samples):
             places = [dealt[i] for i in share]
             sample_ids, begun = [rows[i] for i in places], [shared[i] for i in places]
             micro_batches.append(pack([taken[i] for i in places], sample_ids, places, begun))

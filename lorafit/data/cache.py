@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorafit import __version__
-from lorafit.atomic import MANIFEST, whole_folder
+from lorafit.atomic import MANIFEST, atomic_folder
 from lorafit.data.formats import Conversation, Message
 from lorafit.data.micro_batch import Int32
 from lorafit.data.preprocessing import Preprocessing
@@ -30,8 +30,8 @@ from lorafit.data.readers.row import Row
 from lorafit.data.rejects import Reject, RejectFile
 from lorafit.data.sources import Source
 from lorafit.data.split import KEY, MAX_VALID_ROWS, Keys, as_keys
-from lorafit.data.store import Column, SampleStore, mapped
-from lorafit.data.tokenize import FORMAT_NAMES, Load, TokenizedRows, make_all
+from lorafit.data.store import NpyWriter, SampleStore, open_mapped
+from lorafit.data.tokenize import FORMAT_NAMES, LoadTokenizer, TokenizedRows, tokenize_all
 from lorafit.errors import DiskError
 from lorafit.messages import _
 from lorafit.paths import cache_folder
@@ -43,7 +43,7 @@ COLUMNS: dict[str, Any] = {
     "lengths": np.int32, "whole_lengths": np.int32, "targets_cut": np.int32, "dropped": np.bool_, "formats": np.uint8,
     "keys": KEY, "files": np.int32, "lines": np.int64,
 }  # fmt: skip
-CONTENT = ("lengths", "input_ids", "target_mask")  # the columns that training uses
+TRAINING_COLUMNS = ("lengths", "input_ids", "target_mask")  # the columns that training uses
 TOKENIZER_FILES = ("tokenizer*", "*.jinja", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
                    "*.model", "*.tiktoken", "config.json")  # fmt: skip
 REPORT_SECONDS = 2.0
@@ -79,17 +79,17 @@ class CacheEntry:
         return [[Message(*turn) for turn in kept[key]] for key in sorted(kept) if wanted is None or key in wanted]
 
 
-def key_of(source: Source, recipe: Preprocessing, tokenizer_digest: str, max_samples: int | None) -> str:
+def entry_key(source: Source, recipe: Preprocessing, tokenizer_digest: str, max_samples: int | None) -> str:
     """Return the name of the cache folder for the rows of `source`, preprocessed by `recipe`."""
     packages = [metadata.version(name) for name in ("transformers", "tokenizers")]
-    facts = [LAYOUT, __version__, packages, source.content(content_of), asdict(recipe), tokenizer_digest, max_samples]
+    facts = [LAYOUT, __version__, packages, source.content(file_sha256), asdict(recipe), tokenizer_digest, max_samples]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()[:40]
 
 
 def tokenizer_digest(folder: Path, template: str | None) -> str:
     """Return the sha256 of the tokenizer's files and of `template`, which replaces the tokenizer's own."""
     files = sorted({path for pattern in TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()})
-    facts = [[path.name, content_of(path)] for path in files] + [[template or ""]]
+    facts = [[path.name, file_sha256(path)] for path in files] + [[template or ""]]
     return hashlib.sha256(json.dumps(facts).encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -99,7 +99,7 @@ def data_cache() -> Path:
     return Path(own).expanduser().absolute() if own else cache_folder() / "data"
 
 
-def content_of(path: Path) -> str:
+def file_sha256(path: Path) -> str:
     """Return the sha256 of the file's content.
 
     The digest is stored. It is computed again only if the path, inode, size, mtime or ctime of the file changes.
@@ -142,7 +142,7 @@ def find_cache_entry(key: str, files: list[str]) -> CacheEntry | None:
 
 
 def find_or_build(
-    key: str, source: Source, recipe: Preprocessing, load: Load, max_samples: int | None
+    key: str, source: Source, recipe: Preprocessing, load: LoadTokenizer, max_samples: int | None
 ) -> Generator[str, None, CacheEntry]:
     """Return the cache entry `key`, built if absent; yield progress messages. Raises DataError or DiskError."""
     if entry := find_cache_entry(key, source.files):
@@ -150,7 +150,7 @@ def find_or_build(
     prune()
     folder = data_cache() / key
     try:
-        with whole_folder(folder) as beside:
+        with atomic_folder(folder) as beside:
             yield from write_entry(beside, source, recipe, load, max_samples)
             if find_cache_entry(key, source.files):
                 raise _Other
@@ -167,7 +167,7 @@ class _Other(Exception):
 
 
 def write_entry(
-    folder: Path, source: Source | Iterable[Row], recipe: Preprocessing, load: Load, max_samples: int | None
+    folder: Path, source: Source | Iterable[Row], recipe: Preprocessing, load: LoadTokenizer, max_samples: int | None
 ) -> Generator[str, None, None]:
     """Build an entry in the empty `folder`; yield progress messages.
 
@@ -176,7 +176,7 @@ def write_entry(
     rows, files = (source.rows(), source.files) if isinstance(source, Source) else (source, [])
     with _Writer(folder, recipe, files) as writer:
         began = said = 0.0
-        for share, made in make_all(rows, recipe, load):
+        for share, made in tokenize_all(rows, recipe, load):
             writer.add(share, made if max_samples is None else made.first(max_samples - writer.rows))
             if writer.rows == max_samples:
                 break
@@ -202,7 +202,9 @@ class _Writer:
 
     def __enter__(self) -> "_Writer":
         open_column = self.stack.enter_context
-        self.columns = {name: open_column(Column(self.folder / f"{name}.npy", kind)) for name, kind in COLUMNS.items()}
+        self.columns = {
+            name: open_column(NpyWriter(self.folder / f"{name}.npy", kind)) for name, kind in COLUMNS.items()
+        }
         self.rejects = open_column((self.folder / "rejects.jsonl").open("w", encoding="utf-8"))
         return self
 
@@ -213,11 +215,13 @@ class _Writer:
         lines = (json.dumps([key.hex(), [tuple(asdict(turn).values()) for turn in said]], ensure_ascii=False) + "\n"
                  for key, said in sorted(self.smallest.items()))  # fmt: skip
         (self.folder / "conversations.jsonl").write_text("".join(lines), "utf-8")
-        content = hashlib.sha256("".join(self.columns[name].sha.hexdigest() for name in CONTENT).encode()).hexdigest()
+        content = hashlib.sha256(
+            "".join(self.columns[name].sha.hexdigest() for name in TRAINING_COLUMNS).encode()
+        ).hexdigest()
         meta = {
             "files": list(self.file_places),
             "formats": dict(self.formats.most_common()),
-            "copies": self.rows - len(np.unique(mapped(self.folder / "keys.npy"))),
+            "copies": self.rows - len(np.unique(open_mapped(self.folder / "keys.npy"))),
             "targets": self.targets,
             "dropped": self.dropped,
             "content": content,
@@ -253,7 +257,7 @@ def open_entry(folder: Path, files: list[str] | None = None) -> CacheEntry:
 
     `files` are the present paths of the source's files (None: the paths at the time of writing).
     """
-    columns = {name: mapped(folder / f"{name}.npy") for name in COLUMNS}
+    columns = {name: open_mapped(folder / f"{name}.npy") for name in COLUMNS}
     meta = json.loads((folder / "meta.json").read_text("utf-8"))
     lengths = columns["lengths"]
     now = list(dict.fromkeys(files or meta["files"]))

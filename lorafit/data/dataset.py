@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from lorafit.config import TrainConfig
 from lorafit.data.cache import (
     CacheEntry,
+    entry_key,
     find_cache_entry,
     find_or_build,
-    key_of,
     open_entry,
     tokenizer_digest,
     write_entry,
@@ -30,15 +30,15 @@ from lorafit.data.readers.registry import Row
 from lorafit.data.rejects import Reject, RejectFile, check_rejects, write_rejects
 from lorafit.data.render import Tokenizer
 from lorafit.data.sources import Source, open_source
-from lorafit.data.split import content_key, held_out, held_out_rows, key_bytes
+from lorafit.data.split import content_key, key_bytes, validation_keys, validation_mask
 from lorafit.data.store import SampleStore
-from lorafit.data.tokenize import Load
+from lorafit.data.tokenize import LoadTokenizer
 from lorafit.errors import DataError
 from lorafit.hashing import fold
 from lorafit.messages import _
 from lorafit.units import count_text
 
-__all__ = ["PreparedData", "Reject", "content_key", "held_out", "prepare", "prepare_cached", "write_rejects"]
+__all__ = ["PreparedData", "Reject", "content_key", "prepare", "prepare_cached", "validation_keys", "write_rejects"]
 
 T = TypeVar("T")
 PROBES = 4  # tokens per fingerprint, evenly spaced from the first to the last
@@ -83,16 +83,16 @@ class DataSources:
 
     @property
     def key(self) -> str:
-        return key_of(self.source, self.recipe, self.tokenizer_digest, self.max_samples)
+        return entry_key(self.source, self.recipe, self.tokenizer_digest, self.max_samples)
 
     @property
     def valid_key(self) -> str | None:
         if self.valid_source is None:
             return None
-        return key_of(self.valid_source, self.recipe, self.tokenizer_digest, None)
+        return entry_key(self.valid_source, self.recipe, self.tokenizer_digest, None)
 
 
-def wanted_by(config: TrainConfig, model_folder: Path, template: str | None = None) -> DataSources:
+def resolve_sources(config: TrainConfig, model_folder: Path, template: str | None = None) -> DataSources:
     """Resolve the data that `config` names, before any row is read. Raises ConfigError, DataError or HubError."""
     recipe, digest = preprocessing_of(config), tokenizer_digest(model_folder, template)
     hub, endpoint = config.hub, config.hf_endpoint
@@ -104,33 +104,33 @@ def wanted_by(config: TrainConfig, model_folder: Path, template: str | None = No
 
 
 def prepare_cached(
-    config: TrainConfig, model_folder: Path, load: Load, template: str | None = None
+    config: TrainConfig, model_folder: Path, load: LoadTokenizer, template: str | None = None
 ) -> Generator[str, None, PreparedData]:
     """Return the data that `config` names; yield progress messages.
 
     `load` is called only if the cache lacks some of the data. Raises ConfigError, DataError, HubError or DiskError.
     """
-    wanted = wanted_by(config, model_folder, template)
+    wanted = resolve_sources(config, model_folder, template)
     entry = yield from find_or_build(wanted.key, wanted.source, wanted.recipe, load, wanted.max_samples)
     valid = None
     if wanted.valid_source is not None and wanted.valid_key is not None:
         valid = yield from find_or_build(wanted.valid_key, wanted.valid_source, wanted.recipe, load, None)
-    return split(entry, valid, config)
+    return split_train_valid(entry, valid, config)
 
 
-def cached(config: TrainConfig, model_folder: Path, template: str | None = None) -> PreparedData | None:
+def load_cached(config: TrainConfig, model_folder: Path, template: str | None = None) -> PreparedData | None:
     """Return the data that `config` names if the cache has all of it, else None.
 
     No row is read and no tokenizer is imported: a plan uses this function before a run. Raises ConfigError, DataError
     or HubError.
     """
-    wanted = wanted_by(config, model_folder, template)
+    wanted = resolve_sources(config, model_folder, template)
     entry, valid = find_cache_entry(wanted.key, wanted.source.files), None
     if wanted.valid_source is not None and wanted.valid_key is not None:
         valid = find_cache_entry(wanted.valid_key, wanted.valid_source.files)
         if valid is None:
             return None
-    return None if entry is None else split(entry, valid, config)
+    return None if entry is None else split_train_valid(entry, valid, config)
 
 
 def prepare(
@@ -147,7 +147,9 @@ def prepare(
         entry = open_entry(Path(folder.name))
         return replace(entry, rejects=replace(entry.rejects, folder=folder))
 
-    return split(made(rows, config.max_samples), None if valid_rows is None else made(valid_rows, None), config)
+    return split_train_valid(
+        made(rows, config.max_samples), None if valid_rows is None else made(valid_rows, None), config
+    )
 
 
 def exhaust(texts: Generator[str, None, T]) -> T:
@@ -160,7 +162,7 @@ def exhaust(texts: Generator[str, None, T]) -> T:
             return result
 
 
-def split(entry: CacheEntry, valid: CacheEntry | None, config: TrainConfig) -> PreparedData:
+def split_train_valid(entry: CacheEntry, valid: CacheEntry | None, config: TrainConfig) -> PreparedData:
     """Divide the rows into training and validation rows; no conversation is in both.
 
     `valid` holds the validation rows; if it is None, they are taken from `entry`. Raises DataError if too many rows are
@@ -168,7 +170,7 @@ def split(entry: CacheEntry, valid: CacheEntry | None, config: TrainConfig) -> P
     """
     check_rejects(entry.rejects, len(entry.samples), config.max_rejects)
     if valid is None:
-        held_out_N, notes = held_out_rows(entry.keys, config.val_size)
+        held_out_N, notes = validation_mask(entry.keys, config.val_size)
         samples = entry.samples.select(np.flatnonzero(held_out_N))
         conversations = entry.conversations(key_bytes(entry.keys[held_out_N]))
         twins_N = _same_once_cut(entry, held_out_N)

@@ -55,10 +55,12 @@ class BadRow(Exception):
 
 def to_conversation(value: object) -> Conversation:
     """Return the conversation of a row. Raises BadRow."""
-    return recognise(value)[1]
+    return recognize_format(value)[1]
 
 
-def recognise(value: object, field_map: Mapping[str, str] | None = None, context: str = "") -> tuple[str, Conversation]:
+def recognize_format(
+    value: object, field_map: Mapping[str, str] | None = None, context: str = ""
+) -> tuple[str, Conversation]:
     """Return the name of the row's format and its conversation. Raises BadRow.
 
     Except for a plain text, the conversation contains an assistant message. `field_map` renames keys first. The text

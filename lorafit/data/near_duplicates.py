@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from lorafit.hashing import UInt32, fold
 
-GRAM = 4  # characters per n-gram: a few Chinese words, less than one English word
+NGRAM_CHARACTERS = 4  # characters per n-gram: a few Chinese words, less than one English word
 BANDS, BAND_PLACES = 16, 8
 PLACES = BANDS * BAND_PLACES
-SIMILAR = 0.8
-NEIGHBOURS = 8  # comparisons per text within a bucket, so that thousands of copies do not cost quadratic time
+MIN_SIMILARITY = 0.8
+MAX_NEIGHBORS = 8  # comparisons per text within a bucket, so that thousands of copies do not cost quadratic time
 CHUNK = 1 << 12  # n-grams hashed at a time: a huge text needs 4 MiB, not 1 GiB
 
 _key_K = fold("twins", np.arange(4 * PLACES, dtype=np.uint32)).astype(np.uint64).reshape(4, PLACES)
@@ -38,10 +38,10 @@ def signature(text: str) -> UInt32:
 
 def _grams(text: str) -> NDArray[np.uint64]:
     """Return one hash per n-gram [G], at least one."""
-    plain = "".join(text.casefold().split()).ljust(GRAM, "\0")
+    plain = "".join(text.casefold().split()).ljust(NGRAM_CHARACTERS, "\0")
     codes = np.frombuffer(plain.encode("utf-32-le", "surrogatepass"), np.uint32)
-    last = len(codes) - GRAM + 1
-    return fold(*(codes[i : last + i] for i in range(GRAM))).astype(np.uint64)
+    last = len(codes) - NGRAM_CHARACTERS + 1
+    return fold(*(codes[i : last + i] for i in range(NGRAM_CHARACTERS))).astype(np.uint64)
 
 
 def near_pairs(signatures_NK: UInt32) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -56,7 +56,7 @@ def near_pairs(signatures_NK: UInt32) -> tuple[NDArray[np.int64], NDArray[np.flo
         part = slice(start, start + CHUNK)
         one, other = signatures_NK[pairs_P2[part, 0]], signatures_NK[pairs_P2[part, 1]]
         similar_P[part] = (one == other).mean(axis=1)
-    kept = similar_P >= SIMILAR
+    kept = similar_P >= MIN_SIMILARITY
     return pairs_P2[kept], similar_P[kept]
 
 
@@ -69,7 +69,7 @@ def _candidates(band: UInt32) -> NDArray[np.int64]:
     order = np.argsort(key_N, kind="stable")
     key_N = key_N[order]
     pairs = [np.empty((0, 2), np.int64)]
-    for distance in range(1, NEIGHBOURS + 1):
+    for distance in range(1, MAX_NEIGHBORS + 1):
         same = np.flatnonzero(key_N[distance:] == key_N[:-distance])
         pairs.append(np.stack([order[same], order[same + distance]], axis=1))
     return np.concatenate(pairs)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from lorafit.config import TrainConfig
-from lorafit.data.formats import KEYS, Conversation, recognise
-from lorafit.data.render import Rendered, TemplatedText, Tokenizer, TrainOn, spell, to_sample
+from lorafit.data.formats import KEYS, Conversation, recognize_format
+from lorafit.data.render import Rendered, TemplatedText, Tokenizer, TrainOn, apply_template, to_sample
 from lorafit.errors import ConfigError
 from lorafit.messages import _, listed
 
@@ -27,11 +27,11 @@ class Preprocessing:
 
     def read(self, value: object) -> tuple[str, Conversation]:
         """Return the row's format and conversation. Raises BadRow."""
-        return recognise(value, self.field_map, self.context_field)
+        return recognize_format(value, self.field_map, self.context_field)
 
     def spell(self, conversation: Conversation, tokenizer: Tokenizer) -> TemplatedText:
         """Return the conversation as text of the chat template. Raises BadRow."""
-        return spell(conversation, tokenizer, self.date_string, self.system_prompt, self.train_on)
+        return apply_template(conversation, tokenizer, self.date_string, self.system_prompt, self.train_on)
 
     def render(self, conversation: Conversation, tokenizer: Tokenizer) -> Rendered:
         """Return the conversation as a sample. Raises BadRow."""

@@ -16,10 +16,19 @@ from numpy.typing import NDArray
 from lorafit.data.formats import TEXT, BadRow, Conversation, Message
 from lorafit.data.micro_batch import Bool, Sample
 from lorafit.data.target_spans import Span, TargetSpan, TemplateRefused, Tokenizer, content_spans, target_spans
-from lorafit.data.truncate import keep
+from lorafit.data.truncate import truncation_mask
 from lorafit.messages import _
 
-__all__ = ["Rendered", "Span", "TemplateRefused", "TemplatedText", "Tokenizer", "place_system", "render", "spell"]
+__all__ = [
+    "Rendered",
+    "Span",
+    "TemplateRefused",
+    "TemplatedText",
+    "Tokenizer",
+    "apply_template",
+    "place_system",
+    "render",
+]
 
 TrainOn = Literal["all", "last"]
 
@@ -56,12 +65,12 @@ def render(
     train_on: TrainOn = "all",
 ) -> Rendered:
     """Return the conversation as a sample of at most `max_length` tokens. Raises BadRow."""
-    spelled = spell(conversation, tokenizer, date_string, system_prompt, train_on)
+    spelled = apply_template(conversation, tokenizer, date_string, system_prompt, train_on)
     ids, offsets = tokenizer.encode_with_offsets(spelled.text)
     return to_sample(spelled, ids, offsets, max_length)
 
 
-def spell(
+def apply_template(
     conversation: Conversation,
     tokenizer: Tokenizer,
     date_string: str,
@@ -87,7 +96,7 @@ def to_sample(spelled: TemplatedText, ids: Sequence[int], offsets: Iterable[Span
     ids_T, mask_T = np.asarray(ids, np.int32), target_mask(offsets_T2, spelled.targets)
     targets = int(mask_T.sum())
     if len(ids_T) > max_length:
-        kept_T = keep(mask_T, offsets_T2, spelled.contents, max_length)
+        kept_T = truncation_mask(mask_T, offsets_T2, spelled.contents, max_length)
         ids_T, mask_T = ids_T[kept_T], mask_T[kept_T]
         mask_T[:1] = False
     if not mask_T.any():

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from lorafit.config import TrainConfig
 from lorafit.data import near_duplicates
-from lorafit.data.dataset import PreparedData, content_key, held_out
+from lorafit.data.dataset import PreparedData, content_key, validation_keys
 from lorafit.data.findings import (
     DataReport,
     DuplicateStats,
@@ -171,7 +171,7 @@ class _Seen:
 
 
 def _report(seen: _Seen, tokenizer: DecodingTokenizer, config: TrainConfig) -> DataReport:
-    chosen = held_out(seen.keys, config.val_size)[0] if seen.keys else set()
+    chosen = validation_keys(seen.keys, config.val_size)[0] if seen.keys else set()
     sides: dict[bool, Counter[int]] = {True: Counter(), False: Counter()}
     for key, tokens in zip(seen.keys, seen.prints, strict=True):
         sides[key in chosen][tokens] += 1

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from lorafit.data.micro_batch import Int32, MicroBatch, Sample
 
-FEWEST = 8  # tokens; a shorter prefix is not worth a forward pass of its own
-MORE = 64  # tokens that several prefixes must save beyond the savings of one common prefix
+MIN_PREFIX_TOKENS = 8  # tokens; a shorter prefix is not worth a forward pass of its own
+MIN_EXTRA_SAVED_TOKENS = 64  # tokens that several prefixes must save beyond the savings of one common prefix
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ def find_shared_prefixes(samples: Sequence[Sample], most: int) -> list[SharedPre
     # In this order, the samples that share the longest prefixes are neighbors.
     order = sorted(range(len(heads)), key=lambda i: heads[i].tobytes())
     near = [_common(heads[a], heads[b]) for a, b in itertools.pairwise(order)]
-    whole = [SharedPrefix(min(near), order)] if near and min(near) >= FEWEST else []
-    enough = sum(b.saved for b in whole) + MORE
+    whole = [SharedPrefix(min(near), order)] if near and min(near) >= MIN_PREFIX_TOKENS else []
+    enough = sum(b.saved for b in whole) + MIN_EXTRA_SAVED_TOKENS
     if sum(near) < enough:  # no grouping saves more than sum(near)
         return whole
     several = _within(_parts(order, near), most)
@@ -68,7 +68,7 @@ def _parts(order: list[int], near: list[int]) -> list[SharedPrefix]:
     for end in range(1, count + 1):
         if end > 1:
             np.minimum(common[: end - 1], near[end - 2], out=common[: end - 1])
-        length = np.where(common[:end] >= FEWEST, common[:end], 0)
+        length = np.where(common[:end] >= MIN_PREFIX_TOKENS, common[:end], 0)
         total = saved[:end] + length * (end - 1 - np.arange(end))
         begins[end] = total.argmax()
         saved[end] = total[begins[end]]
@@ -77,7 +77,7 @@ def _parts(order: list[int], near: list[int]) -> list[SharedPrefix]:
         begin = int(begins[end])
         parts.append(SharedPrefix(min(near[begin : end - 1], default=0), order[begin:end]))
         end = begin
-    return [part for part in parts if part.length >= FEWEST]
+    return [part for part in parts if part.length >= MIN_PREFIX_TOKENS]
 
 
 def _within(parts: list[SharedPrefix], most: int) -> list[SharedPrefix]:
@@ -99,7 +99,7 @@ def prefix_lengths(found: Sequence[SharedPrefix], samples: int) -> list[int]:
     return lengths
 
 
-def begun_alike(micro_batches: Sequence[MicroBatch]) -> list[NDArray[np.int32]]:
+def repeated_prefixes(micro_batches: Sequence[MicroBatch]) -> list[NDArray[np.int32]]:
     """Return the token ids of each prefix that several samples in `micro_batches` share, each prefix once."""
     found = Counter(beginning for micro in micro_batches for beginning in micro.beginnings())
     return [np.frombuffer(ids, np.int32) for ids, count in found.items() if ids and count > 1]

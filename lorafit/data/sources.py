@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from lorafit.data.readers.registry import Row, is_data_file, kinds, read_file
+from lorafit.data.readers.registry import Row, is_data_file, read_file, supported_extensions
 from lorafit.errors import DataError
 from lorafit.messages import _, listed
 from lorafit.models.demo import data_path
@@ -23,7 +23,7 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Words in paths that mark a split: test.jsonl, law_train-00000-of-00002.parquet, data/validation/a.json.
 SPLIT_WORDS = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation",
                "dev": "validation", "test": "test", "eval": "test"}  # fmt: skip
-CONTENT_OF = Callable[[Path], str]  # returns a file's digest
+FileDigest = Callable[[Path], str]  # returns a file's digest
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def parse_split(split: str) -> Slice:
     return Slice(*match.groups())
 
 
-class Part(Protocol):
+class SourcePart(Protocol):
     """One file, or one data set of a hub."""
 
     @property
@@ -75,7 +75,7 @@ class Part(Protocol):
 
     def rows(self) -> Iterator[Row]: ...
 
-    def content(self, content_of: CONTENT_OF) -> str:
+    def content(self, content_of: FileDigest) -> str:
         """Return a string that identifies the content."""
         ...
 
@@ -93,7 +93,7 @@ class FilePart:
     def rows(self) -> Iterator[Row]:
         return read_file(self.path)
 
-    def content(self, content_of: CONTENT_OF) -> str:
+    def content(self, content_of: FileDigest) -> str:
         return content_of(self.path)
 
 
@@ -107,7 +107,7 @@ class HubPart:
     def rows(self) -> Iterator[Row]:
         return (Row(self.table[i], self.file, i + 1) for i in range(len(self.table)))
 
-    def content(self, content_of: CONTENT_OF) -> str:
+    def content(self, content_of: FileDigest) -> str:
         return str(getattr(self.table, "_fingerprint", "")) or self.file
 
 
@@ -116,7 +116,7 @@ class Source:
     """The rows that a name and a slice select: the rows of all `parts` end to end, then sliced."""
 
     name: str
-    parts: tuple[Part, ...]
+    parts: tuple[SourcePart, ...]
     slice: Slice
 
     def rows(self) -> Iterator[Row]:
@@ -135,7 +135,7 @@ class Source:
         """The values of `Row.file` in the rows, in order."""
         return [part.file for part in self.parts]
 
-    def content(self, content_of: CONTENT_OF) -> list[str]:
+    def content(self, content_of: FileDigest) -> list[str]:
         """Return strings that identify the rows."""
         return [*(part.content(content_of) for part in self.parts), str(self.slice.start), str(self.slice.stop)]
 
@@ -191,7 +191,7 @@ def _is_hub_id(name: str) -> bool:
     return name != "demo" and not is_local(name) and HUB_ID.fullmatch(name) is not None and not is_data_file(Path(name))
 
 
-def _parts(name: str, split: str, hub: str, endpoint: str | None) -> list[Part]:
+def _parts(name: str, split: str, hub: str, endpoint: str | None) -> list[SourcePart]:
     if not _is_hub_id(name):
         return _local_parts(name, split)
     if hub == "modelscope":
@@ -199,7 +199,7 @@ def _parts(name: str, split: str, hub: str, endpoint: str | None) -> list[Part]:
     return [HubPart(f"{name}:{split}", _load(name, split, endpoint))]
 
 
-def _local_parts(name: str, split: str) -> list[Part]:
+def _local_parts(name: str, split: str) -> list[SourcePart]:
     path = data_path() if name == "demo" else Path(name).expanduser()
     if path.is_dir():
         return _folder(path, split)
@@ -210,7 +210,7 @@ def _local_parts(name: str, split: str) -> list[Part]:
     return [FilePart(path)]
 
 
-def _folder(folder: Path, split: str) -> list[Part]:
+def _folder(folder: Path, split: str) -> list[SourcePart]:
     """Return the data files in `folder` and its subfolders, sorted by path. Raises DataError.
 
     If file or folder names mark splits, the files of `split` are returned. Otherwise all files form the split `train`.
@@ -218,14 +218,14 @@ def _folder(folder: Path, split: str) -> list[Part]:
     inside = (p for p in folder.rglob("*") if not any(part.startswith(".") for part in p.relative_to(folder).parts))
     files = sorted(p for p in inside if p.is_file() and is_data_file(p) and p.stat().st_size)
     if not files:
-        fix = _("Give a folder with data files: {known}.").format(known=kinds())
+        fix = _("Give a folder with data files: {known}.").format(known=supported_extensions())
         found = listed(sorted(p.name for p in folder.iterdir())[:10]) or _("nothing")
         raise DataError(_("There is no data file in this folder."), where=folder, found=found, fix=fix)
     named = {path: _split_of(path.relative_to(folder)) for path in files}
     splits = set(named.values()) - {None}
     if not splits and split == "train":
         return [FilePart(path) for path in files]
-    chosen: list[Part] = [FilePart(path) for path, own in named.items() if own == SPLIT_WORDS.get(split, split)]
+    chosen: list[SourcePart] = [FilePart(path) for path, own in named.items() if own == SPLIT_WORDS.get(split, split)]
     if not chosen:
         known = listed(sorted(map(str, splits))) or "train"
         fix = _("Give one of these to --dataset_split: {known}.").format(known=known)
@@ -247,7 +247,7 @@ def _check_file(path: Path) -> None:
     if not path.is_file():
         raise DataError(_("There is no such data file."), where=path, fix=_near(path))
     if not is_data_file(path):
-        fix = _("Turn it into one of these: {known}.").format(known=kinds())
+        fix = _("Turn it into one of these: {known}.").format(known=supported_extensions())
         raise DataError(_("Unknown kind of data file."), where=path, found=path.suffix or _("no extension"), fix=fix)
     if path.stat().st_size == 0:
         raise DataError(_("The data file is empty."), where=path, found="0 bytes", fix=_("Fetch or write it again."))

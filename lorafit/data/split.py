@@ -42,13 +42,13 @@ def key_bytes(keys_N: Keys) -> set[bytes]:
     return {key.ljust(KEY.itemsize, b"\0") for key in np.unique(keys_N).tolist()}
 
 
-def held_out(keys: Sequence[bytes], val_size: float) -> tuple[set[bytes], list[str]]:
+def validation_keys(keys: Sequence[bytes], val_size: float) -> tuple[set[bytes], list[str]]:
     """Return the keys of the validation groups, and notes for the user."""
-    rows, notes = held_out_rows(as_keys(b"".join(keys)), val_size)
+    rows, notes = validation_mask(as_keys(b"".join(keys)), val_size)
     return {key for key, chosen in zip(keys, rows, strict=True) if chosen}, notes
 
 
-def held_out_rows(keys_N: Keys, val_size: float) -> tuple[Bool, list[str]]:
+def validation_mask(keys_N: Keys, val_size: float) -> tuple[Bool, list[str]]:
     """Return a mask [N] of the validation rows, and notes for the user.
 
     At least one group is selected and one is left for training, unless val_size is 0 or all rows are equal.

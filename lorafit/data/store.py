@@ -55,7 +55,7 @@ def digest(*stores: SampleStore) -> str:
     return sha.hexdigest()
 
 
-class Column:
+class NpyWriter:
     """A .npy file that grows. `append` writes at once; the header is written last, when the length is known."""
 
     def __init__(self, path: Path, dtype: Any) -> None:
@@ -85,7 +85,7 @@ class Column:
         assert len(header.getvalue()) == HEADER_BYTES
 
 
-def mapped(path: Path) -> NDArray[Any]:
+def open_mapped(path: Path) -> NDArray[Any]:
     """Return the array of a .npy file, memory-mapped."""
     array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     return array.view(np.ndarray)

@@ -29,7 +29,7 @@ from lorafit.data.split import content_key
 BATCH = 256  # rows per batch
 PATIENCE_SECONDS = 10.0  # of work in one process before worker processes start
 FORMAT_NAMES = tuple(FORMATS)
-Load = Callable[[], Tokenizer]
+LoadTokenizer = Callable[[], Tokenizer]
 
 
 @dataclass
@@ -66,7 +66,7 @@ class TokenizedRows:
         )
 
 
-def make(rows: list[Row], recipe: Preprocessing, tokenizer: Tokenizer) -> TokenizedRows:
+def tokenize_rows(rows: list[Row], recipe: Preprocessing, tokenizer: Tokenizer) -> TokenizedRows:
     """Tokenize a batch: return the samples of the good rows and the reasons for the bad rows."""
     rejects: list[tuple[int, str]] = []
     read: list[tuple[int, str, Conversation, TemplatedText]] = []
@@ -102,8 +102,12 @@ def _joined(made: list[tuple[int, str, Conversation, Rendered]], rejects: list[t
     )
 
 
-def make_all(
-    rows: Iterable[Row], recipe: Preprocessing, load: Load, cores: int | None = None, patience: float = PATIENCE_SECONDS
+def tokenize_all(
+    rows: Iterable[Row],
+    recipe: Preprocessing,
+    load: LoadTokenizer,
+    cores: int | None = None,
+    patience: float = PATIENCE_SECONDS,
 ) -> Iterator[tuple[list[Row], TokenizedRows]]:
     """Yield the rows in batches, each with its result, in order.
 
@@ -113,7 +117,7 @@ def make_all(
     started, tokenizer = time.monotonic(), load()
     cores = cores or usable_cores()
     for share in shares:
-        yield share, make(share, recipe, tokenizer)
+        yield share, tokenize_rows(share, recipe, tokenizer)
         if cores > 1 and time.monotonic() - started > patience:
             break
     with _Workers(recipe, load, cores) as workers:
@@ -140,7 +144,7 @@ def usable_cores() -> int:
 class _Workers:
     """Worker processes that tokenize batches. After a worker dies, the main process computes the missing results."""
 
-    def __init__(self, recipe: Preprocessing, load: Load, cores: int) -> None:
+    def __init__(self, recipe: Preprocessing, load: LoadTokenizer, cores: int) -> None:
         self.recipe, self.most = recipe, 2 * cores
         self.pool = ProcessPoolExecutor(cores, get_context("spawn"), _begin, (recipe, load))
         self.waiting: deque[tuple[list[Row], Future[TokenizedRows] | None]] = deque()
@@ -165,7 +169,7 @@ class _Workers:
                 return share, future.result()
             except BrokenExecutor:  # usually out of memory
                 self.broken = True
-        return share, make(share, self.recipe, tokenizer)
+        return share, tokenize_rows(share, self.recipe, tokenizer)
 
     def __enter__(self) -> "_Workers":
         return self
@@ -191,7 +195,7 @@ def _no_main() -> Iterator[None]:
 _there: list[tuple[Preprocessing, Tokenizer]] = []  # in a worker process: its initial arguments
 
 
-def _begin(recipe: Preprocessing, load: Load) -> None:
+def _begin(recipe: Preprocessing, load: LoadTokenizer) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread per worker: more would compete for the cores
     os.environ["RAYON_NUM_THREADS"] = "1"
     _there.append((recipe, load()))
@@ -199,4 +203,4 @@ def _begin(recipe: Preprocessing, load: Load) -> None:
 
 def _make_there(share: list[Row]) -> TokenizedRows:
     recipe, tokenizer = _there[0]
-    return make(share, recipe, tokenizer)
+    return tokenize_rows(share, recipe, tokenizer)

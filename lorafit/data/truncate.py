@@ -12,15 +12,17 @@ from numpy.typing import NDArray
 
 from lorafit.data.micro_batch import Bool
 
-LEAST = 32  # tokens that stay of each shortened text, half of them at each end
+MIN_KEPT_TOKENS = 32  # tokens that stay of each shortened text, half of them at each end
 
 
-def keep(mask_T: Bool, offsets_T2: NDArray[np.int64], contents: list[tuple[int, int]], max_length: int) -> Bool:
+def truncation_mask(
+    mask_T: Bool, offsets_T2: NDArray[np.int64], contents: list[tuple[int, int]], max_length: int
+) -> Bool:
     """Return a mask [T] of the tokens that stay, at most `max_length`."""
     kept_T, begins_T = np.ones(len(mask_T), np.bool_), offsets_T2[:, 0]
     excess = len(mask_T) - max_length
     for start, stop in sorted(_runs(offsets_T2, contents), key=lambda run: run[0] - run[1]):
-        cut = min(excess, stop - start - LEAST)
+        cut = min(excess, stop - start - MIN_KEPT_TOKENS)
         if cut > 0:
             first = start + (stop - start - cut) // 2
             last = first + cut

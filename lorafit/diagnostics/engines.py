@@ -20,18 +20,18 @@ from lorafit.planner import device_precision
 SECONDS = 120.0  # timeout for all self-tests together; a device can hang
 
 
-def engine_of(device: str) -> str:
+def default_engine(device: str) -> str:
     """Return the engine that training chooses on `device`."""
     return "mlx" if device == "mps" and find_spec("mlx") else "torch"
 
 
-def chosen(machine: Machine) -> tuple[str, str]:
+def chosen_device(machine: Machine) -> tuple[str, str]:
     """Return the device and precision that training chooses. Raises LorafitErrors if training would refuse to start."""
     device = device_precision.choose_device(TrainConfig(), machine).value
     return device, device_precision.precisions(TrainConfig(), machine, device)[0]
 
 
-def look_at_device(machine: Machine) -> Finding:
+def device_finding(machine: Machine) -> Finding:
     """Return a finding on the device that training chooses, with the reason."""
     try:
         choice = device_precision.choose_device(TrainConfig(), machine)
@@ -61,7 +61,7 @@ class SelfTestProcess:
                 facts["good"], facts["found"] = False, _death(self._process.returncode, errors, late)
             yield self._finding(facts)
         if not told:
-            yield Finding("works", engine_of(self.device), _death(self._process.returncode, errors, late), "bad")
+            yield Finding("works", default_engine(self.device), _death(self._process.returncode, errors, late), "bad")
 
     def _end(self) -> tuple[str, str, bool]:
         try:
@@ -79,7 +79,7 @@ class SelfTestProcess:
     def _needed(self, facts: dict[str, Any]) -> bool:
         """Return whether training needs this engine or quantization with default settings."""
         if facts["kind"] == "engine":
-            return bool(facts["name"] == engine_of(self.device))
+            return bool(facts["name"] == default_engine(self.device))
         return bool(device_precision.choose_quantization(TrainConfig(), self.device).value == facts["name"])
 
 

@@ -5,11 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from lorafit.diagnostics.engines import SelfTestProcess, chosen, look_at_device
+from lorafit.diagnostics.engines import SelfTestProcess, chosen_device, device_finding
 from lorafit.diagnostics.finding import Finding, Report
-from lorafit.diagnostics.folders import look_at_folders, look_at_hub
-from lorafit.diagnostics.machine import look_at_machine, nvidia_driver
-from lorafit.diagnostics.packages import Packages, look_at_packages
+from lorafit.diagnostics.folders import folder_findings, hub_finding
+from lorafit.diagnostics.machine import machine_findings, nvidia_driver
+from lorafit.diagnostics.packages import Packages, package_findings
 from lorafit.diagnostics.redact import scrub
 from lorafit.errors import LorafitError
 from lorafit.hardware import detect
@@ -21,10 +21,10 @@ def examine(output_dir: Path) -> Report:
     """Run all checks on this machine. They take about one second, plus the time of the self-tests and the hub."""
     machine = detect.detect_machine()
     with ThreadPoolExecutor(1) as pool:
-        hub = pool.submit(look_at_hub)
-        trials = start_trials(machine)
-        findings = [*_facts(machine, detect.command_output, Packages()), *works(machine, trials)]
-        findings += [*look_at_folders(output_dir), hub.result()]
+        hub = pool.submit(hub_finding)
+        trials = start_self_tests(machine)
+        findings = [*_facts(machine, detect.command_output, Packages()), *self_test_findings(machine, trials)]
+        findings += [*folder_findings(output_dir), hub.result()]
     return report(machine, findings, Packages())
 
 
@@ -32,33 +32,33 @@ def report(machine: Machine, findings: list[Finding], packages: Packages) -> Rep
     """Return the report, with secrets and personal names removed from the findings."""
     shown = [_scrubbed(finding) for finding in findings]
     bad = any(finding.mark == "bad" for finding in shown)
-    return Report(machine, shown, packages.versions(), None if bad else chosen(machine))
+    return Report(machine, shown, packages.versions(), None if bad else chosen_device(machine))
 
 
-def start_trials(machine: Machine) -> SelfTestProcess | None:
+def start_self_tests(machine: Machine) -> SelfTestProcess | None:
     """Start the self-tests on the device that training chooses. Return None if training would refuse to start."""
     try:
         detect.check_machine(machine)
-        return SelfTestProcess(*chosen(machine))
+        return SelfTestProcess(*chosen_device(machine))
     except LorafitError:
         return None
 
 
-def works(machine: Machine, trials: SelfTestProcess | None) -> Iterator[Finding]:
+def self_test_findings(machine: Machine, trials: SelfTestProcess | None) -> Iterator[Finding]:
     """Yield the findings on the chosen device and of the self-tests."""
     if trials is not None:
-        yield look_at_device(machine)
+        yield device_finding(machine)
         yield from trials.findings()
     elif machine.rosetta or (machine.system == "Darwin" and machine.arch != "arm64"):
         yield Finding("works", _("training"), _("nothing was tried: there is no PyTorch for this"), "bad")
     else:
-        yield look_at_device(machine)
+        yield device_finding(machine)
 
 
 def _facts(machine: Machine, run: Run, packages: Packages) -> Iterator[Finding]:
     driver = nvidia_driver(run) if machine.gpu("cuda") else None
-    yield from look_at_machine(machine, driver)
-    yield from look_at_packages(machine, driver, packages)
+    yield from machine_findings(machine, driver)
+    yield from package_findings(machine, driver, packages)
 
 
 def _scrubbed(finding: Finding) -> Finding:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lorafit.diagnostics.finding import Finding
 from lorafit.messages import _
-from lorafit.models.hub import endpoint_of, no_answer
+from lorafit.models.hub import endpoint_of, why_unreachable
 from lorafit.paths import cache_folder
 from lorafit.units import GIB, bytes_text
 
@@ -15,17 +15,17 @@ HUB_SECONDS = 2.0
 LITTLE_BYTES = 5 * GIB  # a 3B model needs more
 
 
-def look_at_folders(output_dir: Path, environ: Mapping[str, str] = os.environ) -> Iterator[Finding]:
+def folder_findings(output_dir: Path, environ: Mapping[str, str] = os.environ) -> Iterator[Finding]:
     """Yield the free disk space for runs, cache and downloaded models. Bad if runs cannot be written."""
     yield _folder(_("runs"), output_dir.absolute(), needed=True)
     yield _folder(_("cache"), cache_folder())
     yield _folder(_("models"), _hub_cache(environ))
 
 
-def look_at_hub() -> Finding:
+def hub_finding() -> Finding:
     """Return whether the hub answers. At worst `poor`, because local models and the demo need no hub."""
     address = endpoint_of()
-    reason = no_answer(address, HUB_SECONDS)
+    reason = why_unreachable(address, HUB_SECONDS)
     if reason is None:
         return Finding("places", _("hub"), _("{address} answers").format(address=address), "good")
     found = _("{address} cannot be reached: {reason}").format(address=address, reason=str(reason).splitlines()[0])

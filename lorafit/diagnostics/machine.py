@@ -15,13 +15,15 @@ from lorafit.messages import _, listed
 from lorafit.units import bytes_text
 
 # Environment variables that affect where and how training runs. None of them holds a secret.
-TELLING = (
+REPORTED_VARIABLES = (
     "CUDA_VISIBLE_DEVICES", "HF_ENDPOINT", "HF_HOME", "HF_HUB_OFFLINE", "LORAFIT_CACHE", "MLX_ENABLE_TF32",
     "OMP_NUM_THREADS", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ENABLE_MPS_FALLBACK", "PYTORCH_MPS_HIGH_WATERMARK_RATIO",
 )  # fmt: skip
 
 
-def look_at_machine(machine: Machine, driver: str | None, environ: Mapping[str, str] = os.environ) -> Iterator[Finding]:
+def machine_findings(
+    machine: Machine, driver: str | None, environ: Mapping[str, str] = os.environ
+) -> Iterator[Finding]:
     """Yield processor, system, memory, GPUs, NVIDIA driver and Python. Bad if no PyTorch exists for this machine."""
     cores = _("{count} cores").format(count=machine.cores)
     yield Finding("machine", _("processor"), listed([machine.chip, cores, machine.arch]))
@@ -38,7 +40,7 @@ def look_at_machine(machine: Machine, driver: str | None, environ: Mapping[str, 
     yield Finding("machine", "Python", _("{version} for {arch} ({path})").format(
         version=machine.python, arch=machine.arch, path=sys.executable
     ))  # fmt: skip
-    if told := [f"{name}={environ[name]}" for name in TELLING if name in environ]:
+    if told := [f"{name}={environ[name]}" for name in REPORTED_VARIABLES if name in environ]:
         yield Finding("machine", _("environment"), " ".join(told))
     try:
         detect.check_machine(machine)
@@ -57,7 +59,7 @@ def pip_install(*words: str) -> str:
     return shlex.join([_python(), "-m", "pip", "install", *words])
 
 
-def pip_exchange(*words: str) -> str:
+def pip_reinstall_torch(*words: str) -> str:
     """Return the shell command that uninstalls torch and then installs `words`.
 
     Without the uninstall, pip would keep an installed build whose version satisfies the requirement.

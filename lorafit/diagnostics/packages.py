@@ -8,22 +8,26 @@ from importlib import metadata
 from packaging.requirements import Requirement
 
 from lorafit.diagnostics.finding import Finding, Mark
-from lorafit.diagnostics.machine import pip_exchange, pip_install
+from lorafit.diagnostics.machine import pip_install, pip_reinstall_torch
 from lorafit.hardware.detect import Gpu, Machine
 from lorafit.messages import _, listed
 
-US = "lorafit"
+OWN_NAME = "lorafit"
 SHOWN = ("torch", "transformers", "bitsandbytes")  # other packages are reported only if something is wrong
 OPTIONAL_ENGINES = ("mlx", "mlx-metal", "mlx-lm")
 TAGGED = ("torch", "bitsandbytes", "mlx", "mlx-metal", "numpy", "tokenizers", "safetensors")
 ARCHS = {"arm64": ("arm64", "aarch64", "universal2"), "aarch64": ("aarch64",), "x86_64": ("x86_64", "universal2")}
 
 # Requirements of PyTorch's CUDA builds: CUDA major version -> lowest driver, and the GPU's compute capability.
-LEAST_DRIVER = {11: 450, 12: 525, 13: 580}
+MIN_DRIVER = {11: 450, 12: 525, 13: 580}
 TURING, BLACKWELL = 7.5, 10.0
-NO_OLD_CARDS_SINCE = (12, 8)  # builds from this CUDA version on support Blackwell, but not Pascal and Volta
+BLACKWELL_CUDA = (12, 8)  # builds from this CUDA version on support Blackwell, but not Pascal and Volta
 BEFORE_TURING = re.compile(r"\b(K80|M40|M60|P4|P40|P100|V100|GTX (9|10)\d\d|TITAN (X|V))\b", re.I)
-OLD_CARDS = ("torch<2.15", "--index-url", "https://download.pytorch.org/whl/cu126")  # the last builds for older GPUs
+OLD_GPU_TORCH = (
+    "torch<2.15",
+    "--index-url",
+    "https://download.pytorch.org/whl/cu126",
+)  # the last builds for older GPUs
 NEURAL_MACOS = 26  # only MLX's macosx_26 wheel uses the M5's matrix units
 
 
@@ -50,7 +54,7 @@ class Packages:
 
     def wanted(self, extra: str = "") -> list[Requirement]:
         """Return lorafit's requirements on this system, or those that the extra `extra` adds."""
-        us = self.find(US)
+        us = self.find(OWN_NAME)
         lines = [Requirement(line) for line in (us.requires or [])] if us else []
         plain = [r for r in lines if r.marker is None or r.marker.evaluate({"extra": ""})]
         if not extra:
@@ -59,7 +63,7 @@ class Packages:
 
     def extras(self) -> list[str]:
         """Return the names of lorafit's extras, without `dev`."""
-        us = self.find(US)
+        us = self.find(OWN_NAME)
         return [name for name in (us.metadata.get_all("Provides-Extra") or []) if name != "dev"] if us else []
 
     def versions(self) -> dict[str, str]:
@@ -69,7 +73,7 @@ class Packages:
         return {name: version for name, version in pairs if version is not None}
 
 
-def look_at_packages(machine: Machine, driver: str | None, packages: Packages) -> Iterator[Finding]:
+def package_findings(machine: Machine, driver: str | None, packages: Packages) -> Iterator[Finding]:
     """Yield the versions of the main packages, then each package that is missing, too old, or for other hardware."""
     for name in (*SHOWN, *OPTIONAL_ENGINES):
         if version := packages.version(name):
@@ -100,12 +104,12 @@ def _requirements(machine: Machine, packages: Packages) -> Iterator[Finding]:
             continue
         found = _("not installed") if version is None else _("{version} is too old").format(version=version)
         words = f"{wanted.name}{wanted.specifier}"
-        yield Finding("packages", wanted.name, found, _gravity(wanted.name, machine), command=pip_install(words))
+        yield Finding("packages", wanted.name, found, _severity(wanted.name, machine), command=pip_install(words))
     if met:
         yield Finding("packages", _("all told"), _("{count} packages as wanted").format(count=met))
 
 
-def _gravity(name: str, machine: Machine) -> Mark:
+def _severity(name: str, machine: Machine) -> Mark:
     """Return the mark of an unmet requirement. bitsandbytes is essential only on CUDA, where 4-bit is the default."""
     return "poor" if name == "bitsandbytes" and machine.gpu("cuda") is None else "bad"
 
@@ -132,22 +136,22 @@ def _cuda_builds(machine: Machine, driver: str | None) -> Iterator[Finding]:
         yield Finding("packages", "torch", found, "poor", command=_cuda_torch(gpu, major))
         return
     cuda = tuple(int(number) for number in re.findall(r"\d+", machine.torch_cuda)[:2])
-    least = LEAST_DRIVER.get(cuda[0])
+    least = MIN_DRIVER.get(cuda[0])
     if least is not None and major is not None and major < least:
         found = _("made for CUDA {cuda}, which needs an NVIDIA driver from {least} on; this one is {driver}")
         yield Finding(
             "packages", "torch", found.format(cuda=machine.torch_cuda, least=least, driver=driver), "bad",
             fix=_("Update the driver (https://www.nvidia.com/drivers), or take an older build:"),
-            command=pip_exchange(*OLD_CARDS),
+            command=pip_reinstall_torch(*OLD_GPU_TORCH),
         )  # fmt: skip
-    if _before_turing(gpu) and cuda >= NO_OLD_CARDS_SINCE:
+    if _before_turing(gpu) and cuda >= BLACKWELL_CUDA:
         found = _("made for CUDA {cuda}, whose builds start at Turing (7.5): too new for {gpu}")
         text = found.format(cuda=machine.torch_cuda, gpu=gpu.name)
-        yield Finding("packages", "torch", text, "bad", command=pip_exchange(*OLD_CARDS))
-    if (gpu.compute_capability or 0) >= BLACKWELL and cuda < NO_OLD_CARDS_SINCE:
+        yield Finding("packages", "torch", text, "bad", command=pip_reinstall_torch(*OLD_GPU_TORCH))
+    if (gpu.compute_capability or 0) >= BLACKWELL and cuda < BLACKWELL_CUDA:
         found = _("made for CUDA {cuda}, which does not know {gpu}: too old for it")
         text = found.format(cuda=machine.torch_cuda, gpu=gpu.name)
-        yield Finding("packages", "torch", text, "bad", command=pip_exchange("torch"))
+        yield Finding("packages", "torch", text, "bad", command=pip_reinstall_torch("torch"))
 
 
 def _cuda_torch(gpu: Gpu, driver: int | None) -> str:
@@ -155,8 +159,8 @@ def _cuda_torch(gpu: Gpu, driver: int | None) -> str:
 
     PyPI has the build for the newest CUDA version.
     """
-    old_driver = driver is not None and driver < LEAST_DRIVER[13]
-    return pip_exchange(*(OLD_CARDS if _before_turing(gpu) or old_driver else ("torch",)))
+    old_driver = driver is not None and driver < MIN_DRIVER[13]
+    return pip_reinstall_torch(*(OLD_GPU_TORCH if _before_turing(gpu) or old_driver else ("torch",)))
 
 
 def _before_turing(gpu: Gpu) -> bool:

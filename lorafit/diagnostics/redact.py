@@ -11,7 +11,7 @@ SECRET_NAMES = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_KEY", 
 TOKEN_SHAPES = re.compile(r"\b(?:hf|sk|ghp|gho|github_pat|ms)[_-](?=\w*\d)[A-Za-z0-9_-]{16,}")
 URL_USER = re.compile(r"(?<=://)[^/@\s]+@")
 HOMES = re.compile(r"(?<![\w.~-])/(?:home|Users)/[^/\s:;,'\")]+")
-SHORTEST = 6  # characters; shorter values ("1", "true") are no secrets and match everywhere
+MIN_SECRET_LENGTH = 6  # characters; shorter values ("1", "true") are no secrets and match everywhere
 
 
 def scrub(text: str, environ: Mapping[str, str] = os.environ) -> str:
@@ -21,7 +21,7 @@ def scrub(text: str, environ: Mapping[str, str] = os.environ) -> str:
     name as a part of a path.
     """
     for name, value in environ.items():
-        if SECRET_NAMES.search(name) and len(value) >= SHORTEST:
+        if SECRET_NAMES.search(name) and len(value) >= MIN_SECRET_LENGTH:
             text = text.replace(value, HIDDEN)
     text = URL_USER.sub(f"{HIDDEN}@", TOKEN_SHAPES.sub(HIDDEN, text))
     home = str(Path.home())

@@ -25,10 +25,10 @@ def main(device: str, precision: str, language: str) -> None:
             if name == "mlx" and device != "mps" and find_spec("mlx") is None:
                 continue  # a missing MLX matters only on Apple Silicon
             _tell(kind=kind, name=name)
-            _tell(kind=kind, name=name, **attempt(entry, device, precision))
+            _tell(kind=kind, name=name, **run_self_test(entry, device, precision))
 
 
-def attempt(entry: Entry, device: str, precision: str) -> dict[str, object]:
+def run_self_test(entry: Entry, device: str, precision: str) -> dict[str, object]:
     """Run one self-test and return `good`, `found`, and on failure `fix`, or `install` for a missing package."""
     try:
         trial: Trial = registry.load(entry)

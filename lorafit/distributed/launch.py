@@ -60,7 +60,7 @@ def rank_info(environ: Mapping[str, str] = os.environ) -> RankInfo:
     )
 
 
-def environments(count: int, port: int) -> list[dict[str, str]]:
+def rank_environments(count: int, port: int) -> list[dict[str, str]]:
     """Return the environment variables of each of `count` processes on this machine, which meet at `port`."""
     shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
     shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -78,7 +78,7 @@ class RankProcesses:
         """Return the rank of a failed process, with its exit reason and last lines of output; None if none failed."""
         for rank, process in enumerate(self.processes, 1):
             if process.poll():
-                return rank, "\n".join([_ending(process.returncode), *self._tail(rank)])
+                return rank, "\n".join([_exit_text(process.returncode), *self._tail(rank)])
         return None
 
     def _tail(self, rank: int) -> list[str]:
@@ -99,12 +99,12 @@ class RankProcesses:
             file.close()
 
 
-def no_known_death() -> tuple[int, str] | None:
+def no_known_failure() -> tuple[int, str] | None:
     """Return None: this process cannot know how processes ended that another program (torchrun) started."""
     return None
 
 
-Dead = Callable[[], tuple[int, str] | None]
+FindFailure = Callable[[], tuple[int, str] | None]
 
 
 @contextlib.contextmanager
@@ -112,7 +112,7 @@ def launch_ranks(count: int, port: int, command: Sequence[str] = FOLLOWER) -> It
     """Run `command` as ranks 1 to `count` - 1 on this machine inside the context; this process is rank 0."""
     others = RankProcesses()
     try:
-        for environ in environments(count, port)[1:]:
+        for environ in rank_environments(count, port)[1:]:
             file = tempfile.TemporaryFile()  # noqa: SIM115 - read when the process is dead, closed by end()
             others.errors.append(file)
             process = subprocess.Popen(
@@ -124,7 +124,7 @@ def launch_ranks(count: int, port: int, command: Sequence[str] = FOLLOWER) -> It
         others.end()
 
 
-def _ending(code: int) -> str:
+def _exit_text(code: int) -> str:
     if code >= 0:
         return _("it ended with code {code}").format(code=code)
     try:

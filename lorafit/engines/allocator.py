@@ -28,7 +28,7 @@ def has_profiles() -> bool:
     return sys.platform == "linux" and platform.libc_ver()[0] == "glibc"
 
 
-def use(profile: str) -> bool:
+def set_profile(profile: str) -> bool:
     """Set `profile` for the rest of this process; return False if any of its parameters was refused.
 
     Without glibc, only `default` returns True.

@@ -68,7 +68,7 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Facts:
+class EngineFacts:
     """Facts that the engine finds when it opens, for the plan, the terminal and the adapter's README."""
 
     trainable_parameters: int
@@ -83,7 +83,7 @@ class Facts:
 class Engine(Protocol):
     """A base model with its adapter and optimizer. An engine translates every exception of its backend."""
 
-    facts: Facts
+    facts: EngineFacts
 
     def step(self, step: int, micro_batches: Sequence[MicroBatch], total_targets: int, lr: float) -> StepResult:
         """Run forward, backward, clipping and one update. Gradients are sums over target tokens / `total_targets`.
@@ -146,7 +146,7 @@ class Engine(Protocol):
         ...
 
 
-def one_by_one(
+def answers_one_by_one(
     engine: Engine, prompts: Sequence[Sequence[int]], sampling: Sampling
 ) -> Iterator[dict[int, list[int]]]:  # fmt: skip
     """Implement `Engine.answers` for an engine that answers one prompt at a time."""

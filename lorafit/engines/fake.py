@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from lorafit.data.micro_batch import MicroBatch
-from lorafit.engines.base import Facts, LossSum, OutOfMemory, Probe, Setup, StepResult, one_by_one
+from lorafit.engines.base import EngineFacts, LossSum, OutOfMemory, Probe, Setup, StepResult, answers_one_by_one
 from lorafit.run_folders.adapter import AdapterConfig, lora_names, read_adapter, write_adapter
-from lorafit.sampling import Sampling, pick
+from lorafit.sampling import Sampling, sample_token
 
 VOCAB = 512
 MODULE = "model.layers.0.self_attn.q_proj"
@@ -36,7 +36,7 @@ class FakeEngine:
         self.weights_V = np.zeros(VOCAB, np.float64)
         self.momentum_V = np.zeros(VOCAB, np.float64)
         self.on = True
-        self.facts = Facts(VOCAB, [MODULE], True)
+        self.facts = EngineFacts(VOCAB, [MODULE], True)
 
     def step(self, step: int, micro_batches: Sequence[MicroBatch], total_targets: int, lr: float) -> StepResult:
         results = [self._loss(micro) for micro in micro_batches]  # may raise, before any state changes
@@ -90,13 +90,13 @@ class FakeEngine:
     def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Iterator[int]:
         rng = np.random.default_rng([sampling.seed, *prompt_ids])
         for _i in range(sampling.max_new_tokens):
-            token = pick(self.weights_V.astype(np.float32), sampling, rng)
+            token = sample_token(self.weights_V.astype(np.float32), sampling, rng)
             if token in sampling.stop_ids:
                 return
             yield token
 
     def answers(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[dict[int, list[int]]]:
-        return one_by_one(self, prompts, sampling)
+        return answers_one_by_one(self, prompts, sampling)
 
     def peak_bytes(self) -> int | None:
         return None

@@ -75,12 +75,12 @@ class ChatTokenizer:
             try:
                 return str(
                     self.inner.apply_chat_template(
-                        [_turn(message, as_text) for message in messages if message.role != TOOLS],
+                        [_message_dict(message, as_text) for message in messages if message.role != TOOLS],
                         tools=tools,
                         tokenize=False,
                         add_generation_prompt=add_generation_prompt,
                         date_string=date_string,
-                        chat_template=_without_clock(self.inner.get_chat_template(), date_string),
+                        chat_template=_with_fixed_date(self.inner.get_chat_template(), date_string),
                     )
                 )
             except (TemplateError, TypeError) as error:
@@ -178,7 +178,7 @@ class ChatTokenizer:
         return first if first and first[0] in self.inner.added_tokens_decoder else []
 
 
-def _turn(message: Message, arguments_as_text: bool) -> dict[str, Any]:
+def _message_dict(message: Message, arguments_as_text: bool) -> dict[str, Any]:
     """Return a message as the dict that templates read."""
     turn: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.calls:
@@ -201,7 +201,7 @@ def read_template(given: str | None) -> str | None:
 
 
 @lru_cache(maxsize=4)
-def _without_clock(template: str, date_string: str) -> str:
+def _with_fixed_date(template: str, date_string: str) -> str:
     """Replace each `strftime_now` call in `template` by `date_string`, or by 26 Jul 2024 if that is no such date."""
     try:
         date = datetime.strptime(date_string, "%d %b %Y")

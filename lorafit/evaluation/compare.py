@@ -16,10 +16,10 @@ from lorafit.data.sources import read_rows
 from lorafit.engines.base import Engine, LossSum
 from lorafit.errors import DataError, LorafitError
 from lorafit.evaluation.chat import ChatTokens, text_pieces
-from lorafit.evaluation.metrics import Float64, LossDifference, ReferenceScores, bootstrap, citations, likeness
+from lorafit.evaluation.metrics import Float64, LossDifference, ReferenceScores, bootstrap, citations, reference_scores
 from lorafit.evaluation.validation import ValidationRows
 from lorafit.messages import _, listed
-from lorafit.progress import Say
+from lorafit.progress import ProgressCallback
 from lorafit.sampling import Sampling
 from lorafit.units import seconds_text
 
@@ -48,7 +48,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class AnswerStats:
-    """Statistics of a model's answers. `likeness` is None without references or without its packages."""
+    """Statistics of a model's answers. `reference_scores` is None without references or without its packages."""
 
     answers: int
     characters: float  # mean per answer
@@ -116,7 +116,7 @@ class ModelUnderTest:
 
 
 def compare_models(
-    contestants: Sequence[ModelUnderTest], questions: Sequence[Question], sampling: Sampling, say: Say
+    contestants: Sequence[ModelUnderTest], questions: Sequence[Question], sampling: Sampling, say: ProgressCallback
 ) -> tuple[list[ModelResult], list[str]]:
     """Return the results of the base model and of each contestant, and notes on metrics that are left out.
 
@@ -128,19 +128,19 @@ def compare_models(
         engine = contestant.open()
         if not sides:
             engine.set_adapter(False)
-            tell = _told(say, _("base"), left + 1)
+            tell = _answer_progress(say, _("base"), left + 1)
             sides.append((_("base"), _answers(engine, contestant, questions, sampling, tell), None))
         losses = _losses(engine, contestant, base_losses, say)
         engine.set_adapter(True)
-        answers = _answers(engine, contestant, questions, sampling, _told(say, contestant.name, left))
+        answers = _answers(engine, contestant, questions, sampling, _answer_progress(say, contestant.name, left))
         sides.append((contestant.name, answers, losses))
         del engine  # free its memory before the next engine is loaded
     references = [question.reference for question in questions]
     notes: list[str] = []
-    return [ModelResult(name, a, count_up(a, references, notes), losses) for name, a, losses in sides], notes
+    return [ModelResult(name, a, answer_stats(a, references, notes), losses) for name, a, losses in sides], notes
 
 
-def _told(say: Say, name: str, sides: int) -> Callable[[int, int], None]:
+def _answer_progress(say: ProgressCallback, name: str, sides: int) -> Callable[[int, int], None]:
     """Return a callback that reports the finished answers and the estimated time left.
 
     The time left includes the answers of `sides` more models.
@@ -178,7 +178,7 @@ def _answers(
 
 
 def _losses(
-    engine: Engine, contestant: ModelUnderTest, base_losses: dict[str, Float64], say: Say
+    engine: Engine, contestant: ModelUnderTest, base_losses: dict[str, Float64], say: ProgressCallback
 ) -> ValidationLosses | None:
     """Return the losses on the contestant's validation rows. `base_losses` caches those of the base model."""
     if contestant.held_out is None:
@@ -186,16 +186,16 @@ def _losses(
     samples, key = list(contestant.held_out.samples), contestant.held_out.digest
     if key not in base_losses:
         engine.set_adapter(False)
-        base_losses[key] = sample_losses(engine, samples, _evaluated(say, _("base")))
+        base_losses[key] = sample_losses(engine, samples, _loss_progress(say, _("base")))
     engine.set_adapter(True)
-    base_S, tuned_S = base_losses[key], sample_losses(engine, samples, _evaluated(say, contestant.name))
+    base_S, tuned_S = base_losses[key], sample_losses(engine, samples, _loss_progress(say, contestant.name))
     tokens_S = np.array([sample.num_targets for sample in samples], np.int64)
     total = int(tokens_S.sum())
     sums = LossSum(float(base_S.sum()), total), LossSum(float(tuned_S.sum()), total)
     return ValidationLosses(len(samples), *sums, bootstrap(base_S, tuned_S, tokens_S))
 
 
-def _evaluated(say: Say, name: str) -> Callable[[int, int], None]:
+def _loss_progress(say: ProgressCallback, name: str) -> Callable[[int, int], None]:
     def tell(count: int, total: int) -> None:
         say(_("Held-out loss of {name}: row {count}/{total} ...").format(name=name, count=count, total=total))
 
@@ -214,7 +214,7 @@ def sample_losses(engine: Engine, samples: Sequence[Sample], tell: Callable[[int
     return np.array(losses, np.float64)
 
 
-def count_up(answers: Sequence[Answer], references: Sequence[str | None], notes: list[str]) -> AnswerStats:
+def answer_stats(answers: Sequence[Answer], references: Sequence[str | None], notes: list[str]) -> AnswerStats:
     """Return the statistics of `answers`. Add a note to `notes`, once, if a metric cannot be computed."""
     known = [(a.text, r) for a, r in zip(answers, references, strict=True) if r is not None]
     return AnswerStats(
@@ -231,7 +231,7 @@ def _likeness(known: list[tuple[str, str]], notes: list[str]) -> ReferenceScores
     if not known:
         return None
     try:
-        return likeness([text for text, _reference in known], [reference for _text, reference in known])
+        return reference_scores([text for text, _reference in known], [reference for _text, reference in known])
     except LorafitError as error:
         note = _("chrF and ROUGE-L are left out: {reason}").format(reason=f"{error.what} {error.fix or ''}".strip())
         if note not in notes:
@@ -242,17 +242,17 @@ def _likeness(known: list[tuple[str, str]], notes: list[str]) -> ReferenceScores
 # Questions
 
 
-def asked_of_rows(conversations: Sequence[Conversation]) -> list[Question]:
+def questions_from_conversations(conversations: Sequence[Conversation]) -> list[Question]:
     """Return one question per conversation. The last message is the reference answer, the others are the prompt."""
     return [Question(turns[:-1], turns[-1].content) for turns in conversations]
 
 
-def asked_of_lines(lines: Sequence[str]) -> list[Question]:
+def questions_from_lines(lines: Sequence[str]) -> list[Question]:
     """Return one question per line, without a reference answer."""
     return [Question([Message("user", line)]) for line in lines]
 
 
-def asked_of_file(path: Path) -> list[Question]:
+def questions_from_file(path: Path) -> list[Question]:
     """Return the questions and reference answers of a data file (JSON, JSON Lines, CSV ...). Raises DataError."""
     conversations = []
     for row in read_rows(str(path), "train"):
@@ -266,4 +266,4 @@ def asked_of_file(path: Path) -> list[Question]:
                 found=bad.reason,
                 fix=fix,
             ) from None
-    return asked_of_rows(conversations)
+    return questions_from_conversations(conversations)

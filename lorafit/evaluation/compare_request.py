@@ -17,18 +17,18 @@ from lorafit.evaluation.compare import (
     Comparison,
     ModelUnderTest,
     Question,
-    asked_of_file,
-    asked_of_lines,
-    asked_of_rows,
     compare_models,
+    questions_from_conversations,
+    questions_from_file,
+    questions_from_lines,
 )
 from lorafit.evaluation.model_request import AnswerRequest, base_name, choose_backend, tokenizer_folder
-from lorafit.evaluation.validation import TrainedRun, ValidationRows, held_out_rows, read_trained, run_of
+from lorafit.evaluation.validation import TrainedRun, ValidationRows, load_validation_rows, read_trained, run_containing
 from lorafit.hardware import detect
 from lorafit.messages import _, listed
 from lorafit.models.hub import FoundModel, find_model
 from lorafit.models.spec import read_spec
-from lorafit.progress import Say
+from lorafit.progress import ProgressCallback
 from lorafit.run_folders import directory
 from lorafit.run_folders.adapter import check_shapes, read_chat_settings
 from lorafit.sampling import Sampling
@@ -84,22 +84,22 @@ def page_path(request: CompareRequest) -> Path:
     """Return the path of the HTML page: `output`, else in the folder of a single run, else in the working directory."""
     if request.output is not None:
         return Path(request.output).expanduser()
-    runs = [run_of(Path(name).expanduser()) for name in request.named]
+    runs = [run_containing(Path(name).expanduser()) for name in request.named]
     return runs[0].path / PAGE if len(runs) == 1 and runs[0] is not None else Path(PAGE)
 
 
-def compare(request: CompareRequest, read_lines: Callable[[Path], list[str]], say: Say) -> Comparison:
+def compare(request: CompareRequest, read_lines: Callable[[Path], list[str]], say: ProgressCallback) -> Comparison:
     """Run the comparison of `request`. `read_lines` reads a text file of questions. Raises LorafitErrors."""
     _check(request)
-    entrants = _entrants(request.named)
-    asked, source = _asked(request, read_lines)
+    entrants = _adapter_refs(request.named)
+    asked, source = _requested_questions(request, read_lines)
     base = _base(request, entrants, say)
     notes: list[str] = []
-    contestants = [_contestant(request, entrant, base, notes, say) for entrant in entrants]
+    contestants = [_model_under_test(request, entrant, base, notes, say) for entrant in entrants]
     if asked is None:
         asked, source = _held_out_questions(contestants, notes)
     questions = asked[: request.num_samples]
-    notes += _unequal(contestants)
+    notes += _fairness_notes(contestants)
     sampling = Sampling(request.temperature, request.top_p, request.max_new_tokens, request.seed)
     sides, left_out = compare_models(contestants, questions, sampling, say)
     setting = [base.device, base.precision, *([base.quantization] if base.quantization != "none" else [])]
@@ -120,12 +120,12 @@ def _check(request: CompareRequest) -> None:
         raise ConfigError(what, found=given, fix=_("Leave all but one out."))
 
 
-def _entrants(names: list[str]) -> list[AdapterRef]:
+def _adapter_refs(names: list[str]) -> list[AdapterRef]:
     """Return the adapters of `names`, with unique names. Raises AdapterError, ConfigError, RunError."""
     entrants = []
     for name in names:
         path = Path(name).expanduser()
-        folder, run = directory.find_adapter(path), run_of(path)
+        folder, run = directory.find_adapter(path), run_containing(path)
         short = folder.absolute().name if run is None else _short(run, folder.absolute())
         entrants.append(AdapterRef(short, folder, None if run is None else read_trained(run)))
     times = Counter(entrant.name for entrant in entrants)
@@ -137,14 +137,16 @@ def _short(run: directory.RunDir, folder: Path) -> str:
     return run.name if folder.name == run.final_model.name else f"{run.name}/{folder.name}"
 
 
-def _asked(request: CompareRequest, read_lines: Callable[[Path], list[str]]) -> tuple[list[Question] | None, str]:
+def _requested_questions(
+    request: CompareRequest, read_lines: Callable[[Path], list[str]]
+) -> tuple[list[Question] | None, str]:
     """Return the questions of --prompt or --test_file, or None, and the name of their source."""
     if request.prompt is not None:
-        return asked_of_lines([request.prompt]), "--prompt"
+        return questions_from_lines([request.prompt]), "--prompt"
     if request.test_file is None:
         return None, ""
     path = Path(request.test_file).expanduser()
-    asked = asked_of_file(path) if path.suffix.lower() in READERS else asked_of_lines(read_lines(path))
+    asked = questions_from_file(path) if path.suffix.lower() in READERS else questions_from_lines(read_lines(path))
     return asked, path.name
 
 
@@ -152,12 +154,12 @@ def _held_out_questions(contestants: list[ModelUnderTest], notes: list[str]) -> 
     for contestant in contestants:
         if contestant.held_out is not None:
             source = _("held out by {run}").format(run=contestant.name)
-            return asked_of_rows(contestant.held_out.conversations), source
+            return questions_from_conversations(contestant.held_out.conversations), source
     fix = _("Give --prompt TEXT or --test_file FILE.")
     raise ConfigError(_("There are no held-out questions to ask."), found="\n".join(notes), fix=fix)
 
 
-def _base(request: CompareRequest, entrants: list[AdapterRef], say: Say) -> BaseModelRef:
+def _base(request: CompareRequest, entrants: list[AdapterRef], say: ProgressCallback) -> BaseModelRef:
     """Return the common base model. Raises LorafitErrors, among them AdapterError for different base models.
 
     Precision and quantization are those of the first run if its engine and device are chosen and precision is `auto`.
@@ -182,8 +184,8 @@ def _base(request: CompareRequest, entrants: list[AdapterRef], say: Say) -> Base
     return BaseModelRef(found, *way, "none")
 
 
-def _contestant(
-    request: CompareRequest, entrant: AdapterRef, base: BaseModelRef, notes: list[str], say: Say
+def _model_under_test(
+    request: CompareRequest, entrant: AdapterRef, base: BaseModelRef, notes: list[str], say: ProgressCallback
 ) -> ModelUnderTest:
     """Prepare `entrant` for the comparison. Add a note to `notes` if its validation rows are not available."""
     trust = request.trust_remote_code
@@ -215,7 +217,7 @@ def _setup(base: BaseModelRef, trained: TrainedRun | None, trust: bool) -> Setup
 
 
 def _held_out(
-    entrant: AdapterRef, base: BaseModelRef, trust: bool, notes: list[str], say: Say
+    entrant: AdapterRef, base: BaseModelRef, trust: bool, notes: list[str], say: ProgressCallback
 ) -> ValidationRows | None:
     if entrant.trained is None:
         text = _("{name} lies in no run's folder, so its held-out rows are not known: no loss.")
@@ -223,14 +225,16 @@ def _held_out(
         return None
     say(_("Reading {name}").format(name=entrant.trained.config.dataset_name))
     try:
-        return held_out_rows(entrant.trained, base.found.folder, trust, say)  # tokenizer of the base, as in training
+        return load_validation_rows(
+            entrant.trained, base.found.folder, trust, say
+        )  # tokenizer of the base, as in training
     except LorafitError as error:
         reason = " ".join(part for part in (error.what, error.where, error.found) if part)
         notes.append(_("{name}: no held-out loss. {reason}").format(name=entrant.name, reason=reason))
         return None
 
 
-def _unequal(contestants: list[ModelUnderTest]) -> list[str]:
+def _fairness_notes(contestants: list[ModelUnderTest]) -> list[str]:
     """Return notes on differences that make the comparison of several adapters unfair."""
     notes = []
     if len({c.held_out.digest for c in contestants if c.held_out}) > 1:

@@ -69,7 +69,7 @@ def citations(text: str) -> set[str]:
     return {"".join(match.split()) for match in CITATION.findall(text)}
 
 
-def likeness(answers: Sequence[str], references: Sequence[str]) -> ReferenceScores:
+def reference_scores(answers: Sequence[str], references: Sequence[str]) -> ReferenceScores:
     """Return chrF and ROUGE-L of `answers` against `references`. Raises LorafitError if a package is not installed.
 
     chrF (Popović, WMT 2015): F2 of the n-grams of one to six characters without white space, by sacrebleu.

@@ -13,7 +13,7 @@ from lorafit.engines.tokenizer import read_template, shared_tokenizer
 from lorafit.errors import RunError
 from lorafit.messages import _
 from lorafit.planner.plan import Plan
-from lorafit.progress import Say
+from lorafit.progress import ProgressCallback
 from lorafit.run_folders.directory import RunDir, saved_config
 
 
@@ -38,7 +38,7 @@ class TrainedRun:
     plan: Plan
 
 
-def run_of(adapter: Path) -> RunDir | None:
+def run_containing(adapter: Path) -> RunDir | None:
     """Return the run that contains `adapter`, or None.
 
     `adapter` is the run folder itself, or a folder one or two levels below it, such as final_model or checkpoints/step-....
@@ -53,7 +53,9 @@ def read_trained(run: RunDir) -> TrainedRun:
     return TrainedRun(run, saved_config(run), Plan.load(run.plan))
 
 
-def held_out_rows(trained: TrainedRun, model_folder: Path, trust_remote_code: bool, say: Say) -> ValidationRows:
+def load_validation_rows(
+    trained: TrainedRun, model_folder: Path, trust_remote_code: bool, say: ProgressCallback
+) -> ValidationRows:
     """Return the validation rows of a run.
 
     Raises RunError if the data differ from those of the training or if the run has no validation rows, and other
@@ -62,7 +64,7 @@ def held_out_rows(trained: TrainedRun, model_folder: Path, trust_remote_code: bo
     config, where = trained.config, trained.run.path
     template = read_template(config.chat_template)
     load = partial(shared_tokenizer, model_folder, template, trust_remote_code)
-    data = _told(prepare_cached(config, model_folder, load, template), say)
+    data = _report_progress(prepare_cached(config, model_folder, load, template), say)
     if data.digest != trained.plan.data_digest:
         raise RunError(
             _("The data are no longer what the run was trained with; rows that it has seen may be among the held-out."),
@@ -74,7 +76,7 @@ def held_out_rows(trained: TrainedRun, model_folder: Path, trust_remote_code: bo
     return ValidationRows(data.valid, data.valid_conversations, digest(data.valid))
 
 
-def _told(texts: Generator[str, None, PreparedData], say: Say) -> PreparedData:
+def _report_progress(texts: Generator[str, None, PreparedData], say: ProgressCallback) -> PreparedData:
     """Pass each yielded text to `say`, and return the value of the generator."""
     while True:
         try:

@@ -17,7 +17,7 @@ RECYCLE = 1000  # the value of `leave` for a restart in a new process; no signal
 HANG_UP = 1  # SIGHUP: a vanished supervisor counts as this signal
 
 
-def _to_nobody(_message: Message) -> None:
+def _drop_message(_message: Message) -> None:
     pass
 
 
@@ -27,7 +27,7 @@ class Link:
     A thread writes the orders and the loop reads them. Each write is atomic (an assignment or a deque append).
     """
 
-    def __init__(self, send: Callable[[Message], None] = _to_nobody, owner: int | None = None) -> None:
+    def __init__(self, send: Callable[[Message], None] = _drop_message, owner: int | None = None) -> None:
         self.send = send
         self.owner = owner or os.getpid()  # the process that a user stops with Ctrl-C
         self.stop_signal: int | None = None
@@ -81,10 +81,10 @@ class Link:
 
         `message` gets the share of the items (0 to 1) before the accessed one.
         """
-        return _BeatThread(items, lambda index: self.beat(message(index / max(len(items), 1))))
+        return _BeatingSequence(items, lambda index: self.beat(message(index / max(len(items), 1))))
 
 
-class _BeatThread(Sequence[Item]):
+class _BeatingSequence(Sequence[Item]):
     def __init__(self, items: Sequence[Item], beat: Callable[[int], None]) -> None:
         self._items, self._beat = items, beat
 
@@ -100,15 +100,15 @@ class _BeatThread(Sequence[Item]):
         return self._items[index]
 
 
-def listen(link: Link, lines: Iterable[str]) -> None:
+def receive_orders(link: Link, lines: Iterable[str]) -> None:
     """Read orders from `lines` in a thread. At the end of `lines` the supervisor is gone: save, then exit.
 
     With nothing to save, exit at once, before this process takes the run folder from a process that resumes the run.
     """
-    threading.Thread(target=_hear, args=(link, lines), daemon=True).start()
+    threading.Thread(target=_read_orders, args=(link, lines), daemon=True).start()
 
 
-def _hear(link: Link, lines: Iterable[str]) -> None:
+def _read_orders(link: Link, lines: Iterable[str]) -> None:
     for line in lines:
         link.take(read_order(line))
     link.paused = False

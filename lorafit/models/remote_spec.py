@@ -21,7 +21,7 @@ from lorafit.models.hub import (
     translate,
     use_endpoint,
 )
-from lorafit.models.spec import INDEX, WEIGHTS, Header, ModelSpec, as_headers, spec_from, weight_files
+from lorafit.models.spec import INDEX, WEIGHTS, Header, ModelSpec, parse_headers, spec_from, weight_files
 from lorafit.paths import cache_folder
 
 SECONDS = 20.0  # timeout of a request
@@ -50,7 +50,7 @@ def local_folder(name: str) -> Path | None:
 
 
 @dataclass(frozen=True)
-class Remote:
+class RemoteModel:
     """A model on a hub. `root` + file name is the URL of a file; `headers` are HTTP headers for each request."""
 
     name: str
@@ -85,18 +85,18 @@ def remote_spec(name: str, hub: str = "huggingface", endpoint: str | None = None
     return spec_from(config, headers, Path(name))
 
 
-def _remote(name: str, hub: str, endpoint: str | None) -> Remote:
+def _remote(name: str, hub: str, endpoint: str | None) -> RemoteModel:
     if hub == "modelscope":
-        return Remote(name, f"{MODELSCOPE}/models/{name}/resolve/master/", {})
+        return RemoteModel(name, f"{MODELSCOPE}/models/{name}/resolve/master/", {})
     ensure_reachable(endpoint, name, "model")
     use_endpoint(endpoint)
     from huggingface_hub import utils
 
     headers = dict(utils.build_hf_headers())
-    return Remote(name, f"{endpoint_of(endpoint)}/{name}/resolve/main/", headers)
+    return RemoteModel(name, f"{endpoint_of(endpoint)}/{name}/resolve/main/", headers)
 
 
-def _weight_files(remote: Remote) -> list[str]:
+def _weight_files(remote: RemoteModel) -> list[str]:
     """Return the names of the weight files: those in the index, or model.safetensors if there is no index."""
     try:
         return sorted(set(json.loads(remote.fetch(INDEX))["weight_map"].values()))
@@ -106,7 +106,7 @@ def _weight_files(remote: Remote) -> list[str]:
     return [WEIGHTS]
 
 
-def _headers(remote: Remote, file: str) -> list[Header]:
+def _headers(remote: RemoteModel, file: str) -> list[Header]:
     start = remote.part(file, 0, HEAD_BYTES)
     length = int.from_bytes(start[:8], "little")
     if not 0 < length < MOST_HEAD_BYTES:
@@ -120,7 +120,7 @@ def _headers(remote: Remote, file: str) -> list[Header]:
         head += remote.part(file, 8 + len(head), 8 + length)
     lines: dict[str, Any] = json.loads(head)
     try:
-        return as_headers(lines, 8 + length)
+        return parse_headers(lines, 8 + length)
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(
             _("This file is not safetensors, or its head is damaged."), where=f"{remote.name}/{file}", found=error

@@ -121,17 +121,17 @@ def read_spec(folder: Path) -> ModelSpec:
 def spec_from(config: dict[str, Any], headers: list[Header], folder: Path) -> ModelSpec:
     """Return the shape from a config.json and the headers of all safetensors files. `folder` is for error messages."""
     text = {**config, **(config.get("text_config") or {})}
-    hidden, heads = _fact(text, "hidden", folder), _fact(text, "heads", folder)
+    hidden, heads = _config_int(text, "hidden", folder), _config_int(text, "heads", folder)
     plain = _unpacked(headers, config)
     return ModelSpec(
         model_type=str(config.get("model_type", "unknown")),
-        layers=_fact(text, "layers", folder),
+        layers=_config_int(text, "layers", folder),
         hidden=hidden,
-        intermediate=_fact(text, "intermediate", folder, 4 * hidden),
+        intermediate=_config_int(text, "intermediate", folder, 4 * hidden),
         heads=heads,
-        kv_heads=_fact(text, "kv_heads", folder, heads),
-        head_dim=_fact(text, "head_dim", folder, hidden // heads),
-        vocab=_fact(text, "vocab", folder),
+        kv_heads=_config_int(text, "kv_heads", folder, heads),
+        head_dim=_config_int(text, "head_dim", folder, hidden // heads),
+        vocab=_config_int(text, "vocab", folder),
         tied=bool(text.get("tie_word_embeddings")) or not any(h.name.endswith("lm_head.weight") for h in headers),
         parameters=sum(prod(h.shape) for h in plain),
         weight_bytes=sum(h.size for h in headers),
@@ -142,7 +142,7 @@ def spec_from(config: dict[str, Any], headers: list[Header], folder: Path) -> Mo
     )
 
 
-def _mlx(config: dict[str, Any]) -> dict[str, Any] | None:
+def _mlx_quantization(config: dict[str, Any]) -> dict[str, Any] | None:
     """Return the quantization settings of mlx_lm: default bits and overrides by module name; None if not quantized."""
     told = config.get("quantization")
     return told if isinstance(told, dict) and isinstance(told.get("bits"), int) else None
@@ -153,7 +153,7 @@ def _unpacked(headers: list[Header], config: dict[str, Any]) -> list[Header]:
 
     A row of packed 32-bit words holds 32 / bits times as many weights.
     """
-    told, plain = _mlx(config), []
+    told, plain = _mlx_quantization(config), []
     if told is None:
         return headers
     modules = {header.name.removesuffix(".scales") for header in headers if header.name.endswith(".scales")}
@@ -169,7 +169,7 @@ def _unpacked(headers: list[Header], config: dict[str, Any]) -> list[Header]:
 
 
 def _packed(headers: list[Header], config: dict[str, Any]) -> Packed | None:
-    told, floats = _mlx(config), [header for header in headers if header.dtype in FLOATS]
+    told, floats = _mlx_quantization(config), [header for header in headers if header.dtype in FLOATS]
     if told is None:
         return None
     size = sum(header.size for header in headers if header.dtype not in FLOATS)
@@ -225,7 +225,7 @@ def read_headers(file: Path) -> list[Header]:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             lines = json.loads(stream.read(length)) if length <= size - 8 else {}
-        headers = as_headers(lines, 8 + length)
+        headers = parse_headers(lines, 8 + length)
         end = 8 + length + max((line["data_offsets"][1] for line in lines.values()), default=0)
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise _broken(_("This file is not safetensors, or its head is damaged."), file, repr(error)) from None
@@ -235,7 +235,7 @@ def read_headers(file: Path) -> list[Header]:
     return headers
 
 
-def as_headers(lines: dict[str, Any], origin: int) -> list[Header]:
+def parse_headers(lines: dict[str, Any], origin: int) -> list[Header]:
     """Return the tensors in `lines`, a parsed safetensors header. Tensor data start at byte `origin`.
 
     The metadata entry is removed from `lines`.
@@ -279,7 +279,7 @@ def _config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _fact(config: dict[str, Any], fact: str, folder: Path, default: int | None = None) -> int:
+def _config_int(config: dict[str, Any], fact: str, folder: Path, default: int | None = None) -> int:
     """Return a field of the config under any of its keys; the maximum if it is a list with a value per layer."""
     value = next((config[key] for key in KEYS[fact] if config.get(key) is not None), default)
     value = max(value) if isinstance(value, list) and value else value

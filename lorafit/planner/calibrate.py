@@ -22,14 +22,14 @@ from lorafit.paths import cache_folder
 from lorafit.planner.memory import Layout
 
 MEMORY_STEP = 0.05
-LEARNT = 0.5  # weight of the newest measurement in the moving average of `slowness`
-ROOMIER = 1.1  # a ceiling expires when available memory exceeds this multiple of its `available_bytes`
-SIDE = 768  # rows and columns of the matrices in the timed matmul
+NEWEST_WEIGHT = 0.5  # weight of the newest measurement in the moving average of `slowness`
+CEILING_EXPIRY = 1.1  # a ceiling expires when available memory exceeds this multiple of its `available_bytes`
+MATMUL_SIZE = 768  # rows and columns of the matrices in the timed matmul
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Measured over predicted values for one way of computing (see `key_of`) and one model architecture.
+    """Measured over predicted values for one way of computing (see `calibration_key`) and one model architecture.
 
     `slowness`: ratio of seconds. `memory`: ratio of peak bytes, the largest seen; None: not measured. `times`: number of
     measurements.
@@ -66,7 +66,7 @@ class MetalLimit:
 class Calibration:
     """All measurements of one machine.
 
-    `core_gflops`: float32 matmul rate of its CPU, all cores together, in GFLOP/s. `key_of` makes the keys of both dicts.
+    `core_gflops`: float32 matmul rate of its CPU, all cores together, in GFLOP/s. `calibration_key` makes the keys of both dicts.
     """
 
     core_gflops: float | None = None
@@ -80,29 +80,29 @@ class Calibration:
         Without an exact match, return the median over the other architectures with the same engine, device, code path,
         precision and quantization.
         """
-        if exact := self.measured.get(key_of(layout, spec)):
+        if exact := self.measured.get(calibration_key(layout, spec)):
             return exact.slowness
         alike = sorted(m.slowness for key, m in self.measured.items() if key.startswith(_way(layout) + " "))
         return alike[len(alike) // 2] if alike else None
 
     def memory_factor(self, layout: Layout, spec: ModelSpec) -> float:
         """Return the factor on the predicted peak memory: at least 1, in steps of MEMORY_STEP."""
-        exact = self.measured.get(key_of(layout, spec))
-        return 1.0 if exact is None else rounded_factor(exact.memory)
+        exact = self.measured.get(calibration_key(layout, spec))
+        return 1.0 if exact is None else round_memory_factor(exact.memory)
 
     def most_tokens(self, layout: Layout, spec: ModelSpec, available_bytes: int) -> int | None:
         """Return the largest token budget to try.
 
         Return None if no out of memory error is known or if more memory is available now.
         """
-        found = self.ceilings.get(key_of(layout, spec))
-        return found.tokens if found and available_bytes <= ROOMIER * found.available_bytes else None
+        found = self.ceilings.get(calibration_key(layout, spec))
+        return found.tokens if found and available_bytes <= CEILING_EXPIRY * found.available_bytes else None
 
 
-NOTHING = Calibration()
+NO_CALIBRATION = Calibration()
 
 
-def rounded_factor(memory: float | None) -> float:
+def round_memory_factor(memory: float | None) -> float:
     """Return measured over predicted peak, rounded down to a step of MEMORY_STEP and at least 1 (None: 1)."""
     return max(1.0, 1 + math.floor(((memory or 1.0) - 1) / MEMORY_STEP + 1e-9) * MEMORY_STEP)
 
@@ -111,12 +111,12 @@ def _way(layout: Layout) -> str:
     return f"{layout.engine}/{layout.device}/{layout.path}/{layout.precision}/{layout.quantization}"
 
 
-def key_of(layout: Layout, spec: ModelSpec) -> str:
+def calibration_key(layout: Layout, spec: ModelSpec) -> str:
     """Return the key of a layout and an architecture, for example "torch/cpu/fast/fp32/none llama 30x576"."""
     return f"{_way(layout)} {spec.model_type} {spec.layers}x{spec.hidden}"
 
 
-def file() -> Path:
+def calibration_file() -> Path:
     """Return the calibration file: $LORAFIT_CALIBRATIONS if set, else calibrations.json in the user's cache."""
     own = os.environ.get("LORAFIT_CALIBRATIONS")
     return Path(own).expanduser().absolute() if own else cache_folder() / "calibrations.json"
@@ -147,8 +147,8 @@ def load_calibration(
     by the same ratio, so that the measured seconds stay the same.
     """
     if machine.described:
-        return NOTHING
-    path = path or file()
+        return NO_CALIBRATION
+    path = path or calibration_file()
     facts = read(path).get(machine_key(machine), {})
     before, fresh = facts.get("core_gflops"), None if measure is None else round(measure(), 1)
     gflops = max(filter(None, (before, fresh)), default=None)
@@ -171,14 +171,14 @@ def _over_faster(key: str, found: Measured, times: float) -> Measured:
     return replace(found, slowness=round(found.slowness * times, 4)) if "/cpu/" in key else found
 
 
-def note(
+def save_measurement(
     machine: Machine, key: str, slowness: float | None, memory: float | None, path: Path | None = None
 ) -> None:  # fmt: skip
     """Save a measurement: a moving average of `slowness` and the largest `memory` ratio.
 
     `slowness` None keeps the saved value; without a saved value nothing is written. Write errors are ignored.
     """
-    path = path or file()
+    path = path or calibration_file()
     facts = read(path).get(machine_key(machine), {})
     before = load_calibration(machine, path).measured.get(key)
     today = time.strftime("%Y-%m-%d")
@@ -189,30 +189,30 @@ def note(
     fresh = Measured(round(slowness, 4), None if memory is None else round(memory, 4), 1, today)
     if before is not None:
         largest = max((m for m in (before.memory, fresh.memory) if m is not None), default=None)
-        mixed = before.slowness + LEARNT * (slowness - before.slowness)
+        mixed = before.slowness + NEWEST_WEIGHT * (slowness - before.slowness)
         fresh = Measured(round(mixed, 4), largest, before.times + 1, today)
     _write(path, machine, {**facts, "measured": {**facts.get("measured", {}), key: asdict(fresh)}})
 
 
-def note_ceiling(machine: Machine, key: str, tokens: int, available_bytes: int, path: Path | None = None) -> None:
+def save_ceiling(machine: Machine, key: str, tokens: int, available_bytes: int, path: Path | None = None) -> None:
     """Save the token budget that a run fell back to after an out of memory error.
 
     Later runs with the same key start with this budget. Write errors are ignored.
     """
-    path = path or file()
+    path = path or calibration_file()
     facts = read(path).get(machine_key(machine), {})
     fresh = Ceiling(tokens, available_bytes, time.strftime("%Y-%m-%d"))
     _write(path, machine, {**facts, "ceilings": {**facts.get("ceilings", {}), key: asdict(fresh)}})
 
 
-def note_metal(machine: Machine, usable_bytes: int, path: Path | None = None) -> None:
+def save_metal_limit(machine: Machine, usable_bytes: int, path: Path | None = None) -> None:
     """Save the bytes that Metal allows the GPU to use, for later plans. Write errors are ignored."""
-    path = path or file()
+    path = path or calibration_file()
     told = MetalLimit(usable_bytes, machine.memory_bytes, time.strftime("%Y-%m-%d"))
     _write(path, machine, {**read(path).get(machine_key(machine), {}), "metal": asdict(told)})
 
 
-def recalled(machine: Machine, known: Calibration) -> Machine:
+def with_metal_limit(machine: Machine, known: Calibration) -> Machine:
     """Return `machine` with the saved Metal limit, if one exists for the same memory size."""
     told = known.metal
     if told is None or told.memory_bytes != machine.memory_bytes:
@@ -233,13 +233,13 @@ def _write(path: Path, machine: Machine, facts: dict[str, Any]) -> None:
         return
 
 
-def product_gflops() -> float:
+def measure_matmul_gflops() -> float:
     """Return the float32 GFLOP/s of numpy's matmul on all cores: the best of six, in about 0.1 s."""
     rng = np.random.default_rng(0)
-    left, right = (rng.standard_normal((SIDE, SIDE), np.float32) for _side in range(2))
+    left, right = (rng.standard_normal((MATMUL_SIZE, MATMUL_SIZE), np.float32) for _side in range(2))
     best = math.inf
     for _round in range(6):
         began = time.perf_counter()
         np.matmul(left, right)
         best = min(best, time.perf_counter() - began)
-    return 2 * SIDE**3 / best / 1e9
+    return 2 * MATMUL_SIZE**3 / best / 1e9

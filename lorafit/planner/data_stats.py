@@ -5,14 +5,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from lorafit.data.batching import shard_by_tokens, split
+from lorafit.data.batching import group_by_budget, shard_by_tokens
 from lorafit.data.dataset import PreparedData
 from lorafit.data.shared_prefix import find_shared_prefixes, prefix_lengths
 from lorafit.hashing import permutation
 from lorafit.planner.speed import MicroBatchShape
 
-STEPS_LOOKED_AT = 24  # steps that are split to compare token budgets
-VALID_LOOKED_AT = 400  # validation rows that are split to estimate the time of an evaluation
+SAMPLED_STEPS = 24  # steps that are split to compare token budgets
+SAMPLED_VALID_ROWS = 400  # validation rows that are split to estimate the time of an evaluation
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Split:
     processes: int = 1
 
 
-def steps_as_shares(data: DataStats, how: Split, seed: int, most: int = STEPS_LOOKED_AT) -> list[list[MicroBatchShape]]:
+def training_shapes(data: DataStats, how: Split, seed: int, most: int = SAMPLED_STEPS) -> list[list[MicroBatchShape]]:
     """Return the micro-batch shapes of the first steps of a run, at most `most` steps.
 
     A shared prefix is an extra micro-batch, once per step. With several processes, the list holds the micro-batches of the
@@ -88,7 +88,7 @@ def _slowest(lengths: NDArray[np.integer], data: DataStats, processes: int) -> N
     return max((lengths[share] for share in shares), key=lambda own: int(own.sum()))
 
 
-def as_shares(data: DataStats, token_budget: int) -> tuple[list[MicroBatchShape], float]:
+def validation_shapes(data: DataStats, token_budget: int) -> tuple[list[MicroBatchShape], float]:
     """Return the micro-batch shapes of an evaluation, and the factor that scales them to all validation rows.
 
     The shapes cover the first VALID_LOOKED_AT rows. Without validation rows the result is ([], 0.0).
@@ -96,7 +96,7 @@ def as_shares(data: DataStats, token_budget: int) -> tuple[list[MicroBatchShape]
     lengths = data.valid_lengths
     if not len(lengths):
         return [], 0.0
-    some = lengths[:VALID_LOOKED_AT]
+    some = lengths[:SAMPLED_VALID_ROWS]
     return _shares(some, data, Split(0, token_budget, len(some))), float(lengths.sum() / some.sum())
 
 
@@ -104,7 +104,7 @@ def _shares(lengths: NDArray[np.integer], data: DataStats, how: Split) -> list[M
     data = data if len(lengths) > 1 else data.alone
     sizes, shared, held = data.own(lengths).tolist(), data.shared, data.held
     shares = [MicroBatchShape(held, 0, held * shared)] if held else []
-    for group in split(sizes, max(how.token_budget - held, 1), how.max_samples):
+    for group in group_by_budget(sizes, max(how.token_budget - held, 1), how.max_samples):
         whole = [sizes[i] + shared for i in group]
         # Own tokens attend to the shared prefix: the attention of a whole sample minus that within the prefix.
         squares = sum(length**2 - shared**2 for length in whole)
@@ -112,16 +112,16 @@ def _shares(lengths: NDArray[np.integer], data: DataStats, how: Split) -> list[M
     return shares
 
 
-PREFIX_ROWS = 16  # rows that are searched for shared prefixes
+SAMPLED_PREFIX_ROWS = 16  # rows that are searched for shared prefixes
 
 
-MOST_HELD = 1024  # tokens of shared prefixes that fit beside a usual micro-batch
+MAX_PREFIX_TOKENS = 1024  # tokens of shared prefixes that fit beside a usual micro-batch
 
 
 def data_stats(data: PreparedData) -> DataStats:
     """Return the statistics of prepared data."""
     share = data.total_targets / max(data.total_tokens, 1)
-    some = [data.train[row] for row in range(min(len(data.train), PREFIX_ROWS))]
-    found = find_shared_prefixes(some, MOST_HELD)
+    some = [data.train[row] for row in range(min(len(data.train), SAMPLED_PREFIX_ROWS))]
+    found = find_shared_prefixes(some, MAX_PREFIX_TOKENS)
     shared, held = round(sum(prefix_lengths(found, len(some))) / len(some)), sum(begun.length for begun in found)
     return DataStats(data.train.lengths, data.valid.lengths, data.digest, share, "", shared, held)

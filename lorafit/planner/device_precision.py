@@ -15,7 +15,7 @@ from lorafit.units import bytes_text
 
 MLX_INSTALL = "pip install 'lorafit[mlx]'"
 # Older PyTorch silently returns wrong matmul results on M1 and M2 where a dimension exceeds 32767.
-MPS_RIGHT_SINCE = (2, 14)
+MPS_FIXED_VERSION = (2, 14)
 
 
 def choose_device(config: TrainConfig, machine: Machine) -> Choice:
@@ -275,7 +275,7 @@ def _cpu_reason(machine: Machine, unusable: Gpu | None) -> str:
 def _refuse_wrong_mps(machine: Machine) -> None:
     if not machine.chip.startswith(("Apple M1", "Apple M2")) or machine.torch_version is None:
         return
-    if tuple(int(part) for part in machine.torch_version.split(".")[:2]) < MPS_RIGHT_SINCE:
+    if tuple(int(part) for part in machine.torch_version.split(".")[:2]) < MPS_FIXED_VERSION:
         raise HardwareError(
             _("This PyTorch multiplies large matrices wrongly on M1 and M2, without a word."),
             found=f"PyTorch {machine.torch_version}, {machine.chip}",

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from lorafit.hardware.detect import Machine
 from lorafit.models.spec import ModelSpec
 from lorafit.planner.calibrate import Calibration
-from lorafit.planner.data_stats import STEPS_LOOKED_AT, DataStats, Split, as_shares, steps_as_shares
+from lorafit.planner.data_stats import SAMPLED_STEPS, DataStats, Split, training_shapes, validation_shapes
 from lorafit.planner.memory import Layout
 from lorafit.planner.speed import evaluation_seconds, load_seconds, save_seconds, step_seconds
 from lorafit.planner.throughput import rates
 
 SAVE_SECONDS = 600.0  # between checkpoints; equal to SAVE_SECONDS in training/loop.py
-SAMPLES_LOOKED_AT = 2000  # enough that their mean length is within 1% to 2% of the mean of all samples
+SAMPLED_ROWS = 2000  # enough that their mean length is within 1% to 2% of the mean of all samples
 # Lower and upper factor on the estimated time, by the source of the speed.
 SPREAD = {"measured": (0.9, 1.15), "calibrated": (0.85, 1.2), "catalogue": (0.65, 1.6), "guess": (0.4, 3.0)}
 
@@ -58,14 +58,14 @@ def estimate(work: RunShape, layout: Layout, token_budget: int, machine: Machine
     """Estimate the time of a run from the catalogue's speeds, corrected by earlier measurements on this machine."""
     spec, rate = work.spec, rates(machine, layout, known.core_gflops)
     how = Split(work.effective_batch, token_budget, work.max_samples, layout.processes)
-    most = min(work.schedule.steps, max(STEPS_LOOKED_AT, SAMPLES_LOOKED_AT // work.effective_batch))
-    steps = steps_as_shares(work.data, how, work.seed, most)
+    most = min(work.schedule.steps, max(SAMPLED_STEPS, SAMPLED_ROWS // work.effective_batch))
+    steps = training_shapes(work.data, how, work.seed, most)
     step = sum(step_seconds(spec, layout, rate, shares) for shares in steps) / len(steps)
     slowness = known.slowness(layout, spec)
     source = "catalogue" if rate.source == "measured" else rate.source
     if slowness is not None:
         step, source = step * slowness, "calibrated"
-    some, times = as_shares(work.data, token_budget)
+    some, times = validation_shapes(work.data, token_budget)
     valid = times * sum(evaluation_seconds(spec, layout, rate, share) for share in some)
     valid *= (slowness or 1.0) / layout.processes
     tokens = float(work.data.train_lengths.mean()) * work.effective_batch

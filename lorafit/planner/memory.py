@@ -106,7 +106,7 @@ def weights_bytes(spec: ModelSpec, precision: str, quantization: str) -> int:
     return packed + (spec.parameters - linears) * BYTES[precision]
 
 
-def held_bytes(spec: ModelSpec, layout: Layout) -> int:
+def base_bytes(spec: ModelSpec, layout: Layout) -> int:
     """Return the bytes of the base weights on one process.
 
     A sharded process holds its shard, two gathered layers (the current one and the one being prefetched) and the LM head.
@@ -214,7 +214,7 @@ def recompute_bytes(spec: ModelSpec, layout: Layout) -> int:
     return layer_bytes(spec, layout) + attention_bytes(spec, layout) - recomputed_bytes(spec, layout)
 
 
-def moving_bytes(spec: ModelSpec, layout: Layout) -> tuple[int, int]:
+def activation_peak(spec: ModelSpec, layout: Layout) -> tuple[int, int]:
     """Return the bytes of kept activations and of temporaries at the moment when their sum is largest.
 
     The first `recompute` layers are the ones that recompute. The peak is either at the backward of the last layer (or the
@@ -242,7 +242,7 @@ def loss_bytes(spec: ModelSpec, layout: Layout) -> int:
     return 4 * (chunk * (2 * block + 3 * spec.hidden) + 2 * layout.targets * spec.hidden)
 
 
-def dequantized_bytes(spec: ModelSpec, layout: Layout) -> int:
+def unpack_buffer_bytes(spec: ModelSpec, layout: Layout) -> int:
     """Return the bytes of the buffer for unpacked weights during a matmul.
 
     The buffer holds the largest quantized linear. The fast path, and weights stored in 16 bits on a CPU, unpack in blocks
@@ -282,15 +282,15 @@ def slack_bytes(spec: ModelSpec, layout: Layout, kept: int, work: int) -> int:
 
 def terms(spec: ModelSpec, layout: Layout) -> dict[str, int]:
     """Return the bytes of each term at the peak; reasons.term_names() has the names for the user."""
-    activations, work = moving_bytes(spec, layout)
+    activations, work = activation_peak(spec, layout)
     batch = batch_bytes(spec, layout)
     return {
         "framework": framework_bytes(layout),
-        "weights": held_bytes(spec, layout),
+        "weights": base_bytes(spec, layout),
         "adapter": adapter_bytes(adapter_parameters(spec, layout.lora_r, layout.lora_targets), layout.optimizer),
         "activations": activations,
         "work": work,
-        "unpacking": dequantized_bytes(spec, layout),
+        "unpacking": unpack_buffer_bytes(spec, layout),
         "batch": batch,
         "allocator": slack_bytes(spec, layout, activations, work),
     }

@@ -43,7 +43,7 @@ def source_text(machine: Machine, device: str) -> str | None:
     return _("Metal's figure of {date}").format(date=gpu.told_on) if gpu.told_on else _("Metal's figure")
 
 
-def share_of(machine: Machine, processes: int) -> Machine:
+def per_process(machine: Machine, processes: int) -> Machine:
     """Return `machine` as each of `processes` processes sees it.
 
     Each process has an equal share of the main memory. On a CPU, the processes share the cores; otherwise each has its own

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lorafit.errors import RunError
-from lorafit.messages import Said, _, listed, retranslate
+from lorafit.messages import TranslatedText, _, listed, retranslate
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Choice:
 
     def written(self) -> dict[str, Any]:
         """Return the choice for JSON: its fields, and under "again" the recipes that translate its texts again."""
-        said = {name: text.recipe for name, text in vars(self).items() if isinstance(text, Said)}
+        said = {name: text.recipe for name, text in vars(self).items() if isinstance(text, TranslatedText)}
         return {**vars(self), "again": said}
 
     @classmethod
@@ -40,7 +40,7 @@ def _must_be_there(field: Field[Any]) -> bool:
 
 
 # Fields that say how a run is computed. Of these, quantization and optimizer also change the trained adapter.
-HOW = ("engine", "device", "precision", "quantization", "optimizer", "token_budget", "max_micro_batch", "recompute",
+COMPUTATION_FIELDS = ("engine", "device", "precision", "quantization", "optimizer", "token_budget", "max_micro_batch", "recompute",
        "loss_chunk", "allocator", "compile", "save_steps", "eval_steps", "keep_checkpoints")  # fmt: skip
 
 
@@ -123,4 +123,4 @@ class Plan:
 
     def computed_as(self, other: "Plan") -> "Plan":
         """Return this plan with the fields in HOW taken from `other`."""
-        return replace(self, **{name: getattr(other, name) for name in HOW})
+        return replace(self, **{name: getattr(other, name) for name in COMPUTATION_FIELDS})

@@ -7,19 +7,27 @@ from lorafit.config import TrainConfig, resolve_effective_batch
 from lorafit.hardware.detect import Machine
 from lorafit.models.spec import ModelSpec
 from lorafit.planner import device_precision, prequantized, reasons, sharding, suggestions, tuning
-from lorafit.planner.calibrate import NOTHING, Calibration
+from lorafit.planner.calibrate import NO_CALIBRATION, Calibration
 from lorafit.planner.data_stats import DataStats, target_share
 from lorafit.planner.estimate import Estimate, RunShape, Schedule, estimate
 from lorafit.planner.fast_path import FAST, path_of
 from lorafit.planner.memory import Layout, terms
 from lorafit.planner.memory_budget import available_bytes
 from lorafit.planner.plan import Choice, Plan
-from lorafit.planner.search import NO_LIMIT, Candidate, PlanRequest, best, candidates, judged, loss_chunk
+from lorafit.planner.search import (
+    NO_LIMIT,
+    Candidate,
+    PlanRequest,
+    best_candidate,
+    candidates,
+    evaluate_layout,
+    loss_chunk,
+)
 
-__all__ = ["DataStats", "PlanResult", "Schedule", "consider", "make_plan", "make_schedule"]
+__all__ = ["DataStats", "PlanResult", "Schedule", "make_plan", "make_plan_result", "make_schedule"]
 
 EVAL_SHARE = 0.05  # highest share of the training time for scheduled evaluations
-MOST_EVALS = 20
+MAX_EVALS = 20
 
 
 @dataclass(frozen=True)
@@ -39,14 +47,14 @@ class PlanResult:
 
 
 def make_plan(
-    config: TrainConfig, machine: Machine, spec: ModelSpec, data: DataStats, known: Calibration = NOTHING
+    config: TrainConfig, machine: Machine, spec: ModelSpec, data: DataStats, known: Calibration = NO_CALIBRATION
 ) -> Plan:  # fmt: skip
     """Return the plan for a run. Raise ConfigError, HardwareError, ModelError or DoesNotFit."""
-    return consider(config, machine, spec, data, known).plan
+    return make_plan_result(config, machine, spec, data, known).plan
 
 
-def consider(
-    config: TrainConfig, machine: Machine, spec: ModelSpec, data: DataStats, known: Calibration = NOTHING
+def make_plan_result(
+    config: TrainConfig, machine: Machine, spec: ModelSpec, data: DataStats, known: Calibration = NO_CALIBRATION
 ) -> PlanResult:
     """Return the plan with all candidates. Raise ConfigError, HardwareError, ModelError or DoesNotFit.
 
@@ -63,16 +71,16 @@ def consider(
     base = _base(config, spec, data, engine.value, device.value, quantization.value, optimizer.value)
     question = _asked(config, machine, spec, data, base, known)
     found = candidates(question)
-    if sharding.can_share(config, quantization.value) and (config.shard == "on" or not best(found).fits):
-        shared = replace(question, base=sharding.shared(question.base, config))
-        if best(tried := candidates(shared)).fits or config.shard == "on":
+    if sharding.can_shard(config, quantization.value) and (config.shard == "on" or not best_candidate(found).fits):
+        shared = replace(question, base=sharding.sharded_layout(question.base, config))
+        if best_candidate(tried := candidates(shared)).fits or config.shard == "on":
             question, found = shared, tried
     in_4bit: Candidate | None = None
-    if not best(found).fits and config.quantization == "auto" and quantization.value == "none":
+    if not best_candidate(found).fits and config.quantization == "auto" and quantization.value == "none":
         packed = _asked(config, machine, spec, data, replace(base, quantization="4bit"), known)
-        if (in_4bit := best(tried := candidates(packed))).fits:
+        if (in_4bit := best_candidate(tried := candidates(packed))).fits:
             question, found, quantization = packed, tried, device_precision.only_4bit_fits(engine.value)
-    chosen = best(found)
+    chosen = best_candidate(found)
     if not chosen.fits and config.token_budget is None:
         raise suggestions.does_not_fit(question, chosen, in_4bit)
     chosen, tuned = _with_allocator(question, chosen)
@@ -82,7 +90,7 @@ def consider(
     expected = estimate(work, chosen.layout, chosen.token_budget, machine, known)
     precision = device_precision.precision_choice(config, device.value, chosen.layout.precision, engine.value)
     what = [device, *device_precision.old_gpu(machine, device.value), engine, quantization, precision, optimizer]
-    how = reasons.how(question, chosen, expected)
+    how = reasons.computation_choices(question, chosen, expected)
     how += sharding.choices(config, chosen.layout, chosen.peak_bytes, machine)
     if engine.value == "torch" and (chosen.layout.path != FAST or config.compile != "auto"):
         tuned.append(tuning.choose_compile(config, device.value, chosen.layout.path, expected.total))
@@ -99,30 +107,30 @@ def _with_allocator(question: PlanRequest, chosen: Candidate) -> tuple[Candidate
     layout, config, machine = chosen.layout, question.config, question.machine
     if layout.engine != "torch":
         return chosen, []
-    ample = judged(question, replace(layout, allocator="fast"), chosen.token_budget)
+    ample = evaluate_layout(question, replace(layout, allocator="fast"), chosen.token_budget)
     room = available_bytes(machine, layout.device)
     choice = tuning.choose_allocator(config, machine, layout.device, ample.peak_bytes, room)
-    suited = judged(question, replace(layout, allocator=choice.value), chosen.token_budget)
+    suited = evaluate_layout(question, replace(layout, allocator=choice.value), chosen.token_budget)
     return replace(suited, seconds=chosen.seconds), [choice]  # the search's time, comparable with the others
 
 
-def alternatives(planned: PlanResult, known: Calibration = NOTHING) -> list[Choice]:
+def alternatives(planned: PlanResult, known: Calibration = NO_CALIBRATION) -> list[Choice]:
     """Return the rejected candidates with reasons, and proposals that a user must request.
 
     Proposals are 4-bit base weights, if they fit, and one process on each GPU.
     """
     question, chosen = planned.question, planned.chosen
-    found = reasons.others(question, chosen, planned.considered)
+    found = reasons.rejected_choices(question, chosen, planned.considered)
     config, base = question.config, question.base
     if config.quantization == "auto" and base.quantization == "none" and (base.device == "cpu" or base.engine == "mlx"):
         base = replace(base, quantization="4bit")
-        packed = best(candidates(_asked(config, question.machine, question.spec, question.data, base, known)))
+        packed = best_candidate(candidates(_asked(config, question.machine, question.spec, question.data, base, known)))
         if packed.fits:
-            found.append(reasons.proposal(question, chosen, packed))
+            found.append(reasons.quantization_proposal(question, chosen, packed))
     gpus = sum(gpu.kind == question.base.device for gpu in question.machine.gpus)
     if gpus > 1 and question.base.processes == 1:
         several = replace(question, base=replace(question.base, processes=gpus))
-        found.append(reasons.more_gpus(chosen, best(candidates(several))))
+        found.append(reasons.more_gpus(chosen, best_candidate(candidates(several))))
     return found
 
 
@@ -181,7 +189,7 @@ def _eval_interval(steps: int, step_tokens: float, valid_tokens: int) -> int:
     a forward and backward pass.
     """
     affordable = EVAL_SHARE * steps * step_tokens / (valid_tokens / 2)
-    return min(math.ceil(steps / max(min(affordable, MOST_EVALS), 1)), steps)
+    return min(math.ceil(steps / max(min(affordable, MAX_EVALS), 1)), steps)
 
 
 def _schedule_choices(config: TrainConfig, effective_batch: int, schedule: Schedule, rows: int) -> list[Choice]:

@@ -31,7 +31,7 @@ def term_names() -> dict[str, str]:
     }
 
 
-def how(question: PlanRequest, chosen: Candidate, expected: Estimate) -> list[Choice]:
+def computation_choices(question: PlanRequest, chosen: Candidate, expected: Estimate) -> list[Choice]:
     """Return the choices of memory, code path, token budget, recompute and time."""
     path = [_path(question)] if question.base.engine == "torch" else []
     return [_memory(question, chosen), *path, *_split(question, chosen), _time(expected)]
@@ -121,7 +121,7 @@ def evaluations(config: TrainConfig, schedule: Schedule, most: float) -> Choice:
     return Choice("eval_steps", str(schedule.eval_steps), share.format(share=most))
 
 
-def others(question: PlanRequest, chosen: Candidate, considered: list[Candidate]) -> list[Choice]:
+def rejected_choices(question: PlanRequest, chosen: Candidate, considered: list[Candidate]) -> list[Choice]:
     """Return rejected candidates with reasons, at most MOST_OTHERS.
 
     The two fastest that do not fit come first, then those that fit, the fastest first.
@@ -136,7 +136,7 @@ def others(question: PlanRequest, chosen: Candidate, considered: list[Candidate]
     return list(found.values())[:MOST_OTHERS]
 
 
-def proposal(question: PlanRequest, chosen: Candidate, packed: Candidate) -> Choice:
+def quantization_proposal(question: PlanRequest, chosen: Candidate, packed: Candidate) -> Choice:
     """Return the proposal of 4-bit base weights with its speed and memory.
 
     4-bit weights change the trained adapter, so the planner does not choose them while the unquantized base fits.

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from lorafit.config import TrainConfig, resolve_effective_batch
 from lorafit.hardware.detect import Machine
 from lorafit.models.spec import ModelSpec
-from lorafit.planner.data_stats import DataStats, Split, steps_as_shares
+from lorafit.planner.data_stats import DataStats, Split, training_shapes
 from lorafit.planner.fast_path import FAST
 from lorafit.planner.memory import Layout, peak_bytes
 from lorafit.planner.memory_budget import usable_bytes
@@ -23,7 +23,7 @@ LADDER = (256, 512, 1024, 2048, 4096)
 USEFUL_TOKENS = {"cpu": 1024, "mps": 2048, "cuda": 4096}  # a larger micro-batch is hardly faster on the device
 LOGITS_BYTES = (128 * MIB, 32 * MIB)  # size of one chunk's logits, if all existed at once in fp32
 NO_LIMIT = 4096  # samples per micro-batch where the config sets no limit
-WORTH = 0.03  # relative: a plan that is faster by less is not worth more memory
+WORTHWHILE_SPEEDUP = 0.03  # relative: a plan that is faster by less is not worth more memory
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class PlanRequest:
     @property
     def is_capped(self) -> bool:
         """Whether `most_tokens` excludes a token budget that the search would try otherwise."""
-        largest = rungs(self.base.device, self.data.longest)[0]
+        largest = budget_ladder(self.base.device, self.data.longest)[0]
         return self.config.token_budget is None and largest > (self.most_tokens or largest)
 
     @property
@@ -85,12 +85,12 @@ def candidates(question: PlanRequest) -> list[Candidate]:
     return [
         _leanest_needed(question, layout, budget, steps)
         for budget in budgets(question)
-        for steps in [steps_of(question, budget)]
+        for steps in [step_shapes(question, budget)]
         for layout in _layouts(question, budget)
     ]
 
 
-def best(found: list[Candidate]) -> Candidate:
+def best_candidate(found: list[Candidate]) -> Candidate:
     """Return the fastest candidate that fits; if none fits, the one with the lowest peak memory.
 
     Candidates within WORTH of the fastest count as equally fast, and the one with the lowest peak memory wins.
@@ -101,7 +101,10 @@ def best(found: list[Candidate]) -> Candidate:
     precision = fitting[0].layout.precision  # candidates are sorted by token budget, then by preferred precision
     fitting = [candidate for candidate in fitting if candidate.layout.precision == precision]
     fastest = min(candidate.seconds for candidate in fitting)
-    return min((c for c in fitting if c.seconds <= fastest * (1 + WORTH)), key=lambda candidate: candidate.peak_bytes)
+    return min(
+        (c for c in fitting if c.seconds <= fastest * (1 + WORTHWHILE_SPEEDUP)),
+        key=lambda candidate: candidate.peak_bytes,
+    )
 
 
 def anything_fits(question: PlanRequest) -> bool:
@@ -117,22 +120,22 @@ def anything_fits(question: PlanRequest) -> bool:
 
 
 def budgets(question: PlanRequest) -> list[int]:
-    """Return the token budgets to try, the largest first: the requested one, or `rungs` up to `most_tokens`."""
+    """Return the token budgets to try, the largest first: the requested one, or `budget_ladder` up to `most_tokens`."""
     config = question.config
     if config.token_budget:
         return [config.token_budget]
-    found = rungs(question.base.device, question.data.longest)
+    found = budget_ladder(question.base.device, question.data.longest)
     return [rung for rung in found if rung <= (question.most_tokens or rung)] or found[-1:]
 
 
-def steps_of(question: PlanRequest, budget: int) -> list[list[MicroBatchShape]]:
+def step_shapes(question: PlanRequest, budget: int) -> list[list[MicroBatchShape]]:
     """Return the micro-batch shapes of the first steps of the run under `budget`."""
     config = question.config
     how = Split(resolve_effective_batch(config), budget, question.max_samples, question.base.processes)
-    return steps_as_shares(question.data, how, config.seed)
+    return training_shapes(question.data, how, config.seed)
 
 
-def rungs(device: str, longest: int) -> list[int]:
+def budget_ladder(device: str, longest: int) -> list[int]:
     """Return the token budgets for a device, the largest first.
 
     The largest is the largest useful one, the smallest is not below the longest sample: a sample is never split, so a
@@ -165,7 +168,7 @@ def _leanest_needed(
 ) -> Candidate:
     layers, asked = question.spec.layers, question.config.recompute
     if asked is not None:
-        return judged(question, replace(layout, recompute=min(asked, layers)), budget, steps)
+        return evaluate_layout(question, replace(layout, recompute=min(asked, layers)), budget, steps)
     low, high = 0, _most_recomputed(question)  # binary search: each recomputed layer saves memory
     while low < high:
         middle = (low + high) // 2
@@ -173,7 +176,7 @@ def _leanest_needed(
             high = middle
         else:
             low = middle + 1
-    return judged(question, replace(layout, recompute=low), budget, steps)
+    return evaluate_layout(question, replace(layout, recompute=low), budget, steps)
 
 
 def _most_recomputed(question: PlanRequest) -> int:
@@ -184,11 +187,11 @@ def _most_recomputed(question: PlanRequest) -> int:
     return question.spec.layers - (question.base.path == FAST)
 
 
-def judged(
+def evaluate_layout(
     question: PlanRequest, layout: Layout, budget: int, steps: list[list[MicroBatchShape]] | None = None
 ) -> Candidate:  # fmt: skip
     """Return `layout` as a candidate with its predicted memory and time; `steps` are those of steps_of()."""
-    steps = steps or steps_of(question, budget)
+    steps = steps or step_shapes(question, budget)
     peak, rate = _peak(question, layout), rates(question.machine, layout)
     seconds = sum(step_seconds(question.spec, layout, rate, shares) for shares in steps) / len(steps)
     return Candidate(layout, budget, peak, seconds, peak <= question.room)

@@ -11,12 +11,12 @@ from lorafit.planner.plan import Choice
 from lorafit.units import bytes_text
 
 
-def can_share(config: TrainConfig, quantization: str) -> bool:
+def can_shard(config: TrainConfig, quantization: str) -> bool:
     """Return whether sharding is possible: several processes, a base that is not quantized, and --shard is not off."""
     return (config.processes or 1) > 1 and quantization == "none" and config.shard != "off"
 
 
-def shared(base: Layout, config: TrainConfig) -> Layout:
+def sharded_layout(base: Layout, config: TrainConfig) -> Layout:
     """Return `base` sharded over all processes, on the generic path: the fast path needs whole weights."""
     return replace(base, shards=config.processes or 1, path=GENERIC)
 

@@ -20,7 +20,7 @@ UNPACK_SLOWNESS = {"cpu": 6.0, "cuda": 1.5, "mps": 4.0}
 FAST_UNPACK_SLOWNESS = 0.4
 # Between processes on one machine: gloo over loopback, NCCL over PCIe. Assumed.
 EXCHANGE_BYTES_PER_SECOND = {"cpu": 1e9, "cuda": 10e9, "mps": 1e9}
-TOUCHES = 3  # times that a kept activation is read or written outside of matmuls
+ACTIVATION_PASSES = 3  # times that a kept activation is read or written outside of matmuls
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def flops(spec: ModelSpec, layout: Layout, share: MicroBatchShape) -> float:
     return fixed + attention_flops(spec, share) + recompute_flops(spec, layout, share)
 
 
-def product_seconds(spec: ModelSpec, rate: DeviceRates, operations: float, tokens: int) -> float:
+def matmul_seconds(spec: ModelSpec, rate: DeviceRates, operations: float, tokens: int) -> float:
     """Return the seconds of `operations` in matmuls over `tokens` rows.
 
     Few tokens and a small hidden size lower the rate (half_rate_tokens, half_rate_width).
@@ -94,7 +94,7 @@ def traffic_bytes(spec: ModelSpec, layout: Layout, share: MicroBatchShape) -> fl
     chunks = -(-share.targets // layout.loss_chunk)
     head = 2.0 * chunks * spec.hidden * spec.vocab * BYTES[layout.precision]
     weights = _passes(spec, layout) * weights_bytes(spec, layout.precision, layout.quantization)
-    return TOUCHES * one * share.tokens + head + weights
+    return ACTIVATION_PASSES * one * share.tokens + head + weights
 
 
 def unpack_seconds(spec: ModelSpec, layout: Layout, rate: DeviceRates) -> float:
@@ -113,7 +113,7 @@ def micro_batch_seconds(spec: ModelSpec, layout: Layout, rate: DeviceRates, shar
     """
     launches = rate.launch_seconds * spec.layers * _passes(spec, layout)
     moved = 0.0 if layout.path == FAST else traffic_bytes(spec, layout, share) / rate.bytes
-    products = product_seconds(spec, rate, flops(spec, layout, share), share.tokens)
+    products = matmul_seconds(spec, rate, flops(spec, layout, share), share.tokens)
     return products + moved + unpack_seconds(spec, layout, rate) + launches + gather_seconds(spec, layout)
 
 
@@ -155,7 +155,7 @@ def evaluation_seconds(spec: ModelSpec, layout: Layout, rate: DeviceRates, share
     A forward pass takes a third to a half of the operations of a training pass without recompute; half is assumed.
     """
     plain = flops(spec, layout, share) - recompute_flops(spec, layout, share)
-    return product_seconds(spec, rate, plain / 2, layout.tokens) + rate.launch_seconds * spec.layers
+    return matmul_seconds(spec, rate, plain / 2, layout.tokens) + rate.launch_seconds * spec.layers
 
 
 def load_seconds(spec: ModelSpec) -> float:

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from lorafit.errors import DoesNotFit
-from lorafit.hardware.catalogue.find import described
+from lorafit.hardware.catalogue.find import machine_named
 from lorafit.hardware.catalogue.models import SHAPES, known_spec
 from lorafit.messages import _, listed
 from lorafit.models.spec import ModelSpec
 from lorafit.planner import device_precision
 from lorafit.planner.fast_path import path_of
 from lorafit.planner.memory import terms
-from lorafit.planner.memory_budget import MARGIN, available_bytes, share_of
+from lorafit.planner.memory_budget import MARGIN, available_bytes, per_process
 from lorafit.planner.reasons import term_names
 from lorafit.planner.search import Candidate, PlanRequest, anything_fits, budgets
 from lorafit.units import bytes_text
@@ -77,7 +77,7 @@ def _fewer_processes(question: PlanRequest) -> Iterator[str]:
     for fewer in range(count - 1, 0, -1):
         base = replace(question.base, processes=fewer)
         alone = question.base.device == "cpu" and question.base.shards == 1
-        if alone and fits(replace(question, machine=share_of(whole, fewer), base=base)):
+        if alone and fits(replace(question, machine=per_process(whole, fewer), base=base)):
             yield _("--processes {count}: each has more of the memory").format(count=fewer)
             return
 
@@ -130,7 +130,7 @@ def _fits_model(question: PlanRequest, spec: ModelSpec) -> bool:
 
 def _larger_machine(question: PlanRequest) -> str | None:
     for name in LARGER_MACHINES:
-        machine = described(name)
+        machine = machine_named(name)
         device = machine.gpus[0].kind
         engine = device_precision.choose_engine(question.config, machine, device).value
         auto = question.config.model_copy(

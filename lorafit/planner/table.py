@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 from lorafit.config import TrainConfig
 from lorafit.errors import ConfigError, DoesNotFit
-from lorafit.hardware.catalogue.find import described
+from lorafit.hardware.catalogue.find import machine_named
 from lorafit.hardware.catalogue.lengths import LAWYER_LLAMA
 from lorafit.hardware.catalogue.models import known_spec
 from lorafit.models.spec import ModelSpec
 from lorafit.planner.data_stats import DataStats
-from lorafit.planner.planner import PlanResult, consider
+from lorafit.planner.planner import PlanResult, make_plan_result
 
 # Model size in the tables -> the model that represents it.
 MODELS = {
@@ -101,6 +101,6 @@ def _spec(model: str) -> ModelSpec:
 
 def _planned(config: TrainConfig, machine: str, spec: ModelSpec, data: DataStats) -> PlanResult | None:
     try:
-        return consider(config, described(machine), spec, data)
+        return make_plan_result(config, machine_named(machine), spec, data)
     except (DoesNotFit, ConfigError):
         return None

@@ -9,7 +9,9 @@ from lorafit.messages import _
 from lorafit.planner.fast_path import GENERIC
 from lorafit.planner.plan import Choice
 
-COMFORT = 0.6  # of the available memory: below this share, the memory that the fast profile keeps does no harm
+AMPLE_MEMORY_SHARE = (
+    0.6  # of the available memory: below this share, the memory that the fast profile keeps does no harm
+)
 # Start-up seconds of torch.compile per layer, and the share of the training time that it saves, where measured.
 COMPILE_SECONDS = {"cpu": 46.0}
 COMPILE_SAVES = {"cpu": 0.01}
@@ -25,7 +27,7 @@ def choose_allocator(config: TrainConfig, machine: Machine, device: str, peak_by
         return Choice("allocator", config.allocator, _("as asked"))
     if machine.system != "Linux" or device != "cpu":
         return Choice("allocator", "default", _("the system's own"))
-    if peak_bytes <= COMFORT * available:
+    if peak_bytes <= AMPLE_MEMORY_SHARE * available:
         return Choice("allocator", "fast", _("memory is ample: what was taken once is kept"))
     return Choice("allocator", "lean", _("memory is scarce: what is not needed is given back at once"))
 

@@ -3,6 +3,6 @@
 Importing this package changes rich's line breaking for everything that is printed (terminal/line_wrap.py).
 """
 
-from lorafit.reporters.terminal.line_wrap import teach_rich
+from lorafit.reporters.terminal.line_wrap import patch_rich
 
-teach_rich()
+patch_rich()

@@ -26,12 +26,12 @@ CONFIG, WEIGHTS, CHAT = "adapter_config.json", "adapter_model.safetensors", "lor
 KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 DTYPES = {"F32": np.float32, "F16": np.float16, "F64": np.float64}
 # Settings of adapters that compute something other than W + scale * B @ A.
-FOREIGN = (
+UNSUPPORTED_SETTINGS = (
     "use_dora", "lora_bias", "rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication", "target_parameters",
     "trainable_token_indices", "use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config", "kasa_config",
     "velora_config", "monteclora_config", "megatron_config",
 )  # fmt: skip
-PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")  # any other init changes the base weights too
+SUPPORTED_INITS = (None, True, False, "gaussian", "eva", "orthogonal")  # any other init changes the base weights too
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def lora_names(module: str) -> tuple[str, str]:
     return f"base_model.model.{module}.lora_A.weight", f"base_model.model.{module}.lora_B.weight"
 
 
-def module_of(name: str) -> tuple[str, str] | None:
+def parse_lora_name(name: str) -> tuple[str, str] | None:
     """Return the module and "A" or "B", the inverse of lora_names(); None for any other name."""
     parts = KEY.fullmatch(name)
     return (parts[1], parts[2]) if parts else None
@@ -97,7 +97,7 @@ def write_adapter(folder: Path, config: AdapterConfig, tensors: dict[str, NDArra
 def read_adapter_config(folder: Path) -> AdapterConfig:
     """Return the config of the adapter in `folder`. Raises AdapterError if it is missing, damaged or not supported."""
     facts = _read_json(folder / CONFIG)
-    _refuse_foreign(facts, folder / CONFIG)
+    _refuse_unsupported(facts, folder / CONFIG)
     try:
         return AdapterConfig(
             base_model=_text(facts.get("base_model_name_or_path")),
@@ -133,19 +133,19 @@ def check_shapes(folder: Path, spec: ModelSpec) -> None:
     layers = max((int(part[3]) for name in tensors if (part := LAYER.search(name))), default=-1) + 1
     if layers > spec.layers:
         found = _("{theirs} layers in the adapter, {ours} in the model").format(theirs=layers, ours=spec.layers)
-        raise other_base(folder, config.base_model, found)
+        raise wrong_base_error(folder, config.base_model, found)
     sizes = {linear.name: (linear.in_features, linear.out_features) for linear in spec.linears}
-    modules = {parts[0] for name in tensors if (parts := module_of(name))}
+    modules = {parts[0] for name in tensors if (parts := parse_lora_name(name))}
     for module in sorted(modules & sizes.keys()):
         a, b = (tensors[name] for name in lora_names(module))
         if (a.shape[1], b.shape[0]) != sizes[module]:
             found = _("{module}: {theirs} in the adapter, {ours} in the model").format(
                 module=module, theirs=f"{a.shape[1]} -> {b.shape[0]}", ours="{} -> {}".format(*sizes[module])
             )
-            raise other_base(folder, config.base_model, found)
+            raise wrong_base_error(folder, config.base_model, found)
 
 
-def other_base(folder: Path, trained_on: str | None, found: str) -> AdapterError:
+def wrong_base_error(folder: Path, trained_on: str | None, found: str) -> AdapterError:
     """Return the error for an adapter on a base model that it was not trained on."""
     return AdapterError(
         _("This adapter was trained on another base model: {name}.").format(name=trained_on or "?"),
@@ -157,7 +157,7 @@ def other_base(folder: Path, trained_on: str | None, found: str) -> AdapterError
     )
 
 
-def other_layers(folder: Path, config: AdapterConfig, found: str) -> AdapterError:
+def wrong_layers_error(folder: Path, config: AdapterConfig, found: str) -> AdapterError:
     """Return the error for an adapter on more or fewer layers than are trained."""
     targets = ",".join(sorted({name.rpartition(".")[2] for name in config.target_modules}))
     return AdapterError(
@@ -224,13 +224,13 @@ def _read_json(path: Path) -> dict[str, Any]:
     return facts
 
 
-def _refuse_foreign(facts: dict[str, Any], path: Path) -> None:
-    strange = {name: facts[name] for name in FOREIGN if facts.get(name)}
+def _refuse_unsupported(facts: dict[str, Any], path: Path) -> None:
+    strange = {name: facts[name] for name in UNSUPPORTED_SETTINGS if facts.get(name)}
     if facts.get("peft_type") != "LORA":
         strange["peft_type"] = facts.get("peft_type")
     if facts.get("bias", "none") != "none":
         strange["bias"] = facts["bias"]
-    if facts.get("init_lora_weights") not in PLAIN_STARTS:
+    if facts.get("init_lora_weights") not in SUPPORTED_INITS:
         strange["init_lora_weights"] = facts["init_lora_weights"]
     if strange:
         raise AdapterError(
@@ -253,7 +253,7 @@ def _targets(facts: dict[str, Any], folder: Path) -> list[str]:
     _require_weights(folder / WEIGHTS)
     try:
         with safe_open(folder / WEIGHTS, "numpy") as file:
-            return sorted({parts[0] for name in file.keys() if (parts := module_of(name))})  # noqa: SIM118 (no mapping)
+            return sorted({parts[0] for name in file.keys() if (parts := parse_lora_name(name))})  # noqa: SIM118 (no mapping)
     except (OSError, SafetensorError) as error:
         raise _broken(folder / WEIGHTS, error) from error
 
@@ -297,7 +297,7 @@ def _require_weights(path: Path) -> None:
 def _check_pairs(tensors: dict[str, NDArray[np.float32]], r: int, path: Path) -> None:
     """Raise AdapterError unless every tensor is a lora_A [r, in] or lora_B [out, r] of a module that has both."""
     for name, tensor in tensors.items():
-        parts = module_of(name)
+        parts = parse_lora_name(name)
         if parts is None:
             raise _broken(path, _("a tensor that is neither lora_A nor lora_B: {name}").format(name=name))
         if not set(lora_names(parts[0])) <= tensors.keys():

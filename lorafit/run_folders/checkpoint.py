@@ -15,7 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from lorafit.atomic import ensure_room, hidden_path, leftovers, list_folder, put_back, verify, whole_folder
+from lorafit.atomic import (
+    atomic_folder,
+    ensure_disk_space,
+    hidden_path,
+    leftovers,
+    list_folder,
+    restore_set_aside,
+    verify,
+)
 from lorafit.errors import DiskError
 from lorafit.messages import _
 
@@ -43,7 +51,7 @@ def save_checkpoint(run: HasCheckpoints, step: int, write: Callable[[Path], None
     """Save what `write(folder)` writes as the checkpoint of `step`. If it raises DiskError, the run is unchanged."""
     start = time.perf_counter()
     target = run.checkpoints / f"step-{step:06d}"
-    with whole_folder(target) as folder:
+    with atomic_folder(target) as folder:
         write(folder)
         write_step(folder, step)
     return SavedCheckpoint(target, _bytes(target), time.perf_counter() - start)
@@ -59,10 +67,10 @@ def make_room(run: HasCheckpoints) -> None:
         return
     needed = int(sizes[0] * ROOM_SHARE)
     try:
-        ensure_room(run.checkpoints, needed)
+        ensure_disk_space(run.checkpoints, needed)
     except DiskError:
         prune(run, 1)
-        ensure_room(run.checkpoints, needed)
+        ensure_disk_space(run.checkpoints, needed)
 
 
 def write_step(folder: Path, step: int) -> None:
@@ -81,7 +89,7 @@ def step_of(folder: Path) -> int | None:
 
 def latest_good(run: HasCheckpoints) -> tuple[Path | None, list[tuple[Path, str]]]:
     """Return the newest valid checkpoint or None, and the newer invalid ones with the reason for each."""
-    put_back(run.checkpoints)
+    restore_set_aside(run.checkpoints)
     bad: list[tuple[Path, str]] = []
     for step, path in _numbered(run.checkpoints):
         fault = verify(path) or _state_fault(path, step)
@@ -102,7 +110,7 @@ def prune(run: HasCheckpoints, keep: int) -> None:
     """Delete all but the `keep` newest checkpoints and the newest valid one, and unfinished files of dead processes."""
     good, _bad = latest_good(run)
     for folder in (run.checkpoints, run.checkpoints.parent):
-        put_back(folder)
+        restore_set_aside(folder)
         for path, _kind, _name in leftovers(folder):
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
     for _step, path in _numbered(run.checkpoints)[keep:]:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorafit.atomic import HIDDEN, disk_error, put_back
+from lorafit.atomic import HIDDEN, disk_error, restore_set_aside
 from lorafit.config import TrainConfig, make_config, read_yaml
 from lorafit.errors import AdapterError, RunError
 from lorafit.events import EvalDone, Event, Failed, Finished, Resumed, Started, StepDone, Stopped, read_events
@@ -121,7 +121,7 @@ class RunDir:
         except OSError as error:
             raise disk_error(error, self.lock_file) from error
         with file:
-            if not _take(file.fileno()):
+            if not _try_lock(file.fileno()):
                 file.seek(0)
                 raise RunError(
                     _("Another process is writing this run."),
@@ -137,7 +137,7 @@ class RunDir:
     def let_orphan_end(self) -> None:
         """Wait for a writer whose supervisor is gone, at most ORPHAN_SECONDS: it is still saving its last step."""
         deadline = time.monotonic() + ORPHAN_SECONDS
-        while _is_running(self) and not _lives(self._owner()) and time.monotonic() < deadline:
+        while _is_running(self) and not _is_alive(self._owner()) and time.monotonic() < deadline:
             time.sleep(0.1)
 
     def _owner(self) -> int | None:
@@ -166,10 +166,10 @@ class RunInfo:
 def create(output_dir: Path, model_type: str) -> RunDir:
     """Create the folder `<model_type>-lora-<YYYYmmdd_HHMMSS>`, with `_2` and so on if it exists. Raises DiskError."""
     kind = re.sub(r"[^a-z0-9_.]+", "_", model_type.lower()).strip("._") or "model"
-    return take_name(output_dir, f"{kind}-lora-{time.strftime('%Y%m%d_%H%M%S')}")
+    return create_unique_folder(output_dir, f"{kind}-lora-{time.strftime('%Y%m%d_%H%M%S')}")
 
 
-def take_name(output_dir: Path, name: str) -> RunDir:
+def create_unique_folder(output_dir: Path, name: str) -> RunDir:
     """Create an empty folder `name`, with `_2` and so on if it exists. Raises DiskError."""
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -183,15 +183,15 @@ def discard(run: RunDir) -> None:
     shutil.rmtree(run.path, ignore_errors=True)
 
 
-def latest(output_dir: Path) -> RunDir | None:
+def latest_run(output_dir: Path) -> RunDir | None:
     """Return the run that was started last, by the time in its name, else its folder's time; None if there is none."""
-    return max(all_runs(output_dir), key=_begun, default=None)
+    return max(all_runs(output_dir), key=_start_time, default=None)
 
 
 def find_run(name: str, output_dir: Path) -> RunDir:
     """Return the run `name`: a path, a name in `output_dir`, or "" or "latest" for the latest. Raises RunError."""
     if name in ("", "latest"):
-        newest = latest(output_dir)
+        newest = latest_run(output_dir)
         if newest is None:
             raise RunError(_("There is no run yet."), where=output_dir, fix=_("Start one with `lorafit train`."))
         return newest
@@ -210,7 +210,7 @@ def find_run(name: str, output_dir: Path) -> RunDir:
 
 def list_runs(output_dir: Path) -> list[RunInfo]:
     """Return the list entries of all runs in `output_dir`, the latest first."""
-    return [info_of(run) for run in sorted(all_runs(output_dir), key=_begun, reverse=True)]
+    return [info_of(run) for run in sorted(all_runs(output_dir), key=_start_time, reverse=True)]
 
 
 def info_of(run: RunDir) -> RunInfo:
@@ -249,7 +249,7 @@ def find_adapter(path: Path) -> Path:
     if _holds_adapter(path):
         return path
     run = RunDir(path)
-    put_back(path)
+    restore_set_aside(path)
     checkpoint, bad = latest_good(run)
     for folder in (run.final_model, run.best_model, checkpoint):
         if folder is not None and _holds_adapter(folder):
@@ -287,7 +287,7 @@ def all_runs(output_dir: Path) -> list[RunDir]:
         return []
 
 
-def _begun(run: RunDir) -> tuple[str, int]:
+def _start_time(run: RunDir) -> tuple[str, int]:
     stamp = STAMP.fullmatch(run.name)
     if stamp:
         return stamp[1], int(stamp[2] or 1)
@@ -298,7 +298,7 @@ def _holds_adapter(folder: Path) -> bool:
     return (folder / "adapter_config.json").is_file()
 
 
-def _take(descriptor: int, shared: bool = False) -> bool:
+def _try_lock(descriptor: int, shared: bool = False) -> bool:
     """Try to lock; return whether it worked. A list of runs locks for a moment, so an exclusive lock is retried."""
     for _attempt in range(1 if shared else 5):
         try:
@@ -316,7 +316,7 @@ def _take(descriptor: int, shared: bool = False) -> bool:
 def _is_running(run: RunDir) -> bool:
     try:
         with run.lock_file.open("r", encoding="utf-8") as file:
-            return not _take(file.fileno(), shared=True)
+            return not _try_lock(file.fileno(), shared=True)
     except OSError:
         return False
 
@@ -330,7 +330,7 @@ def _state(run: RunDir, events: list[Event]) -> str:
     return "stopped" if turns and isinstance(turns[-1], Stopped) else "interrupted"
 
 
-def _lives(pid: int | None) -> bool:
+def _is_alive(pid: int | None) -> bool:
     if pid is None:
         return True
     try:

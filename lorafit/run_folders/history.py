@@ -98,12 +98,12 @@ def differences(one: Settings, other: Settings) -> list[SettingDifference]:
     return [pair for pair in pairs if pair.one != pair.other]
 
 
-def planned(plan: Settings) -> Settings:
+def plan_values(plan: Settings) -> Settings:
     """Return the plain values of a plan, without lists and objects such as the reasons."""
     return {name: value for name, value in plan.items() if not isinstance(value, list | dict)}
 
 
-def choices(plan: Settings) -> list[dict[str, str]]:
+def plan_choices(plan: Settings) -> list[dict[str, str]]:
     """Return a plan's complete decisions as setting, value and reason, in the current language."""
     found = plan.get("choices")
     keys = ("setting", "value", "reason")
@@ -148,12 +148,12 @@ def restarts(record: Record) -> list[Resumed]:
     return record.of(Resumed)
 
 
-def begun(record: Record) -> float | None:
+def start_time(record: Record) -> float | None:
     """Return the time of the first start in seconds since 1970; None if unknown."""
     return next((time for e in record.events if (time := _number(e.time)) is not None), None)
 
 
-def why_not_finished(record: Record) -> str | None:
+def failure_text(record: Record) -> str | None:
     """Return the error text of the run's last failure; None if it started again or finished after that."""
     turns = [e for e in record.events if isinstance(e, Started | Failed | Finished)]
     last = turns[-1] if turns else None

@@ -5,7 +5,7 @@ import contextlib
 import psutil
 
 
-def battery() -> tuple[float, bool] | None:
+def read_battery() -> tuple[float, bool] | None:
     """Return the charge in percent and whether mains power is connected; None without a battery or a reading."""
     with contextlib.suppress(RuntimeError, OSError, AttributeError):
         found = psutil.sensors_battery()
@@ -14,7 +14,7 @@ def battery() -> tuple[float, bool] | None:
     return None
 
 
-def wanted(power: tuple[float, bool] | None, level: float, paused: bool) -> str | None:
+def battery_order(power: tuple[float, bool] | None, level: float, paused: bool) -> str | None:
     """Return the order for the worker: "pause", "go_on", or None. `level` is in percent; 0 never pauses."""
     if power is None:
         return "go_on" if paused else None

@@ -30,7 +30,7 @@ def slept_seconds(before: Clocks, now: Clocks) -> float | None:
     return slept if slept >= LEAST_SECONDS else None
 
 
-def set_by_seconds(before: Clocks, now: Clocks) -> float | None:
+def clock_set_seconds(before: Clocks, now: Clocks) -> float | None:
     """Return by how many seconds the wall clock was set (negative: back); None if it was not set."""
     by = (now.wall - before.wall) - (now.with_sleep - before.with_sleep)
     return by if abs(by) >= LEAST_SECONDS else None

@@ -9,7 +9,7 @@ from lorafit.messages import _
 from lorafit.units import seconds_text
 
 # Lower-case substrings of backends' messages, and the cause that each one shows. The first match wins.
-TEXTS = (
+CAUSE_PATTERNS = (
     ("callbackerroroutofmemory", "metal_memory"),
     ("callbackerrorimpactinginteractivity", "watchdog"),
     ("callbackerrortimeout", "watchdog"),
@@ -31,9 +31,9 @@ TEXTS = (
     ("no space left on device", "disk"),
 )
 # Output of a worker that continues with wrong values, because PyTorch raises no error.
-FATAL = ("command buffer exited with error status", "kiogpucommandbuffercallbackerror")
-CRASHES = tuple(-number for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE))
-ASKED = tuple(-number for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT))
+FATAL_PATTERNS = ("command buffer exited with error status", "kiogpucommandbuffercallbackerror")
+CRASH_CODES = tuple(-number for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE))
+STOP_CODES = tuple(-number for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT))
 
 
 @dataclass(frozen=True)
@@ -58,24 +58,24 @@ class Diagnosis:
     words: str | None = None
 
 
-def death_of(end: WorkerExit) -> Diagnosis:
+def diagnose(end: WorkerExit) -> Diagnosis:
     """Return the diagnosis of a worker's end."""
     if end.silent_seconds is not None:
         return _death("hung", None, time=seconds_text(end.silent_seconds))
     if end.heard is not None:
         return _death(_cause((end.heard,)) or "command_buffer", end.heard)
     if end.error is not None:
-        return _of_error(end.error, end.oom_kills)
+        return _diagnose_error(end.error, end.oom_kills)
     if end.bug is not None:
-        return _of_bug(end.bug)
+        return _diagnose_bug(end.bug)
     if end.code == -signal.SIGKILL:
         return _death("oom_killer" if end.oom_kills else "killed", None)
-    if end.code in ASKED:
+    if end.code in STOP_CODES:
         return _death("asked", None, signal=_name(end.code))
     cause = _cause(end.tail)
     if cause is not None:
         return _death(cause, _line(end.tail, cause))
-    if end.code in CRASHES:
+    if end.code in CRASH_CODES:
         return _death("crashed", _last(end.tail), signal=_name(end.code))
     if end.code == -signal.SIGABRT:
         return _death("aborted", _last(end.tail))
@@ -84,10 +84,10 @@ def death_of(end: WorkerExit) -> Diagnosis:
 
 def is_fatal(line: str) -> bool:
     """Return whether a worker that writes `line` computes wrong values from then on."""
-    return any(text in line.lower() for text in FATAL)
+    return any(text in line.lower() for text in FATAL_PATTERNS)
 
 
-def sentence(cause: str) -> str:
+def cause_text(cause: str) -> str:
     """Return the user's sentence for `cause`, with {placeholders} to fill in."""
     return {
         "oom_killer": _("The system ran out of memory and killed the process that trains."),
@@ -111,7 +111,7 @@ def sentence(cause: str) -> str:
     }[cause]
 
 
-def _of_error(error: LorafitError, oom_kills: int) -> Diagnosis:
+def _diagnose_error(error: LorafitError, oom_kills: int) -> Diagnosis:
     """Diagnose a LorafitError. A new process helps only after a failed device or a lost rank."""
     if isinstance(error, EngineError):
         if type(error).__name__ == "RankLost":  # by name: this module does not import the class
@@ -123,24 +123,24 @@ def _of_error(error: LorafitError, oom_kills: int) -> Diagnosis:
     return Diagnosis("error", error.what, error.found)
 
 
-def _of_bug(line: str) -> Diagnosis:
+def _diagnose_bug(line: str) -> Diagnosis:
     """Diagnose an unexpected exception: out of memory or a failed device, otherwise a bug in lorafit."""
     cause = _cause((line,))
     return Diagnosis("bug", line) if cause is None else _death(cause, line)
 
 
 def _death(cause: str, words: str | None, **facts: object) -> Diagnosis:
-    return Diagnosis(cause, sentence(cause).format(**facts), words)
+    return Diagnosis(cause, cause_text(cause).format(**facts), words)
 
 
 def _cause(lines: Iterable[str]) -> str | None:
     text = "\n".join(lines).lower()
-    return next((cause for part, cause in TEXTS if part in text), None)
+    return next((cause for part, cause in CAUSE_PATTERNS if part in text), None)
 
 
 def _line(lines: Sequence[str], cause: str) -> str | None:
     """Return the last line that shows `cause`."""
-    parts = [part for part, told in TEXTS if told == cause]
+    parts = [part for part, told in CAUSE_PATTERNS if told == cause]
     return next((line for line in reversed(lines) if any(part in line.lower() for part in parts)), None)
 
 

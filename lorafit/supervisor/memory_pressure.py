@@ -13,12 +13,12 @@ PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
 STALLED_PERCENT = 10.0  # of the last ten seconds in which all tasks waited for memory
 FULL_SHARE = 0.97  # of the cgroup's limit, without memory that can be reclaimed at once
 CRITICAL = 4  # macOS: 1 normal, 2 warning, 4 critical
-LOOKS = 3  # consecutive readings that must agree
+MIN_READINGS = 3  # consecutive readings that must agree
 UNLIMITED = 1 << 60  # cgroup v1 writes "no limit" as a very large number
 
 
 @dataclass(frozen=True)
-class Reading:
+class MemoryReading:
     """A reading of memory pressure; a field is None if the system does not report it."""
 
     stalled_percent: float | None = None
@@ -33,17 +33,17 @@ class Reading:
         return stalled or full or (self.macos_level or 0) >= CRITICAL
 
 
-def is_short(readings: Sequence[Reading]) -> bool:
+def is_short(readings: Sequence[MemoryReading]) -> bool:
     """Return whether the last LOOKS readings are all high: the next step must use less memory to avoid thrashing."""
-    return len(readings) >= LOOKS and all(reading.high for reading in list(readings)[-LOOKS:])
+    return len(readings) >= MIN_READINGS and all(reading.high for reading in list(readings)[-MIN_READINGS:])
 
 
-def read_memory_pressure() -> Reading:
+def read_memory_pressure() -> MemoryReading:
     """Read the present memory pressure."""
     if platform.system() == "Darwin":
-        return Reading(macos_level=_macos_level())
+        return MemoryReading(macos_level=_macos_level())
     folder = cgroup(PROC, CGROUP)
-    return Reading(stalled_percent(PROC / "pressure" / "memory"), share(folder) if folder else None)
+    return MemoryReading(stalled_percent(PROC / "pressure" / "memory"), share(folder) if folder else None)
 
 
 def stalled_percent(path: Path) -> float | None:

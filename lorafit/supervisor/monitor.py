@@ -11,8 +11,8 @@ from lorafit.ipc.protocol import Order
 from lorafit.messages import _
 from lorafit.supervisor import battery as power
 from lorafit.supervisor import memory_pressure
-from lorafit.supervisor.clock_drift import Clocks, read_clocks, set_by_seconds, slept_seconds
-from lorafit.supervisor.thermal import Thermometer
+from lorafit.supervisor.clock_drift import Clocks, clock_set_seconds, read_clocks, slept_seconds
+from lorafit.supervisor.thermal import ThrottlingDetector
 from lorafit.supervisor.watchdog import Watchdog
 from lorafit.units import seconds_text
 
@@ -24,9 +24,9 @@ REST_SECONDS = 120.0  # from a shrink order to the next one; doubled each time
 class Sensors:
     """The sensors of the monitor. Each is a function, so that a simulated machine can replace this one."""
 
-    memory: Callable[[], memory_pressure.Reading] = memory_pressure.read_memory_pressure
-    battery: Callable[[], tuple[float, bool] | None] = power.battery
-    heat: Callable[[], str | None] = field(default_factory=lambda: Thermometer().look)
+    memory: Callable[[], memory_pressure.MemoryReading] = memory_pressure.read_memory_pressure
+    battery: Callable[[], tuple[float, bool] | None] = power.read_battery
+    heat: Callable[[], str | None] = field(default_factory=lambda: ThrottlingDetector().look)
     clocks: Callable[[], Clocks] = read_clocks
 
 
@@ -56,7 +56,7 @@ class Monitor:
             Interval(POWER_SECONDS),
             Interval(HEAT_SECONDS),
         )
-        self._readings: deque[memory_pressure.Reading] = deque(maxlen=memory_pressure.LOOKS)
+        self._readings: deque[memory_pressure.MemoryReading] = deque(maxlen=memory_pressure.MIN_READINGS)
         self._rest, self._rested = Interval(0.0), REST_SECONDS
         self._clocks = self._senses.clocks()
 
@@ -84,13 +84,13 @@ class Monitor:
         if slept := slept_seconds(before, self._clocks):
             text = _("The machine slept for {time} (a closed lid?); training goes on where it was.")
             yield Order("say", text=text.format(time=seconds_text(slept)))
-        if by := set_by_seconds(before, self._clocks):
+        if by := clock_set_seconds(before, self._clocks):
             text = _("The clock was set by {time}; training does not depend on it.")
             yield Order("say", text=text.format(time=("-" if by < 0 else "+") + seconds_text(abs(by))))
 
     def _look_at_power(self) -> Iterator[Order]:
         found = self._senses.battery()
-        order = power.wanted(found, self._pause_battery, self.paused)
+        order = power.battery_order(found, self._pause_battery, self.paused)
         if order is None:
             return
         self.paused = order == "pause"

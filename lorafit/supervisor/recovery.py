@@ -10,8 +10,11 @@ from lorafit.messages import _
 
 MEMORY = ("oom_killer", "memory", "metal_memory")
 FINAL = ("error", "bug", "asked", "disk")
-RELAXED = {"AGX_RELAX_CDM_CTXSTORE_TIMEOUT": "1"}  # Metal's watchdog waits longer; the display may stutter
-MOST, MOST_SMALLER = 3, 8  # deaths without a new checkpoint: of one cause, unless less memory helps; of all causes
+RELAXED_WATCHDOG = {"AGX_RELAX_CDM_CTXSTORE_TIMEOUT": "1"}  # Metal's watchdog waits longer; the display may stutter
+MAX_DEATHS_OF_ONE_CAUSE, MAX_DEATHS = (
+    3,
+    8,
+)  # deaths without a new checkpoint: of one cause, unless less memory helps; of all causes
 
 
 @dataclass(frozen=True)
@@ -37,24 +40,24 @@ class Recovery:
     recycle_every: int | None = None
 
 
-def cure(deaths: Sequence[PastDeath], system: str, relaxed: bool) -> Recovery:
+def choose_recovery(deaths: Sequence[PastDeath], system: str, relaxed: bool) -> Recovery:
     """Return the recovery from the last of `deaths`.
 
     `system` is platform.system(); `relaxed`: Metal's watchdog already waits longer.
     """
     last = deaths[-1]
-    row = in_a_row(deaths)
+    row = deaths_since_checkpoint(deaths)
     alike = sum(1 for died in row if died.cause == last.cause)
-    if last.cause in FINAL or len(row) > MOST_SMALLER:
+    if last.cause in FINAL or len(row) > MAX_DEATHS:
         return Recovery(False, advice(last.cause))
     if last.cause in MEMORY:
         return Recovery(True, _("It goes on with less memory at a time."), shrink=True)
     if last.cause == "watchdog" and not relaxed:
         text = _("It goes on with AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1: macOS waits longer, and the display may stutter.")
-        return Recovery(True, text, environ=RELAXED)
+        return Recovery(True, text, environ=RELAXED_WATCHDOG)
     if last.cause == "watchdog":
         return Recovery(True, _("It goes on with smaller pieces of work."), shrink=True)
-    if alike > (1 if last.cause == "metal_bug" else MOST):
+    if alike > (1 if last.cause == "metal_bug" else MAX_DEATHS_OF_ONE_CAUSE):
         return Recovery(False, advice(last.cause))
     if last.cause == "handles":
         every = max((last.step - last.saved) // 2, 1)
@@ -67,7 +70,7 @@ def cure(deaths: Sequence[PastDeath], system: str, relaxed: bool) -> Recovery:
     return Recovery(True, _("It goes on in a new process."))
 
 
-def in_a_row(deaths: Sequence[PastDeath]) -> list[PastDeath]:
+def deaths_since_checkpoint(deaths: Sequence[PastDeath]) -> list[PastDeath]:
     """Return the last of `deaths` without a new checkpoint between them, the latest first."""
     row: list[PastDeath] = []
     for died in reversed(deaths):

@@ -19,15 +19,22 @@ from lorafit.config import TrainConfig
 from lorafit.errors import EngineError, LorafitError
 from lorafit.events import Event, EventLog, Failed, Finished, Restarted, Resumed, Started, StepDone, Warned
 from lorafit.ipc.protocol import Beat, Bug, Order, RunFolder, Start, WorkerDone
-from lorafit.ipc.signals import hear_signals
+from lorafit.ipc.signals import handle_signals
 from lorafit.messages import _, language
 from lorafit.run_folders import directory
 from lorafit.run_folders.checkpoint import discard_from, latest_good, step_of
 from lorafit.run_folders.directory import RunDir, saved_config
 from lorafit.supervisor import memory_pressure
-from lorafit.supervisor.diagnosis import Diagnosis, WorkerExit, death_of, is_fatal
+from lorafit.supervisor.diagnosis import Diagnosis, WorkerExit, diagnose, is_fatal
 from lorafit.supervisor.monitor import Monitor, Sensors
-from lorafit.supervisor.recovery import RELAXED, PastDeath, Recovery, advice, cure, in_a_row
+from lorafit.supervisor.recovery import (
+    RELAXED_WATCHDOG,
+    PastDeath,
+    Recovery,
+    advice,
+    choose_recovery,
+    deaths_since_checkpoint,
+)
 from lorafit.supervisor.worker_process import COMMAND, Worker
 from lorafit.training.loop import SAVE_SECONDS
 
@@ -85,16 +92,16 @@ def supervise(config: TrainConfig, command: Sequence[str] = COMMAND, senses: Sen
             life = WorkerState(
                 Monitor(config.pause_battery, config.hang_seconds, senses), watch.step, memory_pressure.oom_kills()
             )
-            watch.worker = Worker(start, partial(_hear, watch, life), watch.environ, command)
+            watch.worker = Worker(start, partial(_on_stderr_line, watch, life), watch.environ, command)
             try:
                 yield from _follow(watch, watch.worker, life)
             finally:
-                _leave(watch, watch.worker)
+                _end_worker(watch, watch.worker)
             watch.training = False
             well = isinstance(life.said, WorkerDone)
             if well and (watch.finished or watch.asked or not life.recycled):
                 return
-            cured = Recovery(True, "") if well else (yield from _after(watch, watch.worker, life))
+            cured = Recovery(True, "") if well else (yield from _recover(watch, watch.worker, life))
             if not cured.restart:
                 return
             start = _next_start(watch, cured)
@@ -113,17 +120,17 @@ def _follow(watch: Watch, worker: Worker, life: WorkerState) -> Iterator[Event]:
                 case Failed():
                     watch.failed = message
                 case Event():
-                    _see(watch, life, message)
+                    _track_event(watch, life, message)
                     yield message
                 case RunFolder():
                     watch.run = RunDir(Path(message.path))
                 case WorkerDone() | LorafitError() | Bug():
                     life.said = message
         if not worker.over:
-            _look_after(watch, worker, life)
+            _check_worker(watch, worker, life)
 
 
-def _see(watch: Watch, life: WorkerState, event: Event) -> None:
+def _track_event(watch: Watch, life: WorkerState, event: Event) -> None:
     if isinstance(event, Resumed):
         watch.step = life.began = event.step
     elif isinstance(event, Started):
@@ -134,7 +141,7 @@ def _see(watch: Watch, life: WorkerState, event: Event) -> None:
         watch.training, watch.finished = False, True
 
 
-def _look_after(watch: Watch, worker: Worker, life: WorkerState) -> None:
+def _check_worker(watch: Watch, worker: Worker, life: WorkerState) -> None:
     """Send the orders that are due; kill the worker if it hangs or computes wrong values."""
     if life.heard is not None:
         worker.signal(signal.SIGKILL)
@@ -149,11 +156,11 @@ def _look_after(watch: Watch, worker: Worker, life: WorkerState) -> None:
     if life.silent_seconds is None and life.care.hangs(worker.pid, now):
         life.silent_seconds = life.care.pulse.silent_seconds
         worker.signal(signal.SIGUSR1)  # it writes its stack traces, if it still can
-        _hear_out(worker, STACKS_SECONDS)
+        _read_until_exit(worker, STACKS_SECONDS)
         worker.signal(signal.SIGKILL)
 
 
-def _hear(watch: Watch, life: WorkerState, line: str) -> None:
+def _on_stderr_line(watch: Watch, life: WorkerState, line: str) -> None:
     """Handle a line of the worker's stderr: print it before training (download progress), later append it to a file."""
     if is_fatal(line):
         life.heard = life.heard or line.strip()
@@ -168,18 +175,20 @@ def _hear(watch: Watch, life: WorkerState, line: str) -> None:
 # After the worker's end
 
 
-def _after(watch: Watch, worker: Worker, life: WorkerState) -> Generator[Event, None, Recovery]:
+def _recover(watch: Watch, worker: Worker, life: WorkerState) -> Generator[Event, None, Recovery]:
     """Choose a recovery and yield Restarted; re-raise the worker's error, or raise its diagnosis, if none applies."""
     error = life.said if isinstance(life.said, LorafitError) else None
     bug = _last_line(life.said) if isinstance(life.said, Bug) else None
     kills = memory_pressure.oom_kills() - life.oom_kills
-    death = death_of(WorkerExit(worker.code, worker.tail, error, bug, kills, life.silent_seconds, life.heard))
+    death = diagnose(WorkerExit(worker.code, worker.tail, error, bug, kills, life.silent_seconds, life.heard))
     if watch.finished:
         yield Warned(step=watch.step, text=death.text)
         return Recovery(False, "")
     done, saved = watch.step, _last_good(watch, life)
     watch.deaths.append(PastDeath(death.cause, done, saved))
-    found = cure(watch.deaths, platform.system(), RELAXED.items() <= {**os.environ, **watch.environ}.items())
+    found = choose_recovery(
+        watch.deaths, platform.system(), RELAXED_WATCHDOG.items() <= {**os.environ, **watch.environ}.items()
+    )
     if not found.restart or watch.asked or watch.config.dry_run:
         yield from _give_up(watch, death, _bug(life.said) if isinstance(life.said, Bug) else error, found)
     watch.environ |= found.environ
@@ -195,7 +204,7 @@ def _after(watch: Watch, worker: Worker, life: WorkerState) -> Generator[Event, 
 
 def _give_up(watch: Watch, death: Diagnosis, error: Exception | None, found: Recovery) -> Iterator[Event]:
     """Yield Failed if a step was completed, and raise the error that ended the run."""
-    fix = advice("asked") if found.restart and _can_go_on(watch) else None if found.restart else found.text
+    fix = advice("asked") if found.restart and _can_resume(watch) else None if found.restart else found.text
     raised = error or EngineError(death.text, where=watch.run and watch.run.path, found=death.words, fix=fix)
     failed = watch.failed
     if failed is None:
@@ -227,7 +236,7 @@ def _last_good(watch: Watch, life: WorkerState) -> int:
     return (good and step_of(good)) or 0
 
 
-def _can_go_on(watch: Watch) -> bool:
+def _can_resume(watch: Watch) -> bool:
     return watch.run is not None and watch.run.config.is_file() and watch.run.plan.is_file()
 
 
@@ -237,11 +246,11 @@ def _next_start(watch: Watch, cured: Recovery) -> Start:
     The time between checkpoints is halved for each death in a row.
     """
     config = watch.config
-    if watch.run is not None and _can_go_on(watch):
+    if watch.run is not None and _can_resume(watch):
         config = saved_config(watch.run).model_copy(update={"resume": str(watch.run.path), "lang": config.lang})
     else:
         _discard_empty(watch)
-    row = len(in_a_row(watch.deaths)) if watch.deaths else 0
+    row = len(deaths_since_checkpoint(watch.deaths)) if watch.deaths else 0
     soon = max(SAVE_SECONDS / 2**row, SOONEST_SAVE_SECONDS) if row else None
     return Start(config, language(), os.getpid(), cured.shrink, soon)
 
@@ -257,19 +266,19 @@ def _note(watch: Watch, event: Event) -> None:
 # Leaving early
 
 
-def _leave(watch: Watch, worker: Worker) -> None:
+def _end_worker(watch: Watch, worker: Worker) -> None:
     """End a worker that still runs: after its step if it trains and no stop was requested, else at once."""
     if worker.over:
         return
     if watch.training and watch.asked is None:
         worker.order(Order("stop", signal.SIGHUP))
-        _hear_out(worker, LEAVE_SECONDS)
+        _read_until_exit(worker, LEAVE_SECONDS)
     if not worker.over:
         worker.kill()
     _discard_empty(watch)
 
 
-def _hear_out(worker: Worker, seconds: float) -> None:
+def _read_until_exit(worker: Worker, seconds: float) -> None:
     """Read the worker's output until it exits or `seconds` pass. Its messages are dropped; its stderr is kept."""
     deadline = time.monotonic() + seconds
     while not worker.over and (left := deadline - time.monotonic()) > 0:
@@ -299,5 +308,5 @@ def _signals(watch: Watch) -> Iterator[None]:
         elif not watch.training:
             raise SystemExit(128 + number)
 
-    with hear_signals(note):
+    with handle_signals(note):
         yield

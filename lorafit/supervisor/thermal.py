@@ -21,7 +21,7 @@ def command(system: str, has_nvidia: bool) -> Sequence[str] | None:
     return APPLE if system == "Darwin" else NVIDIA if has_nvidia else None
 
 
-def too_hot(cmd: Sequence[str], output: str) -> str | None:
+def throttling_text(cmd: Sequence[str], output: str) -> str | None:
     """Return a text for the user if `output` of `cmd` reports thermal throttling, else None."""
     if cmd is APPLE:
         level = output.split()[-1] if output.split() else ""
@@ -33,7 +33,7 @@ def too_hot(cmd: Sequence[str], output: str) -> str | None:
     return None
 
 
-class Thermometer:
+class ThrottlingDetector:
     """A detector of the start and the end of thermal throttling."""
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Thermometer:
 
     def _now(self) -> str | None:
         before, self._throttled = self._throttled, _throttled()
-        if self._command is not None and (words := too_hot(self._command, _asked(self._command))):
+        if self._command is not None and (words := throttling_text(self._command, _output_of(self._command))):
             return words
         return _("The processor is hot and slows down.") if self._throttled > before else None
 
@@ -64,7 +64,7 @@ def _throttled() -> int:
         return 0
 
 
-def _asked(cmd: Sequence[str]) -> str:
+def _output_of(cmd: Sequence[str]) -> str:
     try:
         done = subprocess.run(list(cmd), capture_output=True, text=True, timeout=ASK_SECONDS, start_new_session=True)
         return done.stdout

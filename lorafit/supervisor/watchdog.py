@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 IDLE_SHARE = 0.05  # of a core; a process that uses less is idle
 BUSY_PATIENCE = 10  # a busy process may take this many times longer: a large model's micro-batch on a slow CPU
-LONGEST_TIMES = 10  # the limit is at least this many times the longest silence between beats so far
+LONGEST_SILENCE_FACTOR = 10  # the limit is at least this many times the longest silence between beats so far
 MOST_TICK_SECONDS = 5.0  # longer gaps between two checks are not the worker's: this process or the machine slept
 
 
@@ -38,4 +38,4 @@ class Watchdog:
             busy = cpu_seconds - self._cpu > IDLE_SHARE * passed
             self.silent_seconds += passed / BUSY_PATIENCE if busy else passed
         self._looked, self._cpu = now, cpu_seconds
-        return self.silent_seconds > max(self.limit_seconds, LONGEST_TIMES * self._longest)
+        return self.silent_seconds > max(self.limit_seconds, LONGEST_SILENCE_FACTOR * self._longest)

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from lorafit.config import TrainConfig
 from lorafit.errors import LorafitError
 from lorafit.events import Event
-from lorafit.ipc.link import Link, listen
-from lorafit.ipc.protocol import Message, WorkerDone, bug_of, message_line, read_start
+from lorafit.ipc.link import Link, receive_orders
+from lorafit.ipc.protocol import Message, WorkerDone, message_line, read_start, to_bug
 from lorafit.messages import set_language
 from lorafit.training.worker import train_in_process
 
@@ -32,7 +32,7 @@ def main(work: Callable[[TrainConfig, Link], Iterator[Event]]) -> int:
     set_language(start.language)
     link = Link(send, start.supervisor)
     link.must_shrink, link.save_seconds = start.shrink, start.save_seconds
-    listen(link, sys.stdin)
+    receive_orders(link, sys.stdin)
     try:
         for event in work(start.config, link):
             send(event)
@@ -41,7 +41,7 @@ def main(work: Callable[[TrainConfig, Link], Iterator[Event]]) -> int:
         send(error)
         return 2
     except Exception as error:
-        send(bug_of(error))
+        send(to_bug(error))
         return 1
     return 0
 

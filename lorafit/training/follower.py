@@ -34,15 +34,15 @@ def follow() -> None:
     Raises LorafitErrors; SystemExit where another process reports the reason.
     """
     try:
-        with registry.load(registry.RANKS)(rank_info().count, lambda: None) as ranks:
-            _obey(ranks.broadcast_json(), ranks)
+        with registry.load(registry.PROCESS_GROUP)(rank_info().count, lambda: None) as ranks:
+            _train_by_orders(ranks.broadcast_json(), ranks)
     except RankLost as lost:
         if lost.rank != 0 or lost.told:  # the first process reports it to the user
             raise SystemExit(FAILED) from lost
         raise
 
 
-def _obey(orders: dict[str, Any], ranks: Collectives) -> None:
+def _train_by_orders(orders: dict[str, Any], ranks: Collectives) -> None:
     set_language(orders["language"])
     config, plan = TrainConfig.model_validate(orders["config"]), Plan.of(orders["plan"])
     model = find_model(config.model_name, hub=config.hub, endpoint=config.hf_endpoint)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from lorafit.atomic import whole_folder
-from lorafit.data.batching import Samples, StepBatch, batch
+from lorafit.atomic import atomic_folder
+from lorafit.data.batching import Samples, StepBatch, build_step_batch
 from lorafit.data.micro_batch import MicroBatch
 from lorafit.distributed.collectives import SINGLE_PROCESS, Collectives, RankLost
 from lorafit.engines.base import Engine, LossSum, OutOfMemory, StepResult
@@ -97,7 +97,7 @@ def _events(job: Job, progress: Progress) -> Iterator[Event]:
         yield from _step(job, progress, step)
         if step == plan.steps or (plan.eval_steps > 0 and step % plan.eval_steps == 0):
             yield from _evaluate(job, progress, step)
-        yield from _told(job, step)
+        yield from _supervisor_texts(job, step)
         leave = int(job.ranks.all_reduce_max(job.link.leave)) if step < plan.steps else 0
         if job.ranks.place.leads and (leave or job.link.paused or _save_due(job, step, time.monotonic() - saved_at)):
             yield _save(job, step)
@@ -110,7 +110,7 @@ def _events(job: Job, progress: Progress) -> Iterator[Event]:
     yield _finish(job, progress)
 
 
-def _told(job: Job, step: int) -> Iterator[Event]:
+def _supervisor_texts(job: Job, step: int) -> Iterator[Event]:
     """Yield the supervisor's texts as Warned events: only the worker writes to the run's log while it trains."""
     for text in job.link.take_texts():
         yield Warned(step=step, text=text)
@@ -130,7 +130,7 @@ def _save_due(job: Job, step: int, seconds: float) -> bool:
     return seconds >= (job.link.save_seconds or SAVE_SECONDS)
 
 
-def _fitting(
+def _compute_with_retry(
     job: Job, progress: Progress, samples: Samples, rows: Sequence[int], compute: Compute[Result]
 ) -> Generator[Event, None, tuple[StepBatch, Result]]:
     """Return the batch of `rows` and the result of compute(this rank's micro-batches, batch).
@@ -141,11 +141,11 @@ def _fitting(
     here = job.ranks.place
     while True:
         budget = progress.token_budget or job.plan.token_budget
-        data = batch(samples, rows, budget, job.plan.max_micro_batch, here.count, job.engine.facts.shares)
+        data = build_step_batch(samples, rows, budget, job.plan.max_micro_batch, here.count, job.engine.facts.shares)
         if job.ranks.all_reduce_max(int(job.link.take_shrink())):
-            less = _less(job, progress, budget, data, _("Memory is short"))
+            less = _shrink(job, progress, budget, data, _("Memory is short"))
             if less is None and job.link.must_shrink:
-                raise _too_long(None, data)
+                raise _sample_too_long_error(None, data)
             ran_out, job.link.must_shrink = job.link.must_shrink, False
             if less is not None:
                 job.engine.release()
@@ -154,17 +154,17 @@ def _fitting(
         try:
             return data, compute(data.share(here.rank), data)
         except OutOfMemory as error:
-            less = _less(job, progress, budget, data, _("Memory ran out"))
+            less = _shrink(job, progress, budget, data, _("Memory ran out"))
             if less is None:
-                raise _too_long(error, data) from error
+                raise _sample_too_long_error(error, data) from error
             job.engine.release()
             yield less
 
 
-def _less(job: Job, progress: Progress, budget: int, data: StepBatch, why: str) -> Shrunk | None:
+def _shrink(job: Job, progress: Progress, budget: int, data: StepBatch, why: str) -> Shrunk | None:
     """Lower the token budget; if no micro-batch can be split, recompute all layers. None: neither is possible."""
     if any(len(micro.sample_ids) > 1 for micro in data.micro_batches):
-        progress.token_budget = _smaller(budget, data)
+        progress.token_budget = _smaller_budget(budget, data)
         text = _("{why}: from here on {budget} tokens at a time.").format(why=why, budget=progress.token_budget)
     elif progress.recompute is None:
         progress.recompute = ALL_LAYERS
@@ -175,7 +175,7 @@ def _less(job: Job, progress: Progress, budget: int, data: StepBatch, why: str) 
     return Shrunk(step=progress.done, text=text, token_budget=progress.token_budget, recompute=progress.recompute)
 
 
-def _smaller(budget: int, data: StepBatch) -> int:
+def _smaller_budget(budget: int, data: StepBatch) -> int:
     """Halve `budget` until `data` splits differently: the same split would run out of memory again."""
     fullest = max(micro.num_tokens for micro in data.micro_batches if len(micro.sample_ids) > 1)
     budget //= 2  # at least once: a shared prefix counts once in the budget but in each sample of num_tokens
@@ -184,7 +184,7 @@ def _smaller(budget: int, data: StepBatch) -> int:
     return budget
 
 
-def _too_long(error: OutOfMemory | None, data: StepBatch) -> OutOfMemory:
+def _sample_too_long_error(error: OutOfMemory | None, data: StepBatch) -> OutOfMemory:
     """Return the OutOfMemory error for a single sample that does not fit into memory."""
     longest = max(micro.num_tokens for micro in data.micro_batches)
     return OutOfMemory(
@@ -207,7 +207,7 @@ def _step(job: Job, progress: Progress, step: int) -> Iterator[Event]:
 
     rows = step_samples(plan, step)
     ordering = time.monotonic() - began  # the first step of an epoch computes the epoch's permutation
-    data, result = yield from _fitting(job, progress, job.train_set, rows, update)
+    data, result = yield from _compute_with_retry(job, progress, job.train_set, rows, update)
     done = _step_done(plan, step, data, result, time.monotonic() - began)
     yield replace(done, data_seconds=ordering + data.seconds)
 
@@ -241,7 +241,7 @@ def _evaluate(job: Job, progress: Progress, step: int) -> Iterator[Event]:
     def measure(share: Sequence[MicroBatch], _data: StepBatch) -> LossSum:
         return job.engine.evaluate(job.link.beating(share, so_far))
 
-    data, total = yield from _fitting(job, progress, job.valid_set, rows, measure)
+    data, total = yield from _compute_with_retry(job, progress, job.valid_set, rows, measure)
     loss = total.mean
     best = step > 0 and math.isfinite(loss) and (progress.best_loss is None or loss < progress.best_loss)
     if best:
@@ -254,7 +254,7 @@ def save_adapter(job: Job, target: Path, step: int) -> None:
     """Write the adapter after `step` and its chat files to `target`, complete or not at all. Only the leader writes."""
     if not job.ranks.place.leads:
         return
-    with whole_folder(target) as folder:
+    with atomic_folder(target) as folder:
         write_step(folder, step)
         job.engine.save_adapter(folder)
         job.add_chat_files(folder)

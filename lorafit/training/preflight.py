@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lorafit.atomic import ensure_room, ensure_writable
+from lorafit.atomic import ensure_disk_space, ensure_writable
 from lorafit.config import TrainConfig, resolve_effective_batch
 from lorafit.data.sources import check_source
 from lorafit.errors import AdapterError, ConfigError
@@ -78,7 +78,7 @@ def check_model(config: TrainConfig, spec: ModelSpec, folder: Path, start: Path 
     # While a checkpoint is written there is one more than are kept; a resumed run has the others already.
     # The 2 below are best_model and final_model.
     checkpoints = 1 if config.resume else config.keep_checkpoints + 1
-    ensure_room(folder, size * (MOMENTS_TOO * checkpoints + 2))
+    ensure_disk_space(folder, size * (MOMENTS_TOO * checkpoints + 2))
 
 
 def init_adapter(name: str) -> Path:

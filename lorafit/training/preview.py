@@ -8,12 +8,12 @@ from collections import Counter
 from dataclasses import dataclass
 
 from lorafit.config import TrainConfig
-from lorafit.data.dataset import cached
+from lorafit.data.dataset import load_cached
 from lorafit.engines.tokenizer import read_template
 from lorafit.errors import ConfigError, DataError, HubError
 from lorafit.hardware import detect
 from lorafit.hardware.catalogue.clouds import INSTANCES
-from lorafit.hardware.catalogue.find import described
+from lorafit.hardware.catalogue.find import machine_named
 from lorafit.hardware.catalogue.lengths import known_lengths
 from lorafit.hardware.catalogue.models import known_spec
 from lorafit.hardware.detect import Machine
@@ -22,10 +22,10 @@ from lorafit.models.remote_spec import local_folder, remote_spec
 from lorafit.models.spec import ModelSpec, read_spec
 from lorafit.planner import calibrate
 from lorafit.planner.data_stats import DataStats, data_stats
-from lorafit.planner.memory_budget import share_of
+from lorafit.planner.memory_budget import per_process
 from lorafit.planner.plan import Choice, Plan
-from lorafit.planner.planner import PlanResult, alternatives, consider
-from lorafit.progress import Say, silent
+from lorafit.planner.planner import PlanResult, alternatives, make_plan_result
+from lorafit.progress import ProgressCallback, ignore_progress
 from lorafit.training.measure_lengths import fill_cache
 from lorafit.training.preflight import check_processes
 from lorafit.units import bytes_text, count_text
@@ -50,15 +50,15 @@ class Preview:
         return self.planned.plan
 
 
-def preview_run(config: TrainConfig, machine_name: str | None, say: Say = silent) -> Preview:
+def preview_run(config: TrainConfig, machine_name: str | None, say: ProgressCallback = ignore_progress) -> Preview:
     """Return the preview of `config` on the machine named `machine_name` (None: this one). Raises LorafitErrors."""
-    machine = described(machine_name) if machine_name else detect.detect_machine()
-    known = calibrate.load_calibration(machine, measure=calibrate.product_gflops)
-    machine = calibrate.recalled(machine, known)
+    machine = machine_named(machine_name) if machine_name else detect.detect_machine()
+    known = calibrate.load_calibration(machine, measure=calibrate.measure_matmul_gflops)
+    machine = calibrate.with_metal_limit(machine, known)
     check_processes(config, machine, config.processes or 1)
     spec, notes = find_spec(config)
     data, more = find_data(config, say)
-    planned = consider(config, share_of(machine, config.processes or 1), spec, data, known)
+    planned = make_plan_result(config, per_process(machine, config.processes or 1), spec, data, known)
     return Preview(machine, config.model_name, spec, data, planned, alternatives(planned, known), [*notes, *more])
 
 
@@ -84,7 +84,7 @@ def find_spec(config: TrainConfig) -> tuple[ModelSpec, list[str]]:
     ]
 
 
-def find_data(config: TrainConfig, say: Say = silent) -> tuple[DataStats, list[str]]:
+def find_data(config: TrainConfig, say: ProgressCallback = ignore_progress) -> tuple[DataStats, list[str]]:
     """Return the lengths of the rows, and notes if they are from the catalogue.
 
     Sources in order: the cache, a child process that tokenizes the data, the catalogue. Without a tokenizer on this
@@ -98,11 +98,11 @@ def find_data(config: TrainConfig, say: Say = silent) -> tuple[DataStats, list[s
         return stand_in, [_("The model's tokenizer is not here: the rows' lengths are the catalogue's, an estimate.")]
     template = read_template(config.chat_template)
     try:
-        found = cached(config, folder, template)
+        found = load_cached(config, folder, template)
         if found is None:
             say(_("Counting the tokens of {name}, once").format(name=config.dataset_name))
             fill_cache(config, folder)
-            found = cached(config, folder, template)
+            found = load_cached(config, folder, template)
     except (HubError, DataError):
         if stand_in is None:
             raise

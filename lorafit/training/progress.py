@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from lorafit.events import Event, Stage
 from lorafit.models.download import in_thread
-from lorafit.progress import Say
+from lorafit.progress import ProgressCallback
 
 Result = TypeVar("Result")
 
@@ -21,7 +21,7 @@ def as_stage_events(texts: Generator[str, None, Result]) -> Generator[Event, Non
             return result
 
 
-def stage_texts(job: Callable[[Say], Result]) -> Generator[Event, None, Result]:
+def stage_texts(job: Callable[[ProgressCallback], Result]) -> Generator[Event, None, Result]:
     """Run job(say) in a thread, and yield the texts given to `say` as Stage events. Return or raise as the job does."""
     texts: SimpleQueue[str | None] = SimpleQueue()
     result = in_thread(lambda: job(texts.put))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lorafit.atomic import put_back
+from lorafit.atomic import restore_set_aside
 from lorafit.config import COMMAND_FIELDS, SUPERVISOR_FIELDS, TrainConfig, what_fields
 from lorafit.errors import ConfigError, RunError
 from lorafit.events import Finished, Shrunk, read_events
@@ -16,7 +16,7 @@ from lorafit.run_folders.directory import RunDir, find_run, saved_config
 from lorafit.training.loop import Progress
 
 # Settings that may differ on another machine: the base model's name there, and the quantization with which it fits.
-MOVABLE = ("model_name", "quantization")
+MOVABLE_SETTINGS = ("model_name", "quantization")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Interrupted:
     bad: list[tuple[Path, str]]  # newer checkpoints that are damaged, each with the reason
 
 
-def interrupted(config: TrainConfig) -> Interrupted:
+def read_interrupted(config: TrainConfig) -> Interrupted:
     """Return the run that `config.resume` names.
 
     Raises RunError if the run is finished, or if a setting that decides what is learned differs.
@@ -50,15 +50,15 @@ def interrupted(config: TrainConfig) -> Interrupted:
         if event.step <= done or isinstance(event, Shrunk):  # a lowered limit stays
             progress.on_event(event)
     progress.done = done
-    put_back(run.path)
+    restore_set_aside(run.path)
     if step_of(run.best_model) != progress.best_step:  # forget best_model: its step will be computed again
         progress.best_step = progress.best_loss = None
     return Interrupted(run, checkpoint, progress, bad)
 
 
-def refuse_other_state(old: Interrupted, config: TrainConfig) -> None:
+def refuse_concurrent_resume(old: Interrupted, config: TrainConfig) -> None:
     """Raise RunError if the run is no longer in the state `old`: another process has resumed it meanwhile."""
-    now = interrupted(config.model_copy(update={"resume": str(old.run.path)}))
+    now = read_interrupted(config.model_copy(update={"resume": str(old.run.path)}))
     if (now.checkpoint, now.progress) != (old.checkpoint, old.progress):
         raise RunError(
             _("Another process went on with this run in the meantime."),
@@ -77,7 +77,7 @@ def refuse_changes(run: RunDir, saved: TrainConfig, config: TrainConfig) -> None
     """
     for name in what_fields() if run.plan.is_file() else []:
         before, now = getattr(saved, name), getattr(config, name)
-        if before != now and not (name in MOVABLE and _other_machine(run, detect_machine())):
+        if before != now and not (name in MOVABLE_SETTINGS and _other_machine(run, detect_machine())):
             raise _changed(run, name, before, now)
 
 
@@ -121,7 +121,7 @@ def _moved(before: Plan, now: Plan) -> list[Choice]:
     return [Choice("moved", now.device, text)]
 
 
-def as_before(run: RunDir, machine: Machine, config: TrainConfig) -> TrainConfig:
+def with_resolved_settings(run: RunDir, machine: Machine, config: TrainConfig) -> TrainConfig:
     """Return `config` with the quantization and optimizer that "auto" meant when `run` started.
 
     So a resumed run learns the same on any machine. A quantization that was changed since is kept. If the device lacks

@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lorafit.data.batching import Samples, batch
+from lorafit.data.batching import Samples, build_step_batch
 from lorafit.data.micro_batch import MicroBatch
-from lorafit.data.shared_prefix import begun_alike
+from lorafit.data.shared_prefix import repeated_prefixes
 from lorafit.engines.base import Engine, OutOfMemory
 from lorafit.errors import DoesNotFit
 from lorafit.events import Event, Finished, Rehearsed, Shrunk, StepDone, Warned
-from lorafit.hardware.catalogue.lengths import spread
+from lorafit.hardware.catalogue.lengths import golden_ratio_points
 from lorafit.messages import _
 from lorafit.planner import calibrate
 from lorafit.planner.calibrate import Calibration
@@ -24,16 +24,16 @@ from lorafit.planner.estimate import Estimate, as_estimate, estimate
 from lorafit.planner.fast_path import path_of
 from lorafit.planner.memory import Layout
 from lorafit.planner.plan import Plan
-from lorafit.planner.planner import PlanResult, consider
+from lorafit.planner.planner import PlanResult, make_plan_result
 from lorafit.planner.schedule import step_samples
 from lorafit.planner.speed import MicroBatchShape, micro_batch_seconds
 from lorafit.planner.throughput import rates
 
 STEPS_LOOKED_AT, LOOKED_AT = 6, 64  # steps and micro-batches, at least, from which the probed ones are chosen
-PASSES_SHARE, MOST_PASSES = 0.05, 33  # most passes: as a share of the run's micro-batches, and in all; at least one
-ENOUGH_SECONDS = 15.0  # of measured passes, after which no more follow; the longest and the median always run
-SLOWER = 1.3  # measured over planned step time, above which the user is warned
-SETTLED = 20  # steps after which the warning is decided
+PASSES_SHARE, MAX_PASSES = 0.05, 33  # most passes: as a share of the run's micro-batches, and in all; at least one
+MAX_PROBE_SECONDS = 15.0  # of measured passes, after which no more follow; the longest and the median always run
+SLOW_RATIO = 1.3  # measured over planned step time, above which the user is warned
+SETTLED_STEPS = 20  # steps after which the warning is decided
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Prediction:
     @property
     def key(self) -> str:
         """Return the key of this layout and model in the calibration file."""
-        return calibrate.key_of(self.layout, self.planned.question.spec)
+        return calibrate.calibration_key(self.layout, self.planned.question.spec)
 
     def by_formula(self) -> Estimate:
         """Return the estimated time without corrections from earlier runs; the CPU's measured speed is used."""
@@ -73,7 +73,7 @@ class Prediction:
         return estimate(self.planned.work, self.layout, self.plan.token_budget, self.planned.question.machine, grounds)
 
 
-def rehearse(engine: Engine, samples: Samples, expected: Prediction) -> Generator[Event, None, Plan]:
+def run_probe(engine: Engine, samples: Samples, expected: Prediction) -> Generator[Event, None, Plan]:
     """Measure a few micro-batches, store the result for later plans, and return the corrected plan.
 
     After out of memory, yield Warned and retry with a smaller token budget or more recomputed layers. At the end yield
@@ -82,18 +82,18 @@ def rehearse(engine: Engine, samples: Samples, expected: Prediction) -> Generato
     plan = expected.plan
     while True:
         try:
-            seconds, slowness, peak = _passes(engine, samples, replace(expected, plan=plan))
+            seconds, slowness, peak = _measure_passes(engine, samples, replace(expected, plan=plan))
             break
         except OutOfMemory:
-            plan = _smaller(plan, expected)
+            plan = _smaller_plan(plan, expected)
             note_ceiling(expected, plan.token_budget)
             engine.release()
             engine.set_recompute(plan.recompute)
             text = _("Memory ran out in the rehearsal: {budget} tokens at a time, {recompute} layers recomputed.")
             yield Warned(text=text.format(budget=plan.token_budget, recompute=plan.recompute))
     memory = None if peak is None else peak / expected.plan.predicted_peak_bytes
-    calibrate.note(expected.planned.question.machine, expected.key, slowness * _ours(expected), memory)
-    plan = _corrected(plan, expected, memory)
+    calibrate.save_measurement(expected.planned.question.machine, expected.key, slowness * _cpu_share(expected), memory)
+    plan = _corrected_plan(plan, expected, memory)
     engine.set_recompute(plan.recompute)
     total = _measured_time(replace(expected, plan=plan), slowness)
     yield Rehearsed(
@@ -108,13 +108,13 @@ def rehearse(engine: Engine, samples: Samples, expected: Prediction) -> Generato
     return replace(plan, predicted_step_seconds=total.step, predicted_seconds=total.total)
 
 
-def _ours(expected: Prediction) -> float:
+def _cpu_share(expected: Prediction) -> float:
     """Return the share of the CPU (0 to 1) that this process has now, by a timed matmul; 1 on a GPU.
 
     The measured time is multiplied by the share, because the load of other programs does not last.
     """
     best = expected.known.core_gflops
-    return min(1.0, calibrate.product_gflops() / best) if best and expected.layout.device == "cpu" else 1.0
+    return min(1.0, calibrate.measure_matmul_gflops() / best) if best and expected.layout.device == "cpu" else 1.0
 
 
 def note_ceiling(expected: Prediction, token_budget: int | None) -> None:
@@ -124,10 +124,10 @@ def note_ceiling(expected: Prediction, token_budget: int | None) -> None:
     """
     if token_budget is not None:
         machine, available = expected.planned.question.machine, expected.plan.available_bytes
-        calibrate.note_ceiling(machine, expected.key, token_budget, available)
+        calibrate.save_ceiling(machine, expected.key, token_budget, available)
 
 
-def _passes(engine: Engine, samples: Samples, expected: Prediction) -> tuple[float, float, int | None]:
+def _measure_passes(engine: Engine, samples: Samples, expected: Prediction) -> tuple[float, float, int | None]:
     """Return the measured seconds, the time ratio (measured over predicted) and the peak memory in bytes.
 
     The ratio is the median over the micro-batches, because the load of other programs comes and goes.
@@ -136,7 +136,7 @@ def _passes(engine: Engine, samples: Samples, expected: Prediction) -> tuple[flo
     longest, median = micros[-1], micros[len(micros) // 2]
     spec, layout = expected.planned.question.spec, expected.layout
     rate = rates(expected.planned.question.machine, layout, expected.known.core_gflops)
-    most = min(max(1, int(PASSES_SHARE * count)), MOST_PASSES)
+    most = min(max(1, int(PASSES_SHARE * count)), MAX_PASSES)
     order = [longest, median, longest, *_spread(micros, most)][:most]
     over: list[float] = []
     found, peak = 0.0, None
@@ -144,17 +144,17 @@ def _passes(engine: Engine, samples: Samples, expected: Prediction) -> tuple[flo
         probe = engine.probe(micro)
         peak = probe.peak_bytes
         if place or most == 1:  # the first of several is a warm-up: it allocates the memory that the others reuse
-            own = as_computed(micro, engine.facts.shares)
+            own = computed_shapes(micro, engine.facts.shares)
             found += probe.seconds
             over.append(probe.seconds / sum(micro_batch_seconds(spec, layout, rate, share) for share in own))
-        if place >= 2 and found > ENOUGH_SECONDS:
+        if place >= 2 and found > MAX_PROBE_SECONDS:
             break
     return found, statistics.median(over) or 1.0, peak  # the ratio is 0 with an engine that computes nothing
 
 
 def _spread(micros: Sequence[MicroBatch], count: int) -> list[MicroBatch]:
     """Return `count` of `micros`, spread evenly over them; so are the first few of the result."""
-    return [micros[int(place * len(micros))] for place in spread(count + 1)[1:]]
+    return [micros[int(place * len(micros))] for place in golden_ratio_points(count + 1)[1:]]
 
 
 def _micro_batches(samples: Samples, plan: Plan, shares: bool) -> tuple[Sequence[MicroBatch], float]:
@@ -164,24 +164,24 @@ def _micro_batches(samples: Samples, plan: Plan, shares: bool) -> tuple[Sequence
     while step < plan.steps and (step < STEPS_LOOKED_AT or len(found) < LOOKED_AT):
         step += 1
         rows = step_samples(plan, step)
-        found += batch(samples, rows, plan.token_budget, plan.max_micro_batch, shares=shares).micro_batches
+        found += build_step_batch(samples, rows, plan.token_budget, plan.max_micro_batch, shares=shares).micro_batches
     return sorted(found, key=lambda micro: micro.num_tokens), len(found) / step * plan.steps
 
 
-def as_computed(micro: MicroBatch, shares: bool) -> list[MicroBatchShape]:
+def computed_shapes(micro: MicroBatch, shares: bool) -> list[MicroBatchShape]:
     """Return the shapes that the engine computes for `micro`.
 
     If the engine `shares` prefixes, a prefix of several samples counts once. The prefixes are then the second shape.
     """
     lengths, begun = np.diff(micro.segments).astype(np.int64), micro.beginnings()
-    once = [(len(ids), begun.count(ids.tobytes())) for ids in (begun_alike([micro]) if shares else [])]
+    once = [(len(ids), begun.count(ids.tobytes())) for ids in (repeated_prefixes([micro]) if shares else [])]
     tokens = micro.num_tokens - sum(length * times for length, times in once)
     squares = int((lengths**2).sum()) - sum(length**2 * times for length, times in once)
     own, held = MicroBatchShape(tokens, micro.num_targets, squares), sum(length for length, _times in once)
     return [own, MicroBatchShape(held, 0, sum(length**2 for length, _times in once))] if held else [own]
 
 
-def _smaller(plan: Plan, expected: Prediction) -> Plan:
+def _smaller_plan(plan: Plan, expected: Prediction) -> Plan:
     """Return `plan` with half the token budget, at least the longest sample, or else a quarter more layers recomputed.
 
     Raises OutOfMemory if neither is possible.
@@ -197,17 +197,17 @@ def _smaller(plan: Plan, expected: Prediction) -> Plan:
     )
 
 
-def _corrected(plan: Plan, expected: Prediction, memory: float | None) -> Plan:
+def _corrected_plan(plan: Plan, expected: Prediction, memory: float | None) -> Plan:
     """Return `plan` with the budget of a plan that uses the measured peak; the budget never grows.
 
     `memory`: measured over predicted peak; None: not measured.
     """
     question = expected.planned.question
-    if question.config.plan is not None or calibrate.rounded_factor(memory) <= question.memory_factor:
+    if question.config.plan is not None or calibrate.round_memory_factor(memory) <= question.memory_factor:
         return plan
     taught = calibrate.load_calibration(question.machine)
     try:
-        fresh = consider(question.config, question.machine, question.spec, question.data, taught).plan
+        fresh = make_plan_result(question.config, question.machine, question.spec, question.data, taught).plan
     except DoesNotFit:
         return plan
     if fresh.token_budget >= plan.token_budget and fresh.recompute <= plan.recompute:
@@ -227,7 +227,7 @@ def _measured_time(expected: Prediction, slowness: float) -> Estimate:
     return as_estimate(work, expected.layout, formula.step * slowness, evaluation, tokens, "measured")
 
 
-def compared(events: Iterator[Event], expected: Prediction, whole: bool) -> Iterator[Event]:
+def compare_with_plan(events: Iterator[Event], expected: Prediction, whole: bool) -> Iterator[Event]:
     """Yield `events`; warn if training is much slower than planned; add predicted and measured values to Finished.
 
     If the `whole` run was trained here, its time ratio and peak are stored for later plans. The time ratio is left out
@@ -243,18 +243,18 @@ def compared(events: Iterator[Event], expected: Prediction, whole: bool) -> Iter
         if isinstance(event, Finished) and steps:
             if whole:
                 memory = peak / expected.plan.predicted_peak_bytes if peak else None
-                disturbed = rehearsed and seconds / steps > SLOWER * planned
+                disturbed = rehearsed and seconds / steps > SLOW_RATIO * planned
                 slowness = None if disturbed else seconds / steps / expected.by_formula().step
-                calibrate.note(expected.planned.question.machine, expected.key, slowness, memory)
-            event = _with_both(event, expected.plan, peak)
+                calibrate.save_measurement(expected.planned.question.machine, expected.key, slowness, memory)
+            event = _with_predictions(event, expected.plan, peak)
         yield event
-        if not said and planned and steps == SETTLED and seconds / steps > SLOWER * planned:
+        if not said and planned and steps == SETTLED_STEPS and seconds / steps > SLOW_RATIO * planned:
             said = True
             text = _("Slower than planned: {ratio:.1f} times the time a step. Is something else using this machine?")
             yield Warned(step=event.step, text=text.format(ratio=seconds / steps / planned))
 
 
-def _with_both(event: Finished, plan: Plan, peak: int) -> Finished:
+def _with_predictions(event: Finished, plan: Plan, peak: int) -> Finished:
     return replace(
         event,
         predicted_seconds=plan.predicted_step_seconds * plan.steps or None,

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 from lorafit import registry
-from lorafit.atomic import disk_errors, whole_file
+from lorafit.atomic import atomic_file, disk_errors
 from lorafit.config import TrainConfig, resolve_effective_batch, write_yaml
 from lorafit.data.dataset import PreparedData, prepare_cached, write_rejects
 from lorafit.data.report import summary_lines
@@ -30,24 +30,30 @@ from lorafit.hardware import detect
 from lorafit.hardware.detect import Machine
 from lorafit.ipc.link import Link
 from lorafit.ipc.protocol import RunFolder
-from lorafit.ipc.signals import hear_signals
+from lorafit.ipc.signals import handle_signals
 from lorafit.messages import _, language
 from lorafit.models.hub import FoundModel, find_model
 from lorafit.models.spec import ModelSpec, read_spec
 from lorafit.planner import calibrate
 from lorafit.planner.data_stats import data_stats
 from lorafit.planner.device_precision import choose_device, choose_engine
-from lorafit.planner.memory_budget import share_of
+from lorafit.planner.memory_budget import per_process
 from lorafit.planner.plan import Plan
-from lorafit.planner.planner import consider
+from lorafit.planner.planner import make_plan_result
 from lorafit.run_folders import directory
 from lorafit.run_folders.directory import RunDir
 from lorafit.training.loop import Job, Progress, training_loop
 from lorafit.training.model_card import add_chat_files
 from lorafit.training.preflight import check_model, check_processes, check_settings, init_adapter
 from lorafit.training.progress import as_stage_events, stage_texts
-from lorafit.training.resume import Interrupted, as_before, interrupted, plan_for, refuse_other_state
-from lorafit.training.warmup_probe import Prediction, compared, rehearse
+from lorafit.training.resume import (
+    Interrupted,
+    plan_for,
+    read_interrupted,
+    refuse_concurrent_resume,
+    with_resolved_settings,
+)
+from lorafit.training.warmup_probe import Prediction, compare_with_plan, run_probe
 
 
 @dataclass(frozen=True)
@@ -73,12 +79,12 @@ def train_in_process(config: TrainConfig, link: Link | None = None) -> Iterator[
     Raises LorafitErrors; checkpoints that were saved before stay valid.
     """
     link = link or Link()
-    with gathered(config, link) as ranks:
+    with joined_processes(config, link) as ranks:
         yield from _lead(config.model_copy(update={"processes": ranks.place.count}), link, ranks)
 
 
 @contextmanager
-def gathered(config: TrainConfig, link: Link) -> Iterator[Collectives]:
+def joined_processes(config: TrainConfig, link: Link) -> Iterator[Collectives]:
     """Yield the group of processes that train together: torchrun's, those of --processes, or this process alone.
 
     Raises EngineError.
@@ -87,16 +93,16 @@ def gathered(config: TrainConfig, link: Link) -> Iterator[Collectives]:
     if count == 1:
         yield SINGLE_PROCESS
         return
-    with registry.load(registry.RANKS)(count, link.beat) as ranks:
+    with registry.load(registry.PROCESS_GROUP)(count, link.beat) as ranks:
         yield ranks
 
 
 def _lead(config: TrainConfig, link: Link, ranks: Collectives) -> Iterator[Event]:
     """Prepare the run alone, send the orders to the other processes, and train with them."""
-    old = None if config.resume is None else interrupted(config)
+    old = None if config.resume is None else read_interrupted(config)
     ready = yield from _get_ready(config, old, ranks)
     if config.dry_run:
-        yield from _planned(ready)
+        yield from _plan_events(ready)
         ranks.broadcast_json(_orders(ready, None, old))
         yield from _open_engine(ready)
         return
@@ -107,7 +113,7 @@ def _lead(config: TrainConfig, link: Link, ranks: Collectives) -> Iterator[Event
             link.writes = True
             link.send(RunFolder(str(run.path.absolute())))
             if old is not None:
-                refuse_other_state(old, config)
+                refuse_concurrent_resume(old, config)
             yield from _logged(run, progress, _run(ready, run, old, progress, link))
     except BaseException:
         if old is None and progress.done == 0:  # no step is done, so there is nothing to resume
@@ -141,7 +147,7 @@ def _get_ready(config: TrainConfig, old: Interrupted | None, ranks: Collectives)
     check_settings(config, machine, folder, start)
     check_processes(config, machine, ranks.place.local_count)
     device = choose_device(config, machine).value
-    machine = _measured(machine, device, choose_engine(config, machine, device).value)
+    machine = _with_metal_limit(machine, device, choose_engine(config, machine, device).value)
     yield Stage(text=_("Looking for the model {name}").format(name=config.model_name))
     find = partial(find_model, config.model_name, hub=config.hub, endpoint=config.hf_endpoint)
     model = yield from stage_texts(lambda say: find(say=say))
@@ -151,10 +157,14 @@ def _get_ready(config: TrainConfig, old: Interrupted | None, ranks: Collectives)
     template = read_template(config.chat_template)
     load = partial(shared_tokenizer, model.folder, template, config.trust_remote_code)
     data = yield from as_stage_events(prepare_cached(config, model.folder, load, template))
-    share = share_of(machine, ranks.place.local_count)
-    known = calibrate.load_calibration(share, measure=calibrate.product_gflops)
-    planned = consider(
-        config if old is None else as_before(old.run, machine, config), share, spec, data_stats(data), known
+    share = per_process(machine, ranks.place.local_count)
+    known = calibrate.load_calibration(share, measure=calibrate.measure_matmul_gflops)
+    planned = make_plan_result(
+        config if old is None else with_resolved_settings(old.run, machine, config),
+        share,
+        spec,
+        data_stats(data),
+        known,
     )
     plan = planned.plan
     if config.plan is not None:
@@ -166,19 +176,19 @@ def _get_ready(config: TrainConfig, old: Interrupted | None, ranks: Collectives)
     return PreparedRun(config, machine, model, spec, load(), data, plan, start, Prediction(planned, known, plan), ranks)
 
 
-def _measured(machine: Machine, device: str, engine: str) -> Machine:
+def _with_metal_limit(machine: Machine, device: str, engine: str) -> Machine:
     """Return `machine` with the usable GPU memory that Metal reports; lorafit has no formula for it."""
     if device != "mps":
         return machine
-    measured: int | None = registry.load(registry.MEASURED_BYTES[engine])(device)
+    measured: int | None = registry.load(registry.USABLE_BYTES[engine])(device)
     if measured is not None:
-        calibrate.note_metal(machine, measured)
+        calibrate.save_metal_limit(machine, measured)
     return replace(
         machine, gpus=tuple(replace(g, available_bytes=measured) if g.kind == device else g for g in machine.gpus)
     )
 
 
-def _planned(ready: PreparedRun) -> Iterator[Event]:
+def _plan_events(ready: PreparedRun) -> Iterator[Event]:
     if ready.tokenizer.template_is_ours:
         text = _("The model has no chat template: it is given a plain one (ChatML), which is kept beside the adapter.")
         yield Warned(text=text)
@@ -193,18 +203,18 @@ def _planned(ready: PreparedRun) -> Iterator[Event]:
 
 def _run(ready: PreparedRun, run: RunDir, old: Interrupted | None, progress: Progress, link: Link) -> Iterator[Event]:
     """Run the training in an empty or an interrupted run's folder to its end."""
-    yield from _planned(ready)
+    yield from _plan_events(ready)
     _write_facts(ready, run)
     ready.ranks.broadcast_json(_orders(ready, run, old))
     engine = yield from _open_engine(ready)
     if old is not None:
-        yield from _go_on(engine, ready.ranks, old)
+        yield from _restore(engine, ready.ranks, old)
     elif not ready.config.no_preflight and ready.ranks.place.count == 1:
         ready = yield from _rehearsed(ready, run, engine)
     yield _started(ready, run, engine, progress.done)
     with stop_signals(link):
         training = training_loop(_job(ready, run, engine, link), progress)
-        yield from compared(training, ready.expected, whole=old is None and ready.ranks.place.count == 1)
+        yield from compare_with_plan(training, ready.expected, whole=old is None and ready.ranks.place.count == 1)
     if ready.config.demo and progress.done == ready.plan.steps and not ready.plan.shard:
         conversations = ready.data.valid_conversations
         yield from show_answers(engine, ready.tokenizer, conversations, ready.config, progress.done)
@@ -213,8 +223,8 @@ def _run(ready: PreparedRun, run: RunDir, old: Interrupted | None, progress: Pro
 def _rehearsed(ready: PreparedRun, run: RunDir, engine: Engine) -> Generator[Event, None, PreparedRun]:
     """Run the warm-up probe; return `ready` with the corrected plan, which is saved as the run's plan."""
     yield Stage(text=_("Measuring a few micro-batches"))
-    plan = yield from rehearse(engine, ready.data.train, ready.expected)
-    with disk_errors(run.path), whole_file(run.plan) as path:
+    plan = yield from run_probe(engine, ready.data.train, ready.expected)
+    with disk_errors(run.path), atomic_file(run.plan) as path:
         plan.save(path)
     return replace(ready, plan=plan, expected=replace(ready.expected, plan=plan))
 
@@ -237,11 +247,11 @@ def _write_facts(ready: PreparedRun, run: RunDir) -> None:
     effective = resolve_effective_batch(ready.config)
     settled = ready.config.model_copy(update={"effective_batch": effective, "gradient_accumulation_steps": None})
     with disk_errors(run.path):
-        with whole_file(run.config) as path:
+        with atomic_file(run.config) as path:
             write_yaml(settled, path)
-        with whole_file(run.plan) as path:
+        with atomic_file(run.plan) as path:
             ready.plan.save(path)
-        with whole_file(run.machine) as path:
+        with atomic_file(run.machine) as path:
             path.write_text(ready.machine.to_json(), "utf-8")
         write_rejects(run.rejects, ready.data.rejects)
 
@@ -268,9 +278,9 @@ def open_engine(config: TrainConfig, model: FoundModel, plan: Plan, ranks: Colle
         plan=plan,
         ranks=ranks,
     )
-    allocator.use(allocator.LOADING)
+    allocator.set_profile(allocator.LOADING)
     engine: Engine = registry.load(registry.find_entry(registry.ENGINES, plan.engine)).open(setup)
-    allocator.use(plan.allocator)
+    allocator.set_profile(plan.allocator)
     with ranks.broadcast_folder(start) as folder:
         if folder is not None:
             engine.load_adapter(folder)
@@ -284,7 +294,7 @@ def load_checkpoint(engine: Engine, ranks: Collectives, checkpoint: Path | None)
             engine.load(folder)
 
 
-def _go_on(engine: Engine, ranks: Collectives, old: Interrupted) -> Iterator[Event]:
+def _restore(engine: Engine, ranks: Collectives, old: Interrupted) -> Iterator[Event]:
     for path, fault in old.bad:
         text = _("The checkpoint {name} is damaged ({fault}); an older one is used.")
         yield Warned(step=old.progress.done, text=text.format(name=path.name, fault=fault))
@@ -333,5 +343,5 @@ def stop_signals(link: Link) -> Iterator[None]:
             raise KeyboardInterrupt
         link.stop_signal = link.stop_signal or number
 
-    with hear_signals(note):
+    with handle_signals(note):
         yield

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from lorafit.atomic import disk_errors, ensure_room, whole_file
+from lorafit.atomic import atomic_file, disk_errors, ensure_disk_space
 from lorafit.errors import RunError
 from lorafit.messages import _
 from lorafit.units import GIB, bytes_text
@@ -45,7 +45,7 @@ class Member:
 def pack(folder: Path, target: Path) -> None:
     """Write all files of `folder` into the zip `target` atomically. Raises DiskError."""
     files = sorted((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*") if path.is_file())
-    with whole_file(target) as beside, zipfile.ZipFile(beside, "w", compresslevel=6) as archive:
+    with atomic_file(target) as beside, zipfile.ZipFile(beside, "w", compresslevel=6) as archive:
         for name, path in files:
             entry = zipfile.ZipInfo(name, EPOCH)
             entry.compress_type = zipfile.ZIP_STORED if path.suffix in PACKED_ALREADY else zipfile.ZIP_DEFLATED
@@ -57,9 +57,9 @@ def pack(folder: Path, target: Path) -> None:
 
 def unpack(archive: Path, folder: Path) -> None:
     """Extract `archive` into the empty `folder`. Raises RunError if the archive is damaged or unsafe, and DiskError."""
-    with _told(archive), _members(archive) as members:
+    with _as_run_error(archive), _members(archive) as members:
         checked = _check(members)
-        ensure_room(folder, sum(member.size for member in checked))
+        ensure_disk_space(folder, sum(member.size for member in checked))
         for member in checked:
             target = folder / member.name
             with disk_errors(target):
@@ -72,7 +72,7 @@ def read_member(archive: Path, name: str, most_bytes: int) -> bytes | None:
 
     Raises RunError if the zip is damaged or the file is larger than `most_bytes`.
     """
-    with _told(archive), zipfile.ZipFile(archive) as inside:
+    with _as_run_error(archive), zipfile.ZipFile(archive) as inside:
         if name not in inside.namelist():
             return None
         with inside.open(name) as source:
@@ -88,7 +88,7 @@ def is_archive(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _told(archive: Path) -> Iterator[None]:
+def _as_run_error(archive: Path) -> Iterator[None]:
     """Convert errors from a damaged or unsafe archive to RunError."""
     try:
         yield

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lorafit import __version__
-from lorafit.atomic import MANIFEST, disk_errors, put_back, verify, whole_folder
+from lorafit.atomic import MANIFEST, atomic_folder, disk_errors, restore_set_aside, verify
 from lorafit.config import TrainConfig, resolve_effective_batch, what_fields, write_yaml
 from lorafit.data.sources import local_files
 from lorafit.diagnostics.redact import scrub
@@ -34,10 +34,10 @@ from lorafit.transfer import archive
 
 BUNDLE, RUN, INPUTS, LAYOUT = "bundle.json", "run", "inputs", 1
 # Kinds of bundle: settings of a new run, an unfinished run, a finished run.
-BEGIN, GO_ON, RESULT = "begin", "go_on", "result"
+NEW_RUN, UNFINISHED, FINISHED = "begin", "go_on", "result"
 # Settings with the same meaning on every machine and for every person. The target machine supplies the others.
-KEPT = (*what_fields(), "hub", "demo", "max_rejects", "save_steps", "eval_steps", "keep_checkpoints")
-TOLD = (Started, StepDone, EvalDone, Finished)  # the texts of other events can contain paths
+PORTABLE_SETTINGS = (*what_fields(), "hub", "demo", "max_rejects", "save_steps", "eval_steps", "keep_checkpoints")
+NUMERIC_EVENTS = (Started, StepDone, EvalDone, Finished)  # the texts of other events can contain paths
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "datasets", "bitsandbytes", "mlx", "mlx-lm")
 CACHED = re.compile(r"models--(.+?)--(.+)")  # folder name in the cache of huggingface_hub
 
@@ -60,7 +60,7 @@ def bundle(run: RunDir | None, config: TrainConfig, target: Path) -> BundleInfo:
     with tempfile.TemporaryDirectory(prefix="lorafit-") as scratch:
         folder = Path(scratch) / "bundle"
         try:
-            with disk_errors(folder), whole_folder(folder) as beside:
+            with disk_errors(folder), atomic_folder(folder) as beside:
                 facts = _stage(run, config, beside)
         except FileNotFoundError as error:  # a run in progress deletes its old checkpoints
             what = _("Something went away while it was packed.")
@@ -72,21 +72,21 @@ def bundle(run: RunDir | None, config: TrainConfig, target: Path) -> BundleInfo:
 def _stage(run: RunDir | None, config: TrainConfig, folder: Path) -> BundleInfo:
     inside = RunDir(folder / RUN)
     inside.path.mkdir()
-    kind = BEGIN if run is None else GO_ON if _finished(run) is None else RESULT
-    checkpoint = _checkpoint(run) if run is not None and kind == GO_ON else None
+    kind = NEW_RUN if run is None else UNFINISHED if _finished(run) is None else FINISHED
+    checkpoint = _checkpoint(run) if run is not None and kind == UNFINISHED else None
     settled = portable(config, inside.path, kind, checkpoint is not None)
     write_yaml(settled, inside.config)
     step = 0
     if run is not None:
-        step = (checkpoint and step_of(checkpoint)) or (Plan.load(run.plan).steps if kind == RESULT else 0)
-        names = renames(config, settled)
+        step = (checkpoint and step_of(checkpoint)) or (Plan.load(run.plan).steps if kind == FINISHED else 0)
+        names = renamed_paths(config, settled)
         _stage_run(run, inside, step, names)
         for source in _adapters(run, kind, checkpoint):
-            carry_adapter(source, inside.path / source.relative_to(run.path), settled.model_name, names)
+            copy_adapter(source, inside.path / source.relative_to(run.path), settled.model_name, names)
     facts = BundleInfo(
         layout=LAYOUT,
         kind=kind,
-        run=run.name if run else first_word(settled.model_name),
+        run=run.name if run else run_prefix(settled.model_name),
         step=step,
         base=settled.model_name,
         base_is_local=_is_folder(config.model_name) and settled.model_name == Path(config.model_name).name,
@@ -104,9 +104,9 @@ def portable(config: TrainConfig, folder: Path, kind: str, has_checkpoint: bool)
 
     A finished run (`kind` RESULT) needs no inputs. The initial adapter is needed only if there is no checkpoint.
     """
-    settings = {name: getattr(config, name) for name in KEPT}
+    settings = {name: getattr(config, name) for name in PORTABLE_SETTINGS}
     settings |= {"effective_batch": resolve_effective_batch(config), "model_name": base_name(config.model_name)}
-    carried = kind != RESULT  # a finished run needs no data
+    carried = kind != FINISHED  # a finished run needs no data
     for name, split in (("dataset_name", config.dataset_split), ("valid_dataset", config.valid_split)):
         if settings[name] is not None:
             settings[name] = ",".join(_data(settings[name], split, name, folder if carried else None))
@@ -116,7 +116,7 @@ def portable(config: TrainConfig, folder: Path, kind: str, has_checkpoint: bool)
         start = find_adapter(Path(settings["init_adapter"]).expanduser())
         settings["init_adapter"] = f"{INPUTS}/init_adapter"
         if carried and not has_checkpoint:
-            carry_adapter(start, folder / settings["init_adapter"], settings["model_name"], {})
+            copy_adapter(start, folder / settings["init_adapter"], settings["model_name"], {})
     return TrainConfig.model_validate(settings)
 
 
@@ -151,13 +151,13 @@ def _is_folder(name: str) -> bool:
     return name != "demo" and is_local(name)
 
 
-def first_word(base: str) -> str:
+def run_prefix(base: str) -> str:
     """Return the prefix of run names for this base model: "llama" for meta-llama/Llama-3.2-3B-Instruct."""
     word = re.match(r"[a-z]+", base.rpartition("/")[2].lower())
     return "llama" if base == "demo" else word[0] if word else "model"
 
 
-def renames(before: TrainConfig, after: TrainConfig) -> dict[str, str]:
+def renamed_paths(before: TrainConfig, after: TrainConfig) -> dict[str, str]:
     """Map each model, data and adapter name that differs between `before` and `after` to its new name."""
     names = ("model_name", "dataset_name", "valid_dataset", "init_adapter")
     pairs = ((getattr(before, name), getattr(after, name)) for name in names)
@@ -184,7 +184,7 @@ def _finished(run: RunDir) -> Finished | None:
 
 def _checkpoint(run: RunDir) -> Path | None:
     """Return the newest good checkpoint. Without one, return None: the target machine starts from step 0."""
-    put_back(run.path)
+    restore_set_aside(run.path)
     return latest_good(run)[0]
 
 
@@ -199,11 +199,11 @@ def _stage_run(run: RunDir, inside: RunDir, step: int, names: dict[str, str]) ->
         inside.machine.write_text(Machine.from_json(run.machine.read_text("utf-8")).to_json(), "utf-8")
     with EventLog(inside.events) as log:
         for event in read_events(run.events):
-            if isinstance(event, TOLD) and event.step <= step:
-                log.write(_placeless(event, run, names))
+            if isinstance(event, NUMERIC_EVENTS) and event.step <= step:
+                log.write(_without_paths(event, run, names))
 
 
-def _placeless(event: Event, run: RunDir, names: dict[str, str]) -> Event:
+def _without_paths(event: Event, run: RunDir, names: dict[str, str]) -> Event:
     if not isinstance(event, Started):
         return event
     return replace(event, run=run.name, model=names.get(event.model, event.model))
@@ -211,7 +211,7 @@ def _placeless(event: Event, run: RunDir, names: dict[str, str]) -> Event:
 
 def _adapters(run: RunDir, kind: str, checkpoint: Path | None) -> Iterator[Path]:
     """Yield the adapter folders to pack."""
-    if kind == RESULT:
+    if kind == FINISHED:
         yield run.final_model
     if checkpoint is not None:
         yield checkpoint
@@ -219,7 +219,7 @@ def _adapters(run: RunDir, kind: str, checkpoint: Path | None) -> Iterator[Path]
         yield run.best_model
 
 
-def carry_adapter(source: Path, target: Path, base: str, names: dict[str, str]) -> None:
+def copy_adapter(source: Path, target: Path, base: str, names: dict[str, str]) -> None:
     """Copy an adapter folder atomically, and replace local names in its .md files by `names`.
 
     A base model that is named by a folder is renamed to `base`. Raises RunError if the adapter is damaged, and
@@ -231,7 +231,7 @@ def carry_adapter(source: Path, target: Path, base: str, names: dict[str, str]) 
     old = read_adapter(source)[0].base_model
     named_by_place = old is not None and _is_folder(old)
     names = names | ({old: base} if old is not None and named_by_place else {})
-    with whole_folder(target) as folder:
+    with atomic_folder(target) as folder:
         for path in sorted(source.rglob("*")):
             if path.is_file() and not path.is_symlink() and path.name != MANIFEST:
                 copy = folder / path.relative_to(source)

@@ -20,7 +20,7 @@ from lorafit.run_folders.adapter import read_adapter
 from lorafit.run_folders.checkpoint import latest_good
 from lorafit.run_folders.directory import RunDir
 from lorafit.transfer import archive
-from lorafit.transfer.bundle import KEPT, carry_adapter
+from lorafit.transfer.bundle import PORTABLE_SETTINGS, copy_adapter
 from lorafit.transfer.unbundle import is_bundle, unbundle
 
 ADAPTERS = ("final_model", "best_model")
@@ -66,12 +66,12 @@ def _take(path: Path, output_dir: Path, scratch: Path) -> Iterator[RunDir]:
         folder = scratch / "out"
         folder.mkdir()
         archive.unpack(path, folder)
-        yield from _of_folder(folder, output_dir, scratch, path)
+        yield from _import_folder(folder, output_dir, scratch, path)
     elif path.is_dir():
-        yield from _of_folder(path, output_dir, scratch, path)
+        yield from _import_folder(path, output_dir, scratch, path)
 
 
-def _of_folder(folder: Path, output_dir: Path, scratch: Path, named: Path) -> Iterator[RunDir]:
+def _import_folder(folder: Path, output_dir: Path, scratch: Path, named: Path) -> Iterator[RunDir]:
     """Import the bundles in `folder`; else SageMaker's inner archives; else the runs; else one adapter."""
     found = list(_walk(folder))
     if bundles := [path for path in found if is_bundle(path)]:
@@ -83,13 +83,13 @@ def _of_folder(folder: Path, output_dir: Path, scratch: Path, named: Path) -> It
             inside = scratch / f"out-{number}"
             inside.mkdir(parents=True)
             archive.unpack(path, inside)
-            yield from _of_folder(inside, output_dir, scratch / f"deeper-{number}", named)
+            yield from _import_folder(inside, output_dir, scratch / f"deeper-{number}", named)
         return
     runs = [path.parent for path in found if path.name == "config.yaml"]
     for run in runs:
-        yield _carry_run(RunDir(run), output_dir, scratch)
+        yield _import_run(RunDir(run), output_dir, scratch)
     if not runs and (adapter := next((p.parent for p in found if p.name == "adapter_config.json"), None)):
-        yield _carry_adapter(adapter, output_dir, scratch, named)
+        yield _import_adapter(adapter, output_dir, scratch, named)
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -99,14 +99,14 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield from (Path(place) / name for name in sorted(files) if not (Path(place) / name).is_symlink())
 
 
-def _carry_run(run: RunDir, output_dir: Path, scratch: Path) -> RunDir:
+def _import_run(run: RunDir, output_dir: Path, scratch: Path) -> RunDir:
     """Copy the settings, records and adapters of `run`, and for an unfinished run the newest good checkpoint.
 
     Raises RunError if there is neither an adapter nor a good checkpoint.
     """
     inside = RunDir(scratch / "run")
     inside.path.mkdir(parents=True)
-    settings = {name: value for name, value in read_yaml(run.config).items() if name in KEPT}
+    settings = {name: value for name, value in read_yaml(run.config).items() if name in PORTABLE_SETTINGS}
     config = make_config(settings, where=run.config)
     write_yaml(config, inside.config)
     for name in TEXTS:
@@ -116,24 +116,24 @@ def _carry_run(run: RunDir, output_dir: Path, scratch: Path) -> RunDir:
     if not run.final_model.is_dir() and (checkpoint := latest_good(run)[0]):
         folders.append(checkpoint)
     for folder in folders:
-        carry_adapter(folder, inside.path / folder.relative_to(run.path), config.model_name, {})
+        copy_adapter(folder, inside.path / folder.relative_to(run.path), config.model_name, {})
     if not folders:
         raise RunError(_("This run has neither an adapter nor a good checkpoint."), where=run.path)
     return _place(inside, output_dir, run.name)
 
 
-def _carry_adapter(folder: Path, output_dir: Path, scratch: Path, named: Path) -> RunDir:
+def _import_adapter(folder: Path, output_dir: Path, scratch: Path, named: Path) -> RunDir:
     """Import an adapter without a run, as the final model of a run with empty settings."""
     inside = RunDir(scratch / "run")
     inside.path.mkdir(parents=True)
-    carry_adapter(folder, inside.final_model, read_adapter(folder)[0].base_model or "", {})
+    copy_adapter(folder, inside.final_model, read_adapter(folder)[0].base_model or "", {})
     inside.config.write_text("{}\n", "utf-8")
     name = named.name.split(".")[0] if folder.name in (*ADAPTERS, "out") else folder.name
     return _place(inside, output_dir, name or "fetched")
 
 
 def _place(inside: RunDir, output_dir: Path, name: str) -> RunDir:
-    run = directory.take_name(output_dir, name)
+    run = directory.create_unique_folder(output_dir, name)
     with disk_errors(run.path):
         inside.path.rename(run.path)
     return run

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from lorafit.config import TrainConfig, write_yaml
 from lorafit.errors import ConfigError, RunError
 from lorafit.messages import _, listed
-from lorafit.progress import Say, silent
+from lorafit.progress import ProgressCallback, ignore_progress
 from lorafit.run_folders import directory
 from lorafit.run_folders.directory import RunDir, saved_config
 from lorafit.transfer import bundle as bundles
@@ -62,12 +62,12 @@ class CloudRequest(MoveRequest):
     )
 
 
-def cloud(place: str, order: CloudOrder, folder: Path, say: Say = silent) -> CloudFiles:
+def cloud(place: str, order: CloudOrder, folder: Path, say: ProgressCallback = ignore_progress) -> CloudFiles:
     """Write the files for the platform `place` (a name in registry.CLOUDS) into `folder`. Raises LorafitErrors."""
     return send(place, order, folder, say)
 
 
-def order(name: str | None, config: TrainConfig, output_dir: Path, base: str | None) -> CloudOrder:
+def make_order(name: str | None, config: TrainConfig, output_dir: Path, base: str | None) -> CloudOrder:
     """Return the order for the run `name`, or for a new run with `config` if `name` is None. Raises RunError."""
     run = None if name is None else directory.find_run(name, output_dir)
     return CloudOrder(run, config if run is None else saved_config(run), base)
@@ -84,18 +84,18 @@ def fetch(path: Path, output_dir: Path) -> list[Fetched]:
     return fetching.fetch(path, output_dir)
 
 
-def take_over(path: Path, output_dir: Path, base: str | None) -> tuple[RunDir, list[str]]:
+def unpack_bundle(path: Path, output_dir: Path, base: str | None) -> tuple[RunDir, list[str]]:
     """Unpack the bundle `path` into `output_dir`, unless it is there already; return the run to resume, and notes.
 
     `base` is the name of the base model on this machine. Raises RunError if the bundle holds a finished run, and
     ConfigError if the base model is a local folder of the source machine and `base` is None.
     """
     moved = unbundle(path, output_dir)
-    if moved.facts.kind == bundles.RESULT:
+    if moved.facts.kind == bundles.FINISHED:
         fix = _("Try it: {command}").format(command=f"lorafit chat --lora_weights {moved.run.path} --interactive")
         raise RunError(_("This bundle holds a finished run: there is nothing to go on with."), where=path, fix=fix)
     config = saved_config(moved.run)
-    notes = _other_versions(moved.facts)
+    notes = _version_note(moved.facts)
     if not moved.facts.base_is_local or config.model_name != moved.facts.base:
         return moved.run, notes
     if base is None:
@@ -109,7 +109,7 @@ def take_over(path: Path, output_dir: Path, base: str | None) -> tuple[RunDir, l
     return moved.run, notes
 
 
-def _other_versions(facts: bundles.BundleInfo) -> list[str]:
+def _version_note(facts: bundles.BundleInfo) -> list[str]:
     """Return a note if packages that affect the tokens have other versions here than where the bundle was made."""
     here = bundles.versions()
     differing = [f"{name} {facts.versions[name]} -> {here.get(name, '-')}" for name in ("lorafit", "transformers", "tokenizers")

@@ -22,7 +22,17 @@ from lorafit.models.hub import is_local
 from lorafit.run_folders import directory
 from lorafit.run_folders.directory import RunDir
 from lorafit.transfer import archive
-from lorafit.transfer.bundle import BEGIN, BUNDLE, GO_ON, INPUTS, KEPT, LAYOUT, RESULT, RUN, BundleInfo
+from lorafit.transfer.bundle import (
+    BUNDLE,
+    FINISHED,
+    INPUTS,
+    LAYOUT,
+    NEW_RUN,
+    PORTABLE_SETTINGS,
+    RUN,
+    UNFINISHED,
+    BundleInfo,
+)
 from lorafit.units import MIB
 
 MOST_FACTS_BYTES = 16 * MIB  # largest bundle.json or manifest
@@ -63,13 +73,13 @@ def unbundle(path: Path, output_dir: Path) -> Unbundled:
     with tempfile.TemporaryDirectory(dir=output_dir, prefix=".unpacking-") as scratch:
         folder = Path(scratch)
         archive.unpack(path, folder)
-        with _told(path):
+        with _as_bundle_error(path):
             facts = _checked(folder)
             inside = RunDir(folder / RUN)
             settings = _settings(inside)
         _note_origin(inside, facts, identity)
         with disk_errors(output_dir):
-            run = _settle(inside, facts, settings, output_dir)
+            run = _move_into_place(inside, facts, settings, output_dir)
     return Unbundled(run, facts, known=False)
 
 
@@ -98,7 +108,7 @@ def _came_from(run: RunDir, identity: str) -> BundleInfo | None:
 
 
 @contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _as_bundle_error(path: Path) -> Iterator[None]:
     """Convert errors from the content of a bundle to RunError."""
     try:
         yield
@@ -126,14 +136,18 @@ def _facts(values: dict[str, Any]) -> BundleInfo:
     if values["layout"] != LAYOUT:
         raise ValueError(_("its layout is {layout}, known is {known}").format(layout=values["layout"], known=LAYOUT))
     facts = BundleInfo(**{field.name: values[field.name] for field in fields(BundleInfo)})
-    if facts.kind not in (BEGIN, GO_ON, RESULT) or not NAME.fullmatch(facts.run) or not isinstance(facts.base, str):
+    if (
+        facts.kind not in (NEW_RUN, UNFINISHED, FINISHED)
+        or not NAME.fullmatch(facts.run)
+        or not isinstance(facts.base, str)
+    ):
         raise ValueError(f"{facts.kind!r}, {facts.run!r}")
     return facts
 
 
 def _settings(inside: RunDir) -> TrainConfig:
     """Return the settings in KEPT of the bundle. Raises ValueError if one of them names a path outside the bundle."""
-    settings = {name: value for name, value in read_yaml(inside.config).items() if name in KEPT}
+    settings = {name: value for name, value in read_yaml(inside.config).items() if name in PORTABLE_SETTINGS}
     config = make_config(settings, where=inside.config)
     for name in ("dataset_name", "valid_dataset", "init_adapter"):
         for one in (getattr(config, name) or "demo").split(","):
@@ -156,16 +170,16 @@ def _note_origin(inside: RunDir, facts: BundleInfo, identity: str) -> None:
     (inside.inputs / BUNDLE).write_text(text + "\n", "utf-8")
 
 
-def _settle(inside: RunDir, facts: BundleInfo, settings: TrainConfig, output_dir: Path) -> RunDir:
+def _move_into_place(inside: RunDir, facts: BundleInfo, settings: TrainConfig, output_dir: Path) -> RunDir:
     """Move the unpacked run to its name in `output_dir`. Its settings then name the inputs by their new paths."""
-    begin = facts.kind == BEGIN
-    run = directory.create(output_dir, facts.run) if begin else directory.take_name(output_dir, facts.run)
-    write_yaml(settings.model_copy(update=_placed(settings, run)), inside.config)
+    begin = facts.kind == NEW_RUN
+    run = directory.create(output_dir, facts.run) if begin else directory.create_unique_folder(output_dir, facts.run)
+    write_yaml(settings.model_copy(update=_with_input_paths(settings, run)), inside.config)
     inside.path.rename(run.path)  # replaces the empty folder that reserves the name
     return run
 
 
-def _placed(settings: TrainConfig, run: RunDir) -> dict[str, str]:
+def _with_input_paths(settings: TrainConfig, run: RunDir) -> dict[str, str]:
     placed: dict[str, str] = {}
     for name in ("dataset_name", "valid_dataset", "init_adapter"):
         value = getattr(settings, name)

@@ -12,7 +12,7 @@ import lorafit
 from lorafit import api
 from lorafit.cli.app import COMMANDS, flag_value, main
 from lorafit.cli.commands import show_events
-from lorafit.cli.parse import spell_out_resume, train_config
+from lorafit.cli.parse import fill_in_latest, train_config
 from lorafit.config import TrainConfig
 from lorafit.errors import DoesNotFit
 from lorafit.events import Event, Started, Stopped
@@ -121,7 +121,7 @@ def test_the_preset_may_stand_in_the_yaml_file(tmp_path: Path) -> None:
     ],
 )
 def test_a_bare_resume_means_the_latest_run(typed: list[str], meant: list[str]) -> None:
-    assert spell_out_resume(typed) == meant
+    assert fill_in_latest(typed) == meant
 
 
 def test_a_resumed_run_keeps_its_settings_but_for_what_is_said(tmp_path: Path) -> None:

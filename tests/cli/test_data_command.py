@@ -16,7 +16,7 @@ from rich.console import Console
 from lorafit import api
 from lorafit.api import DataRequest
 from lorafit.cli.app import main
-from lorafit.cli.flags import part_words
+from lorafit.cli.flags import split_words
 from lorafit.data.findings import DataReport
 from lorafit.messages import set_language
 from lorafit.reporters.html.data import data_page
@@ -144,7 +144,7 @@ def test_keys_of_their_own_names_a_context_and_the_last_turn_alone_are_as_in_a_t
 
 def test_words_and_flags_are_told_apart() -> None:
     argv = ["a", "--max_length", "9", "b", "--seed=1", "--trust_remote_code", "c", "--help"]
-    words, flags = part_words(DataRequest, argv)
+    words, flags = split_words(DataRequest, argv)
     assert words == ["a", "b", "c"]
     assert flags == ["--max_length", "9", "--seed=1", "--trust_remote_code", "--help"]
 

@@ -22,7 +22,7 @@ from lorafit.cli.app import main
 from lorafit.config import TrainConfig
 from lorafit.diagnostics import examine
 from lorafit.diagnostics.finding import Report
-from lorafit.diagnostics.machine import look_at_machine
+from lorafit.diagnostics.machine import machine_findings
 from lorafit.diagnostics.packages import Packages
 from lorafit.messages import set_language
 from lorafit.planner.table import GuideTime, ModelOnMachine, cells, times
@@ -44,7 +44,7 @@ COMMAND = re.compile(
 
 def doctor(argv: list[str]) -> int:
     machine = mac(M1)
-    findings = [*look_at_machine(machine, None), *examine.works(machine, None)]
+    findings = [*machine_findings(machine, None), *examine.self_test_findings(machine, None)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(api, "doctor", lambda _folder: Report(machine, findings, Packages([]), None))
         return main(["doctor", *argv])

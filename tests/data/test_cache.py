@@ -13,7 +13,7 @@ from support.rows import questions, rows_of
 
 from lorafit.config import TrainConfig
 from lorafit.data import tokenize
-from lorafit.data.dataset import cached, exhaust, prepare, prepare_cached
+from lorafit.data.dataset import exhaust, load_cached, prepare, prepare_cached
 from lorafit.data.preprocessing import preprocessing_of
 from lorafit.data.render import Tokenizer
 from lorafit.data.sources import read_rows
@@ -52,9 +52,9 @@ def test_the_second_time_no_row_is_read_and_no_tokenizer_loaded(
     values: list[object] = [*questions(300), {"q": 1}, *questions(10), {"text": "第一条"}]
     path = write_rows(tmp_path / "a.jsonl", values)
     config = TrainConfig(dataset_name=str(path))
-    assert cached(config, demo_folder) is None
+    assert load_cached(config, demo_folder) is None
     fresh = exhaust(prepare_cached(config, demo_folder, lambda: tokenizer))
-    for again in (exhaust(prepare_cached(config, demo_folder, never)), cached(config, demo_folder)):
+    for again in (exhaust(prepare_cached(config, demo_folder, never)), load_cached(config, demo_folder)):
         assert again is not None
         assert (again.digest, again.notes, again.formats, again.copies) == (
             fresh.digest, fresh.notes, {"question_answer": 310, "plain_text": 1}, 10
@@ -72,7 +72,7 @@ def test_the_second_time_no_row_is_read_and_no_tokenizer_loaded(
     assert moved.digest == fresh.digest
     assert [(reject.file, reject.line) for reject in moved.rejects] == [(str(copy), 301)]
     with pytest.raises(DataError) as caught:
-        cached(TrainConfig(dataset_name=str(copy), max_rejects=0), demo_folder)
+        load_cached(TrainConfig(dataset_name=str(copy), max_rejects=0), demo_folder)
     assert f"{copy}:301" in str(caught.value.found)
     assert entries(cache) == 1
 
@@ -90,9 +90,9 @@ def test_every_setting_that_decides_samples_is_in_the_name(
 ) -> None:
     base = {"dataset_name": str(write_rows(tmp_path / "a.jsonl", questions(100)))}
     exhaust(prepare_cached(TrainConfig.model_validate(base), demo_folder, lambda: tokenizer))
-    assert cached(TrainConfig.model_validate(base | {"val_size": 3, "seed": 1, "max_rejects": 0.5}), demo_folder)
-    assert cached(TrainConfig.model_validate(base | settings), demo_folder) is None
-    assert cached(TrainConfig.model_validate(base), demo_folder, template="{{ messages }}") is None
+    assert load_cached(TrainConfig.model_validate(base | {"val_size": 3, "seed": 1, "max_rejects": 0.5}), demo_folder)
+    assert load_cached(TrainConfig.model_validate(base | settings), demo_folder) is None
+    assert load_cached(TrainConfig.model_validate(base), demo_folder, template="{{ messages }}") is None
 
 
 def test_a_changed_file_and_a_damaged_entry_are_made_anew(
@@ -104,11 +104,11 @@ def test_a_changed_file_and_a_damaged_entry_are_made_anew(
     status = path.stat()
     path.write_text(path.read_text("utf-8").replace("问 0", "问 X"), "utf-8")
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # same size, same time of change
-    assert cached(config, demo_folder) is None
+    assert load_cached(config, demo_folder) is None
     assert exhaust(prepare_cached(config, demo_folder, lambda: tokenizer)).digest != first
     for file in cache.glob("*/input_ids.npy"):
         file.write_bytes(file.read_bytes()[:-4])
-    assert cached(config, demo_folder) is None
+    assert load_cached(config, demo_folder) is None
     assert exhaust(prepare_cached(config, demo_folder, lambda: tokenizer)).rows == 10
 
 
@@ -160,7 +160,7 @@ def test_what_nobody_opened_for_a_month_is_deleted(
     for path in cache.glob("*/meta.json"):
         os.utime(path.parent, (0, 0))
     exhaust(prepare_cached(configs[1], demo_folder, lambda: tokenizer))
-    assert [cached(config, demo_folder) is None for config in configs] == [True, False]
+    assert [load_cached(config, demo_folder) is None for config in configs] == [True, False]
 
 
 def test_other_processes_give_the_same_as_one(
@@ -170,8 +170,8 @@ def test_other_processes_give_the_same_as_one(
     rows = rows_of([*questions(150), {"q": 1}, *questions(50)])
     recipe = preprocessing_of(TrainConfig())
     load = partial(shared_tokenizer, demo_folder, None, False)
-    one = list(tokenize.make_all(rows, recipe, load, cores=1))
-    many = list(tokenize.make_all(rows, recipe, load, cores=2, patience=0))
+    one = list(tokenize.tokenize_all(rows, recipe, load, cores=1))
+    many = list(tokenize.tokenize_all(rows, recipe, load, cores=2, patience=0))
     assert [share for share, _ in many] == [share for share, _ in one]
     for (_, made), (_, expected) in zip(many, one, strict=True):
         for name in vars(expected):
@@ -202,7 +202,7 @@ def test_a_process_that_dies_costs_nothing_but_time(tokenizer: ChatTokenizer, mo
     dying = partial(die_elsewhere, os.getpid())
     loaded = {os.getpid(): tokenizer}
     monkeypatch.setattr(sys.modules[__name__], "HERE", loaded)
-    made = [one for _, one in tokenize.make_all(rows, preprocessing_of(TrainConfig()), dying, cores=2, patience=0)]
+    made = [one for _, one in tokenize.tokenize_all(rows, preprocessing_of(TrainConfig()), dying, cores=2, patience=0)]
     assert sum(len(one.lengths) for one in made) == 100
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support.rows import ROWS, as_csv
 
-from lorafit.data.formats import BadRow, recognise
+from lorafit.data.formats import BadRow, recognize_format
 from lorafit.data.sources import read_rows
 from lorafit.errors import DataError
 
@@ -103,7 +103,7 @@ def test_spoilt_files_give_rows_or_named_errors_and_nothing_else(tmp_path: Path,
         try:
             for row in read_rows(str(path), "train"):
                 try:
-                    recognise(row.value)
+                    recognize_format(row.value)
                     good += 1
                 except BadRow as bad:
                     reasons.append(bad.reason)

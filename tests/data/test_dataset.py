@@ -11,7 +11,7 @@ from support.rows import questions, rows_of
 
 from lorafit.config import TrainConfig
 from lorafit.data.dataset import PreparedData, Reject, content_key, prepare, write_rejects
-from lorafit.data.formats import recognise
+from lorafit.data.formats import recognize_format
 from lorafit.data.render import render
 from lorafit.data.sources import read_rows
 from lorafit.engines.tokenizer import ChatTokenizer, load_tokenizer
@@ -44,7 +44,7 @@ def test_real_rows_become_the_samples_that_render_gives_one_by_one(tokenizer: Ch
     for row in rows:
         if row.line in rejected:
             continue
-        conversation = recognise(row.value)[1]
+        conversation = recognize_format(row.value)[1]
         sample = next(valid if content_key(conversation) in held_out else train)
         expected = render(conversation, tokenizer, 1024, config.date_string).sample
         assert np.array_equal(sample.input_ids, expected.input_ids)
@@ -81,7 +81,7 @@ def test_what_is_held_out_stays_held_out_when_rows_are_added(tokenizer: ChatToke
     smallest = sorted(map(content_key, more.valid_conversations))
     assert smallest == [content_key(c) for c in more.valid_conversations]
     assert set(smallest[:5]) - {content_key(c) for c in fewer.valid_conversations} <= {
-        content_key(recognise(q)[1]) for q in questions(120)[100:]
+        content_key(recognize_format(q)[1]) for q in questions(120)[100:]
     }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from support.paths import LAWYER_LLAMA
 
-from lorafit.data.formats import FORMATS, KEYS, WANTED, BadRow, Message, recognise, to_conversation
+from lorafit.data.formats import FORMATS, KEYS, WANTED, BadRow, Message, recognize_format, to_conversation
 from lorafit.data.sources import read_rows
 
 CASES = [json.loads(line) for line in (Path(__file__).parent / "formats.jsonl").read_text("utf-8").splitlines()]
@@ -17,7 +17,7 @@ CASES = [json.loads(line) for line in (Path(__file__).parent / "formats.jsonl").
 
 @pytest.mark.parametrize("case", [case for case in CASES if "conversation" in case], ids=lambda case: case["format"])
 def test_a_row_becomes_its_conversation(case: dict[str, Any]) -> None:
-    name, conversation = recognise(case["row"])
+    name, conversation = recognize_format(case["row"])
     assert name == case["format"]
     assert conversation == [Message(*turn) for turn in case["conversation"]]
     assert to_conversation(case["row"]) == conversation
@@ -37,21 +37,21 @@ def test_every_format_has_a_case_and_says_what_it_wants() -> None:
 
 def test_keys_are_renamed_by_the_map_which_wins_over_keys_of_the_same_name() -> None:
     row = {"题目": "q", "解析": "a", "output": "other"}
-    name, turns = recognise(row, {"题目": "instruction", "解析": "output"})
+    name, turns = recognize_format(row, {"题目": "instruction", "解析": "output"})
     assert (name, turns) == ("alpaca", [Message("user", "q"), Message("assistant", "a")])
     with pytest.raises(BadRow, match="found the keys: 题目, 解析"):
-        recognise({"题目": "q", "解析": "a"}, {"题目": "instruction"})
+        recognize_format({"题目": "q", "解析": "a"}, {"题目": "instruction"})
 
 
 def test_a_context_goes_before_the_first_question() -> None:
     row = {"query": "q", "laws": ["甲", "乙"], "response": "a", "system": "s"}
-    system, question, _ = recognise(row, context="laws")[1]
+    system, question, _ = recognize_format(row, context="laws")[1]
     assert (system.content, question.content) == ("s", "甲\n乙\n\nq")
     for laws in ([], None, "", [" "]):
-        assert recognise({**row, "laws": laws}, context="laws") == recognise(row)
-    assert recognise({**row, "laws": "甲"}, context="laws")[1][1].content == "甲\n\nq"
+        assert recognize_format({**row, "laws": laws}, context="laws") == recognize_format(row)
+    assert recognize_format({**row, "laws": "甲"}, context="laws")[1][1].content == "甲\n\nq"
     with pytest.raises(BadRow, match="`laws` is int"):
-        recognise({**row, "laws": [1]}, context="laws")
+        recognize_format({**row, "laws": [1]}, context="laws")
 
 
 @pytest.mark.skipif(not LAWYER_LLAMA.is_dir(), reason="shared/data/lawyer_llama is absent")
@@ -70,7 +70,7 @@ def test_the_published_files_are_recognised_row_by_row(name: str, format: str, r
     counts: Counter[str] = Counter()
     for row, value in zip(read_rows(str(path), "train"), raw, strict=True):
         try:
-            found, turns = recognise(row.value)
+            found, turns = recognize_format(row.value)
         except BadRow as bad:
             counts[bad.reason] += 1
             continue

@@ -264,7 +264,10 @@ def test_rows_shown_at_random_depend_on_the_seed_alone() -> None:
 
 def grams(text: str) -> set[str]:
     text = "".join(text.casefold().split())
-    return {text[i : i + near_duplicates.GRAM] for i in range(max(len(text) - near_duplicates.GRAM + 1, 1))}
+    return {
+        text[i : i + near_duplicates.NGRAM_CHARACTERS]
+        for i in range(max(len(text) - near_duplicates.NGRAM_CHARACTERS + 1, 1))
+    }
 
 
 def jaccard(one: set[str], other: set[str]) -> float:
@@ -299,7 +302,7 @@ def test_near_copies_are_those_that_comparing_every_pair_finds() -> None:
 def test_thousands_of_copies_and_huge_texts_cost_no_square() -> None:
     signatures = np.repeat(near_duplicates.signature("合同到期后房东不退押金怎么办？")[None], 5000, axis=0)
     pairs, similar = near_duplicates.near_pairs(signatures)
-    assert len(pairs) < 5000 * near_duplicates.NEIGHBOURS
+    assert len(pairs) < 5000 * near_duplicates.MAX_NEIGHBORS
     assert set(pairs[:, 1].tolist()) == set(range(1, 5000))
     assert (similar == 1).all()
     assert near_duplicates.signature("字" * 300_000).shape == (near_duplicates.PLACES,)

@@ -13,7 +13,7 @@ from support.paths import LAWYER_LLAMA
 from support.rows import ROWS, as_csv
 
 from lorafit.data import sources
-from lorafit.data.formats import BadRow, recognise
+from lorafit.data.formats import BadRow, recognize_format
 from lorafit.data.readers import json_reader
 from lorafit.data.readers.row import Broken, Row
 from lorafit.data.sources import read_rows
@@ -103,7 +103,7 @@ def test_a_hub_out_of_reach_is_a_hub_error() -> None:
 def test_the_demo_data_is_read_by_its_name() -> None:
     rows = list(read_rows("demo", "train"))
     assert len(rows) >= 200
-    assert all(recognise(row.value)[0] == "alpaca" for row in rows)
+    assert all(recognize_format(row.value)[0] == "alpaca" for row in rows)
 
 
 UNREADABLE: dict[str, tuple[str, bytes, str, str]] = {
@@ -171,7 +171,7 @@ def test_a_broken_row_is_named_and_the_rest_is_read(
         assert words in value.found
         assert value.wanted
         with pytest.raises(BadRow, match=r"found .*, wanted"):
-            recognise(value)
+            recognize_format(value)
 
 
 def test_one_broken_row_of_many_costs_only_itself_whatever_the_layout(tmp_path: Path) -> None:
@@ -203,10 +203,10 @@ def test_bytes_that_are_no_text_spoil_only_their_own_row(tmp_path: Path) -> None
     first, second, third = read_rows(str(tmp_path / "a.jsonl"), "train")
     assert first.value == third.value == {"question": "合同", "answer": "有效"}
     with pytest.raises(BadRow, match="broken character"):
-        recognise(second.value)
+        recognize_format(second.value)
     (tmp_path / "b.csv").write_bytes("question,answer\né,b\n".encode("latin-1"))
     with pytest.raises(BadRow, match="broken character"):
-        recognise(values(tmp_path / "b.csv")[0])
+        recognize_format(values(tmp_path / "b.csv")[0])
 
 
 def packed(data: bytes, suffix: str) -> bytes:

@@ -19,8 +19,8 @@ from lorafit import api
 from lorafit.cli.app import main
 from lorafit.diagnostics import engines, examine, self_test
 from lorafit.diagnostics.finding import Finding, Report
-from lorafit.diagnostics.machine import look_at_machine, nvidia_driver
-from lorafit.diagnostics.packages import Packages, look_at_packages
+from lorafit.diagnostics.machine import machine_findings, nvidia_driver
+from lorafit.diagnostics.packages import Packages, package_findings
 from lorafit.errors import HardwareError
 from lorafit.hardware.detect import Gpu, Machine
 from lorafit.registry import ENGINES, QUANTIZATIONS, SELF_TESTS, Entry
@@ -146,14 +146,14 @@ def about(name: str, findings: Iterator[Finding]) -> list[Finding]:
 
 
 def no_tensors(findings: list[Finding], machine: Machine) -> Report:
-    return examine.report(machine, [*findings, *examine.works(machine, None)], Packages([]))
+    return examine.report(machine, [*findings, *examine.self_test_findings(machine, None)], Packages([]))
 
 
 @pytest.mark.parametrize(("outputs", "word"), [(INTEL, "Intel"), (ROSETTA, "Rosetta")])
 def test_a_mac_without_pytorch_is_told_where_to_go_and_nothing_is_tried(outputs: dict[str, str], word: str) -> None:
     machine = mac(outputs, "x86_64")
-    assert examine.start_trials(machine) is None
-    report = no_tensors(list(look_at_machine(machine, None, {})), machine)
+    assert examine.start_self_tests(machine) is None
+    report = no_tensors(list(machine_findings(machine, None, {})), machine)
     assert not report.well
     (bad,) = [finding for finding in report.findings if finding.mark == "bad" and finding.part == "machine"]
     assert word in bad.what
@@ -169,11 +169,11 @@ def test_an_m2_with_a_torch_that_multiplies_wrongly_is_told_so(monkeypatch: pyte
     (finding,) = [f for f in no_tensors([], machine).findings if f.what == "device"]
     assert finding.mark == "bad"
     assert "torch>=2.14" in (finding.fix or "")
-    assert engines.look_at_device(with_torch(mac(M2_MAX), "2.14.1")).mark == "good"
+    assert engines.device_finding(with_torch(mac(M2_MAX), "2.14.1")).mark == "good"
 
 
 def test_an_m1_is_described_in_words() -> None:
-    found = {f.what: f.found for f in look_at_machine(mac(M1), None, {"HF_ENDPOINT": "x", "HF_TOKEN": TOKEN})}
+    found = {f.what: f.found for f in machine_findings(mac(M1), None, {"HF_ENDPOINT": "x", "HF_TOKEN": TOKEN})}
     assert found["processor"] == "Apple M1, 4 cores, arm64"
     assert found["system"] == "macOS 15.6.1"
     assert found["memory"] == "8.0 GiB, 1.7 GiB available (swap not counted)"
@@ -185,7 +185,7 @@ def test_a_card_is_described_with_memory_capability_and_driver(tmp_path: Path) -
     machine = linux(tmp_path, RTX_3090)
     smi = {"nvidia-smi --query-gpu=driver_version --format=csv,noheader": "580.95.05\n580.95.05"}
     driver = nvidia_driver(lambda cmd: smi.get(" ".join(cmd)))
-    found = {f.what: f.found for f in look_at_machine(machine, driver, {})}
+    found = {f.what: f.found for f in machine_findings(machine, driver, {})}
     assert found["GPU"] == "NVIDIA GeForce RTX 3090, cuda, 24.0 GiB, 23.4 GiB free, compute capability 8.6"
     assert found["NVIDIA driver"] == "580.95.05"
     assert nvidia_driver(lambda _cmd: None) is None
@@ -211,7 +211,7 @@ def test_a_torch_that_cannot_use_the_card_is_found(
     tmp_path: Path, name: str, capability: float | None, cuda: str | None, driver: str | None, mark: str | None, words: list[str]
 ) -> None:  # fmt: skip
     machine = with_torch(card(linux(tmp_path, P100), name, capability), cuda=cuda)
-    found = about("torch", look_at_packages(machine, driver, packages(tmp_path / "site", torch=("2.13.0", "any"))))
+    found = about("torch", package_findings(machine, driver, packages(tmp_path / "site", torch=("2.13.0", "any"))))
     assert [finding.mark for finding in found] == ([mark] if mark else [])
     text = " ".join(f"{finding.found} {finding.command}" for finding in found)
     assert all(word in text for word in words), text
@@ -219,7 +219,7 @@ def test_a_torch_that_cannot_use_the_card_is_found(
 
 def test_a_missing_and_an_old_package_are_named_with_the_command(tmp_path: Path) -> None:
     site = packages(tmp_path / "site", transformers=("4.40.0", "any"), torch=("2.13.0", "any"))
-    found = list(look_at_packages(with_torch(linux(tmp_path, {})), None, site))
+    found = list(package_findings(with_torch(linux(tmp_path, {})), None, site))
     (old,), (missing,) = about("transformers", iter(found)), about("gguf", iter(found))
     assert (old.found, old.mark) == ("4.40.0 is too old", "bad")
     assert "'transformers>=5.0'" in (old.command or "")
@@ -231,12 +231,12 @@ def test_bitsandbytes_is_needed_on_cuda_alone(tmp_path: Path) -> None:
     site = packages(tmp_path / "site")
     plain = with_torch(linux(tmp_path, {}))
     for machine, mark in ((plain, "poor"), (card(plain, "RTX 3090", 8.6), "bad")):
-        assert [f.mark for f in about("bitsandbytes", look_at_packages(machine, None, site))] == [mark]
+        assert [f.mark for f in about("bitsandbytes", package_findings(machine, None, site))] == [mark]
 
 
 def test_wheels_for_another_processor_are_found(tmp_path: Path) -> None:
     site = packages(tmp_path, numpy=("2.0.0", "macosx_11_0_x86_64"), tokenizers=("0.22", "macosx_11_0_universal2"))
-    found = list(look_at_packages(with_torch(mac(M1), "2.14.1"), None, site))
+    found = list(package_findings(with_torch(mac(M1), "2.14.1"), None, site))
     (wrong,) = [finding for finding in found if finding.what == "numpy" and "made for" in finding.found]
     assert wrong.mark == "bad"
     assert "--force-reinstall --no-deps numpy" in (wrong.command or "")
@@ -257,13 +257,13 @@ def test_an_mlx_without_the_m5s_matrix_units_is_found(
 ) -> None:
     site = packages(tmp_path, **{"mlx-metal": ("0.32.4", tag)})
     machine = replace(with_torch(mac(M1), "2.14.1"), chip=chip, macos=macos)
-    found = list(look_at_packages(machine, None, site))
+    found = list(package_findings(machine, None, site))
     assert any(finding.what == "mlx-metal" and tag in finding.found for finding in found)
     assert bool(about("mlx-metal", iter(found))) is poor
 
 
 def test_what_may_be_added_is_told(tmp_path: Path) -> None:
-    (line,) = [f for f in look_at_packages(mac(M1), None, packages(tmp_path)) if f.what == "optional"]
+    (line,) = [f for f in package_findings(mac(M1), None, packages(tmp_path)) if f.what == "optional"]
     assert "modelscope" in line.found
     assert "matplotlib" in line.found
     assert "pytest" not in line.found
@@ -299,6 +299,6 @@ def wants_more(device: str, precision: str) -> str:
     ],
 )
 def test_whatever_a_trial_raises_becomes_words(target: str, words: dict[str, str]) -> None:
-    facts = self_test.attempt(Entry(target, "pip install x"), "cpu", "fp32")
+    facts = self_test.run_self_test(Entry(target, "pip install x"), "cpu", "fp32")
     assert facts.pop("good") is False
     assert {name: value for name, value in facts.items() if value is not None} == words

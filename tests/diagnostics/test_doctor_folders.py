@@ -36,7 +36,7 @@ def test_a_hub_that_answers_is_good(monkeypatch: pytest.MonkeyPatch) -> None:
     server = http.server.HTTPServer(("127.0.0.1", 0), Answering)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    assert folders.look_at_hub().mark == "good"
+    assert folders.hub_finding().mark == "good"
     server.shutdown()
 
 
@@ -44,26 +44,26 @@ def test_a_hub_that_says_nothing_is_told_of_and_fails_nothing(monkeypatch: pytes
     monkeypatch.setattr(folders, "HUB_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        finding = folders.look_at_hub()
+        finding = folders.hub_finding()
     assert finding.mark == "poor"
     assert "--hf_endpoint" in (finding.fix or "")
 
 
 def test_folders_tell_free_disk_and_little_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     environ = {"HF_HUB_CACHE": str(tmp_path / "models")}
-    runs, _cache, models = folders.look_at_folders(tmp_path / "new" / "output", environ)
+    runs, _cache, models = folders.folder_findings(tmp_path / "new" / "output", environ)
     assert str(tmp_path / "new" / "output") in runs.found
     assert re.search(r"\([\d.]+ [KMG]iB free\)", runs.found)
     assert str(tmp_path / "models") in models.found
     monkeypatch.setattr(folders, "LITTLE_BYTES", 2**62)
-    assert [f.mark for f in folders.look_at_folders(tmp_path, environ)] == ["poor"] * 3
+    assert [f.mark for f in folders.folder_findings(tmp_path, environ)] == ["poor"] * 3
 
 
 def test_a_folder_that_may_not_be_written_is_bad_for_runs_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(folders.os, "access", lambda _path, _mode: False)
-    marks = [finding.mark for finding in folders.look_at_folders(tmp_path, {})]
+    marks = [finding.mark for finding in folders.folder_findings(tmp_path, {})]
     assert marks == ["bad", "poor", "poor"]
 
 

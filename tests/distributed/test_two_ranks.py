@@ -11,9 +11,9 @@ import torch
 from support import tiny, two_ranks
 from support.paths import SUPPORT
 
-from lorafit.data.batching import batch, shard_by_tokens
+from lorafit.data.batching import build_step_batch, shard_by_tokens
 from lorafit.distributed.collectives import SINGLE_PROCESS
-from lorafit.distributed.launch import environments, launch_ranks, rank_info
+from lorafit.distributed.launch import launch_ranks, rank_environments, rank_info
 from lorafit.errors import ConfigError
 from lorafit.planner.schedule import step_samples
 
@@ -109,7 +109,7 @@ def test_samples_are_dealt_out_evenly_by_tokens_and_each_once() -> None:
 def test_the_shares_of_all_ranks_are_the_step() -> None:
     plan, samples = tiny.make_plan(), tiny.make_samples(32)
     rows = step_samples(plan, 1)
-    whole, parts = batch(samples, rows, 60, 4096), batch(samples, rows, 60, 4096, 3)
+    whole, parts = build_step_batch(samples, rows, 60, 4096), build_step_batch(samples, rows, 60, 4096, 3)
     assert (whole.num_targets, whole.num_tokens) == (parts.num_targets, parts.num_tokens)
     shares = [parts.share(rank) for rank in range(3)]
     assert sorted(p for share in shares for m in share for p in m.places.tolist()) == list(range(16))
@@ -121,7 +121,7 @@ def test_the_shares_of_all_ranks_are_the_step() -> None:
 
 
 def test_a_place_is_read_from_torchruns_environment() -> None:
-    environ = environments(3, 1234)[2]
+    environ = rank_environments(3, 1234)[2]
     here = rank_info(environ)
     assert (here.rank, here.count, here.local_rank, here.local_count, here.leads) == (2, 3, 2, 3, False)
     assert rank_info({}).leads

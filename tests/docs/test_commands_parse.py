@@ -35,9 +35,9 @@ def parse_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for module in (command_line, faces, transfer, plan, runs):
         monkeypatch.setattr(module, "parse", parse)
-    monkeypatch.setattr(command_line, "take_over", lambda argv: argv)
+    monkeypatch.setattr(command_line, "unpack_resumed_bundle", lambda argv: argv)
     monkeypatch.setattr(command_line, "read_yaml", lambda path: {})
-    monkeypatch.setattr(command_line, "settings_of_run", lambda name, output_dir: {})
+    monkeypatch.setattr(command_line, "run_settings", lambda name, output_dir: {})
 
 
 @pytest.mark.usefixtures("parse_only")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from support import tiny
 
-from lorafit.data.batching import batch
+from lorafit.data.batching import build_step_batch
 
 pytestmark = pytest.mark.slow  # inductor calls a C++ compiler
 
@@ -19,7 +19,7 @@ def test_compiled_layers_give_the_same_losses(tmp_path: Path) -> None:
     for compiled in ("off", "on"):
         engine = tiny.open_engine(folder, tiny.make_plan(compile=compiled))
         assert engine.packed is None
-        data = batch(samples, range(3), 64, 8)
+        data = build_step_batch(samples, range(3), 64, 8)
         losses[compiled] = [engine.step(n, data.micro_batches, data.num_targets, 1e-2).loss_sum for n in (1, 2, 3)]
     assert losses["on"] == pytest.approx(losses["off"], rel=1e-5)
     assert losses["on"][2] < losses["on"][0]

@@ -7,7 +7,7 @@ from support import engine_variants, tiny
 
 from lorafit.api import ChatRequest, open_chat
 from lorafit.config import TrainConfig
-from lorafit.data.batching import batch
+from lorafit.data.batching import build_step_batch
 from lorafit.data.dataset import prepare
 from lorafit.data.sources import read_rows
 from lorafit.engines.tokenizer import load_tokenizer
@@ -95,7 +95,7 @@ def test_on_the_demo_model_loss_gradients_and_a_moved_run_are_those_of_torch(dem
     loss, gradients = engine_variants.loss_and_gradients(mlx_way, demo_folder, plan, adapter, tmp_path / "b", samples)
     assert loss == pytest.approx(right, rel=1e-5)
     assert engine_variants.worst(gradients, wanted) < 1e-4
-    held_out = batch(data.valid, range(len(data.valid)), 128, 4096).micro_batches
+    held_out = build_step_batch(data.valid, range(len(data.valid)), 128, 4096).micro_batches
     ends = []
     for legs in ([torch_way], [torch_way, mlx_way, torch_way]):
         for number, way in enumerate(legs):

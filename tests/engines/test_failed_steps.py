@@ -8,7 +8,7 @@ import pytest
 import torch
 from support import tiny
 
-from lorafit.data.batching import batch
+from lorafit.data.batching import build_step_batch
 from lorafit.data.micro_batch import MicroBatch
 from lorafit.engines.base import OutOfMemory
 from lorafit.engines.torch import device
@@ -19,7 +19,7 @@ from lorafit.planner.schedule import step_samples
 def test_when_memory_runs_out_nothing_of_the_pass_stays_behind(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan, samples = tiny.make_plan(lora_dropout=0.1), tiny.make_samples(32)
     engine = tiny.open_engine(models / "gemma2", plan)
-    data = batch(samples, step_samples(plan, 1), 64, 4096)
+    data = build_step_batch(samples, step_samples(plan, 1), 64, 4096)
     before = engine.evaluate(data.micro_batches)
     hidden, held, real = [], [], engine.generic.hidden
 
@@ -56,7 +56,7 @@ def test_a_loss_that_is_not_a_number_ends_the_run_and_touches_nothing(models: Pa
     layer = next(iter(engine.layers.values()))
     with torch.no_grad():
         layer.lora_B[0, 0] = float("nan")
-    data = batch(samples, step_samples(plan, 1), 64, 4096)
+    data = build_step_batch(samples, step_samples(plan, 1), 64, 4096)
     with pytest.raises(EngineError):
         engine.step(1, data.micro_batches, data.num_targets, 1e-3)
 
@@ -66,7 +66,7 @@ def test_fp16_overflow_halves_the_scale_and_computes_the_same_step_again(models:
     engine = tiny.open_engine(models / "llama", plan)
     exact = tiny.open_engine(models / "llama", dataclasses.replace(plan, precision="fp32"))
     engine.scale.value = 2.0**40
-    data = batch(samples, step_samples(plan, 1), 64, 4096)
+    data = build_step_batch(samples, step_samples(plan, 1), 64, 4096)
     result = engine.step(1, data.micro_batches, data.num_targets, 1e-3)
     wanted = exact.step(1, data.micro_batches, data.num_targets, 1e-3)
     assert engine.scale.value < 2.0**40

@@ -6,7 +6,7 @@ import pytest
 import torch.distributed as dist
 
 from lorafit.distributed.collectives import RankLost
-from lorafit.distributed.launch import RankInfo, no_known_death
+from lorafit.distributed.launch import RankInfo, no_known_failure
 from lorafit.engines.torch import heartbeat
 from lorafit.engines.torch.heartbeat import Heartbeat
 
@@ -18,8 +18,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pair_of(store: dist.HashStore) -> tuple[Heartbeat, Heartbeat]:
-    return Heartbeat(store, RankInfo(0, 2, 0, 2), no_known_death), Heartbeat(
-        store, RankInfo(1, 2, 1, 2), no_known_death
+    return Heartbeat(store, RankInfo(0, 2, 0, 2), no_known_failure), Heartbeat(
+        store, RankInfo(1, 2, 1, 2), no_known_failure
     )
 
 
@@ -67,7 +67,7 @@ def test_who_leaves_with_a_reason_is_heard_at_once_and_who_only_passes_it_on_is_
     assert lost.told
     assert "its disk is full" in str(lost)
     first.leave(lost)
-    third = Heartbeat(store, RankInfo(1, 2, 1, 2), no_known_death)
+    third = Heartbeat(store, RankInfo(1, 2, 1, 2), no_known_failure)
     third.start()
     assert wait_until_lost(third).rank == 1  # not 0, which left because of 1
     third.leave(None)
@@ -76,7 +76,7 @@ def test_who_leaves_with_a_reason_is_heard_at_once_and_who_only_passes_it_on_is_
 @pytest.mark.usefixtures("quick")
 def test_a_death_that_the_system_tells_is_told_with_its_words() -> None:
     first = Heartbeat(dist.HashStore(), RankInfo(0, 2, 0, 2), lambda: (1, "it was ended by signal SIGKILL"))
-    Heartbeat(first.store, RankInfo(1, 2, 1, 2), no_known_death)
+    Heartbeat(first.store, RankInfo(1, 2, 1, 2), no_known_failure)
     first.start()
     assert "SIGKILL" in str(wait_until_lost(first))
     first.leave(None)

@@ -14,7 +14,7 @@ from support import dequantized, engine_variants, tiny
 from lorafit.data.micro_batch import Sample, pack
 from lorafit.engines.base import OutOfMemory, Setup
 from lorafit.errors import EngineError, ModelError
-from lorafit.run_folders.adapter import module_of, read_adapter
+from lorafit.run_folders.adapter import parse_lora_name, read_adapter
 
 mx = pytest.importorskip("mlx.core", reason="MLX has no wheel here, or is not installed: pip install 'lorafit[mlx]'")
 pytest.importorskip("mlx_lm")
@@ -27,7 +27,7 @@ from mlx_lm.utils import load_model  # noqa: E402
 from lorafit.engines.mlx import device  # noqa: E402
 from lorafit.engines.mlx.engine import MLXEngine  # noqa: E402
 from lorafit.engines.mlx.load import load_base  # noqa: E402
-from lorafit.engines.mlx.quantised import quantise  # noqa: E402
+from lorafit.engines.mlx.quantised import quantize_layers  # noqa: E402
 
 PLAN = tiny.make_plan(engine="mlx", token_budget=100)
 WIDE = {"hidden_size": 64, "intermediate_size": 128}  # groups of 64 fit
@@ -99,7 +99,7 @@ def test_an_adapter_of_ours_converted_gives_mlx_lms_own_model_the_same_logits(tm
     own.mkdir()
     turned = {}
     for name, tensor in tensors.items():
-        module, which = module_of(name) or ("", "")
+        module, which = parse_lora_name(name) or ("", "")
         turned[f"{module}.lora_{which.lower()}"] = np.ascontiguousarray(tensor.T)
     save_file(turned, own / "adapters.safetensors")
     keys = sorted({re.sub(r"^model\.layers\.\d+\.", "", name).rpartition(".")[0] for name in turned})
@@ -141,7 +141,7 @@ def test_a_quantised_base_is_made_once_and_an_mlx_folder_is_taken_as_it_is(
 ) -> None:
     folder = tiny.save_model("llama", tmp_path / "model", **WIDE)
     first = open_mlx(folder, quantization="4bit")
-    monkeypatch.setattr("lorafit.engines.mlx.load.quantise", None)  # would be called, were it made again
+    monkeypatch.setattr("lorafit.engines.mlx.load.quantize_layers", None)  # would be called, were it made again
     again = open_mlx(folder, quantization="4bit")
     (made,) = (tmp_path / "cache" / "mlx").iterdir()
     theirs = open_mlx(made)
@@ -160,7 +160,7 @@ def test_layers_are_quantised_one_by_one_so_that_memory_holds_one_of_them_unpack
     model.update(tree_map(lambda a: a.astype(mx.bfloat16), model.parameters()))  # not computed yet, as not read yet
     mx.reset_peak_memory()
     before = mx.get_active_memory()
-    quantise(model, 4)
+    quantize_layers(model, 4)
     mx.eval(model.parameters())
     held = mx.get_active_memory() - before
     assert mx.get_peak_memory() - before < held + 5 * 4 * 1024**2  # a few forms of one weight in float32

@@ -8,7 +8,7 @@ mx = pytest.importorskip("mlx.core", reason="MLX has no wheel here, or is not in
 from lorafit.engines.mlx import device  # noqa: E402
 from lorafit.engines.mlx.arithmetic import row_sums  # noqa: E402
 from lorafit.engines.mlx.engine import _norm  # noqa: E402
-from lorafit.engines.mlx.loss import MLXHead, plain_loss, target_loss  # noqa: E402
+from lorafit.engines.mlx.loss import MLXHead, evaluation_loss, target_loss  # noqa: E402
 from lorafit.engines.mlx.matrix import Matrix  # noqa: E402
 
 VOCAB, HIDDEN, TARGETS = 50_001, 16, 20
@@ -40,7 +40,7 @@ def test_a_loss_over_a_real_vocabulary_and_its_gradient_equal_float64() -> None:
     chances[np.arange(TARGETS), targets] -= 1
     wanted = chances @ weight
     assert float(found) == pytest.approx(right, rel=1e-6)
-    assert float(plain_loss(head, mx.array(hidden.astype(np.float32)), *args)) == pytest.approx(right, rel=1e-6)
+    assert float(evaluation_loss(head, mx.array(hidden.astype(np.float32)), *args)) == pytest.approx(right, rel=1e-6)
     off = np.linalg.norm(np.array(grad) - wanted) / np.linalg.norm(wanted)
     assert off < 2e-5  # the product over the vocabulary is BLAS's own
 

@@ -10,7 +10,7 @@ import torch
 from support import tiny
 
 from lorafit.data.micro_batch import MicroBatch, Sample, pack
-from lorafit.data.shared_prefix import begun_alike
+from lorafit.data.shared_prefix import repeated_prefixes
 from lorafit.engines.torch.engine import TorchEngine
 from lorafit.engines.torch.packed import attention
 
@@ -56,7 +56,7 @@ def test_loss_and_gradients_equal_the_generic_path(
         pack(samples[:4], range(4), range(4), shared[:4]),
         pack(samples[4:], range(5), range(4, 9), shared[4:]),
     ]
-    assert [len(ids) for ids in begun_alike(micro_batches)] == ([beginning] if beginning else [])
+    assert [len(ids) for ids in repeated_prefixes(micro_batches)] == ([beginning] if beginning else [])
     loss, grads = grads_of(engine, *micro_batches)
     evaluated = engine.evaluate(micro_batches)
     engine.packed = None

@@ -11,7 +11,7 @@ import transformers
 from support import tiny
 
 from lorafit.config import TrainConfig
-from lorafit.data.batching import batch
+from lorafit.data.batching import build_step_batch
 from lorafit.data.dataset import prepare
 from lorafit.data.micro_batch import Sample
 from lorafit.data.sources import read_rows
@@ -71,12 +71,12 @@ def same_as_reference(
     base = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     model = peft.PeftModel.from_pretrained(base, tmp_path, is_trainable=True).eval()
     wanted, wanted_grads = reference_steps(model, samples, plan)
-    data = batch(samples, step_samples(plan, 1), plan.token_budget, plan.max_micro_batch)
+    data = build_step_batch(samples, step_samples(plan, 1), plan.token_budget, plan.max_micro_batch)
     grads = tiny.gradients(engine, 1, data.micro_batches, data.num_targets)
     assert self_check.difference(end_to_end(grads), end_to_end(wanted_grads)) < together
     assert tiny.worst(grads, wanted_grads) < worst
     for step in range(1, plan.steps + 1):
-        data = batch(samples, step_samples(plan, step), plan.token_budget, plan.max_micro_batch)
+        data = build_step_batch(samples, step_samples(plan, step), plan.token_budget, plan.max_micro_batch)
         result = engine.step(step, data.micro_batches, data.num_targets, lr_at(step, plan))
         assert result.loss_sum / data.num_targets == pytest.approx(wanted[step - 1], rel=1e-5)
     after = {n.replace(".default", ""): p.detach() for n, p in model.named_parameters() if p.requires_grad}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from support import tiny
 
-from lorafit.data.batching import batch
+from lorafit.data.batching import build_step_batch
 from lorafit.engines.torch import low_bit_linear
 from lorafit.planner.schedule import step_samples
 
@@ -34,7 +34,7 @@ def test_gradients_through_a_quantised_base_equal_those_through_its_dequantised_
         exact.layers[name].base.weight.data = weight.float()
     tiny.fill_b(engine)
     tiny.fill_b(exact)
-    data = batch(samples, step_samples(plan, 1), 100, 4096)
+    data = build_step_batch(samples, step_samples(plan, 1), 100, 4096)
     grads = tiny.gradients(engine, 1, data.micro_batches, data.num_targets)
     wanted = tiny.gradients(exact, 1, data.micro_batches, data.num_targets)
     assert tiny.worst(grads, wanted) < tolerance
@@ -50,10 +50,12 @@ def test_rows_of_a_packed_weight_are_unpacked_some_at_a_time(
     numbers = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     weight = bitsandbytes.nn.Params4bit(numbers, compress_statistics=nested, quant_type="nf4").to("cpu")
     monkeypatch.setattr(low_bit_linear, "PACKED_BLOCK", 1 << 10)
-    assert low_bit_linear._native(weight.quant_state) is not None, "bitsandbytes has its kernel under another name"
+    assert low_bit_linear._unpack_kernel(weight.quant_state) is not None, (
+        "bitsandbytes has its kernel under another name"
+    )
     if not in_place:  # as on a GPU, or with a bitsandbytes that has no such kernel
-        monkeypatch.setattr(low_bit_linear, "_native", lambda state: None)
-    found = [(rows, part.clone()) for rows, part in low_bit_linear.blocks([weight, weight], torch.float32)]
+        monkeypatch.setattr(low_bit_linear, "_unpack_kernel", lambda state: None)
+    found = [(rows, part.clone()) for rows, part in low_bit_linear.weight_blocks([weight, weight], torch.float32)]
     whole = bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state)
     assert torch.equal(torch.cat([part for _rows, part in found]), torch.cat([whole, whole]))
     assert [rows.start for rows, _part in found][1:] == [rows.stop for rows, _part in found][:-1]

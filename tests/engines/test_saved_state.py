@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from support import tiny
 
-from lorafit.data.batching import batch
+from lorafit.data.batching import build_step_batch
 from lorafit.errors import AdapterError
 from lorafit.planner.schedule import step_samples
 
@@ -15,7 +15,7 @@ from lorafit.planner.schedule import step_samples
 def test_layers_that_take_no_part_are_saved_and_loaded_like_the_others(models: Path, tmp_path: Path) -> None:
     plan, samples = tiny.make_plan(), tiny.make_samples(32)
     engine = tiny.open_engine(models / "mamba", plan)
-    data = batch(samples, step_samples(plan, 1), 64, 4096)
+    data = build_step_batch(samples, step_samples(plan, 1), 64, 4096)
     engine.step(1, data.micro_batches, data.num_targets, 1e-3)
     engine.save(tmp_path)
     tiny.open_engine(models / "mamba", plan).load(tmp_path)
@@ -32,7 +32,7 @@ def test_an_adapter_for_another_base_is_refused(models: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("optimizer", ["adamw", "paged_adamw_8bit"])
 def test_moments_move_from_one_optimizer_to_another(models: Path, tmp_path: Path, optimizer: str) -> None:
     plan, samples = tiny.make_plan(optimizer=optimizer, lora_r=64), tiny.make_samples(32)
-    data = batch(samples, step_samples(plan, 1), plan.token_budget, plan.max_micro_batch)
+    data = build_step_batch(samples, step_samples(plan, 1), plan.token_budget, plan.max_micro_batch)
     engine = tiny.open_engine(models / "llama", plan)
     for step in (1, 2):
         engine.step(step, data.micro_batches, data.num_targets, 1e-3)

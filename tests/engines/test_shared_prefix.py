@@ -11,11 +11,18 @@ import torch
 from numpy.typing import NDArray
 from support import tiny
 
-from lorafit.data.batching import batch
+from lorafit.data.batching import build_step_batch
 from lorafit.data.micro_batch import MicroBatch, Sample
-from lorafit.data.shared_prefix import FEWEST, MORE, SharedPrefix, begun_alike, find_shared_prefixes, prefix_lengths
+from lorafit.data.shared_prefix import (
+    MIN_EXTRA_SAVED_TOKENS,
+    MIN_PREFIX_TOKENS,
+    SharedPrefix,
+    find_shared_prefixes,
+    prefix_lengths,
+    repeated_prefixes,
+)
 from lorafit.engines.torch.engine import TorchEngine
-from lorafit.planner.data_stats import Split, data_stats, steps_as_shares
+from lorafit.planner.data_stats import Split, data_stats, training_shapes
 
 MUCH = 10**9
 
@@ -82,7 +89,7 @@ def best_saving(heads: list[NDArray[Any]]) -> int:
             (i for i in range(min(map(len, mine))) if len({int(h[i]) for h in mine}) > 1), min(map(len, mine))
         )
         rest = [head for i, head in enumerate(heads) if i and i not in others]
-        best = max(best, (length if length >= FEWEST else 0) * (len(mine) - 1) + best_saving(rest))
+        best = max(best, (length if length >= MIN_PREFIX_TOKENS else 0) * (len(mine) - 1) + best_saving(rest))
     return best
 
 
@@ -94,7 +101,7 @@ def test_no_other_division_saves_more(seed: int) -> None:
     found, best = find_shared_prefixes(samples, MUCH), best_saving(heads)
     saved = sum(beginning.saved for beginning in found)
     one = len(found) == 1 and len(found[0].members) == len(samples)
-    assert saved == best or (one and best < saved + MORE)
+    assert saved == best or (one and best < saved + MIN_EXTRA_SAVED_TOKENS)
     for beginning in found:
         first = heads[beginning.members[0]][: beginning.length]
         assert all(np.array_equal(heads[member][: beginning.length], first) for member in beginning.members)
@@ -124,11 +131,11 @@ def test_loss_and_gradients_are_those_of_samples_that_share_nothing(models: Path
     engine = tiny.open_engine(models / "llama", tiny.make_plan(recompute=recompute))
     tiny.fill_b(engine)
     samples = two_prompts()
-    together = list(batch(samples, range(11), budget, 4096, shares=True).micro_batches)
+    together = list(build_step_batch(samples, range(11), budget, 4096, shares=True).micro_batches)
     apart = [
         micro.only(i) for micro in together for i in range(len(micro.places))
     ]  # each alone with what it begins with
-    assert sorted(len(ids) for ids in begun_alike(together)) == [40, 50]
+    assert sorted(len(ids) for ids in repeated_prefixes(together)) == [40, 50]
     loss, grads, rows = computed(engine, together)
     evaluated = engine.evaluate(together)
     for micro in apart:
@@ -142,13 +149,13 @@ def test_loss_and_gradients_are_those_of_samples_that_share_nothing(models: Path
 
 def test_a_beginning_that_one_sample_alone_has_here_is_not_gone_over_apart(models: Path) -> None:
     """Of several processes the others may have its fellows."""
-    step = batch(two_prompts(each=1), range(3), 10_000, 4096, ranks=3, shares=True)
-    assert begun_alike(step.share(0)) == []
+    step = build_step_batch(two_prompts(each=1), range(3), 10_000, 4096, ranks=3, shares=True)
+    assert repeated_prefixes(step.share(0)) == []
 
 
 def test_beginnings_count_once_a_micro_batch_and_in_no_sample() -> None:
     samples = two_prompts()
-    apart, together = (batch(samples, range(11), 220, 4096, shares=shares) for shares in (False, True))
+    apart, together = (build_step_batch(samples, range(11), 220, 4096, shares=shares) for shares in (False, True))
     assert len(together.micro_batches) < len(apart.micro_batches)
     assert all(micro.num_tokens - int(micro.shared.sum()) + 90 <= 220 for micro in together.micro_batches)
     assert together.num_tokens == apart.num_tokens
@@ -162,8 +169,8 @@ def test_the_planner_counts_them_as_a_step_computes_them() -> None:
     )
     facts = data_stats(cast(Any, prepared))
     assert (facts.shared, facts.held) == (45, 90)
-    (shares,) = steps_as_shares(facts, Split(10, 10_000, 4096), seed=1)
-    step = batch(samples, range(10), 10_000, 4096, shares=True)
+    (shares,) = training_shapes(facts, Split(10, 10_000, 4096), seed=1)
+    step = build_step_batch(samples, range(10), 10_000, 4096, shares=True)
     assert sum(share.tokens for share in shares) == pytest.approx(int(lengths.sum()) - 4 * 50 - 4 * 40, abs=3)
     assert len(shares) == 1 + len(step.micro_batches)
 

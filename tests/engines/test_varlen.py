@@ -19,11 +19,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from lorafit.data.micro_batch import pack
 from lorafit.engines.torch import device, self_check
 from lorafit.engines.torch.attention import (
-    NAME,
-    ONE_KERNEL,
-    may_take_one_kernel,
+    SEGMENT_ATTENTION,
+    VARLEN_ATTENTION,
+    segment_arguments,
     segment_attention,
-    segments,
+    supports_varlen,
     varlen_attention,
 )
 from lorafit.engines.torch.device import DEVICES
@@ -85,7 +85,7 @@ def test_it_asks_the_kernel_for_what_segments_compute(monkeypatch: pytest.Monkey
     monkeypatch.setattr(KERNEL, reference)
     inputs, found = some_heads(), []
     for function in (varlen_attention, segment_attention):
-        out, _none = function(torch.nn.Module(), *inputs, None, **segments(ENDS, "cpu"), **options)
+        out, _none = function(torch.nn.Module(), *inputs, None, **segment_arguments(ENDS, "cpu"), **options)
         assert out.shape == (1, 17, 4, 8)
         found.append([out, *torch.autograd.grad(out, inputs, torch.ones_like(out) + out.detach())])
     assert max(self_check.difference(a, b) for a, b in zip(*found, strict=True)) < 1e-6
@@ -93,7 +93,7 @@ def test_it_asks_the_kernel_for_what_segments_compute(monkeypatch: pytest.Monkey
 
 def test_a_soft_cap_goes_segment_by_segment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(KERNEL, unable)
-    inputs, options = some_heads(), {"softcap": 5.0, **segments(ENDS, "cpu")}
+    inputs, options = some_heads(), {"softcap": 5.0, **segment_arguments(ENDS, "cpu")}
     out, wanted = (f(torch.nn.Module(), *inputs, None, **options)[0] for f in (varlen_attention, segment_attention))
     assert torch.equal(out, wanted)
 
@@ -108,7 +108,9 @@ def test_a_whole_model_has_the_same_loss_and_gradients(
     engine.packed = None
     tiny.fill_b(engine)
     micro = pack(tiny.make_samples(5, longest=40), range(5), range(5))
-    (loss, grads), (wanted_loss, wanted) = (with_attention(engine, name, micro) for name in (ONE_KERNEL, NAME))
+    (loss, grads), (wanted_loss, wanted) = (
+        with_attention(engine, name, micro) for name in (VARLEN_ATTENTION, SEGMENT_ATTENTION)
+    )
     assert loss == pytest.approx(wanted_loss, rel=1e-6)
     assert tiny.worst(grads, wanted) < 1e-5
 
@@ -124,7 +126,7 @@ def with_attention(engine: TorchEngine, name: str, micro: Any) -> tuple[float, d
 def test_a_right_kernel_is_taken_and_said(models: Path, flash: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(KERNEL, reference)
     engine = tiny.open_engine(models / "llama", tiny.make_plan(precision="fp16"))
-    assert engine.model.config._attn_implementation == ONE_KERNEL
+    assert engine.model.config._attn_implementation == VARLEN_ATTENTION
     assert engine.generic.packs
     assert any(note.startswith("✓ Attention: one flash kernel") for note in engine.facts.notes)
 
@@ -144,7 +146,7 @@ def test_a_wrong_kernel_or_one_that_raises_leaves_segments_and_a_word(
     if kernel is not None:
         monkeypatch.setattr(KERNEL, kernel)
     engine = tiny.open_engine(models / "llama", tiny.make_plan(precision="fp16"))
-    assert engine.model.config._attn_implementation == NAME
+    assert engine.model.config._attn_implementation == SEGMENT_ATTENTION
     assert engine.generic.packs
     (note,) = [note for note in engine.facts.notes if note.startswith("Attention: sample by sample")]
     assert why in note
@@ -154,7 +156,7 @@ def test_a_wrong_kernel_or_one_that_raises_leaves_segments_and_a_word(
 def test_a_torch_without_the_kernel_leaves_segments(models: Path, flash: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "torch.nn.attention.varlen", None)
     engine = tiny.open_engine(models / "llama", tiny.make_plan(precision="fp16"))
-    assert engine.model.config._attn_implementation == NAME
+    assert engine.model.config._attn_implementation == SEGMENT_ATTENTION
 
 
 @pytest.mark.parametrize(
@@ -172,12 +174,12 @@ def test_which_cards_may_take_it(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype, may: bool
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    assert may_take_one_kernel(DEVICES["cuda"], dtype) is may
+    assert supports_varlen(DEVICES["cuda"], dtype) is may
 
 
 @pytest.mark.parametrize("name", ["cpu", "mps"])
 def test_other_devices_do_not_take_it(name: str) -> None:
-    assert not may_take_one_kernel(DEVICES[name], torch.float16)
+    assert not supports_varlen(DEVICES[name], torch.float16)
 
 
 @pytest.mark.parametrize("window", [None, 4])
@@ -195,6 +197,6 @@ def test_gradients_go_through_the_real_operator() -> None:
     inputs = [
         torch.empty(1, heads, 17, 64, device="meta", dtype=torch.float16, requires_grad=True) for heads in (6, 2, 2)
     ]
-    out, _none = varlen_attention(torch.nn.Module(), *inputs, None, **segments(ENDS, "meta"))
+    out, _none = varlen_attention(torch.nn.Module(), *inputs, None, **segment_arguments(ENDS, "meta"))
     grads = torch.autograd.grad(out, inputs, torch.empty_like(out))
     assert [g.shape for g in grads] == [x.shape for x in inputs]

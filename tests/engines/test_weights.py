@@ -13,7 +13,7 @@ from lorafit.data.micro_batch import pack
 from lorafit.engines.base import Setup
 from lorafit.engines.torch import model
 from lorafit.engines.torch.low_bit_linear import LowBitLinear
-from lorafit.engines.torch.weights import read_weights, unread_weights
+from lorafit.engines.torch.weights import lazy_weights, read_weights
 from lorafit.sampling import Sampling
 
 
@@ -92,11 +92,11 @@ def test_bfloat16_storage_takes_half_and_computes_what_float32_does_with_the_sam
 def test_a_tensor_that_stays_in_its_file_is_read_whole_when_it_is_asked_for(tmp_path: Path) -> None:
     wanted = {name: tensor.bfloat16() for name, tensor in tensors().items()}
     save_file(wanted, tmp_path / "model.safetensors")
-    found = unread_weights(tmp_path)
+    found = lazy_weights(tmp_path)
     assert found is not None
     assert all(torch.equal(found[name][...], tensor) for name, tensor in wanted.items())
     save_file({"packed": torch.zeros(2, dtype=torch.uint8)}, tmp_path / "model.safetensors")
-    assert unread_weights(tmp_path) is None
+    assert lazy_weights(tmp_path) is None
 
 
 @pytest.mark.parametrize("quantization", ["4bit", "8bit"])
@@ -106,7 +106,7 @@ def test_a_base_quantised_while_it_is_read_is_the_one_that_transformers_makes(
     pytest.importorskip("bitsandbytes")
     folder = tiny.save_model("llama", tmp_path)
     ours = model.load_base(Setup(folder, "x", "cpu", "fp32", quantization)).state_dict()
-    monkeypatch.setattr(model, "_streamed", lambda *_setup: None)
+    monkeypatch.setattr(model, "_load_streamed", lambda *_setup: None)
     theirs = model.load_base(Setup(folder, "x", "cpu", "fp32", quantization)).state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())

@@ -22,15 +22,15 @@ from lorafit.cli.app import main
 from lorafit.errors import AdapterError, ConfigError, DataError
 from lorafit.evaluation.compare import (
     Answer,
-    asked_of_file,
-    count_up,
+    answer_stats,
+    questions_from_file,
     sample_losses,
 )
 from lorafit.evaluation.compare_request import CompareRequest
 from lorafit.events import Finished, read_events
 from lorafit.reporters.html.compare import comparison_page
 from lorafit.reporters.terminal.compare import show_comparison
-from lorafit.reporters.text.compare import lines, pieces
+from lorafit.reporters.text.compare import lines, split_answer
 
 Output = pytest.CaptureFixture[str]
 SHORT = ["--num_samples", "2", "--max_new_tokens", "6"]
@@ -93,11 +93,11 @@ def test_what_is_counted_about_answers() -> None:
     pytest.importorskip("sacrebleu")
     pytest.importorskip("rapidfuzz")
     answers = [Answer("《民法典》第一条", 9, False), Answer("《刑法》第二条规定", 6, True), Answer("不知道", 3, False)]
-    found = count_up(answers, ["《民法典》第一条", "《民法典》第二条", None], [])
+    found = answer_stats(answers, ["《民法典》第一条", "《民法典》第二条", None], [])
     assert (found.answers, found.citing, found.agreeing, found.cut) == (3, 2, 1, 1)
     assert found.characters == pytest.approx((8 + 9 + 3) / 3)
     assert found.likeness is not None
-    without = count_up(answers, [None] * 3, [])
+    without = answer_stats(answers, [None] * 3, [])
     assert (without.agreeing, without.likeness) == (None, None)
 
 
@@ -257,7 +257,7 @@ def test_adapters_of_different_bases_are_refused(run: Path, model: Path, tmp_pat
 def test_a_row_without_an_answer_is_named_by_its_line(tmp_path: Path) -> None:
     (tmp_path / "q.jsonl").write_text(rows(2) + '{"question": "没有答案"}\n', "utf-8")
     with pytest.raises(DataError) as caught:
-        asked_of_file(tmp_path / "q.jsonl")
+        questions_from_file(tmp_path / "q.jsonl")
     assert str(caught.value.where).endswith("q.jsonl:3")
 
 
@@ -266,7 +266,7 @@ def test_all_turns_before_the_last_answer_are_asked(tmp_path: Path) -> None:
         {"role": r, "content": c} for r, c in (("user", "甲"), ("assistant", "乙"), ("user", "丙"), ("assistant", "丁"))
     ]
     (tmp_path / "q.jsonl").write_text(json.dumps({"messages": turns}), "utf-8")
-    (question,) = asked_of_file(tmp_path / "q.jsonl")
+    (question,) = questions_from_file(tmp_path / "q.jsonl")
     assert [turn.content for turn in question.turns] == ["甲", "乙", "丙"]
     assert (question.text, question.reference) == ("丙", "丁")
 
@@ -289,8 +289,8 @@ def test_the_page_marks_statutes_and_what_both_say() -> None:
         '<mark class="agrees">《民法典》第一条</mark>&lt;b&gt;&amp;<mark class="differs">《刑法》第九条</mark>' in html
     )
     question, base = comparison().questions[0], Answer("我不是律师，建议去问", 9, False)
-    assert pieces(Answer(BASE, 9, False), question, base)[0] == ("我不是律师，建议", "same")
-    assert [kind for _text, kind in pieces(Answer(BASE, 9, False), question, None)] == ["plain"]
+    assert split_answer(Answer(BASE, 9, False), question, base)[0] == ("我不是律师，建议", "same")
+    assert [kind for _text, kind in split_answer(Answer(BASE, 9, False), question, None)] == ["plain"]
 
 
 @pytest.mark.parametrize("width", [60, 80, 140])

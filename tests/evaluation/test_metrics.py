@@ -8,7 +8,7 @@ import pytest
 
 from lorafit.errors import LorafitError
 from lorafit.evaluation import metrics
-from lorafit.evaluation.metrics import LossDifference, bootstrap, citations, likeness
+from lorafit.evaluation.metrics import LossDifference, bootstrap, citations, reference_scores
 from lorafit.registry import Entry
 
 
@@ -88,7 +88,7 @@ def test_chrf_and_rouge_are_those_computed_by_hand() -> None:
     pytest.importorskip("sacrebleu")
     pytest.importorskip("rapidfuzz")
     answer, reference = "可以向法院起诉离婚", "可以直接向人民法院起诉"
-    found = likeness([answer], [reference])
+    found = reference_scores([answer], [reference])
     assert found.chrf == pytest.approx(chrf(answer, reference))
     # longest common subsequence: 可以向法院起诉, 7 of 9 and 11 characters
     assert found.rouge_l == pytest.approx(100 * 2 * 7 / (9 + 11))
@@ -98,8 +98,8 @@ def test_an_english_word_is_one_token_and_case_does_not_matter() -> None:
     pytest.importorskip("sacrebleu")
     pytest.importorskip("rapidfuzz")
     # 使 用 lora and two more characters: five tokens each, three in common.
-    assert likeness(["使用lora训练"], ["使用LoRA微调"]).rouge_l == pytest.approx(100 * 2 * 3 / (5 + 5))
-    same, empty = likeness(["一样。"], ["一样。"]), likeness([""], ["一样。"])
+    assert reference_scores(["使用lora训练"], ["使用LoRA微调"]).rouge_l == pytest.approx(100 * 2 * 3 / (5 + 5))
+    same, empty = reference_scores(["一样。"], ["一样。"]), reference_scores([""], ["一样。"])
     assert (same.chrf, same.rouge_l) == (pytest.approx(100), pytest.approx(100))
     assert (empty.chrf, empty.rouge_l) == (0, 0)
 
@@ -107,6 +107,6 @@ def test_an_english_word_is_one_token_and_case_does_not_matter() -> None:
 def test_a_missing_package_is_named_with_the_command_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "CHRF", Entry("no_such_package.metrics:CHRF", metrics.CHRF.install))
     with pytest.raises(LorafitError) as caught:
-        likeness(["一"], ["一"])
+        reference_scores(["一"], ["一"])
     assert "no_such_package" in caught.value.what
     assert "pip install sacrebleu rapidfuzz" in str(caught.value.fix)

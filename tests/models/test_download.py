@@ -8,8 +8,8 @@ import pytest
 
 from lorafit.events import Event, Stage
 from lorafit.models import download
-from lorafit.models.download import watched
-from lorafit.progress import Say
+from lorafit.models.download import download_with_progress
+from lorafit.progress import ProgressCallback
 from lorafit.training.progress import stage_texts
 
 PART = b"x" * 2**20
@@ -32,13 +32,13 @@ def fetching(folder: Path) -> str:
 def test_what_lies_there_is_told_with_the_time_left(tmp_path: Path) -> None:
     (tmp_path / "before").write_bytes(PART)
     told: list[str] = []
-    assert watched(lambda: fetching(tmp_path), tmp_path, 4 * 2**20, told.append) == "fetched"
+    assert download_with_progress(lambda: fetching(tmp_path), tmp_path, 4 * 2**20, told.append) == "fetched"
     assert any(text.startswith("2 MiB of 3 MiB, about") for text in told), told
 
 
 def test_a_hub_that_tells_no_size_gives_what_is_there(tmp_path: Path) -> None:
     told: list[str] = []
-    watched(lambda: fetching(tmp_path), tmp_path, None, told.append)
+    download_with_progress(lambda: fetching(tmp_path), tmp_path, None, told.append)
     assert "2 MiB so far" in told
 
 
@@ -47,13 +47,13 @@ def test_what_goes_wrong_comes_out_as_it_is_even_a_time_out(tmp_path: Path) -> N
         raise TimeoutError("the hub says nothing")
 
     with pytest.raises(TimeoutError, match="says nothing"):
-        watched(fail, tmp_path, None, lambda _text: None)
+        download_with_progress(fail, tmp_path, None, lambda _text: None)
 
 
 def test_a_job_in_a_thread_says_events_and_returns() -> None:
     returned = []
 
-    def job(say: Say) -> int:
+    def job(say: ProgressCallback) -> int:
         say("one")
         say("two")
         return 3

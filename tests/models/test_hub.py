@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from support.fake_hub import FakeHub
 
 from lorafit.errors import DiskError, HubError, ModelError
-from lorafit.models.hub import ELSEWHERE, REACH_SECONDS, ensure_reachable, find_model, is_local, translate
+from lorafit.models.hub import REACH_SECONDS, UNGATED_COPIES, ensure_reachable, find_model, is_local, translate
 
 LLAMA = "meta-llama/Llama-3.2-3B-Instruct"
 
@@ -99,7 +99,7 @@ def test_a_closed_port_is_told_within_ten_seconds_with_the_ways_round(hub: FakeH
     with pytest.raises(HubError) as caught:
         find_model(LLAMA, endpoint=f"http://127.0.0.1:{free_port()}")
     assert time.monotonic() - began < 10  # the promise itself, not a speed
-    for flag in ("--hf_endpoint https://hf-mirror.com", "--hub modelscope", "--demo", ELSEWHERE[LLAMA][0]):
+    for flag in ("--hf_endpoint https://hf-mirror.com", "--hub modelscope", "--demo", UNGATED_COPIES[LLAMA][0]):
         assert flag in str(caught.value.fix)
 
 

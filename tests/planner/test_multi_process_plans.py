@@ -10,13 +10,13 @@ from support.plans import make_samples
 from support.shapes import llama_1b
 
 from lorafit.config import TrainConfig
-from lorafit.data.batching import batch
+from lorafit.data.batching import build_step_batch
 from lorafit.errors import ConfigError, DoesNotFit
-from lorafit.hardware.catalogue.find import described
+from lorafit.hardware.catalogue.find import machine_named
 from lorafit.hardware.detect import Machine
-from lorafit.planner.data_stats import DataStats, Split, steps_as_shares
-from lorafit.planner.memory_budget import share_of
-from lorafit.planner.planner import PlanResult, alternatives, consider
+from lorafit.planner.data_stats import DataStats, Split, training_shapes
+from lorafit.planner.memory_budget import per_process
+from lorafit.planner.planner import PlanResult, alternatives, make_plan_result
 from lorafit.planner.throughput import rates
 from lorafit.training.preview import preview_run
 from lorafit.units import GIB
@@ -24,7 +24,7 @@ from lorafit.units import GIB
 
 def planned(machine: Machine, processes: int, data: DataStats | None = None, **settings: object) -> PlanResult:
     config = TrainConfig(processes=processes, **settings)  # type: ignore[arg-type]
-    return consider(config, share_of(machine, processes), llama_1b(), data or facts())
+    return make_plan_result(config, per_process(machine, processes), llama_1b(), data or facts())
 
 
 def test_two_processes_on_one_processor_share_its_cores_and_memory_and_are_no_faster_for_it() -> None:
@@ -36,7 +36,7 @@ def test_two_processes_on_one_processor_share_its_cores_and_memory_and_are_no_fa
 
 
 def test_a_process_on_each_gpu_divides_the_time_of_steps_and_evaluations() -> None:
-    machine = described("p3.8xlarge")
+    machine = machine_named("p3.8xlarge")
     one, four = planned(machine, 1, facts(valid=300)), planned(machine, 4, facts(valid=300))
     assert four.plan.available_bytes == one.plan.available_bytes  # each has a GPU of its own
     assert 2 < one.estimate.step / four.estimate.step <= 4
@@ -45,9 +45,9 @@ def test_a_process_on_each_gpu_divides_the_time_of_steps_and_evaluations() -> No
 
 
 def test_a_plan_for_one_gpu_of_several_says_what_all_would_do() -> None:
-    found = [other.value for other in alternatives(planned(described("p3.8xlarge"), 1))]
+    found = [other.value for other in alternatives(planned(machine_named("p3.8xlarge"), 1))]
     assert "--processes 4" in found
-    assert not any("--processes" in other.value for other in alternatives(planned(described("p3.2xlarge"), 1)))
+    assert not any("--processes" in other.value for other in alternatives(planned(machine_named("p3.2xlarge"), 1)))
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 8])
@@ -57,9 +57,9 @@ def test_the_micro_batches_that_are_timed_are_those_of_the_process_with_the_most
 ) -> None:
     samples = make_samples(8, seed=seed)
     lengths = np.array([len(sample) for sample in samples])
-    step = batch(samples, range(8), 32, 4096, ranks=processes)
+    step = build_step_batch(samples, range(8), 32, 4096, ranks=processes)
     dealt = [sum(micro.num_tokens for micro in step.share(rank)) for rank in range(processes)]
-    (shares,) = steps_as_shares(DataStats(lengths, lengths[:0], ""), Split(8, 32, 4096, processes), seed=0)
+    (shares,) = training_shapes(DataStats(lengths, lengths[:0], ""), Split(8, 32, 4096, processes), seed=0)
     assert sum(share.tokens for share in shares) == max(dealt)
     longest = int(lengths.max())
     assert max(dealt) <= max(longest, (8 + processes - 1) * longest // processes)  # as the search takes it

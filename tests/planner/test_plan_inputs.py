@@ -14,7 +14,7 @@ from support.tiny import FAMILIES, make_plan
 
 from lorafit.config import TrainConfig
 from lorafit.errors import ConfigError, HardwareError
-from lorafit.hardware.catalogue.find import CHIPS, chip_of, described, names
+from lorafit.hardware.catalogue.find import CHIPS, chip_of, machine_named, names
 from lorafit.hardware.catalogue.lengths import LAWYER_LLAMA
 from lorafit.hardware.catalogue.models import known_spec
 from lorafit.hardware.detect import Machine
@@ -22,11 +22,11 @@ from lorafit.models.demo import demo_model
 from lorafit.models.remote_spec import remote_spec
 from lorafit.models.spec import read_headers, read_spec, spec_from
 from lorafit.planner import calibrate
-from lorafit.planner.calibrate import Calibration, key_of, load_calibration, note
+from lorafit.planner.calibrate import Calibration, calibration_key, load_calibration, save_measurement
 from lorafit.planner.fast_path import FAST, path_of
 from lorafit.planner.memory import Layout
 from lorafit.planner.plan import Plan
-from lorafit.planner.planner import DataStats, consider
+from lorafit.planner.planner import DataStats, make_plan_result
 from lorafit.planner.throughput import rates
 from lorafit.training.preview import find_data
 from lorafit.units import GIB
@@ -43,7 +43,7 @@ LAYOUT = Layout("cpu", "fp32", "none", "adamw", 32, "all-linear", 512, 512, 0, 6
     ],
 )  # fmt: skip
 def test_a_machine_is_known_by_the_name_that_people_use(name: str, chip: str, gib: int) -> None:
-    gpu = described(name).gpus[0]
+    gpu = machine_named(name).gpus[0]
     assert (gpu.name, gpu.memory_bytes) == (chip, gib * GIB)
     assert gpu.available_bytes is not None
     assert gpu.available_bytes < gpu.memory_bytes
@@ -54,7 +54,7 @@ def test_a_machine_is_known_by_the_name_that_people_use(name: str, chip: str, gi
     [("EPYC 8 cores 64GB", 8, 64, 752), ("16 cores", 16, 32, 960), ("Intel Xeon 4 cores 16 GB", 4, 16, 240)],
 )
 def test_a_processor_is_named_by_its_cores(name: str, cores: int, gib: int, gflops: float) -> None:
-    machine = described(name)
+    machine = machine_named(name)
     assert (machine.cores, machine.memory_bytes, machine.gpus) == (cores, gib * GIB, ())
     assert rates(machine, replace(LAYOUT, path=FAST)).flops == pytest.approx(gflops * 1e9)
 
@@ -81,21 +81,21 @@ def test_a_chip_is_known_by_the_name_that_the_machine_tells(told: str, chip: str
 
 
 def test_every_name_of_the_catalogue_describes_a_machine_and_every_chip_has_a_source() -> None:
-    assert all(described(name).described for name in names())
+    assert all(machine_named(name).described for name in names())
     assert all(chip.source and chip.teraflops["fp32"] > 0 for chip in CHIPS)
 
 
 @pytest.mark.parametrize("name", ["M1 Prro", "M1 Pro Max", "4 x A100 80GB", "RTX 3090x", "T4 turbo"])
 def test_a_name_with_more_in_it_than_a_chip_is_called_is_not_taken_for_that_chip(name: str) -> None:
     with pytest.raises(HardwareError):
-        described(name)
+        machine_named(name)
 
 
 def test_a_size_that_was_never_sold_and_an_unknown_name_are_told_with_what_is_near() -> None:
     with pytest.raises(HardwareError, match="16 GB, 32 GB"):
-        described("M1 Pro 17GB")
+        machine_named("M1 Pro 17GB")
     with pytest.raises(HardwareError, match="RTX 3090"):
-        described("RTX 3091")
+        machine_named("RTX 3091")
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_measurements_come_back_for_this_machine_only_and_the_best_product_count
     from support.machines import CPU
 
     path, spec = tmp_path / "calibrations.json", llama_1b()
-    note(CPU, key_of(LAYOUT, spec), 1.5, 1.07, path)
+    save_measurement(CPU, calibration_key(LAYOUT, spec), 1.5, 1.07, path)
     assert load_calibration(CPU, path).slowness(LAYOUT, spec) == 1.5
     assert load_calibration(replace(CPU, chip="another"), path) == Calibration()
     assert load_calibration(CPU, path, measure=lambda: 80.0).core_gflops == 80.0
@@ -168,7 +168,7 @@ def test_another_shape_borrows_speed_but_not_memory(tmp_path: Path) -> None:
     from support.machines import CPU
 
     path, spec = tmp_path / "calibrations.json", llama_1b()
-    note(CPU, key_of(LAYOUT, spec), 1.5, 1.27, path)
+    save_measurement(CPU, calibration_key(LAYOUT, spec), 1.5, 1.27, path)
     other = replace(spec, hidden=1024)
     assert load_calibration(CPU, path).slowness(LAYOUT, other) == 1.5
     assert load_calibration(CPU, path).memory_factor(LAYOUT, spec) == pytest.approx(1.25)
@@ -177,17 +177,17 @@ def test_another_shape_borrows_speed_but_not_memory(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("measured", "factor"), [(None, 1.0), (0.7, 1.0), (1.04, 1.0), (1.05, 1.05), (1.13, 1.1)])
 def test_measured_memory_only_ever_lowers_a_budget_and_in_steps(measured: float | None, factor: float) -> None:
-    assert calibrate.rounded_factor(measured) == pytest.approx(factor)
+    assert calibrate.round_memory_factor(measured) == pytest.approx(factor)
 
 
 def test_measured_speed_changes_the_time_and_no_choice(tmp_path: Path) -> None:
     from support.machines import CPU
 
     spec, data = llama_1b(), DataStats(np.full(500, 300), np.full(20, 300), "")
-    plain = consider(TrainConfig(), CPU, spec, data)
+    plain = make_plan_result(TrainConfig(), CPU, spec, data)
     path = tmp_path / "calibrations.json"
-    note(CPU, key_of(plain.chosen.layout, spec), 3.0, None, path)
-    taught = consider(TrainConfig(), CPU, spec, data, load_calibration(CPU, path))
+    save_measurement(CPU, calibration_key(plain.chosen.layout, spec), 3.0, None, path)
+    taught = make_plan_result(TrainConfig(), CPU, spec, data, load_calibration(CPU, path))
     assert taught.chosen == plain.chosen
     assert taught.estimate.step == pytest.approx(3 * plain.estimate.step)
     assert taught.estimate.source == "calibrated"
@@ -199,7 +199,7 @@ def test_a_damaged_file_of_measurements_is_as_good_as_none(tmp_path: Path) -> No
     path = tmp_path / "calibrations.json"
     path.write_text('{"AMD')
     assert load_calibration(CPU, path) == Calibration()
-    note(CPU, "way shape", 1.0, None, path)
+    save_measurement(CPU, "way shape", 1.0, None, path)
     assert "way shape" in load_calibration(CPU, path).measured
 
 
@@ -231,13 +231,13 @@ def test_what_metal_told_a_run_is_what_later_plans_go_by_and_say(
     assert before.available_bytes == 64 * GIB * 2 // 3
     assert "a guess" in reason(before, "memory")
     monkeypatch.setattr(registry, "load", lambda _entry: lambda _device: told)
-    assert "Metal's figure" in reason(consider_demo(worker._measured(here, "mps", "torch")), "memory")
+    assert "Metal's figure" in reason(consider_demo(worker._with_metal_limit(here, "mps", "torch")), "memory")
     after = preview_run(config, None).plan
     assert after.available_bytes == told
     assert "Metal's figure of 20" in reason(after, "memory")
-    assert calibrate.recalled(mac("Apple M4 Max", 128), load_calibration(here)) == mac("Apple M4 Max", 128)
+    assert calibrate.with_metal_limit(mac("Apple M4 Max", 128), load_calibration(here)) == mac("Apple M4 Max", 128)
 
 
 def consider_demo(machine: Machine) -> Plan:
     data = DataStats(np.full(500, 300), np.full(20, 300), "")
-    return consider(TrainConfig(engine="torch"), machine, llama_1b(), data).plan
+    return make_plan_result(TrainConfig(engine="torch"), machine, llama_1b(), data).plan

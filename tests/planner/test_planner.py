@@ -11,16 +11,16 @@ from support.shapes import llama_1b
 
 from lorafit.config import TrainConfig
 from lorafit.errors import ConfigError, DoesNotFit, HardwareError
-from lorafit.hardware.catalogue.find import described
+from lorafit.hardware.catalogue.find import machine_named
 from lorafit.hardware.catalogue.models import known_spec
 from lorafit.hardware.detect import Machine
 from lorafit.messages import set_language
-from lorafit.planner.data_stats import as_shares
+from lorafit.planner.data_stats import validation_shapes
 from lorafit.planner.estimate import as_estimate
 from lorafit.planner.memory_budget import MARGIN, available_bytes
 from lorafit.planner.plan import Plan
-from lorafit.planner.planner import consider, make_schedule
-from lorafit.planner.search import WORTH, loss_chunk
+from lorafit.planner.planner import make_plan_result, make_schedule
+from lorafit.planner.search import WORTHWHILE_SPEEDUP, loss_chunk
 from lorafit.planner.speed import load_seconds
 from lorafit.units import GIB
 
@@ -55,7 +55,7 @@ def test_what_is_asked_is_obeyed() -> None:
 
 @pytest.mark.parametrize(("name", "old"), [("kaggle-p100", True), ("p3.2xlarge", True), ("colab-t4", False)])
 def test_a_gpu_older_than_turing_is_told_which_pytorch_knows_it(name: str, old: bool) -> None:
-    told = [choice.reason for choice in plan_for(described(name)).choices if choice.setting == "pytorch"]
+    told = [choice.reason for choice in plan_for(machine_named(name)).choices if choice.setting == "pytorch"]
     assert bool(told) == old
     assert all("cu126" in reason and "T4" in reason for reason in told)
 
@@ -167,13 +167,13 @@ def test_less_memory_means_slower_plans_then_a_refusal_and_never_more_than_may_b
     for hundredths in range(1600, 500, -3):
         machine = replace(CPU, available_bytes=hundredths * GIB // 100)
         try:
-            found = consider(TrainConfig(precision="fp32", quantization="none"), machine, llama_1b(), facts())
+            found = make_plan_result(TrainConfig(precision="fp32", quantization="none"), machine, llama_1b(), facts())
         except DoesNotFit:
             break
         assert found.plan.predicted_peak_bytes <= MARGIN * found.plan.available_bytes
         chosen.append(found.chosen)
     times = [candidate.seconds for candidate in chosen]
-    assert all(later >= earlier / (1 + WORTH) for earlier, later in itertools.pairwise(times))
+    assert all(later >= earlier / (1 + WORTHWHILE_SPEEDUP) for earlier, later in itertools.pairwise(times))
     assert (chosen[0].token_budget, chosen[0].layout.recompute) == (1024, 0)
     assert chosen[-1].layout.recompute >= 15
     assert len({candidate.layout.recompute for candidate in chosen}) > 5
@@ -204,7 +204,7 @@ def test_the_smaller_model_and_the_machine_that_are_named_do_fit() -> None:
     assert plan_for(replace(CPU, available_bytes=3 * GIB), spec, quantization="none")
     there = re.search(r'--machine "(.+?)"', str(error.value.fix))
     assert there
-    assert plan_for(described(there[1]), quantization="none")
+    assert plan_for(machine_named(there[1]), quantization="none")
 
 
 def test_where_nothing_else_fits_the_base_is_quantised_and_that_is_said() -> None:
@@ -216,10 +216,10 @@ def test_where_nothing_else_fits_the_base_is_quantised_and_that_is_said() -> Non
 def test_4_bits_are_advised_on_a_mac_too_and_count_for_the_smaller_model() -> None:
     spec = known_spec("Qwen/Qwen2.5-7B-Instruct")
     with pytest.raises(DoesNotFit) as refused:
-        plan_for(described("M1 8GB"), known_spec("meta-llama/Llama-3.2-3B-Instruct"), quantization="none")
+        plan_for(machine_named("M1 8GB"), known_spec("meta-llama/Llama-3.2-3B-Instruct"), quantization="none")
     assert "--quantization 4bit" in (refused.value.fix or "")
     with pytest.raises(DoesNotFit) as refused:
-        plan_for(described("M1 8GB"), spec)
+        plan_for(machine_named("M1 8GB"), spec)
     assert "Qwen2.5-3B" in (refused.value.fix or "")
     assert re.search(r"with 4-bit base weights [67]\.\d GiB in all", refused.value.found or ""), "tried in vain"
 
@@ -278,14 +278,14 @@ def test_scheduled_evaluations_cost_at_most_5_percent(rows: int, valid: int) -> 
 
 def test_an_evaluation_of_many_rows_takes_as_many_times_as_long() -> None:
     few, many = (facts(valid=valid) for valid in (400, 4000))
-    (some, once), (first, times) = as_shares(few, 2048), as_shares(many, 2048)
+    (some, once), (first, times) = validation_shapes(few, 2048), validation_shapes(many, 2048)
     assert (some, once) == (first, 1.0)
     assert times == pytest.approx(10, rel=0.1)
-    assert as_shares(facts(valid=0), 2048) == ([], 0.0)
+    assert validation_shapes(facts(valid=0), 2048) == ([], 0.0)
 
 
 def test_the_time_that_is_left_after_measuring_has_no_loading_in_it() -> None:
-    planned = consider(TrainConfig(), CPU, llama_1b(), facts())
+    planned = make_plan_result(TrainConfig(), CPU, llama_1b(), facts())
     before, after = (
         as_estimate(planned.work, planned.chosen.layout, 2.0, 1.0, 100.0, source)
         for source in ("catalogue", "measured")
@@ -306,7 +306,7 @@ def test_a_plan_survives_its_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("machine", "settings"),
     [
-        (described("M1 Pro 16GB"), {}),
+        (machine_named("M1 Pro 16GB"), {}),
         (M2_MAX, {"engine": "torch"}),
         (CPU, {"processes": 2}),
         (cuda(P100), {"eval_steps": 9}),

@@ -13,7 +13,7 @@ from lorafit.errors import ConfigError
 from lorafit.events import Answered, EvalDone, Event, EventLog, Failed, Finished, Restarted, Resumed, Started, StepDone
 from lorafit.messages import set_language
 from lorafit.reporters import notify
-from lorafit.reporters.html.curve import means, nice_ticks, picture
+from lorafit.reporters.html.curve import make_chart, means, nice_ticks
 from lorafit.reporters.html.run import RunPageReporter, run_page
 from lorafit.reporters.notify import Notifier, desktop_command, own_command
 from lorafit.run_folders import history
@@ -109,7 +109,7 @@ def test_many_points_are_joined_to_their_means() -> None:
     points = means([(n, float(n)) for n in range(10_000)], 480)
     assert len(points) <= 480
     assert points[0] == (10.0, 10.0)
-    assert picture("none", {"loss": []}) is None
+    assert make_chart("none", {"loss": []}) is None
 
 
 # the end is told

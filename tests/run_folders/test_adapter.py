@@ -16,7 +16,7 @@ from lorafit.run_folders.adapter import (
     AdapterConfig,
     ChatSettings,
     lora_names,
-    module_of,
+    parse_lora_name,
     read_adapter,
     read_adapter_config,
     read_chat_settings,
@@ -163,10 +163,10 @@ def test_adapters_in_half_precision_are_read_as_float32(tmp_path: Path, dtype: t
 def test_names_of_tensors_and_their_inverse() -> None:
     a, b = lora_names("model.layers.0.self_attn.q_proj")
     assert a == "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
-    assert module_of(a) == ("model.layers.0.self_attn.q_proj", "A")
-    assert module_of(b) == ("model.layers.0.self_attn.q_proj", "B")
+    assert parse_lora_name(a) == ("model.layers.0.self_attn.q_proj", "A")
+    assert parse_lora_name(b) == ("model.layers.0.self_attn.q_proj", "B")
     for other in ("lm_head.weight", a + "x", "base_model.model.m.lora_embedding_A", "base_model.model.m.lora_C.weight"):
-        assert module_of(other) is None
+        assert parse_lora_name(other) is None
 
 
 def test_targets_are_short_names_only_where_they_select_exactly_the_trained_modules() -> None:

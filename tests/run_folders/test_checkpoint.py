@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from lorafit import atomic
-from lorafit.atomic import put_back, verify, whole_file, whole_folder
+from lorafit.atomic import atomic_file, atomic_folder, restore_set_aside, verify
 from lorafit.errors import DiskError
 from lorafit.run_folders.checkpoint import latest_good, make_room, prune, save_checkpoint
 from lorafit.run_folders.directory import RunDir
@@ -125,7 +125,7 @@ def test_damage_is_found_and_the_checkpoint_before_it_is_taken(run: RunDir, dama
 
 @pytest.mark.parametrize("state", ['{"step": 1}', '{"step": "2"}', '{"step": true}', "{}", "7", "", "null"])
 def test_a_state_that_does_not_fit_the_name_is_bad(run: RunDir, state: str) -> None:
-    with whole_folder(run.checkpoints / "step-000002") as folder:
+    with atomic_folder(run.checkpoints / "step-000002") as folder:
         (folder / "state.json").write_text(state)
     good, bad = latest_good(run)
     assert good is None
@@ -172,9 +172,9 @@ def test_a_failure_while_writing_leaves_the_older_folder_as_it_was(
     tmp_path: Path, failure: type[BaseException]
 ) -> None:
     target = tmp_path / "final_model"
-    with whole_folder(target) as folder:
+    with atomic_folder(target) as folder:
         writes("old")(folder)
-    with pytest.raises(failure), whole_folder(target) as folder:
+    with pytest.raises(failure), atomic_folder(target) as folder:
         _write_and_raise(folder, failure)
     assert verify(target) is None
     assert (target / "a.bin").read_text() == "old"
@@ -183,7 +183,7 @@ def test_a_failure_while_writing_leaves_the_older_folder_as_it_was(
 
 def test_a_failed_rename_brings_the_older_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "final_model"
-    with whole_folder(target) as folder:
+    with atomic_folder(target) as folder:
         writes("old")(folder)
     rename = Path.rename
 
@@ -193,7 +193,7 @@ def test_a_failed_rename_brings_the_older_folder_back(tmp_path: Path, monkeypatc
         return rename(self, to)
 
     monkeypatch.setattr(Path, "rename", fail_once)
-    with pytest.raises(DiskError), whole_folder(target) as folder:
+    with pytest.raises(DiskError), atomic_folder(target) as folder:
         writes("new")(folder)
     assert (target / "a.bin").read_text() == "old"
     assert hidden(tmp_path) == []
@@ -201,7 +201,7 @@ def test_a_failed_rename_brings_the_older_folder_back(tmp_path: Path, monkeypatc
 
 def test_a_new_folder_replaces_the_older_one_entirely(tmp_path: Path) -> None:
     for text, extra in (("old", "only-old"), ("new", "only-new")):
-        with whole_folder(tmp_path / "model") as folder:
+        with atomic_folder(tmp_path / "model") as folder:
             writes(text)(folder)
             (folder / extra).touch()
     assert (tmp_path / "model" / "a.bin").read_text() == "new"
@@ -245,10 +245,10 @@ def test_prune_sweeps_what_dead_processes_left_and_spares_the_living(run: RunDir
 
 
 def test_what_was_set_aside_comes_back_when_the_process_died_before_its_successor_stood(tmp_path: Path) -> None:
-    with whole_folder(tmp_path / "model") as folder:
+    with atomic_folder(tmp_path / "model") as folder:
         writes()(folder)
     (tmp_path / "model").rename(tmp_path / f".old-{dead_pid()}-0a-model")
-    put_back(tmp_path)
+    restore_set_aside(tmp_path)
     assert verify(tmp_path / "model") is None
 
 
@@ -341,7 +341,7 @@ def test_a_file_in_the_way_is_told_in_words(tmp_path: Path) -> None:
     with pytest.raises(DiskError, match="cannot be written"):
         save_checkpoint(RunDir(tmp_path), 1, writes())
     (tmp_path / "model").write_text("in the way")
-    with pytest.raises(DiskError), whole_folder(tmp_path / "model") as folder:
+    with pytest.raises(DiskError), atomic_folder(tmp_path / "model") as folder:
         writes()(folder)
     assert (tmp_path / "model").read_text() == "in the way"
 
@@ -358,9 +358,9 @@ def test_other_errors_pass_as_they_are(run: RunDir) -> None:
 @pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()])
 def test_a_file_that_cannot_be_written_leaves_the_older_one_as_it_was(tmp_path: Path, failure: BaseException) -> None:
     target = tmp_path / "config.yaml"
-    with whole_file(target) as path:
+    with atomic_file(target) as path:
         path.write_text("old")
-    with pytest.raises((DiskError, KeyboardInterrupt)), whole_file(target) as path:  # noqa: PT012
+    with pytest.raises((DiskError, KeyboardInterrupt)), atomic_file(target) as path:  # noqa: PT012
         path.write_text("new, but to")
         raise failure
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("config.yaml", "old")]

@@ -14,7 +14,7 @@ from lorafit.errors import AdapterError, DiskError, RunError
 from lorafit.events import EvalDone, Event, Finished, Resumed, Started, StepDone, Stopped, to_line
 from lorafit.run_folders import directory
 from lorafit.run_folders.checkpoint import save_checkpoint
-from lorafit.run_folders.directory import RunDir, RunInfo, create, find_adapter, find_run, latest, list_runs
+from lorafit.run_folders.directory import RunDir, RunInfo, create, find_adapter, find_run, latest_run, list_runs
 
 STARTED = Started(
     run="r",
@@ -100,7 +100,7 @@ def test_a_read_only_output_folder_is_told_in_words(tmp_path: Path) -> None:
 
 
 def test_the_latest_run_is_the_one_begun_last_even_if_an_older_one_was_touched(tmp_path: Path) -> None:
-    assert latest(tmp_path / "absent") is None
+    assert latest_run(tmp_path / "absent") is None
     names = [
         "qwen2-lora-20260102_000000",
         "llama-lora-20260102_000000_2",
@@ -110,7 +110,7 @@ def test_the_latest_run_is_the_one_begun_last_even_if_an_older_one_was_touched(t
     runs = [made(tmp_path, name) for name in names]
     (tmp_path / "no-run-lora-20300101_000000").mkdir()
     os.utime(runs[3].path, (4e9, 4e9))
-    assert latest(tmp_path) == runs[2]
+    assert latest_run(tmp_path) == runs[2]
     assert [i.name for i in list_runs(tmp_path)] == [names[2], names[1], names[0], names[3]]
 
 

@@ -189,7 +189,7 @@ def test_wrong_words_are_answered_with_right_ones(
     assert answer in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("deed", runs.DEEDS)
+@pytest.mark.parametrize("deed", runs.SUBCOMMANDS)
 def test_each_deed_has_its_help(deed: str, capsys: Output) -> None:
     assert main(["runs", deed, "--help"]) == 0
     assert "--output_dir" in capsys.readouterr().out

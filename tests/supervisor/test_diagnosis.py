@@ -8,8 +8,15 @@ from lorafit.distributed.collectives import RankLost
 from lorafit.engines.base import OutOfMemory
 from lorafit.errors import DiskError, EngineError
 from lorafit.messages import set_language
-from lorafit.supervisor.diagnosis import WorkerExit, death_of, is_fatal, sentence
-from lorafit.supervisor.recovery import MOST, MOST_SMALLER, PastDeath, Recovery, advice, cure
+from lorafit.supervisor.diagnosis import WorkerExit, cause_text, diagnose, is_fatal
+from lorafit.supervisor.recovery import (
+    MAX_DEATHS,
+    MAX_DEATHS_OF_ONE_CAUSE,
+    PastDeath,
+    Recovery,
+    advice,
+    choose_recovery,
+)
 
 MLX = "RuntimeError: [METAL] Command buffer execution failed: "
 CAUSES = [
@@ -56,7 +63,7 @@ ENDINGS = [
 
 @pytest.mark.parametrize(("end", "cause"), ENDINGS, ids=lambda value: str(value)[:60])
 def test_an_ending_has_its_cause_and_a_sentence(end: WorkerExit, cause: str) -> None:
-    death = death_of(end)
+    death = diagnose(end)
     assert death.cause == cause
     assert death.text
     assert "{" not in death.text
@@ -64,18 +71,18 @@ def test_an_ending_has_its_cause_and_a_sentence(end: WorkerExit, cause: str) -> 
 
 def test_the_line_that_told_is_kept() -> None:
     end = WorkerExit(-6, ["loading", "LLVM ERROR: Failed to infer result type(s)", "Abort trap: 6"])
-    assert death_of(end).words == "LLVM ERROR: Failed to infer result type(s)"
-    assert death_of(WorkerExit(-11, ["last words", ""])).words == "last words"
+    assert diagnose(end).words == "LLVM ERROR: Failed to infer result type(s)"
+    assert diagnose(WorkerExit(-11, ["last words", ""])).words == "last words"
 
 
 def test_every_cause_is_told_in_both_languages_in_one_sentence() -> None:
     for cause in CAUSES:
         set_language("en")
-        english = sentence(cause)
+        english = cause_text(cause)
         assert english.endswith(".")
         assert not re.search(r"\. [A-Z]", english)
         set_language("zh")
-        assert set(re.findall(r"{\w+}", sentence(cause))) == set(re.findall(r"{\w+}", english))
+        assert set(re.findall(r"{\w+}", cause_text(cause))) == set(re.findall(r"{\w+}", english))
 
 
 @pytest.mark.parametrize(
@@ -98,7 +105,7 @@ def cures(cause: str, count: int, system: str = "Linux") -> list[Recovery]:
     relaxed = False
     for _i in range(count):
         deaths.append(PastDeath(cause, 10, 4))
-        found.append(cure(deaths, system, relaxed))
+        found.append(choose_recovery(deaths, system, relaxed))
         relaxed = relaxed or bool(found[-1].environ)
     return found
 
@@ -110,13 +117,13 @@ def test_restarts_end_where_they_do_not_help(cause: str) -> None:
     assert restarts[0]
     assert not restarts[-1]
     assert restarts == sorted(restarts, reverse=True)
-    assert sum(restarts) <= (MOST_SMALLER if any(c.shrink for c in found) else MOST)
+    assert sum(restarts) <= (MAX_DEATHS if any(c.shrink for c in found) else MAX_DEATHS_OF_ONE_CAUSE)
     assert found[-1].text == advice(cause)
 
 
 @pytest.mark.parametrize("cause", ["oom_killer", "memory", "metal_memory"])
 def test_lack_of_memory_is_met_with_less_at_a_time(cause: str) -> None:
-    assert all(c.shrink for c in cures(cause, MOST_SMALLER))
+    assert all(c.shrink for c in cures(cause, MAX_DEATHS))
 
 
 def test_the_watchdog_is_first_asked_to_wait_then_given_less() -> None:
@@ -143,9 +150,9 @@ def test_a_process_that_ran_out_of_handles_is_recycled_before_it_does_again() ->
 
 def test_a_checkpoint_between_two_deaths_is_progress_and_the_count_begins_anew() -> None:
     deaths = [PastDeath("killed", step + 3, step) for step in range(50)]
-    assert cure(deaths, "Linux", False).restart
+    assert choose_recovery(deaths, "Linux", False).restart
 
 
 def test_what_cannot_be_cured_is_not_tried_again() -> None:
     for cause in ("error", "asked", "disk"):
-        assert not cure([PastDeath(cause, 5, 4)], "Linux", False).restart
+        assert not choose_recovery([PastDeath(cause, 5, 4)], "Linux", False).restart

@@ -13,8 +13,8 @@ from lorafit.ipc.link import HANG_UP, RECYCLE, Link
 from lorafit.ipc.protocol import Beat, Message, Order
 from lorafit.supervisor import battery as power
 from lorafit.supervisor import memory_pressure, thermal
-from lorafit.supervisor.clock_drift import Clocks, read_clocks, set_by_seconds, slept_seconds
-from lorafit.supervisor.memory_pressure import Reading
+from lorafit.supervisor.clock_drift import Clocks, clock_set_seconds, read_clocks, slept_seconds
+from lorafit.supervisor.memory_pressure import MemoryReading
 from lorafit.supervisor.monitor import Monitor, Sensors
 from lorafit.supervisor.watchdog import BUSY_PATIENCE, Watchdog
 
@@ -67,10 +67,10 @@ def test_sleep_and_a_set_clock_are_told_apart() -> None:
     before = Clocks(1000.0, 500.0, 100.0)
     slept = Clocks(4610.0, 4110.0, 110.0)
     assert slept_seconds(before, slept) == 3600
-    assert set_by_seconds(before, slept) is None
+    assert clock_set_seconds(before, slept) is None
     set_back = Clocks(1010.0 - 7200, 510.0, 110.0)
     assert slept_seconds(before, set_back) is None
-    assert set_by_seconds(before, set_back) == -7200
+    assert clock_set_seconds(before, set_back) == -7200
     assert slept_seconds(before, Clocks(1010.0, 510.0, 110.0)) is None
 
 
@@ -97,11 +97,11 @@ def test_this_machines_clocks_go_alike() -> None:
 def test_a_low_battery_pauses_until_there_is_power(
     found: tuple[float, bool] | None, paused: bool, order: str | None
 ) -> None:
-    assert power.wanted(found, 20.0, paused) == order
+    assert power.battery_order(found, 20.0, paused) == order
 
 
 def test_level_zero_never_pauses() -> None:
-    assert power.wanted((0.5, False), 0.0, False) is None
+    assert power.battery_order((0.5, False), 0.0, False) is None
 
 
 def test_heat_is_asked_without_special_rights() -> None:
@@ -113,12 +113,14 @@ def test_heat_is_asked_without_special_rights() -> None:
 
 
 def test_what_the_tools_print_becomes_words_only_where_it_slows_down() -> None:
-    assert thermal.too_hot(thermal.APPLE, "com.apple.system.thermalpressurelevel 0\n") is None
-    assert thermal.too_hot(thermal.APPLE, "com.apple.system.thermalpressurelevel 2\n")
-    assert thermal.too_hot(thermal.NVIDIA, "71, Not Active, Not Active\n") is None
-    assert "88" in (thermal.too_hot(thermal.NVIDIA, "60, Not Active, Not Active\n88, Active, Not Active\n") or "")
-    assert thermal.too_hot(thermal.NVIDIA, "[N/A], [N/A], [N/A]\n") is None
-    assert thermal.too_hot(thermal.APPLE, "") is None
+    assert thermal.throttling_text(thermal.APPLE, "com.apple.system.thermalpressurelevel 0\n") is None
+    assert thermal.throttling_text(thermal.APPLE, "com.apple.system.thermalpressurelevel 2\n")
+    assert thermal.throttling_text(thermal.NVIDIA, "71, Not Active, Not Active\n") is None
+    assert "88" in (
+        thermal.throttling_text(thermal.NVIDIA, "60, Not Active, Not Active\n88, Active, Not Active\n") or ""
+    )
+    assert thermal.throttling_text(thermal.NVIDIA, "[N/A], [N/A], [N/A]\n") is None
+    assert thermal.throttling_text(thermal.APPLE, "") is None
 
 
 # memory
@@ -169,14 +171,14 @@ def test_the_memory_cgroup_is_found(tmp_path: Path, lines: str, place: str, file
 
 
 def test_memory_is_short_when_several_looks_agree() -> None:
-    high, low = Reading(stalled_percent=40.0), Reading(stalled_percent=2.0)
+    high, low = MemoryReading(stalled_percent=40.0), MemoryReading(stalled_percent=2.0)
     assert memory_pressure.is_short([high, high, high])
     assert not memory_pressure.is_short([high, low, high])
     assert not memory_pressure.is_short([high, high])
-    assert memory_pressure.is_short([Reading(cgroup_share=0.99)] * 3)
-    assert memory_pressure.is_short([Reading(macos_level=4)] * 3)
-    assert not memory_pressure.is_short([Reading(macos_level=2)] * 3)
-    assert not memory_pressure.is_short([Reading()] * 3)
+    assert memory_pressure.is_short([MemoryReading(cgroup_share=0.99)] * 3)
+    assert memory_pressure.is_short([MemoryReading(macos_level=4)] * 3)
+    assert not memory_pressure.is_short([MemoryReading(macos_level=2)] * 3)
+    assert not memory_pressure.is_short([MemoryReading()] * 3)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -189,10 +191,12 @@ def test_this_machine_answers() -> None:
 
 
 def senses(
-    memory: Reading | None = None, batteries: Iterator[tuple[float, bool] | None] | None = None, hot: str | None = None
+    memory: MemoryReading | None = None,
+    batteries: Iterator[tuple[float, bool] | None] | None = None,
+    hot: str | None = None,
 ) -> Sensors:
     battery = repeat(None) if batteries is None else batteries
-    return Sensors(lambda: memory or Reading(), lambda: next(battery), lambda: hot, lambda: Clocks(0, 0, 0))
+    return Sensors(lambda: memory or MemoryReading(), lambda: next(battery), lambda: hot, lambda: Clocks(0, 0, 0))
 
 
 def orders(care: Monitor, seconds: int) -> list[tuple[int, Order]]:
@@ -205,7 +209,7 @@ def test_a_calm_machine_gets_no_orders() -> None:
 
 
 def test_memory_that_stays_short_asks_for_less_ever_more_rarely() -> None:
-    given = orders(Monitor(20.0, 300.0, senses(Reading(stalled_percent=50.0))), 1000)
+    given = orders(Monitor(20.0, 300.0, senses(MemoryReading(stalled_percent=50.0))), 1000)
     assert {order.name for _now, order in given} == {"shrink"}
     times = [now for now, _order in given]
     assert times[0] <= 115

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from lorafit import registry
-from lorafit.data.batching import StepBatch, batch
+from lorafit.data.batching import StepBatch, build_step_batch
 from lorafit.data.micro_batch import Sample
 from lorafit.engines.base import Engine, OutOfMemory, Setup
 from lorafit.planner.plan import Plan
@@ -114,7 +114,7 @@ every_way_and_the_fake = pytest.mark.parametrize("way", [*WAYS, FAKE], ids=[way.
 
 
 def step_batch(plan: Plan, step: int, samples: list[Sample] = SAMPLES) -> StepBatch:
-    return batch(samples, step_samples(plan, step), plan.token_budget, plan.max_micro_batch)
+    return build_step_batch(samples, step_samples(plan, step), plan.token_budget, plan.max_micro_batch)
 
 
 def run(engine: Engine, plan: Plan, steps: range, samples: list[Sample] = SAMPLES) -> list[float]:

@@ -119,8 +119,8 @@ if __name__ == "__main__":
     registry.ENGINES["torch"] = registry.Entry("faulty:FaultyEngine", "")
     sys.modules["faulty"] = sys.modules["__main__"]
     worker._get_ready = get_ready
-    worker._planned = lambda ready: iter(())  # type: ignore[assignment]
-    worker.compared = lambda training, *_expected, **_whole: training  # type: ignore[assignment]
+    worker._plan_events = lambda ready: iter(())  # type: ignore[assignment]
+    worker.compare_with_plan = lambda training, *_expected, **_whole: training  # type: ignore[assignment]
     worker.add_chat_files = lambda *args: None  # type: ignore[assignment]
     worker.write_rejects = lambda *args: None  # type: ignore[assignment]
     sys.exit(child.main(work))

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this file is run as a script
 from lorafit.config import TrainConfig
-from lorafit.data.batching import batch
+from lorafit.data.batching import build_step_batch
 from lorafit.data.dataset import prepare
 from lorafit.data.micro_batch import Sample
 from lorafit.data.sources import read_rows
@@ -71,17 +71,17 @@ def seen(model: Path, name: str, ranks: Collectives = SINGLE_PROCESS) -> Iterato
     """What ten steps of a scenario show: losses, the first step's gradients, B at the end, an evaluation, bytes held."""
     plan, here, samples = plan_of(name, model), ranks.place, samples_of(model)
     engine = opened(model, plan, ranks, name == "generic")
-    first = batch(samples, step_samples(plan, 1), BUDGET, plan.max_micro_batch, here.count)
+    first = build_step_batch(samples, step_samples(plan, 1), BUDGET, plan.max_micro_batch, here.count)
     engine._over_all_ranks(1, first.share(here.rank), first.num_targets)
     yield "gradients", {n: p.grad.clone() for n, p in engine._parameters().items() if p.grad is not None}
     engine.optimizer.drop_gradients()
     losses = []
     for step in range(1, plan.steps + 1):
-        data = batch(samples, step_samples(plan, step), BUDGET, plan.max_micro_batch, here.count)
+        data = build_step_batch(samples, step_samples(plan, step), BUDGET, plan.max_micro_batch, here.count)
         result = engine.step(step, data.share(here.rank), data.num_targets, lr_at(step, plan))
         losses.append(result.loss_sum / data.num_targets)
     yield "losses", losses
-    data = batch(samples, range(9), BUDGET, 4096, here.count)
+    data = build_step_batch(samples, range(9), BUDGET, 4096, here.count)
     yield "evaluated", engine.evaluate(data.share(here.rank)).mean
     yield "weights", {n: p.detach().clone() for n, p in engine._parameters().items()}
     yield "held", held_bytes(engine)
@@ -106,7 +106,7 @@ def out_of_memory_on_one(model: Path, ranks: Collectives) -> list[str]:
         return real(*args)
 
     engine._accumulate = accumulate  # type: ignore[method-assign]
-    data = batch(samples_of(model), step_samples(plan, 1), BUDGET, plan.max_micro_batch, here.count)
+    data = build_step_batch(samples_of(model), step_samples(plan, 1), BUDGET, plan.max_micro_batch, here.count)
     for _try in range(2):
         try:
             result = engine.step(1, data.share(here.rank), data.num_targets, 1e-3)
@@ -117,7 +117,7 @@ def out_of_memory_on_one(model: Path, ranks: Collectives) -> list[str]:
 
 
 def main(model: Path, out: Path, names: list[str]) -> None:
-    with torch_ranks.joined(2, lambda: None) as ranks:
+    with torch_ranks.join_process_group(2, lambda: None) as ranks:
         found: dict[str, Any] = {name: dict(seen(model, name, ranks)) for name in names}
         found["out of memory"] = out_of_memory_on_one(model, ranks)
         found["told"] = ranks.broadcast_json({"who": ranks.place.rank})

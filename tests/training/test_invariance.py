@@ -9,7 +9,7 @@ import torch
 from support import tiny
 
 from lorafit import hashing
-from lorafit.data.batching import batch, split
+from lorafit.data.batching import build_step_batch, group_by_budget
 from lorafit.engines.torch.engine import TorchEngine
 from lorafit.engines.torch.lora import mix_
 from lorafit.planner.plan import Plan
@@ -27,11 +27,11 @@ def trained(model: Path, plan: Plan, budgets: list[int]) -> tuple[TorchEngine, l
     """The engine after the plan's steps, each split by the budgets in turn; the losses; step 1's gradients."""
     engine = tiny.open_engine(model, plan)
     tiny.fill_b(engine)
-    first = batch(SAMPLES, step_samples(plan, 1), budgets[0], plan.max_micro_batch)
+    first = build_step_batch(SAMPLES, step_samples(plan, 1), budgets[0], plan.max_micro_batch)
     grads = tiny.gradients(engine, 1, first.micro_batches, first.num_targets)
     losses = []
     for step in range(1, plan.steps + 1):
-        data = batch(SAMPLES, step_samples(plan, step), budgets[step % len(budgets)], plan.max_micro_batch)
+        data = build_step_batch(SAMPLES, step_samples(plan, step), budgets[step % len(budgets)], plan.max_micro_batch)
         result = engine.step(step, data.micro_batches, data.num_targets, lr_at(step, plan))
         losses.append(result.loss_sum / data.num_targets)
     return engine, losses, grads
@@ -66,7 +66,7 @@ def test_any_split_and_any_recompute_learn_the_same(
 
 def test_the_splits_of_these_tests_are_one_three_and_sixteen_micro_batches() -> None:
     lengths = [len(SAMPLES[row]) for row in step_samples(tiny.make_plan(), 1)]
-    assert [len(split(lengths, *how)) for how in ((4096, 4096), (100, 4096), (4096, 1))] == [1, 3, 16]
+    assert [len(group_by_budget(lengths, *how)) for how in ((4096, 4096), (100, 4096), (4096, 1))] == [1, 3, 16]
 
 
 def test_dropout_drops_and_recompute_draws_the_same(model: Path) -> None:
@@ -113,7 +113,7 @@ def test_max_steps_beyond_the_epochs_goes_round_again() -> None:
 
 def test_a_split_keeps_every_sample_once_within_the_budget() -> None:
     lengths = [5, 90, 3, 40, 40, 8, 120, 1]
-    shares = split(lengths, 100, 3)
+    shares = group_by_budget(lengths, 100, 3)
     assert sorted(i for share in shares for i in share) == list(range(8))
     assert all(sum(lengths[i] for i in share) <= 100 or len(share) == 1 for share in shares)
     assert max(len(share) for share in shares) <= 3

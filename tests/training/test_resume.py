@@ -9,7 +9,7 @@ from support import plans
 from support.fake_jobs import make_job
 from support.machines import CPU, M2_MAX, RTX_3090, cuda
 
-from lorafit.atomic import whole_folder
+from lorafit.atomic import atomic_folder
 from lorafit.config import TrainConfig, write_yaml
 from lorafit.engines.fake import FakeEngine
 from lorafit.errors import RunError
@@ -19,7 +19,7 @@ from lorafit.planner.plan import Plan
 from lorafit.run_folders.checkpoint import write_step
 from lorafit.run_folders.directory import RunDir
 from lorafit.training.loop import Job, Progress, training_loop
-from lorafit.training.resume import as_before, interrupted, plan_for, refuse_other_state
+from lorafit.training.resume import plan_for, read_interrupted, refuse_concurrent_resume, with_resolved_settings
 
 
 def begun(folder: Path, plan: Plan, machine: Machine = CPU) -> RunDir:
@@ -49,7 +49,7 @@ def test_a_best_model_of_a_step_that_is_done_anew_is_not_taken_for_an_older_one(
     begun(job.run.path, plan)
     killed(job, Progress(), 6)  # the best of step 3 gave way to that of step 6; the last checkpoint is of step 4
     config = TrainConfig(output_dir=str(tmp_path), resume=str(job.run.path))
-    old = interrupted(config)
+    old = read_interrupted(config)
     assert old.progress.done == 4
     assert old.progress.best_step is None
     assert isinstance(job.engine, FakeEngine)
@@ -67,18 +67,18 @@ def test_a_best_model_that_is_still_the_best_is_kept(tmp_path: Path) -> None:
     job = make_job(tmp_path / "run", plan)
     begun(job.run.path, plan)
     killed(job, Progress(), 3)
-    with whole_folder(job.run.checkpoints / "step-000003") as folder:
+    with atomic_folder(job.run.checkpoints / "step-000003") as folder:
         write_step(folder, 3)
-    assert interrupted(TrainConfig(output_dir=str(tmp_path), resume=str(job.run.path))).progress.best_step == 3
+    assert read_interrupted(TrainConfig(output_dir=str(tmp_path), resume=str(job.run.path))).progress.best_step == 3
 
 
 def test_what_auto_became_stays_on_another_machine(tmp_path: Path) -> None:
     config = TrainConfig()
     run = begun(tmp_path, plans.make_plan(quantization="none", optimizer="adamw"), M2_MAX)
-    kept = as_before(run, cuda(RTX_3090), config)
+    kept = with_resolved_settings(run, cuda(RTX_3090), config)
     assert (kept.quantization, kept.optimizer) == ("none", "adamw")
     run = begun(tmp_path, plans.make_plan(quantization="4bit", optimizer="paged_adamw_8bit"), cuda(RTX_3090))
-    kept = as_before(run, M2_MAX, config)
+    kept = with_resolved_settings(run, M2_MAX, config)
     assert (kept.quantization, kept.optimizer) == ("4bit", "auto")  # MPS has no 8-bit optimizer
 
 
@@ -100,10 +100,10 @@ def test_a_run_that_another_process_went_on_with_is_looked_at_again(tmp_path: Pa
     progress = Progress()
     killed(job, progress, 6)
     config = TrainConfig(output_dir=str(tmp_path), resume="latest")
-    old = interrupted(config)
-    refuse_other_state(old, config)
-    with whole_folder(job.run.checkpoints / "step-000006") as folder:
+    old = read_interrupted(config)
+    refuse_concurrent_resume(old, config)
+    with atomic_folder(job.run.checkpoints / "step-000006") as folder:
         write_step(folder, 6)
     with pytest.raises(RunError, match="in the meantime"):
-        refuse_other_state(old, config)
+        refuse_concurrent_resume(old, config)
     assert read_events(job.run.events)[-1].step == 6

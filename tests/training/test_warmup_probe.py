@@ -19,10 +19,10 @@ from lorafit.engines.fake import FakeEngine
 from lorafit.events import Event, Finished, Rehearsed, Shrunk, StepDone, Warned
 from lorafit.planner import calibrate
 from lorafit.planner.calibrate import Calibration
-from lorafit.planner.data_stats import Split, steps_as_shares
+from lorafit.planner.data_stats import Split, training_shapes
 from lorafit.planner.plan import Plan
-from lorafit.planner.planner import DataStats, consider
-from lorafit.training.warmup_probe import Prediction, as_computed, compared, rehearse
+from lorafit.planner.planner import DataStats, make_plan_result
+from lorafit.training.warmup_probe import Prediction, compare_with_plan, computed_shapes, run_probe
 from lorafit.training.worker import train_in_process
 from lorafit.units import GIB
 
@@ -56,7 +56,7 @@ def expectation(gib: float, samples: Sequence[Sample] = SAMPLES, **settings: obj
     config = TrainConfig(precision="fp32", quantization="none", **settings)  # type: ignore[arg-type]
     machine = replace(CPU, available_bytes=int(gib * GIB))
     share = sum(int(sample.target_mask.sum()) for sample in samples) / int(lengths.sum())
-    planned = consider(config, machine, llama_1b(), DataStats(lengths, lengths[:4], "", share))
+    planned = make_plan_result(config, machine, llama_1b(), DataStats(lengths, lengths[:4], "", share))
     return Prediction(planned, Calibration(), planned.plan)
 
 
@@ -70,8 +70,8 @@ def test_a_probe_is_counted_as_its_step_is_planned(together: bool) -> None:
     ]
     micro = pack(samples, range(3), range(3), [begun] * 3)
     data = DataStats(lengths, lengths[:0], "", micro.num_targets / micro.num_tokens, "", begun, begun)
-    (planned,) = steps_as_shares(data if together else data.alone, Split(3, 4096, 4096), seed=0)
-    order = sorted(as_computed(micro, together), key=lambda share: share.tokens)
+    (planned,) = training_shapes(data if together else data.alone, Split(3, 4096, 4096), seed=0)
+    order = sorted(computed_shapes(micro, together), key=lambda share: share.tokens)
     assert order == sorted(planned, key=lambda share: share.tokens)
 
 
@@ -103,7 +103,7 @@ def test_a_run_learns_the_same_with_and_without_it(tmp_path: Path, demo_folder: 
 def test_more_micro_batches_are_computed_where_they_are_short_and_one_in_a_short_run() -> None:
     for steps, seconds, passes in ((400, 20.0, 3), (400, 1.0, 17), (30, 0.01, 4), (9999, 0.01, 33), (4, 1.0, 1)):
         engine = Measured(seconds, None)
-        all_of(rehearse(engine, SAMPLES, expectation(24, max_steps=steps)))
+        all_of(run_probe(engine, SAMPLES, expectation(24, max_steps=steps)))
         assert engine.probed == passes
 
 
@@ -123,14 +123,14 @@ def seconds_of(tokens: int) -> float:
 def test_the_time_that_is_told_is_that_of_all_steps(batch: int) -> None:
     engine, samples = Slow(1.0, None), make_samples(400, longest=300)
     expected = expectation(24, samples, max_steps=400 // batch, effective_batch=batch, batch_size=1)
-    _events, plan = all_of(rehearse(engine, samples, expected))
+    _events, plan = all_of(run_probe(engine, samples, expected))
     told = plan.predicted_step_seconds * plan.steps
     assert told == pytest.approx(sum(seconds_of(len(sample)) for sample in samples), rel=0.03)
 
 
 def test_the_time_that_is_told_is_the_measured_one() -> None:
     slow, quick = (
-        next(e for e in all_of(rehearse(Measured(s, None), SAMPLES, expectation(24)))[0] if isinstance(e, Rehearsed))
+        next(e for e in all_of(run_probe(Measured(s, None), SAMPLES, expectation(24)))[0] if isinstance(e, Rehearsed))
         for s in (20.0, 10.0)
     )
     assert slow.expected_seconds == pytest.approx(2 * quick.expected_seconds, rel=0.1)
@@ -139,7 +139,7 @@ def test_the_time_that_is_told_is_the_measured_one() -> None:
 
 def test_memory_that_runs_out_lowers_the_budget_and_is_said() -> None:
     expected = expectation(24, token_budget=2048)
-    events, plan = all_of(rehearse(Measured(1.0, None, memory_tokens=600), SAMPLES, expected))
+    events, plan = all_of(run_probe(Measured(1.0, None, memory_tokens=600), SAMPLES, expected))
     assert plan.token_budget <= 600
     assert any(isinstance(event, Warned) for event in events)
 
@@ -152,15 +152,15 @@ def test_a_budget_that_memory_ran_out_with_is_not_begun_with_again(when: str) ->
             Shrunk(text="", token_budget=700, recompute=None),
             Shrunk(text="", token_budget=8, recompute=None, ran_out=False),
         ]
-        list(compared(iter(shrunk), expected, whole=True))
+        list(compare_with_plan(iter(shrunk), expected, whole=True))
     else:
-        all_of(rehearse(Measured(1.0, None, memory_tokens=900), SAMPLES, expected))
+        all_of(run_probe(Measured(1.0, None, memory_tokens=900), SAMPLES, expected))
     question = expected.planned.question
 
     def next_time(gib: float) -> Plan:
         machine = replace(question.machine, available_bytes=int(gib * GIB))
         known = calibrate.load_calibration(machine)
-        return consider(question.config, machine, question.spec, question.data, known).plan
+        return make_plan_result(question.config, machine, question.spec, question.data, known).plan
 
     def why(plan: Plan) -> str:
         return next(choice.reason for choice in plan.choices if choice.setting == "token_budget")
@@ -175,10 +175,12 @@ def test_a_budget_that_memory_ran_out_with_is_not_begun_with_again(when: str) ->
 def test_a_peak_above_the_plan_leads_to_the_plan_that_a_second_run_makes() -> None:
     expected = expectation(8)
     engine = Measured(1.0, int(expected.plan.predicted_peak_bytes * 1.13))
-    _events, plan = all_of(rehearse(engine, SAMPLES, expected))
+    _events, plan = all_of(run_probe(engine, SAMPLES, expected))
     machine = expected.planned.question.machine
     question = expected.planned.question
-    second = consider(question.config, machine, question.spec, question.data, calibrate.load_calibration(machine)).plan
+    second = make_plan_result(
+        question.config, machine, question.spec, question.data, calibrate.load_calibration(machine)
+    ).plan
     assert (plan.token_budget, plan.recompute) == (second.token_budget, second.recompute)
     assert plan.recompute > expected.plan.recompute or plan.token_budget < expected.plan.token_budget
     assert engine.recompute == plan.recompute
@@ -186,7 +188,7 @@ def test_a_peak_above_the_plan_leads_to_the_plan_that_a_second_run_makes() -> No
 
 def test_a_peak_below_the_plan_changes_nothing() -> None:
     expected = expectation(8)
-    _events, plan = all_of(rehearse(Measured(1.0, GIB), SAMPLES, expected))
+    _events, plan = all_of(run_probe(Measured(1.0, GIB), SAMPLES, expected))
     assert (plan.token_budget, plan.recompute) == (expected.plan.token_budget, expected.plan.recompute)
 
 
@@ -205,7 +207,7 @@ def ended(seconds: float) -> tuple[Prediction, list[Event]]:
     expected = expectation(24)
     expected = replace(expected, plan=replace(expected.plan, predicted_step_seconds=1.0, steps=30))
     events = [*(step(n, seconds) for n in range(1, 31)), finished()]
-    return expected, list(compared(iter(events), expected, whole=True))
+    return expected, list(compare_with_plan(iter(events), expected, whole=True))
 
 
 def test_the_end_tells_what_was_planned_and_what_came_and_both_are_kept() -> None:
@@ -222,7 +224,7 @@ def test_a_run_much_slower_than_its_rehearsal_is_told_so_and_teaches_no_speed() 
     assert [e.step for e in events if isinstance(e, Warned)] == [20]
     machine = expected.planned.question.machine
     assert not calibrate.load_calibration(machine).measured
-    calibrate.note(machine, expected.key, 1.5, 0.01)
+    calibrate.save_measurement(machine, expected.key, 1.5, 0.01)
     ended(2.0)
     kept = calibrate.load_calibration(machine).measured[expected.key]
     assert (kept.slowness, kept.times) == (1.5, 2)
@@ -231,9 +233,9 @@ def test_a_run_much_slower_than_its_rehearsal_is_told_so_and_teaches_no_speed() 
 
 
 def test_a_busy_neighbour_in_the_rehearsal_is_divided_out_of_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibrate, "product_gflops", lambda: 50.0)
+    monkeypatch.setattr(calibrate, "measure_matmul_gflops", lambda: 50.0)
     kept: list[float] = []
-    monkeypatch.setattr(calibrate, "note", lambda _machine, _key, slowness, _memory: kept.append(slowness))
+    monkeypatch.setattr(calibrate, "save_measurement", lambda _machine, _key, slowness, _memory: kept.append(slowness))
     for core_gflops in (50.0, 100.0):  # all of the processor was ours, and half of it
-        all_of(rehearse(Measured(1.0, GIB), SAMPLES, replace(expectation(8), known=Calibration(core_gflops))))
+        all_of(run_probe(Measured(1.0, GIB), SAMPLES, replace(expectation(8), known=Calibration(core_gflops))))
     assert kept[1] == pytest.approx(kept[0], rel=0.05)

@@ -12,14 +12,14 @@ import pytest
 from support import tiny
 from support.stopped_runs import as_it_died, weights
 
-from lorafit.atomic import whole_folder
+from lorafit.atomic import atomic_folder
 from lorafit.cli.app import main
 from lorafit.config import TrainConfig, read_yaml
 from lorafit.errors import ConfigError, LorafitError, RunError
 from lorafit.events import Finished, Planned, read_events
 from lorafit.hardware.detect import Machine
 from lorafit.run_folders.directory import RunDir, saved_config
-from lorafit.training.resume import interrupted
+from lorafit.training.resume import read_interrupted
 from lorafit.training.worker import train_in_process
 from lorafit.transfer import archive, operations
 from lorafit.transfer.bundle import bundle
@@ -71,7 +71,7 @@ def run_zip(died: RunDir, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def there(path: Path, home: Path, output_dir: Path, **settings: Any) -> TrainConfig:
     """What `lorafit resume BUNDLE --model_name ...` asks for on the other machine."""
-    run, notes = operations.take_over(path, output_dir, str(home / "models/Tiny-Llama"))
+    run, notes = operations.unpack_bundle(path, output_dir, str(home / "models/Tiny-Llama"))
     assert notes == []
     return saved_config(run).model_copy(update={"resume": str(run.path), "output_dir": str(output_dir), **settings})
 
@@ -96,7 +96,7 @@ def test_a_run_that_moved_ends_with_the_same_bytes_as_the_one_that_stayed(
     assert (facts.kind, facts.step, facts.base, facts.base_is_local) == ("go_on", 4, "Tiny-Llama", True)
     shutil.rmtree(stopped.path)
     config = there(tmp_path / "run.zip", home, tmp_path / "there")
-    assert interrupted(config).progress.done == 4
+    assert read_interrupted(config).progress.done == 4
     list(train_in_process(config))
     run = RunDir(tmp_path / "there" / finished.name)
     assert weights(run.final_model) == weights(finished.final_model)
@@ -140,7 +140,7 @@ def test_a_finished_run_is_bundled_as_what_came_of_it_and_not_gone_on_with(finis
     names = zipfile.ZipFile(path).namelist()
     assert not [name for name in names if "checkpoints" in name or "inputs" in name]
     with pytest.raises(RunError, match="nothing to go on with"):
-        operations.take_over(path, tmp_path / "there", None)
+        operations.unpack_bundle(path, tmp_path / "there", None)
     run = RunDir(tmp_path / "there" / finished.name)
     assert weights(run.final_model) == weights(finished.final_model)
     assert isinstance(read_events(run.events)[-1], Finished)
@@ -184,12 +184,12 @@ def test_fp32_on_a_mac_may_become_4bit_elsewhere_and_that_is_said(home: Path, st
 def test_on_the_same_machine_the_base_may_not_change(home: Path, stopped: RunDir) -> None:
     config = saved_config(stopped).model_copy(update={"resume": str(stopped.path), "quantization": "4bit"})
     with pytest.raises(RunError, match="quantization"):
-        interrupted(config)
+        read_interrupted(config)
 
 
 def test_a_base_that_stayed_at_home_must_be_named(run_zip: Path, tmp_path: Path, capsys: Output) -> None:
     with pytest.raises(ConfigError, match="not in the bundle"):
-        operations.take_over(run_zip, tmp_path / "there", None)
+        operations.unpack_bundle(run_zip, tmp_path / "there", None)
     assert main(["train", str(run_zip), "--output_dir", str(tmp_path / "there")]) == 2
     assert "--model_name" in capsys.readouterr().err
 
@@ -202,7 +202,7 @@ def respelled(path: Path, scratch: Path, name: str, change: Callable[[str], str]
     (folder / name).write_text(change((folder / name).read_text("utf-8")), "utf-8")
     if sealed:
         (folder / "manifest.json").unlink()
-        with whole_folder(scratch / "new") as beside:
+        with atomic_folder(scratch / "new") as beside:
             shutil.copytree(folder, beside, dirs_exist_ok=True)
         folder = scratch / "new"
     archive.pack(folder, scratch / "evil.zip")

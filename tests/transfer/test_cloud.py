@@ -23,8 +23,8 @@ from lorafit.transfer.cloud import send
 from lorafit.transfer.cloud.base import Platform, Quote
 from lorafit.transfer.cloud.notebook import HELPERS
 from lorafit.transfer.cloud.prices import PRICES, Price
-from lorafit.transfer.cloud.sagemaker import best, longest_seconds
-from lorafit.transfer.cloud.wheel import program
+from lorafit.transfer.cloud.sagemaker import best_quote, max_runtime_seconds
+from lorafit.transfer.cloud.wheel import build_wheel
 
 Output = pytest.CaptureFixture[str]
 SECRET = "hf_" + "a1b2c3d4" * 4
@@ -52,10 +52,10 @@ def sent(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sent")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_TOKEN", SECRET)
-        patch.setattr(send, "program", lambda folder: "lorafit-0.1.0-py3-none-any.whl")
+        patch.setattr(send, "build_wheel", lambda folder: "lorafit-0.1.0-py3-none-any.whl")
         config = TrainConfig.model_validate({**DEMO_PRESET, "hf_endpoint": "https://me:pass@mirror.example"})
         for place in CLOUDS:
-            operations.cloud(place, operations.order(None, config, Path("output"), None), folder / place)
+            operations.cloud(place, operations.make_order(None, config, Path("output"), None), folder / place)
     return folder
 
 
@@ -214,23 +214,23 @@ def test_the_cheapest_machine_that_fits_is_taken_and_given_time() -> None:
     slow = Quote("slow", fits=True, seconds=7200, low=7000, high=9000, **facts)
     fast = Quote("fast", fits=True, seconds=3600, low=3000, high=4000, **facts)
     small = Quote("small", fits=False, seconds=60, low=50, high=70, **facts)
-    assert best([slow, fast, small]) == fast
-    assert best([small]) is None
-    assert longest_seconds(fast) == 3 * 4000 + 3600
+    assert best_quote([slow, fast, small]) == fast
+    assert best_quote([small]) is None
+    assert max_runtime_seconds(fast) == 3 * 4000 + 3600
     assert fast.dollars == 1.0
 
 
 def test_a_base_on_this_disk_must_be_named_as_it_is_called_there(tmp_path: Path, demo_folder: Path) -> None:
     config = TrainConfig(model_name=str(demo_folder), dataset_name="demo")
     with pytest.raises(ConfigError, match="does not go along"):
-        operations.cloud("colab", operations.order(None, config, tmp_path, None), tmp_path / "out")
+        operations.cloud("colab", operations.make_order(None, config, tmp_path, None), tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_the_command_says_what_is_written_what_it_costs_and_what_is_next(
     tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(send, "program", lambda folder: "lorafit==0.1.0")
+    monkeypatch.setattr(send, "build_wheel", lambda folder: "lorafit==0.1.0")
     monkeypatch.setenv("COLUMNS", "120")
     assert main(["cloud", "kaggle", "--demo", "-o", str(tmp_path / "k")]) == 0
     text = capsys.readouterr().out
@@ -244,7 +244,7 @@ def test_the_command_says_what_is_written_what_it_costs_and_what_is_next(
 def test_the_programs_own_wheel_is_built_the_same_each_time_and_holds_all_of_it(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        assert program(tmp_path / name).endswith("-py3-none-any.whl")
+        assert build_wheel(tmp_path / name).endswith("-py3-none-any.whl")
     (one,), (other,) = (list((tmp_path / name).iterdir()) for name in ("a", "b"))
     assert one.read_bytes() == other.read_bytes()
     code = "import lorafit.cli.app, sys; assert sys.argv[1] in lorafit.__file__; lorafit.cli.app.main(['--version'])"

@@ -50,7 +50,7 @@ def sent(tmp_path_factory: pytest.TempPathFactory, demo_folder: Path) -> Path:
                          effective_batch=4, save_steps=2, max_length=128)  # fmt: skip
     write_yaml(config, folder / "run.yaml")
     for place in ("colab", "kaggle", "paperspace"):
-        operations.cloud(place, operations.order(None, config, folder, str(model)), folder / place)
+        operations.cloud(place, operations.make_order(None, config, folder, str(model)), folder / place)
     return folder
 
 

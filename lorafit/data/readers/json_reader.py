@@ -12,9 +12,9 @@ from lorafit.errors import DataError
 from lorafit.messages import _
 
 CHUNK = 1 << 18  # characters per read
-EDGE = 32  # characters; an error this close to the window's end may be a value that is not read completely
-LOOK = 1 << 18  # characters after a broken value that are searched at a time for the next value
-LONGEST = 1 << 26  # characters per row; a string that is never closed must not fill the memory
+EDGE_CHARACTERS = 32  # characters; an error this close to the window's end may be a value that is not read completely
+SEARCH_CHARACTERS = 1 << 18  # characters after a broken value that are searched at a time for the next value
+MAX_ROW_CHARACTERS = 1 << 26  # characters per row; a string that is never closed must not fill the memory
 SPACE = " \t\n\r"
 NEXT = re.compile(r"[,\n]\s*(?=[{\[])")  # candidate positions of the next element
 TRIES = 1000  # candidate positions tested in one window
@@ -89,12 +89,12 @@ class _Window:
             self.decoder.twice = []
             try:
                 value, end = self.decoder.raw_decode(self.text, self.pos)
-                if self.ended or end < len(self.text) - EDGE:
+                if self.ended or end < len(self.text) - EDGE_CHARACTERS:
                     self.advance(end)
                     return value
             except json.JSONDecodeError as error:
-                goes_on = error.msg.startswith("Unterminated string") or error.pos >= len(self.text) - EDGE
-                if self.ended or not goes_on or len(self.text) - self.pos > LONGEST:
+                goes_on = error.msg.startswith("Unterminated string") or error.pos >= len(self.text) - EDGE_CHARACTERS
+                if self.ended or not goes_on or len(self.text) - self.pos > MAX_ROW_CHARACTERS:
                     line = self.line + self.text.count("\n", self.pos, error.pos)
                     return _not_json(_problem(error.msg), self.text, error.pos, line)
             except (ValueError, RecursionError) as error:  # a number of 5000 digits; 10000 levels of nesting
@@ -107,9 +107,9 @@ class _Window:
         Return False at the end of the file.
         """
         while True:
-            while not self.ended and len(self.text) - self.pos < LOOK:
+            while not self.ended and len(self.text) - self.pos < SEARCH_CHARACTERS:
                 self.grow()
-            edge = len(self.text) if self.ended else len(self.text) - LOOK // 2
+            edge = len(self.text) if self.ended else len(self.text) - SEARCH_CHARACTERS // 2
             places = [match.end() for match in NEXT.finditer(self.text, self.pos + 1, edge)]
             if (found := next((at for at in places[:TRIES] if self._begins(at, like)), None)) is not None:
                 self.advance(found)
@@ -202,10 +202,10 @@ def read_jsonl(path: Path) -> Iterator[Row]:
 
 def _lines(file: TextIO) -> Iterator[str]:
     """Yield the lines of the file, each cut to LONGEST characters."""
-    while line := file.readline(LONGEST):
+    while line := file.readline(MAX_ROW_CHARACTERS):
         yield line
-        while line and not line.endswith("\n") and len(line) == LONGEST:
-            line = file.readline(LONGEST)
+        while line and not line.endswith("\n") and len(line) == MAX_ROW_CHARACTERS:
+            line = file.readline(MAX_ROW_CHARACTERS)
 
 
 def _one_value(decoder: _JsonDecoder, line: str, number: int) -> object:

@@ -11,11 +11,11 @@ from lorafit.data.readers.arrow_reader import read_arrow, read_parquet
 from lorafit.data.readers.csv_reader import read_csv
 from lorafit.data.readers.json_reader import read_json, read_jsonl
 from lorafit.data.readers.row import Broken, Row
-from lorafit.data.readers.text import DAMAGED, UNPACKERS, kind_of
+from lorafit.data.readers.text import DAMAGED, DECOMPRESSORS, kind_of
 from lorafit.errors import DataError
 from lorafit.messages import _, listed
 
-__all__ = ["READERS", "Broken", "Row", "is_data_file", "kinds", "read_file"]
+__all__ = ["READERS", "Broken", "Row", "is_data_file", "read_file", "supported_extensions"]
 
 READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".json": read_json,
@@ -31,12 +31,12 @@ TABLES = (".parquet", ".arrow")  # compressed internally; a reader needs random 
 
 def is_data_file(path: Path) -> bool:
     """Return whether the file's extension is supported."""
-    return kind_of(path) in READERS and not (kind_of(path) in TABLES and path.suffix.lower() in UNPACKERS)
+    return kind_of(path) in READERS and not (kind_of(path) in TABLES and path.suffix.lower() in DECOMPRESSORS)
 
 
-def kinds() -> str:
+def supported_extensions() -> str:
     """Return the supported extensions as text for the user."""
-    return _("{kinds} (text also as {packed})").format(kinds=listed(READERS), packed=listed(UNPACKERS))
+    return _("{kinds} (text also as {packed})").format(kinds=listed(READERS), packed=listed(DECOMPRESSORS))
 
 
 def read_file(path: Path) -> Iterator[Row]:

@@ -11,7 +11,7 @@ import zstandard
 
 SAMPLE = 1 << 22  # bytes that the detection of the encoding examines
 CHUNK = 1 << 18  # bytes per read
-MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 CHINESE_SHARE = 0.9  # of the non-ASCII characters; other text does not reach this share by chance
 DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError)  # errors of a damaged compressed file
 
@@ -64,18 +64,18 @@ def _open_zstd(path: Path) -> BinaryIO:
     return cast(BinaryIO, io.BufferedReader(_ZstdFile(path), CHUNK))
 
 
-UNPACKERS: dict[str, Callable[[Path], BinaryIO]] = {".gz": _open_gzip, ".zst": _open_zstd}
+DECOMPRESSORS: dict[str, Callable[[Path], BinaryIO]] = {".gz": _open_gzip, ".zst": _open_zstd}
 
 
 def kind_of(path: Path) -> str:
     """Return the extension that identifies the content: ".json" for `a.JSON` and for `a.json.gz`."""
     suffix = path.suffix.lower()
-    return Path(path.stem).suffix.lower() if suffix in UNPACKERS else suffix
+    return Path(path.stem).suffix.lower() if suffix in DECOMPRESSORS else suffix
 
 
 def open_bytes(path: Path) -> BinaryIO:
     """Open the file for reading its decompressed content."""
-    unpack = UNPACKERS.get(path.suffix.lower())
+    unpack = DECOMPRESSORS.get(path.suffix.lower())
     return path.open("rb") if unpack is None else unpack(path)
 
 
@@ -99,7 +99,7 @@ def encoding_of(path: Path) -> str:
             sample = file.read(SAMPLE)
         except DAMAGED:  # reported when the rows are read
             return "utf-8"
-    for mark, encoding in MARKS.items():
+    for mark, encoding in BYTE_ORDER_MARKS.items():
         if sample.startswith(mark):
             return encoding
     return "utf-8" if _decoded(sample, "utf-8") is not None or not _is_gb18030(sample) else "gb18030"

@@ -4,7 +4,7 @@ import math
 
 import mlx.core as mx
 
-PART = 64  # length of a partial sum; most vocabulary sizes are multiples of it
+PARTIAL_SUM = 64  # length of a partial sum; most vocabulary sizes are multiples of it
 GELU = math.sqrt(2 / math.pi), 0.044715  # https://arxiv.org/abs/1606.08415, the tanh approximation
 
 
@@ -33,8 +33,8 @@ def row_sums(x: mx.array) -> mx.array:
     On the CPU, MLX adds one number after another: for a row as long as a vocabulary, the sum is 1e-4 off.
     """
     rows, count = x.shape
-    whole = count - count % PART
-    sums: mx.array = x[:, :whole].reshape(rows, -1, PART).sum(axis=1).sum(axis=-1, keepdims=True)
+    whole = count - count % PARTIAL_SUM
+    sums: mx.array = x[:, :whole].reshape(rows, -1, PARTIAL_SUM).sum(axis=1).sum(axis=-1, keepdims=True)
     return sums if whole == count else sums + x[:, whole:].sum(axis=-1, keepdims=True)
 
 

@@ -15,7 +15,7 @@ from lorafit.units import GIB
 # Substrings of MLX's error messages, in lower case (docs/architecture.md, "Failures").
 OUT_OF_MEMORY = ("[malloc", "[metal::malloc]", "unable to allocate", "std::bad_alloc", "maximum allowed buffer size")
 GPU_FAILED = ("command buffer execution failed", "kiogpucommandbuffer")
-MOST_CACHE = 2 * GIB  # upper limit of freed buffers that MLX keeps
+MAX_CACHE_BYTES = 2 * GIB  # upper limit of freed buffers that MLX keeps
 
 
 def use_device(name: str, precision: str) -> None:
@@ -38,7 +38,7 @@ def limit_memory(available_bytes: int) -> None:
     """
     if available_bytes > 0:
         mx.set_memory_limit(available_bytes)
-        mx.set_cache_limit(min(MOST_CACHE, available_bytes // 8))
+        mx.set_cache_limit(min(MAX_CACHE_BYTES, available_bytes // 8))
 
 
 def recommended_bytes(_device: str) -> int | None:

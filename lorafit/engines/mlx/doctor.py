@@ -23,7 +23,7 @@ def try_device(name: str, precision: str) -> str:
     device.use_device(name if name == "mps" else "cpu", "fp32")
     with device.translated():
         for numbers in TOLERANCE:
-            for part, off in _offs(numbers).items():
+            for part, off in _relative_errors(numbers).items():
                 if not off <= TOLERANCE[numbers]:
                     raise HardwareError(
                         _("The device `{name}` computes wrongly: its self-test failed.").format(name=name),
@@ -36,7 +36,7 @@ def try_device(name: str, precision: str) -> str:
     return clauses([right, slow]) if blas.is_slow() else right
 
 
-def _offs(numbers: str) -> dict[str, float]:
+def _relative_errors(numbers: str) -> dict[str, float]:
     rng = np.random.default_rng(0)
     q, k, v, grad = (rng.normal(size=(1, HEADS, TOKENS, WIDTH)) for _part in range(4))
     arrays = [mx.array(t.astype(np.float32)).astype(DTYPES[numbers]) for t in (q, k, v)]
@@ -49,11 +49,11 @@ def _offs(numbers: str) -> dict[str, float]:
     weights /= weights.sum(-1, keepdims=True)
     product = arrays[0] @ arrays[1].swapaxes(-1, -2)
     return {
-        "product": _off(product, q @ k.swapaxes(-1, -2)),
-        "attention": _off(outs[0], weights @ v),
-        "gradient": _off(grads[2], weights.swapaxes(-1, -2) @ grad),
+        "product": _relative_error(product, q @ k.swapaxes(-1, -2)),
+        "attention": _relative_error(outs[0], weights @ v),
+        "gradient": _relative_error(grads[2], weights.swapaxes(-1, -2) @ grad),
     }
 
 
-def _off(found: mx.array, wanted: NDArray[np.float64]) -> float:
+def _relative_error(found: mx.array, wanted: NDArray[np.float64]) -> float:
     return float(np.linalg.norm(np.array(found.astype(mx.float32)) - wanted) / np.linalg.norm(wanted))

@@ -16,13 +16,13 @@ from mlx.utils import tree_map
 
 from lorafit import hashing
 from lorafit.data.micro_batch import MicroBatch
-from lorafit.engines.base import Facts, LossSum, OutOfMemory, Probe, Setup, StepResult, one_by_one
+from lorafit.engines.base import EngineFacts, LossSum, OutOfMemory, Probe, Setup, StepResult, answers_one_by_one
 from lorafit.engines.mlx import blas, device, self_check
 from lorafit.engines.mlx.decoder import DecoderInput, MLXDecoder, layer_facts
 from lorafit.engines.mlx.generic import GenericDecoder
 from lorafit.engines.mlx.load import LoadedBase, load_base
-from lorafit.engines.mlx.lora import MLXLoRADelta, Params, fresh_a
-from lorafit.engines.mlx.loss import plain_loss, target_loss
+from lorafit.engines.mlx.lora import MLXLoRADelta, Params, initial_lora_a
+from lorafit.engines.mlx.loss import evaluation_loss, target_loss
 from lorafit.engines.mlx.optimizer import MLXOptimizer
 from lorafit.engines.mlx.targets import find_targets
 from lorafit.errors import EngineError, ModelError
@@ -31,14 +31,14 @@ from lorafit.planner.plan import Plan
 from lorafit.run_folders.adapter import (
     AdapterConfig,
     lora_names,
-    module_of,
-    other_base,
-    other_layers,
+    parse_lora_name,
     read_adapter,
     target_names,
     write_adapter,
+    wrong_base_error,
+    wrong_layers_error,
 )
-from lorafit.sampling import Sampling, pick
+from lorafit.sampling import Sampling, sample_token
 from lorafit.units import bytes_text
 
 DEFAULT_CHUNK = 128  # targets whose logits are computed at once if there is no plan
@@ -70,7 +70,7 @@ class MLXEngine:
         self.params: Params = {}
         self.adapter: AdapterConfig | None = None
         self.chunk, self.seed = DEFAULT_CHUNK, 0
-        self.facts = Facts(
+        self.facts = EngineFacts(
             0, [], self.packs, notes, load_seconds=time.monotonic() - began, load_peak_bytes=self.peak_bytes()
         )
 
@@ -117,7 +117,7 @@ class MLXEngine:
         for name in names:
             outputs, inputs = self._shape(name)
             a, b = lora_names(name)
-            self.params[a] = mx.array(fresh_a(name, plan.lora_r, inputs, plan.seed))
+            self.params[a] = mx.array(initial_lora_a(name, plan.lora_r, inputs, plan.seed))
             self.params[b] = mx.zeros((outputs, plan.lora_r))
         self.optimizer = MLXOptimizer(self.params, plan)
         self.set_recompute(plan.recompute)
@@ -225,7 +225,7 @@ class MLXEngine:
             for micro in (m for packed in micro_batches for m in self._packable(packed)):
                 rows = DecoderInput.of(micro)
                 hidden_NH = self.body.hidden(self.params, rows)
-                losses.append(float(plain_loss(self.body.head, hidden_NH, rows.targets, self.chunk)))
+                losses.append(float(evaluation_loss(self.body.head, hidden_NH, rows.targets, self.chunk)))
                 num_targets += micro.num_targets
         return LossSum(math.fsum(losses), num_targets)
 
@@ -248,9 +248,9 @@ class MLXEngine:
     def load_adapter(self, folder: Path) -> None:
         if self.adapter is None:
             config, tensors = read_adapter(folder)
-            modules = sorted({parts[0] for name in tensors if (parts := module_of(name))})
+            modules = sorted({parts[0] for name in tensors if (parts := parse_lora_name(name))})
             if missing := [m for m in modules if m not in self.body.modules]:
-                raise other_base(folder, config.base_model, missing[0])
+                raise wrong_base_error(folder, config.base_model, missing[0])
             for module in modules:
                 outputs, inputs = self._shape(module)
                 a, b = lora_names(module)
@@ -263,11 +263,11 @@ class MLXEngine:
     def _copy_weights(self, folder: Path) -> None:
         config, tensors = read_adapter(folder)
         if differing := sorted(tensors.keys() ^ self.params.keys()):
-            raise other_layers(folder, config, listed(differing[:2]))
+            raise wrong_layers_error(folder, config, listed(differing[:2]))
         for name, array in tensors.items():
             if array.shape != tuple(self.params[name].shape):
                 found = f"{name}: {array.shape} != {tuple(self.params[name].shape)}"
-                raise other_base(folder, config.base_model, found)
+                raise wrong_base_error(folder, config.base_model, found)
         self.params = {name: mx.array(tensors[name]) for name in self.params}
 
     # --- generation
@@ -281,14 +281,14 @@ class MLXEngine:
         for _i in range(sampling.max_new_tokens):
             with device.translated():
                 logits_V = np.array(self.body.next_logits(self.params, ids, cache))
-                token = pick(logits_V, sampling, rng)
+                token = sample_token(logits_V, sampling, rng)
             if token in sampling.stop_ids:
                 return
             yield token
             ids = [token]
 
     def answers(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[dict[int, list[int]]]:
-        return one_by_one(self, prompts, sampling)
+        return answers_one_by_one(self, prompts, sampling)
 
     def peak_bytes(self) -> int | None:
         return int(mx.get_peak_memory()) or None

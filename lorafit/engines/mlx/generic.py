@@ -13,12 +13,12 @@ from mlx_lm.models.cache import make_prompt_cache
 from transformers import PretrainedConfig
 
 from lorafit.engines.mlx.decoder import DecoderInput, head_matrix
-from lorafit.engines.mlx.lora import MLXLoRADelta, Params, Stack
+from lorafit.engines.mlx.lora import LinearGroup, MLXLoRADelta, Params
 from lorafit.engines.mlx.loss import MLXHead
 from lorafit.engines.mlx.quantised import ROUTER
 
 
-class SharedLinear:
+class ActiveParams:
     """Holder of the adapter weights of the current pass, which all layers read.
 
     The weights are arguments of the differentiated function, so that MLX can compute their gradients.
@@ -31,9 +31,9 @@ class SharedLinear:
 class MLXLoRALinear(nn.Module):
     """A frozen linear layer with its adapter; it replaces mlx_lm's layer."""
 
-    def __init__(self, name: str, module: nn.Module, shared: SharedLinear, delta: MLXLoRADelta) -> None:
+    def __init__(self, name: str, module: nn.Module, shared: ActiveParams, delta: MLXLoRADelta) -> None:
         super().__init__()
-        self._stack, self._shared, self._delta = Stack({name: module}, delta), shared, delta
+        self._stack, self._shared, self._delta = LinearGroup({name: module}, delta), shared, delta
 
     def __call__(self, x: mx.array) -> mx.array:
         out = self._stack(self._delta.keys_T, self._shared.params, x.reshape(-1, x.shape[-1]))[0]
@@ -65,7 +65,7 @@ class GenericDecoder:
     """Any mlx_lm model with the interface of `MLXDecoder`. It ignores `recompute`: no gradient checkpointing."""
 
     def __init__(self, model: Any, prefix: str, config: PretrainedConfig, delta: MLXLoRADelta) -> None:
-        self.model, self.shared, self.recompute, self.packs = model, SharedLinear(), 0, True
+        self.model, self.shared, self.recompute, self.packs = model, ActiveParams(), 0, True
         layers = {f"{prefix}.layers.{i}.{name}": (layer, name, module)
                   for i, layer in enumerate(model.layers) for name, module in layer.named_modules()
                   if isinstance(module, nn.Linear | nn.QuantizedLinear) and not ROUTER.search(f".{name}")}  # fmt: skip

@@ -14,7 +14,7 @@ import mlx.core as mx
 from mlx import nn
 
 from lorafit.engines.mlx.attention import AttentionKind, attention, trained_attention
-from lorafit.engines.mlx.lora import MLXLoRADelta, Params, Stack
+from lorafit.engines.mlx.lora import LinearGroup, MLXLoRADelta, Params
 from lorafit.engines.mlx.rope import Rope
 from lorafit.run_folders.adapter import lora_names
 
@@ -53,9 +53,11 @@ class Layer:
         self.before_mlp = norm_of(module, before_mlp if facts.own_norms else after)
         self.after_mlp = norm_of(module, "post_feedforward_layernorm" if facts.own_norms else None)
 
-    def _stack(self, parent: str, owner: Any, fused: Sequence[str], apart: Sequence[str], delta: MLXLoRADelta) -> Stack:
+    def _stack(
+        self, parent: str, owner: Any, fused: Sequence[str], apart: Sequence[str], delta: MLXLoRADelta
+    ) -> LinearGroup:
         names = fused if fused[0] in owner else apart
-        return Stack({f"{self.facts.name}.{parent}.{name}": owner[name] for name in names}, delta)
+        return LinearGroup({f"{self.facts.name}.{parent}.{name}": owner[name] for name in names}, delta)
 
     @property
     def modules(self) -> dict[str, nn.Module]:

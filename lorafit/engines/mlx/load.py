@@ -15,7 +15,13 @@ from mlx_lm.utils import load_model
 from transformers import AutoConfig, PretrainedConfig
 
 from lorafit.engines.base import Setup
-from lorafit.engines.mlx.quantised import BITS, keep, place_of, quantise, settings
+from lorafit.engines.mlx.quantised import (
+    BITS,
+    quantization_settings,
+    quantize_layers,
+    quantized_folder,
+    write_quantized,
+)
 from lorafit.engines.mlx.rope import rope_parameters
 from lorafit.errors import ModelError
 from lorafit.messages import _
@@ -84,20 +90,20 @@ def _stored_bits(setup: Setup, facts: dict[str, Any]) -> int | None:
 
 def _load(setup: Setup, facts: dict[str, Any], config: PretrainedConfig) -> Any:
     """Return mlx_lm's model with its weights, quantized if `setup` requests it and the files are not yet quantized."""
-    extra = completed(facts, config)
+    extra = missing_settings(facts, config)
     bits = None if facts.get("quantization") else BITS.get(setup.quantization)
     if bits is None:
         return load_model(setup.folder, lazy=True, model_config=extra)[0]
-    place = place_of(setup.folder, bits)
+    place = quantized_folder(setup.folder, bits)
     if not place.is_dir():
         model, _facts = load_model(setup.folder, lazy=True, model_config=extra)
-        quantise(model, bits)
-        keep(model, facts, bits, place)
+        quantize_layers(model, bits)
+        write_quantized(model, facts, bits, place)
         del model
-    return load_model(place, lazy=True, model_config={**extra, **settings(bits)})[0]
+    return load_model(place, lazy=True, model_config={**extra, **quantization_settings(bits)})[0]
 
 
-def completed(facts: dict[str, Any], config: PretrainedConfig) -> dict[str, Any]:
+def missing_settings(facts: dict[str, Any], config: PretrainedConfig) -> dict[str, Any]:
     """Return settings for mlx_lm in addition to config.json (`facts`).
 
     These are the defaults of transformers and, at the top level of the text settings, the rotary settings.

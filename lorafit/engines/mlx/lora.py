@@ -15,7 +15,7 @@ from mlx import nn
 from numpy.typing import NDArray
 
 from lorafit import hashing
-from lorafit.engines.mlx.matrix import matrix_of, stacked
+from lorafit.engines.mlx.matrix import joined_matrix, matrix_of
 from lorafit.run_folders.adapter import lora_names
 
 Params = dict[str, mx.array]  # lora_A [R,I] and lora_B [O,R], fp32, by name
@@ -48,7 +48,7 @@ def mix(x: mx.array) -> mx.array:
     return x
 
 
-class Stack:
+class LinearGroup:
     """Frozen layers with the same input, computed as one matmul if their formats are equal; each may have an adapter.
 
     The keys of `modules` are the layers' names in PEFT files.
@@ -56,7 +56,7 @@ class Stack:
 
     def __init__(self, modules: dict[str, nn.Module], delta: MLXLoRADelta) -> None:
         self.modules, self.delta = modules, delta
-        whole = stacked(list(modules.values())) if len(modules) > 1 else None
+        whole = joined_matrix(list(modules.values())) if len(modules) > 1 else None
         self._parts = [whole] if whole else [matrix_of(module) for module in modules.values()]
         self._cuts = list(accumulate(matrix_of(module).outputs for module in modules.values()))[:-1]
 
@@ -87,7 +87,7 @@ class Stack:
         return mx.addmm(out, low_TR, up.T, alpha=self.delta.scale)
 
 
-def fresh_a(module: str, r: int, inputs: int, seed: int) -> NDArray[np.float32]:
+def initial_lora_a(module: str, r: int, inputs: int, seed: int) -> NDArray[np.float32]:
     """Return the initial lora_A [R,I], a function of (seed, module).
 
     It is uniform in +-1/sqrt(in), as PEFT's kaiming_uniform with a = sqrt(5).

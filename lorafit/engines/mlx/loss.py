@@ -80,7 +80,7 @@ def _chunk_loss(head: MLXHead, hidden_NH: mx.array, targets_N: mx.array) -> mx.a
     return loss
 
 
-def plain_loss(head: MLXHead, hidden_NH: mx.array, targets_N: mx.array, chunk: int) -> mx.array:
+def evaluation_loss(head: MLXHead, hidden_NH: mx.array, targets_N: mx.array, chunk: int) -> mx.array:
     """Return the sum of `target_loss` without a gradient, for evaluation."""
     total = mx.zeros((), mx.float32)
     for start in range(0, hidden_NH.shape[0], chunk):

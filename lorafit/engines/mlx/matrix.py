@@ -13,7 +13,7 @@ import mlx.core as mx
 from mlx import nn
 
 # Tokens. Above it, MLX's quantized matmul on the CPU, which does not use BLAS, is up to 30 times slower than unpacking.
-FEW = 4
+MAX_PACKED_TOKENS = 4
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Matrix:
         )
 
     def _quantised(self, x: mx.array, transpose: bool) -> mx.array:
-        if len(x) > FEW and mx.default_device() == mx.Device(mx.cpu):
+        if len(x) > MAX_PACKED_TOKENS and mx.default_device() == mx.Device(mx.cpu):
             return self._written_out(x) if transpose else x @ self.rows(mx.arange(self.outputs))
         return mx.quantized_matmul(
             x, self.weight, self.scales, self.offsets,
@@ -95,7 +95,7 @@ def matrix_of(module: nn.Module) -> Matrix:
     return Matrix(m.weight, bias, m.scales, m.get("biases"), m.group_size, m.bits, getattr(m, "mode", "affine"))
 
 
-def stacked(modules: Sequence[nn.Module]) -> Matrix | None:
+def joined_matrix(modules: Sequence[nn.Module]) -> Matrix | None:
     """Join the layers' matrices into one; return None if their formats differ.
 
     The layers' own arrays become views of the joined matrix, so that no weight is stored twice.

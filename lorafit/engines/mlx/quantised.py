@@ -14,27 +14,27 @@ import mlx.core as mx
 from mlx import nn
 from mlx_lm.utils import save_model
 
-from lorafit.atomic import whole_folder
+from lorafit.atomic import atomic_folder
 from lorafit.paths import cache_folder
 
 GROUP, BITS = 64, {"4bit": 4, "8bit": 8}
 ROUTER = re.compile(r"\.(gate|router)$")  # routes tokens to experts; it is a linear layer only in mlx_lm
 
 
-def settings(bits: int) -> dict[str, Any]:
+def quantization_settings(bits: int) -> dict[str, Any]:
     """Return the quantization settings that mlx_lm reads in config.json."""
     return {"quantization": {"group_size": GROUP, "bits": bits, "mode": "affine"}}
 
 
-def place_of(folder: Path, bits: int) -> Path:
+def quantized_folder(folder: Path, bits: int) -> Path:
     """Return the cache folder for the quantized form of the model in `folder`, which need not exist yet."""
     files = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in folder.glob("*.safetensors"))
     config = (folder / "config.json").read_text("utf-8")
-    facts = json.dumps([files, config, str(folder.resolve()), settings(bits), mx.__version__])
+    facts = json.dumps([files, config, str(folder.resolve()), quantization_settings(bits), mx.__version__])
     return cache_folder() / "mlx" / f"{folder.name}-{bits}bit-{hashlib.sha256(facts.encode()).hexdigest()[:16]}"
 
 
-def quantise(model: nn.Module, bits: int) -> None:
+def quantize_layers(model: nn.Module, bits: int) -> None:
     """Quantize the linear layers of the decoder in place."""
 
     def fits(name: str, module: nn.Module) -> bool:
@@ -52,8 +52,10 @@ def quantise(model: nn.Module, bits: int) -> None:
             mx.eval(module.parameters())
 
 
-def keep(model: nn.Module, facts: dict[str, Any], bits: int, place: Path) -> None:
+def write_quantized(model: nn.Module, facts: dict[str, Any], bits: int, place: Path) -> None:
     """Write the quantized `model` to the folder `place`, with `facts` as its config.json."""
-    with whole_folder(place) as folder:
+    with atomic_folder(place) as folder:
         save_model(folder, model)
-        (folder / "config.json").write_text(json.dumps({**facts, **settings(bits)}, indent=1) + "\n", "utf-8")
+        (folder / "config.json").write_text(
+            json.dumps({**facts, **quantization_settings(bits)}, indent=1) + "\n", "utf-8"
+        )

@@ -1,6 +1,6 @@
 """Causal attention within each packed sample (segment), registered with transformers under two names.
 
-`NAME` calls SDPA once per segment. `ONE_KERNEL` calls one variable-length flash kernel for all segments. Neither builds
+`SEGMENT_ATTENTION` calls SDPA once per segment. `VARLEN_ATTENTION` calls one variable-length flash kernel for all segments. Neither builds
 a mask over all tokens: in padding-free rows transformers' dense masks would cost T x T and be slower than padding.
 Letters: T tokens, N query heads, D head width.
 """
@@ -17,11 +17,11 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from lorafit.engines.torch.device import Device
 
-NAME = "lorafit_segments"
-ONE_KERNEL = "lorafit_varlen"
+SEGMENT_ATTENTION = "lorafit_segments"
+VARLEN_ATTENTION = "lorafit_varlen"
 
 
-def may_take_one_kernel(device: Device, dtype: torch.dtype) -> bool:
+def supports_varlen(device: Device, dtype: torch.dtype) -> bool:
     """Return whether one kernel may attend to all segments: 16-bit floats on a device with flash attention.
 
     Whether the kernel computes correctly is checked when the model is loaded.
@@ -29,7 +29,7 @@ def may_take_one_kernel(device: Device, dtype: torch.dtype) -> bool:
     return dtype in (torch.float16, torch.bfloat16) and device.has_flash()
 
 
-def segments(ends: Tensor, device: torch.device | str) -> dict[str, Tensor]:
+def segment_arguments(ends: Tensor, device: torch.device | str) -> dict[str, Tensor]:
     """Return the forward-pass arguments for the cumulative segment lengths `ends`, int32 [S+1].
 
     `cu_seq_lens_q` stays where `ends` is, and its values are read; `cu_seq_lens_k` is on `device`, for the kernel.
@@ -112,7 +112,7 @@ def _allowed(length: int, window: int, device: torch.device) -> Tensor:
     return (distance >= 0) & (distance < window)
 
 
-def own_attention(model: PreTrainedModel) -> str:
+def plain_attention(model: PreTrainedModel) -> str:
     """Return the name of the model's plain attention in transformers: "eager" or "sdpa".
 
     Eager is for models with soft-capped logits and for models without SDPA support, such as those with attention sinks.
@@ -123,7 +123,7 @@ def own_attention(model: PreTrainedModel) -> str:
 
 
 @contextmanager
-def attention(model: PreTrainedModel, name: str) -> Iterator[None]:
+def using_attention(model: PreTrainedModel, name: str) -> Iterator[None]:
     """Run `model` with the attention implementation `name` inside the context."""
     before = model.config._attn_implementation
     model.set_attn_implementation(name)
@@ -133,5 +133,5 @@ def attention(model: PreTrainedModel, name: str) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-AttentionInterface.register(NAME, segment_attention)
-AttentionInterface.register(ONE_KERNEL, varlen_attention)
+AttentionInterface.register(SEGMENT_ATTENTION, segment_attention)
+AttentionInterface.register(VARLEN_ATTENTION, varlen_attention)

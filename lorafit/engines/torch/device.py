@@ -114,7 +114,7 @@ def get_device(name: str) -> Device:
     return device
 
 
-def computes_in(setup: Setup) -> torch.dtype:
+def arithmetic_dtype(setup: Setup) -> torch.dtype:
     """Return the dtype of the arithmetic; weights may be stored in fewer bits."""
     stored = setup.precision == "bf16" and setup.quantization == "none" and DEVICES[setup.device].stores_bf16
     return torch.float32 if stored else DTYPES[setup.precision]

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from lorafit.data.micro_batch import MicroBatch
-from lorafit.engines.base import Facts, LossSum, Probe, Setup, StepResult
+from lorafit.engines.base import EngineFacts, LossSum, Probe, Setup, StepResult
 from lorafit.engines.torch import self_check
-from lorafit.engines.torch.attention import NAME, ONE_KERNEL, may_take_one_kernel, own_attention
-from lorafit.engines.torch.device import DTYPES, computes_in, get_device, translated
+from lorafit.engines.torch.attention import SEGMENT_ATTENTION, VARLEN_ATTENTION, plain_attention, supports_varlen
+from lorafit.engines.torch.device import DTYPES, arithmetic_dtype, get_device, translated
 from lorafit.engines.torch.fsdp import ShardedPath, is_sharded, load_sharded
-from lorafit.engines.torch.generate import go_on, go_on_from_all
+from lorafit.engines.torch.generate import generate_batches, stream_tokens
 from lorafit.engines.torch.hf_path import GenericPath
 from lorafit.engines.torch.lora import DropoutKeys, LoRALinear
 from lorafit.engines.torch.loss import head_of
@@ -38,12 +38,12 @@ from lorafit.planner.plan import Plan
 from lorafit.run_folders.adapter import (
     AdapterConfig,
     lora_names,
-    module_of,
-    other_base,
-    other_layers,
+    parse_lora_name,
     read_adapter,
     target_names,
     write_adapter,
+    wrong_base_error,
+    wrong_layers_error,
 )
 from lorafit.sampling import Sampling
 
@@ -79,7 +79,7 @@ class TorchEngine:
         if shards is not None:
             self.generic = ShardedPath(self.generic, setup, shards)
         self.packed: PackedDecoder | None = None
-        self.facts = Facts(0, [], True)
+        self.facts = EngineFacts(0, [], True)
 
     # --- the adapter
 
@@ -104,7 +104,7 @@ class TorchEngine:
             notes.append(_("Not trained, since no linear layer carries them: {names}.").format(names=listed(kinds)))
         count = sum(p.numel() for p in self._parameters().values())
         shares = self.packed is not None and self.packed.shares and self.packed.window is None
-        self.facts = Facts(
+        self.facts = EngineFacts(
             count, list(self.layers), self.generic.packs, notes, shares, self.load_seconds, self.load_peak_bytes
         )
 
@@ -126,14 +126,17 @@ class TorchEngine:
         generic path.
         """
         with self._plain_and_moving(), self.generic.ready():
-            parameters, tolerance = list(self._parameters().values()), self_check.TOLERANCE[computes_in(self.setup)]
+            parameters, tolerance = (
+                list(self._parameters().values()),
+                self_check.TOLERANCE[arithmetic_dtype(self.setup)],
+            )
             notes = self._try_one_kernel(parameters, tolerance)
             off = self_check.worst_packing_error(self.model, self.head, parameters, self.setup.device)
             self.generic.packs = off <= tolerance
             if self.generic.packs:
                 return [self._take_fast_path(), *notes]
             self_check.refuse_unknown_head(self.model, self.head, self.setup.device, tolerance)
-        self.model.set_attn_implementation(own_attention(self.model))
+        self.model.set_attn_implementation(plain_attention(self.model))
         if not math.isfinite(off):
             return [_("This model does not take packed samples: it trains sample by sample.")]
         text = _(
@@ -143,13 +146,13 @@ class TorchEngine:
 
     def _try_one_kernel(self, parameters: list[nn.Parameter], tolerance: float) -> list[str]:
         """Use one attention kernel for all samples if it computes the same; return a note, or none if unavailable."""
-        dtype = computes_in(self.setup)
-        if not may_take_one_kernel(self.device, dtype):
+        dtype = arithmetic_dtype(self.setup)
+        if not supports_varlen(self.device, dtype):
             return []
-        self.model.set_attn_implementation(ONE_KERNEL)
+        self.model.set_attn_implementation(VARLEN_ATTENTION)
         try:
             off = self_check.worst(
-                self_check.one_kernel_error(self.model, dtype, self.setup.device),
+                self_check.varlen_attention_error(self.model, dtype, self.setup.device),
                 *self_check.packing_error(self.model, self.head, parameters, self.setup.device),
             )
             if off <= tolerance:
@@ -157,7 +160,7 @@ class TorchEngine:
             why = _("off by {off:.1%}").format(off=off)
         except Exception as error:  # attention per segment is the fallback; its errors are not caught
             why = f"{type(error).__name__}: {error}".splitlines()[0]
-        self.model.set_attn_implementation(NAME)
+        self.model.set_attn_implementation(SEGMENT_ATTENTION)
         return [_("Attention: sample by sample, as the kernel for all at once fails here ({why})").format(why=why)]
 
     @contextmanager
@@ -316,23 +319,23 @@ class TorchEngine:
         """Load the adapter in `folder`; attach LoRA layers if there are none. Raise AdapterError if it does not fit."""
         if not self.layers:
             config, tensors = read_adapter(folder)
-            modules = sorted({parts[0] for name in tensors if (parts := module_of(name))})
+            modules = sorted({parts[0] for name in tensors if (parts := parse_lora_name(name))})
             known = set(self._linear_names())
             if missing := [m for m in modules if m not in known]:
-                raise other_base(folder, config.base_model, missing[0])
+                raise wrong_base_error(folder, config.base_model, missing[0])
             self._attach(replace(config, target_modules=modules))
-            self.facts = Facts(sum(p.numel() for p in self._parameters().values()), modules, self.generic.packs)
+            self.facts = EngineFacts(sum(p.numel() for p in self._parameters().values()), modules, self.generic.packs)
         self._copy_weights(folder)
 
     def _copy_weights(self, folder: Path) -> None:
         config, tensors = read_adapter(folder)
         parameters = self._parameters()
         if differing := sorted(tensors.keys() ^ parameters.keys()):
-            raise other_layers(folder, config, listed(differing[:2]))
+            raise wrong_layers_error(folder, config, listed(differing[:2]))
         for name, parameter in parameters.items():
             array = tensors[name]
             if array.shape != tuple(parameter.shape):
-                raise other_base(folder, config.base_model, f"{name}: {array.shape} != {tuple(parameter.shape)}")
+                raise wrong_base_error(folder, config.base_model, f"{name}: {array.shape} != {tuple(parameter.shape)}")
             with torch.no_grad():
                 parameter.copy_(torch.from_numpy(array))
 
@@ -345,11 +348,11 @@ class TorchEngine:
 
     def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Iterator[int]:
         """Yield token ids that continue `prompt_ids`, up to and without a stop id."""
-        return go_on(self.model, self.device, prompt_ids, sampling)
+        return stream_tokens(self.model, self.device, prompt_ids, sampling)
 
     def answers(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[dict[int, list[int]]]:
         """Yield whole answers by the index of their prompt, in batches where the model allows it."""
-        return go_on_from_all(self.model, self.device, prompts, sampling)
+        return generate_batches(self.model, self.device, prompts, sampling)
 
     def peak_bytes(self) -> int | None:
         """Return the peak memory of process or device; None where torch cannot tell."""

@@ -26,8 +26,8 @@ from lorafit.data.micro_batch import MicroBatch
 from lorafit.distributed.collectives import RankLost
 from lorafit.engines.base import OutOfMemory, Setup
 from lorafit.engines.torch import self_check
-from lorafit.engines.torch.attention import NAME
-from lorafit.engines.torch.device import DTYPES, computes_in, get_device, translated
+from lorafit.engines.torch.attention import SEGMENT_ATTENTION
+from lorafit.engines.torch.device import DTYPES, arithmetic_dtype, get_device, translated
 from lorafit.engines.torch.hf_path import GenericPath
 from lorafit.engines.torch.low_bit_linear import compute_in_float32
 from lorafit.engines.torch.model import decoder_layers, decoder_of, load_base
@@ -130,7 +130,7 @@ def load_sharded(setup: Setup) -> tuple[PreTrainedModel, Shards]:
     persistent = set(model.state_dict()) - {name for name, _p in model.named_parameters()}
     if missing or persistent:
         model, files = load_base(setup), {}
-    shards = _share_out(model, mesh, files)
+    shards = _shard_model(model, mesh, files)
     model.eval().requires_grad_(False)
     return model, shards
 
@@ -142,10 +142,10 @@ def _skeleton(setup: Setup) -> PreTrainedModel:
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             config,
             dtype=DTYPES[setup.precision],
-            attn_implementation=NAME,
+            attn_implementation=SEGMENT_ATTENTION,
             trust_remote_code=setup.trust_remote_code,
         )
-    if computes_in(setup) != DTYPES[setup.precision]:
+    if arithmetic_dtype(setup) != DTYPES[setup.precision]:
         compute_in_float32(model)
     for buffer in model.buffers():
         buffer.data = buffer.to(setup.device)
@@ -162,7 +162,7 @@ def _is_tied(model: PreTrainedModel) -> bool:
     return bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
 
 
-def _share_out(model: PreTrainedModel, mesh: DeviceMesh, files: dict[str, Path]) -> Shards:
+def _shard_model(model: PreTrainedModel, mesh: DeviceMesh, files: dict[str, Path]) -> Shards:
     """Read the parameters on the meta device from `files`, and keep this rank's shard of the model."""
     name, layers = decoder_layers(model)
     for index, layer in enumerate(layers):
@@ -172,7 +172,7 @@ def _share_out(model: PreTrainedModel, mesh: DeviceMesh, files: dict[str, Path])
     names = {module: name for name, module in model.named_modules()}
     _fill(embedding, f"{names[embedding]}.", files)
     fully_shard(embedding, mesh=mesh, reshard_after_forward=True)
-    owner = embedding if _is_tied(model) else _shared_head(head, f"{names[head]}.", files, mesh)
+    owner = embedding if _is_tied(model) else _shard_head(head, f"{names[head]}.", files, mesh)
     head.weight = _nothing()
     decoder = decoder_of(model)
     _fill(decoder, f"{names[decoder]}.", files)
@@ -180,7 +180,7 @@ def _share_out(model: PreTrainedModel, mesh: DeviceMesh, files: dict[str, Path])
     return Shards(head, owner)
 
 
-def _shared_head(head: Any, prefix: str, files: dict[str, Path], mesh: DeviceMesh) -> nn.Module:
+def _shard_head(head: Any, prefix: str, files: dict[str, Path], mesh: DeviceMesh) -> nn.Module:
     """Return a module whose `weight` is the head's weight, sharded by rows."""
     _fill(head, prefix, files)
     whole: Tensor = head.weight.detach()

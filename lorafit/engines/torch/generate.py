@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from lorafit.engines.torch.attention import attention, own_attention
+from lorafit.engines.torch.attention import plain_attention, using_attention
 from lorafit.engines.torch.device import Device, translated
-from lorafit.sampling import Sampling, pick
+from lorafit.sampling import Sampling, sample_token
 
-TOGETHER = 8  # prompts in a batch
+PROMPTS_PER_BATCH = 8  # prompts in a batch
 
 
 class CachedDecoder:
@@ -27,29 +27,31 @@ class CachedDecoder:
         self.model, self.device = model, device
         self.cache = DynamicCache(config=model.config)
         # transformers 5.24 renamed `past_key_values` to `cache`.
-        self.seen = {"cache" if "cache" in _takes(model) else "past_key_values": self.cache}
+        self.seen = {"cache" if "cache" in _forward_parameters(model) else "past_key_values": self.cache}
 
     def logits(self, ids_PT: list[list[int]], **more: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Return logits [P, V] after `ids_PT`, which follow the cached tokens; `more` goes to the model's forward."""
-        with translated(self.device), torch.inference_mode(), attention(self.model, own_attention(self.model)):
+        with translated(self.device), torch.inference_mode(), using_attention(self.model, plain_attention(self.model)):
             ids = torch.tensor(ids_PT, device=self.model.device)
             found = self.model(input_ids=ids, **self.seen, **more, use_cache=True, logits_to_keep=1).logits
             numbers: np.ndarray[Any, np.dtype[np.float32]] = found[:, -1].float().cpu().numpy()
         return numbers
 
 
-def go_on(model: PreTrainedModel, device: Device, prompt_ids: Sequence[int], sampling: Sampling) -> Iterator[int]:
+def stream_tokens(
+    model: PreTrainedModel, device: Device, prompt_ids: Sequence[int], sampling: Sampling
+) -> Iterator[int]:
     """Yield the token ids that continue a prompt, each as it is sampled, up to and without a stop id."""
     rng, reader, ids = np.random.default_rng(sampling.seed), CachedDecoder(model, device), list(prompt_ids)
     for _i in range(sampling.max_new_tokens):
-        token = pick(reader.logits([ids])[0], sampling, rng)
+        token = sample_token(reader.logits([ids])[0], sampling, rng)
         if token in sampling.stop_ids:
             return
         yield token
         ids = [token]
 
 
-def go_on_from_all(
+def generate_batches(
     model: PreTrainedModel, device: Device, prompts: Sequence[Sequence[int]], sampling: Sampling
 ) -> Iterator[dict[int, list[int]]]:
     """Yield the continuations by prompt index; up to TOGETHER prompts of similar length form a batch.
@@ -57,21 +59,24 @@ def go_on_from_all(
     A model whose results would change with padding gets one prompt at a time.
     """
     places = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
-    if not _may_be_padded(model):
-        yield from ({place: list(go_on(model, device, prompts[place], sampling))} for place in places)
+    if not _supports_left_padding(model):
+        yield from ({place: list(stream_tokens(model, device, prompts[place], sampling))} for place in places)
         return
-    for start in range(0, len(places), TOGETHER):
-        yield _together(
-            model, device, {place: list(prompts[place]) for place in places[start : start + TOGETHER]}, sampling
+    for start in range(0, len(places), PROMPTS_PER_BATCH):
+        yield _generate_batch(
+            model,
+            device,
+            {place: list(prompts[place]) for place in places[start : start + PROMPTS_PER_BATCH]},
+            sampling,
         )
 
 
-def _takes(model: PreTrainedModel) -> set[str]:
+def _forward_parameters(model: PreTrainedModel) -> set[str]:
     """Return the parameter names of the model's forward."""
     return set(inspect.signature(type(model).forward).parameters)
 
 
-def _may_be_padded(model: PreTrainedModel) -> bool:
+def _supports_left_padding(model: PreTrainedModel) -> bool:
     """Return whether a mask hides padding from the model.
 
     The model must have full or sliding attention only, no recurrent state that padding would change, and a forward that
@@ -82,10 +87,10 @@ def _may_be_padded(model: PreTrainedModel) -> bool:
     plain = kinds <= {"full_attention", "sliding_attention"} and not getattr(model, "_is_stateful", False)
     turned = str(getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None))
     by_length = any(kind in turned for kind in ("longrope", "dynamic"))
-    return plain and not by_length and _takes(model) >= {"attention_mask", "position_ids"}
+    return plain and not by_length and _forward_parameters(model) >= {"attention_mask", "position_ids"}
 
 
-def _together(
+def _generate_batch(
     model: PreTrainedModel, device: Device, prompts: dict[int, list[int]], sampling: Sampling
 ) -> dict[int, list[int]]:
     """Return the continuations of one batch by prompt index.
@@ -101,7 +106,9 @@ def _together(
     for _i in range(sampling.max_new_tokens):
         positions_PT = (mask_PT.cumsum(1) - 1).clamp_min(0)[:, -len(ids_PT[0]) :]
         logits_PV = reader.logits(ids_PT, attention_mask=mask_PT, position_ids=positions_PT)
-        tokens = [pick(logits_V, sampling, rngs[place]) for place, logits_V in zip(going, logits_PV, strict=True)]
+        tokens = [
+            sample_token(logits_V, sampling, rngs[place]) for place, logits_V in zip(going, logits_PV, strict=True)
+        ]
         rows = [row for row, token in enumerate(tokens) if token not in sampling.stop_ids]
         if not rows:
             break

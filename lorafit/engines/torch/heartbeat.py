@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorafit.distributed.collectives import RankLost
-from lorafit.distributed.launch import Dead, RankInfo
+from lorafit.distributed.launch import FindFailure, RankInfo
 from lorafit.messages import _
 
 BEAT_SECONDS = 1.0
@@ -42,7 +42,7 @@ class Heartbeat:
     the rank and reason of a process on this machine that is known to have died, else None.
     """
 
-    def __init__(self, store: Any, place: RankInfo, dead: Dead) -> None:
+    def __init__(self, store: Any, place: RankInfo, dead: FindFailure) -> None:
         self.store, self.place, self.dead = store, place, dead
         self.lost: RankLost | None = None
         self._pulses = {rank: RankPulse() for rank in range(place.count) if rank != place.rank}

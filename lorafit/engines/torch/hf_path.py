@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lorafit.data.micro_batch import MicroBatch
-from lorafit.engines.torch.attention import segments
+from lorafit.engines.torch.attention import segment_arguments
 from lorafit.engines.torch.lora import DropoutKeys
 from lorafit.engines.torch.loss import LMHead, target_loss
 from lorafit.engines.torch.model import decoder_of
@@ -71,6 +71,6 @@ class GenericPath:
         options: dict[str, Any] = {"input_ids": input_ids.to(device)[None], "use_cache": False}
         if self.packs:
             options["position_ids"] = torch.from_numpy(micro.position_ids.astype(np.int64)).to(device)[None]
-            options |= segments(torch.from_numpy(micro.segments), device)
+            options |= segment_arguments(torch.from_numpy(micro.segments), device)
         hidden: Tensor = decoder_of(self.model)(**options).last_hidden_state[0]
         return hidden, torch.from_numpy(places - 1).to(device), input_ids[places].to(device)

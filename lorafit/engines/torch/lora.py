@@ -55,7 +55,7 @@ class DropoutKeys:
         self.rows_T = torch.from_numpy(rows.view(np.int32)).to(self.device)
 
 
-def shift(x: Tensor, bits: int) -> Tensor:
+def logical_shift_right(x: Tensor, bits: int) -> Tensor:
     """Shift int32 logically to the right (torch's shift is arithmetic)."""
     return (x >> bits).bitwise_and_((1 << (32 - bits)) - 1)
 
@@ -63,7 +63,7 @@ def shift(x: Tensor, bits: int) -> Tensor:
 def mix_(x: Tensor) -> Tensor:
     """Apply `hashing.mix` in place, in int32 arithmetic, which wraps as uint32 does."""
     for bits, multiplier in zip(hashing.SHIFTS, (*hashing.MULTIPLIERS, None), strict=True):
-        x ^= shift(x, bits)
+        x ^= logical_shift_right(x, bits)
         if multiplier is not None:
             x *= multiplier - (1 << 32) if multiplier >= 1 << 31 else multiplier
     return x
@@ -132,7 +132,7 @@ class LoRALinear(nn.Module):
         least, scale = hashing.dropout_threshold(self.dropout.p), 1 / (1 - self.dropout.p)
         kept_TI = torch.empty(len(rows_T), inputs, device=rows_T.device)
         for rows, part in zip(rows_T.split(MIXED), kept_TI.split(MIXED), strict=True):
-            bits = shift(mix_(rows[:, None] ^ channels_I), 32 - hashing.UNIT_BITS)
+            bits = logical_shift_right(mix_(rows[:, None] ^ channels_I), 32 - hashing.UNIT_BITS)
             torch.mul(bits >= least, scale, out=part)
         return kept_TI
 

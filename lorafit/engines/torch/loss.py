@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lorafit.engines.torch.low_bit_linear import LowBitLinear, blocks
+from lorafit.engines.torch.low_bit_linear import LowBitLinear, weight_blocks
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def target_loss(
     """
     total = torch.zeros((), dtype=torch.float32, device=hidden_NH.device)
     grad_NH = None if weight is None else torch.empty_like(hidden_NH)
-    chunk_loss = _linear_loss if type(head.linear) in (nn.Linear, LowBitLinear) else _any_loss
+    chunk_loss = _blockwise_loss if type(head.linear) in (nn.Linear, LowBitLinear) else _autograd_loss
     even = math.ceil(len(targets_N) / max(1, math.ceil(len(targets_N) / chunk)))
     for start in range(0, len(targets_N), max(1, even)):
         part = slice(start, start + even)
@@ -81,7 +81,7 @@ def target_loss(
     return total, grad_NH
 
 
-def _linear_loss(
+def _blockwise_loss(
     hidden_NH: Tensor, targets_N: Tensor, head: LMHead, weight: float | None
 ) -> tuple[Tensor, Tensor | None]:
     """Compute the loss in one pass over blocks of the vocabulary, like flash attention over keys.
@@ -92,7 +92,7 @@ def _linear_loss(
     greatest_N = hidden_NH.new_full((len(hidden_NH),), float("-inf"), dtype=torch.float32)
     sum_N, picked_N = torch.zeros_like(greatest_N), torch.zeros_like(greatest_N)
     expected_NH = None if weight is None else torch.zeros_like(hidden_NH, dtype=torch.float32)
-    for rows, head_BH in blocks([head.linear.weight.detach()], hidden_NH.dtype, whole=False):
+    for rows, head_BH in weight_blocks([head.linear.weight.detach()], hidden_NH.dtype, whole=False):
         logits_NB = head.after(hidden_NH @ head_BH.t(), rows)
         at_N1 = targets_N[:, None] - rows.start
         here_N = ((at_N1 >= 0) & (at_N1 < len(head_BH)))[:, 0]
@@ -122,7 +122,9 @@ def _add_product_(sum_NH: Tensor, a_NB: Tensor, b_BH: Tensor) -> None:
         sum_NH += a_NB @ b_BH
 
 
-def _any_loss(hidden_NH: Tensor, targets_N: Tensor, head: LMHead, weight: float | None) -> tuple[Tensor, Tensor | None]:
+def _autograd_loss(
+    hidden_NH: Tensor, targets_N: Tensor, head: LMHead, weight: float | None
+) -> tuple[Tensor, Tensor | None]:
     """Compute the loss by autograd, through a head that is not a plain linear layer."""
     hidden_NH.requires_grad_(weight is not None)
     with torch.set_grad_enabled(weight is not None):

@@ -24,7 +24,9 @@ NATIVE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "f
 _OWN = threading.local()
 
 
-def blocks(weights_OI: Sequence[Tensor], dtype: torch.dtype, whole: bool = True) -> Iterator[tuple[slice, Tensor]]:
+def weight_blocks(
+    weights_OI: Sequence[Tensor], dtype: torch.dtype, whole: bool = True
+) -> Iterator[tuple[slice, Tensor]]:
     """Yield the rows of `weights_OI`, end to end, in `dtype` and in blocks: the slice of rows and its weight.
 
     A block is valid until the next is requested. A 4-bit block on a GPU is freed before the next is allocated, if the
@@ -51,7 +53,7 @@ def is_4bit(weight: Tensor) -> bool:
     return getattr(weight, "quant_state", None) is not None
 
 
-def rows_of(weight: Tensor) -> int:
+def weight_rows(weight: Tensor) -> int:
     """Return the number of rows O, also of a packed weight."""
     return int(weight.quant_state.shape[0]) if is_4bit(weight) else len(weight)  # type: ignore[attr-defined]
 
@@ -66,7 +68,7 @@ def _unpacked(weight: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
     (outputs, inputs), size = state.shape, state.blocksize
     unit = size // math.gcd(inputs, size)
     step, packed = max(unit, PACKED_BLOCK // inputs // unit * unit), weight.data.view(torch.uint8).view(-1, 1)
-    in_place = _native(state) if weight.device.type == "cpu" else None
+    in_place = _unpack_kernel(state) if weight.device.type == "cpu" else None
     for row in range(0, outputs, step):
         shape = (min(step, outputs - row), inputs)
         begin, end = row * inputs, (row + shape[0]) * inputs
@@ -80,7 +82,7 @@ def _unpacked(weight: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
             yield block.to(dtype)
 
 
-def _native(state: Any) -> Any:
+def _unpack_kernel(state: Any) -> Any:
     """Return bitsandbytes' CPU kernel that writes into a given buffer; None if absent or unfit for the weight.
 
     The operator that bitsandbytes registers allocates every block anew. This leaves holes of up to 300 MiB in the heap,
@@ -104,11 +106,11 @@ def _address(tensor: Tensor) -> c_void_p:
     return c_void_p(tensor.data_ptr())
 
 
-def product(x_TI: Tensor, weights_OI: Sequence[Tensor], added: Tensor | None = None) -> Tensor:
+def low_bit_matmul(x_TI: Tensor, weights_OI: Sequence[Tensor], added: Tensor | None = None) -> Tensor:
     """Return x W^T [T,O], plus `added`: a residual [T,O] or a bias [O]."""
-    outputs = sum(rows_of(weight) for weight in weights_OI)
+    outputs = sum(weight_rows(weight) for weight in weights_OI)
     y_TO = x_TI.new_empty(len(x_TI), outputs)
-    for rows, weight in blocks(weights_OI, x_TI.dtype):
+    for rows, weight in weight_blocks(weights_OI, x_TI.dtype):
         if added is None:
             torch.mm(x_TI, weight.t(), out=y_TO[:, rows])
         else:
@@ -117,10 +119,10 @@ def product(x_TI: Tensor, weights_OI: Sequence[Tensor], added: Tensor | None = N
     return y_TO
 
 
-def transposed_product(grad_TO: Tensor, weights_OI: Sequence[Tensor]) -> Tensor:
+def low_bit_matmul_backward(grad_TO: Tensor, weights_OI: Sequence[Tensor]) -> Tensor:
     """Return grad W [T,I]: the gradient at x."""
     grad_TI: Tensor | None = None
-    for rows, weight in blocks(weights_OI, grad_TO.dtype):
+    for rows, weight in weight_blocks(weights_OI, grad_TO.dtype):
         part = grad_TO[:, rows]
         grad_TI = part @ weight if grad_TI is None else grad_TI.addmm_(part, weight)
         del weight
@@ -152,12 +154,12 @@ class _BlockwiseMatmul(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(weight)
-        return product(x.reshape(-1, x.shape[-1]), [weight], bias).view(*x.shape[:-1], len(weight))
+        return low_bit_matmul(x.reshape(-1, x.shape[-1]), [weight], bias).view(*x.shape[:-1], len(weight))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (weight,), (grad,) = ctx.saved_tensors, grads
-        flat = transposed_product(grad.reshape(-1, grad.shape[-1]), [weight])
+        flat = low_bit_matmul_backward(grad.reshape(-1, grad.shape[-1]), [weight])
         return flat.view(*grad.shape[:-1], weight.shape[1]), None, None
 
 

@@ -14,11 +14,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, P
 from transformers.utils import logging
 
 from lorafit.engines.base import Setup
-from lorafit.engines.torch.attention import NAME
-from lorafit.engines.torch.device import DTYPES, computes_in
+from lorafit.engines.torch.attention import SEGMENT_ATTENTION
+from lorafit.engines.torch.device import DTYPES, arithmetic_dtype
 from lorafit.engines.torch.lora import DropoutKeys, LoRALinear
 from lorafit.engines.torch.low_bit_linear import LowBitLinear, compute_in_float32
-from lorafit.engines.torch.weights import read_weights, unread_weights
+from lorafit.engines.torch.weights import lazy_weights, read_weights
 from lorafit.errors import ConfigError, ModelError
 from lorafit.messages import _, listed
 
@@ -50,21 +50,21 @@ def load_base(setup: Setup) -> PreTrainedModel:
     """
     options: dict[str, Any] = {
         "dtype": DTYPES[setup.precision],
-        "attn_implementation": NAME,
+        "attn_implementation": SEGMENT_ATTENTION,
         "device_map": {"": setup.device},
         "output_loading_info": True,
         "ignore_mismatched_sizes": True,  # _refuse_gaps() names them; the library would print a table and raise
     }
     _refuse_mlx_folder(setup.folder)
     try:
-        model, info = _streamed(setup, options) or _loaded(setup, options)
+        model, info = _load_streamed(setup, options) or _load_with_transformers(setup, options)
     except (OSError, ValueError, KeyError, ImportError) as error:
         fix = _("Check that the folder is whole and the installed transformers knows this kind: {command}").format(
             command="pip install -U transformers"
         )
         raise ModelError(_("The base model cannot be loaded."), where=setup.folder, found=error, fix=fix) from error
     _refuse_gaps(setup.folder, info)
-    if computes_in(setup) != DTYPES[setup.precision]:
+    if arithmetic_dtype(setup) != DTYPES[setup.precision]:
         compute_in_float32(model)
     model.eval().requires_grad_(False)
     if setup.plan is not None:
@@ -72,7 +72,7 @@ def load_base(setup: Setup) -> PreTrainedModel:
     return model
 
 
-def _streamed(setup: Setup, options: dict[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]] | None:
+def _load_streamed(setup: Setup, options: dict[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]] | None:
     """Load the model on the CPU from weights that lorafit reads: once into place, or quantized while they are read.
 
     Returns None for another device, a base that is stored quantized, and files that hold other types than floats.
@@ -84,7 +84,7 @@ def _streamed(setup: Setup, options: dict[str, Any]) -> tuple[PreTrainedModel, d
     quantised = setup.quantization != "none"
     with torch.device("meta"):  # only the class is needed, since only the class takes a state dict
         kind = type(AutoModelForCausalLM.from_config(config, trust_remote_code=setup.trust_remote_code))
-    weights = unread_weights(setup.folder) if quantised else read_weights(setup.folder, DTYPES[setup.precision])
+    weights = lazy_weights(setup.folder) if quantised else read_weights(setup.folder, DTYPES[setup.precision])
     if weights is None:
         return None
     if quantised:
@@ -93,7 +93,7 @@ def _streamed(setup: Setup, options: dict[str, Any]) -> tuple[PreTrainedModel, d
     return loaded[0], loaded[1]
 
 
-def _loaded(setup: Setup, options: dict[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]]:
+def _load_with_transformers(setup: Setup, options: dict[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Load the model with transformers' own reader."""
     if config := _quantization(setup):
         options = {**options, "quantization_config": config}

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from lorafit.distributed.collectives import RankLost
-from lorafit.distributed.launch import Dead, RankInfo, launch_ranks, no_known_death, rank_info
+from lorafit.distributed.launch import FindFailure, RankInfo, launch_ranks, no_known_failure, rank_info
 from lorafit.engines.base import OutOfMemory
 from lorafit.engines.torch.heartbeat import Heartbeat
 from lorafit.errors import EngineError
@@ -157,14 +157,14 @@ class TorchCollectives:
 
 
 @contextlib.contextmanager
-def joined(processes: int, waiting: Callable[[], None]) -> Iterator[TorchCollectives]:
+def join_process_group(processes: int, waiting: Callable[[], None]) -> Iterator[TorchCollectives]:
     """Join the process group of this run inside: the ranks of torchrun, or `processes` ranks started here.
 
     `waiting` is called repeatedly during each wait for the other ranks, since the supervisor needs signs of progress.
     Raises EngineError if the processes do not find each other.
     """
     if "RANK" in os.environ:
-        with _group(rank_info(), _meet(), no_known_death, waiting) as ranks:
+        with _group(rank_info(), _rendezvous_store(), no_known_failure, waiting) as ranks:
             yield ranks
         return
     store = STORES.TCPStore(
@@ -177,15 +177,15 @@ def joined(processes: int, waiting: Callable[[], None]) -> Iterator[TorchCollect
         yield ranks
 
 
-def _meet() -> Any:
+def _rendezvous_store() -> Any:
     """Return the store whose address is in the environment."""
     try:
         return next(rendezvous("env://", timeout=_time(MEET_SECONDS)))[0]
     except (RuntimeError, ValueError) as error:
-        raise _not_met(error) from error
+        raise _rendezvous_error(error) from error
 
 
-def _not_met(error: object) -> EngineError:
+def _rendezvous_error(error: object) -> EngineError:
     return EngineError(
         _("The processes did not find each other."),
         where="{}:{}".format(os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")),
@@ -195,9 +195,9 @@ def _not_met(error: object) -> EngineError:
 
 
 @contextlib.contextmanager
-def _group(here: RankInfo, store: Any, dead: Dead, waiting: Callable[[], None]) -> Iterator[TorchCollectives]:
+def _group(here: RankInfo, store: Any, dead: FindFailure, waiting: Callable[[], None]) -> Iterator[TorchCollectives]:
     """Join the group that meets in `store`; leave it after success and after an error."""
-    _take_share_of_machine(here)
+    _select_gpu_and_threads(here)
     heartbeat = Heartbeat(STORES.PrefixStore("heartbeat", store.clone()), here, dead)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     meeting = STORES.PrefixStore("group", store)
@@ -206,7 +206,7 @@ def _group(here: RankInfo, store: Any, dead: Dead, waiting: Callable[[], None]) 
             backend, store=meeting, rank=here.rank, world_size=here.count, timeout=_time(WAIT_SECONDS)
         )
     except RuntimeError as error:
-        raise _not_met(error) from error
+        raise _rendezvous_error(error) from error
     heartbeat.start()
     problem: BaseException | None = None
     try:
@@ -222,7 +222,7 @@ def _group(here: RankInfo, store: Any, dead: Dead, waiting: Callable[[], None]) 
             dist.destroy_process_group()
 
 
-def _take_share_of_machine(here: RankInfo) -> None:
+def _select_gpu_and_threads(here: RankInfo) -> None:
     """Select this rank's GPU and its share of the cores, since torchrun gives each process only one thread."""
     os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK) if here.local_count == here.count else None
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

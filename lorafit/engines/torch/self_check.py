@@ -10,8 +10,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lorafit.data.micro_batch import MicroBatch, Sample, pack
-from lorafit.data.shared_prefix import FEWEST
-from lorafit.engines.torch.attention import attention, own_attention, segment_attention, segments, varlen_attention
+from lorafit.data.shared_prefix import MIN_PREFIX_TOKENS
+from lorafit.engines.torch.attention import (
+    plain_attention,
+    segment_arguments,
+    segment_attention,
+    using_attention,
+    varlen_attention,
+)
 from lorafit.engines.torch.device import DEVICES, get_device, translated
 from lorafit.engines.torch.loss import LMHead
 from lorafit.engines.torch.model import decoder_of
@@ -80,10 +86,10 @@ def tiny_micro_batch(model: PreTrainedModel) -> MicroBatch:
     rng, vocab = np.random.default_rng(0), model.config.get_text_config().vocab_size
     samples = []
     for length in SEGMENTS:
-        ids = rng.integers(0, vocab, length + FEWEST).astype(np.int32)
-        ids[:FEWEST] = 0
-        samples.append(Sample(ids, np.arange(length + FEWEST) > length // 2 + FEWEST))
-    return pack(samples, range(len(samples)), range(len(samples)), [FEWEST] * len(samples))
+        ids = rng.integers(0, vocab, length + MIN_PREFIX_TOKENS).astype(np.int32)
+        ids[:MIN_PREFIX_TOKENS] = 0
+        samples.append(Sample(ids, np.arange(length + MIN_PREFIX_TOKENS) > length // 2 + MIN_PREFIX_TOKENS))
+    return pack(samples, range(len(samples)), range(len(samples)), [MIN_PREFIX_TOKENS] * len(samples))
 
 
 def packing_error(
@@ -98,26 +104,26 @@ def packing_error(
     ends = torch.tensor([0, *np.cumsum(SEGMENTS)], dtype=torch.int32)
     position_ids = torch.cat([torch.arange(n) for n in SEGMENTS]).to(device)[None]
     hidden = decoder_of(model)(
-        input_ids=ids_1T, position_ids=position_ids, use_cache=False, **segments(ends, device)
+        input_ids=ids_1T, position_ids=position_ids, use_cache=False, **segment_arguments(ends, device)
     ).last_hidden_state
     packed = head(hidden[0])
     largest = packed.shape[-1] ** -0.5  # as small as a loss's gradient, so that fp16 does not overflow
     seed = torch.linspace(-largest, largest, packed.numel(), device=device).view_as(packed).to(packed.dtype)
     packed_grads = _gradients(packed, parameters, seed)
-    with attention(model, own_attention(model)):  # with the backward, which may recompute the forward
+    with using_attention(model, plain_attention(model)):  # with the backward, which may recompute the forward
         plain = torch.cat([model(input_ids=part, use_cache=False).logits[0] for part in ids_1T.split(SEGMENTS, 1)])
         plain_grads = _gradients(plain, parameters, seed)
     return difference(packed, plain), difference_of_all(packed_grads, plain_grads)
 
 
-def one_kernel_error(model: PreTrainedModel, dtype: torch.dtype, device: str) -> float:
+def varlen_attention_error(model: PreTrainedModel, dtype: torch.dtype, device: str) -> float:
     """Return the largest difference by norm, in outputs and gradients, between one kernel and segment by segment.
 
     Heads are as wide as the model's; attention is tested with and without a window. The kernel's errors are not caught.
     """
     text = model.config.get_text_config()
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    ends = segments(torch.tensor([0, *np.cumsum(LONG_SEGMENTS)], dtype=torch.int32), device)
+    ends = segment_arguments(torch.tensor([0, *np.cumsum(LONG_SEGMENTS)], dtype=torch.int32), device)
     generator, shape = torch.Generator().manual_seed(0), (1, 4, sum(LONG_SEGMENTS), width)
     q, k, v, grad = (torch.randn(shape, generator=generator).to(device, dtype).requires_grad_() for _i in range(4))
     inputs, errors = (q, k[:, :2], v[:, :2]), []
@@ -151,7 +157,7 @@ def worst(*errors: float) -> float:
 def refuse_unknown_head(model: PreTrainedModel, head: LMHead, device: str, tolerance: float) -> None:
     """Raise ModelError if decoder and head do not give the model's own logits: losses would be wrong."""
     ids_1T = _some_ids(model, max(SEGMENTS), device)
-    with torch.no_grad(), attention(model, own_attention(model)):
+    with torch.no_grad(), using_attention(model, plain_attention(model)):
         hidden = decoder_of(model)(input_ids=ids_1T, use_cache=False).last_hidden_state
         off = difference(head(hidden[0]), model(input_ids=ids_1T, use_cache=False).logits[0])
     if not off <= tolerance:

@@ -17,7 +17,7 @@ from torch import Tensor
 from lorafit.engines import allocator
 from lorafit.models.spec import Header, read_headers, weight_files
 
-TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+FUSED_PROJECTIONS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 STORED = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 PIECE = 1 << 22  # elements read at once if their dtype is converted
 
@@ -40,7 +40,7 @@ class LazyTensor:
         return place
 
 
-def unread_weights(folder: Path) -> dict[str, LazyTensor] | None:
+def lazy_weights(folder: Path) -> dict[str, LazyTensor] | None:
     """Return all tensors of `folder` by name, not yet read; None if a file holds other types than floats."""
     files = _floats(folder)
     if files is None:
@@ -60,7 +60,7 @@ def read_weights(folder: Path, dtype: torch.dtype) -> dict[str, Tensor] | None:
     if files is None:
         return None
     headers = {header.name: header for found in files.values() for header in found}
-    tensors = _places(headers, dtype)
+    tensors = _allocate_tensors(headers, dtype)
     for file, found in files.items():
         with file.open("rb", buffering=0) as stream:
             for header in sorted(found, key=lambda header: header.start):
@@ -68,7 +68,7 @@ def read_weights(folder: Path, dtype: torch.dtype) -> dict[str, Tensor] | None:
     return tensors
 
 
-def _places(headers: dict[str, Header], dtype: torch.dtype) -> dict[str, Tensor]:
+def _allocate_tensors(headers: dict[str, Header], dtype: torch.dtype) -> dict[str, Tensor]:
     """Allocate each tensor; tensors of one matmul lie end to end."""
     places: dict[str, Tensor] = {}
     for name in headers:
@@ -83,7 +83,7 @@ def _places(headers: dict[str, Header], dtype: torch.dtype) -> dict[str, Tensor]
 
 def _siblings(name: str, headers: dict[str, Header]) -> list[str]:
     """Return the names that share a matmul with `name`, in their order, or `name` alone."""
-    for group in TOGETHER:
+    for group in FUSED_PROJECTIONS:
         if found := re.fullmatch(rf"(.*\.)({'|'.join(group)})(\.weight|\.bias)", name):
             names = [f"{found[1]}{part}{found[3]}" for part in group]
             if all(n in headers and headers[n].shape[1:] == headers[name].shape[1:] for n in names):

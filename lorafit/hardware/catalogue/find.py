@@ -22,7 +22,7 @@ COMMON = r"(?:apple|i?mac|book|air|pro|mini|studio|chip|with|memory|unified|nvid
 PC_MEMORY_GB = 32  # main memory of a machine whose name gives none
 
 
-def described(name: str) -> Machine:
+def machine_named(name: str) -> Machine:
     """Return the machine named `name`. Raise HardwareError, with similar names or sizes, for an unknown one."""
     wanted = _plain(name)
     for instance in INSTANCES:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 BIN = 16  # tokens per histogram bin
 
 
-def spread(n: int) -> NDArray[np.float64]:
+def golden_ratio_points(n: int) -> NDArray[np.float64]:
     """Return `n` points in [0, 1), [n]: multiples of the golden ratio modulo 1.
 
     The points are as evenly spaced as sorted ones, but in mixed order. The first is 0.
@@ -32,7 +32,7 @@ class KnownLengths:
         """Return token lengths [rows] with the same distribution, truncated to `max_length`, in a fixed mixed order."""
         middles = (np.arange(len(self.counts)) + 0.5) * BIN
         ends = np.cumsum(self.counts)
-        places = spread(rows) * ends[-1]
+        places = golden_ratio_points(rows) * ends[-1]
         lengths: NDArray[np.int64] = np.minimum(
             middles[np.searchsorted(ends, places, side="right")], max_length
         ).astype(np.int64)

@@ -28,7 +28,7 @@ def _asked(comparison: Comparison, place: int) -> dict[str, object]:
     answers = [
         {
             "name": side.name,
-            "pieces": words.side_pieces(comparison, side, place),
+            "pieces": words.answer_pieces(comparison, side, place),
             "note": words.answer_note(side.answers[place]),
         }
         for side in comparison.sides

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from lorafit.run_folders.history import Points
 
 WIDTH, HEIGHT, LEFT, RIGHT, BELOW, ABOVE = 960, 240, 64, 12, 28, 12  # of a chart and its margins, in SVG units
-MOST_POINTS = 480  # of a line; more points are reduced to means of neighbors
+MAX_POINTS = 480  # of a line; more points are reduced to means of neighbors
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class CurveLine:
 
 
 @dataclass(frozen=True)
-class Picture:
+class Chart:
     """A chart: curves over the same steps, on one scale. `floor` is the y of the x axis."""
 
     title: str
@@ -42,9 +42,9 @@ class Picture:
     floor: int = HEIGHT - BELOW
 
 
-def picture(title: str, curves: dict[str, Points]) -> Picture | None:
+def make_chart(title: str, curves: dict[str, Points]) -> Chart | None:
     """Return one chart of the curves that have points, or None if no curve has any."""
-    drawn = {name: means(points, MOST_POINTS) for name, points in curves.items() if points}
+    drawn = {name: means(points, MAX_POINTS) for name, points in curves.items() if points}
     if not drawn:
         return None
     steps = [step for points in drawn.values() for step, _value in points]
@@ -70,7 +70,7 @@ def picture(title: str, curves: dict[str, Points]) -> Picture | None:
     x_ticks = [
         Tick(x(step), f"{step:,.0f}") for step in nice_ticks(first, last) if first <= step <= last and step == int(step)
     ]
-    return Picture(title, lines, x_ticks, [Tick(y(value), f"{value:,.6g}") for value in y_ticks])
+    return Chart(title, lines, x_ticks, [Tick(y(value), f"{value:,.6g}") for value in y_ticks])
 
 
 def means(points: Points, most: int) -> list[tuple[float, float]]:

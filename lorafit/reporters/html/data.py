@@ -39,7 +39,7 @@ def data_page(report: DataReport) -> str:
         "picture": {"width": WIDTH, "height": HEIGHT, "left": LEFT, "floor": HEIGHT - BELOW, "above": ABOVE},
         "most": count_text(max(report.lengths.rows)) if report.lengths else "",
         "samples": [
-            (titles[kind], [(words.place_text(s.place, several), words.sample_text(s), s.pieces) for s in samples])
+            (titles[kind], [(words.location_text(s.place, several), words.sample_text(s), s.pieces) for s in samples])
             for kind, samples in report.samples.items()
             if samples
         ],

@@ -7,7 +7,7 @@ from pathlib import Path
 from lorafit.errors import LorafitError
 from lorafit.events import Answered, Event, Failed, Finished, Restarted, Resumed, Shrunk, Started, Stopped, Warned
 from lorafit.messages import _
-from lorafit.reporters.html.curve import picture
+from lorafit.reporters.html.curve import make_chart
 from lorafit.reporters.html.page import render, write_page
 from lorafit.reporters.terminal import next_commands
 from lorafit.reporters.terminal.runs import state_text
@@ -18,7 +18,7 @@ from lorafit.run_folders.history import Record, Results
 from lorafit.units import bytes_text, count_text, seconds_text
 
 MARKS = "✓⚠️ "  # leading characters of the plan's sentences, stripped in tables
-HAPPENED = (Started, Restarted, Resumed, Shrunk, Warned, Stopped, Failed, Finished)
+TIMELINE_EVENTS = (Started, Restarted, Resumed, Shrunk, Warned, Stopped, Failed, Finished)
 
 
 class RunPageReporter:
@@ -43,15 +43,15 @@ def run_page(record: Record) -> str:
     """Return the run as HTML."""
     curves, results = history.curves(record), history.results(record)
     losses = {_("training"): curves.get("loss", []), _("held out"): curves.get("valid_loss", [])}
-    pictures = [picture(_("Loss, nats per target token"), losses)]
+    pictures = [make_chart(_("Loss, nats per target token"), losses)]
     pictures += [
-        picture(title, {name: curves.get(name, [])})
+        make_chart(title, {name: curves.get(name, [])})
         for name, title in (("lr", _("Learning rate")), ("tokens/s", _("Tokens per second")))
     ]
     facts: dict[str, object] = {
         "title": record.info.name,
         "subtitle": _subtitle(record),
-        "failure": history.why_not_finished(record) or "",
+        "failure": history.failure_text(record) or "",
         "figures": _figures(record, results),
         "pictures": [drawn for drawn in pictures if drawn is not None],
         "listings": [listing for listing in _listings(record, results) if listing.rows],
@@ -61,7 +61,7 @@ def run_page(record: Record) -> str:
             for e in record.of(Answered)
         ],
         "use_title": _("Going on"),
-        "use": _use(record),
+        "use": _next_steps(record),
     }
     return render("run.html", facts)
 
@@ -70,7 +70,7 @@ def _subtitle(record: Record) -> str:
     where = "/".join(str(record.plan[key]) for key in ("engine", "device", "precision") if key in record.plan)
     model = record.info.model or str(record.settings.get("model_name", "?"))
     data = str(record.settings.get("dataset_name", "?"))
-    begun = history.begun(record)
+    begun = history.start_time(record)
     when = "" if begun is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(begun))
     return " · ".join(part for part in (model, data, where, when) if part)
 
@@ -106,10 +106,10 @@ def _rate(rate: float | None) -> str:
 
 def _listings(record: Record, results: Results) -> list[Listing]:
     asked = [(p.name, _value(p.one), _value(p.other)) for p in history.changed_settings(record.settings)]
-    planned = [(row["setting"], row["value"], row["reason"].lstrip(MARKS)) for row in history.choices(record.plan)]
+    planned = [(row["setting"], row["value"], row["reason"].lstrip(MARKS)) for row in history.plan_choices(record.plan)]
     return [
         Listing(_("Predicted and measured"), ("", _("predicted"), _("measured")), _compared(record, results), (1, 2)),
-        Listing(_("What happened"), (_("time"), _("step"), ""), _happened(record), (1,)),
+        Listing(_("What happened"), (_("time"), _("step"), ""), _timeline(record), (1,)),
         Listing(_("Asked: settings that are not the defaults"), (_("setting"), _("value"), _("default")), asked),
         Listing(_("Planned, and why"), (_("setting"), _("value"), _("reason")), planned),
     ]
@@ -128,16 +128,16 @@ def _compared(record: Record, results: Results) -> list[tuple[str, ...]]:
     return [(name, text(predicted), text(measured)) for name, text, predicted, measured in good]
 
 
-def _happened(record: Record) -> list[tuple[str, ...]]:
+def _timeline(record: Record) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for event in record.events:
-        text = _told(event)
-        if isinstance(event, HAPPENED) and text and isinstance(event.time, int | float):
+        text = _event_text(event)
+        if isinstance(event, TIMELINE_EVENTS) and text and isinstance(event.time, int | float):
             rows.append((time.strftime("%m-%d %H:%M:%S", time.localtime(event.time)), str(event.step), text))
     return rows
 
 
-def _told(event: Event) -> str:
+def _event_text(event: Event) -> str:
     match event:
         case Started():
             return _("Training begins.")
@@ -152,7 +152,7 @@ def _told(event: Event) -> str:
     return ""
 
 
-def _use(record: Record) -> list[tuple[str, str]]:
+def _next_steps(record: Record) -> list[tuple[str, str]]:
     """Return the next steps: purpose, and the command or path for it."""
     run = str(record.run.path)
     use = []

@@ -18,9 +18,11 @@ from lorafit.messages import _
 def write_answers(answers: Iterator[dict[str, str]], total: int, output: str | None, notes: Console) -> None:
     """Write each of `answers` as a line to the file `output` (None: stdout). Raise DiskError."""
     watched = (
-        track(answers, _("Answering"), total, console=notes) if notes.is_interactive else _told(answers, total, notes)
+        track(answers, _("Answering"), total, console=notes)
+        if notes.is_interactive
+        else _with_counts(answers, total, notes)
     )
-    with _opened(output) as file:
+    with _open_output(output) as file:
         for answer in watched:
             file.write(json.dumps(answer, ensure_ascii=False) + "\n")
             file.flush()
@@ -41,7 +43,7 @@ def check_output(output: str | None) -> None:
 
 
 @contextmanager
-def _opened(output: str | None) -> Iterator[TextIO]:
+def _open_output(output: str | None) -> Iterator[TextIO]:
     """Yield stdout, or a .part file that is renamed to `output` at the end and is kept after an interruption."""
     if output is None:
         yield sys.stdout
@@ -55,7 +57,7 @@ def _opened(output: str | None) -> Iterator[TextIO]:
         part.replace(path)
 
 
-def _told(answers: Iterator[dict[str, str]], total: int, notes: Console) -> Iterator[dict[str, str]]:
+def _with_counts(answers: Iterator[dict[str, str]], total: int, notes: Console) -> Iterator[dict[str, str]]:
     """Yield `answers` and print their count about 20 times."""
     every = max(total // 20, 1)
     for count, answer in enumerate(answers, 1):

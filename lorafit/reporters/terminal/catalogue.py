@@ -10,7 +10,7 @@ from lorafit.messages import _, listed, translate
 from lorafit.planner.table import GUIDE_MODELS, MODELS, GuideTime, ModelOnMachine, settings_text
 from lorafit.reporters.terminal.columns import show_line, show_rows, show_title
 
-PACKED = "*"  # marks a time with a quantized base model
+QUANTIZED_MARK = "*"  # marks a time with a quantized base model
 
 
 def show_machines(console: Console) -> None:
@@ -67,7 +67,7 @@ def show_tables(cells: list[ModelOnMachine], times: list[GuideTime], console: Co
     _show_notes(notes, console)
     show_title(_("Llama-3.2-3B beside the guide's times"), console)
     titles = [_("machine"), _("length"), _("settings"), _("ours"), _("guide"), _("guide / ours"), _("padding")]
-    show_rows([_head(titles), *(_timed(timed) for timed in times)], console, (1, 3, 4, 5, 6))
+    show_rows([_head(titles), *(_guide_row(timed) for timed in times)], console, (1, 3, 4, 5, 6))
     notes = [
         _("settings: numbers of the base, token_budget, r and how many layers compute their activations twice."),
         _("padding: of rows padded to the length, as the guide's are, tokens over real ones. Ours are not padded."),
@@ -81,7 +81,7 @@ def _show_notes(notes: list[str], console: Console) -> None:
         show_line(Text(note, "dim"), console)
 
 
-def _timed(timed: GuideTime) -> list[str | Text]:
+def _guide_row(timed: GuideTime) -> list[str | Text]:
     low, high = timed.guide_hours
     guide, padding = f"{low}-{high} h", f"{timed.padding:.1f}"
     if timed.planned is None:
@@ -103,4 +103,4 @@ def _cell(cell: ModelOnMachine) -> str | Text:
     if cell.planned is None:
         return Text("- ", "dim")
     packed = cell.planned.chosen.layout.quantization != "none"
-    return short_time(cell.planned.estimate.total) + (PACKED if packed else " ")
+    return short_time(cell.planned.estimate.total) + (QUANTIZED_MARK if packed else " ")

@@ -14,7 +14,7 @@ with suppress(ImportError):
     import readline  # noqa: F401  (input() edits and remembers lines once it is imported; Windows has none)
 
 
-class Leave(Exception):
+class ExitChat(Exception):
     """Raised by /exit to end the chat."""
 
 
@@ -30,7 +30,7 @@ def talk(chat: Chat) -> None:
             interrupted = False
             if line:
                 _turn(chat, line)
-        except (EOFError, Leave):
+        except (EOFError, ExitChat):
             return
         except KeyboardInterrupt:
             if interrupted or not at_terminal:
@@ -107,8 +107,8 @@ def _help(_chat: Chat, _rest: str) -> None:
     print(_("/exit       leave (or Ctrl-D)"))
 
 
-def _leave(_chat: Chat, _rest: str) -> None:
-    raise Leave
+def _exit(_chat: Chat, _rest: str) -> None:
+    raise ExitChat
 
 
 COMMANDS: dict[str, Callable[[Chat, str], None]] = {
@@ -116,6 +116,6 @@ COMMANDS: dict[str, Callable[[Chat, str], None]] = {
     "/base": _base,
     "/save": _save,
     "/help": _help,
-    "/exit": _leave,
-    "/quit": _leave,
+    "/exit": _exit,
+    "/quit": _exit,
 }

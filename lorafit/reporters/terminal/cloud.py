@@ -10,7 +10,7 @@ from lorafit.transfer.cloud.send import CloudFiles
 from lorafit.units import seconds_text
 
 
-def show_sent(sent: CloudFiles, console: Console) -> None:
+def show_cloud_files(sent: CloudFiles, console: Console) -> None:
     """Print the files, the quotes and the next steps."""
     head = _("✓ {place}: {folder}: {files}")
     text = head.format(place=sent.title, folder=sent.folder, files=listed(sent.files))

@@ -20,11 +20,11 @@ def show_rows(
     """
     texts = [[cell if isinstance(cell, Text) else Text(cell) for cell in row] for row in rows]
     if console.is_interactive:
-        console.print(_folded(texts, console, right))
+        console.print(_wrapped_table(texts, console, right))
         return
     if fold:
         with console.capture() as capture:
-            console.print(_folded(texts, console, right))
+            console.print(_wrapped_table(texts, console, right))
         console.print(Text("\n".join(line.rstrip() for line in capture.get().splitlines())), soft_wrap=True)
         return
     widths = [max(map(_width, column)) for column in zip(*texts, strict=True)]
@@ -49,7 +49,7 @@ def show_line(text: Text | str, console: Console) -> None:
     console.print(text, soft_wrap=not console.is_interactive)
 
 
-def show_whole(text: Text, console: Console) -> None:
+def show_unwrapped(text: Text, console: Console) -> None:
     """Print text that the user pastes; it is never wrapped."""
     console.print(text, soft_wrap=True)
 
@@ -63,7 +63,7 @@ def _padded(text: Text, width: int, right: bool) -> Text:
     return Text.assemble(space, text) if right else Text.assemble(text, space)
 
 
-def _folded(rows: list[list[Text]], console: Console, right: Collection[int]) -> Table:
+def _wrapped_table(rows: list[list[Text]], console: Console, right: Collection[int]) -> Table:
     table = Table.grid(padding=(0, GAP, 0, 0))
     for place, column in enumerate(zip(*rows, strict=True)):
         narrow = max(map(_width, column)) <= console.width // 3

@@ -9,8 +9,8 @@ from lorafit.messages import _, aside
 from lorafit.reporters.terminal.columns import show_rows
 from lorafit.reporters.text import compare as words
 
-SHOWN = 5  # questions on a terminal; the page has all
-NARROWEST = 28  # cells; a narrower column of text is not readable
+MAX_QUESTIONS = 5  # questions on a terminal; the page has all
+MIN_COLUMN_WIDTH = 28  # cells; a narrower column of text is not readable
 STYLES: dict[words.Kind, str] = {
     "plain": "",
     "same": "dim",
@@ -27,9 +27,9 @@ def show_comparison(comparison: Comparison, console: Console) -> None:
     show_rows(_figures(comparison), console, range(1, len(comparison.sides) + 1))
     for note in comparison.notes:
         console.print(Text(f"⚠ {note}", "yellow"), soft_wrap=piped)
-    fits = console.width >= NARROWEST * len(comparison.sides)
+    fits = console.width >= MIN_COLUMN_WIDTH * len(comparison.sides)
     show = _lines if piped else _side_by_side if fits else _one_below_another
-    shown = asked if piped else min(asked, SHOWN)
+    shown = asked if piped else min(asked, MAX_QUESTIONS)
     for place in range(shown):
         console.print(show(place, comparison), soft_wrap=piped)
     if shown < asked:
@@ -73,7 +73,7 @@ def _asked(place: int, comparison: Comparison) -> list[Text]:
 
 
 def _answer(comparison: Comparison, side: ModelResult, place: int) -> list[Text]:
-    text = Text.assemble(*((piece, STYLES[kind]) for piece, kind in words.side_pieces(comparison, side, place)))
+    text = Text.assemble(*((piece, STYLES[kind]) for piece, kind in words.answer_pieces(comparison, side, place)))
     note = words.answer_note(side.answers[place])
     return [*([text] if text else []), *([Text(aside("", note).strip(), "dim")] if note else [])]
 

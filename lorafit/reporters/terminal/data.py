@@ -10,7 +10,7 @@ from lorafit.reporters.text import data as words
 from lorafit.units import count_text
 
 BAR = 40  # characters of the longest bar
-PIECE = 240  # characters shown of a piece of a sample; the middle of a longer piece is left out
+MAX_PIECE = 240  # characters shown of a piece of a sample; the middle of a longer piece is left out
 TARGET = "bold green"
 
 
@@ -71,7 +71,7 @@ def _bars(lengths: LengthStats, max_length: int) -> list[list[str | Text]]:
 
 
 def _sample(sample: ShownSample, several: bool, console: Console) -> None:
-    console.print(Text(f"{words.place_text(sample.place, several)}  {words.sample_text(sample)}", "dim"))
+    console.print(Text(f"{words.location_text(sample.place, several)}  {words.sample_text(sample)}", "dim"))
     text = Text()
     for piece, is_target in sample.pieces:
         marked = is_target and console.color_system is None
@@ -82,7 +82,7 @@ def _sample(sample: ShownSample, several: bool, console: Console) -> None:
 
 def _middle(text: str) -> str:
     """Return `text`, without its middle if it is longer than PIECE."""
-    if len(text) <= PIECE:
+    if len(text) <= MAX_PIECE:
         return text
-    left_out = _("… {n} characters …").format(n=count_text(len(text) - PIECE))
-    return f"{text[: PIECE // 2]} {left_out} {text[-PIECE // 2 :]}"
+    left_out = _("… {n} characters …").format(n=count_text(len(text) - MAX_PIECE))
+    return f"{text[: MAX_PIECE // 2]} {left_out} {text[-MAX_PIECE // 2 :]}"

@@ -11,7 +11,7 @@ from lorafit.diagnostics.finding import Finding, Part, Report
 from lorafit.messages import _
 from lorafit.planner import calibrate
 from lorafit.planner.calibrate import Calibration
-from lorafit.reporters.terminal.columns import show_rows, show_title, show_whole
+from lorafit.reporters.terminal.columns import show_rows, show_title, show_unwrapped
 from lorafit.units import bytes_text
 
 MARKS = {"told": ("·", "dim"), "good": ("✓", "green"), "poor": ("⚠", "yellow"), "bad": ("✗", "red")}
@@ -35,7 +35,7 @@ def _show(finding: Finding, width: int, console: Console) -> None:
     bold = style if finding.mark in ("poor", "bad") else ""
     show_rows([[Text(mark, style), Text(what, bold), finding.found], *_fix(finding, width)], console)
     if finding.command:
-        show_whole(Text.assemble(" " * (width + 5), (finding.command, "bold cyan")), console)
+        show_unwrapped(Text.assemble(" " * (width + 5), (finding.command, "bold cyan")), console)
 
 
 def _fix(finding: Finding, width: int) -> Iterator[list[str | Text]]:
@@ -57,7 +57,7 @@ def _verdict(report: Report) -> Text:
 
 def show_calibrations(known: Calibration, console: Console) -> None:
     """Print this machine's measurements: matmul speed, Metal's limit, time and peak memory over their predictions."""
-    console.print(Text(_("Kept in {path}").format(path=calibrate.file()), "dim"), soft_wrap=True)
+    console.print(Text(_("Kept in {path}").format(path=calibrate.calibration_file()), "dim"), soft_wrap=True)
     if known.core_gflops is not None:
         console.print(_("float32 products on all cores: {rate:.0f} GFLOP/s").format(rate=known.core_gflops))
     if known.metal is not None:

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from lorafit.messages import _, aside, labelled, listed
 from lorafit.reporters.terminal import next_commands
-from lorafit.reporters.terminal.columns import show_line, show_rows, show_title, show_whole
+from lorafit.reporters.terminal.columns import show_line, show_rows, show_title, show_unwrapped
 from lorafit.reporters.terminal.runs import state_text
 from lorafit.reporters.terminal.sparkline import sparkline
 from lorafit.run_folders import history
@@ -31,8 +31,8 @@ def show_record(record: Record, console: Console) -> None:
     _show_part(_("Restarts"), _restart_rows(record), console)
     _show_part(_("Adapter"), [[str(record.adapter)]] if record.adapter else [], console)
     show_title(_("Going on"), console)
-    for purpose, command in _follow(record).items():
-        show_whole(Text.assemble(labelled(purpose, ""), (command, "bold cyan")), console)
+    for purpose, command in _next_steps(record).items():
+        show_unwrapped(Text.assemble(labelled(purpose, ""), (command, "bold cyan")), console)
 
 
 def show_difference(one: Record, other: Record, console: Console) -> None:
@@ -40,7 +40,7 @@ def show_difference(one: Record, other: Record, console: Console) -> None:
     names = [Text(record.info.name, "bold") for record in (one, other)]
     settings = history.differences(one.settings, other.settings)
     told = {(pair.name, str(pair.one), str(pair.other)) for pair in settings}
-    planned = history.differences(history.planned(one.plan), history.planned(other.plan))
+    planned = history.differences(history.plan_values(one.plan), history.plan_values(other.plan))
     planned = [pair for pair in planned if (pair.name, str(pair.one), str(pair.other)) not in told]
     rows: list[Sequence[str | Text]] = [["", *names]]
     for title, pairs in ((_("settings"), settings), (_("plan"), planned)):
@@ -63,7 +63,7 @@ def _show_part(title: str, rows: list[list[str | Text]], console: Console) -> No
 
 def _facts(record: Record) -> list[list[str | Text]]:
     info, results = record.info, history.results(record)
-    begun = history.begun(record)
+    begun = history.start_time(record)
     steps = _("{step} of {steps} steps").format(step=info.step, steps="?" if info.steps is None else info.steps)
     where = "/".join(str(record.plan[key]) for key in ("engine", "device", "precision") if key in record.plan)
     model = str(info.model or record.settings.get("model_name", "?"))
@@ -76,7 +76,7 @@ def _facts(record: Record) -> list[list[str | Text]]:
         [_("training"), _pace_text(results)],
         [_("folder"), aside(str(record.run.path), bytes_text(record.bytes))],
     ]
-    if failure := history.why_not_finished(record):
+    if failure := history.failure_text(record):
         rows.append([_("failed"), Text(failure, "red")])
     return rows
 
@@ -99,7 +99,7 @@ def _setting_rows(record: Record) -> list[list[str | Text]]:
 
 
 def _plan_rows(record: Record) -> list[list[str | Text]]:
-    rows = history.choices(record.plan)
+    rows = history.plan_choices(record.plan)
     return [[row["setting"], Text(row["value"], "bold"), Text(row["reason"].lstrip(MARKS), "dim")] for row in rows]
 
 
@@ -133,7 +133,7 @@ def _restart_rows(record: Record) -> list[list[str | Text]]:
     ]
 
 
-def _follow(record: Record) -> dict[str, str]:
+def _next_steps(record: Record) -> dict[str, str]:
     run = str(record.run.path)
     follow = {}
     if record.info.state in ("stopped", "interrupted"):

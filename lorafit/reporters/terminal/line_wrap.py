@@ -21,6 +21,6 @@ def words(text: str) -> Iterator[tuple[int, int, str]]:
             yield piece.start(), piece.end(), piece[0]
 
 
-def teach_rich() -> None:
+def patch_rich() -> None:
     """Replace rich's word splitting for everything that it prints. rich has no setting for this, only this function."""
     rich._wrap.words = words

@@ -8,29 +8,29 @@ from pathlib import Path
 
 def chat(run: str) -> str:
     """Return the command that starts a chat with the model that `run` trained."""
-    return shlex.join([*_face("inference.py", "chat"), "--lora_weights", _from_here(Path(run)), "--interactive"])
+    return shlex.join([*_invocation("inference.py", "chat"), "--lora_weights", _relative(Path(run)), "--interactive"])
 
 
 def resume(run: str) -> str:
     """Return the command that resumes `run`."""
-    script, run = _face("train.py", "resume"), _from_here(Path(run))
+    script, run = _invocation("train.py", "resume"), _relative(Path(run))
     return shlex.join([*script, "--resume", run] if script[-1] != "resume" else [*script, run])
 
 
 def compare(run: str) -> str:
     """Return the command that compares the model that `run` trained with its base model."""
-    return shlex.join([*_face("compare_models.py", "compare"), _from_here(Path(run))])
+    return shlex.join([*_invocation("compare_models.py", "compare"), _relative(Path(run))])
 
 
 def curves(output_dir: str) -> str:
     """Return the command that starts TensorBoard for all runs."""
-    return shlex.join([_program("tensorboard"), "--logdir", _from_here(Path(output_dir))])
+    return shlex.join([_program("tensorboard"), "--logdir", _relative(Path(output_dir))])
 
 
-def _face(script: str, verb: str) -> list[str]:
+def _invocation(script: str, verb: str) -> list[str]:
     used = Path(sys.argv[0])
     if used.name in ("train.py", "inference.py", "compare_models.py"):
-        return [_program(Path(sys.executable).name), _from_here(used.with_name(script))]
+        return [_program(Path(sys.executable).name), _relative(used.with_name(script))]
     if used.name == "__main__.py":
         return [_program(Path(sys.executable).name), "-m", "lorafit", verb]
     return [_program("lorafit"), verb]
@@ -41,9 +41,9 @@ def _program(name: str) -> str:
     ours, found = Path(sys.executable).with_name(name), shutil.which(name)
     if not ours.exists() or (found and Path(found).absolute() == ours.absolute()):
         return name
-    return _from_here(ours)
+    return _relative(ours)
 
 
-def _from_here(path: Path) -> str:
+def _relative(path: Path) -> str:
     """Return `path`, relative to the working directory if it is inside: shorter, and valid after the folder moves."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

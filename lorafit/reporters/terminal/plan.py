@@ -10,7 +10,7 @@ from lorafit.messages import _
 from lorafit.planner import memory_budget
 from lorafit.planner.plan import Choice
 from lorafit.planner.reasons import source_text, term_names
-from lorafit.reporters.terminal.columns import show_line, show_rows, show_whole
+from lorafit.reporters.terminal.columns import show_line, show_rows, show_unwrapped
 from lorafit.training.preview import Preview, preview_facts
 from lorafit.units import bytes_text, seconds_text
 
@@ -31,7 +31,7 @@ def show_plan(look: Preview, console: Console) -> None:
     if look.others:
         console.print(Text("\n" + _("Considered and not taken"), "bold"))
         for other in look.others:
-            show_whole(Text(f"  {other.value}"), console)
+            show_unwrapped(Text(f"  {other.value}"), console)
             show_rows([["  ", Text(other.reason, "dim")]], console, fold=True)
 
 

@@ -8,13 +8,13 @@ from rich.console import Console
 from rich.text import Text
 
 from lorafit.messages import _
-from lorafit.progress import Say
+from lorafit.progress import ProgressCallback
 
 LINE_SECONDS = 10.0  # between lines that do not go to a terminal
 
 
 @contextmanager
-def status_line(notes: Console) -> Iterator[Say]:
+def status_line(notes: Console) -> Iterator[ProgressCallback]:
     """Yield a function that shows on `notes` what the program is doing."""
     if notes.is_interactive:
         with notes.status(_("Getting ready ...")) as status:

@@ -143,13 +143,13 @@ def question_text(place: int, question: Question) -> str:
     return f"{place}. {earlier}{question.text}"
 
 
-def side_pieces(comparison: Comparison, side: ModelResult, place: int) -> list[tuple[str, Kind]]:
+def answer_pieces(comparison: Comparison, side: ModelResult, place: int) -> list[tuple[str, Kind]]:
     """Return the pieces of the answer of `side` to question `place` (from 0)."""
     base = None if side is comparison.base else comparison.base.answers[place]
-    return pieces(side.answers[place], comparison.questions[place], base)
+    return split_answer(side.answers[place], comparison.questions[place], base)
 
 
-def pieces(answer: Answer, question: Question, base: Answer | None) -> list[tuple[str, Kind]]:
+def split_answer(answer: Answer, question: Question, base: Answer | None) -> list[tuple[str, Kind]]:
     """Split the answer into pieces with their kinds.
 
     Statutes: "agrees" if the reference cites them too, "differs" if it does not, "cited" without a reference. "same": text
@@ -194,6 +194,6 @@ def legend(comparison: Comparison) -> list[tuple[Kind, str]]:
         kind
         for place, question in enumerate(comparison.questions)
         for side in comparison.sides
-        for _text, kind in side_pieces(comparison, side, place)
+        for _text, kind in answer_pieces(comparison, side, place)
     }
     return [(kind, meaning) for kind, meaning in meanings.items() if kind in occurring]

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorafit.data.findings import DataReport, RowLocation, ShownSample, StrangeCharacter
-from lorafit.data.near_duplicates import SIMILAR
+from lorafit.data.near_duplicates import MIN_SIMILARITY
 from lorafit.messages import _, labelled, listed
 from lorafit.units import count_text
 
-MANY = 20  # the most rows that a table shows
+MAX_ROWS = 20  # the most rows that a table shows
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def subtitle(report: DataReport) -> str:
 
 def figures(report: DataReport) -> list[Figure]:
     """Return the report's figures in reading order."""
-    return [*_rows(report), *_copies(report), *_tokens(report), _strange(report)]
+    return [*_rows(report), *_duplicates(report), *_tokens(report), _strange(report)]
 
 
 def _rows(report: DataReport) -> list[Figure]:
@@ -66,10 +66,10 @@ def _rows(report: DataReport) -> list[Figure]:
     ]
 
 
-def _copies(report: DataReport) -> list[Figure]:
+def _duplicates(report: DataReport) -> list[Figure]:
     twins = report.twins
     near = _("{share:.0%} alike or more; {n} conversations compared").format(
-        share=SIMILAR, n=count_text(twins.compared)
+        share=MIN_SIMILARITY, n=count_text(twins.compared)
     )
     across = _("held-out rows with a near copy that is trained on: {n}").format(n=count_text(twins.near_held_out))
     return [
@@ -122,13 +122,13 @@ def listings(report: DataReport) -> list[Listing]:
     several = len(report.files) > 1
     tables = [_files(report)] if several else []
     tables += [_formats(report)] if len(report.formats) > 1 else []
-    tables += [_refused(report, several), _twin_pairs(report, several), _characters(report, several)]
+    tables += [_reject_reasons(report, several), _near_duplicates(report, several), _characters(report, several)]
     return [table for table in tables if table.rows]
 
 
 def _files(report: DataReport) -> Listing:
     rows = [(name, count_text(read), count_text(read - good)) for name, (read, good) in report.files.items()]
-    return Listing(_("Files"), (_("file"), _("rows"), _("rejected")), rows[:MANY], (1, 2))
+    return Listing(_("Files"), (_("file"), _("rows"), _("rejected")), rows[:MAX_ROWS], (1, 2))
 
 
 def _formats(report: DataReport) -> Listing:
@@ -136,21 +136,21 @@ def _formats(report: DataReport) -> Listing:
     return Listing(_("Formats"), (_("format"), _("rows")), rows, (1,))
 
 
-def _refused(report: DataReport, several: bool) -> Listing:
+def _reject_reasons(report: DataReport, several: bool) -> Listing:
     rows = [
         (
             group.reason,
             count_text(group.rows),
-            "\n".join(labelled(place_text(p, several), row) for p, row in group.examples),
+            "\n".join(labelled(location_text(p, several), row) for p, row in group.examples),
         )
-        for group in report.refused[:MANY]
+        for group in report.refused[:MAX_ROWS]
     ]
     return Listing(_("Rejected, by reason"), (_("reason"), _("rows"), _("for example")), rows, (1,))
 
 
-def _twin_pairs(report: DataReport, several: bool) -> Listing:
+def _near_duplicates(report: DataReport, several: bool) -> Listing:
     rows = [
-        (place_text(one, several), place_text(other, several), f"{similar:.0%}")
+        (location_text(one, several), location_text(other, several), f"{similar:.0%}")
         for one, other, similar in report.twins.examples
     ]
     return Listing(_("Near copies, for example"), (_("row"), _("its near copy"), _("alike")), rows, (2,))
@@ -158,7 +158,8 @@ def _twin_pairs(report: DataReport, several: bool) -> Listing:
 
 def _characters(report: DataReport, several: bool) -> Listing:
     rows = [
-        (f"{c.code} {name_text(c)}", count_text(c.rows), place_text(c.first, several)) for c in report.strange[:MANY]
+        (f"{c.code} {name_text(c)}", count_text(c.rows), location_text(c.first, several))
+        for c in report.strange[:MAX_ROWS]
     ]
     return Listing(_("Odd characters"), (_("character"), _("rows"), _("first in")), rows, (1,))
 
@@ -168,7 +169,7 @@ def name_text(character: StrangeCharacter) -> str:
     return character.name or _("control character")
 
 
-def place_text(place: RowLocation, several: bool) -> str:
+def location_text(place: RowLocation, several: bool) -> str:
     """Return the row's line number, with the file name if there are several files."""
     return f"{Path(place.file).name}:{place.line}" if several else _("line {n}").format(n=place.line)
 

@@ -35,7 +35,7 @@ if drive:
 """
 
 
-def place() -> NotebookPlatform:
+def notebook_platform() -> NotebookPlatform:
     """Return the Colab-specific parts of the notebook."""
     return NotebookPlatform(
         title="Google Colab",
@@ -60,7 +60,7 @@ def check(facts: BundleInfo) -> None:
 
 def write(parcel: CloudPackage, folder: Path) -> list[str]:
     """Write the Colab notebook into `folder` and return the next steps for the user. Raises DiskError."""
-    path = notebook.write(place(), parcel, folder)
+    path = notebook.write(notebook_platform(), parcel, folder)
     return [
         _("Open https://colab.research.google.com, *File > Upload notebook*: {path}").format(path=path),
         _("Choose a GPU, run all; when asked, upload {files}.").format(files=notebook.files(parcel)),

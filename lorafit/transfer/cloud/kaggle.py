@@ -25,7 +25,7 @@ if not (find("*.zip") or find("bundle.json")):
 """
 
 
-def place() -> NotebookPlatform:
+def notebook_platform() -> NotebookPlatform:
     """Return the Kaggle-specific parts of the notebook."""
     return NotebookPlatform(
         title="Kaggle",
@@ -55,7 +55,7 @@ def check(facts: BundleInfo) -> None:
 
 def write(parcel: CloudPackage, folder: Path) -> list[str]:
     """Write the Kaggle notebook into `folder` and return the next steps for the user. Raises DiskError."""
-    path = notebook.write(place(), parcel, folder)
+    path = notebook.write(notebook_platform(), parcel, folder)
     return [
         _("At https://www.kaggle.com make a data set of {files}.").format(files=notebook.files(parcel)),
         _("*Create > New Notebook > File > Import Notebook*: {path}; add the data set as its input.").format(path=path),

@@ -21,7 +21,7 @@ def upload():
 """
 
 
-def place() -> NotebookPlatform:
+def notebook_platform() -> NotebookPlatform:
     """Return the Gradient-specific parts of the notebook."""
     return NotebookPlatform(
         title="Paperspace Gradient",
@@ -46,7 +46,7 @@ def check(facts: BundleInfo) -> None:
 
 def write(parcel: CloudPackage, folder: Path) -> list[str]:
     """Write the Gradient notebook into `folder` and return the next steps for the user. Raises DiskError."""
-    path = notebook.write(place(), parcel, folder)
+    path = notebook.write(notebook_platform(), parcel, folder)
     return [
         _("At https://console.paperspace.com create a notebook with the template PyTorch and a GPU."),
         _("Upload {path} and {files}, open the notebook, run all.").format(path=path, files=notebook.files(parcel)),

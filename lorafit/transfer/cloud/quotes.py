@@ -2,7 +2,7 @@
 
 from lorafit.config import TrainConfig
 from lorafit.errors import LorafitError
-from lorafit.hardware.catalogue.find import described
+from lorafit.hardware.catalogue.find import machine_named
 from lorafit.hardware.catalogue.nvidia import OLDEST_CAPABILITY
 from lorafit.messages import _, listed
 from lorafit.training.preview import preview_run
@@ -15,12 +15,12 @@ def quotes(config: TrainConfig, machines: tuple[str, ...]) -> list[Quote]:
 
     If a run cannot be planned (no tokenizer on this disk, no hub reachable), `words` of the quote holds the reason.
     """
-    return [offer(config, machine) for machine in machines]
+    return [quote_for(config, machine) for machine in machines]
 
 
-def offer(config: TrainConfig, machine: str) -> Quote:
+def quote_for(config: TrainConfig, machine: str) -> Quote:
     """Return the quote for `machine`, by the plan for it."""
-    gpus = described(machine).gpus
+    gpus = machine_named(machine).gpus
     gpu = f"{len(gpus)} x {gpus[0].name}" if len(gpus) > 1 else gpus[0].name
     try:
         look = preview_run(config, machine)

@@ -91,7 +91,7 @@ def write(parcel: CloudPackage, folder: Path) -> list[str]:
 def training_job(parcel: CloudPackage) -> dict[str, Any]:
     """Return the CreateTrainingJob request. send.sh replaces the placeholders BUCKET, ROLE and REGION."""
     place = f"s3://{BUCKET}/lorafit/{parcel.name}"
-    seconds = longest_seconds(best(parcel.offers))
+    seconds = max_runtime_seconds(best_quote(parcel.offers))
     return {
         "TrainingJobName": f"lorafit-{parcel.name}".replace("_", "-").replace(".", "-"),
         "AlgorithmSpecification": {
@@ -115,7 +115,7 @@ def training_job(parcel: CloudPackage) -> dict[str, Any]:
         "OutputDataConfig": {"S3OutputPath": f"{place}/output"},
         "CheckpointConfig": {"S3Uri": f"{place}/checkpoints", "LocalPath": "/opt/ml/checkpoints"},
         "ResourceConfig": {
-            "InstanceType": instance(best(parcel.offers)),
+            "InstanceType": instance_type(best_quote(parcel.offers)),
             "InstanceCount": 1,
             "VolumeSizeInGB": DISK_GB,
         },
@@ -125,7 +125,7 @@ def training_job(parcel: CloudPackage) -> dict[str, Any]:
     }
 
 
-def best(offers: list[Quote]) -> Quote | None:
+def best_quote(offers: list[Quote]) -> Quote | None:
     """Return the cheapest machine that fits; without any price the fastest that fits; None if none fits."""
     fitting = [offer for offer in offers if offer.fits]
     priced = [offer for offer in fitting if offer.dollars is not None]
@@ -134,12 +134,12 @@ def best(offers: list[Quote]) -> Quote | None:
     return min(fitting, key=lambda offer: offer.seconds or 0.0, default=None)
 
 
-def instance(offer: Quote | None) -> str:
+def instance_type(offer: Quote | None) -> str:
     """Return the SageMaker instance type of `offer`, or of the first machine in MACHINES for None."""
     return f"ml.{offer.machine if offer else MACHINES[0]}"
 
 
-def longest_seconds(offer: Quote | None) -> int:
+def max_runtime_seconds(offer: Quote | None) -> int:
     """Return the time limit: three times the upper estimate plus one hour for startup, at most five days.
 
     Without an estimate, the limit is one day.

@@ -9,13 +9,13 @@ from lorafit.atomic import MANIFEST, disk_errors
 from lorafit.config import TrainConfig
 from lorafit.errors import ConfigError
 from lorafit.messages import _
-from lorafit.progress import Say
+from lorafit.progress import ProgressCallback
 from lorafit.run_folders.directory import RunDir
 from lorafit.transfer import archive
-from lorafit.transfer.bundle import RESULT, BundleInfo, bundle
+from lorafit.transfer.bundle import FINISHED, BundleInfo, bundle
 from lorafit.transfer.cloud.base import CloudPackage, Platform, Quote
 from lorafit.transfer.cloud.quotes import quotes
-from lorafit.transfer.cloud.wheel import program
+from lorafit.transfer.cloud.wheel import build_wheel
 from lorafit.units import MIB
 
 BUNDLE_NAME = "run.zip"
@@ -49,7 +49,7 @@ class CloudOrder:
     base: str | None
 
 
-def send(place: str, order: CloudOrder, folder: Path, say: Say) -> CloudFiles:
+def send(place: str, order: CloudOrder, folder: Path, say: ProgressCallback) -> CloudFiles:
     """Write the files for the platform `place` into `folder`. Raises LorafitErrors."""
     target: Platform = registry.load(registry.find_entry(registry.CLOUDS, place))
     with disk_errors(folder):
@@ -58,7 +58,7 @@ def send(place: str, order: CloudOrder, folder: Path, say: Say) -> CloudFiles:
     facts = bundle(order.run, order.config, folder / BUNDLE_NAME)
     _check(target, facts, order.base, folder)
     say(_("Building the program's wheel"))
-    install = program(folder)
+    install = build_wheel(folder)
     say(_("Planning for {place}").format(place=target.title))
     flags = ["--model_name", order.base] if order.base is not None else []
     parcel = CloudPackage(
@@ -77,7 +77,7 @@ def _check(target: Platform, facts: BundleInfo, base: str | None, folder: Path) 
             found=facts.base,
             fix=_("Say what it is called there: --base_model with a hub id, such as Qwen/Qwen3-0.6B, or a folder."),
         )
-    if facts.kind == RESULT:
+    if facts.kind == FINISHED:
         (folder / BUNDLE_NAME).unlink()
         fix = _("To train it further, start a new run with --init_adapter.")
         raise ConfigError(_("This run is finished."), where=facts.run, fix=fix)

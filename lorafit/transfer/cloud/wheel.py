@@ -19,7 +19,7 @@ SOURCES = ("pyproject.toml", "README.md", "LICENSE", "lorafit")
 EPOCH = "315532800"  # 1980-01-01; a fixed time, so that the same sources give the same bytes
 
 
-def program(folder: Path) -> str:
+def build_wheel(folder: Path) -> str:
     """Build a wheel into `folder` and return its file name, or a requirement for pip if no wheel can be built."""
     if not all((ROOT / name).exists() for name in SOURCES):
         return f"lorafit=={__version__}"

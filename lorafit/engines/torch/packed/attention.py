@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 64
-LATER = torch.ones(BLOCK, BLOCK, dtype=torch.bool).triu_(1)  # hidden keys of each row in a block on the diagonal
+FUTURE_MASK = torch.ones(BLOCK, BLOCK, dtype=torch.bool).triu_(1)  # hidden keys of each row in a block on the diagonal
 
 
 def forward(q_KGnD: Tensor, keys_values_2KLD: Tensor, scale: float, out_KGnD: Tensor, lse_KGn: Tensor) -> None:
@@ -23,7 +23,7 @@ def forward(q_KGnD: Tensor, keys_values_2KLD: Tensor, scale: float, out_KGnD: Te
         m = rows.stop - rows.start
         q = (q_KGnD[:, :, rows] * scale).reshape(heads, groups * m, width)
         scores = torch.bmm(q, k_KLD[:, :seen].transpose(1, 2))
-        _hide_later_(scores, groups, m, float("-inf"))
+        _mask_future_(scores, groups, m, float("-inf"))
         greatest = scores.amax(-1, keepdim=True)
         weights = scores.sub_(greatest).exp_()
         sums = weights.sum(-1, keepdim=True)
@@ -55,7 +55,7 @@ def backward(
         k, v = k_KLD[:, :seen], v_KLD[:, :seen]
         sums = lse_KGn[:, :, rows].reshape(heads, groups * m, 1)
         weights = torch.baddbmm(sums, q, k.transpose(1, 2), beta=-1).exp_()
-        _hide_later_(weights, groups, m, 0.0)
+        _mask_future_(weights, groups, m, 0.0)
         grad_v[:, :seen].baddbmm_(weights.transpose(1, 2), grad)
         dots = dots_KGn[:, :, rows].reshape(heads, groups * m, 1)
         grad_scores = torch.baddbmm(dots, grad, v.transpose(1, 2), beta=-1).mul_(weights)
@@ -71,7 +71,7 @@ def _blocks(n: int, keys: int) -> Iterator[tuple[slice, int]]:
         yield slice(first, last), keys - n + last
 
 
-def _hide_later_(scores: Tensor, groups: int, m: int, value: float) -> None:
+def _mask_future_(scores: Tensor, groups: int, m: int, value: float) -> None:
     """Set the entries above the diagonal of a block's own square (its last m columns) to `value`."""
     square = scores.view(len(scores), groups, m, -1)[..., -m:]
-    square.masked_fill_(LATER[:m, :m].to(scores.device), value)
+    square.masked_fill_(FUTURE_MASK[:m, :m].to(scores.device), value)

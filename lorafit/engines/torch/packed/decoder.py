@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lorafit.data.micro_batch import MicroBatch
-from lorafit.data.shared_prefix import begun_alike
+from lorafit.data.shared_prefix import repeated_prefixes
 from lorafit.engines.torch.device import Device
 from lorafit.engines.torch.lora import DropoutKeys
 from lorafit.engines.torch.loss import LMHead, target_loss
@@ -19,7 +19,7 @@ from lorafit.engines.torch.low_bit_linear import LowBitLinear
 from lorafit.engines.torch.model import ActivationCheckpointing
 from lorafit.engines.torch.packed.layer import LayerActivations, PackedLayer, looks_like_llama, norm_of
 from lorafit.engines.torch.packed.prefix import PrefixState
-from lorafit.engines.torch.packed.rows import SharedKeysValues, Tokens, own_tokens
+from lorafit.engines.torch.packed.rows import SharedKeysValues, Tokens, tokens_after_prefix
 from lorafit.messages import _
 from lorafit.planner.plan import Plan
 
@@ -86,11 +86,11 @@ class PackedDecoder:
 
     def _shared(self, micro_batches: Sequence[MicroBatch]) -> PrefixState | None:
         """Return the state of the prefixes that several samples share; None without one, or with dropout."""
-        found = begun_alike(micro_batches) if self.shares else []
+        found = repeated_prefixes(micro_batches) if self.shares else []
         return PrefixState(found, self.embed, self.rotary, self.layers, self.recompute.count) if found else None
 
     def _tokens(self, micro: MicroBatch, prefix: PrefixState | None) -> Tokens:
-        return own_tokens(micro, prefix.spans if prefix else {}, self.rotary)
+        return tokens_after_prefix(micro, prefix.spans if prefix else {}, self.rotary)
 
     def _forward(self, tokens: Tokens, prefix: PrefixState | None, keep: bool) -> tuple[Tensor, list[LayerActivations]]:
         """Return the last layer's output at the rows before targets, and each layer's activations if `keep`."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lorafit.engines.torch.lora import LoRALinear
-from lorafit.engines.torch.low_bit_linear import is_4bit, product, transposed_product
+from lorafit.engines.torch.low_bit_linear import is_4bit, low_bit_matmul, low_bit_matmul_backward
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class FusedLinear:
 
     def recompute(self, x_TI: Tensor, xa_TR: Tensor, residual_TO: Tensor | None = None) -> Tensor:
         """Return y [T,O] from x and from the dropout(x) A^T that forward() returned."""
-        y_TO = product(x_TI, self.weights, self.bias_O if residual_TO is None else residual_TO)
+        y_TO = low_bit_matmul(x_TI, self.weights, self.bias_O if residual_TO is None else residual_TO)
         if residual_TO is not None and self.bias_O is not None:
             y_TO += self.bias_O
         for delta in self.deltas:
@@ -95,7 +95,7 @@ class FusedLinear:
             torch.mm(part_TO, layer.lora_B.detach(), out=grad_TR[:, delta.ranks])
             b_grad_RO.addmm_(xa_TR[:, delta.ranks].t(), part_TO, alpha=layer.scale)
             grad_TR[:, delta.ranks] *= layer.scale
-        grad_TI = transposed_product(grad_TO, self.weights) if to_input else None
+        grad_TI = low_bit_matmul_backward(grad_TO, self.weights) if to_input else None
         if self._drops():
             self._backward_dropped(grad_TR, x_TI, grad_TI)
             return grad_TI

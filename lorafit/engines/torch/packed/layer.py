@@ -81,12 +81,12 @@ class PackedLayer:
         """Add to the parameters' gradients; return the gradient at x, or None unless `to_input` (the first layer)."""
         projected = None if s.rest else self._project(s.x, rows)
         with self.dropout.only(rows.kept):
-            rest = s.rest or Recomputable(*_there(projected), *self._mix(s.x, s.out, rows))
+            rest = s.rest or Recomputable(*_not_none(projected), *self._mix(s.x, s.out, rows))
             grad_x2 = self._mlp_backward(grad, s, rest)
-            grad_out = _there(self.o.backward(grad_x2, s.out, rest.xa_o))
+            grad_out = _not_none(self.o.backward(grad_x2, s.out, rest.xa_o))
         dots = self._heads_apart(grad_out * s.out).sum(-1)
         if rows.kept is not None:
-            grad_out, grad_x2 = (_spread(g, rows.kept, len(s.x)) for g in (grad_out, grad_x2))
+            grad_out, grad_x2 = (_scatter_rows(g, rows.kept, len(s.x)) for g in (grad_out, grad_x2))
             dots = dots.new_zeros(s.lse_KGT.shape).index_copy_(2, rows.kept, dots)
         grad_qkv = self._attend_backward(grad_out, rest.qkv, (s.lse_KGT, dots), rows)
         self._place_backward_(grad_qkv, rest.raw_qk, rows)
@@ -115,12 +115,12 @@ class PackedLayer:
 
     def _mlp_backward(self, grad: Tensor, s: LayerActivations, rest: Recomputable) -> Tensor:
         act, silu = swiglu(rest.gate_up)
-        grad_act = _there(self.down.backward(grad, act, s.xa_down))
+        grad_act = _not_none(self.down.backward(grad, act, s.xa_down))
         del act
         grad_gate_up = swiglu_backward(grad_act, rest.gate_up, silu)
         del silu, grad_act
         h = self.norm2.recompute(rest.x2, rest.rms2)
-        grad_h = _there(self.gate_up.backward(grad_gate_up, h, rest.xa_gate_up))
+        grad_h = _not_none(self.gate_up.backward(grad_gate_up, h, rest.xa_gate_up))
         return self.norm2.backward(grad_h, rest.x2, rest.rms2).add_(grad)
 
     # heads
@@ -203,12 +203,12 @@ def norm_of(module: Any) -> RMSNorm:
     return RMSNorm(module.weight.detach(), float(module.variance_epsilon))
 
 
-def _spread(x: Tensor, kept: Tensor, rows: int) -> Tensor:
+def _scatter_rows(x: Tensor, kept: Tensor, rows: int) -> Tensor:
     """Return a tensor of `rows` rows: `x` at the rows `kept`, zero elsewhere."""
     return x.new_zeros(rows, x.shape[1]).index_copy_(0, kept, x)
 
 
-def _there(x: Thing | None) -> Thing:
+def _not_none(x: Thing | None) -> Thing:
     assert x is not None
     return x
 

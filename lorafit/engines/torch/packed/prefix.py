@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lorafit.data.micro_batch import Int32
 from lorafit.engines.torch.packed.layer import LayerActivations, PackedLayer
-from lorafit.engines.torch.packed.rows import RowLayout, SharedKeysValues, end_to_end, rows_at
+from lorafit.engines.torch.packed.rows import RowLayout, SharedKeysValues, consecutive_segments, row_layout
 
 
 class PrefixState:
@@ -36,9 +36,9 @@ class PrefixState:
         self.layers = layers
         self.saved: list[LayerActivations] = []
         self.shared: list[SharedKeysValues] = []
-        segments = end_to_end([len(ids) for ids in beginnings])
+        segments = consecutive_segments([len(ids) for ids in beginnings])
         self.spans = {ids.tobytes(): segment.own for ids, segment in zip(beginnings, segments, strict=True)}
-        rows = rows_at(np.concatenate([np.arange(len(ids)) for ids in beginnings]), segments, rotary)
+        rows = row_layout(np.concatenate([np.arange(len(ids)) for ids in beginnings]), segments, rotary)
         x = embed(torch.from_numpy(np.concatenate(beginnings).astype(np.int64)))
         nobody = torch.empty(0, dtype=torch.long)  # the last layer's output is not needed, only its keys and values
         self.rows = [rows] * (len(layers) - 1) + [rows.but(kept=nobody)]

@@ -25,7 +25,7 @@ class SharedKeysValues:
     grad: Tensor
 
 
-NONE = slice(0, 0)
+EMPTY_SLICE = slice(0, 0)
 
 
 @dataclass(frozen=True)
@@ -64,29 +64,31 @@ class Tokens:
     targets_N: Tensor
 
 
-def own_tokens(micro: MicroBatch, spans: Mapping[bytes, slice], rotary: nn.Module) -> Tokens:
+def tokens_after_prefix(micro: MicroBatch, spans: Mapping[bytes, slice], rotary: nn.Module) -> Tokens:
     """Return each sample's tokens after its shared prefix; `spans` gives the prefix's slice of the shared tokens.
 
     A prefix that is not in `spans` belongs to the sample's own tokens.
     """
-    shared = [spans.get(beginning, NONE) for beginning in micro.beginnings()]
+    shared = [spans.get(beginning, EMPTY_SLICE) for beginning in micro.beginnings()]
     bounds = itertools.pairwise(micro.segments.tolist())
     taken = [np.arange(a + s.stop - s.start, b) for (a, b), s in zip(bounds, shared, strict=True)]
     order = np.concatenate(taken)
-    segments = end_to_end([len(part) for part in taken], shared)
+    segments = consecutive_segments([len(part) for part in taken], shared)
     ids = torch.from_numpy(micro.input_ids[order].astype(np.int64))
     places = np.flatnonzero(micro.target_mask[order])
-    rows = rows_at(micro.position_ids[order], segments, rotary)
+    rows = row_layout(micro.position_ids[order], segments, rotary)
     return Tokens(ids, rows, torch.from_numpy(places - 1), ids[places])
 
 
-def end_to_end(lengths: Sequence[int], shared: Sequence[slice] | None = None) -> list[Segment]:
+def consecutive_segments(lengths: Sequence[int], shared: Sequence[slice] | None = None) -> list[Segment]:
     """Return segments of `lengths` rows, one after another."""
     bounds = itertools.pairwise([0, *itertools.accumulate(lengths)])
-    return [Segment(slice(*own), seen) for own, seen in zip(bounds, shared or [NONE] * len(lengths), strict=True)]
+    return [
+        Segment(slice(*own), seen) for own, seen in zip(bounds, shared or [EMPTY_SLICE] * len(lengths), strict=True)
+    ]
 
 
-def rows_at(positions: NDArray[np.integer], segments: list[Segment], rotary: nn.Module) -> RowLayout:
+def row_layout(positions: NDArray[np.integer], segments: list[Segment], rotary: nn.Module) -> RowLayout:
     """Return the layout of rows at these positions of their samples."""
     cos, sin = rotary(torch.empty(1), torch.from_numpy(positions.astype(np.int64))[None])
     half = cos.shape[-1] // 2
