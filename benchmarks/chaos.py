@@ -26,16 +26,16 @@ from typing import Any
 
 import psutil
 
-from ending import conclude
+from ending import report_figures
 from faults.deeds import HANG_SECONDS, KINDS, SAME_BYTES, fake_clock, missing, mount, unmount
-from faults.training import SETTINGS, NotSurvived, TooLate, Training, write_rows
+from faults.training import SETTINGS, FinishedTooEarly, NotSurvived, Training, write_rows
 from faults.verdict import check, cost_of_saving, overhead
 from lorafit.events import Restarted
 from lorafit.run_folders.directory import RunDir
 
 QUICK, MANY = 20, 200
 PER_RUN = 6  # largest number of faults per run
-AGAIN = 5  # further runs that try a fault again if it came too late
+MOST_RETRIES = 5  # further runs that try a fault again if it came too late
 DISK_BYTES = 64 << 20
 HANGING = (sys.executable, str(Path(__file__).with_name("faults") / "hanging.py"))
 LARGE_STEPS, SMALLER = 4, 128  # SMALLER: tokens per micro-batch
@@ -50,7 +50,7 @@ COSTLY: dict[str, object] = {
 
 
 @dataclass
-class Undisturbed:
+class ReferenceRuns:
     """Runs without faults, each made on first use.
 
     `known` holds their folders, and the most bytes that their workers allocated.
@@ -73,9 +73,9 @@ class Undisturbed:
         name = str(sorted(changes.items()))
         with self.lock:
             if name not in self.known:
-                training = prepared(self.folder / str(len(self.known)))
+                training = new_training(self.folder / str(len(self.known)))
                 training.start(**changes)
-                most = most_allocated(training)
+                most = peak_allocated(training)
                 training.finish()
                 assert training.run is not None
                 self.known[name] = training.run, most
@@ -83,7 +83,7 @@ class Undisturbed:
             return self.known[name]
 
 
-def prepared(folder: Path) -> Training:
+def new_training(folder: Path) -> Training:
     """Make `folder` and return a training in it."""
     training = Training(folder / "output")
     training.output.mkdir(parents=True)
@@ -91,7 +91,7 @@ def prepared(folder: Path) -> Training:
     return training
 
 
-def most_allocated(training: Training) -> int:
+def peak_allocated(training: Training) -> int:
     """Wait until `training` ends and return the most bytes that its worker allocated.
 
     The bytes are VmData, which RLIMIT_DATA limits.
@@ -108,7 +108,7 @@ def most_allocated(training: Training) -> int:
     return most
 
 
-def deal(kinds: Sequence[str], count: int, rng: random.Random) -> list[list[str]]:
+def assign_faults(kinds: Sequence[str], count: int, rng: random.Random) -> list[list[str]]:
     """Return `count` faults as one list per run; the counts of any two kinds differ by at most one."""
     faults = [kinds[n % len(kinds)] for n in range(count)]
     runs: list[list[str]] = []
@@ -120,12 +120,12 @@ def deal(kinds: Sequence[str], count: int, rng: random.Random) -> list[list[str]
     return runs
 
 
-def disturbed(faults: list[str], folder: Path, seed: int, undisturbed: Undisturbed) -> dict[str, int]:
+def run_with_faults(faults: list[str], folder: Path, seed: int, undisturbed: ReferenceRuns) -> dict[str, int]:
     """Let a training meet `faults` one after the other and check its result. Raises NotSurvived.
 
     Return how many faults came in time, and how many restarts and repeated steps they caused.
     """
-    training = prepared(folder)
+    training = new_training(folder)
     changes: dict[str, object] = {}
     if "fill_disk" in faults:
         mount(training.output, DISK_BYTES)
@@ -138,7 +138,7 @@ def disturbed(faults: list[str], folder: Path, seed: int, undisturbed: Undisturb
     wanted = undisturbed.run(**changes)
     try:
         training.start(**changes, **({"hang_seconds": HANG_SECONDS} if "hang" in faults else {}))
-        met = meet(training, faults, random.Random(seed))
+        met = inject(training, faults, random.Random(seed))
         training.finish()
         check(training, wanted, lambda budget: undisturbed.run(**{**changes, "token_budget": budget}))
         return {"met": met, "restarts": training.written(Restarted), "lost_steps": training.lost_steps}
@@ -148,21 +148,21 @@ def disturbed(faults: list[str], folder: Path, seed: int, undisturbed: Undisturb
             unmount(training.output)
 
 
-def meet(training: Training, faults: list[str], rng: random.Random) -> int:
+def inject(training: Training, faults: list[str], rng: random.Random) -> int:
     """Cause `faults` one after the other; return how many came before the training was done."""
     for number, fault in enumerate(faults):
         try:
             if number:
                 training.wait_for_progress()
             KINDS[fault](training, rng)
-        except TooLate:
+        except FinishedTooEarly:
             return number
     return len(faults)
 
 
-def measured(folder: Path) -> dict[str, Any]:
+def measure_costs(folder: Path) -> dict[str, Any]:
     """Return the cost of supervising and saving, measured in one longer run."""
-    training = prepared(folder)
+    training = new_training(folder)
     training.start(**COSTLY)
     assert training.process is not None
     samples: list[tuple[int, float, float]] = []
@@ -194,11 +194,11 @@ class Outcome:
     seconds: float = 0.0
 
 
-def outcome(number: int, faults: list[str], folder: Path, seed: int, undisturbed: Undisturbed) -> Outcome:
+def outcome(number: int, faults: list[str], folder: Path, seed: int, undisturbed: ReferenceRuns) -> Outcome:
     """Let one run meet its faults; keep its folder if it does not survive."""
     began = time.monotonic()
     try:
-        facts = disturbed(faults, folder, seed * 1000 + number, undisturbed)
+        facts = run_with_faults(faults, folder, seed * 1000 + number, undisturbed)
         met = facts["met"]
         word = "survived" if met == len(faults) else f"survived the first {met}; then it was done"
         found = Outcome(number, faults, survived=True, word=word, **facts)
@@ -231,9 +231,9 @@ class Record:
                     file.write(json.dumps(asdict(found)) + "\n")
 
 
-def torment(runs: list[list[str]], folder: Path, seed: int, record: Record, jobs: int) -> list[Outcome]:
+def run_all(runs: list[list[str]], folder: Path, seed: int, record: Record, jobs: int) -> list[Outcome]:
     """Do all runs, `jobs` at a time; faults that came too late get up to AGAIN further runs."""
-    undisturbed, outcomes = Undisturbed(folder / "undisturbed"), []
+    undisturbed, outcomes = ReferenceRuns(folder / "undisturbed"), []
 
     def one(number: int, faults: list[str]) -> Outcome:
         if (found := record.survived(number, faults)) is None:
@@ -243,7 +243,7 @@ def torment(runs: list[list[str]], folder: Path, seed: int, record: Record, jobs
 
     waiting = list(enumerate(runs))
     with ThreadPoolExecutor(jobs) as pool:
-        for _time in range(AGAIN + 1):
+        for _time in range(MOST_RETRIES + 1):
             found = list(pool.map(one, *zip(*waiting, strict=True))) if waiting else []
             outcomes += found
             waiting = [
@@ -295,15 +295,15 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     figures: dict[str, Any] = {"ok": True}
     if args.costs != "only":
-        runs = deal(kinds, count, random.Random(args.seed))
-        figures = figures_of(torment(runs, folder, args.seed, Record(args.record), args.jobs)) | {
+        runs = assign_faults(kinds, count, random.Random(args.seed))
+        figures = figures_of(run_all(runs, folder, args.seed, Record(args.record), args.jobs)) | {
             "skipped": ", ".join(reasons)
         }
     if args.costs != "no":
-        figures |= measured(folder / "costs")
+        figures |= measure_costs(folder / "costs")
     if figures["ok"]:  # else keep the folder of the run that did not survive
         shutil.rmtree(folder, ignore_errors=True)
-    return conclude(figures, args.json)
+    return report_figures(figures, args.json)
 
 
 if __name__ == "__main__":

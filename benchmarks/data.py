@@ -114,7 +114,7 @@ def _seconds(work: Any) -> float:
     return time.monotonic() - began
 
 
-def measured(what: str, path: Path, cache: Path) -> dict[str, Any]:
+def measure_in_child(what: str, path: Path, cache: Path) -> dict[str, Any]:
     """Run `what` in a process of its own; return its result and its peak memory (getrusage, without children)."""
     code = (
         f"import json, resource, runpy; bench = runpy.run_path({__file__!r})\n"
@@ -146,13 +146,13 @@ def main() -> None:
         stage_file = folder / "stages.jsonl"
         write_rows(stage_file, STAGE_ROWS)
         for name in ("stages", "with_datasets"):
-            figures[name] = measured(name, stage_file, folder / "cache")["found"]
+            figures[name] = measure_in_child(name, stage_file, folder / "cache")["found"]
             print(name, json.dumps({k: round(v) for k, v in figures[name].items()}), flush=True)
         for rows in (FEW, many):
             path = folder / f"{rows}.jsonl"
             write_rows(path, rows)
             for time_ in ("first", "second"):
-                figures[f"{rows} rows, {time_} time"] = found = measured("prepare", path, folder / "cache")
+                figures[f"{rows} rows, {time_} time"] = found = measure_in_child("prepare", path, folder / "cache")
                 print(f"{rows} rows, {time_} time", json.dumps(found), flush=True)
     if flags.json:
         flags.json.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")

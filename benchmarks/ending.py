@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 
-def conclude(figures: dict[str, Any], path: Path | None) -> int:
+def report_figures(figures: dict[str, Any], path: Path | None) -> int:
     """Print `figures` as JSON, write them to `path` if given, and return the exit code: 0 if they are `ok`, else 1."""
     text = json.dumps(figures, ensure_ascii=False, indent=1)
     print(text)

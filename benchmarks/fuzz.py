@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from ending import conclude
+from ending import report_figures
 from lorafit.config import TrainConfig, make_config, read_yaml, write_yaml
 from lorafit.data.formats import BadRow, to_conversation
 from lorafit.data.sources import read_rows
@@ -40,7 +40,7 @@ ROW: dict[str, Any] = {
     "output": "可以起诉。",
     "history": [["a", "b"]],
 }
-WILD: list[Any] = [
+ODD_VALUES: list[Any] = [
     None,
     True,
     0,
@@ -86,7 +86,7 @@ class Tally:
             self.wrong.append(f"{name}: took {seconds:.0f} s")
 
 
-def spoilt(data: bytes, rng: random.Random) -> bytes:
+def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
     """Return a copy of `data` with one to four random edits.
 
     An edit flips a bit, truncates, inserts random bytes, repeats the beginning, or writes bytes that are hard to parse.
@@ -110,21 +110,25 @@ def spoilt(data: bytes, rng: random.Random) -> bytes:
     return bytes(out)
 
 
-def wild_row(rng: random.Random) -> object:
+def mutated_row(rng: random.Random) -> object:
     """Return a row with unexpected values in one to three fields; in 5% of the calls, a value that is no row at all."""
     row = json.loads(json.dumps(ROW))
     for _i in range(rng.randint(1, 3)):
         row[rng.choice([*row, "messages", "conversations", "prompt", "chosen", "x"])] = rng.choice(
-            [*WILD, [{"role": "user", "content": rng.choice(WILD)}], [{"from": "gpt", "value": rng.choice(WILD)}]]
+            [
+                *ODD_VALUES,
+                [{"role": "user", "content": rng.choice(ODD_VALUES)}],
+                [{"from": "gpt", "value": rng.choice(ODD_VALUES)}],
+            ]
         )
-    return row if rng.random() < 0.95 else rng.choice(WILD)
+    return row if rng.random() < 0.95 else rng.choice(ODD_VALUES)
 
 
 def fuzz_rows(count: int, rng: random.Random) -> Tally:
     """Convert `count` mutated rows to conversations."""
     tally = Tally()
     for _i in range(count):
-        row = wild_row(rng)
+        row = mutated_row(rng)
         tally.run("row", lambda row=row: to_conversation(row))  # type: ignore[misc]
     return tally
 
@@ -143,7 +147,7 @@ def fuzz_data_files(count: int, rng: random.Random, folder: Path) -> Tally:
     for _i in range(count):
         suffix, text = rng.choice(list(seeds.items()))
         path = folder / f"data{suffix}"
-        path.write_bytes(spoilt(text.encode(), rng))
+        path.write_bytes(mutate_bytes(text.encode(), rng))
         tally.run(suffix, lambda path=path: [to_conversation(row.value) for row in read_rows(str(path), "train")])  # type: ignore[misc]
     return tally
 
@@ -163,7 +167,7 @@ def fuzz_folders(kind: str, count: int, rng: random.Random, folder: Path) -> Tal
     for _i in range(count):
         path = rng.choice(files)
         good = path.read_bytes()
-        path.write_bytes(spoilt(good, rng))
+        path.write_bytes(mutate_bytes(good, rng))
         tally.run(f"{kind} {path.name}", lambda: read(home))
         path.write_bytes(good)
     return tally
@@ -223,7 +227,7 @@ def main() -> int:
         shutil.rmtree(folder, ignore_errors=True)
     figures["growth_bytes"] = _peak_bytes() - before
     figures["ok"] = not figures["wrong"] and figures["growth_bytes"] < GROWTH_BYTES
-    return conclude(figures, args.json)
+    return report_figures(figures, args.json)
 
 
 def fuzz(rows: int, files: int, seed: int, folder: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from lorafit.models.demo import demo_model
 from lorafit.models.spec import read_spec
 from peers.protocol import Task
 from race.about import machine_facts
-from race.child import Child, Lost
+from race.child import Child, ContestantFailed
 from race.contestants import Contestant
 from race.results import GROWTH, append, read
 
@@ -101,7 +101,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="lorafit-growth-") as folder:
             try:
                 found = measure(point, flags.threads, Path(folder))
-            except Lost as lost:
+            except ContestantFailed as lost:
                 print(f"{point.axis} {point.value}: {lost}", file=sys.stderr)
                 continue
         append(flags.results, {"axis": point.axis, "value": point.value, "about": about, **found})

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ending import conclude
+from ending import report_figures
 from lorafit.models.demo import demo_model
 from lorafit.models.spec import read_spec
 from peers.protocol import Task
@@ -40,8 +40,8 @@ CONTESTANTS = [
 ROUNDS, SAMPLES, QUICK_SAMPLES = 3, 16, 8
 LORA_R, LORA_ALPHA, LEARNING_RATE = 32, 64.0, 1e-4
 # Goals, lorafit over mlx_lm: least ratios of target tokens per second (WANTED), highest ratios of peak memory (MOST).
-WANTED = {"vs_lora": 1.5, "vs_loop": 1.35, "lean_vs_lora": 1.0}
-MOST = {"peak_vs_lora": 0.6, "lean_peak_vs_lora": 0.25}
+LEAST_RATIOS = {"vs_lora": 1.5, "vs_loop": 1.35, "lean_vs_lora": 1.0}
+MOST_RATIOS = {"peak_vs_lora": 0.6, "lean_peak_vs_lora": 0.25}
 
 
 def verdict(lines: list[Line], rounds: int) -> dict[str, Any]:
@@ -69,8 +69,8 @@ def verdict(lines: list[Line], rounds: int) -> dict[str, Any]:
         "rounds": of[OURS].rounds,
         "why": "; ".join(faults(lines, names, rounds)),
     }
-    fast = all(found[name] >= least for name, least in WANTED.items())
-    small = all(found[name] <= limit for name, limit in MOST.items())
+    fast = all(found[name] >= least for name, least in LEAST_RATIOS.items())
+    small = all(found[name] <= limit for name, limit in MOST_RATIOS.items())
     return {"ok": fast and small and not found["why"], **found}
 
 
@@ -102,7 +102,7 @@ def main() -> int:
         flops = [step_flops(spec, rows, step, LORA_R) for step in range(len(rows.steps))]
         race(Race(run, task, rows, flops, rounds, MLX, Path(scratch), say), CONTESTANTS)
     found = verdict(of_run(read(MLX), run), rounds)
-    return conclude(found, flags.json)
+    return report_figures(found, flags.json)
 
 
 def say(text: str) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from ending import conclude
+from ending import report_figures
 from lorafit import registry
 from lorafit.config import TrainConfig
 from lorafit.data.batching import build_step_batch
@@ -141,7 +141,7 @@ def finish(engine: Engine, task: Task) -> tuple[float, dict[str, Any]]:
     return loss, {name: array.astype(np.float64) for name, array in weights.items() if ".lora_B." in name}
 
 
-def moved(task: Task, legs: list[tuple[str, str]]) -> tuple[list[float], float, dict[str, Any]]:
+def train_in_legs(task: Task, legs: list[tuple[str, str]]) -> tuple[list[float], float, dict[str, Any]]:
     """Compute the run with an equal share of its steps on each of `legs`, carried over by a checkpoint.
 
     Return the losses, the validation loss at the end, and all lora_B.
@@ -174,7 +174,7 @@ def measure(task: Task, machine: Machine) -> list[Run]:
     for legs in journeys:
         engine, device = (ARROW.join(part) if len(part) > 1 else part[0] for part in zip(*legs, strict=True))
         print(f"{engine} on {device}", flush=True)
-        losses, held_out, b = moved(task, legs)
+        losses, held_out, b = train_in_legs(task, legs)
         wanted = wanted or b
         first = runs[0].losses if runs else losses
         off = max(abs(found / right - 1) for found, right in zip(losses, first, strict=True))
@@ -199,7 +199,7 @@ def verdict(runs: list[Run]) -> dict[str, Any]:
             "held_out_rel": held_out, "moved_rel": moved_rel, "ways": len(runs)}  # fmt: skip
 
 
-def remember(runs: list[Run]) -> list[Run]:
+def merge_results(runs: list[Run]) -> list[Run]:
     """Replace this machine's former runs by `runs` in the file, and return the runs of all machines."""
     old = [Run(**facts) for facts in json.loads(NUMBERS.read_text("utf-8"))] if NUMBERS.is_file() else []
     kept = [run for run in old if run.machine != runs[0].machine] + runs
@@ -272,11 +272,11 @@ def main() -> int:
     task = make_task(settings(QUICK_STEPS if arguments.quick else STEPS), machine)
     runs = measure(task, machine)
     if not arguments.quick:
-        kept = remember(runs)
+        kept = merge_results(runs)
         draw(kept)
         PAGE.write_text(page(kept), "utf-8")
     found = verdict(runs)
-    return conclude(found, arguments.json)
+    return report_figures(found, arguments.json)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from typing import Any
 from accuracy import child, configurations, figures, pages, published
 from accuracy.configurations import Configuration
 from accuracy.figures import Row
-from ending import conclude
+from ending import report_figures
 from lorafit.planner import calibrate
 from lorafit.training.preview import preview_run
 from lorafit.units import bytes_text
@@ -82,7 +82,7 @@ def main() -> int:
             print(f"{name}: {always:.0f} MiB, {share:.3f} of what layers keep, {lost:.3f} of what they gave up")
         return 0
     found = report(flags, rows, done)
-    return conclude(found, flags.json)
+    return report_figures(found, flags.json)
 
 
 def measure(wanted: list[Configuration], results: Path, resume: bool) -> None:
@@ -93,7 +93,7 @@ def measure(wanted: list[Configuration], results: Path, resume: bool) -> None:
         if one.key in finished:
             continue
         keep(row := {"key": one.key, **in_child(one)}, results)
-        print(f"{number}/{len(wanted)} {one.key}: {told(row)}", flush=True)
+        print(f"{number}/{len(wanted)} {one.key}: {result_line(row)}", flush=True)
 
 
 def predict(wanted: list[Configuration], results: Path) -> None:
@@ -114,7 +114,7 @@ def predict(wanted: list[Configuration], results: Path) -> None:
             "predicted_step_seconds": plan.predicted_step_seconds * product / row["plan_gflops"],
         }
         keep(row, results)
-        print(f"{one.key}: {told(row)}", flush=True)
+        print(f"{one.key}: {result_line(row)}", flush=True)
 
 
 def keep(row: Row, results: Path) -> None:
@@ -123,7 +123,7 @@ def keep(row: Row, results: Path) -> None:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def told(row: Row) -> str:
+def result_line(row: Row) -> str:
     """Return the peak memory of `row` and its error, or the failure, as one line of text."""
     if "peak_bytes" not in row:
         return f"{row.get('error')} {row.get('found') or ''}"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from accuracy import pages
-from ending import conclude
+from ending import report_figures
 from lorafit.hardware import detect
 from lorafit.units import MIB
 
@@ -117,7 +117,7 @@ def main() -> int:
     if not arguments.quick:
         pages.write("conformance.md", "quantised", table(found, steps, detect.detect_machine().chip))
     flat = verdict(found, steps)
-    return conclude(flat, arguments.json)
+    return report_figures(flat, arguments.json)
 
 
 if __name__ == "__main__":

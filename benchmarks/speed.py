@@ -71,7 +71,7 @@ def about(flags: argparse.Namespace, model: Path, rows: Rows, names: list[str]) 
     return {**settings, **facts, "system_prompt": flags.system, **machine_facts()}
 
 
-def enter(flags: argparse.Namespace) -> list[Contestant]:
+def available_contestants(flags: argparse.Namespace) -> list[Contestant]:
     """Return the contestants of this race, and build their environments, except with --quick.
 
     A contestant that cannot run is left out with a message if --quick is given or if it supports CUDA only.
@@ -117,7 +117,7 @@ def main() -> None:
     model = model_folder(flags)
     spec = read_spec(model)
     rows = make_rows(flags.rows, flags.system, flags.rounds + 1, batch, flags.data)
-    contestants = enter(flags)
+    contestants = available_contestants(flags)
     names = [contestant.name for contestant in contestants]
     run = start_run(flags, about(flags, model, rows, names))
     with tempfile.TemporaryDirectory(prefix="lorafit-race-") as scratch:

@@ -30,7 +30,7 @@ from lorafit.training import worker
 from lorafit.units import GIB
 from race.shapes import shape_folder
 
-PRODUCTS = 10  # matmuls of SIDE x SIDE, timed after each step
+TIMED_MATMULS = 10  # matmuls of SIDE x SIDE, timed after each step
 WORDS = [
     "法院",
     "合同",
@@ -60,7 +60,7 @@ def main(path: str) -> int:
     wanted = Configuration(**json.loads(Path(path).read_text("utf-8")))
     reset_peak()
     with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(measured(wanted, Path(folder))), flush=True)
+        print(json.dumps(measure_configuration(wanted, Path(folder))), flush=True)
     return 0
 
 
@@ -76,7 +76,7 @@ def peak_bytes() -> int:
     return int(found[1]) * 1024
 
 
-def measured(wanted: Configuration, folder: Path) -> dict[str, Any]:
+def measure_configuration(wanted: Configuration, folder: Path) -> dict[str, Any]:
     """Train one configuration in `folder` and return its predicted and measured figures, or its error."""
     config = settings(wanted, folder)
     if wanted.limit_gib is not None:
@@ -87,7 +87,7 @@ def measured(wanted: Configuration, folder: Path) -> dict[str, Any]:
     began = beside = 0.0
     ruler = torch_gflops if wanted.kind == "run" else measure_matmul_gflops  # else the planner's own matmul
     probes: list[tuple[float, float]] = []
-    worker.run_probe = ruled(worker.run_probe, ruler, probes)
+    worker.run_probe = with_matmul_timing(worker.run_probe, ruler, probes)
     try:
         for event in worker.train_in_process(config):
             came = time.perf_counter()
@@ -121,7 +121,7 @@ def measured(wanted: Configuration, folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def ruled(
+def with_matmul_timing(
     rehearse: Callable[..., Any], ruler: Callable[[], float], found: list[tuple[float, float]]
 ) -> Callable[..., Any]:
     """Wrap `rehearse`: for every pass, `found` gets its seconds and the GFLOP/s of a matmul timed after it."""
@@ -149,9 +149,9 @@ def torch_gflops() -> float:
 
     side = torch.ones(MATMUL_SIZE, MATMUL_SIZE)
     began = time.perf_counter()
-    for _product in range(PRODUCTS):
+    for _product in range(TIMED_MATMULS):
         torch.mm(side, side)
-    return PRODUCTS * 2 * MATMUL_SIZE**3 / (time.perf_counter() - began) / 1e9
+    return TIMED_MATMULS * 2 * MATMUL_SIZE**3 / (time.perf_counter() - began) / 1e9
 
 
 def settings(wanted: Configuration, folder: Path) -> TrainConfig:

@@ -50,7 +50,7 @@ def slack(row: Row) -> float:
     return float(row["peak_bytes"] - sum(size for name, size in row["terms"].items() if name != "allocator"))
 
 
-def given_up(row: Row) -> int:
+def bytes_saved_by_recompute(row: Row) -> int:
     """Return the bytes of activations that gradient checkpointing saves."""
     spec = read_spec(demo_model() if row["model"] == "demo" else shape_folder(row["model"]))
     layout = Layout(
@@ -76,7 +76,7 @@ def constants(rows: list[Row]) -> dict[str, list[float]]:
     for name in sorted(set(map(_slack_name, rows))):
         those = [row for row in rows if _slack_name(row) == name]
         kept = np.array([row["terms"]["activations"] for row in those], float)
-        terms = np.stack([np.full_like(kept, 2**20), kept, [given_up(row) for row in those]], 1)
+        terms = np.stack([np.full_like(kept, 2**20), kept, [bytes_saved_by_recompute(row) for row in those]], 1)
         weights = 1 / np.array([row["peak_bytes"] for row in those], float)  # so that errors are relative
         rest = np.array([slack(row) for row in those])
         found[name] = np.linalg.lstsq(terms * weights[:, None], rest * weights, rcond=None)[0].tolist()

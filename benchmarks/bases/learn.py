@@ -50,7 +50,7 @@ def base_bytes(engine: Any) -> int:
     return sum(held.values())
 
 
-def measured(engine: Engine, task: parity.Task, adapter: Path) -> dict[str, Any]:
+def train_and_measure(engine: Engine, task: parity.Task, adapter: Path) -> dict[str, Any]:
     """Train, save the adapter to `adapter`, and return base bytes, peak bytes, validation losses, seconds per step."""
     weights = base_bytes(engine)
     before = parity.held_out_loss(engine, task)
@@ -69,7 +69,7 @@ def main() -> None:
     task = task_of(flags)
     allocator.set_profile(task.plan.allocator)
     engine = parity.open_engine(task, task.plan.engine, task.plan.device)
-    found = {} if flags["only_open"] else measured(engine, task, Path(flags["adapter"]))
+    found = {} if flags["only_open"] else train_and_measure(engine, task, Path(flags["adapter"]))
     print(json.dumps(found))
 
 

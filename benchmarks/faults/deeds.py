@@ -15,10 +15,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from faults.training import SAVE_STEPS, SNAP_SECONDS, NotSurvived, TooLate, Training
+from faults.training import POLL_SECONDS, SAVE_STEPS, FinishedTooEarly, NotSurvived, Training
 from lorafit.events import Restarted, Shrunk, Started
 
-Deed = Callable[[Training, random.Random], None]
+Fault = Callable[[Training, random.Random], None]
 CGROUP = Path("/sys/fs/cgroup")
 CLOCK = Path(__file__).with_name("clock.c")
 HANG_SECONDS = 3
@@ -37,7 +37,7 @@ def kill_while_saving(training: Training, rng: random.Random) -> None:
     training.wait_for_step(training.step + 1)
     run = training.run
     assert run is not None
-    training.wait(lambda: any(run.checkpoints.glob(".tmp-*/*.safetensors")), "a save", SNAP_SECONDS / 10)
+    training.wait(lambda: any(run.checkpoints.glob(".tmp-*/*.safetensors")), "a save", POLL_SECONDS / 10)
     time.sleep(rng.uniform(0, 0.02))
     training.wait_for_another(training.signal_worker(signal.SIGKILL))
 
@@ -102,7 +102,7 @@ def hang(training: Training, rng: random.Random) -> None:
     training.wait_for_step(training.step + rng.randint(1, 2))
     (training.output / "hang").touch()
     training.wait(lambda: len(training.of(Restarted)) > restarts, "a restart after a hang")
-    told(training, "hung")
+    check_restart_cause(training, "hung")
 
 
 def set_clock_back(training: Training, rng: random.Random) -> None:
@@ -131,7 +131,7 @@ def fill_disk(training: Training, rng: random.Random) -> None:
     training.start()
 
 
-def told(training: Training, cause: str) -> None:
+def check_restart_cause(training: Training, cause: str) -> None:
     """Raise NotSurvived unless the last restart reports `cause`."""
     last = training.of(Restarted)[-1]
     if not (isinstance(last, Restarted) and last.cause == cause):
@@ -163,7 +163,7 @@ def kill_for_memory(training: Training, rng: random.Random) -> None:
         group.limit(rng.randint(8, 32) * MIB)  # memory allocated before the move counts in the old group
         group.take(worker.pid)
         training.wait(lambda: len(training.of(Restarted)) > restarts, "an OOM kill")
-    told(training, "oom_killer")
+    check_restart_cause(training, "oom_killer")
 
 
 class MemoryGroup:
@@ -242,7 +242,7 @@ def _stop(training: Training, rng: random.Random, signals: list[signal.Signals],
         time.sleep(0.02)
     said = training.said()
     if training.process.returncode == 0:
-        raise TooLate
+        raise FinishedTooEarly
     if training.process.returncode != code:
         raise NotSurvived(f"{signals} ended with {training.process.returncode}:\n{said[-1000:]}")
     training.start()
@@ -260,10 +260,10 @@ def _spoil(training: Training, rng: random.Random, change: Callable[[bytes], byt
     training.start()
 
 
-SAME_BYTES: dict[str, Deed] = {
+SAME_BYTES: dict[str, Fault] = {
     deed.__name__: deed
     for deed in (kill_any_time, kill_while_saving, kill_supervisor, kill_all, terminate, interrupt_twice, stop_for_a_while,
                  truncate_checkpoint, flip_a_bit, hang, set_clock_back, fill_disk)
 }  # fmt: skip
-LESS_AT_A_TIME: dict[str, Deed] = {deed.__name__: deed for deed in (run_out_in_step, kill_for_memory)}
-KINDS = {**SAME_BYTES, **LESS_AT_A_TIME}
+MEMORY_FAULTS: dict[str, Fault] = {deed.__name__: deed for deed in (run_out_in_step, kill_for_memory)}
+KINDS = {**SAME_BYTES, **MEMORY_FAULTS}

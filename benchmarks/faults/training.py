@@ -22,9 +22,9 @@ SETTINGS: dict[str, object] = {
     "save_steps": SAVE_STEPS, "eval_steps": 12, "val_size": 2, "lora_r": 2, "lora_dropout": 0.1, "lang": "en",
 }  # fmt: skip
 ROWS = 60  # a few tokens each, so that a run takes little time
-FACE = (sys.executable, "-m", "lorafit")
-PATIENCE_SECONDS = 600.0  # limit of every wait; a run that needs longer has not survived
-SNAP_SECONDS = 0.05  # polling interval
+LAUNCHER = (sys.executable, "-m", "lorafit")
+WAIT_SECONDS = 600.0  # limit of every wait; a run that needs longer has not survived
+POLL_SECONDS = 0.05  # polling interval
 
 
 class NotSurvived(Exception):
@@ -49,7 +49,7 @@ def flags(output: Path, **changes: object) -> list[str]:
     ]
 
 
-class TooLate(Exception):
+class FinishedTooEarly(Exception):
     """Raised if the training finished before the fault could affect it."""
 
 
@@ -62,7 +62,7 @@ class Training:
     """
 
     output: Path
-    face: tuple[str, ...] = FACE
+    face: tuple[str, ...] = LAUNCHER
     environ: dict[str, str] = field(default_factory=dict)
     steps: int = STEPS
     data_bytes: int = 0  # RLIMIT_DATA in bytes
@@ -123,16 +123,16 @@ class Training:
                         return child
         return None
 
-    def wait(self, what: Callable[[], object], name: str, snap_seconds: float = SNAP_SECONDS) -> None:
+    def wait(self, what: Callable[[], object], name: str, snap_seconds: float = POLL_SECONDS) -> None:
         """Wait until `what()` is true.
 
         Raise TooLate if the training finishes before that. Raise NotSurvived if it fails or PATIENCE_SECONDS pass.
         """
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + WAIT_SECONDS
         while not what():
             if self.process is not None and self.process.poll() is not None and not what():
                 if self.process.returncode == 0:
-                    raise TooLate(name)
+                    raise FinishedTooEarly(name)
                 raise NotSurvived(f"it ended with {self.process.returncode} before {name}:\n{self.said()[-2000:]}")
             if time.monotonic() > deadline:
                 raise NotSurvived(f"never: {name}")
@@ -178,7 +178,7 @@ class Training:
         """Wait until the command ends and return its output; an empty string if it does not end or was read before."""
         assert self.process is not None
         try:
-            return self.process.communicate(timeout=PATIENCE_SECONDS)[0] or ""
+            return self.process.communicate(timeout=WAIT_SECONDS)[0] or ""
         except (subprocess.TimeoutExpired, ValueError):
             return ""
 

@@ -70,7 +70,7 @@ def main() -> None:
     for number, samples in enumerate(steps, 1):
         referee.begin()
         data = build_step_batch(
-            samples, range(len(samples)), plan.token_budget, plan.max_micro_batch, 1, engine.facts.shares
+            samples, range(len(samples)), plan.token_budget, plan.max_micro_batch, 1, engine.facts.shares_prefixes
         )
         result = engine.step(number, data.micro_batches, data.num_targets, plan.learning_rate)
         referee.stop()

@@ -43,7 +43,9 @@ def main() -> None:
         for step in range(1, len(task.steps) + 1):
             referee.begin()
             chosen = step_samples(plan, step)
-            data = build_step_batch(samples, chosen, plan.token_budget, plan.max_micro_batch, 1, engine.facts.shares)
+            data = build_step_batch(
+                samples, chosen, plan.token_budget, plan.max_micro_batch, 1, engine.facts.shares_prefixes
+            )
             result = engine.step(step, data.micro_batches, data.num_targets, plan.learning_rate)
             referee.stop()
             referee.report(result.loss_sum / data.num_targets)

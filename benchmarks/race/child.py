@@ -18,7 +18,7 @@ READY_SECONDS, STEP_SECONDS = 600.0, 1800.0
 TAIL = 1500  # characters of stderr in the message of a failure
 
 
-class Lost(Exception):
+class ContestantFailed(Exception):
     """Raised if a contestant exits (the message holds the end of its stderr) or does not answer in time."""
 
 
@@ -67,16 +67,16 @@ class Child:
             self._process.stdin.write("step\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            raise Lost(self._last_words()) from None
+            raise ContestantFailed(self._last_words()) from None
         return self._hear(STEP_SECONDS)
 
     def _hear(self, seconds: float) -> dict[str, Any]:
         try:
             line = self._lines.get(timeout=seconds)
         except queue.Empty:
-            raise Lost(f"silent for {seconds:.0f} s") from None
+            raise ContestantFailed(f"silent for {seconds:.0f} s") from None
         if not line:
-            raise Lost(self._last_words())
+            raise ContestantFailed(self._last_words())
         facts: dict[str, Any] = json.loads(line)
         self.peak_bytes = max(self.peak_bytes, facts["peak_bytes"])
         return facts

@@ -13,13 +13,13 @@ from pathlib import Path
 import psutil
 
 from peers.protocol import Task
-from race.child import Child, Lost
+from race.child import Child, ContestantFailed
 from race.contestants import Contestant
 from race.results import Line, append, of_run, read, rounds_done
 from race.shapes import fp32_copy
 from race.task import Rows
 
-SAFE = 1.5  # free memory that one more contestant needs, as a multiple of the largest peak so far
+FREE_MEMORY_FACTOR = 1.5  # free memory that one more contestant needs, as a multiple of the largest peak so far
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def _heat(plan: Race, candidates: list[Contestant]) -> Iterator[tuple[list[Conte
     try:
         for contestant in candidates:
             peaks = [child.peak_bytes for child in children]
-            if len(children) > 1 and free - sum(peaks) < SAFE * max(peaks):
+            if len(children) > 1 and free - sum(peaks) < FREE_MEMORY_FACTOR * max(peaks):
                 break
             model = str(fp32_copy(Path(plan.task.model))) if contestant.fp32_file else plan.task.model
             child = Child(contestant, replace(plan.task, model=model, options=contestant.options), plan.scratch)
@@ -81,7 +81,7 @@ def _heat(plan: Race, candidates: list[Contestant]) -> Iterator[tuple[list[Conte
                     "heat": children[0].began,
                 }
                 _record(plan, child, 0, {**line, **child.step(), "versions": facts["versions"]})
-            except Lost as lost:
+            except ContestantFailed as lost:
                 _lose(plan, child, lost)
                 children.remove(child)
         yield tried, children
@@ -97,7 +97,7 @@ def _run_rounds(plan: Race, heat: list[Child]) -> None:
             if child in heat:
                 try:
                     _record(plan, child, number, {"heat": heat[0].began, **child.step()})
-                except Lost as lost:
+                except ContestantFailed as lost:
                     _lose(plan, child, lost)
                     heat.remove(child)
 
@@ -111,7 +111,7 @@ def _record(plan: Race, child: Child, number: int, facts: Line) -> None:
     plan.say(f"round {number}  {name:16} {speed:7.1f} tokens/s  {peak:6.0f} MB  loss {facts['loss']:.4f}")
 
 
-def _lose(plan: Race, child: Child, lost: Lost) -> None:
+def _lose(plan: Race, child: Child, lost: ContestantFailed) -> None:
     child.end()
     plan.say(f"{child.contestant.name}: {lost}")
     last = str(lost).splitlines()[-1]

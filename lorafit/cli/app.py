@@ -31,7 +31,7 @@ class Command:
     the command's line in the overview.
     """
 
-    face: Entry
+    entry: Entry
     help: Callable[[], str]
 
 
@@ -108,7 +108,7 @@ def _command(argv: list[str]) -> int:
         print(load(Entry("lorafit.cli.completion:script", PACKAGES))(rest[0] if rest else ""), end="")
         return OK
     if name in COMMANDS:
-        code: int = load(COMMANDS[name].face)(rest)
+        code: int = load(COMMANDS[name].entry)(rest)
         return code
     near = difflib.get_close_matches(name, COMMANDS, n=1)
     raise ConfigError(

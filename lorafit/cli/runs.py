@@ -59,7 +59,7 @@ def runs(argv: list[str]) -> int:
     """Run `runs [list | show RUN | diff RUN RUN | remove RUN] [flags]` and return the exit code."""
     name, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("list", argv)
     if name in SUBCOMMANDS:
-        return SUBCOMMANDS[name].face(rest)
+        return SUBCOMMANDS[name].handler(rest)
     near = difflib.get_close_matches(name, SUBCOMMANDS, n=1)
     raise ConfigError(
         _("There is no command `{name}`.").format(name=f"runs {name}"),
@@ -123,7 +123,7 @@ def remove(argv: list[str]) -> int:
 class Subcommand:
     """A subcommand of `runs`: `face` runs it and returns the exit code, `help` returns its line in the help."""
 
-    face: Callable[[list[str]], int]
+    handler: Callable[[list[str]], int]
     help: Callable[[], str]
 
 

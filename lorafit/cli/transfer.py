@@ -73,7 +73,7 @@ def fetch(argv: list[str]) -> int:
         if not fetched.finished:
             _say(console, _("Not finished; go on: {command}"), command=next_commands.resume(run))
             continue
-        base = "" if fetched.base_is_here else " --base_model FOLDER"
+        base = "" if fetched.base_exists else " --base_model FOLDER"
         _say(console, _("Try it: {command}"), command=next_commands.chat(run) + base)
     return OK
 

@@ -65,9 +65,9 @@ class StepBatch:
     owners: Sequence[int]
     num_targets: int
     num_tokens: int
-    seconds: float = field(default=0.0, compare=False)  # spent to build the batch
+    build_seconds: float = field(default=0.0, compare=False)  # spent to build the batch
 
-    def share(self, rank: int) -> list[MicroBatch]:
+    def for_rank(self, rank: int) -> list[MicroBatch]:
         """Return the micro-batches of `rank`; a rank has none if the step has fewer samples than ranks."""
         return [micro for micro, owner in zip(self.micro_batches, self.owners, strict=True) if owner == rank]
 

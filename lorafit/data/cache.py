@@ -229,7 +229,7 @@ class _Writer:
         (self.folder / "meta.json").write_text(json.dumps(meta), "utf-8")
 
     def add(self, share: list[Row], made: TokenizedRows) -> None:
-        good = [share[place] for place in made.places]
+        good = [share[place] for place in made.row_indices]
         places = [self.file_places.setdefault(row.file, len(self.file_places)) for row in good]
         values = {"keys": as_keys(made.keys), "files": places, "lines": [row.line for row in good]}
         for name, column in self.columns.items():

@@ -50,7 +50,7 @@ class DuplicateStats:
     exact: int
     compared: int
     near: int
-    near_held_out: int  # validation conversations with a near-duplicate among the training rows
+    near_valid: int  # validation conversations with a near-duplicate among the training rows
     examples: list[tuple[RowLocation, RowLocation, float]]  # earlier row, later row, similarity
 
 
@@ -92,12 +92,12 @@ class DataReport:
     max_length: int
     files: dict[str, tuple[int, int]]  # rows read and good rows of each file
     formats: dict[str, int]
-    refused: list[RejectReason]  # most frequent first
+    reject_reasons: list[RejectReason]  # most frequent first
     without_answer: int
     train: int
     valid: int
-    on_both_sides: int  # training rows with the tokens of a validation row; must be 0
-    twins: DuplicateStats
+    leaked_rows: int  # training rows with the tokens of a validation row; must be 0
+    duplicates: DuplicateStats
     lengths: LengthStats | None  # None if no row is good
     total_tokens: int
     total_targets: int
@@ -113,7 +113,7 @@ class DataReport:
 
     @property
     def rejected(self) -> int:
-        return sum(group.rows for group in self.refused)
+        return sum(group.rows for group in self.reject_reasons)
 
     @property
     def rows(self) -> int:

@@ -45,7 +45,7 @@ class MicroBatch:
     position_ids: Int32
     segments: Int32
     sample_ids: Int32
-    places: Int32
+    index_in_step: Int32
     shared: Int32
 
     @property
@@ -56,15 +56,15 @@ class MicroBatch:
     def num_targets(self) -> int:
         return int(self.target_mask.sum())
 
-    def only(self, index: int) -> "MicroBatch":
+    def single_sample(self, index: int) -> "MicroBatch":
         """Return the micro-batch that holds only sample `index` of this micro-batch."""
         start, end = self.segments[index : index + 2]
         part, one = slice(start, end), slice(index, index + 1)
         ends = np.asarray([0, end - start], np.int32)
         ids, mask, positions = self.input_ids[part], self.target_mask[part], self.position_ids[part]
-        return MicroBatch(ids, mask, positions, ends, self.sample_ids[one], self.places[one], self.shared[one])
+        return MicroBatch(ids, mask, positions, ends, self.sample_ids[one], self.index_in_step[one], self.shared[one])
 
-    def beginnings(self) -> list[bytes]:
+    def shared_prefix_bytes(self) -> list[bytes]:
         """Return the shared prefix of each sample as the bytes of its token ids, empty if the sample shares none."""
         starts = zip(self.segments[:-1].tolist(), self.shared.tolist(), strict=True)
         return [self.input_ids[start : start + length].tobytes() for start, length in starts]
@@ -81,6 +81,6 @@ def pack(
         position_ids=np.concatenate([np.arange(n, dtype=np.int32) for n in lengths]),
         segments=np.cumsum([0, *lengths]).astype(np.int32),
         sample_ids=np.asarray(sample_ids, np.int32),
-        places=np.asarray(places, np.int32),
+        index_in_step=np.asarray(places, np.int32),
         shared=np.asarray([0] * len(samples) if shared is None else shared, np.int32),
     )

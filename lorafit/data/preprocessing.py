@@ -29,13 +29,13 @@ class Preprocessing:
         """Return the row's format and conversation. Raises BadRow."""
         return recognize_format(value, self.field_map, self.context_field)
 
-    def spell(self, conversation: Conversation, tokenizer: Tokenizer) -> TemplatedText:
+    def apply_template_to(self, conversation: Conversation, tokenizer: Tokenizer) -> TemplatedText:
         """Return the conversation as text of the chat template. Raises BadRow."""
         return apply_template(conversation, tokenizer, self.date_string, self.system_prompt, self.train_on)
 
     def render(self, conversation: Conversation, tokenizer: Tokenizer) -> Rendered:
         """Return the conversation as a sample. Raises BadRow."""
-        spelled = self.spell(conversation, tokenizer)
+        spelled = self.apply_template_to(conversation, tokenizer)
         return to_sample(spelled, *tokenizer.encode_with_offsets(spelled.text), self.max_length)
 
 

@@ -46,7 +46,7 @@ class RejectFile:
                 reject = Reject(**json.loads(line))
                 yield replace(reject, file=self.renamed.get(reject.file, reject.file))
 
-    def listed(self) -> Path:
+    def current_file(self) -> Path:
         """Return the path of a reject file with the present paths of the data files.
 
         If a data file was renamed, a new reject file is written beside `path`.
@@ -73,7 +73,7 @@ def check_rejects(rejects: RejectFile, good_rows: int, most: float) -> None:
     first = [f"{reject.file}:{reject.line}: {reject.reason}" for reject in islice(rejects, 3)]
     ways = _("Mend or remove such rows (a larger --max_length, if they are too long); all of them: {path}.")
     more = _("Or let more be bad: --max_rejects {share} (now {most:g}).")
-    fix = ways.format(path=rejects.listed())
+    fix = ways.format(path=rejects.current_file())
     if good_rows:
         fix += " " + more.format(share=min(1.0, len(rejects) / rows + 0.01).__format__(".2f"), most=most)
     raise DataError(

@@ -48,7 +48,7 @@ BINS = 30
 class DecodingTokenizer(Tokenizer, Protocol):
     """A tokenizer that also decodes token ids."""
 
-    def spell(self, ids: Iterable[int]) -> str:
+    def decode_with_special(self, ids: Iterable[int]) -> str:
         """Decode `ids`, special tokens included."""
         ...
 
@@ -181,12 +181,12 @@ def _report(seen: _Seen, tokenizer: DecodingTokenizer, config: TrainConfig) -> D
         max_length=config.max_length,
         files={name: (read, good) for name, (read, good) in seen.files.items()},
         formats=dict(seen.formats.most_common()),
-        refused=sorted(seen.refused.values(), key=lambda group: -group.rows),
+        reject_reasons=sorted(seen.refused.values(), key=lambda group: -group.rows),
         without_answer=seen.without_answer,
         train=sides[False].total(),
         valid=sides[True].total(),
-        on_both_sides=sum(rows for tokens, rows in sides[False].items() if tokens in sides[True]),
-        twins=_twins(seen, chosen),
+        leaked_rows=sum(rows for tokens, rows in sides[False].items() if tokens in sides[True]),
+        duplicates=_twins(seen, chosen),
         lengths=_lengths(np.array(seen.lengths)) if seen.keys else None,
         total_tokens=sum(seen.lengths) - seen.cut_tokens,
         total_targets=seen.targets,
@@ -243,7 +243,10 @@ def target_pieces(sample: Sample, tokenizer: DecodingTokenizer) -> list[tuple[st
     """Return the sample's text in pieces, each with whether its tokens are targets."""
     borders = [0, *(np.flatnonzero(np.diff(sample.target_mask)) + 1).tolist(), len(sample)]
     spans = itertools.pairwise(borders)
-    return [(visible(tokenizer.spell(sample.input_ids[a:b].tolist())), bool(sample.target_mask[a])) for a, b in spans]
+    return [
+        (visible(tokenizer.decode_with_special(sample.input_ids[a:b].tolist())), bool(sample.target_mask[a]))
+        for a, b in spans
+    ]
 
 
 def summary_lines(prepared: PreparedData) -> list[str]:

@@ -101,5 +101,5 @@ def prefix_lengths(found: Sequence[SharedPrefix], samples: int) -> list[int]:
 
 def repeated_prefixes(micro_batches: Sequence[MicroBatch]) -> list[NDArray[np.int32]]:
     """Return the token ids of each prefix that several samples in `micro_batches` share, each prefix once."""
-    found = Counter(beginning for micro in micro_batches for beginning in micro.beginnings())
+    found = Counter(beginning for micro in micro_batches for beginning in micro.shared_prefix_bytes())
     return [np.frombuffer(ids, np.int32) for ids, count in found.items() if ids and count > 1]

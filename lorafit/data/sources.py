@@ -35,7 +35,7 @@ class Slice:
     stop: str | None = None
 
     @property
-    def counts(self) -> bool:
+    def needs_row_count(self) -> bool:
         """Whether the bounds depend on the total number of rows."""
         return any(bound is not None and not bound.isdigit() for bound in (self.start, self.stop))
 
@@ -121,7 +121,7 @@ class Source:
 
     def rows(self) -> Iterator[Row]:
         """Yield the rows. Broken rows count in the slice too. Raises DataError if there are no rows."""
-        start, stop = self.slice.bounds(sum(1 for _row in self._all()) if self.slice.counts else 0)
+        start, stop = self.slice.bounds(sum(1 for _row in self._all()) if self.slice.needs_row_count else 0)
         row = None
         for row in islice(self._all(), start, stop):
             yield row

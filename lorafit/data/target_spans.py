@@ -103,22 +103,22 @@ class _MessageSearch:
     cursor: int
 
     @cached_property
-    def before(self) -> str:
+    def prompt_text(self) -> str:
         """The prompt that asks for the message."""
         return self.tokenizer.render_text(self.turns[: self.i], True, self.date_string)
 
     @cached_property
-    def through(self) -> str:
+    def text_through_message(self) -> str:
         """The whole text of a conversation that ends with this message."""
         if self.i + 1 == len(self.turns):
             return self.text
         return self.tokenizer.render_text(self.turns[: self.i + 1], False, self.date_string)
 
     @cached_property
-    def asking(self) -> str:
+    def generation_prompt(self) -> str:
         """The text that the prompt adds after the earlier messages."""
         head = self.tokenizer.render_text(self.turns[: self.i], False, self.date_string)
-        return self.before[len(commonprefix([head, self.before])) :]  # noqa: RUF071 (by character, as is wanted)
+        return self.prompt_text[len(commonprefix([head, self.prompt_text])) :]  # noqa: RUF071 (by character, as is wanted)
 
     @property
     def turn(self) -> Message:
@@ -127,10 +127,10 @@ class _MessageSearch:
     @cached_property
     def begin(self) -> TargetSpan | None:
         """An empty span where the message begins, or None if text and prompt differ before the part `asking`."""
-        if self.text.startswith(self.before):
-            return TargetSpan(len(self.before), len(self.before))
-        common = len(commonprefix([self.before, self.text]))  # noqa: RUF071
-        in_this_turn = common > len(self.before) - len(self.asking) and common >= self.cursor
+        if self.text.startswith(self.prompt_text):
+            return TargetSpan(len(self.prompt_text), len(self.prompt_text))
+        common = len(commonprefix([self.prompt_text, self.text]))  # noqa: RUF071
+        in_this_turn = common > len(self.prompt_text) - len(self.generation_prompt) and common >= self.cursor
         return TargetSpan(common, common, unlike_prompt=True) if in_this_turn else None
 
 
@@ -139,17 +139,17 @@ def _words_span(place: _MessageSearch) -> TargetSpan | None:
     end_of_turn = place.tokenizer.end_of_turn
     answers = [words + end_of_turn for words in _wordings(place.turn.content)]
     begin = place.begin
-    if begin is not None and place.text.startswith(place.through):
+    if begin is not None and place.text.startswith(place.text_through_message):
         for answer in answers:
             # A template may put an empty thought before the message's text; the thought is part of the target.
-            at = place.text.rfind(answer, max(begin.begin - 1, 0), len(place.through))
+            at = place.text.rfind(answer, max(begin.begin - 1, 0), len(place.text_through_message))
             if at >= 0 and (at >= begin.begin or begin.unlike_prompt):
                 return TargetSpan(min(begin.begin, at), at + len(answer), begin.unlike_prompt)
         return None
     for answer in answers:
         starts = [] if begin is None else [begin.begin]
-        if begin is None and (at := place.text.find(place.asking + answer, place.cursor)) >= 0:
-            starts = [at + len(place.asking)]
+        if begin is None and (at := place.text.find(place.generation_prompt + answer, place.cursor)) >= 0:
+            starts = [at + len(place.generation_prompt)]
         for start in starts:
             if place.text.startswith(answer, start):
                 return TargetSpan(start, start + len(answer), begin is not None and begin.unlike_prompt)
@@ -163,8 +163,8 @@ def _calls_span(place: _MessageSearch) -> TargetSpan | None:
     """
     end_of_turn, begin = place.tokenizer.end_of_turn, place.begin
     if begin is None:
-        at = place.text.find(place.asking, place.cursor)
-        begin = TargetSpan(at + len(place.asking), 0) if at >= 0 and place.asking else None
+        at = place.text.find(place.generation_prompt, place.cursor)
+        begin = TargetSpan(at + len(place.generation_prompt), 0) if at >= 0 and place.generation_prompt else None
     if begin is None or not end_of_turn:
         return None
     at = place.text.find(end_of_turn, begin.begin)

@@ -43,7 +43,7 @@ class TokenizedRows:
     targets_cut: Int32  # targets that truncation removed
     dropped: Bool  # whether the chat template omits some text
     formats: NDArray[np.uint8]  # indices into FORMAT_NAMES
-    places: Int32  # indices of the good rows in the batch
+    row_indices: Int32  # indices of the good rows in the batch
     keys: bytes  # 32 bytes per good row (`content_key`)
     rejects: list[tuple[int, str]] = field(default_factory=list)  # index and reason of each bad row
 
@@ -51,7 +51,7 @@ class TokenizedRows:
         """Return the result for the rows up to the good row number `count`, included."""
         if count >= len(self.lengths):
             return self
-        tokens, last = int(self.lengths[:count].sum()), int(self.places[count - 1]) if count else -1
+        tokens, last = int(self.lengths[:count].sum()), int(self.row_indices[count - 1]) if count else -1
         return TokenizedRows(
             input_ids=self.input_ids[:tokens],
             target_mask=self.target_mask[:tokens],
@@ -60,7 +60,7 @@ class TokenizedRows:
             targets_cut=self.targets_cut[:count],
             dropped=self.dropped[:count],
             formats=self.formats[:count],
-            places=self.places[:count],
+            row_indices=self.row_indices[:count],
             keys=self.keys[: 32 * count],
             rejects=[(place, reason) for place, reason in self.rejects if place < last],
         )
@@ -73,7 +73,7 @@ def tokenize_rows(rows: list[Row], recipe: Preprocessing, tokenizer: Tokenizer) 
     for place, row in enumerate(rows):
         try:
             name, conversation = recipe.read(row.value)
-            read.append((place, name, conversation, recipe.spell(conversation, tokenizer)))
+            read.append((place, name, conversation, recipe.apply_template_to(conversation, tokenizer)))
         except BadRow as bad:
             rejects.append((place, bad.reason))
     made: list[tuple[int, str, Conversation, Rendered]] = []
@@ -96,7 +96,7 @@ def _joined(made: list[tuple[int, str, Conversation, Rendered]], rejects: list[t
         targets_cut=np.array([one.targets_cut for one in rendered], np.int32),
         dropped=np.array([one.dropped for one in rendered], np.bool_),
         formats=np.array([FORMAT_NAMES.index(name) for _place, name, _said, _one in made], np.uint8),
-        places=np.array([place for place, _name, _said, _one in made], np.int32),
+        row_indices=np.array([place for place, _name, _said, _one in made], np.int32),
         keys=b"".join(content_key(said) for _place, _name, said, _one in made),
         rejects=rejects,
     )

@@ -52,7 +52,7 @@ class Packages:
         text = (found.read_text("WHEEL") or "") if found else ""
         return re.findall(r"^Tag: \S+?-\S+?-(\S+)$", text, re.M)
 
-    def wanted(self, extra: str = "") -> list[Requirement]:
+    def requirements(self, extra: str = "") -> list[Requirement]:
         """Return lorafit's requirements on this system, or those that the extra `extra` adds."""
         us = self.find(OWN_NAME)
         lines = [Requirement(line) for line in (us.requires or [])] if us else []
@@ -68,7 +68,7 @@ class Packages:
 
     def versions(self) -> dict[str, str]:
         """Return the versions of the installed packages among the requirements, the extras, MLX and peft."""
-        names = [*(r.name for r in self.wanted()), *(r.name for e in self.extras() for r in self.wanted(e))]
+        names = [*(r.name for r in self.requirements()), *(r.name for e in self.extras() for r in self.requirements(e))]
         pairs = [(name, self.version(name)) for name in dict.fromkeys([*names, *OPTIONAL_ENGINES, "peft"])]
         return {name: version for name, version in pairs if version is not None}
 
@@ -97,7 +97,7 @@ def _build_text(name: str, version: str, machine: Machine, packages: Packages) -
 def _requirements(machine: Machine, packages: Packages) -> Iterator[Finding]:
     """Yield each requirement that is not met, then the number of requirements that are met."""
     met = 0
-    for wanted in packages.wanted():
+    for wanted in packages.requirements():
         version = packages.version(wanted.name)
         if version is not None and wanted.specifier.contains(version, prereleases=True):
             met += 1
@@ -183,7 +183,9 @@ def _mlx_build(machine: Machine, packages: Packages) -> Iterator[Finding]:
 
 def _extras(packages: Packages) -> Iterator[Finding]:
     """Yield the optional packages that are not installed."""
-    missing = [r for extra in packages.extras() for r in packages.wanted(extra) if packages.version(r.name) is None]
+    missing = [
+        r for extra in packages.extras() for r in packages.requirements(extra) if packages.version(r.name) is None
+    ]
     if missing:
         text = _("not installed: {names}").format(names=listed(r.name for r in missing))
         yield Finding("packages", _("optional"), text)

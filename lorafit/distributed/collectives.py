@@ -22,7 +22,7 @@ class RankLost(EngineError):
             found=found,
             fix=_("Go on from the last checkpoint with --resume; another number of processes learns the same."),
         )
-        self.rank, self.told = rank, told  # told: the lost process itself reported why, before it left
+        self.rank, self.self_reported = rank, told  # told: the lost process itself reported why, before it left
 
 
 class Collectives(Protocol):
@@ -31,7 +31,7 @@ class Collectives(Protocol):
     `place` is the rank of this process.
     """
 
-    place: RankInfo
+    own_rank: RankInfo
 
     def broadcast_json(self, facts: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return the leader's `facts` (JSON) on every rank."""
@@ -61,7 +61,7 @@ class Collectives(Protocol):
 class SingleProcess:
     """The collectives of a run with one process: each returns its argument."""
 
-    place = RankInfo()
+    own_rank = RankInfo()
 
     def broadcast_json(self, facts: dict[str, Any] | None = None) -> dict[str, Any]:
         return facts or {}

@@ -72,9 +72,9 @@ class RankProcesses:
     """The processes that the first one started: ranks 1 and up. `errors` holds the stdout and stderr of each."""
 
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
-    errors: list[IO[bytes]] = field(default_factory=list)
+    output_files: list[IO[bytes]] = field(default_factory=list)
 
-    def dead(self) -> tuple[int, str] | None:
+    def first_failure(self) -> tuple[int, str] | None:
         """Return the rank of a failed process, with its exit reason and last lines of output; None if none failed."""
         for rank, process in enumerate(self.processes, 1):
             if process.poll():
@@ -82,11 +82,11 @@ class RankProcesses:
         return None
 
     def _tail(self, rank: int) -> list[str]:
-        file = self.errors[rank - 1]
+        file = self.output_files[rank - 1]
         file.seek(max(file.seek(0, os.SEEK_END) - TAIL_BYTES, 0))
         return file.read().decode("utf-8", "replace").strip().splitlines()[-TAIL_LINES:]
 
-    def end(self) -> None:
+    def wait_or_kill(self) -> None:
         """Wait until all processes exit, as they do when the first one leaves; kill the rest after LEAVE_SECONDS."""
         deadline = time.monotonic() + LEAVE_SECONDS
         for process in self.processes:
@@ -95,7 +95,7 @@ class RankProcesses:
         for process in self.processes:
             process.kill()
             process.wait()
-        for file in self.errors:
+        for file in self.output_files:
             file.close()
 
 
@@ -114,14 +114,14 @@ def launch_ranks(count: int, port: int, command: Sequence[str] = FOLLOWER) -> It
     try:
         for environ in rank_environments(count, port)[1:]:
             file = tempfile.TemporaryFile()  # noqa: SIM115 - read when the process is dead, closed by end()
-            others.errors.append(file)
+            others.output_files.append(file)
             process = subprocess.Popen(
                 list(command), env=os.environ | environ, stdin=subprocess.DEVNULL, stdout=file, stderr=file
             )
             others.processes.append(process)
         yield others
     finally:
-        others.end()
+        others.wait_or_kill()
 
 
 def _exit_text(code: int) -> str:

@@ -73,9 +73,9 @@ class EngineFacts:
 
     trainable_parameters: int
     target_modules: list[str]
-    packs: bool  # several samples share one forward pass
+    supports_packing: bool  # several samples share one forward pass
     notes: list[str] = field(default_factory=list)  # texts for the user
-    shares: bool = False  # a prefix that samples of a step share is computed once
+    shares_prefixes: bool = False  # a prefix that samples of a step share is computed once
     load_seconds: float | None = None  # time to load the base model
     load_peak_bytes: int | None = None  # peak memory of the process or device after loading
 

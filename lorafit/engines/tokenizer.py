@@ -62,7 +62,9 @@ class ChatTokenizer:
 
     def __init__(self, inner: Any, folder: Path, template: str | None = None) -> None:
         self.inner, self.folder = inner, folder
-        self.template_is_ours = not (template or inner.chat_template)  # the model was not made for chat: warn the user
+        self.uses_default_template = not (
+            template or inner.chat_template
+        )  # the model was not made for chat: warn the user
         inner.chat_template = template or inner.chat_template or CHATML
 
     def render_text(self, messages: Conversation, add_generation_prompt: bool, date_string: str) -> str:
@@ -125,7 +127,7 @@ class ChatTokenizer:
         """Return the text of `ids` without special tokens."""
         return str(self.inner.decode(list(ids), skip_special_tokens=True))
 
-    def spell(self, ids: Iterable[int]) -> str:
+    def decode_with_special(self, ids: Iterable[int]) -> str:
         """Return the unchanged text of `ids`, special tokens included."""
         return str(self.inner.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 

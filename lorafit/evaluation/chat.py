@@ -69,7 +69,7 @@ class Chat:
         self._date_string = date_string
         self._system_prompt = system_prompt
         self._adapter_on = has_adapter
-        self._said: Conversation = []
+        self._history: Conversation = []
 
     @property
     def adapter_on(self) -> bool:
@@ -83,7 +83,7 @@ class Chat:
 
     def reply(self, text: str) -> Generator[str, None, None]:
         """Yield the answer to `text` in pieces. The history keeps the yielded part, also of an interrupted answer."""
-        asked = [*self._said, Message("user", text)]
+        asked = [*self._history, Message("user", text)]
         answer = ""
         try:
             for piece in self._pieces(asked):
@@ -91,7 +91,7 @@ class Chat:
                 yield piece
         finally:
             if answer:
-                self._said = [*asked, Message("assistant", answer)]
+                self._history = [*asked, Message("assistant", answer)]
 
     def answer(self, question: str) -> str:
         """Return the answer to `question` without the history, and leave the history unchanged."""
@@ -99,11 +99,11 @@ class Chat:
 
     def reset(self) -> None:
         """Clear the history."""
-        self._said = []
+        self._history = []
 
     def transcript(self) -> Conversation:
         """Return the history, after the system prompt if there is one. The result is a valid training conversation."""
-        return ([Message("system", self._system_prompt)] if self._system_prompt else []) + self._said
+        return ([Message("system", self._system_prompt)] if self._system_prompt else []) + self._history
 
     def _pieces(self, conversation: Conversation) -> Iterator[str]:
         prompt = self._tokenizer.prompt_ids(conversation, self._date_string, self._system_prompt)

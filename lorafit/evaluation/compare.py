@@ -43,7 +43,7 @@ class Answer:
 
     text: str
     tokens: int
-    cut: bool
+    truncated: bool
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class AnswerStats:
 
     answers: int
     characters: float  # mean per answer
-    cut: int  # truncated answers
+    truncated: int  # truncated answers
     citing: int  # answers that cite a statute
-    agreeing: int | None  # answers that cite a statute of their reference; None without references
+    same_citation: int | None  # answers that cite a statute of their reference; None without references
     likeness: ReferenceScores | None
 
 
@@ -74,7 +74,7 @@ class ModelResult:
 
     name: str
     answers: list[Answer]
-    figures: AnswerStats
+    stats: AnswerStats
     losses: ValidationLosses | None = None
 
 
@@ -95,7 +95,7 @@ class Comparison:
     notes: list[str]
 
     @property
-    def sides(self) -> list[ModelResult]:
+    def results(self) -> list[ModelResult]:
         """The results of all models, the base model first."""
         return [self.base, *self.tuned]
 
@@ -112,7 +112,7 @@ class ModelUnderTest:
     tokenizer: ChatTokens
     date_string: str
     system_prompt: str | None
-    held_out: ValidationRows | None
+    validation_rows: ValidationRows | None
 
 
 def compare_models(
@@ -181,9 +181,9 @@ def _losses(
     engine: Engine, contestant: ModelUnderTest, base_losses: dict[str, Float64], say: ProgressCallback
 ) -> ValidationLosses | None:
     """Return the losses on the contestant's validation rows. `base_losses` caches those of the base model."""
-    if contestant.held_out is None:
+    if contestant.validation_rows is None:
         return None
-    samples, key = list(contestant.held_out.samples), contestant.held_out.digest
+    samples, key = list(contestant.validation_rows.samples), contestant.validation_rows.digest
     if key not in base_losses:
         engine.set_adapter(False)
         base_losses[key] = sample_losses(engine, samples, _loss_progress(say, _("base")))
@@ -220,9 +220,9 @@ def answer_stats(answers: Sequence[Answer], references: Sequence[str | None], no
     return AnswerStats(
         answers=len(answers),
         characters=float(np.mean([len(answer.text) for answer in answers])),
-        cut=sum(answer.cut for answer in answers),
+        truncated=sum(answer.truncated for answer in answers),
         citing=sum(bool(citations(answer.text)) for answer in answers),
-        agreeing=sum(bool(citations(text) & citations(reference)) for text, reference in known) if known else None,
+        same_citation=sum(bool(citations(text) & citations(reference)) for text, reference in known) if known else None,
         likeness=_likeness(known, notes),
     )
 

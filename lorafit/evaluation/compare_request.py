@@ -55,7 +55,7 @@ class CompareRequest(AnswerRequest):
     max_new_tokens: int = Field(256, description="Longest answer in tokens.", ge=1)
 
     @property
-    def named(self) -> list[str]:
+    def adapter_names(self) -> list[str]:
         """The adapters of --lora_weights and of the positional arguments."""
         return [*([self.lora_weights] if self.lora_weights else []), *self.adapters]
 
@@ -84,14 +84,14 @@ def page_path(request: CompareRequest) -> Path:
     """Return the path of the HTML page: `output`, else in the folder of a single run, else in the working directory."""
     if request.output is not None:
         return Path(request.output).expanduser()
-    runs = [run_containing(Path(name).expanduser()) for name in request.named]
+    runs = [run_containing(Path(name).expanduser()) for name in request.adapter_names]
     return runs[0].path / PAGE if len(runs) == 1 and runs[0] is not None else Path(PAGE)
 
 
 def compare(request: CompareRequest, read_lines: Callable[[Path], list[str]], say: ProgressCallback) -> Comparison:
     """Run the comparison of `request`. `read_lines` reads a text file of questions. Raises LorafitErrors."""
     _check(request)
-    entrants = _adapter_refs(request.named)
+    entrants = _adapter_refs(request.adapter_names)
     asked, source = _requested_questions(request, read_lines)
     base = _base(request, entrants, say)
     notes: list[str] = []
@@ -109,7 +109,7 @@ def compare(request: CompareRequest, read_lines: Callable[[Path], list[str]], sa
 
 
 def _check(request: CompareRequest) -> None:
-    if not request.named:
+    if not request.adapter_names:
         fix = _("Name one, or several: {command}. `lorafit runs` lists them.").format(
             command="lorafit compare output/RUN ..."
         )
@@ -152,9 +152,9 @@ def _requested_questions(
 
 def _held_out_questions(contestants: list[ModelUnderTest], notes: list[str]) -> tuple[list[Question], str]:
     for contestant in contestants:
-        if contestant.held_out is not None:
+        if contestant.validation_rows is not None:
             source = _("held out by {run}").format(run=contestant.name)
-            return questions_from_conversations(contestant.held_out.conversations), source
+            return questions_from_conversations(contestant.validation_rows.conversations), source
     fix = _("Give --prompt TEXT or --test_file FILE.")
     raise ConfigError(_("There are no held-out questions to ask."), found="\n".join(notes), fix=fix)
 
@@ -204,7 +204,7 @@ def _model_under_test(
         tokenizer=tokenizer,
         date_string=settings.date_string,
         system_prompt=request.system_prompt or settings.system_prompt,
-        held_out=_held_out(entrant, base, trust, notes, say),
+        validation_rows=_held_out(entrant, base, trust, notes, say),
     )
 
 
@@ -237,7 +237,7 @@ def _held_out(
 def _fairness_notes(contestants: list[ModelUnderTest]) -> list[str]:
     """Return notes on differences that make the comparison of several adapters unfair."""
     notes = []
-    if len({c.held_out.digest for c in contestants if c.held_out}) > 1:
+    if len({c.validation_rows.digest for c in contestants if c.validation_rows}) > 1:
         notes.append(_("The runs held out different rows: some of one may be among those that another learned from."))
     if len({(c.system_prompt, c.date_string) for c in contestants}) > 1:
         notes.append(_("The adapters have different system prompts or dates; the base is asked as the first is."))

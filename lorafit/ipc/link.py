@@ -34,7 +34,7 @@ class Link:
         self.recycle = False
         self.paused = False
         self.save_seconds: float | None = None  # seconds between checkpoints; None: the loop's own default
-        self.writes = False  # True once this process holds a run folder and has steps to save
+        self.holds_run = False  # True once this process holds a run folder and has steps to save
         self.must_shrink = False  # shrink before the first step: the previous process used too much memory or GPU time
         self._shrink = False
         self._texts: deque[str] = deque()
@@ -55,7 +55,7 @@ class Link:
                 self._texts.append(order.text)
 
     @property
-    def leave(self) -> int:
+    def stop_code(self) -> int:
         """The signal for which to save and stop; RECYCLE for a restart in a new process; 0 to continue."""
         return self.stop_signal or (RECYCLE if self.recycle else 0)
 
@@ -74,7 +74,7 @@ class Link:
             self._beaten = now
             self.send(message)
 
-    def beating(
+    def with_beats(
         self, items: Sequence[Item], message: Callable[[float], Message] = lambda _share: BEAT
     ) -> Sequence[Item]:
         """Return `items` as a sequence that sends a beat at each access.
@@ -113,6 +113,6 @@ def _read_orders(link: Link, lines: Iterable[str]) -> None:
         link.take(read_order(line))
     link.paused = False
     link.stop_signal = link.stop_signal or HANG_UP
-    if link.writes:
+    if link.holds_run:
         time.sleep(GRACE_SECONDS)
     os._exit(128 + HANG_UP)

@@ -57,7 +57,7 @@ class RemoteModel:
     root: str
     headers: dict[str, str]
 
-    def part(self, file: str, start: int, stop: int) -> bytes:
+    def read_range(self, file: str, start: int, stop: int) -> bytes:
         """Return the bytes [start, stop) of `file`, fewer at its end. Raises the errors of huggingface_hub."""
         asked = self.fetch(file, {"Range": f"bytes={start}-{stop - 1}"})
         return asked if len(asked) <= stop - start else asked[start:stop]  # a server may ignore Range
@@ -107,7 +107,7 @@ def _weight_files(remote: RemoteModel) -> list[str]:
 
 
 def _headers(remote: RemoteModel, file: str) -> list[Header]:
-    start = remote.part(file, 0, HEAD_BYTES)
+    start = remote.read_range(file, 0, HEAD_BYTES)
     length = int.from_bytes(start[:8], "little")
     if not 0 < length < MOST_HEAD_BYTES:
         raise HubError(
@@ -117,7 +117,7 @@ def _headers(remote: RemoteModel, file: str) -> list[Header]:
         )
     head = start[8 : 8 + length]
     if len(head) < length:
-        head += remote.part(file, 8 + len(head), 8 + length)
+        head += remote.read_range(file, 8 + len(head), 8 + length)
     lines: dict[str, Any] = json.loads(head)
     try:
         return parse_headers(lines, 8 + length)

@@ -83,12 +83,12 @@ class ModelSpec:
         return sum(linear.in_features * linear.out_features for linear in self.linears)
 
     @cached_property
-    def all_sides(self) -> int:
+    def rank1_parameters(self) -> int:
         """Sum of in_features + out_features of all linear layers: the parameters of a rank-1 adapter on all of them."""
         return sum(linear.in_features + linear.out_features for linear in self.linears)
 
     @cached_property
-    def all_rows(self) -> int:
+    def total_out_features(self) -> int:
         """Sum of out_features of all linear layers."""
         return sum(linear.out_features for linear in self.linears)
 

@@ -90,7 +90,7 @@ class Calibration:
         exact = self.measured.get(calibration_key(layout, spec))
         return 1.0 if exact is None else round_memory_factor(exact.memory)
 
-    def most_tokens(self, layout: Layout, spec: ModelSpec, available_bytes: int) -> int | None:
+    def token_ceiling(self, layout: Layout, spec: ModelSpec, available_bytes: int) -> int | None:
         """Return the largest token budget to try.
 
         Return None if no out of memory error is known or if more memory is available now.

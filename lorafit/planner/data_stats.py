@@ -30,17 +30,17 @@ class DataStats:
     digest: str
     target_share: float = 0.7
     source: str = ""
-    shared: int = 0
-    held: int = 0
+    shared_tokens: int = 0
+    resident_prefix_tokens: int = 0
 
     @property
-    def alone(self) -> "DataStats":
+    def without_shared_prefixes(self) -> "DataStats":
         """The same statistics for an engine that does not share prefixes."""
-        return replace(self, shared=0, held=0)
+        return replace(self, shared_tokens=0, resident_prefix_tokens=0)
 
-    def own(self, lengths: NDArray[np.integer]) -> NDArray[np.integer]:
+    def unshared_tokens(self, lengths: NDArray[np.integer]) -> NDArray[np.integer]:
         """Return the tokens of each sample outside the shared prefix, at least 1."""
-        own: NDArray[np.integer] = np.maximum(lengths - self.shared, 1)
+        own: NDArray[np.integer] = np.maximum(lengths - self.shared_tokens, 1)
         return own
 
     @property
@@ -55,7 +55,7 @@ def target_share(data: DataStats) -> float:
     Tokens of the shared prefix are left out: they are computed once per step and weigh little.
     """
     mean = float(data.train_lengths.mean())
-    return min(1.0, data.target_share * mean / max(mean - data.shared, 1.0))
+    return min(1.0, data.target_share * mean / max(mean - data.shared_tokens, 1.0))
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def _slowest(lengths: NDArray[np.integer], data: DataStats, processes: int) -> N
     """Return the lengths of the samples on the process with the most tokens."""
     if processes == 1:
         return lengths
-    shares = shard_by_tokens(data.own(lengths).tolist(), processes)
+    shares = shard_by_tokens(data.unshared_tokens(lengths).tolist(), processes)
     return max((lengths[share] for share in shares), key=lambda own: int(own.sum()))
 
 
@@ -101,8 +101,8 @@ def validation_shapes(data: DataStats, token_budget: int) -> tuple[list[MicroBat
 
 
 def _shares(lengths: NDArray[np.integer], data: DataStats, how: Split) -> list[MicroBatchShape]:
-    data = data if len(lengths) > 1 else data.alone
-    sizes, shared, held = data.own(lengths).tolist(), data.shared, data.held
+    data = data if len(lengths) > 1 else data.without_shared_prefixes
+    sizes, shared, held = data.unshared_tokens(lengths).tolist(), data.shared_tokens, data.resident_prefix_tokens
     shares = [MicroBatchShape(held, 0, held * shared)] if held else []
     for group in group_by_budget(sizes, max(how.token_budget - held, 1), how.max_samples):
         whole = [sizes[i] + shared for i in group]

@@ -79,7 +79,7 @@ def targeted(spec: ModelSpec, lora_targets: str) -> list[Linear]:
 def adapter_parameters(spec: ModelSpec, lora_r: int, lora_targets: str) -> int:
     """Return the number of trainable parameters: A [r, in] and B [out, r] on every targeted linear."""
     if lora_targets == "all-linear":  # a fast case, since the search calls this thousands of times
-        return lora_r * spec.all_sides
+        return lora_r * spec.rank1_parameters
     return sum(lora_r * (linear.in_features + linear.out_features) for linear in targeted(spec, lora_targets))
 
 
@@ -101,7 +101,7 @@ def weights_bytes(spec: ModelSpec, precision: str, quantization: str) -> int:
     if quantization == "none":
         return spec.parameters * BYTES[precision]
     linears = spec.linear_weights
-    four, eight = linears // 2 + linears // 64 + linears // 64 // 256 * 4, linears + spec.all_rows * 4
+    four, eight = linears // 2 + linears // 64 + linears // 64 // 256 * 4, linears + spec.total_out_features * 4
     packed = four if quantization == "4bit" else eight
     return packed + (spec.parameters - linears) * BYTES[precision]
 

@@ -39,7 +39,7 @@ class PlanResult:
     """
 
     plan: Plan
-    question: PlanRequest
+    plan_request: PlanRequest
     chosen: Candidate
     considered: list[Candidate]
     estimate: Estimate
@@ -119,7 +119,7 @@ def alternatives(planned: PlanResult, known: Calibration = NO_CALIBRATION) -> li
 
     Proposals are 4-bit base weights, if they fit, and one process on each GPU.
     """
-    question, chosen = planned.question, planned.chosen
+    question, chosen = planned.plan_request, planned.chosen
     found = reasons.rejected_choices(question, chosen, planned.considered)
     config, base = question.config, question.base
     if config.quantization == "auto" and base.quantization == "none" and (base.device == "cpu" or base.engine == "mlx"):
@@ -162,10 +162,10 @@ def _asked(
     path = path_of(spec, base.longest, base.quantization, base.device)
     precisions = device_precision.precisions(config, machine, base.device, base.engine)
     if path != FAST or spec.window is not None or config.lora_dropout > 0:  # the engine shares no prefixes
-        data = data.alone
+        data = data.without_shared_prefixes
     base = replace(base, path=path, precision=precisions[0], target_share=target_share(data))
     factor = known.memory_factor(base, spec)
-    ceiling = known.most_tokens(base, spec, available_bytes(machine, base.device))
+    ceiling = known.token_ceiling(base, spec, available_bytes(machine, base.device))
     return PlanRequest(config, machine, spec, data, base, precisions, factor, ceiling)
 
 

@@ -42,10 +42,10 @@ class PlanRequest:
     base: Layout
     precisions: list[str]
     memory_factor: float = 1.0
-    most_tokens: int | None = None
+    max_token_budget: int | None = None
 
     @property
-    def room(self) -> int:
+    def max_bytes(self) -> int:
         """Bytes that the plan may use on the device."""
         return usable_bytes(self.machine, self.base.device)
 
@@ -53,7 +53,7 @@ class PlanRequest:
     def is_capped(self) -> bool:
         """Whether `most_tokens` excludes a token budget that the search would try otherwise."""
         largest = budget_ladder(self.base.device, self.data.longest)[0]
-        return self.config.token_budget is None and largest > (self.most_tokens or largest)
+        return self.config.token_budget is None and largest > (self.max_token_budget or largest)
 
     @property
     def max_samples(self) -> int:
@@ -112,7 +112,7 @@ def anything_fits(question: PlanRequest) -> bool:
     layers, asked = question.spec.layers, question.config.recompute
     ways = (0, _most_recomputed(question)) if asked is None else (min(asked, layers),)
     return any(
-        _peak(question, replace(layout, recompute=recompute)) <= question.room
+        _peak(question, replace(layout, recompute=recompute)) <= question.max_bytes
         for budget in budgets(question)
         for layout in _layouts(question, budget)
         for recompute in ways
@@ -125,7 +125,7 @@ def budgets(question: PlanRequest) -> list[int]:
     if config.token_budget:
         return [config.token_budget]
     found = budget_ladder(question.base.device, question.data.longest)
-    return [rung for rung in found if rung <= (question.most_tokens or rung)] or found[-1:]
+    return [rung for rung in found if rung <= (question.max_token_budget or rung)] or found[-1:]
 
 
 def step_shapes(question: PlanRequest, budget: int) -> list[list[MicroBatchShape]]:
@@ -155,7 +155,7 @@ def _layouts(question: PlanRequest, budget: int) -> Iterator[Layout]:
 
 def _largest_micro_batch(question: PlanRequest, budget: int) -> int:
     """Return the most tokens that a micro-batch can have under `budget`; shared prefixes count once."""
-    own, held = question.data.longest - question.data.shared, question.data.held
+    own, held = question.data.longest - question.data.shared_tokens, question.data.resident_prefix_tokens
     samples, processes = resolve_effective_batch(question.config), question.base.processes
     # Samples are dealt longest first, so no process exceeds an even share by more than part of one sample.
     most = min(question.config.batch_size or budget, samples) * own
@@ -172,7 +172,7 @@ def _leanest_needed(
     low, high = 0, _most_recomputed(question)  # binary search: each recomputed layer saves memory
     while low < high:
         middle = (low + high) // 2
-        if _peak(question, replace(layout, recompute=middle)) <= question.room:
+        if _peak(question, replace(layout, recompute=middle)) <= question.max_bytes:
             high = middle
         else:
             low = middle + 1
@@ -194,7 +194,7 @@ def evaluate_layout(
     steps = steps or step_shapes(question, budget)
     peak, rate = _peak(question, layout), rates(question.machine, layout)
     seconds = sum(step_seconds(question.spec, layout, rate, shares) for shares in steps) / len(steps)
-    return Candidate(layout, budget, peak, seconds, peak <= question.room)
+    return Candidate(layout, budget, peak, seconds, peak <= question.max_bytes)
 
 
 def _peak(question: PlanRequest, layout: Layout) -> int:

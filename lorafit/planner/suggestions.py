@@ -147,7 +147,7 @@ def _larger_machine(question: PlanRequest) -> str | None:
             base=base,
             precisions=precisions,
             memory_factor=1.0,
-            most_tokens=None,
+            max_token_budget=None,
         )
         if question.spec.packed is not None and engine != "mlx":
             continue

@@ -51,7 +51,7 @@ class Notifier:
         self._command = command
         self._began = time.monotonic()
         self._run = ""
-        self._end: str | None = None
+        self._message: str | None = None
 
     def on_event(self, event: Event) -> None:
         """Record how the run ends."""
@@ -59,21 +59,21 @@ class Notifier:
             case Started():
                 self._run = Path(event.run).name
             case Finished():
-                self._end = _("Finished: {run}").format(run=self._run)
+                self._message = _("Finished: {run}").format(run=self._run)
             case Stopped():
-                self._end = _("Stopped after step {step}: {run}").format(step=event.step, run=self._run)
+                self._message = _("Stopped after step {step}: {run}").format(step=event.step, run=self._run)
             case Failed():
-                self._end = _("Broke off after step {step}: {run}").format(step=event.step, run=self._run)
+                self._message = _("Broke off after step {step}: {run}").format(step=event.step, run=self._run)
 
     def close(self) -> None:
         """Send the notifications, if the run has ended."""
-        if self._end is None:
+        if self._message is None:
             return
         if time.monotonic() - self._began >= LONG_SECONDS:
             if sys.stderr is not None and sys.stderr.isatty():
                 print("\a", end="", file=sys.stderr, flush=True)
-            _run(desktop_command(platform.system(), "lorafit", self._end))
-        if self._command is not None and not _run(own_command(self._command, "lorafit", self._end)):
+            _run(desktop_command(platform.system(), "lorafit", self._message))
+        if self._command is not None and not _run(own_command(self._command, "lorafit", self._message)):
             text = _("The command of --notify failed: {command}").format(command=self._command)
             print(text, file=sys.stderr)
 

@@ -25,9 +25,9 @@ class TensorBoardReporter:
     """
 
     def __init__(self) -> None:
-        self._before: list[Event] = []  # events before `Started`, which names the run's folder
+        self._buffered: list[Event] = []  # events before `Started`, which names the run's folder
         self._writer: Any = None
-        self._lost = False  # a write failed; the run's own writer uses the same disk and reports the error
+        self._failed = False  # a write failed; the run's own writer uses the same disk and reports the error
 
     def on_event(self, event: Event) -> None:
         """Write the scalars of `event`. Raise DiskError if the file cannot be created."""
@@ -36,12 +36,12 @@ class TensorBoardReporter:
             with disk_errors(folder):
                 self._open(folder)
         if self._writer is None:
-            self._before.append(event)
-        elif not self._lost:
+            self._buffered.append(event)
+        elif not self._failed:
             try:
                 self._write(event)
             except OSError:
-                self._lost = True
+                self._failed = True
 
     def close(self) -> None:
         """Close the file."""
@@ -60,7 +60,7 @@ class TensorBoardReporter:
         name = f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}"
         self._writer = RecordWriter((folder / name).open("wb", buffering=0))
         self._add(self._record(wall_time=time.time(), file_version=VERSION))
-        for event in self._before:
+        for event in self._buffered:
             self._write(event)
 
     def _write(self, event: Event) -> None:

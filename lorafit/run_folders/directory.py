@@ -93,7 +93,7 @@ class RunDir:
     def lock_file(self) -> Path:
         return self.path / "lock"
 
-    def foreign(self) -> list[Path]:
+    def foreign_files(self) -> list[Path]:
         """Return the files and folders that do not belong to a run."""
         files = (
             self.config,
@@ -134,7 +134,7 @@ class RunDir:
             file.flush()
             yield
 
-    def let_orphan_end(self) -> None:
+    def wait_for_orphan(self) -> None:
         """Wait for a writer whose supervisor is gone, at most ORPHAN_SECONDS: it is still saving its last step."""
         deadline = time.monotonic() + ORPHAN_SECONDS
         while _is_running(self) and not _is_alive(self._owner()) and time.monotonic() < deadline:

@@ -37,13 +37,13 @@ class Record:
     bytes: int
     faults: list[str]
 
-    def of(self, kind: type[Kind]) -> list[Kind]:
+    def of_kind(self, kind: type[Kind]) -> list[Kind]:
         """Return the events of class `kind`."""
         return [event for event in self.events if isinstance(event, kind)]
 
     def last(self, kind: type[Kind]) -> Kind | None:
         """Return the last event of class `kind`; None if there is none."""
-        return next(reversed(self.of(kind)), None)
+        return next(reversed(self.of_kind(kind)), None)
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def plan_choices(plan: Settings) -> list[dict[str, str]]:
 
 def curves(record: Record) -> dict[str, Points]:
     """Return the measured curves over the steps by name; curves without a point are left out."""
-    steps, evals = record.of(StepDone), record.of(EvalDone)
+    steps, evals = record.of_kind(StepDone), record.of_kind(EvalDone)
     found = {
         "loss": _points((e.step, e.loss) for e in steps),
         "valid_loss": _points((e.step, e.loss) for e in evals),
@@ -125,9 +125,9 @@ def curves(record: Record) -> dict[str, Points]:
 
 def results(record: Record) -> Results:
     """Return the results of the run."""
-    steps, finished = record.of(StepDone), record.last(Finished)
+    steps, finished = record.of_kind(StepDone), record.last(Finished)
     losses = [value for _step, value in _points((e.step, e.loss) for e in steps)][-RECENT:]
-    evals = [point for point in _points((e.step, e.loss) for e in record.of(EvalDone)) if point[0] > 0]
+    evals = [point for point in _points((e.step, e.loss) for e in record.of_kind(EvalDone)) if point[0] > 0]
     best = min(evals, key=lambda point: point[1], default=(None, None))
     seconds = sum(value for _step, value in _points((e.step, e.seconds) for e in steps))
     tokens = sum(value for _step, value in _points((e.step, e.tokens) for e in steps))
@@ -145,7 +145,7 @@ def results(record: Record) -> Results:
 
 def restarts(record: Record) -> list[Resumed]:
     """Return the events at which training resumed after an interruption, in order."""
-    return record.of(Resumed)
+    return record.of_kind(Resumed)
 
 
 def start_time(record: Record) -> float | None:
@@ -171,7 +171,7 @@ def check_removable(record: Record) -> None:
         raise RunError(
             _("This is a link to a run."), where=run.path, found=run.path.resolve(), fix=_("Name the folder itself.")
         )
-    if foreign := run.foreign():
+    if foreign := run.foreign_files():
         raise RunError(
             _("Other things than a run's lie in this folder, so it is not removed."),
             where=run.path,

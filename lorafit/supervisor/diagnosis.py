@@ -46,7 +46,7 @@ class WorkerExit:
     bug: str | None = None  # the last line of its traceback
     oom_kills: int = 0
     silent_seconds: float | None = None  # time without progress after which the supervisor killed it
-    heard: str | None = None  # stderr line for which the supervisor killed it
+    fatal_line: str | None = None  # stderr line for which the supervisor killed it
 
 
 @dataclass(frozen=True)
@@ -55,15 +55,15 @@ class Diagnosis:
 
     cause: str
     text: str
-    words: str | None = None
+    evidence: str | None = None
 
 
 def diagnose(end: WorkerExit) -> Diagnosis:
     """Return the diagnosis of a worker's end."""
     if end.silent_seconds is not None:
         return _death("hung", None, time=seconds_text(end.silent_seconds))
-    if end.heard is not None:
-        return _death(_cause((end.heard,)) or "command_buffer", end.heard)
+    if end.fatal_line is not None:
+        return _death(_cause((end.fatal_line,)) or "command_buffer", end.fatal_line)
     if end.error is not None:
         return _diagnose_error(end.error, end.oom_kills)
     if end.bug is not None:

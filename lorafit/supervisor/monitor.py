@@ -48,17 +48,17 @@ class Monitor:
     """The monitor of one worker. `pause_battery` is in percent; `hang_seconds` is the setting of that name."""
 
     def __init__(self, pause_battery: float, hang_seconds: float, senses: Sensors | None = None) -> None:
-        self.pulse = Watchdog(hang_seconds)
+        self.watchdog = Watchdog(hang_seconds)
         self.paused = False
-        self._pause_battery, self._senses = pause_battery, senses or Sensors()
+        self._pause_battery, self._sensors = pause_battery, senses or Sensors()
         self._memory, self._power, self._heat = (
             Interval(MEMORY_SECONDS),
             Interval(POWER_SECONDS),
             Interval(HEAT_SECONDS),
         )
         self._readings: deque[memory_pressure.MemoryReading] = deque(maxlen=memory_pressure.MIN_READINGS)
-        self._rest, self._rested = Interval(0.0), REST_SECONDS
-        self._clocks = self._senses.clocks()
+        self._shrink_timer, self._shrink_seconds = Interval(0.0), REST_SECONDS
+        self._clocks = self._sensors.clocks()
 
     def orders(self, now: float) -> Iterator[Order]:
         """Yield the orders to the worker that the sensors call for; `now` is time.monotonic()."""
@@ -67,7 +67,7 @@ class Monitor:
             yield from self._look_at_power()
         if self._memory.due(now):
             yield from self._look_at_memory(now)
-        if self._heat.due(now) and (words := self._senses.heat()):
+        if self._heat.due(now) and (words := self._sensors.heat()):
             yield Order("say", text=words)
 
     def hangs(self, pid: int, now: float) -> bool:
@@ -77,10 +77,10 @@ class Monitor:
             times, stopped = process.cpu_times(), process.status() == psutil.STATUS_STOPPED
         except psutil.Error:
             return False
-        return self.pulse.hangs(now, times.user + times.system, stopped or self.paused)
+        return self.watchdog.hangs(now, times.user + times.system, stopped or self.paused)
 
     def _look_at_clocks(self) -> Iterator[Order]:
-        before, self._clocks = self._clocks, self._senses.clocks()
+        before, self._clocks = self._clocks, self._sensors.clocks()
         if slept := slept_seconds(before, self._clocks):
             text = _("The machine slept for {time} (a closed lid?); training goes on where it was.")
             yield Order("say", text=text.format(time=seconds_text(slept)))
@@ -89,7 +89,7 @@ class Monitor:
             yield Order("say", text=text.format(time=("-" if by < 0 else "+") + seconds_text(abs(by))))
 
     def _look_at_power(self) -> Iterator[Order]:
-        found = self._senses.battery()
+        found = self._sensors.battery()
         order = power.battery_order(found, self._pause_battery, self.paused)
         if order is None:
             return
@@ -100,9 +100,9 @@ class Monitor:
         yield Order(order)
 
     def _look_at_memory(self, now: float) -> Iterator[Order]:
-        self._readings.append(self._senses.memory())
-        if memory_pressure.is_short(self._readings) and self._rest.due(now):
+        self._readings.append(self._sensors.memory())
+        if memory_pressure.is_short(self._readings) and self._shrink_timer.due(now):
             self._readings.clear()
-            self._rest = Interval(self._rested, now)
-            self._rested *= 2
+            self._shrink_timer = Interval(self._shrink_seconds, now)
+            self._shrink_seconds *= 2
             yield Order("shrink")

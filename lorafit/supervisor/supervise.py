@@ -59,7 +59,7 @@ class Watch:
     step: int = 0  # last completed step
     training: bool = False  # the worker runs steps: it obeys a stop after its step and saves
     finished: bool = False
-    asked: int | None = None  # the signal that asked to stop
+    stop_signal: int | None = None  # the signal that asked to stop
     failed: Failed | None = None  # the worker's event, passed on only if no recovery applies
     deaths: list[PastDeath] = field(default_factory=list)
     environ: dict[str, str] = field(default_factory=dict)
@@ -70,11 +70,11 @@ class Watch:
 class WorkerState:
     """The state of one worker."""
 
-    care: Monitor
-    began: int  # completed steps when it started
+    monitor: Monitor
+    start_step: int  # completed steps when it started
     oom_kills: int  # the system's count when it started
-    said: WorkerDone | LorafitError | Bug | None = None  # its last message
-    heard: str | None = None  # stderr line for which it is killed
+    last_message: WorkerDone | LorafitError | Bug | None = None  # its last message
+    fatal_line: str | None = None  # stderr line for which it is killed
     silent_seconds: float | None = None  # time without progress after which it was killed
     recycled: bool = False  # ordered to end for a new process
 
@@ -98,8 +98,8 @@ def supervise(config: TrainConfig, command: Sequence[str] = COMMAND, senses: Sen
             finally:
                 _end_worker(watch, watch.worker)
             watch.training = False
-            well = isinstance(life.said, WorkerDone)
-            if well and (watch.finished or watch.asked or not life.recycled):
+            well = isinstance(life.last_message, WorkerDone)
+            if well and (watch.finished or watch.stop_signal or not life.recycled):
                 return
             cured = Recovery(True, "") if well else (yield from _recover(watch, watch.worker, life))
             if not cured.restart:
@@ -112,10 +112,10 @@ def supervise(config: TrainConfig, command: Sequence[str] = COMMAND, senses: Sen
 
 def _follow(watch: Watch, worker: Worker, life: WorkerState) -> Iterator[Event]:
     """Yield the events of `worker` until it ends."""
-    while not worker.over:
+    while not worker.ended:
         for message in worker.read(TICK_SECONDS):
             if isinstance(message, Event | Beat):
-                life.care.pulse.beat(time.monotonic())
+                life.monitor.watchdog.beat(time.monotonic())
             match message:
                 case Failed():
                     watch.failed = message
@@ -125,14 +125,14 @@ def _follow(watch: Watch, worker: Worker, life: WorkerState) -> Iterator[Event]:
                 case RunFolder():
                     watch.run = RunDir(Path(message.path))
                 case WorkerDone() | LorafitError() | Bug():
-                    life.said = message
-        if not worker.over:
+                    life.last_message = message
+        if not worker.ended:
             _check_worker(watch, worker, life)
 
 
 def _track_event(watch: Watch, life: WorkerState, event: Event) -> None:
     if isinstance(event, Resumed):
-        watch.step = life.began = event.step
+        watch.step = life.start_step = event.step
     elif isinstance(event, Started):
         watch.training = True
     elif isinstance(event, StepDone):
@@ -143,18 +143,18 @@ def _track_event(watch: Watch, life: WorkerState, event: Event) -> None:
 
 def _check_worker(watch: Watch, worker: Worker, life: WorkerState) -> None:
     """Send the orders that are due; kill the worker if it hangs or computes wrong values."""
-    if life.heard is not None:
+    if life.fatal_line is not None:
         worker.signal(signal.SIGKILL)
     if not watch.training:
         return
     now = time.monotonic()
-    for order in life.care.orders(now):
-        worker.order(order)
-    if watch.recycle_every and watch.step - life.began >= watch.recycle_every and not life.recycled:
+    for order in life.monitor.orders(now):
+        worker.send_order(order)
+    if watch.recycle_every and watch.step - life.start_step >= watch.recycle_every and not life.recycled:
         life.recycled = True
-        worker.order(Order("recycle"))
-    if life.silent_seconds is None and life.care.hangs(worker.pid, now):
-        life.silent_seconds = life.care.pulse.silent_seconds
+        worker.send_order(Order("recycle"))
+    if life.silent_seconds is None and life.monitor.hangs(worker.pid, now):
+        life.silent_seconds = life.monitor.watchdog.silent_seconds
         worker.signal(signal.SIGUSR1)  # it writes its stack traces, if it still can
         _read_until_exit(worker, STACKS_SECONDS)
         worker.signal(signal.SIGKILL)
@@ -163,7 +163,7 @@ def _check_worker(watch: Watch, worker: Worker, life: WorkerState) -> None:
 def _on_stderr_line(watch: Watch, life: WorkerState, line: str) -> None:
     """Handle a line of the worker's stderr: print it before training (download progress), later append it to a file."""
     if is_fatal(line):
-        life.heard = life.heard or line.strip()
+        life.fatal_line = life.fatal_line or line.strip()
     if not watch.training and sys.stderr is not None:
         print(line, end="", file=sys.stderr, flush=True)
     elif watch.run is not None:
@@ -177,10 +177,10 @@ def _on_stderr_line(watch: Watch, life: WorkerState, line: str) -> None:
 
 def _recover(watch: Watch, worker: Worker, life: WorkerState) -> Generator[Event, None, Recovery]:
     """Choose a recovery and yield Restarted; re-raise the worker's error, or raise its diagnosis, if none applies."""
-    error = life.said if isinstance(life.said, LorafitError) else None
-    bug = _last_line(life.said) if isinstance(life.said, Bug) else None
+    error = life.last_message if isinstance(life.last_message, LorafitError) else None
+    bug = _last_line(life.last_message) if isinstance(life.last_message, Bug) else None
     kills = memory_pressure.oom_kills() - life.oom_kills
-    death = diagnose(WorkerExit(worker.code, worker.tail, error, bug, kills, life.silent_seconds, life.heard))
+    death = diagnose(WorkerExit(worker.code, worker.tail, error, bug, kills, life.silent_seconds, life.fatal_line))
     if watch.finished:
         yield Warned(step=watch.step, text=death.text)
         return Recovery(False, "")
@@ -189,8 +189,10 @@ def _recover(watch: Watch, worker: Worker, life: WorkerState) -> Generator[Event
     found = choose_recovery(
         watch.deaths, platform.system(), RELAXED_WATCHDOG.items() <= {**os.environ, **watch.environ}.items()
     )
-    if not found.restart or watch.asked or watch.config.dry_run:
-        yield from _give_up(watch, death, _bug(life.said) if isinstance(life.said, Bug) else error, found)
+    if not found.restart or watch.stop_signal or watch.config.dry_run:
+        yield from _give_up(
+            watch, death, _bug(life.last_message) if isinstance(life.last_message, Bug) else error, found
+        )
     watch.environ |= found.environ
     watch.recycle_every = found.recycle_every or watch.recycle_every
     watch.step, watch.failed = saved, None
@@ -205,7 +207,7 @@ def _recover(watch: Watch, worker: Worker, life: WorkerState) -> Generator[Event
 def _give_up(watch: Watch, death: Diagnosis, error: Exception | None, found: Recovery) -> Iterator[Event]:
     """Yield Failed if a step was completed, and raise the error that ended the run."""
     fix = advice("asked") if found.restart and _can_resume(watch) else None if found.restart else found.text
-    raised = error or EngineError(death.text, where=watch.run and watch.run.path, found=death.words, fix=fix)
+    raised = error or EngineError(death.text, where=watch.run and watch.run.path, found=death.evidence, fix=fix)
     failed = watch.failed
     if failed is None:
         failed = Failed(step=watch.step, text=str(raised))
@@ -230,8 +232,8 @@ def _last_good(watch: Watch, life: WorkerState) -> int:
     """Return the step to resume from. After a GPU failure without an exception, delete the checkpoints in doubt."""
     if watch.run is None:
         return 0
-    if life.heard is not None:
-        discard_from(watch.run, max(watch.step, life.began + 1))
+    if life.fatal_line is not None:
+        discard_from(watch.run, max(watch.step, life.start_step + 1))
     good = latest_good(watch.run)[0]
     return (good and step_of(good)) or 0
 
@@ -268,12 +270,12 @@ def _note(watch: Watch, event: Event) -> None:
 
 def _end_worker(watch: Watch, worker: Worker) -> None:
     """End a worker that still runs: after its step if it trains and no stop was requested, else at once."""
-    if worker.over:
+    if worker.ended:
         return
-    if watch.training and watch.asked is None:
-        worker.order(Order("stop", signal.SIGHUP))
+    if watch.training and watch.stop_signal is None:
+        worker.send_order(Order("stop", signal.SIGHUP))
         _read_until_exit(worker, LEAVE_SECONDS)
-    if not worker.over:
+    if not worker.ended:
         worker.kill()
     _discard_empty(watch)
 
@@ -281,7 +283,7 @@ def _end_worker(watch: Watch, worker: Worker) -> None:
 def _read_until_exit(worker: Worker, seconds: float) -> None:
     """Read the worker's output until it exits or `seconds` pass. Its messages are dropped; its stderr is kept."""
     deadline = time.monotonic() + seconds
-    while not worker.over and (left := deadline - time.monotonic()) > 0:
+    while not worker.ended and (left := deadline - time.monotonic()) > 0:
         for _message in worker.read(min(left, TICK_SECONDS)):
             pass
 
@@ -300,9 +302,9 @@ def _signals(watch: Watch) -> Iterator[None]:
     """
 
     def note(number: int, _frame: FrameType | None) -> None:
-        if watch.training and watch.asked is None and watch.worker is not None:
-            watch.asked = number
-            watch.worker.order(Order("stop", number))
+        if watch.training and watch.stop_signal is None and watch.worker is not None:
+            watch.stop_signal = number
+            watch.worker.send_order(Order("stop", number))
         elif number == signal.SIGINT:
             raise KeyboardInterrupt
         elif not watch.training:

@@ -34,8 +34,8 @@ class Worker:
         command: Sequence[str] = COMMAND,
     ) -> None:
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
-        self.over = False
-        self._heard = heard
+        self.ended = False
+        self._on_line = heard
         self._process = subprocess.Popen(
             list(command),
             stdin=subprocess.PIPE,
@@ -47,8 +47,8 @@ class Worker:
         assert self._process.stdout is not None
         assert self._process.stderr is not None
         self._events, self._errors = self._process.stdout.fileno(), self._process.stderr.fileno()
-        self._rests = {self._events: b"", self._errors: b""}
-        for descriptor in self._rests:
+        self._partial_lines = {self._events: b"", self._errors: b""}
+        for descriptor in self._partial_lines:
             os.set_blocking(descriptor, False)
         self._write(start_line(start))
 
@@ -61,7 +61,7 @@ class Worker:
         """The exit code, negative for a signal; None while the process lives."""
         return self._process.returncode
 
-    def order(self, order: Order) -> None:
+    def send_order(self, order: Order) -> None:
         """Send an order; do nothing if the worker is gone."""
         self._write(order_line(order))
 
@@ -72,18 +72,18 @@ class Worker:
 
     def read(self, seconds: float) -> Iterator[Message]:
         """Wait up to `seconds` for output and yield its messages. Set `over` once the worker has ended."""
-        open_ = list(self._rests)
+        open_ = list(self._partial_lines)
         ready, _w, _x = select.select(open_, [], [], seconds)
         for descriptor in sorted(ready, key=open_.index):  # events before stderr: they show the step of an error
-            yield from self._said(descriptor)
-        if self._events not in self._rests or self._process.poll() is not None:
-            yield from self._last_words()
+            yield from self._messages(descriptor)
+        if self._events not in self._partial_lines or self._process.poll() is not None:
+            yield from self._drain()
 
     def kill(self) -> None:
         """Kill the process with SIGKILL."""
         self.signal(signal.SIGKILL)
         self._process.wait()
-        self.over = True
+        self.ended = True
         self._close()
 
     def _write(self, line: str) -> None:
@@ -91,11 +91,11 @@ class Worker:
         with contextlib.suppress(BrokenPipeError, ValueError):
             self._process.stdin.write(line.encode() + b"\n")
 
-    def _said(self, descriptor: int) -> Iterator[Message]:
+    def _messages(self, descriptor: int) -> Iterator[Message]:
         for line in self._lines(descriptor):
             if descriptor == self._errors:
                 self.tail.append(line.rstrip())
-                self._heard(line)
+                self._on_line(line)
             elif message := read_message(line):
                 yield message
 
@@ -106,16 +106,16 @@ class Worker:
                 data = os.read(descriptor, CHUNK)
             except BlockingIOError:
                 return
-            lines = (self._rests[descriptor] + data).splitlines(keepends=True)
+            lines = (self._partial_lines[descriptor] + data).splitlines(keepends=True)
             if not data:
-                del self._rests[descriptor]
+                del self._partial_lines[descriptor]
             else:
-                self._rests[descriptor] = b"" if lines[-1].endswith((b"\n", b"\r")) else lines.pop()
+                self._partial_lines[descriptor] = b"" if lines[-1].endswith((b"\n", b"\r")) else lines.pop()
             yield from (line.decode(errors="replace") for line in lines)
             if not data:
                 return
 
-    def _last_words(self) -> Iterator[Message]:
+    def _drain(self) -> Iterator[Message]:
         """Yield the messages left in the pipes. Stderr need not close: the worker's children may hold it open."""
         deadline = time.monotonic() + REAP_SECONDS
         while self._process.poll() is None and time.monotonic() < deadline:
@@ -123,9 +123,9 @@ class Worker:
         if self._process.poll() is None:
             self.signal(signal.SIGKILL)
             self._process.wait()
-        for descriptor in list(self._rests):
-            yield from self._said(descriptor)
-        self.over = True
+        for descriptor in list(self._partial_lines):
+            yield from self._messages(descriptor)
+        self.ended = True
         self._close()
 
     def _close(self) -> None:

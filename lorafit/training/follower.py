@@ -37,7 +37,7 @@ def follow() -> None:
         with registry.load(registry.PROCESS_GROUP)(rank_info().count, lambda: None) as ranks:
             _train_by_orders(ranks.broadcast_json(), ranks)
     except RankLost as lost:
-        if lost.rank != 0 or lost.told:  # the first process reports it to the user
+        if lost.rank != 0 or lost.self_reported:  # the first process reports it to the user
             raise SystemExit(FAILED) from lost
         raise
 

@@ -84,7 +84,7 @@ def training_loop(job: Job, progress: Progress) -> Iterator[Event]:
             progress.on_event(event)
             yield event
     except RankLost:
-        if progress.done > 0 and job.ranks.place.leads:
+        if progress.done > 0 and job.ranks.own_rank.leads:
             yield _save(job, progress.done)
         raise
 
@@ -98,8 +98,8 @@ def _events(job: Job, progress: Progress) -> Iterator[Event]:
         if step == plan.steps or (plan.eval_steps > 0 and step % plan.eval_steps == 0):
             yield from _evaluate(job, progress, step)
         yield from _supervisor_texts(job, step)
-        leave = int(job.ranks.all_reduce_max(job.link.leave)) if step < plan.steps else 0
-        if job.ranks.place.leads and (leave or job.link.paused or _save_due(job, step, time.monotonic() - saved_at)):
+        leave = int(job.ranks.all_reduce_max(job.link.stop_code)) if step < plan.steps else 0
+        if job.ranks.own_rank.leads and (leave or job.link.paused or _save_due(job, step, time.monotonic() - saved_at)):
             yield _save(job, step)
             saved_at = time.monotonic()
         if leave:
@@ -118,7 +118,7 @@ def _supervisor_texts(job: Job, step: int) -> Iterator[Event]:
 
 def _pause(link: Link) -> None:
     """Wait until the supervisor ends the pause or orders a stop. The caller has saved a checkpoint."""
-    while link.paused and not link.leave:
+    while link.paused and not link.stop_code:
         time.sleep(PAUSE_SECONDS)
 
 
@@ -138,10 +138,12 @@ def _compute_with_retry(
     After out of memory, or an order to use less memory, yield Shrunk and retry with less memory.
     Raises OutOfMemory if memory ran out and nothing is left to shrink.
     """
-    here = job.ranks.place
+    here = job.ranks.own_rank
     while True:
         budget = progress.token_budget or job.plan.token_budget
-        data = build_step_batch(samples, rows, budget, job.plan.max_micro_batch, here.count, job.engine.facts.shares)
+        data = build_step_batch(
+            samples, rows, budget, job.plan.max_micro_batch, here.count, job.engine.facts.shares_prefixes
+        )
         if job.ranks.all_reduce_max(int(job.link.take_shrink())):
             less = _shrink(job, progress, budget, data, _("Memory is short"))
             if less is None and job.link.must_shrink:
@@ -152,7 +154,7 @@ def _compute_with_retry(
                 yield replace(less, ran_out=ran_out)
                 continue
         try:
-            return data, compute(data.share(here.rank), data)
+            return data, compute(data.for_rank(here.rank), data)
         except OutOfMemory as error:
             less = _shrink(job, progress, budget, data, _("Memory ran out"))
             if less is None:
@@ -203,13 +205,13 @@ def _step(job: Job, progress: Progress, step: int) -> Iterator[Event]:
     plan, began = job.plan, time.monotonic()
 
     def update(share: Sequence[MicroBatch], data: StepBatch) -> StepResult:
-        return job.engine.step(step, job.link.beating(share), data.num_targets, lr_at(step, plan))
+        return job.engine.step(step, job.link.with_beats(share), data.num_targets, lr_at(step, plan))
 
     rows = step_samples(plan, step)
     ordering = time.monotonic() - began  # the first step of an epoch computes the epoch's permutation
     data, result = yield from _compute_with_retry(job, progress, job.train_set, rows, update)
     done = _step_done(plan, step, data, result, time.monotonic() - began)
-    yield replace(done, data_seconds=ordering + data.seconds)
+    yield replace(done, data_seconds=ordering + data.build_seconds)
 
 
 def _step_done(plan: Plan, step: int, data: StepBatch, result: StepResult, seconds: float) -> StepDone:
@@ -239,7 +241,7 @@ def _evaluate(job: Job, progress: Progress, step: int) -> Iterator[Event]:
         return Evaluating(step=step, rows=len(rows), share=share)
 
     def measure(share: Sequence[MicroBatch], _data: StepBatch) -> LossSum:
-        return job.engine.evaluate(job.link.beating(share, so_far))
+        return job.engine.evaluate(job.link.with_beats(share, so_far))
 
     data, total = yield from _compute_with_retry(job, progress, job.valid_set, rows, measure)
     loss = total.mean
@@ -252,7 +254,7 @@ def _evaluate(job: Job, progress: Progress, step: int) -> Iterator[Event]:
 
 def save_adapter(job: Job, target: Path, step: int) -> None:
     """Write the adapter after `step` and its chat files to `target`, complete or not at all. Only the leader writes."""
-    if not job.ranks.place.leads:
+    if not job.ranks.own_rank.leads:
         return
     with atomic_folder(target) as folder:
         write_step(folder, step)

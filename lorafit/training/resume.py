@@ -35,7 +35,7 @@ def read_interrupted(config: TrainConfig) -> Interrupted:
     Raises RunError if the run is finished, or if a setting that decides what is learned differs.
     """
     run = find_run(config.resume or "latest", Path(config.output_dir))
-    run.let_orphan_end()
+    run.wait_for_orphan()
     if any(isinstance(event, Finished) for event in read_events(run.events)):
         fix = _("Try it: {command}. To train it further, start a new run with --init_adapter {adapter}.")
         command = f"python inference.py --lora_weights {run.path} --interactive"

@@ -41,13 +41,13 @@ class Prediction:
     """A plan with the inputs of its predictions, which measurements correct. `known`: measurements of earlier runs."""
 
     planned: PlanResult
-    known: Calibration
+    calibration: Calibration
     plan: Plan  # the plan in use; a resumed run has its own
 
     @property
     def layout(self) -> Layout:
         """Return `plan` as a Layout, the input of the planner's formulas."""
-        plan, question = self.plan, self.planned.question
+        plan, question = self.plan, self.planned.plan_request
         return replace(
             question.base,
             engine=plan.engine,
@@ -65,12 +65,14 @@ class Prediction:
     @property
     def key(self) -> str:
         """Return the key of this layout and model in the calibration file."""
-        return calibrate.calibration_key(self.layout, self.planned.question.spec)
+        return calibrate.calibration_key(self.layout, self.planned.plan_request.spec)
 
-    def by_formula(self) -> Estimate:
+    def uncalibrated(self) -> Estimate:
         """Return the estimated time without corrections from earlier runs; the CPU's measured speed is used."""
-        grounds = Calibration(self.known.core_gflops)
-        return estimate(self.planned.work, self.layout, self.plan.token_budget, self.planned.question.machine, grounds)
+        grounds = Calibration(self.calibration.core_gflops)
+        return estimate(
+            self.planned.work, self.layout, self.plan.token_budget, self.planned.plan_request.machine, grounds
+        )
 
 
 def run_probe(engine: Engine, samples: Samples, expected: Prediction) -> Generator[Event, None, Plan]:
@@ -92,7 +94,9 @@ def run_probe(engine: Engine, samples: Samples, expected: Prediction) -> Generat
             text = _("Memory ran out in the rehearsal: {budget} tokens at a time, {recompute} layers recomputed.")
             yield Warned(text=text.format(budget=plan.token_budget, recompute=plan.recompute))
     memory = None if peak is None else peak / expected.plan.predicted_peak_bytes
-    calibrate.save_measurement(expected.planned.question.machine, expected.key, slowness * _cpu_share(expected), memory)
+    calibrate.save_measurement(
+        expected.planned.plan_request.machine, expected.key, slowness * _cpu_share(expected), memory
+    )
     plan = _corrected_plan(plan, expected, memory)
     engine.set_recompute(plan.recompute)
     total = _measured_time(replace(expected, plan=plan), slowness)
@@ -113,7 +117,7 @@ def _cpu_share(expected: Prediction) -> float:
 
     The measured time is multiplied by the share, because the load of other programs does not last.
     """
-    best = expected.known.core_gflops
+    best = expected.calibration.core_gflops
     return min(1.0, calibrate.measure_matmul_gflops() / best) if best and expected.layout.device == "cpu" else 1.0
 
 
@@ -123,7 +127,7 @@ def note_ceiling(expected: Prediction, token_budget: int | None) -> None:
     None: the budget is unchanged, as more layers are recomputed instead; nothing is stored.
     """
     if token_budget is not None:
-        machine, available = expected.planned.question.machine, expected.plan.available_bytes
+        machine, available = expected.planned.plan_request.machine, expected.plan.available_bytes
         calibrate.save_ceiling(machine, expected.key, token_budget, available)
 
 
@@ -132,10 +136,10 @@ def _measure_passes(engine: Engine, samples: Samples, expected: Prediction) -> t
 
     The ratio is the median over the micro-batches, because the load of other programs comes and goes.
     """
-    micros, count = _micro_batches(samples, expected.plan, engine.facts.shares)
+    micros, count = _micro_batches(samples, expected.plan, engine.facts.shares_prefixes)
     longest, median = micros[-1], micros[len(micros) // 2]
-    spec, layout = expected.planned.question.spec, expected.layout
-    rate = rates(expected.planned.question.machine, layout, expected.known.core_gflops)
+    spec, layout = expected.planned.plan_request.spec, expected.layout
+    rate = rates(expected.planned.plan_request.machine, layout, expected.calibration.core_gflops)
     most = min(max(1, int(PASSES_SHARE * count)), MAX_PASSES)
     order = [longest, median, longest, *_spread(micros, most)][:most]
     over: list[float] = []
@@ -144,7 +148,7 @@ def _measure_passes(engine: Engine, samples: Samples, expected: Prediction) -> t
         probe = engine.probe(micro)
         peak = probe.peak_bytes
         if place or most == 1:  # the first of several is a warm-up: it allocates the memory that the others reuse
-            own = computed_shapes(micro, engine.facts.shares)
+            own = computed_shapes(micro, engine.facts.shares_prefixes)
             found += probe.seconds
             over.append(probe.seconds / sum(micro_batch_seconds(spec, layout, rate, share) for share in own))
         if place >= 2 and found > MAX_PROBE_SECONDS:
@@ -173,7 +177,7 @@ def computed_shapes(micro: MicroBatch, shares: bool) -> list[MicroBatchShape]:
 
     If the engine `shares` prefixes, a prefix of several samples counts once. The prefixes are then the second shape.
     """
-    lengths, begun = np.diff(micro.segments).astype(np.int64), micro.beginnings()
+    lengths, begun = np.diff(micro.segments).astype(np.int64), micro.shared_prefix_bytes()
     once = [(len(ids), begun.count(ids.tobytes())) for ids in (repeated_prefixes([micro]) if shares else [])]
     tokens = micro.num_tokens - sum(length * times for length, times in once)
     squares = int((lengths**2).sum()) - sum(length**2 * times for length, times in once)
@@ -186,7 +190,7 @@ def _smaller_plan(plan: Plan, expected: Prediction) -> Plan:
 
     Raises OutOfMemory if neither is possible.
     """
-    longest, layers = expected.planned.question.data.longest, expected.planned.question.spec.layers
+    longest, layers = expected.planned.plan_request.data.longest, expected.planned.plan_request.spec.layers
     if plan.token_budget > longest:
         return replace(plan, token_budget=max(plan.token_budget // 2, longest))
     if plan.recompute < layers:
@@ -202,7 +206,7 @@ def _corrected_plan(plan: Plan, expected: Prediction, memory: float | None) -> P
 
     `memory`: measured over predicted peak; None: not measured.
     """
-    question = expected.planned.question
+    question = expected.planned.plan_request
     if question.config.plan is not None or calibrate.round_memory_factor(memory) <= question.memory_factor:
         return plan
     taught = calibrate.load_calibration(question.machine)
@@ -221,7 +225,7 @@ def _corrected_plan(plan: Plan, expected: Prediction, memory: float | None) -> P
 
 
 def _measured_time(expected: Prediction, slowness: float) -> Estimate:
-    formula, work = expected.by_formula(), expected.planned.work
+    formula, work = expected.uncalibrated(), expected.planned.work
     tokens = formula.tokens_per_second * formula.step
     evaluation = formula.evaluation * slowness
     return as_estimate(work, expected.layout, formula.step * slowness, evaluation, tokens, "measured")
@@ -234,7 +238,7 @@ def compare_with_plan(events: Iterator[Event], expected: Prediction, whole: bool
     if steps took more than SLOWER times what the probe had measured.
     """
     steps, seconds, peak, said = 0, 0.0, 0, False
-    planned, rehearsed = expected.plan.predicted_step_seconds, not expected.planned.question.config.no_preflight
+    planned, rehearsed = expected.plan.predicted_step_seconds, not expected.planned.plan_request.config.no_preflight
     for event in events:
         if isinstance(event, StepDone):
             steps, seconds, peak = steps + 1, seconds + event.seconds, max(peak, event.peak_bytes or 0)
@@ -244,8 +248,8 @@ def compare_with_plan(events: Iterator[Event], expected: Prediction, whole: bool
             if whole:
                 memory = peak / expected.plan.predicted_peak_bytes if peak else None
                 disturbed = rehearsed and seconds / steps > SLOW_RATIO * planned
-                slowness = None if disturbed else seconds / steps / expected.by_formula().step
-                calibrate.save_measurement(expected.planned.question.machine, expected.key, slowness, memory)
+                slowness = None if disturbed else seconds / steps / expected.uncalibrated().step
+                calibrate.save_measurement(expected.planned.plan_request.machine, expected.key, slowness, memory)
             event = _with_predictions(event, expected.plan, peak)
         yield event
         if not said and planned and steps == SETTLED_STEPS and seconds / steps > SLOW_RATIO * planned:

@@ -80,7 +80,7 @@ def train_in_process(config: TrainConfig, link: Link | None = None) -> Iterator[
     """
     link = link or Link()
     with joined_processes(config, link) as ranks:
-        yield from _lead(config.model_copy(update={"processes": ranks.place.count}), link, ranks)
+        yield from _lead(config.model_copy(update={"processes": ranks.own_rank.count}), link, ranks)
 
 
 @contextmanager
@@ -110,7 +110,7 @@ def _lead(config: TrainConfig, link: Link, ranks: Collectives) -> Iterator[Event
     progress = old.progress if old else Progress()
     try:
         with disk_errors(run.path), run.lock(link.owner):
-            link.writes = True
+            link.holds_run = True
             link.send(RunFolder(str(run.path.absolute())))
             if old is not None:
                 refuse_concurrent_resume(old, config)
@@ -145,7 +145,7 @@ def _get_ready(config: TrainConfig, old: Interrupted | None, ranks: Collectives)
     start = init_adapter(config.init_adapter) if config.init_adapter and not from_checkpoint else None
     folder = old.run.path if old else Path(config.output_dir)
     check_settings(config, machine, folder, start)
-    check_processes(config, machine, ranks.place.local_count)
+    check_processes(config, machine, ranks.own_rank.local_count)
     device = choose_device(config, machine).value
     machine = _with_metal_limit(machine, device, choose_engine(config, machine, device).value)
     yield Stage(text=_("Looking for the model {name}").format(name=config.model_name))
@@ -157,7 +157,7 @@ def _get_ready(config: TrainConfig, old: Interrupted | None, ranks: Collectives)
     template = read_template(config.chat_template)
     load = partial(shared_tokenizer, model.folder, template, config.trust_remote_code)
     data = yield from as_stage_events(prepare_cached(config, model.folder, load, template))
-    share = per_process(machine, ranks.place.local_count)
+    share = per_process(machine, ranks.own_rank.local_count)
     known = calibrate.load_calibration(share, measure=calibrate.measure_matmul_gflops)
     planned = make_plan_result(
         config if old is None else with_resolved_settings(old.run, machine, config),
@@ -189,7 +189,7 @@ def _with_metal_limit(machine: Machine, device: str, engine: str) -> Machine:
 
 
 def _plan_events(ready: PreparedRun) -> Iterator[Event]:
-    if ready.tokenizer.template_is_ours:
+    if ready.tokenizer.uses_default_template:
         text = _("The model has no chat template: it is given a plain one (ChatML), which is kept beside the adapter.")
         yield Warned(text=text)
     for line in summary_lines(ready.data):
@@ -209,12 +209,12 @@ def _run(ready: PreparedRun, run: RunDir, old: Interrupted | None, progress: Pro
     engine = yield from _open_engine(ready)
     if old is not None:
         yield from _restore(engine, ready.ranks, old)
-    elif not ready.config.no_preflight and ready.ranks.place.count == 1:
+    elif not ready.config.no_preflight and ready.ranks.own_rank.count == 1:
         ready = yield from _rehearsed(ready, run, engine)
     yield _started(ready, run, engine, progress.done)
     with stop_signals(link):
         training = training_loop(_job(ready, run, engine, link), progress)
-        yield from compare_with_plan(training, ready.expected, whole=old is None and ready.ranks.place.count == 1)
+        yield from compare_with_plan(training, ready.expected, whole=old is None and ready.ranks.own_rank.count == 1)
     if ready.config.demo and progress.done == ready.plan.steps and not ready.plan.shard:
         conversations = ready.data.valid_conversations
         yield from show_answers(engine, ready.tokenizer, conversations, ready.config, progress.done)

@@ -38,7 +38,7 @@ class Fetched:
     run: RunDir
     finished: bool
     base: str | None
-    base_is_here: bool
+    base_exists: bool
 
 
 def fetch(path: Path, output_dir: Path) -> list[Fetched]:

@@ -45,7 +45,7 @@ class Unbundled:
 
     run: RunDir
     facts: BundleInfo
-    known: bool
+    existed: bool
 
 
 def is_bundle(path: Path) -> bool:
@@ -66,7 +66,7 @@ def unbundle(path: Path, output_dir: Path) -> Unbundled:
     identity = _identity(path)
     for run in directory.all_runs(output_dir):
         if (known := _came_from(run, identity)) is not None:
-            return Unbundled(run, known, known=True)
+            return Unbundled(run, known, existed=True)
     ensure_writable(output_dir)
     with disk_errors(output_dir):
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def unbundle(path: Path, output_dir: Path) -> Unbundled:
         _note_origin(inside, facts, identity)
         with disk_errors(output_dir):
             run = _move_into_place(inside, facts, settings, output_dir)
-    return Unbundled(run, facts, known=False)
+    return Unbundled(run, facts, existed=False)
 
 
 def _identity(path: Path) -> str:

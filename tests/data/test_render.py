@@ -221,7 +221,7 @@ def test_the_longest_texts_are_shortened_first_and_each_keeps_its_ends(chatml: C
 
 def test_a_plain_text_is_learned_whole(chatml: ChatTokenizer) -> None:
     sample = render([Message("text", "第一条 合同有效。")], chatml, 512, DATE).sample
-    assert chatml.spell(sample.input_ids.tolist()) == "第一条 合同有效。<|im_end|>"
+    assert chatml.decode_with_special(sample.input_ids.tolist()) == "第一条 合同有效。<|im_end|>"
     assert sample.target_mask.tolist() == [False, *[True] * (len(sample) - 1)]
 
 

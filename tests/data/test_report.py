@@ -108,8 +108,8 @@ def test_the_figures_of_a_published_file_are_what_plain_python_counts(path: Path
     assert (report.rows, report.rejected, report.without_answer, report.cut_rows) == (len(talks), 0, 0, 0)
     assert (report.total_tokens, report.total_targets) == (sum(lengths), sum(map(targets, talks)))
     assert report.target_share == pytest.approx(sum(map(targets, talks)) / sum(lengths))
-    assert report.twins.exact == len(talks) - len({tuple(turns) for turns in talks})
-    assert report.twins.compared == len({tuple(turns) for turns in talks})
+    assert report.duplicates.exact == len(talks) - len({tuple(turns) for turns in talks})
+    assert report.duplicates.compared == len({tuple(turns) for turns in talks})
     odd = sum(any(unicodedata.category(c) == "Cc" and c not in "\n\t\r" for c in "".join(turns)) for turns in talks)
     assert report.strange_rows >= odd
     assert report.lengths is not None
@@ -129,9 +129,9 @@ def test_a_folder_is_the_sum_of_its_files() -> None:
     report = make_report(read_rows(str(LAWYER_LLAMA), "train"), Letters(), TrainConfig(max_length=10_000))
     assert report.files == {name: (len(rows), len(rows)) for name, rows in talks.items()}
     every = [tuple(turns) for rows in talks.values() for turns in rows]
-    assert report.twins.exact == len(every) - len(set(every)) > 0
+    assert report.duplicates.exact == len(every) - len(set(every)) > 0
     assert (report.total_tokens, report.total_targets) == (sum(map(length, every)), sum(map(targets, every)))
-    assert (report.train, report.valid, report.on_both_sides) == (len(every) - report.valid, report.valid, 0)
+    assert (report.train, report.valid, report.leaked_rows) == (len(every) - report.valid, report.valid, 0)
     assert 200 <= report.valid <= 210
 
 
@@ -164,9 +164,11 @@ def test_rejects_are_grouped_by_reason_whatever_their_numbers_and_named_by_line(
     turns = [{"role": "user", "content": "问"}, {"role": "assistant", "content": "答"}]
     broken = [{"messages": turns * n + [{"role": "guest", "content": "x"}]} for n in range(4)]
     report = report_of([{"question": "问", "answer": "答"}, *broken, {"question": "问", "answer": ""}])
-    assert [group.rows for group in report.refused] == [4, 1]
-    assert [place for place, _row in report.refused[0].examples] == [RowLocation("f.jsonl", n) for n in (2, 3, 4)]
-    assert report.refused[0].examples[0][1].startswith('{"messages": [{"role": "guest"')
+    assert [group.rows for group in report.reject_reasons] == [4, 1]
+    assert [place for place, _row in report.reject_reasons[0].examples] == [
+        RowLocation("f.jsonl", n) for n in (2, 3, 4)
+    ]
+    assert report.reject_reasons[0].examples[0][1].startswith('{"messages": [{"role": "guest"')
     assert (report.rejected, report.without_answer, report.good) == (5, 2, 1)
     assert report.files == {"f.jsonl": (6, 1)}
 
@@ -199,23 +201,23 @@ def test_a_row_without_an_answer_is_told_from_other_bad_ones(value: object, lack
 def test_exact_copies_stay_on_one_side_and_are_counted() -> None:
     values = [{"question": f"问{i % 20}", "answer": f"答{i % 20}"} for i in range(50)]
     report = report_of(values, val_size=0.2)
-    assert (report.twins.exact, report.twins.compared) == (30, 20)
+    assert (report.duplicates.exact, report.duplicates.compared) == (30, 20)
     assert report.valid >= 10
     assert report.train + report.valid == 50
-    assert report.on_both_sides == 0
+    assert report.leaked_rows == 0
 
 
 def test_rows_that_the_cut_makes_equal_are_found_on_both_sides() -> None:
     values = [{"question": "问" * 10, "answer": f"{'答' * 30}{i}"} for i in range(40)]
-    assert report_of(values, max_length=100, val_size=4).on_both_sides == 0
-    assert report_of(values, max_length=40, val_size=4).on_both_sides == 36
+    assert report_of(values, max_length=100, val_size=4).leaked_rows == 0
+    assert report_of(values, max_length=40, val_size=4).leaked_rows == 36
 
 
 def test_near_copies_across_the_split_are_told() -> None:
     text = "合同到期后房东不退押金，我和他沟通过很多次，他总是找各种理由拖延，请问应该如何维护自己的权益？"
     values = [{"question": f"{i}{text}", "answer": "可以先协商，协商不成的，向当地人民法院起诉。"} for i in range(20)]
     report = report_of(values, val_size=5)
-    assert (report.twins.near, report.twins.near_held_out, report.on_both_sides) == (19, 5, 0)
+    assert (report.duplicates.near, report.duplicates.near_valid, report.leaked_rows) == (19, 5, 0)
 
 
 def test_control_and_invisible_characters_are_named_with_their_first_row() -> None:
@@ -248,7 +250,7 @@ def test_rows_nested_deep_and_rows_of_tables_are_reported() -> None:
     ]
     report = report_of([*values, {"question": "问", "answer": "答"}])
     assert (report.rejected, report.good) == (5, 1)
-    shown = {place.line: text for group in report.refused for place, text in group.examples}
+    shown = {place.line: text for group in report.reject_reasons for place, text in group.examples}
     assert set(shown) == {1, 2, 3, 4, 5}
     assert shown[5] == "{"
 
@@ -317,9 +319,9 @@ def test_above_the_limit_a_sample_is_compared_that_does_not_depend_on_order(monk
     monkeypatch.setattr(report_module, "COMPARED", 40)
     values = [{"question": f"第{i}个问题", "answer": f"{i * 7919}"} for i in range(200)]
     values += [{"question": f"第{i}个问题 ", "answer": f"{i * 7919}"} for i in range(200)]  # alike but for a space
-    first = report_of(values).twins
+    first = report_of(values).duplicates
     random.Random(1).shuffle(values)
-    second = report_of(values).twins
+    second = report_of(values).duplicates
     assert first.compared == second.compared == 40
     assert first.near == second.near > 0
 

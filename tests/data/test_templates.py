@@ -241,7 +241,7 @@ def test_training_and_asking_begin_alike(template: tuple[str, ChatTokenizer]) ->
     _, tokenizer = template
     conversation: Conversation = SAID["system"]
     sample = render(conversation, tokenizer, 4096, DATE).sample
-    prompt = tokenizer.spell(tokenizer.prompt_ids(conversation[:-1], DATE))
-    before = tokenizer.spell(sample.input_ids[: int(np.argmax(sample.target_mask))].tolist())
+    prompt = tokenizer.decode_with_special(tokenizer.prompt_ids(conversation[:-1], DATE))
+    before = tokenizer.decode_with_special(sample.input_ids[: int(np.argmax(sample.target_mask))].tolist())
     assert prompt.startswith(before)
     assert prompt[len(before) :].strip() in ("", "<think>")

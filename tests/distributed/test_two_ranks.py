@@ -111,10 +111,10 @@ def test_the_shares_of_all_ranks_are_the_step() -> None:
     rows = step_samples(plan, 1)
     whole, parts = build_step_batch(samples, rows, 60, 4096), build_step_batch(samples, rows, 60, 4096, 3)
     assert (whole.num_targets, whole.num_tokens) == (parts.num_targets, parts.num_tokens)
-    shares = [parts.share(rank) for rank in range(3)]
-    assert sorted(p for share in shares for m in share for p in m.places.tolist()) == list(range(16))
+    shares = [parts.for_rank(rank) for rank in range(3)]
+    assert sorted(p for share in shares for m in share for p in m.index_in_step.tolist()) == list(range(16))
     assert all(micro.num_tokens <= 60 for share in shares for micro in share)
-    assert whole.share(0) == list(whole.micro_batches)
+    assert whole.for_rank(0) == list(whole.micro_batches)
 
 
 # places
@@ -135,7 +135,7 @@ def test_a_process_that_dies_is_named_with_its_signal_and_last_words() -> None:
     code = "import os, sys; print('the last words', file=sys.stderr, flush=True); os.kill(os.getpid(), 9)"
     with launch_ranks(2, 1, (sys.executable, "-c", code)) as others:
         others.processes[0].wait(60)
-        dead = others.dead()
+        dead = others.first_failure()
     assert dead is not None
     assert dead[0] == 1
     assert "SIGKILL" in dead[1]
@@ -145,5 +145,5 @@ def test_a_process_that_dies_is_named_with_its_signal_and_last_words() -> None:
 def test_a_process_that_ends_well_is_not_dead() -> None:
     with launch_ranks(2, 1, (sys.executable, "-c", "import os; assert os.environ['RANK'] == '1'")) as others:
         others.processes[0].wait(60)
-        assert others.dead() is None
+        assert others.first_failure() is None
     assert "RANK" not in os.environ

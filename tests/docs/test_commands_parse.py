@@ -50,7 +50,7 @@ def test_every_command_in_the_docs_is_understood(page: Path) -> None:
         assert given is not None, f"{page.name}: neither ours nor listed as not checked: {shlex.join(words)}"
         assert given[0] in COMMANDS, f"{page.name}: there is no such command: {shlex.join(words)}"
         try:
-            load(COMMANDS[given[0]].face)(given[1:])
+            load(COMMANDS[given[0]].entry)(given[1:])
         except Parsed:
             continue
         pytest.fail(f"{page.name}: not parsed by command_line.parse: {shlex.join(words)}")
@@ -59,7 +59,7 @@ def test_every_command_in_the_docs_is_understood(page: Path) -> None:
 @pytest.mark.usefixtures("parse_only")
 def test_a_wrong_flag_in_the_docs_would_be_noticed() -> None:
     with pytest.raises((SystemExit, Exception)) as raised:
-        load(COMMANDS["train"].face)(["--learning_rat", "1e-4"])
+        load(COMMANDS["train"].entry)(["--learning_rat", "1e-4"])
     assert not isinstance(raised.value, Parsed)
 
 

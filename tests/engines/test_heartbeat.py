@@ -39,7 +39,7 @@ def test_who_gives_no_sign_of_life_is_lost() -> None:
     lost = wait_until_lost(first)
     first.leave(None)
     assert lost.rank == 1
-    assert not lost.told
+    assert not lost.self_reported
     assert "no sign of life" in str(lost)
 
 
@@ -53,7 +53,7 @@ def test_who_beats_is_not_lost_and_who_left_in_peace_is_not_missed() -> None:
     second.leave(None)
     time.sleep(1.0)
     first.check()
-    first.all_left(10)
+    first.wait_for_exits(10)
     first.leave(None)
 
 
@@ -64,7 +64,7 @@ def test_who_leaves_with_a_reason_is_heard_at_once_and_who_only_passes_it_on_is_
     first.start()
     second.leave(ValueError("its disk is full"))
     lost = wait_until_lost(first)
-    assert lost.told
+    assert lost.self_reported
     assert "its disk is full" in str(lost)
     first.leave(lost)
     third = Heartbeat(store, RankInfo(1, 2, 1, 2), no_known_failure)

@@ -16,7 +16,7 @@ def head_linear(bias: bool, dtype: torch.dtype) -> nn.Linear:
     torch.manual_seed(0)
     linear = nn.Linear(HIDDEN, VOCAB, bias=bias).requires_grad_(False)
     linear.weight.data = linear.weight.data.mul_(4).to(dtype)
-    return linear if dtype == torch.float32 else LowBitLinear.around(linear)
+    return linear if dtype == torch.float32 else LowBitLinear.from_linear(linear)
 
 
 @pytest.mark.parametrize("bias", [False, True])

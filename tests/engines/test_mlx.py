@@ -51,7 +51,7 @@ def logits(engine: MLXEngine, ids: list[int]) -> np.ndarray:
 def test_dense_families_take_our_own_decoder(tmp_path: Path, family: str) -> None:
     engine = open_mlx(tiny.save_model(family, tmp_path))
     assert any("Fast path" in note for note in engine.facts.notes)
-    assert engine.facts.packs
+    assert engine.facts.supports_packing
 
 
 def test_settings_that_mlx_lm_looks_for_at_the_top_are_put_there(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_model_that_packs_wrongly_trains_sample_by_sample(tmp_path: Path, monk
     )
     folder = tiny.save_model("granite", tmp_path / "model")
     engine = open_mlx(folder)
-    assert not engine.facts.packs
+    assert not engine.facts.supports_packing
     assert any("sample by sample" in note for note in engine.facts.notes)
     monkeypatch.undo()
     loss = engine_variants.run(engine, PLAN, range(1, 2))

@@ -68,7 +68,7 @@ def test_pytorch_refuses_it_and_says_what_to_do(quantised: Path, tmp_path: Path)
 def test_other_bits_than_it_has_are_refused(quantised: Path) -> None:
     with pytest.raises(ModelError, match="in other bits"):
         MLX.open(quantised, replace(PLAN, quantization="8bit"))
-    assert MLX.open(quantised, replace(PLAN, quantization="4bit")).facts.packs
+    assert MLX.open(quantised, replace(PLAN, quantization="4bit")).facts.supports_packing
 
 
 def test_its_gradients_are_those_through_its_weights_written_out(base: Path, quantised: Path, tmp_path: Path) -> None:

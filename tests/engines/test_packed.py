@@ -89,9 +89,9 @@ def test_a_window_counts_in_the_steps_whose_samples_are_longer(tmp_path: Path) -
     engine = tiny.open_engine(tiny.save_model("mistral", tmp_path, sliding_window=100), tiny.make_plan())
     assert engine.packed is not None
     short, long = tiny.make_samples(4, longest=90), tiny.make_samples(9, longest=200)
-    assert engine._path([packed(short)]) is engine.packed
+    assert engine._choose_path([packed(short)]) is engine.packed
     assert max(map(len, long)) > 100
-    assert engine._path([packed(short), packed(long)]) is engine.generic
+    assert engine._choose_path([packed(short), packed(long)]) is engine.generic
 
 
 @pytest.mark.parametrize("changes", [{"quantization": "8bit"}, {"precision": "fp16"}])

@@ -133,7 +133,7 @@ def test_loss_and_gradients_are_those_of_samples_that_share_nothing(models: Path
     samples = two_prompts()
     together = list(build_step_batch(samples, range(11), budget, 4096, shares=True).micro_batches)
     apart = [
-        micro.only(i) for micro in together for i in range(len(micro.places))
+        micro.single_sample(i) for micro in together for i in range(len(micro.index_in_step))
     ]  # each alone with what it begins with
     assert sorted(len(ids) for ids in repeated_prefixes(together)) == [40, 50]
     loss, grads, rows = computed(engine, together)
@@ -150,7 +150,7 @@ def test_loss_and_gradients_are_those_of_samples_that_share_nothing(models: Path
 def test_a_beginning_that_one_sample_alone_has_here_is_not_gone_over_apart(models: Path) -> None:
     """Of several processes the others may have its fellows."""
     step = build_step_batch(two_prompts(each=1), range(3), 10_000, 4096, ranks=3, shares=True)
-    assert repeated_prefixes(step.share(0)) == []
+    assert repeated_prefixes(step.for_rank(0)) == []
 
 
 def test_beginnings_count_once_a_micro_batch_and_in_no_sample() -> None:
@@ -168,7 +168,7 @@ def test_the_planner_counts_them_as_a_step_computes_them() -> None:
         train=_Rows(samples), valid=_Rows(samples[:0]), digest="", total_targets=1, total_tokens=2
     )
     facts = data_stats(cast(Any, prepared))
-    assert (facts.shared, facts.held) == (45, 90)
+    assert (facts.shared_tokens, facts.resident_prefix_tokens) == (45, 90)
     (shares,) = training_shapes(facts, Split(10, 10_000, 4096), seed=1)
     step = build_step_batch(samples, range(10), 10_000, 4096, shares=True)
     assert sum(share.tokens for share in shares) == pytest.approx(int(lengths.sum()) - 4 * 50 - 4 * 40, abs=3)

@@ -43,7 +43,7 @@ def test_a_tokenizer_without_a_template_gets_chatml_and_says_so_and_keeps_it(dem
     for file in demo_folder.glob("*token*.json"):
         shutil.copy(file, tmp_path)
     tokenizer = load_tokenizer(tmp_path)
-    assert tokenizer.template_is_ours
+    assert tokenizer.uses_default_template
     tokenizer.inner.eos_token = "<|endoftext|>"
     text = tokenizer.render_text([QUESTION, Message("assistant", "a")], False, DATE)
     assert text == "<|im_start|>user\n试用期多久？<|im_end|>\n<|im_start|>assistant\na<|im_end|><|endoftext|>\n"
@@ -53,7 +53,7 @@ def test_a_tokenizer_without_a_template_gets_chatml_and_says_so_and_keeps_it(dem
     tokenizer.save(tmp_path / "saved")
     saved = load_tokenizer(tmp_path / "saved")
     assert saved.render_text([QUESTION], True, DATE) == tokenizer.render_text([QUESTION], True, DATE)
-    assert not saved.template_is_ours
+    assert not saved.uses_default_template
 
 
 @pytest.mark.parametrize("content", [None, "{", "{}"])

@@ -94,11 +94,11 @@ def test_what_is_counted_about_answers() -> None:
     pytest.importorskip("rapidfuzz")
     answers = [Answer("《民法典》第一条", 9, False), Answer("《刑法》第二条规定", 6, True), Answer("不知道", 3, False)]
     found = answer_stats(answers, ["《民法典》第一条", "《民法典》第二条", None], [])
-    assert (found.answers, found.citing, found.agreeing, found.cut) == (3, 2, 1, 1)
+    assert (found.answers, found.citing, found.same_citation, found.truncated) == (3, 2, 1, 1)
     assert found.characters == pytest.approx((8 + 9 + 3) / 3)
     assert found.likeness is not None
     without = answer_stats(answers, [None] * 3, [])
-    assert (without.agreeing, without.likeness) == (None, None)
+    assert (without.same_citation, without.likeness) == (None, None)
 
 
 # the whole way
@@ -207,10 +207,10 @@ def test_a_file_with_answers_has_references_and_a_text_file_has_none(run: Path, 
     common = {"adapters": [str(run)], "max_new_tokens": 4}
     data = api.compare(CompareRequest(test_file=str(tmp_path / "q.jsonl"), num_samples=2, **common))
     assert [q.text for q in data.questions] == ["第0个问题？", "第1个问题？"]
-    assert data.base.figures.agreeing is not None
+    assert data.base.stats.same_citation is not None
     text = api.compare(CompareRequest(test_file=str(tmp_path / "q.txt"), **common))
     assert [q.reference for q in text.questions] == [None, None]
-    assert text.base.figures.likeness is None
+    assert text.base.stats.likeness is None
     assert not [line.label for line in lines(text) if "ROUGE-L" in line.label]
 
 

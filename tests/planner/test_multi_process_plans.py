@@ -30,7 +30,7 @@ def planned(machine: Machine, processes: int, data: DataStats | None = None, **s
 def test_two_processes_on_one_processor_share_its_cores_and_memory_and_are_no_faster_for_it() -> None:
     one, two = planned(CPU, 1), planned(CPU, 2)
     assert two.plan.available_bytes == one.plan.available_bytes // 2
-    assert rates(two.question.machine, one.chosen.layout).flops == rates(CPU, one.chosen.layout).flops / 2
+    assert rates(two.plan_request.machine, one.chosen.layout).flops == rates(CPU, one.chosen.layout).flops / 2
     assert 1.0 <= two.estimate.step / one.estimate.step < 1.2
     assert "4 of 8 cores" in reason(two.plan, "processes")
 
@@ -58,7 +58,7 @@ def test_the_micro_batches_that_are_timed_are_those_of_the_process_with_the_most
     samples = make_samples(8, seed=seed)
     lengths = np.array([len(sample) for sample in samples])
     step = build_step_batch(samples, range(8), 32, 4096, ranks=processes)
-    dealt = [sum(micro.num_tokens for micro in step.share(rank)) for rank in range(processes)]
+    dealt = [sum(micro.num_tokens for micro in step.for_rank(rank)) for rank in range(processes)]
     (shares,) = training_shapes(DataStats(lengths, lengths[:0], ""), Split(8, 32, 4096, processes), seed=0)
     assert sum(share.tokens for share in shares) == max(dealt)
     longest = int(lengths.max())

@@ -87,7 +87,7 @@ def test_the_page_is_written_when_the_run_is_over(run: RunDir) -> None:
     reader.on_event(started(run))
     reader.close()
     assert "<polyline" in run.report.read_text("utf-8")
-    assert not run.foreign()
+    assert not run.foreign_files()
 
 
 def test_a_damaged_run_still_has_a_page(run: RunDir) -> None:

@@ -163,9 +163,9 @@ def test_all_names_that_a_run_gives_its_files_are_its_own(tmp_path: Path) -> Non
     names = [name for name, value in vars(RunDir).items() if isinstance(value, property) and name not in ("name",)]
     for name in names:
         getattr(run, name).touch()
-    assert run.foreign() == []
+    assert run.foreign_files() == []
     (tmp_path / "mine.txt").touch()
-    assert [path.name for path in run.foreign()] == ["mine.txt"]
+    assert [path.name for path in run.foreign_files()] == ["mine.txt"]
 
 
 # words

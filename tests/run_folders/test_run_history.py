@@ -81,7 +81,7 @@ def test_a_stopped_run_tells_how_to_go_on_and_a_resumed_one_of_its_restart(tmp_p
     text = capsys.readouterr().out
     assert re.search(r"state +finished, 10 of 10 steps", text)
     assert re.search(r"Restarts\nafter step 5 +step-000005", text)
-    assert [e.step for e in read_record(run).of(StepDone)] == list(range(1, 11))
+    assert [e.step for e in read_record(run).of_kind(StepDone)] == list(range(1, 11))
 
 
 def test_a_failed_run_tells_why(tmp_path: Path, capsys: Output) -> None:

@@ -37,8 +37,8 @@ ENDINGS = [
     (WorkerExit(-6, ["RuntimeError: [metal::malloc] Resource limit (499000) exceeded."]), "handles"),
     (WorkerExit(-6, ["LLVM ERROR: Failed to infer result type(s)"]), "metal_bug"),
     (WorkerExit(-6, ["/AppleInternal/Library/MPSCore.mm:124: failed assertion `no'"]), "metal_bug"),
-    (WorkerExit(-9, heard="Error: command buffer exited with error status."), "command_buffer"),
-    (WorkerExit(-9, heard="x (0000000e:kIOGPUCommandBufferCallbackErrorImpactingInteractivity)"), "watchdog"),
+    (WorkerExit(-9, fatal_line="Error: command buffer exited with error status."), "command_buffer"),
+    (WorkerExit(-9, fatal_line="x (0000000e:kIOGPUCommandBufferCallbackErrorImpactingInteractivity)"), "watchdog"),
     (WorkerExit(-6, ["terminate called after throwing an instance of 'std::bad_alloc'"]), "memory"),
     (WorkerExit(-6, ["RuntimeError: [malloc] Unable to allocate 4096 bytes."]), "memory"),
     (WorkerExit(1, ["OSError: [Errno 28] No space left on device"]), "disk"),
@@ -71,8 +71,8 @@ def test_an_ending_has_its_cause_and_a_sentence(end: WorkerExit, cause: str) -> 
 
 def test_the_line_that_told_is_kept() -> None:
     end = WorkerExit(-6, ["loading", "LLVM ERROR: Failed to infer result type(s)", "Abort trap: 6"])
-    assert diagnose(end).words == "LLVM ERROR: Failed to infer result type(s)"
-    assert diagnose(WorkerExit(-11, ["last words", ""])).words == "last words"
+    assert diagnose(end).evidence == "LLVM ERROR: Failed to infer result type(s)"
+    assert diagnose(WorkerExit(-11, ["last words", ""])).evidence == "last words"
 
 
 def test_every_cause_is_told_in_both_languages_in_one_sentence() -> None:

@@ -234,7 +234,7 @@ def test_heat_is_said() -> None:
 
 def test_orders_are_heard_and_taken_once() -> None:
     link = Link()
-    assert (link.leave, link.take_shrink(), link.take_texts()) == (0, False, [])
+    assert (link.stop_code, link.take_shrink(), link.take_texts()) == (0, False, [])
     for order in (Order("shrink"), Order("say", text="a"), Order("say", text="b"), Order("pause")):
         link.take(order)
     assert link.paused
@@ -242,9 +242,9 @@ def test_orders_are_heard_and_taken_once() -> None:
     assert not link.take_shrink()
     assert link.take_texts() == ["a", "b"]
     link.take(Order("recycle"))
-    assert link.leave == RECYCLE
+    assert link.stop_code == RECYCLE
     link.take(Order("stop", signal=15))
-    assert link.leave == 15
+    assert link.stop_code == 15
 
 
 @pytest.mark.parametrize(("writes", "code"), [(False, 128 + HANG_UP), (True, 3)])
@@ -252,10 +252,10 @@ def test_a_worker_without_a_supervisor_ends_at_once_where_there_is_nothing_to_sa
     """Else it would take the run from the one that goes on with it."""
     lines = [
         "import sys, time",
-        "from lorafit.ipc.link import Link, listen",
-        f"link = Link(); link.writes = {writes}",
-        "listen(link, sys.stdin)",
-        "while not link.leave: time.sleep(0.01)",
+        "from lorafit.ipc.link import Link, receive_orders",
+        f"link = Link(); link.holds_run = {writes}",
+        "receive_orders(link, sys.stdin)",
+        "while not link.stop_code: time.sleep(0.01)",
         "time.sleep(0.3)",
         "sys.exit(3)",
     ]
@@ -266,12 +266,12 @@ def test_a_worker_without_a_supervisor_ends_at_once_where_there_is_nothing_to_sa
 def test_taking_up_work_beats_and_not_too_often() -> None:
     said: list[Message] = []
     link = Link(said.append)
-    assert list(link.beating([1, 2, 3])) == [1, 2, 3]
+    assert list(link.with_beats([1, 2, 3])) == [1, 2, 3]
     assert said == [Beat()]
 
 
 def test_a_beat_can_tell_how_much_lies_behind() -> None:
     said: list[Message] = []
-    items = Link(said.append).beating("abcd", lambda share: Evaluating(time=0.0, rows=8, share=share))
+    items = Link(said.append).with_beats("abcd", lambda share: Evaluating(time=0.0, rows=8, share=share))
     assert items[2] == "c"
     assert said == [Evaluating(time=0.0, rows=8, share=0.5)]

@@ -69,20 +69,20 @@ def opened(model: Path, plan: Plan, ranks: Collectives, generic: bool) -> TorchE
 
 def seen(model: Path, name: str, ranks: Collectives = SINGLE_PROCESS) -> Iterator[tuple[str, Any]]:
     """What ten steps of a scenario show: losses, the first step's gradients, B at the end, an evaluation, bytes held."""
-    plan, here, samples = plan_of(name, model), ranks.place, samples_of(model)
+    plan, here, samples = plan_of(name, model), ranks.own_rank, samples_of(model)
     engine = opened(model, plan, ranks, name == "generic")
     first = build_step_batch(samples, step_samples(plan, 1), BUDGET, plan.max_micro_batch, here.count)
-    engine._over_all_ranks(1, first.share(here.rank), first.num_targets)
+    engine._gradients_of_step(1, first.for_rank(here.rank), first.num_targets)
     yield "gradients", {n: p.grad.clone() for n, p in engine._parameters().items() if p.grad is not None}
     engine.optimizer.drop_gradients()
     losses = []
     for step in range(1, plan.steps + 1):
         data = build_step_batch(samples, step_samples(plan, step), BUDGET, plan.max_micro_batch, here.count)
-        result = engine.step(step, data.share(here.rank), data.num_targets, lr_at(step, plan))
+        result = engine.step(step, data.for_rank(here.rank), data.num_targets, lr_at(step, plan))
         losses.append(result.loss_sum / data.num_targets)
     yield "losses", losses
     data = build_step_batch(samples, range(9), BUDGET, 4096, here.count)
-    yield "evaluated", engine.evaluate(data.share(here.rank)).mean
+    yield "evaluated", engine.evaluate(data.for_rank(here.rank)).mean
     yield "weights", {n: p.detach().clone() for n, p in engine._parameters().items()}
     yield "held", held_bytes(engine)
 
@@ -95,7 +95,7 @@ def held_bytes(engine: TorchEngine) -> int:
 
 def out_of_memory_on_one(model: Path, ranks: Collectives) -> list[str]:
     """Memory runs out on the second process alone, in its first pass: both must hear it, and the next try learn the same."""
-    plan, here, said = plan_of("fast", model), ranks.place, []
+    plan, here, said = plan_of("fast", model), ranks.own_rank, []
     engine = opened(model, plan, ranks, False)
     real = engine._accumulate
 
@@ -109,7 +109,7 @@ def out_of_memory_on_one(model: Path, ranks: Collectives) -> list[str]:
     data = build_step_batch(samples_of(model), step_samples(plan, 1), BUDGET, plan.max_micro_batch, here.count)
     for _try in range(2):
         try:
-            result = engine.step(1, data.share(here.rank), data.num_targets, 1e-3)
+            result = engine.step(1, data.for_rank(here.rank), data.num_targets, 1e-3)
             said.append(f"{result.loss_sum / data.num_targets:.4f}")
         except OutOfMemory:
             said.append("out of memory")
@@ -120,8 +120,8 @@ def main(model: Path, out: Path, names: list[str]) -> None:
     with torch_ranks.join_process_group(2, lambda: None) as ranks:
         found: dict[str, Any] = {name: dict(seen(model, name, ranks)) for name in names}
         found["out of memory"] = out_of_memory_on_one(model, ranks)
-        found["told"] = ranks.broadcast_json({"who": ranks.place.rank})
-        write(out.with_suffix(f".{ranks.place.rank}"), found)
+        found["told"] = ranks.broadcast_json({"who": ranks.own_rank.rank})
+        write(out.with_suffix(f".{ranks.own_rank.rank}"), found)
 
 
 def write(path: Path, found: dict[str, Any]) -> None:

@@ -49,7 +49,7 @@ def test_how_far_an_evaluation_is_goes_to_the_one_who_watches_and_into_no_record
 
 def test_without_a_validation_set_nothing_is_evaluated_and_nothing_is_best(tmp_path: Path) -> None:
     job = make_job(tmp_path, plans.make_plan())
-    job = Job(job.engine, job.train_set, [], job.run, job.plan, job.dress, job.link)
+    job = Job(job.engine, job.train_set, [], job.run, job.plan, job.add_chat_files, job.link)
     events = list(training_loop(job, Progress()))
     assert of(EvalDone, events) == []
     assert of(Finished, events)[0].valid_loss_after is None
@@ -73,7 +73,7 @@ class Watched:
 def test_a_step_touches_its_own_samples_only_and_says_how_long_it_waited_for_them(tmp_path: Path) -> None:
     plan = plans.make_plan(effective_batch=4, steps=3, num_epochs=1.0)
     job, watched, done = make_job(tmp_path, plan), Watched(), []
-    job = Job(job.engine, watched, [], job.run, job.plan, job.dress, job.link)
+    job = Job(job.engine, watched, [], job.run, job.plan, job.add_chat_files, job.link)
     for event in training_loop(job, Progress()):
         if isinstance(event, StepDone):
             assert sorted(watched.asked) == sorted(step_samples(plan, event.step))
@@ -151,7 +151,7 @@ def test_the_best_is_not_the_last_where_the_loss_rises_again(tmp_path: Path) -> 
     plan = plans.make_plan(eval_steps=1, valid_samples=8, learning_rate=0.05, steps=40, num_epochs=20.0)
     job = make_job(tmp_path, plan)
     few_words = plans.make_samples(32, vocab=30, seed=5)  # what is learned of them hurts the other words
-    job = Job(job.engine, few_words, job.valid_set, job.run, plan, job.dress, job.link)
+    job = Job(job.engine, few_words, job.valid_set, job.run, plan, job.add_chat_files, job.link)
     events = list(training_loop(job, Progress()))
     evals = of(EvalDone, events)[1:]
     best = min(evals, key=lambda e: e.loss)

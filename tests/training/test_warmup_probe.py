@@ -70,7 +70,7 @@ def test_a_probe_is_counted_as_its_step_is_planned(together: bool) -> None:
     ]
     micro = pack(samples, range(3), range(3), [begun] * 3)
     data = DataStats(lengths, lengths[:0], "", micro.num_targets / micro.num_tokens, "", begun, begun)
-    (planned,) = training_shapes(data if together else data.alone, Split(3, 4096, 4096), seed=0)
+    (planned,) = training_shapes(data if together else data.without_shared_prefixes, Split(3, 4096, 4096), seed=0)
     order = sorted(computed_shapes(micro, together), key=lambda share: share.tokens)
     assert order == sorted(planned, key=lambda share: share.tokens)
 
@@ -155,7 +155,7 @@ def test_a_budget_that_memory_ran_out_with_is_not_begun_with_again(when: str) ->
         list(compare_with_plan(iter(shrunk), expected, whole=True))
     else:
         all_of(run_probe(Measured(1.0, None, memory_tokens=900), SAMPLES, expected))
-    question = expected.planned.question
+    question = expected.planned.plan_request
 
     def next_time(gib: float) -> Plan:
         machine = replace(question.machine, available_bytes=int(gib * GIB))
@@ -176,8 +176,8 @@ def test_a_peak_above_the_plan_leads_to_the_plan_that_a_second_run_makes() -> No
     expected = expectation(8)
     engine = Measured(1.0, int(expected.plan.predicted_peak_bytes * 1.13))
     _events, plan = all_of(run_probe(engine, SAMPLES, expected))
-    machine = expected.planned.question.machine
-    question = expected.planned.question
+    machine = expected.planned.plan_request.machine
+    question = expected.planned.plan_request
     second = make_plan_result(
         question.config, machine, question.spec, question.data, calibrate.load_calibration(machine)
     ).plan
@@ -215,14 +215,14 @@ def test_the_end_tells_what_was_planned_and_what_came_and_both_are_kept() -> Non
     assert isinstance(last, Finished)
     assert (last.predicted_seconds, last.peak_bytes) == (30.0, 3 * GIB)
     assert last.predicted_peak_bytes == expected.plan.predicted_peak_bytes
-    kept = calibrate.load_calibration(expected.planned.question.machine).measured[expected.key]
-    assert kept.slowness == pytest.approx(1.2 / expected.by_formula().step, rel=1e-3)
+    kept = calibrate.load_calibration(expected.planned.plan_request.machine).measured[expected.key]
+    assert kept.slowness == pytest.approx(1.2 / expected.uncalibrated().step, rel=1e-3)
 
 
 def test_a_run_much_slower_than_its_rehearsal_is_told_so_and_teaches_no_speed() -> None:
     expected, events = ended(2.0)
     assert [e.step for e in events if isinstance(e, Warned)] == [20]
-    machine = expected.planned.question.machine
+    machine = expected.planned.plan_request.machine
     assert not calibrate.load_calibration(machine).measured
     calibrate.save_measurement(machine, expected.key, 1.5, 0.01)
     ended(2.0)
@@ -237,5 +237,5 @@ def test_a_busy_neighbour_in_the_rehearsal_is_divided_out_of_what_is_kept(monkey
     kept: list[float] = []
     monkeypatch.setattr(calibrate, "save_measurement", lambda _machine, _key, slowness, _memory: kept.append(slowness))
     for core_gflops in (50.0, 100.0):  # all of the processor was ours, and half of it
-        all_of(run_probe(Measured(1.0, GIB), SAMPLES, replace(expectation(8), known=Calibration(core_gflops))))
+        all_of(run_probe(Measured(1.0, GIB), SAMPLES, replace(expectation(8), calibration=Calibration(core_gflops))))
     assert kept[1] == pytest.approx(kept[0], rel=0.05)

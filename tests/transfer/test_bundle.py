@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import tiny
-from support.stopped_runs import as_it_died, weights
+from support.stopped_runs import weights
 
 from lorafit.atomic import atomic_folder
 from lorafit.cli.app import main
@@ -29,44 +28,11 @@ Output = pytest.CaptureFixture[str]
 SECRET = "hf_" + "a1b2c3d4" * 4
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory, demo_folder: Path) -> Path:
-    """A user's home: a small base model, data, and `output` with a run of six steps."""
-    home = tmp_path_factory.mktemp("home") / "anna_liebig"
-    base = tiny.save_chat_model(home / "models/Tiny-Llama", demo_folder)
-    rows = [{"instruction": f"第{i}条是什么?", "output": f"这是第{i}条的答案。"} for i in range(30)]
-    (home / "law.jsonl").write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), "utf-8")
-    list(train_in_process(TrainConfig(model_name=str(base), dataset_name=str(home / "law.jsonl"), output_dir=str(home / "output"),
-                          effective_batch=4, max_steps=6, save_steps=2, eval_steps=2, keep_checkpoints=9, lora_r=4,
-                          hf_endpoint="https://anna:pass@mirror.example", val_size=4)))  # fmt: skip
-    return home
-
-
-@pytest.fixture(scope="module")
-def finished(home: Path) -> RunDir:
-    (path,) = (home / "output").glob("*-lora-*")
-    return RunDir(path)
-
-
-@pytest.fixture(scope="module")
-def died(finished: RunDir, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    """The run as it was when it died after its fourth step; not to be touched."""
-    return as_it_died(finished, tmp_path_factory.mktemp("died"), 4)
-
-
 @pytest.fixture
 def stopped(died: RunDir, tmp_path: Path) -> RunDir:
     """A copy of it."""
     shutil.copytree(died.path, tmp_path / "before" / died.name)
     return RunDir(tmp_path / "before" / died.name)
-
-
-@pytest.fixture(scope="module")
-def run_zip(died: RunDir, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its bundle."""
-    path = tmp_path_factory.mktemp("zip") / "run.zip"
-    bundle(died, saved_config(died), path)
-    return path
 
 
 def there(path: Path, home: Path, output_dir: Path, **settings: Any) -> TrainConfig:
@@ -256,7 +222,7 @@ def test_a_name_that_is_taken_gets_a_number_and_the_run_that_is_there_stays(stop
     moved = unbundle(tmp_path / "run.zip", stopped.path.parent)
     assert moved.run.name == f"{stopped.name}_2"
     assert read_yaml(stopped.config) == before
-    assert unbundle(tmp_path / "run.zip", stopped.path.parent).known
+    assert unbundle(tmp_path / "run.zip", stopped.path.parent).existed
 
 
 def test_other_zips_are_no_bundles(tmp_path: Path, capsys: Output) -> None:

@@ -7,7 +7,6 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import test_bundle
 from support.stopped_runs import weights
 
 from lorafit.cli.app import main
@@ -17,7 +16,6 @@ from lorafit.transfer.bundle import bundle
 from lorafit.transfer.fetch import fetch
 
 Output = pytest.CaptureFixture[str]
-home, finished, died, run_zip = test_bundle.home, test_bundle.finished, test_bundle.died, test_bundle.run_zip
 
 
 @pytest.fixture(scope="module")

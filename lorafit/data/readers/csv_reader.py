@@ -40,7 +40,7 @@ class _Lines:
         self.taken.append(line)
         return line
 
-    def give_back(self) -> None:
+    def push_back(self) -> None:
         """Put back all lines of the current record except the first."""
         self.again.extendleft(reversed(self.taken[1:]))
         self.number -= len(self.taken) - 1
@@ -64,7 +64,7 @@ def read_csv(path: Path) -> Iterator[Row]:
                 continue
             line = lines.number + 1 - len(lines.taken)
             if isinstance(record, Broken):
-                lines.give_back()
+                lines.push_back()
                 yield Row(record, str(path), line)
             elif not header:
                 header = _header(path, line, record)

@@ -24,19 +24,19 @@ class _JsonDecoder:
     """A JSON decoder that also records the keys that occur more than once in one object (`twice`)."""
 
     def __init__(self) -> None:
-        self.twice: list[str] = []
+        self.duplicate_keys: list[str] = []
         self.raw_decode = json.JSONDecoder(object_pairs_hook=self._object).raw_decode
 
     def _object(self, pairs: list[tuple[str, object]]) -> dict[str, object]:
         made = dict(pairs)
         if len(made) < len(pairs):
             keys = [key for key, _value in pairs]
-            self.twice += [key for key in keys if keys.count(key) > 1]
+            self.duplicate_keys += [key for key in keys if keys.count(key) > 1]
         return made
 
     def checked(self, value: object) -> object:
         """Return `value`, which was decoded last, or Broken if a key occurs more than once in one of its objects."""
-        twice, self.twice = self.twice, []
+        twice, self.duplicate_keys = self.duplicate_keys, []
         if not twice:
             return value
         return Broken(
@@ -86,7 +86,7 @@ class _Window:
     def value(self) -> object:
         """Consume and return the next JSON value; for a faulty value return Broken and leave `pos` at its beginning."""
         while True:
-            self.decoder.twice = []
+            self.decoder.duplicate_keys = []
             try:
                 value, end = self.decoder.raw_decode(self.text, self.pos)
                 if self.ended or end < len(self.text) - EDGE_CHARACTERS:
@@ -209,7 +209,7 @@ def _lines(file: TextIO) -> Iterator[str]:
 
 
 def _one_value(decoder: _JsonDecoder, line: str, number: int) -> object:
-    decoder.twice = []
+    decoder.duplicate_keys = []
     start = len(line) - len(line.lstrip())
     try:
         value, end = decoder.raw_decode(line, start)

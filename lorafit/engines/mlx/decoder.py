@@ -35,7 +35,7 @@ class DecoderInput:
 
     ids: mx.array
     lengths: list[int]
-    before: mx.array
+    before_targets: mx.array
     targets: mx.array
 
     @classmethod
@@ -77,9 +77,9 @@ class MLXDecoder:
         """Return the last hidden state before each target [N,H]."""
         x_TH = self._embedded(rows.ids)
         for index, layer in enumerate(self.layers):
-            last = rows.before if index == len(self.layers) - 1 else None
+            last = rows.before_targets if index == len(self.layers) - 1 else None
             run = partial(_run_layer, layer, rows.lengths, last)
-            x_TH = (mx.checkpoint(run) if index < self.recompute else run)(layer.own(params), x_TH)
+            x_TH = (mx.checkpoint(run) if index < self.recompute else run)(layer.own_params(params), x_TH)
         return self.last_norm(x_TH)
 
     def new_cache(self) -> list[Any]:
@@ -90,7 +90,7 @@ class MLXDecoder:
         """Return the logits [V] of the token after `ids`; `cache` holds the tokens before `ids`."""
         x_TH = self._embedded(mx.array(ids))
         for layer, own_cache in zip(self.layers, cache, strict=True):
-            x_TH = layer.answer(params, x_TH, own_cache)
+            x_TH = layer.next_hidden(params, x_TH, own_cache)
         return self.head(self.last_norm(x_TH[-1:]))[0]
 
     def _embedded(self, ids_T: mx.array) -> mx.array:
@@ -128,7 +128,7 @@ def layer_facts(modules: Sequence[Any], prefix: str, config: PretrainedConfig) -
                 heads=config.num_attention_heads,
                 key_heads=key_heads,
                 gate=GATES[activation],
-                own_norms=config.model_type in GEMMAS,
+                post_norms=config.model_type in GEMMAS,
             )
         )
     return found

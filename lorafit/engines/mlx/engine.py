@@ -146,7 +146,7 @@ class MLXEngine:
             limit = self.plan.max_grad_norm
             factor = (min(1.0, limit / (norm + 1e-6)) if limit > 0 else 1.0) / total_targets
             grads = {name: grad * factor for name, grad in grads.items()}
-            params, moments = self.optimizer.updated(self.params, grads, lr)
+            params, moments = self.optimizer.compute_update(self.params, grads, lr)
             mx.eval(params, moments)
         self.params = params
         self.optimizer.commit(moments)
@@ -174,7 +174,7 @@ class MLXEngine:
     def _loss_and_gradients(self, step: int, micro: MicroBatch) -> tuple[mx.array, Params]:
         rows = DecoderInput.of(micro)
         if self.delta.dropout > 0:
-            places = np.repeat(micro.places, np.diff(micro.segments))
+            places = np.repeat(micro.index_in_step, np.diff(micro.segments))
             self.delta.keys_T = mx.array(hashing.dropout_row_keys(self.seed, step, places, micro.position_ids))
 
         def loss_of(params: Params) -> mx.array:
@@ -192,7 +192,7 @@ class MLXEngine:
             yield micro
             return
         for index in range(len(micro.sample_ids)):
-            yield micro.only(index)
+            yield micro.single_sample(index)
 
     def _watch_memory(self, micro: MicroBatch) -> None:
         """Raise OutOfMemory if MLX used more memory than is available.

@@ -81,7 +81,7 @@ class GenericDecoder:
         if len(rows.lengths) > 1:
             apart = SeparateSamplesMask(rows.lengths)
             cache = [apart] * len(self.model.layers)
-        return self.model.model(rows.ids[None], cache)[0][rows.before]
+        return self.model.model(rows.ids[None], cache)[0][rows.before_targets]
 
     def new_cache(self) -> list[Any]:
         """Return mlx_lm's empty cache for each layer."""

@@ -34,7 +34,7 @@ class LayerFacts:
     heads: int
     key_heads: int
     gate: Callable[[mx.array, mx.array], mx.array]
-    own_norms: bool
+    post_norms: bool
 
 
 class Layer:
@@ -49,9 +49,9 @@ class Layer:
         self.q_norm, self.k_norm = norm_of(attn, "q_norm"), norm_of(attn, "k_norm")
         self.before_attention = norm_of(module, "input_layernorm")
         after, before_mlp = "post_attention_layernorm", "pre_feedforward_layernorm"
-        self.after_attention = norm_of(module, after if facts.own_norms else None)
-        self.before_mlp = norm_of(module, before_mlp if facts.own_norms else after)
-        self.after_mlp = norm_of(module, "post_feedforward_layernorm" if facts.own_norms else None)
+        self.after_attention = norm_of(module, after if facts.post_norms else None)
+        self.before_mlp = norm_of(module, before_mlp if facts.post_norms else after)
+        self.after_mlp = norm_of(module, "post_feedforward_layernorm" if facts.post_norms else None)
 
     def _stack(
         self, parent: str, owner: Any, fused: Sequence[str], apart: Sequence[str], delta: MLXLoRADelta
@@ -64,7 +64,7 @@ class Layer:
         """The linear layers that can have an adapter, by name."""
         return {**self.qkv.modules, **self.o.modules, **self.gate_up.modules, **self.down.modules}
 
-    def own(self, params: Params) -> Params:
+    def own_params(self, params: Params) -> Params:
         """Return the adapter weights of this layer."""
         return {name: params[name] for module in self.modules for name in lora_names(module) if name in params}
 
@@ -72,22 +72,22 @@ class Layer:
         """Map x [T,H] to [T,H]. With `rows`, only these rows pass through the MLP and are returned."""
         keys_T = self.delta.keys_T  # captured, not passed: MLX would differentiate every argument
         q, k, v = mx.checkpoint(partial(self._queries_keys_values, keys_T))(params, x_TH)
-        out = self._attend_samples(self._turned_in(q, k, v), lengths)
+        out = self._attend_samples(self._split_heads(q, k, v), lengths)
         if rows is not None:
             x_TH, out = x_TH[rows], out[rows]
             keys_T = None if keys_T is None else keys_T[rows]
         x_TH = x_TH + self.after_attention(self.o(keys_T, params, out)[0])
         gate, up = mx.checkpoint(partial(self._gates, keys_T))(params, x_TH)
-        return x_TH + self.after_mlp(mx.checkpoint(partial(self._shrink, keys_T))(params, gate, up))
+        return x_TH + self.after_mlp(mx.checkpoint(partial(self._down_projection, keys_T))(params, gate, up))
 
-    def answer(self, params: Params, x_TH: mx.array, cache: Any) -> mx.array:
+    def next_hidden(self, params: Params, x_TH: mx.array, cache: Any) -> mx.array:
         """Compute the next tokens of one sample; `cache` (mlx_lm's) holds its earlier keys and values."""
         seen = cache.offset
-        q, k, v = self._turned_in(*self._queries_keys_values(None, params, x_TH))
+        q, k, v = self._split_heads(*self._queries_keys_values(None, params, x_TH))
         k, v = cache.update_and_fetch(self.facts.rope(k, seen), v)
         out = attention(self.facts.kind, self.facts.rope(q, seen), k, v)
         x_TH = x_TH + self.after_attention(self.o(None, params, _flat(out))[0])
-        return x_TH + self.after_mlp(self._shrink(None, params, *self._gates(None, params, x_TH)))
+        return x_TH + self.after_mlp(self._down_projection(None, params, *self._gates(None, params, x_TH)))
 
     def _queries_keys_values(self, keys_T: mx.array | None, params: Params, x_TH: mx.array) -> list[mx.array]:
         outs = self.qkv(keys_T, params, self.before_attention(x_TH))
@@ -101,10 +101,10 @@ class Layer:
         outs = self.gate_up(keys_T, params, self.before_mlp(x_TH))
         return outs if len(outs) > 1 else mx.split(outs[0], 2, axis=-1)
 
-    def _shrink(self, keys_T: mx.array | None, params: Params, gate_TI: mx.array, up_TI: mx.array) -> mx.array:
+    def _down_projection(self, keys_T: mx.array | None, params: Params, gate_TI: mx.array, up_TI: mx.array) -> mx.array:
         return self.down(keys_T, params, self.facts.gate(gate_TI, up_TI))[0]
 
-    def _turned_in(self, q: mx.array, k: mx.array, v: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    def _split_heads(self, q: mx.array, k: mx.array, v: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         """Split into heads, [T, heads x D] -> [1,heads,T,D]; normalize queries and keys where the model does."""
         tokens, heads, key_heads = q.shape[0], self.facts.heads, self.facts.key_heads
         q = self.q_norm(q.reshape(1, tokens, heads, -1)).transpose(0, 2, 1, 3)

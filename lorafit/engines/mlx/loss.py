@@ -31,13 +31,13 @@ class MLXHead:
             logits_NV = mx.tanh(logits_NV / self.softcap) * self.softcap
         return logits_NV
 
-    def back(self, grad_NV: mx.array, logits_NV: mx.array, dtype: mx.Dtype) -> mx.array:
+    def input_gradient(self, grad_NV: mx.array, logits_NV: mx.array, dtype: mx.Dtype) -> mx.array:
         """Return the gradient with respect to the hidden states [N,H]."""
         if self.softcap is not None:
             grad_NV = grad_NV * (1 - (logits_NV / self.softcap) ** 2)
         if self.scale != 1.0:
             grad_NV = grad_NV * self.scale
-        return self.matrix.back(grad_NV.astype(dtype))
+        return self.matrix.input_gradient(grad_NV.astype(dtype))
 
 
 def target_loss(head: MLXHead, hidden_NH: mx.array, targets_N: mx.array, chunk: int) -> mx.array:
@@ -65,11 +65,11 @@ def _chunk_loss(head: MLXHead, hidden_NH: mx.array, targets_N: mx.array) -> mx.a
         loss = (highest + mx.log(sums) - picked).sum()
         if head.softcap is None and head.scale == 1.0:
             # This form needs no one-hot array and divides [N,H] instead of [N,V].
-            gradient = (head.matrix.back(powers.astype(hidden.dtype)) / sums).astype(hidden.dtype)
+            gradient = (head.matrix.input_gradient(powers.astype(hidden.dtype)) / sums).astype(hidden.dtype)
             gradient = gradient - head.matrix.rows(targets_N).astype(hidden.dtype)
         else:
             hit = mx.arange(logits.shape[-1])[None] == targets_N[:, None]
-            gradient = head.back(powers / sums - hit, logits, hidden.dtype)
+            gradient = head.input_gradient(powers / sums - hit, logits, hidden.dtype)
         return mx.depends(loss, gradient), gradient
 
     @loss_and_gradient.vjp

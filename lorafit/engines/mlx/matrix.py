@@ -44,7 +44,7 @@ class Matrix:
         product = self._quantised(x, transpose=True)
         return product if self.bias is None else product + self.bias
 
-    def back(self, grad: mx.array) -> mx.array:
+    def input_gradient(self, grad: mx.array) -> mx.array:
         """Return the gradient with respect to x: grad [T,O] -> [T,I]."""
         return grad @ self.weight if self.scales is None else self._quantised(grad, transpose=False)
 
@@ -59,13 +59,13 @@ class Matrix:
 
     def _quantised(self, x: mx.array, transpose: bool) -> mx.array:
         if len(x) > MAX_PACKED_TOKENS and mx.default_device() == mx.Device(mx.cpu):
-            return self._written_out(x) if transpose else x @ self.rows(mx.arange(self.outputs))
+            return self._unpacked_matmul(x) if transpose else x @ self.rows(mx.arange(self.outputs))
         return mx.quantized_matmul(
             x, self.weight, self.scales, self.offsets,
             transpose=transpose, group_size=self.group_size, bits=self.bits, mode=self.mode,
         )  # fmt: skip
 
-    def _written_out(self, x: mx.array) -> mx.array:
+    def _unpacked_matmul(self, x: mx.array) -> mx.array:
         """Return x W^T with W unpacked only during the matmul; the backward pass unpacks W again."""
         every = mx.arange(self.outputs)
 

@@ -17,7 +17,7 @@ class MLXOptimizer:
         self.plan, self.updates = plan, 0
         self.moments: dict[str, Params] = {key: {n: mx.zeros_like(p) for n, p in params.items()} for key in MOMENTS}
 
-    def updated(self, params: Params, grads: Params, lr: float) -> tuple[Params, dict[str, Params]]:
+    def compute_update(self, params: Params, grads: Params, lr: float) -> tuple[Params, dict[str, Params]]:
         """Return parameters and moments after one update by `grads`; the state changes only in commit()."""
         plan, count = self.plan, self.updates + 1
         beta1, beta2 = plan.adam_beta1, plan.adam_beta2

@@ -96,14 +96,14 @@ class TorchEngine:
             notes = self._check_packing()
             # After the checks, which need as much memory as the optimizer state.
             self.optimizer = TorchOptimizer(self._parameters(), plan, self.device)
-        if self.packed is not None and not self.packed.shares:
+        if self.packed is not None and not self.packed.shares_prefixes:
             notes.append(_("With dropout, what samples begin with is computed for each of them: no two drop the same."))
         if plan.compile == "on" and self.packed is None:
             compile_layers(self.model)
         if kinds := untrained_weights(self.model):
             notes.append(_("Not trained, since no linear layer carries them: {names}.").format(names=listed(kinds)))
         count = sum(p.numel() for p in self._parameters().values())
-        shares = self.packed is not None and self.packed.shares and self.packed.window is None
+        shares = self.packed is not None and self.packed.shares_prefixes and self.packed.window is None
         self.facts = EngineFacts(
             count, list(self.layers), self.generic.packs, notes, shares, self.load_seconds, self.load_peak_bytes
         )
@@ -125,12 +125,12 @@ class TorchEngine:
         A packed pass must equal single passes, else samples are computed one by one. The fast path must equal the
         generic path.
         """
-        with self._plain_and_moving(), self.generic.ready():
+        with self._without_dropout_and_nonzero_b(), self.generic.ready():
             parameters, tolerance = (
                 list(self._parameters().values()),
                 self_check.TOLERANCE[arithmetic_dtype(self.setup)],
             )
-            notes = self._try_one_kernel(parameters, tolerance)
+            notes = self._try_varlen_attention(parameters, tolerance)
             off = self_check.worst_packing_error(self.model, self.head, parameters, self.setup.device)
             self.generic.packs = off <= tolerance
             if self.generic.packs:
@@ -144,7 +144,7 @@ class TorchEngine:
         )
         return [text.format(off=off)]
 
-    def _try_one_kernel(self, parameters: list[nn.Parameter], tolerance: float) -> list[str]:
+    def _try_varlen_attention(self, parameters: list[nn.Parameter], tolerance: float) -> list[str]:
         """Use one attention kernel for all samples if it computes the same; return a note, or none if unavailable."""
         dtype = arithmetic_dtype(self.setup)
         if not supports_varlen(self.device, dtype):
@@ -164,7 +164,7 @@ class TorchEngine:
         return [_("Attention: sample by sample, as the kernel for all at once fails here ({why})").format(why=why)]
 
     @contextmanager
-    def _plain_and_moving(self) -> Iterator[None]:
+    def _without_dropout_and_nonzero_b(self) -> Iterator[None]:
         """Inside, turn dropout off and make B nonzero, so that every gradient counts; afterwards reset B to zero."""
         dropout, self.dropout.p = self.dropout.p, 0.0
         with torch.no_grad():
@@ -218,10 +218,10 @@ class TorchEngine:
         """Make one update (see engines/base.py). An fp16 overflow halves the loss scale and repeats the same step."""
         try:
             with translated(self.device):
-                loss_sum, norm = self._over_all_ranks(step, micro_batches, total_targets)
+                loss_sum, norm = self._gradients_of_step(step, micro_batches, total_targets)
                 while not math.isfinite(norm) and self.scale.shrink():
                     self.optimizer.drop_gradients()
-                    loss_sum, norm = self._over_all_ranks(step, micro_batches, total_targets)
+                    loss_sum, norm = self._gradients_of_step(step, micro_batches, total_targets)
                 if not math.isfinite(norm):
                     raise self._diverged(step, norm)
                 self._clip(norm)
@@ -237,7 +237,7 @@ class TorchEngine:
         )
         return EngineError(_("The gradient of step {step} is not a number.").format(step=step), found=norm, fix=fix)
 
-    def _over_all_ranks(
+    def _gradients_of_step(
         self, step: int, micro_batches: Sequence[MicroBatch], total_targets: int
     ) -> tuple[float, float]:
         """Compute the gradients of the whole step into .grad; return its loss sum and the unscaled gradient norm."""
@@ -249,12 +249,12 @@ class TorchEngine:
         norm = float(torch.stack([gradient.norm() for gradient in gradients]).norm())
         return ranks.all_reduce_sum(loss_sum), norm / self.scale.value
 
-    def _path(self, micro_batches: Sequence[MicroBatch]) -> PackedDecoder | GenericPath:
+    def _choose_path(self, micro_batches: Sequence[MicroBatch]) -> PackedDecoder | GenericPath:
         return self.packed if self.packed and self.packed.supports(micro_batches) else self.generic
 
     def _accumulate(self, step: int, micro_batches: Sequence[MicroBatch], total_targets: int) -> float:
         """Compute the gradients of all micro-batches into .grad; return the sum of their losses."""
-        return _sum(self._path(micro_batches).accumulate(step, micro_batches, self.scale.value / total_targets))
+        return _sum(self._choose_path(micro_batches).accumulate(step, micro_batches, self.scale.value / total_targets))
 
     def _clip(self, norm: float) -> None:
         limit = self.plan.max_grad_norm
@@ -287,7 +287,7 @@ class TorchEngine:
         """Return the loss without gradients, over the micro-batches of all ranks."""
         ranks, num_targets = self.setup.ranks, sum(micro.num_targets for micro in micro_batches)
         with ranks.sync_oom(), translated(self.device), torch.no_grad():
-            losses = self._path(micro_batches).evaluate(micro_batches)
+            losses = self._choose_path(micro_batches).evaluate(micro_batches)
         return LossSum(ranks.all_reduce_sum(_sum(losses)), int(ranks.all_reduce_sum(num_targets)))
 
     # --- disk
@@ -344,7 +344,7 @@ class TorchEngine:
     def set_adapter(self, on: bool) -> None:
         """Turn the adapter on or off, for generation and evaluation."""
         for layer in self.layers.values():
-            layer.on = on
+            layer.delta_enabled = on
 
     def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Iterator[int]:
         """Yield token ids that continue `prompt_ids`, up to and without a stop id."""

@@ -42,11 +42,11 @@ class ShardedPath(GenericPath):
         super().__init__(path.model, path.head, path.dropout, path.chunk)
         assert isinstance(setup.ranks, TorchCollectives)
         self.ranks, self.device, self.shards = setup.ranks, get_device(setup.device), shards
-        self.tiny = self_check.tiny_micro_batch(path.model).only(0)
+        self.tiny = self_check.tiny_micro_batch(path.model).single_sample(0)
 
     def accumulate(self, step: int, micro_batches: Sequence[MicroBatch], weight: float) -> list[Tensor]:
         """Return the loss sums and add the gradients, with extra passes until all ranks have made equally many."""
-        with self._in_step():
+        with self._rank_lost_on_oom():
             singles, idle = self._passes(micro_batches)
             losses = [self._pass(micro, step, weight) for micro in singles]
             for _i in range(idle):
@@ -55,7 +55,7 @@ class ShardedPath(GenericPath):
 
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> list[Tensor]:
         """Return the loss sums without gradients, with extra passes until all ranks have made equally many."""
-        with self._in_step():
+        with self._rank_lost_on_oom():
             singles, idle = self._passes(micro_batches)
             losses = []
             for micro in [*singles, *[self.tiny] * idle]:
@@ -70,7 +70,7 @@ class ShardedPath(GenericPath):
 
     def _passes(self, micro_batches: Sequence[MicroBatch]) -> tuple[list[MicroBatch], int]:
         """Return the micro-batches to compute, and the number of extra passes to match the busiest rank."""
-        singles = [single for micro in micro_batches for single in self._packable(micro)]
+        singles = [single for micro in micro_batches for single in self._split_if_unpackable(micro)]
         return singles, int(self.ranks.all_reduce_max(len(singles))) - len(singles)
 
     def _pass(self, micro: MicroBatch, step: int, weight: float) -> Tensor:
@@ -79,13 +79,13 @@ class ShardedPath(GenericPath):
             return self.forward_backward(micro, step, weight)
 
     @contextlib.contextmanager
-    def _in_step(self) -> Iterator[None]:
+    def _rank_lost_on_oom(self) -> Iterator[None]:
         """Turn OutOfMemory into RankLost: this rank must leave, since the others are in the middle of a layer."""
         try:
-            with self.ranks.connected(), translated(self.device):
+            with self.ranks.raising_rank_lost(), translated(self.device):
                 yield
         except OutOfMemory as error:
-            place = self.ranks.place
+            place = self.ranks.own_rank
             raise RankLost(place.rank, place.count, f"{error.what} {error.found}") from error
 
 
@@ -113,7 +113,7 @@ class Shards:
 
 def is_sharded(setup: Setup) -> bool:
     """Return whether the base is sharded across several ranks."""
-    return setup.plan is not None and setup.plan.shard and setup.ranks.place.count > 1
+    return setup.plan is not None and setup.plan.shard and setup.ranks.own_rank.count > 1
 
 
 def load_sharded(setup: Setup) -> tuple[PreTrainedModel, Shards]:
@@ -123,7 +123,7 @@ def load_sharded(setup: Setup) -> tuple[PreTrainedModel, Shards]:
     differ from the model's (fused experts, older layouts), or the model has persistent buffers, transformers loads the
     whole model first. Raises ModelError.
     """
-    mesh = init_device_mesh(setup.device, (setup.ranks.place.count,))
+    mesh = init_device_mesh(setup.device, (setup.ranks.own_rank.count,))
     files = {header.name: file for file in weight_files(setup.folder) for header in read_headers(file)}
     model = _skeleton(setup)
     missing = {name for name, _p in model.named_parameters()} - set(files) - _tied_names(model)

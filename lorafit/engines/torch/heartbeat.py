@@ -31,7 +31,7 @@ class RankPulse:
     """
 
     beat: int = -1
-    silent: int = 0
+    missed_beats: int = 0
     left: bool = False
 
 
@@ -46,9 +46,9 @@ class Heartbeat:
         self.store, self.place, self.dead = store, place, dead
         self.lost: RankLost | None = None
         self._pulses = {rank: RankPulse() for rank in range(place.count) if rank != place.rank}
-        self._beat, self._over = 0, threading.Event()
+        self._beat, self._leaving = 0, threading.Event()
         self._lock = threading.Lock()
-        self._say({"beat": 0})
+        self._write_fact({"beat": 0})
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def start(self) -> None:
@@ -60,7 +60,7 @@ class Heartbeat:
         if self.lost is not None:
             raise self.lost
 
-    def blamed(self) -> RankLost | None:
+    def find_lost_rank(self) -> RankLost | None:
         """Return the lost rank behind a broken connection, or None if none is found within BLAME_SECONDS."""
         deadline = time.monotonic() + BLAME_SECONDS
         while self.lost is None and time.monotonic() < deadline:
@@ -69,73 +69,73 @@ class Heartbeat:
 
     def leave(self, error: BaseException | None) -> None:
         """Stop the thread, and write the reason for the other ranks: `error`, or None after a normal end."""
-        self._over.set()
+        self._leaving.set()
         if self._thread.is_alive():
             self._thread.join(2 * BEAT_SECONDS)
         if isinstance(error, RankLost):
-            self._say({"left": error.found, "rank": error.rank})
+            self._write_fact({"left": error.found, "rank": error.rank})
         else:
-            self._say({"left": None if error is None else str(error)})
+            self._write_fact({"left": None if error is None else str(error)})
 
-    def all_left(self, seconds: float) -> None:
+    def wait_for_exits(self, seconds: float) -> None:
         """Wait at most `seconds` until the other ranks have left or died: the leader keeps the store and goes last."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and not self.dead():
-            self._look()
+            self._read_pulses()
             if all(pulse.left for pulse in self._pulses.values()):
                 return
             time.sleep(0.05)
 
     def _run(self) -> None:
         found_at = None
-        while not self._over.wait(BEAT_SECONDS):
+        while not self._leaving.wait(BEAT_SECONDS):
             if self.lost is None:
                 self._beat += 1
-                self._say({"beat": self._beat})
-                self._look()
+                self._write_fact({"beat": self._beat})
+                self._read_pulses()
             elif found_at is None:
                 found_at = time.monotonic()
             elif time.monotonic() - found_at > GRACE_SECONDS:
                 print(self.lost, file=sys.stderr, flush=True)
                 os._exit(2)
 
-    def _say(self, fact: dict[str, Any]) -> None:
+    def _write_fact(self, fact: dict[str, Any]) -> None:
         try:
             with self._lock:
                 self.store.set(f"pulse/{self.place.rank}", json.dumps(fact))
         except RuntimeError as error:
-            self._store_is_gone(error)
+            self._record_lost_store(error)
 
-    def _look(self) -> None:
+    def _read_pulses(self) -> None:
         try:
             with self._lock:
                 facts = self.store.multi_get([f"pulse/{rank}" for rank in self._pulses])
         except RuntimeError as error:
-            self._store_is_gone(error)
+            self._record_lost_store(error)
             return
         if dead := self.dead():
-            self._lose(*dead)
+            self._record_loss(*dead)
         for (rank, pulse), fact in zip(self._pulses.items(), facts, strict=True):
-            self._take(rank, pulse, json.loads(fact))
+            self._update_pulse(rank, pulse, json.loads(fact))
 
-    def _take(self, rank: int, pulse: RankPulse, fact: dict[str, Any]) -> None:
+    def _update_pulse(self, rank: int, pulse: RankPulse, fact: dict[str, Any]) -> None:
         if "left" in fact:
             pulse.left = True
             if fact["left"] is not None:
-                self._lose(fact.get("rank", rank), fact["left"], told="rank" not in fact)
+                self._record_loss(fact.get("rank", rank), fact["left"], told="rank" not in fact)
             return
-        pulse.silent = 0 if fact["beat"] != pulse.beat else pulse.silent + 1
+        pulse.missed_beats = 0 if fact["beat"] != pulse.beat else pulse.missed_beats + 1
         pulse.beat = fact["beat"]
-        if pulse.silent >= PATIENCE_BEATS:
-            self._lose(rank, _("it gives no sign of life"))
+        if pulse.missed_beats >= PATIENCE_BEATS:
+            self._record_loss(rank, _("it gives no sign of life"))
 
-    def _store_is_gone(self, error: RuntimeError) -> None:
+    def _record_lost_store(self, error: RuntimeError) -> None:
         """Record rank 0 as lost, since it (or torchrun beside it) keeps the store; rank 0 itself records rank 1."""
         if self.place.leads:
-            self._lose(1, error)
+            self._record_loss(1, error)
         elif not self._pulses[0].left:
-            self._lose(0, _("the connection to it is closed"))
+            self._record_loss(0, _("the connection to it is closed"))
 
-    def _lose(self, rank: int, reason: object, told: bool = False) -> None:
-        if self.lost is None and not self._over.is_set():
+    def _record_loss(self, rank: int, reason: object, told: bool = False) -> None:
+        if self.lost is None and not self._leaving.is_set():
             self.lost = RankLost(rank, self.place.count, reason, told)

@@ -31,12 +31,14 @@ class GenericPath:
 
     def accumulate(self, step: int, micro_batches: Sequence[MicroBatch], weight: float) -> list[Tensor]:
         """Return the loss sums; add the gradients of weight x their sum to the parameters' .grad."""
-        return [self.forward_backward(m, step, weight) for micro in micro_batches for m in self._packable(micro)]
+        return [
+            self.forward_backward(m, step, weight) for micro in micro_batches for m in self._split_if_unpackable(micro)
+        ]
 
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> list[Tensor]:
         """Return the loss sums. The caller turns autograd off."""
         losses = []
-        for micro in (m for packed in micro_batches for m in self._packable(packed)):
+        for micro in (m for packed in micro_batches for m in self._split_if_unpackable(packed)):
             hidden_TH, before, targets = self.hidden(micro)
             losses.append(target_loss(hidden_TH.index_select(0, before), targets, self.head, self.chunk, None)[0])
         return losses
@@ -45,17 +47,17 @@ class GenericPath:
         """Return a context in which any code may call the model and its head."""
         return nullcontext()
 
-    def _packable(self, micro: MicroBatch) -> Iterator[MicroBatch]:
+    def _split_if_unpackable(self, micro: MicroBatch) -> Iterator[MicroBatch]:
         """Yield `micro` as it is, or each of its samples alone if the model does not pack."""
         if self.packs:
             yield micro
             return
         for index in range(len(micro.sample_ids)):
-            yield micro.only(index)
+            yield micro.single_sample(index)
 
     def forward_backward(self, micro: MicroBatch, step: int, weight: float) -> Tensor:
         """Return the loss sum of `micro`; add the gradients of weight x sum to the parameters' .grad."""
-        with self.dropout.of(step, micro):
+        with self.dropout.for_micro_batch(step, micro):
             hidden_TH, before, targets = self.hidden(micro)
             picked_NH = hidden_TH.detach().index_select(0, before)
             loss, grad_NH = target_loss(picked_NH, targets, self.head, self.chunk, weight)

@@ -26,33 +26,33 @@ class DropoutKeys:
 
     def __init__(self, p: float, seed: int = 0, device: str = "cpu") -> None:
         self.p, self.seed, self.device = p, seed, device
-        self.rows_T: Tensor | None = None
+        self.token_keys_T: Tensor | None = None
 
     @contextmanager
-    def of(self, step: int, micro: MicroBatch) -> Iterator[None]:
+    def for_micro_batch(self, step: int, micro: MicroBatch) -> Iterator[None]:
         """Set the keys of `micro` inside; its tokens must be computed in its order."""
         if self.p > 0:
-            places = np.repeat(micro.places, np.diff(micro.segments))
-            self.set_rows(hashing.dropout_row_keys(self.seed, step, places, micro.position_ids))
+            places = np.repeat(micro.index_in_step, np.diff(micro.segments))
+            self.set_keys(hashing.dropout_row_keys(self.seed, step, places, micro.position_ids))
         try:
             yield
         finally:
-            self.rows_T = None
+            self.token_keys_T = None
 
     @contextmanager
     def only(self, kept: Tensor | None) -> Iterator[None]:
         """Restrict the keys to the tokens `kept` inside; None: all tokens."""
-        before = self.rows_T
+        before = self.token_keys_T
         if before is not None and kept is not None:
-            self.rows_T = before[kept]
+            self.token_keys_T = before[kept]
         try:
             yield
         finally:
-            self.rows_T = before
+            self.token_keys_T = before
 
-    def set_rows(self, rows: NDArray[np.uint32]) -> None:
+    def set_keys(self, rows: NDArray[np.uint32]) -> None:
         """Set the keys [T], one per token."""
-        self.rows_T = torch.from_numpy(rows.view(np.int32)).to(self.device)
+        self.token_keys_T = torch.from_numpy(rows.view(np.int32)).to(self.device)
 
 
 def logical_shift_right(x: Tensor, bits: int) -> Tensor:
@@ -78,7 +78,7 @@ class LoRALinear(nn.Module):
     def __init__(self, base: nn.Linear, name: str, r: int, scale: float, dropout: DropoutKeys) -> None:
         super().__init__()
         device = base.weight.device
-        self.base, self.name, self.scale, self.dropout, self.on = base, name, scale, dropout, True
+        self.base, self.name, self.scale, self.dropout, self.delta_enabled = base, name, scale, dropout, True
         self._word = int(hashing.fold(name).view(np.int32))
         self.lora_A = nn.Parameter(torch.empty(r, base.in_features, dtype=torch.float32, device=device))
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, r, dtype=torch.float32, device=device))
@@ -108,7 +108,7 @@ class LoRALinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return base(x), plus the delta if `on`."""
         y: Tensor = self.base(x)
-        if not self.on:
+        if not self.delta_enabled:
             return y
         if y._is_view() or not y.is_contiguous():  # quantized layers return views, which must not be changed in place
             y = y.clone(memory_format=torch.contiguous_format)
@@ -116,18 +116,18 @@ class LoRALinear(nn.Module):
         return out
 
     @property
-    def drops(self) -> bool:
+    def dropout_active(self) -> bool:
         """Return whether dropout is active: keys are set and p > 0."""
-        return self.dropout.rows_T is not None and self.dropout.p > 0
+        return self.dropout.token_keys_T is not None and self.dropout.p > 0
 
-    def dropped(self, x_TI: Tensor) -> Tensor:
+    def apply_dropout(self, x_TI: Tensor) -> Tensor:
         """Return dropout(x): the same keys drop the same channels at every call."""
-        return (x_TI * self.kept(x_TI.shape[1])).to(x_TI.dtype) if self.drops else x_TI
+        return (x_TI * self.dropout_mask(x_TI.shape[1])).to(x_TI.dtype) if self.dropout_active else x_TI
 
-    def kept(self, inputs: int) -> Tensor:
+    def dropout_mask(self, inputs: int) -> Tensor:
         """Return [T,I] fp32: 0 where an input is dropped, 1 / (1 - p) where it stays."""
-        assert self.dropout.rows_T is not None
-        rows_T = mix_(self.dropout.rows_T ^ self._word)
+        assert self.dropout.token_keys_T is not None
+        rows_T = mix_(self.dropout.token_keys_T ^ self._word)
         channels_I = torch.arange(inputs, dtype=torch.int32, device=rows_T.device)
         least, scale = hashing.dropout_threshold(self.dropout.p), 1 / (1 - self.dropout.p)
         kept_TI = torch.empty(len(rows_T), inputs, device=rows_T.device)
@@ -142,7 +142,7 @@ class _LoRADelta(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor, a: Tensor, b: Tensor, layer: LoRALinear) -> Tensor:
-        xa_TR = layer.dropped(x.reshape(-1, x.shape[-1])) @ a.to(x.dtype).t()
+        xa_TR = layer.apply_dropout(x.reshape(-1, x.shape[-1])) @ a.to(x.dtype).t()
         ctx.save_for_backward(x, xa_TR, a, b)
         ctx.layer = layer
         ctx.mark_dirty(y)
@@ -157,8 +157,8 @@ class _LoRADelta(torch.autograd.Function):
         grad_TO, x_TI = grad_y.reshape(-1, grad_y.shape[-1]), x.reshape(-1, x.shape[-1])
         grad_TR = (grad_TO @ b.to(x.dtype)) * layer.scale
         grad_b = (grad_TO.t() @ xa_TR) * layer.scale
-        grad_a = grad_TR.t() @ layer.dropped(x_TI)
+        grad_a = grad_TR.t() @ layer.apply_dropout(x_TI)
         grad_x = None
         if ctx.needs_input_grad[1]:
-            grad_x = layer.dropped(grad_TR @ a.to(x.dtype)).view_as(x)
+            grad_x = layer.apply_dropout(grad_TR @ a.to(x.dtype)).view_as(x)
         return grad_y, grad_x, grad_a.to(a.dtype), grad_b.to(b.dtype), None

@@ -33,7 +33,7 @@ class LMHead:
             logits_NV = torch.tanh(logits_NV / self.softcap) * self.softcap
         return logits_NV
 
-    def after(self, product_NB: Tensor, rows: slice) -> Tensor:
+    def logits_from_matmul(self, product_NB: Tensor, rows: slice) -> Tensor:
         """Return float32 logits from the matmul with the linear layer's `rows`."""
         logits_NB = product_NB if self.linear.bias is None else product_NB + self.linear.bias[rows].detach()
         logits_NB = logits_NB.float()
@@ -43,7 +43,7 @@ class LMHead:
             logits_NB = logits_NB.div_(self.softcap).tanh_().mul_(self.softcap)
         return logits_NB
 
-    def slope(self, logits: Tensor) -> Tensor | None:
+    def softcap_derivative(self, logits: Tensor) -> Tensor | None:
         """Return the soft-cap's derivative at the capped `logits`; None without a soft-cap."""
         return None if self.softcap is None else 1 - (logits / self.softcap).square_()
 
@@ -93,13 +93,13 @@ def _blockwise_loss(
     sum_N, picked_N = torch.zeros_like(greatest_N), torch.zeros_like(greatest_N)
     expected_NH = None if weight is None else torch.zeros_like(hidden_NH, dtype=torch.float32)
     for rows, head_BH in weight_blocks([head.linear.weight.detach()], hidden_NH.dtype, whole=False):
-        logits_NB = head.after(hidden_NH @ head_BH.t(), rows)
+        logits_NB = head.logits_from_matmul(hidden_NH @ head_BH.t(), rows)
         at_N1 = targets_N[:, None] - rows.start
         here_N = ((at_N1 >= 0) & (at_N1 < len(head_BH)))[:, 0]
         picked_N = torch.where(here_N, logits_NB.gather(1, at_N1.clamp(0, len(head_BH) - 1))[:, 0], picked_N)
         top_N = torch.maximum(greatest_N, logits_NB.amax(1))
         shrink_N, greatest_N = (greatest_N - top_N).exp_(), top_N
-        slope_NB = head.slope(logits_NB)
+        slope_NB = head.softcap_derivative(logits_NB)
         shares_NB = logits_NB.sub_(top_N[:, None]).exp_()
         sum_N = sum_N.mul_(shrink_N).add_(shares_NB.sum(1))
         if expected_NH is not None:
@@ -108,7 +108,7 @@ def _blockwise_loss(
     loss = (greatest_N + sum_N.log() - picked_N).sum()
     if expected_NH is None or weight is None:
         return loss, None
-    slope_N = head.slope(picked_N)
+    slope_N = head.softcap_derivative(picked_N)
     wanted_NH = head.linear.weight.detach()[targets_N].float()
     wanted_NH = wanted_NH if slope_N is None else wanted_NH.mul_(slope_N[:, None])
     return loss, expected_NH.div_(sum_N[:, None]).sub_(wanted_NH).mul_(head.scale * weight)

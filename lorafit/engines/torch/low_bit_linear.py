@@ -134,7 +134,7 @@ class LowBitLinear(nn.Linear):
     """A frozen linear layer whose weight has fewer bits than its input; it computes in the input's dtype."""
 
     @classmethod
-    def around(cls, linear: nn.Linear) -> "LowBitLinear":
+    def from_linear(cls, linear: nn.Linear) -> "LowBitLinear":
         """Return a layer that shares the weight of `linear`, with the bias in float32."""
         stored = cls(linear.in_features, linear.out_features, bias=False, device="meta")
         stored.weight = linear.weight
@@ -175,7 +175,7 @@ def compute_in_float32(model: PreTrainedModel) -> None:
                 child.register_forward_hook(_in_float32)
                 kept.add(id(child.weight))
             elif type(child) is nn.Linear:
-                setattr(module, name, LowBitLinear.around(child))
+                setattr(module, name, LowBitLinear.from_linear(child))
                 kept.add(id(child.weight))
     for parameter in model.parameters():
         if id(parameter) not in kept:

@@ -36,9 +36,9 @@ class TorchOptimizer:
         else:
             self._torch = torch.optim.AdamW(parameters.values(), fused=device.fused_adamw, **options)
         for index, parameter in enumerate(parameters.values()):
-            self._start(index, parameter)
+            self._init_state(index, parameter)
 
-    def _start(self, index: int, parameter: nn.Parameter) -> None:
+    def _init_state(self, index: int, parameter: nn.Parameter) -> None:
         """Allocate zero optimizer state now: out of memory at the first update would leave some weights not updated."""
         if self.kind == "adamw":
             step = torch.zeros((), device=parameter.device)

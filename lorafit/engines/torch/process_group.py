@@ -39,16 +39,16 @@ class TorchCollectives:
     """The Collectives protocol (distributed/collectives.py) over torch.distributed's default group."""
 
     def __init__(self, here: RankInfo, store: Any, heartbeat: Heartbeat, waiting: Callable[[], None]) -> None:
-        self.place, self.store, self.heartbeat, self.waiting = here, store, heartbeat, waiting
-        self._told = 0
+        self.own_rank, self.store, self.heartbeat, self.waiting = here, store, heartbeat, waiting
+        self._broadcasts = 0
         # Kept between steps: a failed allocation on one rank alone would leave the other ranks waiting.
         self._flat: Tensor | None = None
 
     def broadcast_json(self, facts: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return the leader's `facts` (JSON) on every rank."""
-        self._told += 1
-        key = f"told/{self._told}"
-        if self.place.leads:
+        self._broadcasts += 1
+        key = f"told/{self._broadcasts}"
+        if self.own_rank.leads:
             self.store.set(key, json.dumps(facts))
         with self._connected():
             while not self.store.check([key]):
@@ -67,22 +67,22 @@ class TorchCollectives:
             return
         with tempfile.TemporaryDirectory(prefix="lorafit-") as place:
             copy = Path(place)
-            found = sorted(p for p in folder.iterdir() if p.is_file()) if folder and self.place.leads else []
+            found = sorted(p for p in folder.iterdir() if p.is_file()) if folder and self.own_rank.leads else []
             sizes = self.broadcast_json({path.name: path.stat().st_size for path in found})
             for name, size in sizes.items():
-                self._copy(folder / name if folder and self.place.leads else copy / name, size)
-            yield folder if self.place.leads else copy
+                self._copy(folder / name if folder and self.own_rank.leads else copy / name, size)
+            yield folder if self.own_rank.leads else copy
 
     def _copy(self, path: Path, size: int) -> None:
         """Send the leader's file to all ranks, by an all-reduce to which the other ranks add zeros."""
         for start in range(0, size, PIECE):
             piece = torch.zeros(min(PIECE, size - start), dtype=torch.uint8)
-            if self.place.leads:
+            if self.own_rank.leads:
                 with path.open("rb") as file:
                     file.seek(start)
                     file.readinto(piece.numpy())  # type: ignore[arg-type]
             self._reduce(piece, dist.ReduceOp.SUM)
-            if not self.place.leads:
+            if not self.own_rank.leads:
                 with path.open("ab") as file:
                     file.write(piece.numpy().tobytes())
 
@@ -134,7 +134,7 @@ class TorchCollectives:
         time.sleep(seconds)
 
     @contextlib.contextmanager
-    def connected(self) -> Iterator[None]:
+    def raising_rank_lost(self) -> Iterator[None]:
         """Turn a RuntimeError inside torch's own collectives into RankLost if a rank is lost.
 
         Any other RuntimeError may come from the computation, and is raised again.
@@ -142,7 +142,7 @@ class TorchCollectives:
         try:
             yield
         except RuntimeError as error:
-            if (lost := self.heartbeat.blamed()) is None:
+            if (lost := self.heartbeat.find_lost_rank()) is None:
                 raise
             raise lost from error
 
@@ -152,8 +152,8 @@ class TorchCollectives:
         try:
             yield
         except RuntimeError as error:
-            other = 0 if self.place.rank else 1
-            raise self.heartbeat.blamed() or RankLost(other, self.place.count, error) from error
+            other = 0 if self.own_rank.rank else 1
+            raise self.heartbeat.find_lost_rank() or RankLost(other, self.own_rank.count, error) from error
 
 
 @contextlib.contextmanager
@@ -172,7 +172,7 @@ def join_process_group(processes: int, waiting: Callable[[], None]) -> Iterator[
     )
     with (
         launch_ranks(processes, store.port) as others,
-        _group(RankInfo(0, processes, 0, processes), store, others.dead, waiting) as ranks,
+        _group(RankInfo(0, processes, 0, processes), store, others.first_failure, waiting) as ranks,
     ):
         yield ranks
 
@@ -217,7 +217,7 @@ def _group(here: RankInfo, store: Any, dead: FindFailure, waiting: Callable[[], 
     finally:
         heartbeat.leave(problem)
         if here.leads and problem is None:
-            heartbeat.all_left(LEAVE_SECONDS)
+            heartbeat.wait_for_exits(LEAVE_SECONDS)
         if not isinstance(problem, RankLost):  # NCCL would wait for the lost rank
             dist.destroy_process_group()
 

@@ -11,7 +11,7 @@ def comparison_page(comparison: Comparison) -> str:
     facts: dict[str, object] = {
         "title": words.title(comparison),
         "subtitle": words.subtitle(comparison),
-        "names": [side.name for side in comparison.sides],
+        "names": [side.name for side in comparison.results],
         "lines": words.lines(comparison),
         "notes": comparison.notes,
         "questions": [_asked(comparison, place) for place in range(len(comparison.questions))],
@@ -31,6 +31,6 @@ def _asked(comparison: Comparison, place: int) -> dict[str, object]:
             "pieces": words.answer_pieces(comparison, side, place),
             "note": words.answer_note(side.answers[place]),
         }
-        for side in comparison.sides
+        for side in comparison.results
     ]
     return {"text": words.question_text(place + 1, question), "reference": question.reference, "answers": answers}

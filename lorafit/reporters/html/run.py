@@ -58,7 +58,7 @@ def run_page(record: Record) -> str:
         "answers_title": _("A question that was held out"),
         "answers": [
             (e.question, ((_("before, the base model"), e.base), (_("after, with the adapter"), e.tuned)))
-            for e in record.of(Answered)
+            for e in record.of_kind(Answered)
         ],
         "use_title": _("Going on"),
         "use": _next_steps(record),
@@ -93,7 +93,7 @@ def _figures(record: Record, results: Results) -> list[Figure]:
     figures.append(Figure(_("time in steps"), seconds_text(results.seconds), _rate(results.tokens_per_second)))
     if results.peak_bytes is not None:
         figures.append(Figure(_("memory at the peak"), bytes_text(results.peak_bytes)))
-    count = len(record.of(Restarted))
+    count = len(record.of_kind(Restarted))
     figures.append(
         Figure(_("restarts"), count_text(count), _("by itself, after a death") if count else "", not count or None)
     )

@@ -15,13 +15,13 @@ def show_cloud_files(sent: CloudFiles, console: Console) -> None:
     head = _("✓ {place}: {folder}: {files}")
     text = head.format(place=sent.title, folder=sent.folder, files=listed(sent.files))
     console.print(Text(text), soft_wrap=True)
-    if sent.offers:
+    if sent.quotes:
         console.print()
-        console.print(_table(sent.offers))
-        if note := _prices_note(sent.offers):
+        console.print(_table(sent.quotes))
+        if note := _prices_note(sent.quotes):
             console.print(Text(note, "dim"))
     console.print()
-    for number, step in enumerate(sent.steps, 1):
+    for number, step in enumerate(sent.next_steps, 1):
         console.print(Text(f"{number}. {step}"), soft_wrap=True)
     console.print(Text(_("When it is done: {command}").format(command="lorafit fetch result.zip")), soft_wrap=True)
 
@@ -31,7 +31,7 @@ def _table(offers: list[Quote]) -> Table:
     for title in (_("machine"), "GPU", _("plan"), _("time"), _("price")):
         table.add_column(title, overflow="fold")
     for offer in offers:
-        plan = f"✓ {offer.words}" if offer.fits else f"✗ {offer.words}"
+        plan = f"✓ {offer.details}" if offer.fits else f"✗ {offer.details}"
         table.add_row(offer.machine, offer.gpu, plan, _time(offer), _price(offer))
     return table
 

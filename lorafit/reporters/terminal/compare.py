@@ -24,10 +24,10 @@ def show_comparison(comparison: Comparison, console: Console) -> None:
     """Print figures, notes and answers."""
     asked, piped = len(comparison.questions), not console.is_terminal
     console.print(Text(words.subtitle(comparison), "dim"), soft_wrap=piped)
-    show_rows(_figures(comparison), console, range(1, len(comparison.sides) + 1))
+    show_rows(_figures(comparison), console, range(1, len(comparison.results) + 1))
     for note in comparison.notes:
         console.print(Text(f"⚠ {note}", "yellow"), soft_wrap=piped)
-    fits = console.width >= MIN_COLUMN_WIDTH * len(comparison.sides)
+    fits = console.width >= MIN_COLUMN_WIDTH * len(comparison.results)
     show = _lines if piped else _side_by_side if fits else _one_below_another
     shown = asked if piped else min(asked, MAX_QUESTIONS)
     for place in range(shown):
@@ -37,7 +37,7 @@ def show_comparison(comparison: Comparison, console: Console) -> None:
 
 
 def _figures(comparison: Comparison) -> list[list[str | Text]]:
-    rows: list[list[str | Text]] = [["", *(Text(side.name, "bold") for side in comparison.sides)]]
+    rows: list[list[str | Text]] = [["", *(Text(side.name, "bold") for side in comparison.results)]]
     for line in words.lines(comparison):
         rows.append([_cell(Text(line.label), line.note), *(_figure(cell) for cell in line.cells)])
     return rows
@@ -54,14 +54,14 @@ def _cell(text: Text, note: str) -> Text:
 
 def _side_by_side(place: int, comparison: Comparison) -> RenderableType:
     table = Table(box=None, padding=(0, 2, 0, 0), expand=True, header_style="dim", pad_edge=False)
-    for side in comparison.sides:
+    for side in comparison.results:
         table.add_column(side.name, ratio=1, overflow="fold")
-    table.add_row(*(Group(*_answer(comparison, side, place)) for side in comparison.sides))
+    table.add_row(*(Group(*_answer(comparison, side, place)) for side in comparison.results))
     return Group(*_asked(place, comparison), table)
 
 
 def _one_below_another(place: int, comparison: Comparison) -> RenderableType:
-    answers = ((Text(side.name, "dim"), *_answer(comparison, side, place)) for side in comparison.sides)
+    answers = ((Text(side.name, "dim"), *_answer(comparison, side, place)) for side in comparison.results)
     return Group(*_asked(place, comparison), *(text for answer in answers for text in answer))
 
 
@@ -82,6 +82,6 @@ def _lines(place: int, comparison: Comparison) -> RenderableType:
     """Return a line for each text, for a pipe."""
     question = comparison.questions[place]
     told = [] if question.reference is None else [(_("reference"), Text(question.reference))]
-    told += [(side.name, Text(" ").join(_answer(comparison, side, place))) for side in comparison.sides]
+    told += [(side.name, Text(" ").join(_answer(comparison, side, place))) for side in comparison.results]
     asked = Text("\n" + words.question_text(place + 1, question))
     return Group(asked, *(Text.assemble(f"{label}: ", text) for label, text in told))

@@ -49,7 +49,7 @@ def _show_memory(look: Preview, console: Console) -> None:
         text = _("Memory of each of {count} processes at its peak: {peak} of {available}")
     peak, available = bytes_text(plan.predicted_peak_bytes), bytes_text(plan.available_bytes)
     title = Text(text.format(count=plan.processes, peak=peak, available=available), "bold")
-    if source := memory_budget.source_text(look.planned.question.machine, plan.device):
+    if source := memory_budget.source_text(look.planned.plan_request.machine, plan.device):
         title.append(_(" ({source})").format(source=source), "not bold dim")
     console.print(title, soft_wrap=True)
     terms = sorted(plan.memory_terms.items(), key=lambda item: -item[1])

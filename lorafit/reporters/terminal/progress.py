@@ -68,7 +68,7 @@ class LiveDisplay:
 
     def start(self, pace: Throughput, step: int, time: float) -> None:
         self.close()
-        self._pace = pace
+        self._throughput = pace
         self._bar = progress_bar(self._console)
         self._task = self._bar.add_task("", total=pace.steps, completed=step, figures="", left="")
         self._bar.start()
@@ -76,7 +76,10 @@ class LiveDisplay:
     def step(self, event: StepDone) -> None:
         if self._bar is not None:
             self._bar.update(
-                self._task, completed=event.step, figures=figures_text(self._pace, event), left=left_text(self._pace)
+                self._task,
+                completed=event.step,
+                figures=figures_text(self._throughput, event),
+                left=left_text(self._throughput),
             )
 
     def close(self) -> None:
@@ -122,28 +125,28 @@ class PlainDisplay:
         pass
 
     def start(self, pace: Throughput, step: int, time: float) -> None:
-        self._pace, self._began, self._last = pace, time, None
+        self._throughput, self._began, self._last = pace, time, None
 
     def step(self, event: StepDone) -> None:
         if not self._due(event):
             return
         self._last = (event.time, event.step)
         times = _("{passed} passed").format(passed=seconds_text(event.time - self._began))
-        if event.step < self._pace.steps:
-            left = seconds_text(self._pace.seconds_left)
+        if event.step < self._throughput.steps:
+            left = seconds_text(self._throughput.seconds_left)
             times = listed([times, _("{left} left").format(left=left)])
-        head = _("step {step}/{steps}").format(step=event.step, steps=self._pace.steps)
-        self._console.print(Text(f"{head}  {figures_text(self._pace, event)}  {times}"), soft_wrap=True)
+        head = _("step {step}/{steps}").format(step=event.step, steps=self._throughput.steps)
+        self._console.print(Text(f"{head}  {figures_text(self._throughput, event)}  {times}"), soft_wrap=True)
 
     def close(self) -> None:
         self._last = None
 
     def _due(self, event: StepDone) -> bool:
-        if self._last is None or event.step == self._pace.steps:
+        if self._last is None or event.step == self._throughput.steps:
             return True
         time, step = self._last
         rhythm = max(LINE_SECONDS, (event.time - self._began) / 60)
-        return event.time - time >= rhythm or event.step - step >= LINE_SHARE * self._pace.steps
+        return event.time - time >= rhythm or event.step - step >= LINE_SHARE * self._throughput.steps
 
 
 def figures_text(pace: Throughput, event: StepDone) -> str:

@@ -44,9 +44,9 @@ class TerminalReporter:
     def __init__(self, console: Console | None = None, display: Display | None = None) -> None:
         self._console = console or Console(highlight=False)
         self._display = display or open_display(self._console)
-        self._pace = Throughput(steps=0)
+        self._throughput = Throughput(steps=0)
         self._run = ""
-        self._follow: dict[str, str] = {}  # purpose -> command, printed by close()
+        self._next_commands: dict[str, str] = {}  # purpose -> command, printed by close()
 
     def on_event(self, event: Event) -> None:
         """Show `event`."""
@@ -60,7 +60,7 @@ class TerminalReporter:
             case Started():
                 self._started(event)
             case StepDone():
-                self._pace.on_event(event)
+                self._throughput.on_event(event)
                 self._display.step(event)
             case Stopped():
                 self._stopped(event)
@@ -81,7 +81,7 @@ class TerminalReporter:
     def close(self) -> None:
         """Restore the terminal and, if the run is over, print the next commands."""
         self._display.close()
-        for purpose, command in self._follow.items():  # never wrapped, because users paste it
+        for purpose, command in self._next_commands.items():  # never wrapped, because users paste it
             self._console.print(Text.assemble("  ", labelled(purpose, ""), (command, "bold cyan")), soft_wrap=True)
 
     def _say(self, text: str, style: str = "") -> None:
@@ -128,7 +128,7 @@ class TerminalReporter:
     def _started(self, event: Started) -> None:
         self._display.close()
         self._run = event.run
-        self._pace = Throughput(steps=event.steps, step=event.step)
+        self._throughput = Throughput(steps=event.steps, step=event.step)
         text = _("Training {model} on {device}: {steps} steps, {train} rows, {held} held out, {parameters} parameters.")
         self._say(
             text.format(
@@ -142,18 +142,18 @@ class TerminalReporter:
             "bold",
         )
         self._say(_("Run: {run}").format(run=event.run))
-        self._display.start(self._pace, event.step, event.time)
+        self._display.start(self._throughput, event.step, event.time)
 
     def _stopped(self, event: Stopped) -> None:
         self._display.close()
         self._say(_("Stopped after step {step}; everything up to there is saved.").format(step=event.step), "yellow")
-        self._follow = {_("go on"): next_commands.resume(self._run)}
+        self._next_commands = {_("go on"): next_commands.resume(self._run)}
 
     def _failed(self, event: Failed) -> None:
         """Show the last step and the command to resume; show_error() shows the error itself."""
         self._display.close()
         self._say(_("The run broke off after step {step}.").format(step=event.step), "yellow")
-        self._follow = {_("go on from the last checkpoint"): next_commands.resume(self._run)}
+        self._next_commands = {_("go on from the last checkpoint"): next_commands.resume(self._run)}
 
     def _finished(self, event: Finished) -> None:
         self._display.close()
@@ -171,7 +171,7 @@ class TerminalReporter:
         if event.best_loss is not None and event.best_step is not None:
             self._say(_("Best: {loss:.4f} at step {step}.").format(loss=event.best_loss, step=event.best_step))
         self._say(_("Adapter: {path}").format(path=Path(self._run) / event.path))
-        self._follow = {
+        self._next_commands = {
             _("talk to it"): next_commands.chat(self._run),
             _("see the curves"): next_commands.curves(str(Path(self._run).parent)),
         }

@@ -114,24 +114,24 @@ def _perplexity(loss: float) -> str:
 
 
 def _answer_lines(comparison: Comparison) -> list[ComparisonRow]:
-    sides, longest = comparison.sides, comparison.sampling.max_new_tokens
+    sides, longest = comparison.results, comparison.sampling.max_new_tokens
     found = [
         (_("chrF, ROUGE-L"), _("likeness to the references, to 100"), [_likeness(s) for s in sides]),
-        (_("cites a statute (《…》第…条)"), "", [_share(s, s.figures.citing) for s in sides]),
-        (_("cites one that the reference cites"), "", [_share(s, s.figures.agreeing) for s in sides]),
-        (_("mean length in characters"), "", [ComparisonCell(f"{s.figures.characters:,.0f}") for s in sides]),
-        (_("cut off at {n} tokens").format(n=longest), "", [_share(s, s.figures.cut) for s in sides]),
+        (_("cites a statute (《…》第…条)"), "", [_share(s, s.stats.citing) for s in sides]),
+        (_("cites one that the reference cites"), "", [_share(s, s.stats.same_citation) for s in sides]),
+        (_("mean length in characters"), "", [ComparisonCell(f"{s.stats.characters:,.0f}") for s in sides]),
+        (_("cut off at {n} tokens").format(n=longest), "", [_share(s, s.stats.truncated) for s in sides]),
     ]
     return [ComparisonRow(label, note, cells) for label, note, cells in found if any(cell.text for cell in cells)]
 
 
 def _likeness(side: ModelResult) -> ComparisonCell:
-    found = side.figures.likeness
+    found = side.stats.likeness
     return ComparisonCell("" if found is None else f"{found.chrf:.1f}, {found.rouge_l:.1f}")
 
 
 def _share(side: ModelResult, count: int | None) -> ComparisonCell:
-    return ComparisonCell("" if count is None else f"{count}/{side.figures.answers}")
+    return ComparisonCell("" if count is None else f"{count}/{side.stats.answers}")
 
 
 # answers
@@ -177,7 +177,7 @@ def _cited(statute: str, reference: str | None) -> Kind:
 
 def answer_note(answer: Answer) -> str:
     """Return a note if the answer is truncated or empty, else ""."""
-    if answer.cut:
+    if answer.truncated:
         return _("cut off after {n} tokens").format(n=answer.tokens)
     return "" if answer.text else _("empty answer")
 
@@ -193,7 +193,7 @@ def legend(comparison: Comparison) -> list[tuple[Kind, str]]:
     occurring = {
         kind
         for place, question in enumerate(comparison.questions)
-        for side in comparison.sides
+        for side in comparison.results
         for _text, kind in answer_pieces(comparison, side, place)
     }
     return [(kind, meaning) for kind, meaning in meanings.items() if kind in occurring]

@@ -67,19 +67,19 @@ def _rows(report: DataReport) -> list[Figure]:
 
 
 def _duplicates(report: DataReport) -> list[Figure]:
-    twins = report.twins
+    twins = report.duplicates
     near = _("{share:.0%} alike or more; {n} conversations compared").format(
         share=MIN_SIMILARITY, n=count_text(twins.compared)
     )
-    across = _("held-out rows with a near copy that is trained on: {n}").format(n=count_text(twins.near_held_out))
+    across = _("held-out rows with a near copy that is trained on: {n}").format(n=count_text(twins.near_valid))
     return [
         Figure(_("exact copies"), count_text(twins.exact), _("rows that repeat an earlier one"), not twins.exact),
         Figure(_("near copies"), count_text(twins.near), near, not twins.near),
         Figure(
             _("on both sides"),
-            count_text(report.on_both_sides),
-            across if twins.near_held_out else _("rows trained on whose tokens are those of a held-out row"),
-            not report.on_both_sides and not twins.near_held_out,
+            count_text(report.leaked_rows),
+            across if twins.near_valid else _("rows trained on whose tokens are those of a held-out row"),
+            not report.leaked_rows and not twins.near_valid,
         ),
     ]
 
@@ -143,7 +143,7 @@ def _reject_reasons(report: DataReport, several: bool) -> Listing:
             count_text(group.rows),
             "\n".join(labelled(location_text(p, several), row) for p, row in group.examples),
         )
-        for group in report.refused[:MAX_ROWS]
+        for group in report.reject_reasons[:MAX_ROWS]
     ]
     return Listing(_("Rejected, by reason"), (_("reason"), _("rows"), _("for example")), rows, (1,))
 
@@ -151,7 +151,7 @@ def _reject_reasons(report: DataReport, several: bool) -> Listing:
 def _near_duplicates(report: DataReport, several: bool) -> Listing:
     rows = [
         (location_text(one, several), location_text(other, several), f"{similar:.0%}")
-        for one, other, similar in report.twins.examples
+        for one, other, similar in report.duplicates.examples
     ]
     return Listing(_("Near copies, for example"), (_("row"), _("its near copy"), _("alike")), rows, (2,))
 

@@ -19,7 +19,7 @@ class Quote:
     machine: str
     gpu: str
     fits: bool
-    words: str
+    details: str
     seconds: float | None = None
     low: float | None = None
     high: float | None = None
@@ -45,7 +45,7 @@ class CloudPackage:
     bundle: str
     install: str  # argument of pip install: the file name of the wheel beside the bundle, or a requirement
     flags: list[str]
-    offers: list[Quote]
+    quotes: list[Quote]
 
     @property
     def has_wheel(self) -> bool:

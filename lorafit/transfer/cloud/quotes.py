@@ -25,7 +25,7 @@ def quote_for(config: TrainConfig, machine: str) -> Quote:
     try:
         look = preview_run(config, machine)
     except LorafitError as error:
-        return Quote(machine, gpu, fits=False, words=error.what)
+        return Quote(machine, gpu, fits=False, details=error.what)
     plan, time = look.plan, look.planned.estimate
     numbers = listed(word for word in (plan.precision, plan.quantization) if word != "none")
     if (gpus[0].compute_capability or OLDEST_CAPABILITY) < OLDEST_CAPABILITY:

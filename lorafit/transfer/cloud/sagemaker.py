@@ -91,7 +91,7 @@ def write(parcel: CloudPackage, folder: Path) -> list[str]:
 def training_job(parcel: CloudPackage) -> dict[str, Any]:
     """Return the CreateTrainingJob request. send.sh replaces the placeholders BUCKET, ROLE and REGION."""
     place = f"s3://{BUCKET}/lorafit/{parcel.name}"
-    seconds = max_runtime_seconds(best_quote(parcel.offers))
+    seconds = max_runtime_seconds(best_quote(parcel.quotes))
     return {
         "TrainingJobName": f"lorafit-{parcel.name}".replace("_", "-").replace(".", "-"),
         "AlgorithmSpecification": {
@@ -115,7 +115,7 @@ def training_job(parcel: CloudPackage) -> dict[str, Any]:
         "OutputDataConfig": {"S3OutputPath": f"{place}/output"},
         "CheckpointConfig": {"S3Uri": f"{place}/checkpoints", "LocalPath": "/opt/ml/checkpoints"},
         "ResourceConfig": {
-            "InstanceType": instance_type(best_quote(parcel.offers)),
+            "InstanceType": instance_type(best_quote(parcel.quotes)),
             "InstanceCount": 1,
             "VolumeSizeInGB": DISK_GB,
         },

@@ -33,8 +33,8 @@ class CloudFiles:
     folder: Path
     facts: BundleInfo
     files: list[str]
-    offers: list[Quote]
-    steps: list[str]
+    quotes: list[Quote]
+    next_steps: list[str]
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def send(place: str, order: CloudOrder, folder: Path, say: ProgressCallback) -> 
         facts, _name(facts, folder), BUNDLE_NAME, install, flags, quotes(order.config, target.machines)
     )
     steps = target.write(parcel, folder)
-    return CloudFiles(target.title, folder, facts, sorted(p.name for p in folder.iterdir()), parcel.offers, steps)
+    return CloudFiles(target.title, folder, facts, sorted(p.name for p in folder.iterdir()), parcel.quotes, steps)
 
 
 def _check(target: Platform, facts: BundleInfo, base: str | None, folder: Path) -> None:

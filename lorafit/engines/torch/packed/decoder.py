@@ -37,7 +37,7 @@ class PackedDecoder:
         self.window: int | None = getattr(decoder.config, "sliding_window", None)
 
     @property
-    def shares(self) -> bool:
+    def shares_prefixes(self) -> bool:
         """Return whether shared prefixes are computed once: not with dropout, whose masks differ between samples."""
         return self.dropout.p == 0
 
@@ -51,19 +51,19 @@ class PackedDecoder:
         """Return one loss sum per micro-batch; set the parameters' .grad to the gradients of weight x their sum."""
         linears = [linear for layer in self.layers for linear in layer.linears]
         for linear in linears:
-            linear.begin()
-        prefix = self._shared(micro_batches)
+            linear.start_step()
+        prefix = self._shared_prefixes(micro_batches)
         losses = [self.forward_backward(step, micro, weight, prefix) for micro in micro_batches]
         if prefix is not None:
             prefix.backward()
         for linear in linears:
-            linear.end()
+            linear.finish_step()
         return losses
 
     @torch.no_grad()
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> list[Tensor]:
         """Return one loss sum per micro-batch, without gradients."""
-        prefix = self._shared(micro_batches)
+        prefix = self._shared_prefixes(micro_batches)
         losses = []
         for micro in micro_batches:
             tokens = self._tokens(micro, prefix)
@@ -74,7 +74,7 @@ class PackedDecoder:
     def forward_backward(self, step: int, micro: MicroBatch, weight: float, prefix: PrefixState | None) -> Tensor:
         """Return the loss sum of `micro`; add its gradients to those accumulated since the start of the step."""
         tokens = self._tokens(micro, prefix)
-        with self.dropout.of(step, micro):
+        with self.dropout.for_micro_batch(step, micro):
             hidden, saved = self._forward(tokens, prefix, keep=True)
             h, inverse = self.norm.forward(hidden)
             loss, grad = target_loss(h, tokens.targets_N, self.head, self.chunk, weight)
@@ -84,9 +84,9 @@ class PackedDecoder:
             self._backward(grad_hidden, saved, tokens, prefix)
         return loss
 
-    def _shared(self, micro_batches: Sequence[MicroBatch]) -> PrefixState | None:
+    def _shared_prefixes(self, micro_batches: Sequence[MicroBatch]) -> PrefixState | None:
         """Return the state of the prefixes that several samples share; None without one, or with dropout."""
-        found = repeated_prefixes(micro_batches) if self.shares else []
+        found = repeated_prefixes(micro_batches) if self.shares_prefixes else []
         return PrefixState(found, self.embed, self.rotary, self.layers, self.recompute.count) if found else None
 
     def _tokens(self, micro: MicroBatch, prefix: PrefixState | None) -> Tokens:
@@ -96,7 +96,7 @@ class PackedDecoder:
         """Return the last layer's output at the rows before targets, and each layer's activations if `keep`."""
         x, saved, last = self.embed(tokens.ids_T), [], len(self.layers) - 1
         for index, layer in enumerate(self.layers):
-            rows = tokens.rows.but(tokens.before_N if index == last else None, _at(prefix, index))
+            rows = tokens.rows.with_settings(tokens.before_N if index == last else None, _at(prefix, index))
             x, left = layer.forward(x, rows, recompute=index < self.recompute.count)
             if keep:
                 saved.append(left)
@@ -108,7 +108,7 @@ class PackedDecoder:
         last = len(saved) - 1
         grad_x: Tensor | None = grad
         for index in range(last, -1, -1):
-            rows = tokens.rows.but(tokens.before_N if index == last else None, _at(prefix, index))
+            rows = tokens.rows.with_settings(tokens.before_N if index == last else None, _at(prefix, index))
             assert grad_x is not None
             grad_x = self.layers[index].backward(grad_x, saved.pop(), rows, to_input=index > 0)
 

@@ -47,7 +47,7 @@ class FusedLinear:
         self.a_grad_RI = torch.zeros_like(self.a_RI)
         self.b_grads_RO: list[Tensor] = []
 
-    def begin(self) -> None:
+    def start_step(self) -> None:
         """Start a step: zero the gradients, and make each A's .grad a view that backward() adds to."""
         self.a_grad_RI.zero_()
         for delta in self.deltas:
@@ -55,7 +55,7 @@ class FusedLinear:
             delta.layer.lora_B.grad = None
         self.b_grads_RO = [delta.layer.lora_B.new_zeros(delta.layer.lora_B.shape[::-1]) for delta in self.deltas]
 
-    def end(self) -> None:
+    def finish_step(self) -> None:
         """Finish a step: give each B its gradient, accumulated as [R,O] until now since those matmuls are faster."""
         for delta, grad_RO in zip(self.deltas, self.b_grads_RO, strict=True):
             delta.layer.lora_B.grad = grad_RO.t().contiguous()
@@ -63,16 +63,16 @@ class FusedLinear:
 
     def forward(self, x_TI: Tensor, residual_TO: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return y [T,O] (plus `residual_TO`), and dropout(x) A^T [T,R], which the backward needs."""
-        xa_TR = self.low_rank(x_TI)
+        xa_TR = self.lora_a_matmul(x_TI)
         return self.recompute(x_TI, xa_TR, residual_TO), xa_TR
 
-    def low_rank(self, x_TI: Tensor) -> Tensor:
+    def lora_a_matmul(self, x_TI: Tensor) -> Tensor:
         """Return dropout(x) A^T [T,R]."""
         if not self._drops():
             return x_TI @ self.a_RI.t()
         xa_TR = x_TI.new_empty(len(x_TI), len(self.a_RI))
         for delta in self.deltas:
-            torch.mm(delta.layer.dropped(x_TI), self.a_RI[delta.ranks].t(), out=xa_TR[:, delta.ranks])
+            torch.mm(delta.layer.apply_dropout(x_TI), self.a_RI[delta.ranks].t(), out=xa_TR[:, delta.ranks])
         return xa_TR
 
     def recompute(self, x_TI: Tensor, xa_TR: Tensor, residual_TO: Tensor | None = None) -> Tensor:
@@ -81,7 +81,7 @@ class FusedLinear:
         if residual_TO is not None and self.bias_O is not None:
             y_TO += self.bias_O
         for delta in self.deltas:
-            if not delta.layer.on:
+            if not delta.layer.delta_enabled:
                 continue
             b, scale = delta.layer.lora_B.detach(), delta.layer.scale
             y_TO[:, delta.outputs].addmm_(xa_TR[:, delta.ranks], b.t(), alpha=scale)
@@ -103,12 +103,12 @@ class FusedLinear:
         return grad_TI if grad_TI is None else grad_TI.addmm_(grad_TR, self.a_RI)
 
     def _drops(self) -> bool:
-        return bool(self.deltas) and self.deltas[0].layer.drops
+        return bool(self.deltas) and self.deltas[0].layer.dropout_active
 
     def _backward_dropped(self, grad_TR: Tensor, x_TI: Tensor, grad_TI: Tensor | None) -> None:
         """Add A's gradients, and A's share of the gradient at x; each part has its own dropout mask."""
         for delta in self.deltas:
-            grad, ranks, kept_TI = grad_TR[:, delta.ranks], delta.ranks, delta.layer.kept(x_TI.shape[1])
+            grad, ranks, kept_TI = grad_TR[:, delta.ranks], delta.ranks, delta.layer.dropout_mask(x_TI.shape[1])
             self.a_grad_RI[ranks].addmm_(grad.t(), x_TI * kept_TI)
             if grad_TI is not None:
                 grad_TI += (grad @ self.a_RI[ranks]).mul_(kept_TI)

@@ -46,7 +46,7 @@ class LayerActivations:
     out: Tensor  # attention's output at the kept rows
     lse_KGT: Tensor
     xa_down: Tensor
-    rest: Recomputable | None
+    recomputable: Recomputable | None
 
 
 class PackedLayer:
@@ -73,30 +73,30 @@ class PackedLayer:
         rms1, xa_qkv, qkv, raw_qk = self._project(x, rows)
         out, lse = self._attend(qkv, rows)
         with self.dropout.only(rows.kept):
-            rest = Recomputable(rms1, xa_qkv, qkv, raw_qk, *self._mix(x, out, rows))
+            rest = Recomputable(rms1, xa_qkv, qkv, raw_qk, *self._after_attention(x, out, rows))
             y, xa_down = self.down.forward(swiglu(rest.gate_up)[0], residual_TO=rest.x2)
         return y, LayerActivations(x, out, lse, xa_down, None if recompute else rest)
 
     def backward(self, grad: Tensor, s: LayerActivations, rows: RowLayout, to_input: bool) -> Tensor | None:
         """Add to the parameters' gradients; return the gradient at x, or None unless `to_input` (the first layer)."""
-        projected = None if s.rest else self._project(s.x, rows)
+        projected = None if s.recomputable else self._project(s.x, rows)
         with self.dropout.only(rows.kept):
-            rest = s.rest or Recomputable(*_not_none(projected), *self._mix(s.x, s.out, rows))
+            rest = s.recomputable or Recomputable(*_not_none(projected), *self._after_attention(s.x, s.out, rows))
             grad_x2 = self._mlp_backward(grad, s, rest)
             grad_out = _not_none(self.o.backward(grad_x2, s.out, rest.xa_o))
-        dots = self._heads_apart(grad_out * s.out).sum(-1)
+        dots = self._split_heads(grad_out * s.out).sum(-1)
         if rows.kept is not None:
             grad_out, grad_x2 = (_scatter_rows(g, rows.kept, len(s.x)) for g in (grad_out, grad_x2))
             dots = dots.new_zeros(s.lse_KGT.shape).index_copy_(2, rows.kept, dots)
         grad_qkv = self._attend_backward(grad_out, rest.qkv, (s.lse_KGT, dots), rows)
-        self._place_backward_(grad_qkv, rest.raw_qk, rows)
+        self._norm_and_rotate_backward_(grad_qkv, rest.raw_qk, rows)
         grad_h1 = self.qkv.backward(grad_qkv, self.norm1.recompute(s.x, rest.rms1), rest.xa_qkv, to_input)
         return None if grad_h1 is None else self.norm1.backward(grad_h1, s.x, rest.rms1).add_(grad_x2)
 
     def keys_values(self, saved: LayerActivations) -> Tensor:
         """Return the keys and values [T, 2*heads*D] that the layer's forward computed."""
-        assert saved.rest is not None
-        return saved.rest.qkv[:, self.q_heads * self.width :]
+        assert saved.recomputable is not None
+        return saved.recomputable.qkv[:, self.q_heads * self.width :]
 
     # before and after attention
 
@@ -105,9 +105,11 @@ class PackedLayer:
     ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor, Tensor] | None]:
         h, rms1 = self.norm1.forward(x)
         qkv, xa_qkv = self.qkv.forward(h)
-        return rms1, xa_qkv, qkv, self._place_(qkv, rows)
+        return rms1, xa_qkv, qkv, self._norm_and_rotate_(qkv, rows)
 
-    def _mix(self, x: Tensor, out: Tensor, rows: RowLayout) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def _after_attention(
+        self, x: Tensor, out: Tensor, rows: RowLayout
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         x2, xa_o = self.o.forward(out, residual_TO=x if rows.kept is None else x[rows.kept])
         h, rms2 = self.norm2.forward(x2)
         gate_up, xa_gate_up = self.gate_up.forward(h)
@@ -129,7 +131,7 @@ class PackedLayer:
         heads = qkv.view(len(qkv), -1, self.width)
         return heads[:, : self.q_heads], heads[:, self.q_heads : self.q_heads + self.kv_heads]
 
-    def _place_(self, qkv: Tensor, rows: RowLayout) -> tuple[Tensor, Tensor, Tensor] | None:
+    def _norm_and_rotate_(self, qkv: Tensor, rows: RowLayout) -> tuple[Tensor, Tensor, Tensor] | None:
         """Apply q/k norm and rotary positions in place; return what the norm's backward needs."""
         q, k = self._qk(qkv)
         raw = None
@@ -144,7 +146,9 @@ class PackedLayer:
         rotate_(qkv.view(len(qkv), -1, self.width)[:, : self.q_heads + self.kv_heads], rows.cos_T1h, rows.sin_T1h)
         return raw
 
-    def _place_backward_(self, grad_qkv: Tensor, raw: tuple[Tensor, Tensor, Tensor] | None, rows: RowLayout) -> None:
+    def _norm_and_rotate_backward_(
+        self, grad_qkv: Tensor, raw: tuple[Tensor, Tensor, Tensor] | None, rows: RowLayout
+    ) -> None:
         heads = grad_qkv.view(len(grad_qkv), -1, self.width)[:, : self.q_heads + self.kv_heads]
         rotate_(heads, rows.cos_T1h, -rows.sin_T1h)
         if raw is None or self.qk_norms is None:
@@ -152,12 +156,12 @@ class PackedLayer:
         for part, x, inverse, norm in zip(self._qk(grad_qkv), self._qk(raw[0]), raw[1:], self.qk_norms, strict=True):
             part.copy_(norm.backward(part, x, inverse))
 
-    def _heads_apart(self, x: Tensor) -> Tensor:
+    def _split_heads(self, x: Tensor) -> Tensor:
         """View query-like rows [T, heads*D], which may have more columns behind, as [K,G,T,D]."""
         x = x[:, : self.q_heads * self.width]
         return x.view(len(x), self.kv_heads, self.q_heads // self.kv_heads, self.width).permute(1, 2, 0, 3)
 
-    def _seen(self, qkv: Tensor, segment: Segment, shared: SharedKeysValues | None) -> Tensor:
+    def _visible_keys_values(self, qkv: Tensor, segment: Segment, shared: SharedKeysValues | None) -> Tensor:
         """Return the keys and values [2K,L,D] that a sample's rows see: its shared prefix and its own rows."""
         own = qkv[segment.own, self.q_heads * self.width :]
         seen = own if shared is None else torch.cat([shared.keys_values[segment.shared], own])
@@ -167,9 +171,9 @@ class PackedLayer:
         """Return attention's output at the kept rows, and the log-sum-exp [K,G,T] at all rows."""
         out = qkv.new_empty(len(qkv), self.q_heads * self.width)
         lse_KGT = qkv.new_empty(self.kv_heads, self.q_heads // self.kv_heads, len(qkv))
-        q_KGTD, out_KGTD = self._heads_apart(qkv), self._heads_apart(out)
+        q_KGTD, out_KGTD = self._split_heads(qkv), self._split_heads(out)
         for segment in rows.segments:
-            seen, own = self._seen(qkv, segment, rows.shared), segment.own
+            seen, own = self._visible_keys_values(qkv, segment, rows.shared), segment.own
             attention.forward(q_KGTD[:, :, own], seen, self.scale, out_KGTD[:, :, own], lse_KGT[:, :, own])
         return out if rows.kept is None else out[rows.kept], lse_KGT
 
@@ -181,9 +185,9 @@ class PackedLayer:
         """
         grad_qkv = torch.empty_like(qkv)
         grad_kv = grad_qkv[:, self.q_heads * self.width :]
-        q_KGTD, grad_KGTD, grad_q_KGTD = (self._heads_apart(x) for x in (qkv, grad_out, grad_qkv))
+        q_KGTD, grad_KGTD, grad_q_KGTD = (self._split_heads(x) for x in (qkv, grad_out, grad_qkv))
         for segment in rows.segments:
-            seen, own = self._seen(qkv, segment, rows.shared), segment.own
+            seen, own = self._visible_keys_values(qkv, segment, rows.shared), segment.own
             parts = tuple(x[:, :, own] for x in saved)
             grad_seen = attention.backward(
                 grad_KGTD[:, :, own], q_KGTD[:, :, own], seen, (parts[0], parts[1]), self.scale, grad_q_KGTD[:, :, own]
@@ -193,8 +197,8 @@ class PackedLayer:
             grad_kv[own].unflatten(1, (-1, self.width)).copy_(grad_heads[before:])
             if rows.shared is not None:
                 rows.shared.grad[segment.shared].unflatten(1, (-1, self.width)).add_(grad_heads[:before])
-        if rows.read is not None:
-            grad_kv += rows.read.grad
+        if rows.reader_gradients is not None:
+            grad_kv += rows.reader_gradients.grad
         return grad_qkv
 
 

@@ -41,12 +41,12 @@ class PrefixState:
         rows = row_layout(np.concatenate([np.arange(len(ids)) for ids in beginnings]), segments, rotary)
         x = embed(torch.from_numpy(np.concatenate(beginnings).astype(np.int64)))
         nobody = torch.empty(0, dtype=torch.long)  # the last layer's output is not needed, only its keys and values
-        self.rows = [rows] * (len(layers) - 1) + [rows.but(kept=nobody)]
+        self.rows = [rows] * (len(layers) - 1) + [rows.with_settings(kept=nobody)]
         for index, (layer, place) in enumerate(zip(layers, self.rows, strict=True)):
             x, saved = layer.forward(x, place)
             keys_values = layer.keys_values(saved)
             if index < recompute:
-                keys_values, saved.rest = keys_values.clone(), None
+                keys_values, saved.recomputable = keys_values.clone(), None
             self.saved.append(saved)
             self.shared.append(SharedKeysValues(keys_values, torch.zeros_like(keys_values)))
 
@@ -54,6 +54,6 @@ class PrefixState:
         """Run the prefixes' backward from the gradients that the samples added to the shared keys and values."""
         grad: Tensor | None = self.saved[-1].x.new_zeros(0, self.saved[-1].x.shape[1])
         for index in range(len(self.layers) - 1, -1, -1):
-            rows: RowLayout = self.rows[index].but(kept=self.rows[index].kept, read=self.shared.pop())
+            rows: RowLayout = self.rows[index].with_settings(kept=self.rows[index].kept, read=self.shared.pop())
             assert grad is not None
             grad = self.layers[index].backward(grad, self.saved.pop(), rows, to_input=index > 0)

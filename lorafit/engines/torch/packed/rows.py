@@ -45,13 +45,15 @@ class RowLayout:
     sin_T1h: Tensor
     kept: Tensor | None = None  # rows whose output is needed; None: all
     shared: SharedKeysValues | None = None  # keys and values that samples see besides their own
-    read: SharedKeysValues | None = None  # set for the shared prefixes: gradients from the samples that attend to them
+    reader_gradients: SharedKeysValues | None = (
+        None  # set for the shared prefixes: gradients from the samples that attend to them
+    )
 
-    def but(
+    def with_settings(
         self, kept: Tensor | None = None, shared: SharedKeysValues | None = None, read: SharedKeysValues | None = None
     ) -> "RowLayout":
         """Return the same rows with these settings of one layer."""
-        return replace(self, kept=kept, shared=shared, read=read)
+        return replace(self, kept=kept, shared=shared, reader_gradients=read)
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def tokens_after_prefix(micro: MicroBatch, spans: Mapping[bytes, slice], rotary:
 
     A prefix that is not in `spans` belongs to the sample's own tokens.
     """
-    shared = [spans.get(beginning, EMPTY_SLICE) for beginning in micro.beginnings()]
+    shared = [spans.get(beginning, EMPTY_SLICE) for beginning in micro.shared_prefix_bytes()]
     bounds = itertools.pairwise(micro.segments.tolist())
     taken = [np.arange(a + s.stop - s.start, b) for (a, b), s in zip(bounds, shared, strict=True)]
     order = np.concatenate(taken)
