@@ -5,7 +5,8 @@
     for event in lorafit.train(lorafit.TrainConfig(demo=True, model_name="demo", dataset_name="demo")):
         print(event)
 
-What is here is the public API. Names come from their modules when first asked for: `lorafit --help` needs none of them.
+This module is the public API; lorafit/api.py documents its functions with examples. Each name is imported from its module
+when it is first used, because `lorafit --help` needs none of them.
 """
 
 import importlib
@@ -16,9 +17,14 @@ __version__ = "0.1.0"
 _HOMES = {
     "TrainConfig": "lorafit.config",
     "make_config": "lorafit.config",
+    "plan": "lorafit.api",
     "train": "lorafit.api",
     "open_chat": "lorafit.api",
-    "ChatRequest": "lorafit.api",
+    "ChatRequest": "lorafit.evaluation.chat_request",
+    "compare": "lorafit.api",
+    "CompareRequest": "lorafit.evaluation.compare_request",
+    "data_report": "lorafit.api",
+    "DataRequest": "lorafit.data.report_request",
     "runs": "lorafit.api",
     "doctor": "lorafit.api",
     "read_events": "lorafit.events",

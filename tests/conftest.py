@@ -1,4 +1,4 @@
-"""What do several tests share?"""
+"""Fixtures for all tests."""
 
 import os
 import signal
@@ -12,14 +12,14 @@ from lorafit.models.demo import demo_model
 
 @pytest.fixture(scope="session")
 def demo_folder() -> Path:
-    """The embedded model's folder in the user's cache, made on first use."""
+    """The demo model's folder in the user's cache, built on first use."""
     return demo_model()
 
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny model of each family, under its name."""
-    from support import tiny  # torch and transformers, seconds that most tests need not wait for
+    """A folder with a tiny model of each family, in a subfolder of the family's name."""
+    from support import tiny  # imports torch and transformers: seconds that most tests do not need
 
     folder = tmp_path_factory.mktemp("models")
     for family in tiny.FAMILIES | tiny.LONERS:
@@ -28,20 +28,23 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def signals_are_heard() -> None:
-    """Tests begun in the background or by `nohup` would have their children ignore what they send them."""
+def default_signal_handlers() -> None:
+    """Handle SIGINT and SIGHUP as usual, so that child processes do too.
+
+    In the background or under `nohup`, the tests inherit ignored signals and would pass them on.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_calibrations(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """What tests measure is not kept for the user's plans, nor the other way round."""
+def temporary_calibrations(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep the measurements of tests in a temporary file, apart from the user's."""
     os.environ["LORAFIT_CALIBRATIONS"] = str(tmp_path_factory.mktemp("calibrations") / "calibrations.json")
 
 
 @pytest.fixture(autouse=True)
 def english(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test begins in English, whatever language the one before it, or the machine, speaks."""
+    """Start every test in English, whatever the system's language is and the previous test has set."""
     monkeypatch.setenv("LORAFIT_LANG", "en")
     set_language()

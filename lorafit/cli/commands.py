@@ -15,12 +15,14 @@ from rich.console import Console
 from rich.text import Text
 
 from lorafit import api
-from lorafit.api import ChatRequest, DataRequest
 from lorafit.cli.app import OK, USER
 from lorafit.cli.flags import split_words
-from lorafit.cli.parse import LATEST, parse, train_config
+from lorafit.cli.parse import parse, train_config
+from lorafit.data.report_request import DataRequest
 from lorafit.errors import LorafitError
+from lorafit.evaluation.chat_request import ChatRequest, answers, check_request
 from lorafit.evaluation.compare_request import CompareRequest, page_path
+from lorafit.evaluation.model_request import read_questions
 from lorafit.events import Event, Stopped
 from lorafit.messages import _, set_language
 from lorafit.progress import ignore_progress
@@ -37,6 +39,7 @@ from lorafit.reporters.terminal.data import show_data, show_figures
 from lorafit.reporters.terminal.doctor import show_calibrations, show_report
 from lorafit.reporters.terminal.run import TerminalReporter
 from lorafit.reporters.terminal.status import status_line
+from lorafit.run_folders.directory import LATEST
 
 Reporter = TerminalReporter | TensorBoardReporter | RunPageReporter | Notifier
 
@@ -106,16 +109,16 @@ def _send_event(reader: Reporter, event: Event) -> None:
 def chat(argv: list[str]) -> int:
     """Run `chat [flags]`: answer a prompt or a file of questions, or start an interactive chat."""
     request = parse(ChatRequest, argv, "chat")
-    api.check_request(request)
+    check_request(request)
     check_output(request.output)
-    questions = None if request.test_file is None else api.read_questions(Path(request.test_file).expanduser())
+    questions = None if request.test_file is None else read_questions(Path(request.test_file).expanduser())
     notes = Console(stderr=True, highlight=False)
     with notes.status(_("Getting ready ...")) if notes.is_interactive else contextlib.nullcontext() as status:
         chat = api.open_chat(request, (lambda text: status.update(Text(text))) if status else ignore_progress)
     if request.prompt is not None:
         stream(chat, request.prompt)
     elif questions is not None:
-        write_answers(api.answers(chat, questions), len(questions), request.output, notes)
+        write_answers(answers(chat, questions), len(questions), request.output, notes)
     else:
         talk(chat)
     return OK
@@ -146,7 +149,7 @@ def data(argv: list[str]) -> int:
     if page is not None:
         check_page(page)
     with status_line(Console(stderr=True, highlight=False)) as say:
-        report = api.data(request, say)
+        report = api.data_report(request, say)
     console = Console(highlight=False)
     if page is None:
         show_data(report, console)

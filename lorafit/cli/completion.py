@@ -5,18 +5,19 @@ from collections.abc import Iterator, Mapping
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from lorafit.api import ChatRequest, DataRequest
 from lorafit.cli.app import COMMANDS
 from lorafit.cli.commands import DoctorFlags
 from lorafit.cli.flags import is_word
 from lorafit.cli.plan import MachinesFlags, PlanFlags
 from lorafit.cli.runs import DiffFlags, ListFlags, RemoveFlags, ShowFlags
+from lorafit.cli.transfer import BundleFlags, CloudFlags, FetchFlags
 from lorafit.config import TrainConfig, choices, is_switch
+from lorafit.data.report_request import DataRequest
 from lorafit.errors import ConfigError
+from lorafit.evaluation.chat_request import ChatRequest
 from lorafit.evaluation.compare_request import CompareRequest
 from lorafit.messages import _, listed
 from lorafit.registry import CLOUDS
-from lorafit.transfer.operations import BundleRequest, CloudRequest, FetchRequest
 
 SHELLS = ("bash", "zsh")
 CLOUD_COMMANDS = [f"cloud {name}" for name in CLOUDS]
@@ -33,10 +34,10 @@ SETTINGS: dict[str, type[BaseModel]] = {
     "runs show": ShowFlags,
     "runs diff": DiffFlags,
     "runs remove": RemoveFlags,
-    "bundle": BundleRequest,
-    "cloud": CloudRequest,
-    **{place: CloudRequest for place in CLOUD_COMMANDS},
-    "fetch": FetchRequest,
+    "bundle": BundleFlags,
+    "cloud": CloudFlags,
+    **{place: CloudFlags for place in CLOUD_COMMANDS},
+    "fetch": FetchFlags,
     "doctor": DoctorFlags,
 }
 RUN_FLAGS = ("resume", "lora_weights", "init_adapter")  # flags whose value is a run's folder

@@ -20,13 +20,12 @@ from lorafit.config import DEMO_PRESET, TrainConfig, make_config, read_yaml
 from lorafit.distributed.launch import rank_info
 from lorafit.messages import _
 from lorafit.registry import Entry, load
-from lorafit.run_folders.directory import find_run
+from lorafit.run_folders.directory import LATEST, find_run
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
-LATEST = "latest"  # the value of a bare --resume
 TAKE_OVER = Entry(
-    "lorafit.transfer.operations:unpack_bundle", PACKAGES
+    "lorafit.transfer.unbundle:unpack_bundle", PACKAGES
 )  # unpacks a bundle; imported only if one is given
 
 

@@ -8,14 +8,14 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 
+from lorafit import api
 from lorafit.cli.app import OK
 from lorafit.cli.flags import split_flags
 from lorafit.cli.parse import parse, train_config
-from lorafit.planner.table import cells, times
 from lorafit.reporters.terminal.catalogue import show_machines, show_tables
 from lorafit.reporters.terminal.plan import show_plan
 from lorafit.reporters.terminal.status import status_line
-from lorafit.training.preview import Preview, preview_run
+from lorafit.training.preview import Preview
 
 with warnings.catch_warnings():  # the field `json` shadows a deprecated method of pydantic
     warnings.simplefilter("ignore", UserWarning)
@@ -45,10 +45,10 @@ def plan(argv: list[str]) -> int:
     config = train_config([*words, *others], "plan")
     console = Console(highlight=False)
     if flags.table:
-        show_tables(cells(config), times(config), console)
+        show_tables(*api.plan_table(config), console)
         return OK
     with status_line(Console(stderr=True, highlight=False)) as say:
-        look = preview_run(config, flags.machine, say)
+        look = api.plan(config, flags.machine, say)
     if flags.json:
         print(as_json.dumps(preview_json(look), ensure_ascii=False, indent=1))
     else:
@@ -59,7 +59,7 @@ def plan(argv: list[str]) -> int:
 def machines(argv: list[str]) -> int:
     """Run `machines`: print the catalog of machines."""
     parse(MachinesFlags, argv, "machines")
-    show_machines(Console(highlight=False))
+    show_machines(api.machines(), Console(highlight=False))
     return OK
 
 

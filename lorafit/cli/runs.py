@@ -22,13 +22,11 @@ from lorafit.messages import _
 from lorafit.reporters.plot import check_plot, write_plot
 from lorafit.reporters.terminal.history import show_difference, show_record
 from lorafit.reporters.terminal.runs import show_runs, state_text
-from lorafit.run_folders import history
+from lorafit.run_folders.directory import LATEST
 from lorafit.run_folders.history import Record
 from lorafit.units import bytes_text
 
 Flags = TypeVar("Flags", bound=FolderFlags)
-
-LATEST = "latest"
 
 
 class ListFlags(FolderFlags):
@@ -91,7 +89,7 @@ def show(argv: list[str]) -> int:
     console = Console(highlight=False)
     show_record(record, console)
     if flags.plot is not None:
-        write_plot(history.curves(record), record.info.name, Path(flags.plot))
+        write_plot(record, Path(flags.plot))
         console.print(Text(_("✓ curves: {path}").format(path=flags.plot)), soft_wrap=True)
     return OK
 
@@ -110,7 +108,7 @@ def remove(argv: list[str]) -> int:
     flags = _parse(RemoveFlags, argv, "remove")
     (name,) = _names(flags.runs, 1, "remove RUN")
     record = api.run_record(name, Path(flags.output_dir))
-    history.check_removable(record)
+    api.check_removable(record)
     if flags.yes or _confirmed(record):
         api.remove_run(record)
         print(_("✓ removed: {path}").format(path=record.run.path))

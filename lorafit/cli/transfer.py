@@ -2,10 +2,14 @@
 
 import difflib
 from pathlib import Path
+from typing import Literal
 
+import tyro
+from pydantic import BaseModel, Field
 from rich.console import Console
 from rich.text import Text
 
+from lorafit import api
 from lorafit.cli.app import OK
 from lorafit.cli.flags import split_flags, split_words
 from lorafit.cli.parse import parse, train_config
@@ -16,19 +20,55 @@ from lorafit.registry import CLOUDS
 from lorafit.reporters.terminal import next_commands
 from lorafit.reporters.terminal.cloud import show_cloud_files
 from lorafit.reporters.terminal.status import status_line
-from lorafit.transfer import operations
 from lorafit.transfer.bundle import FINISHED, NEW_RUN, UNFINISHED, BundleInfo
-from lorafit.transfer.operations import BundleRequest, CloudRequest, FetchRequest
 from lorafit.units import bytes_text
+
+
+class TransferFlags(BaseModel):
+    """Settings that all transfer commands share."""
+
+    output_dir: str = Field("output", description="Folder for runs.")
+    lang: Literal["en", "zh"] | None = Field(None, description="Language to speak (None: by locale).")
+
+
+class BundleFlags(TransferFlags):
+    """Pack a run, or the settings of a new run, for another machine. `lorafit train run.zip` starts it there."""
+
+    run: tyro.conf.Positional[list[str]] = Field(
+        [], description="RUN: its name, its folder, or `latest`; or none, and the flags of a training."
+    )
+    output: str = Field("run.zip", description="The zip to write; short: -o.")
+
+
+class CloudFlags(TransferFlags):
+    """Prepare a run for a cloud platform.
+
+    PLACE is colab, kaggle, paperspace, sagemaker or skypilot. A run, or the flags of a new training, follow it.
+    """
+
+    words: tyro.conf.Positional[list[str]] = Field(
+        [], description="PLACE, then RUN: its name, its folder, or `latest`; or PLACE and the flags of a training."
+    )
+    output: str = Field("cloud", description="The folder to write into; short: -o.")
+    base_model: str | None = Field(
+        None, description="What the base model is called there, where it is a folder here (None: as here)."
+    )
+
+
+class FetchFlags(TransferFlags):
+    """Check and import the result of another machine: result.zip, model.tar.gz, or a folder."""
+
+    source: tyro.conf.Positional[list[str]] = Field([], description="A zip, a tar.gz, or a folder.")
 
 
 def bundle(argv: list[str]) -> int:
     """Run `bundle [RUN] -o run.zip`, or `bundle [flags of train] -o run.zip`."""
-    words, own, others = split_flags(BundleRequest, argv)
-    request = parse(BundleRequest, own, "bundle", BundleRequest.model_validate({"run": words}))
+    words, own, others = split_flags(BundleFlags, argv)
+    request = parse(BundleFlags, own, "bundle", BundleFlags.model_validate({"run": words}))
     name = named_run(words, others, "bundle")
     target = Path(request.output).expanduser()
-    facts = operations.bundle(name, training_settings(name, others, "bundle"), Path(request.output_dir), target)
+    config = training_settings(name, others, "bundle")
+    facts = api.bundle(target, name, config, Path(request.output_dir))
     console = Console(highlight=False)
     _say(console, _("✓ bundle: {path} ({size}): {what}"), path=target, size=bytes_text(target.stat().st_size),
          what=_what(facts))  # fmt: skip
@@ -39,8 +79,8 @@ def bundle(argv: list[str]) -> int:
 
 def cloud(argv: list[str]) -> int:
     """Run `cloud PLATFORM [RUN] [-o DIR]`, or `cloud PLATFORM [flags of train] [-o DIR]`."""
-    words, own, others = split_flags(CloudRequest, argv)
-    request = parse(CloudRequest, own, "cloud", CloudRequest.model_validate({"words": words}))
+    words, own, others = split_flags(CloudFlags, argv)
+    request = parse(CloudFlags, own, "cloud", CloudFlags.model_validate({"words": words}))
     if not words or words[0] not in CLOUDS:
         near = difflib.get_close_matches(words[0] if words else "", CLOUDS, n=1)
         raise ConfigError(
@@ -50,24 +90,23 @@ def cloud(argv: list[str]) -> int:
                 known=listed(CLOUDS)),
         )  # fmt: skip
     name = named_run(words[1:], others, f"cloud {words[0]}")
-    order = operations.make_order(
-        name, training_settings(name, others, "cloud"), Path(request.output_dir), request.base_model
-    )
+    config = training_settings(name, others, "cloud")
+    order = api.cloud_order(name, config, Path(request.output_dir), request.base_model)
     with status_line(Console(stderr=True, highlight=False)) as say:
-        sent = operations.cloud(words[0], order, Path(request.output).expanduser(), say)
+        sent = api.cloud(words[0], Path(request.output).expanduser(), order, say)
     show_cloud_files(sent, Console(highlight=False))
     return OK
 
 
 def fetch(argv: list[str]) -> int:
     """Run `fetch DIR_OR_ZIP`: import runs that come back from another machine."""
-    words, flags = split_words(FetchRequest, argv)
-    request = parse(FetchRequest, flags, "fetch", FetchRequest.model_validate({"source": words}))
+    words, flags = split_words(FetchFlags, argv)
+    request = parse(FetchFlags, flags, "fetch", FetchFlags.model_validate({"source": words}))
     if len(words) != 1:
         fix = _("Name one: {command}").format(command="lorafit fetch result.zip")
         raise ConfigError(_("What should be fetched?"), found=" ".join(words) or None, fix=fix)
     console = Console(highlight=False)
-    for fetched in operations.fetch(Path(words[0]).expanduser(), Path(request.output_dir)):
+    for fetched in api.fetch(Path(words[0]).expanduser(), Path(request.output_dir)):
         run = str(fetched.run.path)
         _say(console, _("✓ fetched: {path}"), path=run)
         if not fetched.finished:

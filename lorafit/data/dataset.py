@@ -36,6 +36,7 @@ from lorafit.data.tokenize import LoadTokenizer
 from lorafit.errors import DataError
 from lorafit.hashing import fold
 from lorafit.messages import _
+from lorafit.progress import exhaust
 from lorafit.units import count_text
 
 __all__ = ["PreparedData", "Reject", "content_key", "prepare", "prepare_cached", "validation_keys", "write_rejects"]
@@ -150,16 +151,6 @@ def prepare(
     return split_train_valid(
         made(rows, config.max_samples), None if valid_rows is None else made(valid_rows, None), config
     )
-
-
-def exhaust(texts: Generator[str, None, T]) -> T:
-    """Run the generator to its end, ignore its messages and return its result."""
-    while True:
-        try:
-            next(texts)
-        except StopIteration as done:
-            result: T = done.value
-            return result
 
 
 def split_train_valid(entry: CacheEntry, valid: CacheEntry | None, config: TrainConfig) -> PreparedData:

@@ -3,7 +3,7 @@
 Dimensions: T tokens, S samples.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,6 +55,14 @@ class MicroBatch:
     @property
     def num_targets(self) -> int:
         return int(self.target_mask.sum())
+
+    def parts(self, packed: bool) -> Iterator["MicroBatch"]:
+        """Yield the micro-batch itself if `packed`, else each of its samples alone."""
+        if packed:
+            yield self
+            return
+        for index in range(len(self.sample_ids)):
+            yield self.single_sample(index)
 
     def single_sample(self, index: int) -> "MicroBatch":
         """Return the micro-batch that holds only sample `index` of this micro-batch."""

@@ -8,8 +8,11 @@ from typing import Protocol
 from lorafit.data.micro_batch import MicroBatch
 from lorafit.distributed.collectives import SINGLE_PROCESS, Collectives
 from lorafit.errors import EngineError
+from lorafit.messages import _
 from lorafit.planner.plan import Plan
 from lorafit.sampling import Sampling
+
+DEFAULT_CHUNK = 128  # targets whose logits an engine without a plan computes at once
 
 
 class OutOfMemory(EngineError):
@@ -144,6 +147,17 @@ class Engine(Protocol):
     def peak_bytes(self) -> int | None:
         """Return the peak memory of the process or device since opening; None where the backend cannot measure it."""
         ...
+
+
+def diverged_error(step: int, norm: float) -> EngineError:
+    """Return the error for a gradient of `step` whose norm is not finite."""
+    return EngineError(
+        _("The gradient of step {step} is not a number.").format(step=step),
+        found=norm,
+        fix=_(
+            "Go on from the last checkpoint with a lower --learning_rate in a new run, or look at the data of this step."
+        ),
+    )
 
 
 def answers_one_by_one(

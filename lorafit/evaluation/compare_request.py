@@ -1,7 +1,6 @@
 """Compare requests: validation, resolution of names, and the run of the comparison. Cheap checks come first."""
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +21,13 @@ from lorafit.evaluation.compare import (
     questions_from_file,
     questions_from_lines,
 )
-from lorafit.evaluation.model_request import AnswerRequest, base_name, choose_backend, tokenizer_folder
+from lorafit.evaluation.model_request import (
+    AnswerRequest,
+    base_name,
+    choose_backend,
+    read_questions,
+    tokenizer_folder,
+)
 from lorafit.evaluation.validation import TrainedRun, ValidationRows, load_validation_rows, read_trained, run_containing
 from lorafit.hardware import detect
 from lorafit.messages import _, listed
@@ -88,11 +93,11 @@ def page_path(request: CompareRequest) -> Path:
     return runs[0].path / PAGE if len(runs) == 1 and runs[0] is not None else Path(PAGE)
 
 
-def compare(request: CompareRequest, read_lines: Callable[[Path], list[str]], say: ProgressCallback) -> Comparison:
-    """Run the comparison of `request`. `read_lines` reads a text file of questions. Raises LorafitErrors."""
+def compare(request: CompareRequest, say: ProgressCallback) -> Comparison:
+    """Run the comparison of `request`. Raises LorafitErrors."""
     _check(request)
     entrants = _adapter_refs(request.adapter_names)
-    asked, source = _requested_questions(request, read_lines)
+    asked, source = _requested_questions(request)
     base = _base(request, entrants, say)
     notes: list[str] = []
     contestants = [_model_under_test(request, entrant, base, notes, say) for entrant in entrants]
@@ -137,16 +142,14 @@ def _short(run: directory.RunDir, folder: Path) -> str:
     return run.name if folder.name == run.final_model.name else f"{run.name}/{folder.name}"
 
 
-def _requested_questions(
-    request: CompareRequest, read_lines: Callable[[Path], list[str]]
-) -> tuple[list[Question] | None, str]:
+def _requested_questions(request: CompareRequest) -> tuple[list[Question] | None, str]:
     """Return the questions of --prompt or --test_file, or None, and the name of their source."""
     if request.prompt is not None:
         return questions_from_lines([request.prompt]), "--prompt"
     if request.test_file is None:
         return None, ""
     path = Path(request.test_file).expanduser()
-    asked = questions_from_file(path) if path.suffix.lower() in READERS else questions_from_lines(read_lines(path))
+    asked = questions_from_file(path) if path.suffix.lower() in READERS else questions_from_lines(read_questions(path))
     return asked, path.name
 
 

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from lorafit.config import TrainConfig
-from lorafit.errors import AdapterError, ConfigError
+from lorafit.errors import AdapterError, ConfigError, DataError
 from lorafit.hardware.detect import Machine
 from lorafit.messages import _
 from lorafit.models.spec import TOKENIZER_FILES, ModelSpec
@@ -87,3 +87,19 @@ def choose_backend(request: AnswerRequest, machine: Machine, spec: ModelSpec) ->
     available = memory_budget.available_bytes(machine, device)
     fitting = [p for p in precisions if weights_bytes(spec, p, "none") <= memory_budget.MARGIN * available]
     return Backend(engine, device, (fitting or precisions[-1:])[0])
+
+
+def read_questions(path: Path) -> list[str]:
+    """Return the questions of a text file, one per line, without blank lines. Raise DataError."""
+    try:
+        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            _("The questions cannot be read."),
+            where=path,
+            found=error,
+            fix=_("Give a UTF-8 text file with one question a line."),
+        ) from None
+    if not any(lines):
+        raise DataError(_("There is no question in this file."), where=path, fix=_("Write one question a line."))
+    return [line for line in lines if line]

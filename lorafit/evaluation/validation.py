@@ -1,19 +1,18 @@
 """Validation rows of a run: prepared again from its settings as in training, and checked against its plan."""
 
-from collections.abc import Generator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from lorafit.config import TrainConfig
-from lorafit.data.dataset import PreparedData, prepare_cached
+from lorafit.data.dataset import prepare_cached
 from lorafit.data.formats import Conversation
 from lorafit.data.store import SampleStore, digest
 from lorafit.engines.tokenizer import read_template, shared_tokenizer
 from lorafit.errors import RunError
 from lorafit.messages import _
 from lorafit.planner.plan import Plan
-from lorafit.progress import ProgressCallback
+from lorafit.progress import ProgressCallback, exhaust
 from lorafit.run_folders.directory import RunDir, saved_config
 
 
@@ -64,7 +63,7 @@ def load_validation_rows(
     config, where = trained.config, trained.run.path
     template = read_template(config.chat_template)
     load = partial(shared_tokenizer, model_folder, template, trust_remote_code)
-    data = _report_progress(prepare_cached(config, model_folder, load, template), say)
+    data = exhaust(prepare_cached(config, model_folder, load, template), say)
     if data.digest != trained.plan.data_digest:
         raise RunError(
             _("The data are no longer what the run was trained with; rows that it has seen may be among the held-out."),
@@ -74,13 +73,3 @@ def load_validation_rows(
     if not len(data.valid):
         raise RunError(_("The run held nothing out for validation."), where=where)
     return ValidationRows(data.valid, data.valid_conversations, digest(data.valid))
-
-
-def _report_progress(texts: Generator[str, None, PreparedData], say: ProgressCallback) -> PreparedData:
-    """Pass each yielded text to `say`, and return the value of the generator."""
-    while True:
-        try:
-            say(next(texts))
-        except StopIteration as done:
-            prepared: PreparedData = done.value
-            return prepared

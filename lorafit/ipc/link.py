@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar, overload
 
 from lorafit.ipc.protocol import Beat, Message, Order, read_order
+from lorafit.run_folders.directory import ORPHAN_SECONDS
 
 Item = TypeVar("Item")
 BEAT = Beat()
 BEAT_SECONDS = 1.0  # the pipe carries at most one beat in this time
-GRACE_SECONDS = 60.0  # time for the step and its checkpoint after the supervisor is gone
 RECYCLE = 1000  # the value of `leave` for a restart in a new process; no signal has this number
 HANG_UP = 1  # SIGHUP: a vanished supervisor counts as this signal
 
@@ -114,5 +114,5 @@ def _read_orders(link: Link, lines: Iterable[str]) -> None:
     link.paused = False
     link.stop_signal = link.stop_signal or HANG_UP
     if link.holds_run:
-        time.sleep(GRACE_SECONDS)
+        time.sleep(ORPHAN_SECONDS)
     os._exit(128 + HANG_UP)

@@ -7,10 +7,10 @@ from lorafit.models.spec import ModelSpec
 from lorafit.planner.calibrate import Calibration
 from lorafit.planner.data_stats import SAMPLED_STEPS, DataStats, Split, training_shapes, validation_shapes
 from lorafit.planner.memory import Layout
+from lorafit.planner.plan import SAVE_SECONDS
 from lorafit.planner.speed import evaluation_seconds, load_seconds, save_seconds, step_seconds
 from lorafit.planner.throughput import rates
 
-SAVE_SECONDS = 600.0  # between checkpoints; equal to SAVE_SECONDS in training/loop.py
 SAMPLED_ROWS = 2000  # enough that their mean length is within 1% to 2% of the mean of all samples
 # Lower and upper factor on the estimated time, by the source of the speed.
 SPREAD = {"measured": (0.9, 1.15), "calibrated": (0.85, 1.2), "catalogue": (0.65, 1.6), "guess": (0.4, 3.0)}

@@ -12,19 +12,32 @@ LLAMAS = {"llama", "mistral", "qwen2", "qwen3", "smollm3", "ministral", "olmo", 
 PARTS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 
+def generic_reason(cause: str, device: str = "") -> str:
+    """Return the text for why a model takes the generic path; the engine gives the same texts.
+
+    `cause`: architecture | window | precision | device.
+    """
+    return {
+        "architecture": _("the fast path knows Llama's shape, and this model differs from it"),
+        "window": _("the fast path lets every token see the whole sample before it"),
+        "precision": _("the fast path computes in float32, with weights in 32, 16 or 4 bits"),
+        "device": _("the fast path has not been tried on {device}"),
+    }[cause].format(device=device)
+
+
 def why_generic(spec: ModelSpec, longest: int, quantization: str, device: str) -> str | None:
     """Return why the engine will not use the fast path for samples of up to `longest` tokens, or None if it will."""
     parts = [linear.name.rpartition(".")[2] for linear in spec.linears]
     if spec.model_type not in LLAMAS or set(parts) != PARTS or len(parts) != len(PARTS) * spec.layers:
-        return _("the fast path knows Llama's shape, and this model differs from it")
+        return generic_reason("architecture")
     if spec.activation != "silu":
-        return _("the fast path knows Llama's shape, and this model differs from it")
+        return generic_reason("architecture")
     if spec.window is not None and spec.window < longest:
-        return _("the fast path lets every token see the whole sample before it")
+        return generic_reason("window")
     if quantization == "8bit":
-        return _("the fast path computes in float32, with weights in 32, 16 or 4 bits")
+        return generic_reason("precision")
     if device != "cpu":
-        return _("the fast path has not been tried on {device}").format(device=device)
+        return generic_reason("device", device)
     return None
 
 

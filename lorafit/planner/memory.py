@@ -7,6 +7,7 @@ size, I intermediate size, V vocabulary, r rank, nh/nk query and key-value heads
 
 from dataclasses import dataclass, replace
 
+from lorafit.models.lora_targets import matching_names
 from lorafit.models.spec import Linear, ModelSpec
 from lorafit.planner.fast_path import FAST, GENERIC
 from lorafit.units import MIB
@@ -31,9 +32,10 @@ SLACK_8BIT = (40 * MIB, 0.44, 0.48)  # all profiles but lean: the generic path, 
 # Temporaries of one layer's backward over its kept activations, generic path: measured with and without recompute
 # (Llama-3.2-1B, 512 tokens).
 GENERIC_WORK = 1.8
-LOGITS_BLOCK = 1 << 20  # elements of the LM head per matmul; equal to BLOCK in engines/torch/low_bit_linear.py
-# Buffer into which weights are unpacked block by block: BLOCK and PACKED_BLOCK float32 elements in the same file.
-SCRATCH_BYTES = {"none": 4 * MIB, "4bit": 8 * MIB}
+# Elements of a weight that a matmul takes at once, in low_bit_linear.py and the LM head: 4 MB in float32, which nearly
+# fits in a core's cache; and of a 4-bit weight. The kernels import these.
+WEIGHT_BLOCK, PACKED_BLOCK = 1 << 20, 1 << 21
+SCRATCH_BYTES = {"none": 4 * WEIGHT_BLOCK, "4bit": 4 * PACKED_BLOCK}  # float32 buffer for one unpacked block
 
 
 @dataclass(frozen=True)
@@ -70,10 +72,8 @@ class Layout:
 
 def targeted(spec: ModelSpec, lora_targets: str) -> list[Linear]:
     """Return the linears that get an adapter: all, or those whose name ends in one of the names in `lora_targets`."""
-    if lora_targets == "all-linear":
-        return spec.linears
-    names = tuple(f".{name.strip()}" for name in lora_targets.split(",") if name.strip())
-    return [linear for linear in spec.linears if f".{linear.name}".endswith(names)]
+    names = set(matching_names([linear.name for linear in spec.linears], lora_targets))
+    return [linear for linear in spec.linears if linear.name in names]
 
 
 def adapter_parameters(spec: ModelSpec, lora_r: int, lora_targets: str) -> int:
@@ -238,7 +238,7 @@ def loss_bytes(spec: ModelSpec, layout: Layout) -> int:
     """
     if layout.engine == "mlx":
         return 4 * layout.loss_chunk * spec.vocab * 4
-    chunk, block = min(layout.loss_chunk, layout.targets), LOGITS_BLOCK // spec.hidden
+    chunk, block = min(layout.loss_chunk, layout.targets), WEIGHT_BLOCK // spec.hidden
     return 4 * (chunk * (2 * block + 3 * spec.hidden) + 2 * layout.targets * spec.hidden)
 
 

@@ -9,6 +9,8 @@ from typing import Any
 from lorafit.errors import RunError
 from lorafit.messages import TranslatedText, _, listed, retranslate
 
+SAVE_SECONDS = 600.0  # between checkpoints, unless --save_steps says otherwise: the most that a crash costs
+
 
 @dataclass(frozen=True)
 class Choice:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from lorafit.config import TrainConfig
+from lorafit.data.split import MAX_VALID_ROWS
 from lorafit.errors import ConfigError, DoesNotFit
 from lorafit.hardware.catalogue.find import machine_named
 from lorafit.hardware.catalogue.lengths import LAWYER_LLAMA
@@ -31,7 +32,6 @@ GUIDE_HOURS = [
     ("M3 Max 64GB", 512, "auto", 8, 12), ("RTX 3090", 512, "4bit", 9, 12),
 ]  # fmt: skip
 TIMED = "3B"
-VALID_ROWS = 200
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,9 @@ class GuideTime:
 def lawyer_llama(max_length: int) -> DataStats:
     """Return the statistics of the guide's data set from the catalogue, truncated to `max_length` tokens."""
     lengths = LAWYER_LLAMA.sample(LAWYER_LLAMA.rows, max_length)
-    return DataStats(lengths[VALID_ROWS:], lengths[:VALID_ROWS], "", LAWYER_LLAMA.target_share, LAWYER_LLAMA.source)
+    return DataStats(
+        lengths[MAX_VALID_ROWS:], lengths[:MAX_VALID_ROWS], "", LAWYER_LLAMA.target_share, LAWYER_LLAMA.source
+    )
 
 
 def cells(config: TrainConfig) -> list[ModelOnMachine]:

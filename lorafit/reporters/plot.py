@@ -7,7 +7,8 @@ from typing import Any
 from lorafit.atomic import disk_errors
 from lorafit.errors import ConfigError
 from lorafit.messages import _, listed
-from lorafit.run_folders.history import Points
+from lorafit.run_folders import history
+from lorafit.run_folders.history import Record
 
 # Names of quantities, not translated: matplotlib's default font has no Chinese characters.
 PANELS = (("loss", "valid_loss"), ("lr",), ("tokens/s",))
@@ -32,8 +33,9 @@ def check_plot(path: Path) -> None:
         )
 
 
-def write_plot(curves: dict[str, Points], title: str, path: Path) -> None:
-    """Draw `curves` over their steps and save the image as `path`. Raise DiskError."""
+def write_plot(record: Record, path: Path) -> None:
+    """Draw the curves of a run over its steps and save the image as `path`. Raise DiskError."""
+    curves = history.curves(record)
     panels = [[name for name in panel if name in curves] for panel in PANELS]
     panels = [panel for panel in panels if panel] or [[]]
     figure: Any = importlib.import_module("matplotlib.figure").Figure((8, 2.6 * len(panels)), layout="constrained")
@@ -47,7 +49,7 @@ def write_plot(curves: dict[str, Points], title: str, path: Path) -> None:
         if len(panel) > 1:
             axis.legend()
     axes[-1].set_xlabel("step")
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(record.info.name, fontsize=10)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150)

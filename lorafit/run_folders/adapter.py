@@ -7,7 +7,7 @@ lorafit.json beside them holds the chat settings. Adapters of a kind that lorafi
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -143,6 +143,17 @@ def check_shapes(folder: Path, spec: ModelSpec) -> None:
                 module=module, theirs=f"{a.shape[1]} -> {b.shape[0]}", ours="{} -> {}".format(*sizes[module])
             )
             raise wrong_base_error(folder, config.base_model, found)
+
+
+def read_matching_adapter(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray[np.float32]]:
+    """Return the tensors of the adapter in `folder`. Raise AdapterError unless names and shapes are those of `shapes`."""
+    config, tensors = read_adapter(folder)
+    if differing := sorted(tensors.keys() ^ shapes.keys()):
+        raise wrong_layers_error(folder, config, listed(differing[:2]))
+    for name, shape in shapes.items():
+        if tensors[name].shape != shape:
+            raise wrong_base_error(folder, config.base_model, f"{name}: {tensors[name].shape} != {shape}")
+    return tensors
 
 
 def wrong_base_error(folder: Path, trained_on: str | None, found: str) -> AdapterError:

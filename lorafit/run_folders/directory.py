@@ -25,7 +25,8 @@ from lorafit.messages import _, clauses, labelled, listed
 from lorafit.run_folders.checkpoint import latest_good
 
 STAMP = re.compile(r".*-([0-9]{8}_[0-9]{6})(?:_([0-9]+))?")
-ORPHAN_SECONDS = 60.0  # how long a worker without a supervisor lives; equal to GRACE_SECONDS in ipc/link.py
+ORPHAN_SECONDS = 60.0  # time of a worker for its step and its checkpoint after its supervisor is gone
+LATEST = "latest"  # the name of the newest run
 NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # from network disks without locks
 
 
@@ -190,7 +191,7 @@ def latest_run(output_dir: Path) -> RunDir | None:
 
 def find_run(name: str, output_dir: Path) -> RunDir:
     """Return the run `name`: a path, a name in `output_dir`, or "" or "latest" for the latest. Raises RunError."""
-    if name in ("", "latest"):
+    if name in ("", LATEST):
         newest = latest_run(output_dir)
         if newest is None:
             raise RunError(_("There is no run yet."), where=output_dir, fix=_("Start one with `lorafit train`."))

@@ -4,6 +4,7 @@ import signal
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from lorafit.distributed.collectives import RankLost
 from lorafit.errors import EngineError, LorafitError
 from lorafit.messages import _
 from lorafit.units import seconds_text
@@ -114,7 +115,7 @@ def cause_text(cause: str) -> str:
 def _diagnose_error(error: LorafitError, oom_kills: int) -> Diagnosis:
     """Diagnose a LorafitError. A new process helps only after a failed device or a lost rank."""
     if isinstance(error, EngineError):
-        if type(error).__name__ == "RankLost":  # by name: this module does not import the class
+        if isinstance(error, RankLost):
             short = oom_kills or _cause([error.found or ""]) == "memory"
             return _death("memory" if short else "lost", error.found)
         cause = _cause(filter(None, (error.found, error.what)))

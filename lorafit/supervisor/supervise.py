@@ -21,6 +21,7 @@ from lorafit.events import Event, EventLog, Failed, Finished, Restarted, Resumed
 from lorafit.ipc.protocol import Beat, Bug, Order, RunFolder, Start, WorkerDone
 from lorafit.ipc.signals import handle_signals
 from lorafit.messages import _, language
+from lorafit.planner.plan import SAVE_SECONDS
 from lorafit.run_folders import directory
 from lorafit.run_folders.checkpoint import discard_from, latest_good, step_of
 from lorafit.run_folders.directory import RunDir, saved_config
@@ -36,7 +37,6 @@ from lorafit.supervisor.recovery import (
     deaths_since_checkpoint,
 )
 from lorafit.supervisor.worker_process import COMMAND, Worker
-from lorafit.training.loop import SAVE_SECONDS
 
 TICK_SECONDS = 1.0  # between checks of a silent worker
 LEAVE_SECONDS = 60.0  # for the step and its checkpoint if the consumer of the events leaves early

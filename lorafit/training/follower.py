@@ -12,7 +12,7 @@ from typing import Any
 
 from lorafit import registry
 from lorafit.config import TrainConfig
-from lorafit.data.dataset import exhaust, prepare_cached
+from lorafit.data.dataset import prepare_cached
 from lorafit.distributed.collectives import Collectives, RankLost
 from lorafit.distributed.launch import rank_info
 from lorafit.engines.tokenizer import read_template, shared_tokenizer
@@ -21,6 +21,7 @@ from lorafit.ipc.link import Link
 from lorafit.messages import _, set_language
 from lorafit.models.hub import find_model
 from lorafit.planner.plan import Plan
+from lorafit.progress import exhaust
 from lorafit.run_folders.directory import RunDir
 from lorafit.training.loop import Job, Progress, training_loop
 from lorafit.training.worker import load_checkpoint, open_engine, stop_signals

@@ -15,14 +15,13 @@ from lorafit.engines.base import Engine, LossSum, OutOfMemory, StepResult
 from lorafit.events import EvalDone, Evaluating, Event, Finished, Saved, Shrunk, Stage, StepDone, Stopped, Warned
 from lorafit.ipc.link import RECYCLE, Link
 from lorafit.messages import _
-from lorafit.planner.plan import Plan
+from lorafit.planner.plan import SAVE_SECONDS, Plan
 from lorafit.planner.schedule import lr_at, step_samples, stream_length
 from lorafit.run_folders.checkpoint import make_room, prune, save_checkpoint, write_step
 from lorafit.run_folders.directory import RunDir
 
 Result = TypeVar("Result")
 Compute = Callable[[Sequence[MicroBatch], StepBatch], Result]
-SAVE_SECONDS = 600.0  # between checkpoints without --save_steps: the most work that a crash can lose
 PAUSE_SECONDS = 0.5  # between checks whether a pause is over
 ALL_LAYERS = 999  # more layers than any model has
 

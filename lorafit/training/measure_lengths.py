@@ -10,10 +10,11 @@ from functools import partial
 from pathlib import Path
 
 from lorafit.config import COMMAND_FIELDS, TrainConfig
-from lorafit.data.dataset import exhaust, prepare_cached
+from lorafit.data.dataset import prepare_cached
 from lorafit.engines.tokenizer import read_template, shared_tokenizer
 from lorafit.errors import LorafitError
 from lorafit.ipc.protocol import message_line, read_message
+from lorafit.progress import exhaust
 
 USER = 2
 

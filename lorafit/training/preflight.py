@@ -7,7 +7,8 @@ from lorafit.config import TrainConfig, resolve_effective_batch
 from lorafit.data.sources import check_source
 from lorafit.errors import AdapterError, ConfigError
 from lorafit.hardware.detect import Machine
-from lorafit.messages import _, listed
+from lorafit.messages import _
+from lorafit.models.lora_targets import select_targets
 from lorafit.models.spec import ModelSpec
 from lorafit.planner import device_precision
 from lorafit.planner.memory import adapter_parameters
@@ -110,16 +111,5 @@ def _check_targets(targets: str, spec: ModelSpec) -> None:
 
     Quantized files may list no recognizable linear layer; then only the engine checks the names.
     """
-    if targets == "all-linear" or not spec.linears:
-        return
-    wanted = [name.strip() for name in targets.split(",") if name.strip()]
-    missing = [w for w in wanted if not any(f".{linear.name}".endswith(f".{w}") for linear in spec.linears)]
-    if wanted and not missing:
-        return
-    names = sorted({linear.name.rpartition(".")[2] for linear in spec.linears})
-    raise ConfigError(
-        _("lora_targets names layers that this model does not have."),
-        where=f"lora_targets: {targets!r}",
-        found=listed(missing),
-        fix=_("It has: {names}; or use all-linear.").format(names=listed(names)),
-    )
+    if spec.linears:
+        select_targets([linear.name for linear in spec.linears], targets)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from lorafit.config import TrainConfig
 from lorafit.data.dataset import load_cached
+from lorafit.data.split import MAX_VALID_ROWS
 from lorafit.engines.tokenizer import read_template
 from lorafit.errors import ConfigError, DataError, HubError
 from lorafit.hardware import detect
@@ -29,8 +30,6 @@ from lorafit.progress import ProgressCallback, ignore_progress
 from lorafit.training.measure_lengths import fill_cache
 from lorafit.training.preflight import check_processes
 from lorafit.units import bytes_text, count_text
-
-MOST_VALID = 200  # validation rows at most where val_size is a share; equal to MAX_VALID_ROWS in data/split.py
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ def _from_catalogue(config: TrainConfig) -> DataStats | None:
         return None
     rows = min(known.rows, config.max_samples or known.rows)
     valid = min(int(config.val_size if config.val_size >= 1 else config.val_size * rows), rows - 1)
-    valid = min(valid, MOST_VALID) if config.val_size < 1 else valid
+    valid = min(valid, MAX_VALID_ROWS) if config.val_size < 1 else valid
     lengths = known.sample(rows, config.max_length)
     return DataStats(lengths[valid:], lengths[:valid], "", known.target_share, known.source)
 

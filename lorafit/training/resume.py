@@ -12,7 +12,7 @@ from lorafit.messages import _
 from lorafit.planner import device_precision
 from lorafit.planner.plan import Choice, Plan
 from lorafit.run_folders.checkpoint import latest_good, step_of
-from lorafit.run_folders.directory import RunDir, find_run, saved_config
+from lorafit.run_folders.directory import LATEST, RunDir, find_run, saved_config
 from lorafit.training.loop import Progress
 
 # Settings that may differ on another machine: the base model's name there, and the quantization with which it fits.
@@ -34,7 +34,7 @@ def read_interrupted(config: TrainConfig) -> Interrupted:
 
     Raises RunError if the run is finished, or if a setting that decides what is learned differs.
     """
-    run = find_run(config.resume or "latest", Path(config.output_dir))
+    run = find_run(config.resume or LATEST, Path(config.output_dir))
     run.wait_for_orphan()
     if any(isinstance(event, Finished) for event in read_events(run.events)):
         fix = _("Try it: {command}. To train it further, start a new run with --init_adapter {adapter}.")

@@ -21,7 +21,7 @@ from lorafit.config import TrainConfig, resolve_effective_batch, what_fields, wr
 from lorafit.data.sources import local_files
 from lorafit.diagnostics.redact import scrub
 from lorafit.engines.tokenizer import read_template
-from lorafit.errors import RunError
+from lorafit.errors import ConfigError, RunError
 from lorafit.events import EvalDone, Event, EventLog, Finished, Started, StepDone, read_events
 from lorafit.hardware.detect import Machine
 from lorafit.messages import _
@@ -57,6 +57,9 @@ class BundleInfo:
 
 def bundle(run: RunDir | None, config: TrainConfig, target: Path) -> BundleInfo:
     """Pack `run` with its `config`, or `config` alone, into the zip `target`. Raises LorafitErrors."""
+    if target.suffix.lower() != ".zip":
+        fix = _("Give it a name that ends in .zip.")
+        raise ConfigError(_("A bundle is a zip file."), where="--output", found=str(target), fix=fix)
     with tempfile.TemporaryDirectory(prefix="lorafit-") as scratch:
         folder = Path(scratch) / "bundle"
         try:

@@ -16,11 +16,11 @@ from typing import Any
 
 from lorafit.atomic import MANIFEST, disk_errors, ensure_writable, verify
 from lorafit.config import TrainConfig, make_config, read_yaml, write_yaml
-from lorafit.errors import LorafitError, RunError
-from lorafit.messages import _
+from lorafit.errors import ConfigError, LorafitError, RunError
+from lorafit.messages import _, listed
 from lorafit.models.hub import is_local
 from lorafit.run_folders import directory
-from lorafit.run_folders.directory import RunDir
+from lorafit.run_folders.directory import RunDir, saved_config
 from lorafit.transfer import archive
 from lorafit.transfer.bundle import (
     BUNDLE,
@@ -32,6 +32,7 @@ from lorafit.transfer.bundle import (
     RUN,
     UNFINISHED,
     BundleInfo,
+    versions,
 )
 from lorafit.units import MIB
 
@@ -41,7 +42,7 @@ NAME = re.compile(r"[\w][\w.-]*")
 
 @dataclass(frozen=True)
 class Unbundled:
-    """The run made from a bundle. `known` means that it was unpacked earlier and is resumed in its present state."""
+    """The run made from a bundle. `existed` means that it was unpacked earlier and is resumed in its present state."""
 
     run: RunDir
     facts: BundleInfo
@@ -56,6 +57,40 @@ def is_bundle(path: Path) -> bool:
         return archive.read_member(path, BUNDLE, MOST_FACTS_BYTES) is not None
     except LorafitError:
         return False
+
+
+def unpack_bundle(path: Path, output_dir: Path, base: str | None) -> tuple[RunDir, list[str]]:
+    """Unpack the bundle `path` into `output_dir`, unless it is there already; return the run to resume, and notes.
+
+    `base` is the name of the base model on this machine. Raises RunError if the bundle holds a finished run, and
+    ConfigError if the base model is a local folder of the source machine and `base` is None.
+    """
+    moved = unbundle(path, output_dir)
+    if moved.facts.kind == FINISHED:
+        fix = _("Try it: {command}").format(command=f"lorafit chat --lora_weights {moved.run.path} --interactive")
+        raise RunError(_("This bundle holds a finished run: there is nothing to go on with."), where=path, fix=fix)
+    config = saved_config(moved.run)
+    notes = _version_note(moved.facts)
+    if not moved.facts.base_is_local or config.model_name != moved.facts.base:
+        return moved.run, notes
+    if base is None:
+        raise ConfigError(
+            _("The base model was a folder on the machine that this bundle comes from; it is not in the bundle."),
+            where=path,
+            found=moved.facts.base,
+            fix=_("Say where it is here: --model_name with a folder, or a hub id of the same model."),
+        )
+    write_yaml(config.model_copy(update={"model_name": base}), moved.run.config)
+    return moved.run, notes
+
+
+def _version_note(facts: BundleInfo) -> list[str]:
+    """Return a note if packages that affect the tokens have other versions here than where the bundle was made."""
+    here = versions()
+    differing = [f"{name} {facts.versions[name]} -> {here.get(name, '-')}" for name in ("lorafit", "transformers", "tokenizers")
+                 if facts.versions.get(name) not in (None, here.get(name))]  # fmt: skip
+    text = _("Made with other versions than are here: {names}. Data that come out otherwise are refused.")
+    return [text.format(names=listed(differing))] if differing else []
 
 
 def unbundle(path: Path, output_dir: Path) -> Unbundled:

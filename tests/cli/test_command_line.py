@@ -1,24 +1,28 @@
-"""Does the command line take what users type, and say in words what is wrong with it?"""
+"""Tests of the command line: help, arguments, answers to wrong input, and exit codes."""
 
+import json
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
 import lorafit
-from lorafit import api
-from lorafit.cli.app import COMMANDS, flag_value, main
+from lorafit.cli.app import COMMANDS, Command, flag_value, main
 from lorafit.cli.commands import show_events
 from lorafit.cli.parse import fill_in_latest, train_config
 from lorafit.config import TrainConfig
 from lorafit.errors import DoesNotFit
 from lorafit.events import Event, Started, Stopped
 from lorafit.messages import language
+from lorafit.registry import Entry
+from lorafit.run_folders.directory import RunDir, saved_config
 
 Output = pytest.CaptureFixture[str]
+LIGHT_COMMANDS = ["--help", "--version", "train --help", "chat --help"]
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +36,7 @@ def yaml_file(folder: Path, text: str) -> str:
 
 
 def run_with(folder: Path, name: str, **settings: object) -> Path:
-    """A run's folder as far as its settings."""
+    """Make the folder of a run that holds only its settings, and return it."""
     run = folder / name
     run.mkdir(parents=True)
     config = TrainConfig(**settings)  # type: ignore[arg-type]
@@ -45,26 +49,31 @@ def run_with(folder: Path, name: str, **settings: object) -> Path:
 # help
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["train", "--help"], ["chat", "--help"]])
-def test_help_loads_no_tensor_library_and_no_data_library(arguments: list[str]) -> None:
+@pytest.fixture(scope="module")
+def loaded_modules() -> dict[str, list[str]]:
+    """The modules that are loaded after each of LIGHT_COMMANDS, when one process runs them in this order."""
     program = f"""
-import sys
+import json, sys
 from lorafit.cli.app import main
-assert main({arguments!r}) == 0
-heavy = {{"torch", "transformers", "datasets", "mlx", "tensorboard", "pyarrow"}} & set(sys.modules)
-assert not heavy, heavy
+loaded = {{}}
+for command in {LIGHT_COMMANDS!r}:
+    assert main(command.split()) == 0
+    loaded[command] = sorted(sys.modules)
+print(json.dumps(loaded))
 """
-    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    modules: dict[str, list[str]] = json.loads(done.stdout.splitlines()[-1])
+    return modules
 
 
-def test_help_itself_loads_little_more_than_rich() -> None:
-    program = """
-import sys
-from lorafit.cli.app import main
-main(["--help"])
-assert not {"numpy", "pydantic", "tyro", "yaml"} & set(sys.modules)
-"""
-    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+@pytest.mark.parametrize("command", LIGHT_COMMANDS)
+def test_help_loads_no_tensor_library_and_no_data_library(command: str, loaded_modules: dict[str, list[str]]) -> None:
+    heavy = {"torch", "transformers", "datasets", "mlx", "tensorboard", "pyarrow"} & set(loaded_modules[command])
+    assert not heavy
+
+
+def test_help_itself_loads_little_more_than_rich(loaded_modules: dict[str, list[str]]) -> None:
+    assert not {"numpy", "pydantic", "tyro", "yaml"} & set(loaded_modules["--help"])
 
 
 def test_help_lists_every_command(capsys: Output) -> None:
@@ -106,7 +115,7 @@ def test_flags_win_over_yaml_and_yaml_over_the_preset(tmp_path: Path) -> None:
     assert config.config == file
 
 
-def test_the_preset_may_stand_in_the_yaml_file(tmp_path: Path) -> None:
+def test_the_yaml_file_may_name_the_preset(tmp_path: Path) -> None:
     assert train_config(["--config", yaml_file(tmp_path, "demo: true\n")]).model_name == "demo"
 
 
@@ -124,7 +133,7 @@ def test_a_bare_resume_means_the_latest_run(typed: list[str], meant: list[str]) 
     assert fill_in_latest(typed) == meant
 
 
-def test_a_resumed_run_keeps_its_settings_but_for_what_is_said(tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_its_settings_except_those_given(tmp_path: Path) -> None:
     run_with(tmp_path, "llama-lora-20260101_120000", lora_r=2)
     newer = run_with(tmp_path, "llama-lora-20260102_120000", lora_r=3, seed=7, save_steps=5)
     config = train_config(["--resume", "--output_dir", str(tmp_path), "--save_steps", "9"])
@@ -132,14 +141,21 @@ def test_a_resumed_run_keeps_its_settings_but_for_what_is_said(tmp_path: Path) -
     assert train_config(["--resume", str(newer)]).lora_r == 3
 
 
-def test_resume_as_a_command_is_train_with_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = run_with(tmp_path, "llama-lora-20260101_120000", lora_r=2)
-    seen: list[TrainConfig] = []
-    monkeypatch.setattr(api, "train", lambda config: seen.append(config) or iter(()))
-    assert main(["resume", str(run), "--save_steps", "9"]) == 0
-    assert main(["resume", "--output_dir", str(tmp_path)]) == 0
-    assert [(c.resume, c.lora_r) for c in seen] == [(str(run), 2), ("latest", 2)]
-    assert seen[0].save_steps == 9
+def test_resume_as_a_command_is_train_with_resume(tmp_path: Path, demo_folder: Path) -> None:
+    from support import tiny  # imports torch and transformers
+
+    model = str(tiny.save_chat_model(tmp_path / "model", demo_folder))
+    settings = {"model_name": model, "max_samples": 4, "effective_batch": 2, "max_length": 64, "max_steps": 1}
+    output = tmp_path / "output"
+    named = run_with(output, "llama-lora-20260101_120000", lora_r=2, **settings)
+    latest = run_with(output, "llama-lora-20260102_120000", lora_r=3, **settings)
+    flags = ["--no_supervisor", "--no_preflight"]
+    assert main(["resume", str(named), "--save_steps", "9", *flags]) == 0
+    assert [RunDir(run).final_model.is_dir() for run in (named, latest)] == [True, False]
+    assert main(["resume", "--output_dir", str(output), *flags]) == 0
+    assert [RunDir(run).final_model.is_dir() for run in (named, latest)] == [True, True]
+    assert [saved_config(RunDir(run)).lora_r for run in (named, latest)] == [2, 3]
+    assert saved_config(RunDir(named)).save_steps == 9
 
 
 @pytest.mark.parametrize(
@@ -150,7 +166,7 @@ def test_a_flag_is_found_before_anything_is_parsed(argv: list[str], value: str |
     assert flag_value(argv, "lang") == value
 
 
-def test_the_language_is_set_before_anything_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_language_is_set_before_any_output(monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(["--version", "--lang", "zh"]) == 0
     assert language() == "zh"
     monkeypatch.setenv("LORAFIT_LANG", "zh_CN")
@@ -176,7 +192,7 @@ def test_an_unknown_flag_is_answered_with_the_near_one(capsys: Output) -> None:
         (["--device", "tpu"], ["tpu", "cuda", "mps", "cpu"]),
     ],
 )
-def test_a_wrong_value_is_named_with_what_would_do(flags: list[str], words: list[str], capsys: Output) -> None:
+def test_a_wrong_value_is_named_with_the_accepted_values(flags: list[str], words: list[str], capsys: Output) -> None:
     assert main(["train", *flags]) == 2
     text = capsys.readouterr().err
     assert all(word in text for word in words)
@@ -221,7 +237,7 @@ def test_two_things_at_once_are_refused(capsys: Output) -> None:
     assert "Only one of --prompt, --test_file" in capsys.readouterr().err
 
 
-def test_questions_are_looked_at_before_any_model(tmp_path: Path, capsys: Output) -> None:
+def test_questions_are_checked_before_any_model(tmp_path: Path, capsys: Output) -> None:
     (tmp_path / "empty.txt").write_text("\n \n")
     assert main(["chat", "--base_model", "demo", "--test_file", str(tmp_path / "empty.txt")]) == 2
     assert "no question" in capsys.readouterr().err
@@ -229,43 +245,74 @@ def test_questions_are_looked_at_before_any_model(tmp_path: Path, capsys: Output
     assert "missing.txt" in capsys.readouterr().err
 
 
-# how a command ends
+# exit codes
 
 
-def test_an_error_for_the_user_is_shown_with_its_remedy_and_no_traceback(
-    monkeypatch: pytest.MonkeyPatch, capsys: Output
-) -> None:
-    def train(config: TrainConfig) -> Iterator[Event]:
+def does_not_fit(argv: list[str]) -> int:
+    """A command whose events end with an error that the user can fix."""
+
+    def events() -> Iterator[Event]:
         raise DoesNotFit("This does not fit.", found="needs 40 GiB", fix="--quantization 4bit")
         yield
 
-    monkeypatch.setattr(api, "train", train)
-    assert main(["train"]) == 2
+    return show_events(events())
+
+
+def has_a_bug(argv: list[str]) -> int:
+    """A command whose events end with an error of lorafit itself."""
+
+    def events() -> Iterator[Event]:
+        1 / 0  # noqa: B018
+        yield
+
+    return show_events(events())
+
+
+def is_interrupted(argv: list[str]) -> int:
+    """A command that gets the signal of Ctrl-C."""
+
+    def events() -> Iterator[Event]:
+        signal.raise_signal(signal.SIGINT)
+        yield
+
+    return show_events(events())
+
+
+@pytest.fixture
+def run_as_command(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[list[str]], int]], int]:
+    """Add a function of this module to lorafit's commands, run it as a user would, and return the exit code."""
+
+    def run(function: Callable[[list[str]], int]) -> int:
+        entry = Entry(f"{__name__}:{function.__name__}", "")
+        monkeypatch.setitem(COMMANDS, "fail", Command(entry, lambda: "fail"))
+        return main(["fail"])
+
+    return run
+
+
+def test_an_error_for_the_user_is_shown_with_its_fix_and_no_traceback(
+    run_as_command: Callable[..., int], capsys: Output
+) -> None:
+    assert run_as_command(does_not_fit) == 2
     text = capsys.readouterr().err
     assert all(part in text for part in ("This does not fit.", "needs 40 GiB", "--quantization 4bit"))
     assert "Traceback" not in text
 
 
-def test_a_bug_keeps_its_traceback_and_owns_up(monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
-    monkeypatch.setattr(api, "train", lambda config: 1 / 0)
-    assert main(["train"]) == 1
+def test_a_bug_keeps_its_traceback_and_asks_for_a_report(run_as_command: Callable[..., int], capsys: Output) -> None:
+    assert run_as_command(has_a_bug) == 1
     text = capsys.readouterr().err
     assert "ZeroDivisionError" in text
     assert "This is a bug in lorafit" in text
 
 
-def test_ctrl_c_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
-    def train(config: TrainConfig) -> Iterator[Event]:
-        raise KeyboardInterrupt
-        yield
-
-    monkeypatch.setattr(api, "train", train)
-    assert main(["train"]) == 130
+def test_ctrl_c_ends_with_130(run_as_command: Callable[..., int]) -> None:
+    assert run_as_command(is_interrupted) == 130
 
 
-@pytest.mark.parametrize(("signal", "code"), [(2, 130), (15, 143)])
-def test_a_run_that_a_signal_stopped_ends_with_its_number(signal: int, code: int, tmp_path: Path) -> None:
-    begun = Started(
+@pytest.mark.parametrize(("number", "code"), [(2, 130), (15, 143)])
+def test_the_exit_code_of_a_run_that_a_signal_stopped_tells_the_signal(number: int, code: int, tmp_path: Path) -> None:
+    started = Started(
         run=str(tmp_path),
         model="m",
         engine="e",
@@ -275,7 +322,7 @@ def test_a_run_that_a_signal_stopped_ends_with_its_number(signal: int, code: int
         valid_samples=0,
         trainable_parameters=1,
     )
-    assert show_events([begun, Stopped(step=3, signal=signal)]) == code
+    assert show_events([started, Stopped(step=3, signal=number)]) == code
 
 
 def test_runs_lists_the_latest_first(tmp_path: Path, capsys: Output) -> None:

@@ -50,7 +50,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def report(file: Path, demo_folder: Path) -> DataReport:
-    return api.data(DataRequest.model_validate({"files": [str(file)], "model_name": str(demo_folder)}))
+    return api.data_report(DataRequest.model_validate({"files": [str(file)], "model_name": str(demo_folder)}))
 
 
 def shown(report: DataReport, **settings: Any) -> str:
@@ -137,7 +137,7 @@ def test_keys_of_their_own_names_a_context_and_the_last_turn_alone_are_as_in_a_t
     (tmp_path / "talks.jsonl").write_text(json.dumps(row), "utf-8")
     settings = {"field_map": "talk=messages", "context_field": "laws", "train_on": "last", "val_size": 0}
     request = {"files": [str(tmp_path / "talks.jsonl")], "model_name": str(demo_folder), **settings}
-    pieces = api.data(DataRequest.model_validate(request)).samples["shortest"][0].pieces
+    pieces = api.data_report(DataRequest.model_validate(request)).samples["shortest"][0].pieces
     assert [text for text, is_target in pieces if is_target] == ["答二<|im_end|>"]
     assert "第一条\n\n问一" in pieces[0][0]
 
@@ -219,7 +219,7 @@ def test_a_page_tells_what_the_report_holds(report: DataReport) -> None:
 def test_a_page_of_bad_rows_only_is_a_page(tmp_path: Path, demo_folder: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('{"a": 1}\n' * 3)
     request = DataRequest.model_validate({"files": [str(tmp_path / "bad.jsonl")], "model_name": str(demo_folder)})
-    report = api.data(request)
+    report = api.data_report(request)
     assert "found the keys: a" in Page(data_page(report)).text
     assert "rejected" in shown(report)
 

@@ -1,25 +1,31 @@
-"""Are samples made once, on all cores, and kept until a setting, a file or a month asks for others?"""
+"""The sample cache: tokenization on all cores, reuse, invalidation by settings and files, and removal of old entries."""
 
 import json
 import os
 import subprocess
 import sys
 from functools import partial
+from multiprocessing import get_context
+from multiprocessing.queues import SimpleQueue
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import numpy as np
 import pytest
+from support.letters import Letters
+from support.paths import ROOT, TESTS
 from support.rows import questions, rows_of
 
 from lorafit.config import TrainConfig
 from lorafit.data import tokenize
-from lorafit.data.dataset import exhaust, load_cached, prepare, prepare_cached
+from lorafit.data.dataset import load_cached, prepare, prepare_cached
 from lorafit.data.preprocessing import preprocessing_of
 from lorafit.data.render import Tokenizer
 from lorafit.data.sources import read_rows
 from lorafit.data.store import digest as store_digest
 from lorafit.engines.tokenizer import ChatTokenizer, load_tokenizer, shared_tokenizer
 from lorafit.errors import DataError
+from lorafit.progress import exhaust
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +44,11 @@ def write_rows(path: Path, values: list[object]) -> Path:
     return path
 
 
-def never() -> Tokenizer:
+def refuse_to_load() -> Tokenizer:
     raise AssertionError("the tokenizer is not needed")
 
 
-def entries(cache: Path) -> int:
+def count_entries(cache: Path) -> int:
     return sum(1 for path in cache.glob("*/meta.json"))
 
 
@@ -54,7 +60,7 @@ def test_the_second_time_no_row_is_read_and_no_tokenizer_loaded(
     config = TrainConfig(dataset_name=str(path))
     assert load_cached(config, demo_folder) is None
     fresh = exhaust(prepare_cached(config, demo_folder, lambda: tokenizer))
-    for again in (exhaust(prepare_cached(config, demo_folder, never)), load_cached(config, demo_folder)):
+    for again in (exhaust(prepare_cached(config, demo_folder, refuse_to_load)), load_cached(config, demo_folder)):
         assert again is not None
         assert (again.digest, again.notes, again.formats, again.copies) == (
             fresh.digest, fresh.notes, {"question_answer": 310, "plain_text": 1}, 10
@@ -65,16 +71,16 @@ def test_the_second_time_no_row_is_read_and_no_tokenizer_loaded(
     plain = prepare(read_rows(str(path), "train"), tokenizer, config)
     assert plain.digest == fresh.digest
     assert store_digest(plain.train) == store_digest(fresh.train)
-    # Another place and time, same content: the same entry.
+    # A copy with another path and another modification time has the same entry.
     copy = tmp_path / "elsewhere.jsonl"
     copy.write_bytes(path.read_bytes())
-    moved = exhaust(prepare_cached(TrainConfig(dataset_name=str(copy)), demo_folder, never))
+    moved = exhaust(prepare_cached(TrainConfig(dataset_name=str(copy)), demo_folder, refuse_to_load))
     assert moved.digest == fresh.digest
     assert [(reject.file, reject.line) for reject in moved.rejects] == [(str(copy), 301)]
     with pytest.raises(DataError) as caught:
         load_cached(TrainConfig(dataset_name=str(copy), max_rejects=0), demo_folder)
     assert f"{copy}:301" in str(caught.value.found)
-    assert entries(cache) == 1
+    assert count_entries(cache) == 1
 
 
 @pytest.mark.parametrize(
@@ -103,7 +109,7 @@ def test_a_changed_file_and_a_damaged_entry_are_made_anew(
     first = exhaust(prepare_cached(config, demo_folder, lambda: tokenizer)).digest
     status = path.stat()
     path.write_text(path.read_text("utf-8").replace("问 0", "问 X"), "utf-8")
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # same size, same time of change
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # same size and modification time
     assert load_cached(config, demo_folder) is None
     assert exhaust(prepare_cached(config, demo_folder, lambda: tokenizer)).digest != first
     for file in cache.glob("*/input_ids.npy"):
@@ -112,11 +118,11 @@ def test_a_changed_file_and_a_damaged_entry_are_made_anew(
     assert exhaust(prepare_cached(config, demo_folder, lambda: tokenizer)).rows == 10
 
 
-def test_a_failed_build_leaves_nothing_and_bad_data_are_told_again_at_once(
+def test_a_failed_build_leaves_nothing_and_bad_data_are_reported_again_at_once(
     demo_folder: Path, tokenizer: ChatTokenizer, cache: Path, tmp_path: Path
 ) -> None:
     config = TrainConfig(dataset_name=str(write_rows(tmp_path / "a.jsonl", [{"q": 1}])))
-    for load in (lambda: tokenizer, never):
+    for load in (lambda: tokenizer, refuse_to_load):
         with pytest.raises(DataError, match="1 of 1 rows") as caught:
             exhaust(prepare_cached(config, demo_folder, load))
     listed = Path(str(caught.value.fix).split(": ")[1].removesuffix("."))
@@ -130,26 +136,34 @@ def test_a_failed_build_leaves_nothing_and_bad_data_are_told_again_at_once(
     )
 
 
+def build_at_once(both_ready: Barrier, results: SimpleQueue[str], path: Path, folder: Path) -> None:
+    both_ready.wait(timeout=60)
+    results.put(exhaust(prepare_cached(TrainConfig(dataset_name=str(path)), folder, Letters)).digest)
+
+
 def test_two_processes_may_build_the_same_entry_at_once(demo_folder: Path, cache: Path, tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.jsonl", questions(2000))
-    code = (
-        "import sys; from pathlib import Path; from functools import partial\n"
-        "from lorafit.config import TrainConfig; from lorafit.data.dataset import exhaust, prepare_cached\n"
-        "from lorafit.engines.tokenizer import shared_tokenizer\n"
-        f"folder = Path({str(demo_folder)!r}); config = TrainConfig(dataset_name={str(path)!r})\n"
-        "print(exhaust(prepare_cached(config, folder, partial(shared_tokenizer, folder, None, False))).digest)"
-    )
-    both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    digests = [process.communicate(timeout=120)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0]
+    context = get_context("spawn")
+    results: SimpleQueue[str] = context.SimpleQueue()
+    work = (context.Barrier(2), results, path, demo_folder)
+    both = [context.Process(target=build_at_once, args=work) for _process in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(120)
+    assert [process.exitcode for process in both] == [0, 0]
+    digests = [results.get() for _process in both]
     assert digests[0] == digests[1]
-    assert entries(cache) == 1
-    light = code.replace("from lorafit.engines.tokenizer import shared_tokenizer\n", "").replace(
-        "partial(shared_tokenizer, folder, None, False)", "None"
+    assert count_entries(cache) == 1
+    light = (
+        "import sys; from pathlib import Path; from lorafit.config import TrainConfig\n"
+        "from lorafit.data.dataset import prepare_cached; from lorafit.progress import exhaust\n"
+        f"folder = Path({str(demo_folder)!r}); config = TrainConfig(dataset_name={str(path)!r})\n"
+        "print(exhaust(prepare_cached(config, folder, None)).digest)\n"
+        "assert not {'transformers', 'tokenizers', 'torch'} & set(sys.modules), 'light'"
     )
-    light += "\nassert not {'transformers', 'tokenizers', 'torch'} & set(sys.modules), 'light'"
     again = subprocess.run([sys.executable, "-c", light], capture_output=True, text=True, check=True)
-    assert again.stdout == digests[0]
+    assert again.stdout.strip() == digests[0]
 
 
 def test_what_nobody_opened_for_a_month_is_deleted(
@@ -163,11 +177,9 @@ def test_what_nobody_opened_for_a_month_is_deleted(
     assert [load_cached(config, demo_folder) is None for config in configs] == [True, False]
 
 
-def test_other_processes_give_the_same_as_one(
-    demo_folder: Path, tokenizer: ChatTokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tokenize, "BATCH", 16)
-    rows = rows_of([*questions(150), {"q": 1}, *questions(50)])
+def test_other_processes_give_the_same_as_one(demo_folder: Path) -> None:
+    # More batches than two worker processes hold at a time (four), and the last one is not full.
+    rows = rows_of([*questions(4 * tokenize.BATCH), {"q": 1}, *questions(tokenize.BATCH + 50)])
     recipe = preprocessing_of(TrainConfig())
     load = partial(shared_tokenizer, demo_folder, None, False)
     one = list(tokenize.tokenize_all(rows, recipe, load, cores=1))
@@ -178,39 +190,31 @@ def test_other_processes_give_the_same_as_one(
             assert np.array_equal(getattr(made, name), getattr(expected, name)), name
 
 
-def test_a_script_without_a_guard_is_not_run_again_by_other_processes(demo_folder: Path, tmp_path: Path) -> None:
+def test_a_script_without_a_guard_is_not_run_again_by_other_processes(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
-        "from functools import partial; from pathlib import Path\n"
         "from lorafit.config import TrainConfig; from lorafit.data import tokenize\n"
         "from lorafit.data.preprocessing import preprocessing_of; from lorafit.data.readers.row import Row\n"
-        "from lorafit.engines.tokenizer import shared_tokenizer\n"
-        "print('run'); tokenize.BATCH = 16\n"
-        "rows = [Row({'question': f'{i}', 'answer': 'a'}, 'f', i) for i in range(100)]\n"
-        f"load = partial(shared_tokenizer, Path({str(demo_folder)!r}), None, False)\n"
-        "made = list(tokenize.make_all(rows, preprocessing_of(TrainConfig()), load, cores=2, patience=0))\n"
+        "from support.letters import Letters\n"
+        "print('run')\n"
+        "rows = [Row({'question': f'{i}', 'answer': 'a'}, 'f', i) for i in range(1000)]\n"
+        "made = list(tokenize.tokenize_all(rows, preprocessing_of(TrainConfig()), Letters, cores=2, patience=0))\n"
         "print(sum(len(one.lengths) for _, one in made))\n"
     )
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["run", "100"]
+    environ = {**os.environ, "PYTHONPATH": f"{ROOT}:{TESTS}"}
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True, env=environ)
+    assert done.stdout.split() == ["run", "1000"]
     assert "Traceback" not in done.stderr
 
 
-def test_a_process_that_dies_costs_nothing_but_time(tokenizer: ChatTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenize, "BATCH", 16)
-    rows = rows_of(questions(100))
-    dying = partial(die_elsewhere, os.getpid())
-    loaded = {os.getpid(): tokenizer}
-    monkeypatch.setattr(sys.modules[__name__], "HERE", loaded)
-    made = [one for _, one in tokenize.tokenize_all(rows, preprocessing_of(TrainConfig()), dying, cores=2, patience=0)]
-    assert sum(len(one.lengths) for one in made) == 100
-
-
-HERE: dict[int, Tokenizer] = {}
-
-
 def die_elsewhere(parent: int) -> Tokenizer:
-    """The tokenizer in process `parent`; any other dies."""
+    """Return a tokenizer in process `parent`; end any other process."""
     if os.getpid() != parent:
         os._exit(1)
-    return HERE[parent]
+    return Letters()
+
+
+def test_a_process_that_dies_costs_nothing_but_time() -> None:
+    rows, recipe, dying = rows_of(questions(1000)), preprocessing_of(TrainConfig()), partial(die_elsewhere, os.getpid())
+    made = [one for _, one in tokenize.tokenize_all(rows, recipe, dying, cores=2, patience=0)]
+    assert sum(len(one.lengths) for one in made) == 1000

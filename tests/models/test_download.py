@@ -1,4 +1,4 @@
-"""Is it told how far a download is, and does what goes wrong in it come out as it went in?"""
+"""Downloads report their progress, and an error of a download reaches the caller unchanged."""
 
 import time
 from collections.abc import Iterator
@@ -16,12 +16,13 @@ PART = b"x" * 2**20
 
 
 @pytest.fixture(autouse=True)
-def often(monkeypatch: pytest.MonkeyPatch) -> None:
+def frequent_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Report after 0.02 s instead of 2 s."""
     monkeypatch.setattr(download, "FIRST_SECONDS", 0.02)
 
 
-def fetching(folder: Path) -> str:
-    """Three parts of 1 MiB, the first there already; another name leads to it."""
+def fetch_into(folder: Path) -> str:
+    """Write three files of 1 MiB, 0.1 s apart, and a link to the first."""
     for number in (1, 2, 3):
         (folder / f"{number}.incomplete").write_bytes(PART)
         time.sleep(0.1)
@@ -29,20 +30,20 @@ def fetching(folder: Path) -> str:
     return "fetched"
 
 
-def test_what_lies_there_is_told_with_the_time_left(tmp_path: Path) -> None:
+def test_what_is_downloaded_is_reported_with_the_time_left(tmp_path: Path) -> None:
     (tmp_path / "before").write_bytes(PART)
-    told: list[str] = []
-    assert download_with_progress(lambda: fetching(tmp_path), tmp_path, 4 * 2**20, told.append) == "fetched"
-    assert any(text.startswith("2 MiB of 3 MiB, about") for text in told), told
+    reports: list[str] = []
+    assert download_with_progress(lambda: fetch_into(tmp_path), tmp_path, 4 * 2**20, reports.append) == "fetched"
+    assert any(text.startswith("2 MiB of 3 MiB, about") for text in reports), reports
 
 
-def test_a_hub_that_tells_no_size_gives_what_is_there(tmp_path: Path) -> None:
-    told: list[str] = []
-    download_with_progress(lambda: fetching(tmp_path), tmp_path, None, told.append)
-    assert "2 MiB so far" in told
+def test_without_a_total_size_the_downloaded_bytes_are_reported(tmp_path: Path) -> None:
+    reports: list[str] = []
+    download_with_progress(lambda: fetch_into(tmp_path), tmp_path, None, reports.append)
+    assert "2 MiB so far" in reports
 
 
-def test_what_goes_wrong_comes_out_as_it_is_even_a_time_out(tmp_path: Path) -> None:
+def test_an_error_of_the_download_is_raised_unchanged_even_a_timeout(tmp_path: Path) -> None:
     def fail() -> str:
         raise TimeoutError("the hub says nothing")
 
@@ -50,7 +51,7 @@ def test_what_goes_wrong_comes_out_as_it_is_even_a_time_out(tmp_path: Path) -> N
         download_with_progress(fail, tmp_path, None, lambda _text: None)
 
 
-def test_a_job_in_a_thread_says_events_and_returns() -> None:
+def test_texts_of_a_job_in_a_thread_become_events_and_its_result_is_returned() -> None:
     returned = []
 
     def job(say: ProgressCallback) -> int:
@@ -58,8 +59,8 @@ def test_a_job_in_a_thread_says_events_and_returns() -> None:
         say("two")
         return 3
 
-    def listened() -> Iterator[Event]:
+    def events() -> Iterator[Event]:
         returned.append((yield from stage_texts(job)))
 
-    assert [event.text for event in listened() if isinstance(event, Stage)] == ["one", "two"]
+    assert [event.text for event in events() if isinstance(event, Stage)] == ["one", "two"]
     assert returned == [3]

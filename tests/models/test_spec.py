@@ -1,4 +1,4 @@
-"""Is a model's shape read rightly from heads alone, and is everything that can be missing named with its remedy?"""
+"""A model's shape is read from safetensors headers only, and an incomplete folder is an error with a fix."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ LAYER = {"self_attn.q_proj": (8, 8), "self_attn.k_proj": (4, 8), "mlp.down_proj"
 
 
 def tensors(prefix: str = "model.") -> dict[str, np.ndarray[Any, Any]]:
-    """Weights of a small decoder: embedding, output, two layers with a norm each."""
+    """Return the weights of a small decoder: embedding, LM head, and two layers with a norm each."""
     shapes: dict[str, tuple[int, ...]] = {f"{prefix}embed_tokens.weight": (32, 8), "lm_head.weight": (32, 8)}
     for layer in range(2):
         shapes[f"{prefix}layers.{layer}.input_layernorm.weight"] = (8,)
@@ -36,7 +36,7 @@ def tensors(prefix: str = "model.") -> dict[str, np.ndarray[Any, Any]]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A small model's folder with nothing missing."""
+    """The complete folder of a small model."""
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     (tmp_path / "tokenizer.json").write_text("{}")
     save_file(tensors(), tmp_path / "model.safetensors")
@@ -120,7 +120,7 @@ def cut_in_the_tensors(folder: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
 
 
-def cut_in_the_head(folder: Path) -> None:
+def cut_in_the_header(folder: Path) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:50])
 
@@ -150,7 +150,7 @@ def broken_index(folder: Path) -> None:
         (only_pickles, "pytorch_model.bin", "save_pretrained"),
         (delete("tokenizer.json"), "no tokenizer", "tokenizer.json"),
         (cut_in_the_tensors, "cut short", "download"),
-        (cut_in_the_head, "cut short", "download"),
+        (cut_in_the_header, "cut short", "download"),
         (empty_weights, "cut short", "download"),
         (not_safetensors, "model.safetensors", "git lfs pull"),
         (broken_index, "index", "download"),

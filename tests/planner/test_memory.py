@@ -1,4 +1,4 @@
-"""Does the memory formula say what was counted and measured? Reference: Llama-3.2-1B's shape, fp32, one sample of 512 tokens."""
+"""The memory formula against counted and measured values: Llama-3.2-1B's shape, fp32, one sample of 512 tokens."""
 
 from dataclasses import replace
 
@@ -69,7 +69,7 @@ def test_a_layer_keeps_the_floats_that_hooks_counted() -> None:
 def test_activations_and_loss_come_to_what_was_measured(recompute: int, measured_mb: int) -> None:
     spec, plan = llama_1b(), layout(recompute=recompute)
     predicted = sum(memory.activation_peak(spec, plan))
-    # One layer more than was measured is allowed for its gradients, which the measurement could overlap.
+    # The prediction may be higher by one layer's gradients: in the measurement they may have reused freed memory.
     measured = measured_mb * 1024**2
     assert measured <= predicted <= measured + 1.2 * memory.layer_bytes(spec, plan)
 
@@ -80,7 +80,7 @@ def test_each_recomputed_layer_saves_memory() -> None:
     assert len(set(sizes)) == 17
 
 
-def test_on_the_own_decoder_each_but_the_last_one_does() -> None:
+def test_on_the_fast_path_each_recomputed_layer_but_the_last_saves_memory() -> None:
     sizes = [
         memory.peak_bytes(llama_1b(), layout(recompute=layers, path=FAST, target_share=0.7)) for layers in range(17)
     ]

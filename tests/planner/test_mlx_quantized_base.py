@@ -1,6 +1,6 @@
-"""Are shape and bytes of a base that mlx_lm quantised read rightly from its files, and is it planned for MLX alone?
+"""A base model that mlx_lm quantized: shape and bytes come from its files, and it is planned for MLX only.
 
-The folder is written by hand: 32-bit words of packed numbers, and scales and biases in groups of 64.
+The model folder is written by hand: packed values in 32-bit words, with scales and biases for groups of 64.
 """
 
 import json
@@ -19,7 +19,6 @@ from lorafit.errors import DoesNotFit, ModelError
 from lorafit.evaluation.model_request import AnswerRequest, choose_backend
 from lorafit.hardware.detect import Machine
 from lorafit.models.spec import ModelSpec, read_spec
-from lorafit.planner import device_precision
 from lorafit.planner.memory import weights_bytes
 from lorafit.planner.plan import Plan
 from lorafit.planner.planner import make_plan
@@ -31,10 +30,11 @@ CONFIG: dict[str, Any] = {
     "model_type": "llama", "num_hidden_layers": 2, "hidden_size": HIDDEN, "intermediate_size": WIDE, "vocab_size": VOCAB,
     "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True,
 }  # fmt: skip
-SIX = "model.layers.1.mlp.down_proj"  # in 6 bits, as mlx_lm's mixed recipes have it
+SIX_BIT = "model.layers.1.mlp.down_proj"  # in 6 bits, as in mlx_lm's mixed recipes
 
 
 def packed(name: str, rows: int, columns: int, bits: int) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the three tensors of a quantized weight [rows, columns]: packed words, scales and biases."""
     scales = np.zeros((rows, columns // GROUP), np.float16)
     words = np.zeros((rows, columns * bits // 32), np.uint32)
     return {f"{name}.weight": words, f"{name}.scales": scales, f"{name}.biases": scales.copy()}
@@ -42,16 +42,16 @@ def packed(name: str, rows: int, columns: int, bits: int) -> dict[str, np.ndarra
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Embedding and linears in 4 bits, one in 6; norms are left."""
+    """A model folder with embedding and linears in 4 bits, one linear in 6 bits, and plain norms."""
     tensors = packed("model.embed_tokens", VOCAB, HIDDEN, 4)
     for layer in range(2):
         tensors[f"model.layers.{layer}.input_layernorm.weight"] = np.zeros(HIDDEN, np.float16)
         for part, size in SIZES.items():
             name = f"model.layers.{layer}.{part}"
-            tensors |= packed(name, *size, bits=6 if name == SIX else 4)
+            tensors |= packed(name, *size, bits=6 if name == SIX_BIT else 4)
     save_file(tensors, tmp_path / "model.safetensors")
-    told = {"group_size": GROUP, "bits": 4, "mode": "affine", SIX: {"group_size": GROUP, "bits": 6}}
-    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "quantization": told, "quantization_config": told}))
+    bits = {"group_size": GROUP, "bits": 4, "mode": "affine", SIX_BIT: {"group_size": GROUP, "bits": 6}}
+    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "quantization": bits, "quantization_config": bits}))
     (tmp_path / "tokenizer.json").write_text("{}")
     return tmp_path
 
@@ -77,19 +77,19 @@ def plan_for(machine: Machine, spec: ModelSpec, **settings: object) -> Plan:
     return make_plan(TrainConfig(**settings), machine, spec, facts())  # type: ignore[arg-type]
 
 
-def test_it_is_planned_for_mlx_in_the_bits_that_it_has(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec, mac = read_spec(folder), replace(M2_MAX, described=True)
+def test_it_is_planned_for_mlx_in_the_bits_that_it_has(folder: Path) -> None:
+    # MLX counts as installed on a described machine.
+    spec, mac, cpu = read_spec(folder), replace(M2_MAX, described=True), replace(CPU, described=True)
     plan = plan_for(mac, spec)
     assert (plan.engine, plan.quantization) == ("mlx", "4bit")
     assert plan.memory_terms["weights"] == spec.weight_bytes
     assert "as their files have them" in reason(plan, "quantization")
-    monkeypatch.setattr(device_precision, "has_mlx", lambda _machine: True)
-    assert plan_for(CPU, spec).engine == "mlx"
-    assert choose_backend(AnswerRequest(), CPU, spec).engine == "mlx"
+    assert plan_for(cpu, spec).engine == "mlx"
+    assert choose_backend(AnswerRequest(), cpu, spec).engine == "mlx"
 
 
 @pytest.mark.parametrize(
-    ("machine", "settings", "told"),
+    ("machine", "settings", "message"),
     [
         (cuda(T4_GPU), {}, "PyTorch cannot read"),
         (replace(M2_MAX, described=True), {"engine": "torch"}, "PyTorch cannot read"),
@@ -98,9 +98,9 @@ def test_it_is_planned_for_mlx_in_the_bits_that_it_has(folder: Path, monkeypatch
     ],
 )
 def test_what_cannot_be_done_with_it_is_refused_before_anything_is_loaded(
-    folder: Path, machine: Machine, settings: dict[str, object], told: str
+    folder: Path, machine: Machine, settings: dict[str, object], message: str
 ) -> None:
-    with pytest.raises(ModelError, match=told):
+    with pytest.raises(ModelError, match=message):
         plan_for(machine, read_spec(folder), **settings)
 
 

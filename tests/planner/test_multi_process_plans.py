@@ -1,4 +1,4 @@
-"""Does a plan for several processes say what training does? Who computes what, with which share of the machine."""
+"""Plans for several processes: each process's share of the samples and of the machine, and what is refused."""
 
 from dataclasses import replace
 
@@ -23,6 +23,7 @@ from lorafit.units import GIB
 
 
 def planned(machine: Machine, processes: int, data: DataStats | None = None, **settings: object) -> PlanResult:
+    """Plan Llama-3.2-1B on `machine` for `processes` processes."""
     config = TrainConfig(processes=processes, **settings)  # type: ignore[arg-type]
     return make_plan_result(config, per_process(machine, processes), llama_1b(), data or facts())
 
@@ -38,7 +39,7 @@ def test_two_processes_on_one_processor_share_its_cores_and_memory_and_are_no_fa
 def test_a_process_on_each_gpu_divides_the_time_of_steps_and_evaluations() -> None:
     machine = machine_named("p3.8xlarge")
     one, four = planned(machine, 1, facts(valid=300)), planned(machine, 4, facts(valid=300))
-    assert four.plan.available_bytes == one.plan.available_bytes  # each has a GPU of its own
+    assert four.plan.available_bytes == one.plan.available_bytes  # each process has its own GPU
     assert 2 < one.estimate.step / four.estimate.step <= 4
     assert 3.5 < one.estimate.evaluation / four.estimate.evaluation <= 4
     assert "GPU" in reason(four.plan, "processes")
@@ -62,7 +63,7 @@ def test_the_micro_batches_that_are_timed_are_those_of_the_process_with_the_most
     (shares,) = training_shapes(DataStats(lengths, lengths[:0], ""), Split(8, 32, 4096, processes), seed=0)
     assert sum(share.tokens for share in shares) == max(dealt)
     longest = int(lengths.max())
-    assert max(dealt) <= max(longest, (8 + processes - 1) * longest // processes)  # as the search takes it
+    assert max(dealt) <= max(longest, (8 + processes - 1) * longest // processes)  # the bound that the search uses
 
 
 def test_a_process_with_few_samples_is_planned_with_no_more_tokens_than_it_can_come_to() -> None:

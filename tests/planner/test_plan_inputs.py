@@ -1,4 +1,4 @@
-"""What does a plan rest on? The catalogue, a hub's heads, earlier measurements, and which way the engine will take."""
+"""The inputs of a plan: the catalogue, safetensors headers on a hub, earlier measurements, and the code path."""
 
 import json
 import subprocess
@@ -9,11 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.fake_hub import FakeHub
+from support.machines import CPU, mac, reason
 from support.shapes import llama_1b
-from support.tiny import FAMILIES, make_plan
+from support.tiny import FAMILIES, make_plan, open_engine
 
+from lorafit import registry
 from lorafit.config import TrainConfig
 from lorafit.errors import ConfigError, HardwareError
+from lorafit.hardware import detect
 from lorafit.hardware.catalogue.find import CHIPS, chip_of, machine_named, names
 from lorafit.hardware.catalogue.lengths import LAWYER_LLAMA
 from lorafit.hardware.catalogue.models import known_spec
@@ -28,7 +31,8 @@ from lorafit.planner.memory import Layout
 from lorafit.planner.plan import Plan
 from lorafit.planner.planner import DataStats, make_plan_result
 from lorafit.planner.throughput import rates
-from lorafit.training.preview import find_data
+from lorafit.training import worker
+from lorafit.training.preview import find_data, preview_run
 from lorafit.units import GIB
 
 LAYOUT = Layout("cpu", "fp32", "none", "adamw", 32, "all-linear", 512, 512, 0, 64, path=FAST)
@@ -60,24 +64,24 @@ def test_a_processor_is_named_by_its_cores(name: str, cores: int, gib: int, gflo
 
 
 @pytest.mark.parametrize(
-    ("model", "way"), [("demo", "lorafit train --demo --dry_run"), ("mistralai/Mistral-7B-v0.3", "--model_name demo")]
+    ("model", "way"), [("demo", "lorafit train --demo --dry_run"), ("owner/not-on-this-disk", "--model_name demo")]
 )
 def test_a_tokenizer_that_is_not_here_is_told_with_the_way_to_get_it(
-    model: str, way: str, monkeypatch: pytest.MonkeyPatch
+    model: str, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lorafit.training.preview.local_folder", lambda _name: None)
+    monkeypatch.setenv("LORAFIT_CACHE", str(tmp_path))  # without the demo model
     with pytest.raises(ConfigError) as caught:
         find_data(TrainConfig(model_name=model, dataset_name="demo"))
     assert way in str(caught.value.fix)
 
 
 @pytest.mark.parametrize(
-    ("told", "chip"),
+    ("reported", "chip"),
     [("NVIDIA GeForce RTX 3080 Ti", "RTX 3080 Ti"), ("Tesla P100-PCIE-16GB", "P100"), ("NVIDIA L40S", "L40S"),
      ("Apple M2 Max", "Apple M2 Max"), ("NVIDIA A100-SXM4-80GB", "A100"), ("NVIDIA GB10", None)],
 )  # fmt: skip
-def test_a_chip_is_known_by_the_name_that_the_machine_tells(told: str, chip: str | None) -> None:
-    assert getattr(chip_of(told), "name", None) == chip
+def test_a_chip_is_known_by_the_name_that_the_machine_reports(reported: str, chip: str | None) -> None:
+    assert getattr(chip_of(reported), "name", None) == chip
 
 
 def test_every_name_of_the_catalogue_describes_a_machine_and_every_chip_has_a_source() -> None:
@@ -123,7 +127,7 @@ def test_the_guides_data_have_the_rows_of_the_hub_and_the_mean_that_was_counted(
     assert np.array_equal(lengths, LAWYER_LLAMA.sample(LAWYER_LLAMA.rows, 512))
 
 
-def test_a_hub_is_asked_for_config_and_heads_alone(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_is_asked_for_config_and_headers_alone(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     with FakeHub(models={"owner/tiny": models / "llama"}).serve() as hub:
         found = remote_spec("owner/tiny", endpoint=hub.address)
@@ -136,37 +140,28 @@ def test_a_hub_is_asked_for_config_and_heads_alone(models: Path, monkeypatch: py
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_path_told_from_the_shape_is_the_one_that_the_engine_takes(family: str, models: Path) -> None:
-    from support.tiny import open_engine  # torch
-
     config = json.loads((models / family / "config.json").read_text())
     headers = read_headers(models / family / "model.safetensors")
-    told = path_of(spec_from(config, headers, models / family), 2048, "none", "cpu")
+    predicted = path_of(spec_from(config, headers, models / family), 2048, "none", "cpu")
     engine = open_engine(models / family, make_plan())
-    took = any("Fast path" in text for text in engine.facts.notes)
-    assert (told == FAST) == took
+    took_fast_path = any("Fast path" in text for text in engine.facts.notes)
+    assert (predicted == FAST) == took_fast_path
 
 
 def test_measurements_come_back_for_this_machine_only_and_the_best_product_counts(tmp_path: Path) -> None:
-    from support.machines import CPU
-
     path, spec = tmp_path / "calibrations.json", llama_1b()
     save_measurement(CPU, calibration_key(LAYOUT, spec), 1.5, 1.07, path)
     assert load_calibration(CPU, path).slowness(LAYOUT, spec) == 1.5
     assert load_calibration(replace(CPU, chip="another"), path) == Calibration()
     assert load_calibration(CPU, path, measure=lambda: 80.0).core_gflops == 80.0
-    assert (
-        load_calibration(CPU, path, measure=lambda: 40.0).core_gflops == 80.0
-    )  # a busy neighbour makes no processor slower
-    assert (
-        load_calibration(CPU, path, measure=lambda: 100.0).slowness(LAYOUT, spec) == 1.5 * 100 / 80
-    )  # the same seconds
+    assert load_calibration(CPU, path, measure=lambda: 40.0).core_gflops == 80.0, "another process used the CPU"
+    faster = load_calibration(CPU, path, measure=lambda: 100.0)
+    assert faster.slowness(LAYOUT, spec) == 1.5 * 100 / 80, "the same seconds"
     assert load_calibration(CPU, path).slowness(LAYOUT, spec) == 1.5 * 100 / 80, "written"
     assert load_calibration(replace(CPU, described=True), path, measure=lambda: 1.0) == Calibration()
 
 
 def test_another_shape_borrows_speed_but_not_memory(tmp_path: Path) -> None:
-    from support.machines import CPU
-
     path, spec = tmp_path / "calibrations.json", llama_1b()
     save_measurement(CPU, calibration_key(LAYOUT, spec), 1.5, 1.27, path)
     other = replace(spec, hidden=1024)
@@ -181,21 +176,17 @@ def test_measured_memory_only_ever_lowers_a_budget_and_in_steps(measured: float 
 
 
 def test_measured_speed_changes_the_time_and_no_choice(tmp_path: Path) -> None:
-    from support.machines import CPU
-
     spec, data = llama_1b(), DataStats(np.full(500, 300), np.full(20, 300), "")
     plain = make_plan_result(TrainConfig(), CPU, spec, data)
     path = tmp_path / "calibrations.json"
     save_measurement(CPU, calibration_key(plain.chosen.layout, spec), 3.0, None, path)
-    taught = make_plan_result(TrainConfig(), CPU, spec, data, load_calibration(CPU, path))
-    assert taught.chosen == plain.chosen
-    assert taught.estimate.step == pytest.approx(3 * plain.estimate.step)
-    assert taught.estimate.source == "calibrated"
+    calibrated = make_plan_result(TrainConfig(), CPU, spec, data, load_calibration(CPU, path))
+    assert calibrated.chosen == plain.chosen
+    assert calibrated.estimate.step == pytest.approx(3 * plain.estimate.step)
+    assert calibrated.estimate.source == "calibrated"
 
 
 def test_a_damaged_file_of_measurements_is_as_good_as_none(tmp_path: Path) -> None:
-    from support.machines import CPU
-
     path = tmp_path / "calibrations.json"
     path.write_text('{"AMD')
     assert load_calibration(CPU, path) == Calibration()
@@ -203,7 +194,7 @@ def test_a_damaged_file_of_measurements_is_as_good_as_none(tmp_path: Path) -> No
     assert "way shape" in load_calibration(CPU, path).measured
 
 
-def test_looking_ahead_imports_no_tensor_library(tmp_path: Path) -> None:
+def test_a_preview_imports_no_tensor_library(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom lorafit.cli.plan import plan, machines\n"
         "plan(['--machine', 'M1 Pro 16GB', '--json']); plan(['--demo', '--json', '--val_size', '0'])\n"
@@ -213,31 +204,34 @@ def test_looking_ahead_imports_no_tensor_library(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_what_metal_told_a_run_is_what_later_plans_go_by_and_say(
+METAL_LIMIT = 52 * GIB
+
+
+def metal_limit(_device: str) -> int:
+    """Stand in for the engine's function that reads Metal's limit."""
+    return METAL_LIMIT
+
+
+def test_a_limit_that_metal_reported_to_a_run_is_used_and_named_by_later_plans(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from support.machines import mac, reason
-
-    from lorafit import registry
-    from lorafit.hardware import detect
-    from lorafit.training import worker
-    from lorafit.training.preview import preview_run
-
     monkeypatch.setenv("LORAFIT_CALIBRATIONS", str(tmp_path / "calibrations.json"))
-    here, told = mac("Apple M4 Max", 64), 52 * GIB
+    here = mac("Apple M4 Max", 64)
     monkeypatch.setattr(detect, "detect_machine", lambda: here)
+    monkeypatch.setitem(registry.USABLE_BYTES, "torch", registry.Entry(f"{__name__}:metal_limit", ""))
     config = TrainConfig(demo=True, engine="torch")
     before = preview_run(config, None).plan
     assert before.available_bytes == 64 * GIB * 2 // 3
     assert "a guess" in reason(before, "memory")
-    monkeypatch.setattr(registry, "load", lambda _entry: lambda _device: told)
-    assert "Metal's figure" in reason(consider_demo(worker._with_metal_limit(here, "mps", "torch")), "memory")
+    during = plan_on(worker._with_metal_limit(here, "mps", "torch"))
+    assert "Metal's figure" in reason(during, "memory")
     after = preview_run(config, None).plan
-    assert after.available_bytes == told
+    assert after.available_bytes == METAL_LIMIT
     assert "Metal's figure of 20" in reason(after, "memory")
     assert calibrate.with_metal_limit(mac("Apple M4 Max", 128), load_calibration(here)) == mac("Apple M4 Max", 128)
 
 
-def consider_demo(machine: Machine) -> Plan:
+def plan_on(machine: Machine) -> Plan:
+    """Return the plan for Llama-3.2-1B with PyTorch on `machine`."""
     data = DataStats(np.full(500, 300), np.full(20, 300), "")
     return make_plan_result(TrainConfig(engine="torch"), machine, llama_1b(), data).plan

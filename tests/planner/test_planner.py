@@ -1,4 +1,4 @@
-"""Does the plan suit the machine, and does it say why? Described machines, Llama-3.2-1B's shape, known lengths."""
+"""The plan suits the machine and gives its reasons: described machines, Llama-3.2-1B's shape, known lengths."""
 
 import itertools
 import re
@@ -25,7 +25,7 @@ from lorafit.planner.speed import load_seconds
 from lorafit.units import GIB
 
 
-def numbers_of(plan: Plan) -> tuple[str, str, str, str]:
+def device_and_precision(plan: Plan) -> tuple[str, str, str, str]:
     return plan.device, plan.precision, plan.quantization, plan.optimizer
 
 
@@ -41,23 +41,23 @@ def numbers_of(plan: Plan) -> tuple[str, str, str, str]:
         (replace(CPU, cpu_bf16=True), ("cpu", "fp32", "none", "adamw")),
     ],
 )
-def test_each_machine_gets_its_device_and_numbers(machine: Machine, chosen: tuple[str, str, str, str]) -> None:
-    assert numbers_of(plan_for(machine)) == chosen
+def test_each_machine_gets_its_device_and_precision(machine: Machine, chosen: tuple[str, str, str, str]) -> None:
+    assert device_and_precision(plan_for(machine)) == chosen
 
 
 def test_what_is_asked_is_obeyed() -> None:
     asked = {"device": "cpu", "precision": "fp32", "quantization": "4bit", "optimizer": "adamw"}
     plan = plan_for(cuda(RTX_3090), **asked, token_budget=700, recompute=3, batch_size=2, save_steps=7, eval_steps=5)
-    assert numbers_of(plan) == ("cpu", "fp32", "4bit", "adamw")
+    assert device_and_precision(plan) == ("cpu", "fp32", "4bit", "adamw")
     assert (plan.token_budget, plan.recompute, plan.max_micro_batch) == (700, 3, 2)
     assert (plan.save_steps, plan.eval_steps) == (7, 5)
 
 
 @pytest.mark.parametrize(("name", "old"), [("kaggle-p100", True), ("p3.2xlarge", True), ("colab-t4", False)])
 def test_a_gpu_older_than_turing_is_told_which_pytorch_knows_it(name: str, old: bool) -> None:
-    told = [choice.reason for choice in plan_for(machine_named(name)).choices if choice.setting == "pytorch"]
-    assert bool(told) == old
-    assert all("cu126" in reason and "T4" in reason for reason in told)
+    warnings = [choice.reason for choice in plan_for(machine_named(name)).choices if choice.setting == "pytorch"]
+    assert bool(warnings) == old
+    assert all("cu126" in warning and "T4" in warning for warning in warnings)
 
 
 def test_a_gpu_that_the_installed_torch_cannot_use_is_named() -> None:
@@ -151,14 +151,14 @@ def test_an_unmeasured_mps_limit_is_two_thirds_of_the_memory_and_said_to_be_a_gu
     ("machine", "longest", "budget"),
     [(CPU, 512, 1024), (M2_MAX, 512, 2048), (cuda(RTX_3090), 512, 4096), (CPU, 1500, 2048)],
 )
-def test_the_budget_is_the_largest_useful_rung_and_holds_the_longest_sample(
+def test_the_budget_is_the_largest_useful_one_and_holds_the_longest_sample(
     machine: Machine, longest: int, budget: int
 ) -> None:
     plan = plan_for(machine, data=facts(longest=longest))
     assert (plan.token_budget, plan.recompute) == (budget, 0)
 
 
-def test_a_sample_beyond_the_ladder_is_its_own_budget() -> None:
+def test_a_sample_longer_than_every_usual_budget_is_the_budget() -> None:
     assert plan_for(replace(CPU, available_bytes=200 * GIB), data=facts(longest=6000)).token_budget == 6000
 
 
@@ -202,9 +202,9 @@ def test_the_smaller_model_and_the_machine_that_are_named_do_fit() -> None:
     spec = known_spec(name[1]) if name else None
     assert spec is not None
     assert plan_for(replace(CPU, available_bytes=3 * GIB), spec, quantization="none")
-    there = re.search(r'--machine "(.+?)"', str(error.value.fix))
-    assert there
-    assert plan_for(machine_named(there[1]), quantization="none")
+    larger = re.search(r'--machine "(.+?)"', str(error.value.fix))
+    assert larger
+    assert plan_for(machine_named(larger[1]), quantization="none")
 
 
 def test_where_nothing_else_fits_the_base_is_quantised_and_that_is_said() -> None:
@@ -272,7 +272,7 @@ def test_scheduled_evaluations_cost_at_most_5_percent(rows: int, valid: int) -> 
     schedule = make_schedule(TrainConfig(), 16, facts(rows, valid, longest=300))
     evaluations = schedule.steps // schedule.eval_steps
     assert evaluations <= 20
-    # The evaluation at the end is made in any case.
+    # The evaluation at the end always takes place.
     assert evaluations == 1 or evaluations * valid / 2 <= 0.05 * schedule.steps * 16
 
 

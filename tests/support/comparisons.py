@@ -17,7 +17,7 @@ BASE, TUNED = "我不是律师，建议咨询专业人士。", "我不是律师�
 
 
 def comparison(name: str = "run") -> Comparison:
-    """One question, a base and a tuned answer."""
+    """Return a comparison with one question, answered by the base model and by the adapter `name`."""
     figures = AnswerStats(1, 15.0, 0, 1, 1, ReferenceScores(12.0, 34.0))
     losses = ValidationLosses(20, LossSum(280.0, 100), LossSum(190.0, 100), LossDifference(-0.9, -1.0, -0.8))
     question = Question([Message("user", "<script>alert(1)</script>")], "《民法典》第一条")

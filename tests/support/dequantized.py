@@ -1,4 +1,4 @@
-"""Which plain numbers does a quantised base stand for? Written out as a model folder like any other."""
+"""The dequantized weights of a quantized base model, written as an ordinary float32 model folder."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ Array = NDArray[Any]
 
 
 def plain_model(engine: Any, folder: Path, target: Path) -> Path:
-    """The model in `folder` in float32, with what the engine's weights stand for in the place of those it quantised."""
+    """Write the model in `folder` to `target` in float32, with the dequantized weights of `engine`. Return `target`."""
     target.mkdir()
     facts = json.loads((folder / "config.json").read_text("utf-8"))
     (target / "config.json").write_text(json.dumps({**facts, "dtype": "float32"}), "utf-8")
@@ -27,7 +27,10 @@ def plain_model(engine: Any, folder: Path, target: Path) -> Path:
 
 
 def plain_weights(engine: Any) -> dict[str, Array]:
-    """Weights [O,I] that the engine holds quantised, in float32, by their modules' names; of MLX a tied embedding too."""
+    """Return the weights [O, I] that the engine stores quantized, dequantized to float32, by module name.
+
+    With MLX, a quantized embedding is included.
+    """
     if hasattr(engine, "body"):
         from lorafit.engines.mlx.matrix import matrix_of
 
@@ -46,7 +49,10 @@ def _of_mlx(matrix: Any) -> Array | None:
 
 
 def _of_torch(base: Any) -> Array | None:
-    """bitsandbytes' layers: NF4, or LLM.int8, whose numbers move from the weight to the layer at the first product."""
+    """Return the dequantized weight of a bitsandbytes layer, NF4 or LLM.int8; None for any other layer.
+
+    The first matmul moves the values of LLM.int8 from the weight to the layer's state.
+    """
     weight: Any = base.weight
     if getattr(weight, "quant_state", None) is not None:
         import bitsandbytes

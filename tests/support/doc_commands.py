@@ -1,4 +1,4 @@
-"""The commands that the documentation shows."""
+"""Command lines in the documentation, and the arguments of `lorafit` that they correspond to."""
 
 import re
 import shlex
@@ -20,7 +20,7 @@ INLINE = re.compile(r"`((?:python \w+\.py|\./run_\w+\.sh|lorafit [a-z]+)(?: [^`|
 
 
 def commands(page: Path) -> Iterator[list[str]]:
-    """The command lines in `page`, as words: lines of bash blocks, and ours in the text."""
+    """Yield the command lines in `page`, split into words: lines of bash blocks, and lorafit commands in the text."""
     text = page.read_text("utf-8")
     for block in FENCE.finditer(text):
         for line in block["text"].replace("\\\n", " ").splitlines():
@@ -31,7 +31,7 @@ def commands(page: Path) -> Iterator[list[str]]:
 
 
 def arguments(words: list[str]) -> list[str] | None:
-    """What `lorafit` would be given for a command line; None for one that is not ours."""
+    """Return the arguments that `lorafit` gets from a command line, or None if the command is another program."""
     match words:
         case ["python", script, *rest] if script in SCRIPTS:
             return [SCRIPTS[script], *rest]

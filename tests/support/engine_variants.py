@@ -1,6 +1,6 @@
-"""Every engine on every device that is present, and what a test may ask of any of them: through the protocol alone.
+"""Every engine on every available device, and operations for tests that use only the Engine protocol.
 
-A gradient is read from the optimizer's file: after the first step without clipping the mean moment is (1 - beta1) of it.
+Gradients are read from the optimizer's file: after the first step without clipping, `exp_avg` is (1 - beta1) * gradient.
 """
 
 import importlib.util
@@ -49,17 +49,22 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Way:
-    """An engine on a device. `prepare` changes an opened one; `pass_of` names what a forward and backward pass goes through."""
+    """An engine on a device.
+
+    `pass_of` returns the object and the name of its method for a forward and backward pass. `prepare` changes an engine
+    after it is opened.
+    """
 
     name: str
     engine: str
     device: str
     pass_of: Callable[[Any], tuple[Any, str]]
-    says: str  # when memory runs out
+    says: str  # error text when memory runs out
     prepare: Callable[[Any], None] = lambda engine: None
-    raises: Callable[[str], Exception] = RuntimeError  # when memory runs out
+    raises: Callable[[str], Exception] = RuntimeError  # exception when memory runs out
 
     def open(self, folder: Path, plan: Plan | None) -> Engine:
+        """Open the model in `folder`, for training with `plan` or, without a plan, for answers only."""
         if plan is not None:
             plan = replace(plan, engine=self.engine, device=self.device)
         quantization = "none" if plan is None else plan.quantization
@@ -100,12 +105,12 @@ def _present() -> list[Way]:
 
 HAS_MLX = all(importlib.util.find_spec(name) is not None for name in ("mlx", "mlx_lm"))
 if HAS_MLX:
-    importlib.import_module("lorafit.engines.mlx")  # OpenBLAS before anybody else imports MLX
+    importlib.import_module("lorafit.engines.mlx")  # first import of MLX in the process: it loads OpenBLAS
 WAYS = _present()
 NO_MLX = pytest.mark.skipif(
     not HAS_MLX, reason="MLX has no wheel here, or is not installed: pip install 'lorafit[mlx]'"
 )
-# The tests of loop and disks stand on this one's keeping the protocol's promises; it has no model to be right about.
+# The tests of the loop and of the disk rely on the fake engine following the protocol. It has no model to compare.
 FAKE = Way("fake", "fake", "cpu", lambda engine: (engine, "_loss"), "Out of memory.", raises=OutOfMemory)
 every_way = pytest.mark.parametrize("way", WAYS, ids=[way.name for way in WAYS])
 
@@ -114,11 +119,12 @@ every_way_and_the_fake = pytest.mark.parametrize("way", [*WAYS, FAKE], ids=[way.
 
 
 def step_batch(plan: Plan, step: int, samples: list[Sample] = SAMPLES) -> StepBatch:
+    """Return the micro-batches of `step`."""
     return build_step_batch(samples, step_samples(plan, step), plan.token_budget, plan.max_micro_batch)
 
 
 def run(engine: Engine, plan: Plan, steps: range, samples: list[Sample] = SAMPLES) -> list[float]:
-    """The mean losses of `steps`."""
+    """Train `steps` and return the mean loss of each."""
     losses = []
     for step in steps:
         data = step_batch(plan, step, samples)
@@ -128,14 +134,14 @@ def run(engine: Engine, plan: Plan, steps: range, samples: list[Sample] = SAMPLE
 
 
 def adapter_of(engine: Engine, scratch: Path) -> Arrays:
-    """The adapter's weights, by their names in PEFT's files."""
+    """Return the adapter's weights by their names in PEFT's files."""
     scratch.mkdir(parents=True, exist_ok=True)
     engine.save_adapter(scratch)
     return dict(read_adapter(scratch)[1])
 
 
 def start_with_b(engine: Engine, scratch: Path, seed: int = 1) -> Path:
-    """Give every lora_B random numbers, so that all gradients count; the folder of that adapter."""
+    """Set every lora_B to random values, so that no gradient is zero. Return `scratch`, the folder of that adapter."""
     scratch.mkdir(parents=True, exist_ok=True)
     engine.save_adapter(scratch)
     config, tensors = read_adapter(scratch)
@@ -151,7 +157,10 @@ def start_with_b(engine: Engine, scratch: Path, seed: int = 1) -> Path:
 def loss_and_gradients(
     way: Way, folder: Path, plan: Plan, adapter: Path | None, scratch: Path, samples: list[Sample] = SAMPLES
 ) -> tuple[float, Arrays]:
-    """Mean loss and gradients of step 1 from the weights in `adapter`, else from fresh ones with a random B."""
+    """Return the mean loss and the gradients of step 1.
+
+    The weights are those in `adapter`; None: new weights with random B.
+    """
     plan = replace(plan, max_grad_norm=0.0, optimizer="adamw")
     engine = way.open(folder, plan)
     if adapter is None:
@@ -170,13 +179,13 @@ def loss_and_gradients(
 
 
 def worst(found: Arrays, wanted: Arrays) -> float:
-    """The largest distance of a tensor from the wanted one, by norm."""
+    """Return the largest relative distance, by norm, between a tensor and the wanted tensor."""
     assert found.keys() == wanted.keys()
     return max(float(np.linalg.norm(found[n] - wanted[n]) / max(np.linalg.norm(wanted[n]), 1e-20)) for n in wanted)
 
 
 def b_norm(found: Arrays, wanted: Arrays) -> float:
-    """How far all lora_B together are from the wanted ones, relative to these."""
+    """Return the distance between all lora_B and the wanted ones, relative to the norm of the wanted ones."""
     names = [name for name in wanted if ".lora_B." in name]
     off = sum(float(np.sum((found[n].astype(np.float64) - wanted[n]) ** 2)) for n in names)
     return float((off / sum(float(np.sum(wanted[n].astype(np.float64) ** 2)) for n in names)) ** 0.5)

@@ -1,4 +1,4 @@
-"""What does a hub answer? A small Hugging Face hub on 127.0.0.1: repositories are folders, some gated, the rest unknown."""
+"""A small Hugging Face hub on 127.0.0.1: each repository is a folder, some are gated, all other names are unknown."""
 
 import json
 import re
@@ -18,7 +18,10 @@ RESOLVE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/[^/]+/(.+)$")
 
 @dataclass
 class FakeHub:
-    """`models` and `datasets`: a repository's name -> the folder of its files. `asked`: the paths of all requests."""
+    """A hub. `models` and `datasets`: repository name -> folder of its files.
+
+    `gated`: names of gated repositories. `asked`: paths of all requests. `address`: URL of the hub while it serves.
+    """
 
     models: dict[str, Path] = field(default_factory=dict)
     datasets: dict[str, Path] = field(default_factory=dict)
@@ -27,6 +30,7 @@ class FakeHub:
     address: str = ""
 
     def files(self, kind: str, name: str) -> dict[str, bytes] | None:
+        """Return the files of a repository by relative path, or None if the hub does not have it."""
         folder = (self.models if kind == "models" else self.datasets).get(name)
         if folder is None:
             return None
@@ -34,6 +38,7 @@ class FakeHub:
 
     @contextmanager
     def serve(self) -> Iterator["FakeHub"]:
+        """Serve the hub on a free port inside the context."""
         handler = type("BoundHandler", (Handler,), {"hub": self})
         server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.address = f"http://127.0.0.1:{server.server_port}"
@@ -46,6 +51,8 @@ class FakeHub:
 
 
 class Handler(BaseHTTPRequestHandler):
+    """Answers the requests of huggingface_hub and datasets, byte ranges included."""
+
     hub: FakeHub
     protocol_version = "HTTP/1.1"
 
@@ -102,4 +109,4 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, *words: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""

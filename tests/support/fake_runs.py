@@ -1,4 +1,4 @@
-"""Runs of ten steps of the shipped fake engine, in a moment: what the tests of `lorafit runs` stand on."""
+"""Runs of ten steps on lorafit's fake engine, for the tests of `lorafit runs`. Each takes less than a second."""
 
 from pathlib import Path
 
@@ -18,11 +18,13 @@ ONE, TWO = "llama-lora-20260101_120000", "llama-lora-20260102_120000"
 
 
 def make_job(run: RunDir, plan: Plan, link: Link | None = None) -> Job:
+    """Return a job in `run`, with 32 training and 8 validation samples."""
     engine = FakeEngine(Setup(run.path, "fake", "cpu", "fp32", plan=plan))
     return Job(engine, SAMPLES[:32], SAMPLES[32:], run, plan, lambda _folder: None, link or Link())
 
 
 def started(run: RunDir, plan: Plan) -> Started:
+    """Return the event of the run's start."""
     return Started(
         run=str(run.path), model="demo", engine="fake", device="cpu", steps=plan.steps,
         train_samples=32, valid_samples=8, trainable_parameters=512,
@@ -30,7 +32,7 @@ def started(run: RunDir, plan: Plan) -> Started:
 
 
 def make_run(output: Path, name: str = ONE, stop_after: int | None = None, **settings: object) -> RunDir:
-    """A run of ten steps; with `stop_after` stopped there and not gone on with."""
+    """Make a run of ten steps in `output`. With `stop_after`, the run stops after that step and is not resumed."""
     run = RunDir(output / name)
     run.path.mkdir(parents=True)
     write_yaml(TrainConfig(lora_r=8, effective_batch=16, **settings), run.config)  # type: ignore[arg-type]

@@ -1,6 +1,8 @@
-"""A worker without a model, which dies as it is told: `faulty.py FAULTS`, a JSON list of {"life", "step", "deed"}.
+"""A worker process with built-in faults: `faulty_worker.py FAULTS`, a JSON list of {"life", "step", "deed", "above"}.
 
-All but model and data is the real one: worker.work, the loop, checkpoints, events, pipes. It needs no tensor library.
+`life`: number of the worker process in which the fault occurs (1: the first, 0: each). `step`: step number, or "start".
+`deed`: key in `deeds()`. `above`: only in micro-batches of more tokens than this.
+Only model and data are fake. The worker, the loop, checkpoints, events and pipes are real. No tensor library is imported.
 """
 
 import json
@@ -33,7 +35,7 @@ WATCHDOG = "Impacting Interactivity (0000000e:kIOGPUCommandBufferCallbackErrorIm
 
 
 def deeds() -> dict[str, Any]:
-    """What can happen in a step."""
+    """Return the faults by name: functions that kill, block or fail the process."""
     return {
         "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
         "segfault": lambda: os.kill(os.getpid(), signal.SIGSEGV),
@@ -50,11 +52,12 @@ def deeds() -> dict[str, Any]:
 
 
 def raise_(error: Exception) -> None:
+    """Raise `error`."""
     raise error
 
 
 class FaultyEngine(FakeEngine):
-    """Learns like the fake engine, and slowly where SECONDS says so."""
+    """The fake engine with faults. Each step takes $SECONDS longer."""
 
     life = 0
     faults: Sequence[dict[str, Any]] = ()
@@ -74,7 +77,7 @@ class FaultyEngine(FakeEngine):
 
 
 def get_ready(config: TrainConfig, old: Interrupted | None, _ranks: object = None) -> Generator[Event, None, Any]:
-    """As worker._get_ready, of random samples. Here too a worker may die."""
+    """Replace worker._get_ready: prepare a run on random samples. Faults of step "start" occur here."""
     for fault in FaultyEngine.faults:
         if (fault["step"], fault.get("life", 1)) == ("start", FaultyEngine.life):
             deeds()[fault["deed"]]()
@@ -100,7 +103,7 @@ def get_ready(config: TrainConfig, old: Interrupted | None, _ranks: object = Non
 
 
 def lives(folder: Path) -> int:
-    """How many workers there were by now, this one included; kept beside the runs."""
+    """Return the number of workers so far, this one included. The count is stored in `folder`."""
     file = folder / "lives"
     count = int(file.read_text()) + 1 if file.exists() else 1
     folder.mkdir(parents=True, exist_ok=True)
@@ -109,6 +112,7 @@ def lives(folder: Path) -> int:
 
 
 def work(config: TrainConfig, link: Any) -> Any:
+    """Train as the real worker does, and count this worker."""
     FaultyEngine.life = lives(Path(config.output_dir).with_name("count"))
     return worker.train_in_process(config, link)
 

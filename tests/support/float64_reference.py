@@ -1,4 +1,4 @@
-"""What must an engine learn? transformers and peft in float64: one sample at a time, full logits, nothing of ours."""
+"""Reference loss and gradients from transformers and peft in float64: one sample at a time, full logits, no engine."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ class Wanted:
 
 
 def peft_model(folder: Path, adapter: Path, trainable: bool = True) -> torch.nn.Module:
+    """Load the base model in `folder` with `adapter`, in float64 with eager attention."""
     base = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float64, attn_implementation="eager", experts_implementation="eager"
     )
@@ -32,14 +33,14 @@ def peft_model(folder: Path, adapter: Path, trainable: bool = True) -> torch.nn.
 
 
 def sample_loss(model: torch.nn.Module, sample: Sample) -> torch.Tensor:
-    """Sum over the targets of one sample, nats."""
+    """Return the loss of one sample: the sum over its targets, in nats."""
     ids = torch.from_numpy(sample.input_ids.astype(np.int64))[None]
     labels = torch.where(torch.from_numpy(sample.target_mask), ids[0], -100)
     return F.cross_entropy(model(input_ids=ids).logits[0, :-1], labels[1:], reduction="sum")
 
 
 def reference(folder: Path, adapter: Path, plan: Plan, samples: list[Sample]) -> Wanted:
-    """Step 1 of `plan` from the weights in `adapter`."""
+    """Return loss and gradients of step 1 of `plan`, with the weights in `adapter`."""
     model = peft_model(folder, adapter)
     taken = [samples[row] for row in step_samples(plan, 1)]
     total = sum(sample.num_targets for sample in taken)

@@ -1,4 +1,4 @@
-"""A training that kills itself: `python dying.py MOMENT COUNT FLAGS...` sends SIGKILL at the COUNT-th time of MOMENT."""
+"""Training that kills itself: `killed_training.py MOMENT COUNT FLAGS...` dies by SIGKILL at the COUNT-th MOMENT."""
 
 import os
 import signal
@@ -14,16 +14,17 @@ from lorafit.training import loop, worker
 
 MOMENTS: dict[str, tuple[Any, str]] = {
     "opening": (worker, "_open_engine"),
-    "step": (TorchEngine, "_clip"),  # gradients are there, the update is not
-    "update": (loop, "_step_done"),  # the update is there, the event is not
-    "saving": (TorchOptimizer, "save"),  # the adapter is written, the moments are not
-    "sealing": (atomic, "_swap_in"),  # all is written, the name is not
+    "step": (TorchEngine, "_clip"),  # after the gradients, before the update
+    "update": (loop, "_step_done"),  # after the update, before the event
+    "saving": (TorchOptimizer, "save"),  # after the adapter, before the optimizer state is written
+    "sealing": (atomic, "_swap_in"),  # after all files are written, before the folder is renamed
     "pruning": (loop, "prune"),
     "finishing": (loop, "_finish"),
 }
 
 
 def deadly(real: Callable[..., Any], count: int) -> Callable[..., Any]:
+    """Return a function that calls `real`, and kills the process at its `count`-th call."""
     calls: list[int] = []
 
     def call(*args: Any, **kwargs: Any) -> Any:

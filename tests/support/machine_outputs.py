@@ -1,4 +1,4 @@
-"""What the tools and files of described machines print: sysctl, nvidia-smi, /proc."""
+"""Outputs of the tools and contents of the files of described machines: sysctl, nvidia-smi, /proc."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,7 +49,7 @@ RTX_3090 = {f"{SMI},compute_cap": "0, GPU-aa, NVIDIA GeForce RTX 3090, 24576, 24
 T4 = {f"{SMI},compute_cap": "0, GPU-bb, Tesla T4, 15360, 15100, 7.5"}
 
 
-P100 = {SMI: "0, GPU-cc, Tesla P100-PCIE-16GB, 16280, 16000"}  # its driver knows no compute_cap
+P100 = {SMI: "0, GPU-cc, Tesla P100-PCIE-16GB, 16280, 16000"}  # its driver does not report compute_cap
 
 
 TWO = {
@@ -71,10 +71,12 @@ CPUINFO = "processor\t: 0\nmodel name\t: AMD Ryzen 9\nflags\t\t: fpu sse2 avx2 {
 
 
 def prints(outputs: Mapping[str, str]) -> Run:
+    """Return a function that answers a command from `outputs`, and None if the command is not in it."""
     return lambda cmd: outputs.get(" ".join(cmd))
 
 
 def linux_files(root: Path, files: Mapping[str, str] | None = None, flags: str = "") -> Path:
+    """Write the /proc files of a Linux machine and `files` below `root`, and return `root`. `flags`: more CPU flags."""
     for name, text in {"proc/meminfo": MEMINFO, "proc/cpuinfo": CPUINFO.format(flags=flags), **(files or {})}.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
@@ -82,8 +84,10 @@ def linux_files(root: Path, files: Mapping[str, str] | None = None, flags: str =
 
 
 def mac(outputs: Mapping[str, str], arch: str = "arm64") -> Machine:
+    """Detect a Mac whose commands print `outputs`."""
     return detect_machine(prints(outputs), Path("/nowhere"), "Darwin", arch)
 
 
 def linux(root: Path, outputs: Mapping[str, str], environ: Mapping[str, str] | None = None) -> Machine:
+    """Detect a Linux machine whose commands print `outputs`; its files are written below `root`."""
     return detect_machine(prints(outputs), linux_files(root), "Linux", "x86_64", environ or {})

@@ -39,10 +39,12 @@ P100 = Gpu("Tesla P100-PCIE-16GB", "cuda", 16 * GIB, 15 * GIB, 6.0)
 
 
 def cuda(gpu: Gpu, torch_cuda: str | None = "12.8") -> Machine:
+    """Return the machine CPU with `gpu`. `torch_cuda`: CUDA version of the installed PyTorch, None for a CPU build."""
     return replace(CPU, gpus=(gpu,), torch_cuda=torch_cuda)
 
 
 def mac(chip: str, gib: int, measured_gib: float | None = None, torch_version: str = "2.14.1") -> Machine:
+    """Return a Mac with `gib` GiB of memory, half of it free. `measured_gib`: the GPU's limit, None if not measured."""
     gpu = Gpu(chip, "mps", gib * GIB, None if measured_gib is None else int(measured_gib * GIB))
     facts = {"system": "Darwin", "arch": "arm64", "macos": "15.6.1", "chip": chip, "gpus": (gpu,)}
     return replace(CPU, memory_bytes=gib * GIB, available_bytes=gib * GIB // 2, torch_version=torch_version, **facts)  # type: ignore[arg-type]
@@ -55,6 +57,7 @@ M2_MAX = mac("Apple M2 Max", 32, 21.3)
 
 
 def facts(rows: int = 1000, valid: int = 50, length: int = 300, longest: int = 512) -> DataStats:
+    """Return data of `rows` training and `valid` validation rows of `length` tokens; one training row has `longest`."""
     lengths = np.full(rows, length)
     lengths[-1] = longest
     return DataStats(lengths, np.full(valid, length), "digest")
@@ -63,8 +66,10 @@ def facts(rows: int = 1000, valid: int = 50, length: int = 300, longest: int = 5
 def plan_for(
     machine: Machine, spec: ModelSpec | None = None, data: DataStats | None = None, **settings: object
 ) -> Plan:
+    """Return the plan for `machine`; by default of Llama-3.2-1B and `facts()`."""
     return make_plan(TrainConfig(**settings), machine, spec or llama_1b(), data or facts())  # type: ignore[arg-type]
 
 
 def reason(plan: Plan, setting: str) -> str:
+    """Return the plan's reason for its choice of `setting`."""
     return next(choice.reason for choice in plan.choices if choice.setting == setting)

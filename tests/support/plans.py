@@ -1,4 +1,4 @@
-"""Plans and samples that tests stand on; without a tensor library."""
+"""Plans and samples for tests. No tensor library is imported."""
 
 from typing import Any
 
@@ -11,6 +11,7 @@ VOCAB = 96
 
 
 def make_plan(**changes: Any) -> Plan:
+    """Return a plan of ten steps of 16 samples; `changes` replace its fields."""
     facts: dict[str, Any] = {
         "engine": "torch", "device": "cpu", "precision": "fp32", "quantization": "none", "optimizer": "adamw",
         "steps": 10, "effective_batch": 16, "train_samples": 32, "valid_samples": 0, "num_epochs": 5.0, "seed": 42,
@@ -24,7 +25,7 @@ def make_plan(**changes: Any) -> Plan:
 
 
 def make_samples(count: int, vocab: int = VOCAB, longest: int = 24, seed: int = 0) -> list[Sample]:
-    """`count` random samples of different lengths, the later half of each its targets."""
+    """Return `count` random samples of different lengths; the second half of each sample is its targets."""
     rng = np.random.default_rng(seed)
     samples = []
     for length in rng.integers(4, longest, count):

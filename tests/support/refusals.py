@@ -1,4 +1,4 @@
-"""What do the tests of bad input share? Folders that lack something, and what a run left behind."""
+"""Helpers for the tests of bad input: incomplete model folders, and the results of a run."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ Words = list[str]
 
 
 def without(model: Path, folder: Path, *names: str) -> Path:
-    """A copy of `model` in `folder` that lacks the files `names`."""
+    """Copy `model` to `folder` without the files `names`, and return `folder`."""
     shutil.copytree(model, folder)
     for name in names:
         (folder / name).unlink()
@@ -20,14 +20,17 @@ def without(model: Path, folder: Path, *names: str) -> Path:
 
 
 def change_config(folder: Path, **changes: object) -> None:
+    """Change values in config.json of the model in `folder`."""
     facts = json.loads((folder / "config.json").read_text("utf-8"))
     (folder / "config.json").write_text(json.dumps(facts | changes), "utf-8")
 
 
 def the_run(output: Path) -> RunDir:
+    """Return the only run in `output`."""
     (path,) = output.iterdir()
     return RunDir(path)
 
 
 def adapter_bytes(output: Path) -> bytes:
+    """Return the bytes of the final adapter's weights file of the only run in `output`."""
     return (the_run(output).final_model / "adapter_model.safetensors").read_bytes()

@@ -1,4 +1,4 @@
-"""Rows of training data, and files of them."""
+"""Rows of training data, and their text as CSV."""
 
 import csv
 import io
@@ -7,10 +7,12 @@ from lorafit.data.readers.row import Row
 
 
 def rows_of(values: list[object]) -> list[Row]:
+    """Return `values` as rows of one file, one row per line."""
     return [Row(value, "f.jsonl", line) for line, value in enumerate(values, 1)]
 
 
 def questions(count: int) -> list[object]:
+    """Return `count` different questions with answers."""
     return [{"question": f"问 {i}", "answer": f"答 {i}"} for i in range(count)]
 
 
@@ -21,6 +23,7 @@ ROWS = [
 
 
 def as_csv(rows: list[dict[str, str]]) -> str:
+    """Return `rows` as CSV text with a header."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]))
     writer.writeheader()

@@ -1,4 +1,4 @@
-"""What do tests take for a model's shape, where no weights are needed?"""
+"""A model's shape, for tests that need no weights."""
 
 from lorafit.models.spec import Linear, ModelSpec
 
@@ -7,6 +7,7 @@ MLP = {"gate": (2048, 8192), "up": (2048, 8192), "down": (8192, 2048)}
 
 
 def llama_1b() -> ModelSpec:
+    """Return the shape of Llama-3.2-1B."""
     linears = [
         Linear(f"model.layers.{layer}.{part}.{name}_proj", *size)
         for layer in range(16)

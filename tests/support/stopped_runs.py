@@ -1,4 +1,4 @@
-"""Runs as they were when they died, made from finished ones."""
+"""Interrupted runs, made from finished runs."""
 
 import shutil
 from pathlib import Path
@@ -8,7 +8,7 @@ from lorafit.run_folders.directory import RunDir
 
 
 def as_it_died(finished: RunDir, folder: Path, step: int) -> RunDir:
-    """A copy of a finished run of checkpoints every two steps, as it was when it died after `step`."""
+    """Copy a finished run with checkpoints every two steps to `folder`, in its state after it died at `step`."""
     run = RunDir(folder / finished.name)
     shutil.copytree(finished.path, run.path)
     late = [path for path in run.checkpoints.iterdir() if path.name > f"step-{step:06d}"]
@@ -23,4 +23,5 @@ def as_it_died(finished: RunDir, folder: Path, step: int) -> RunDir:
 
 
 def weights(folder: Path) -> bytes:
+    """Return the bytes of the adapter's weights file in `folder`."""
     return (folder / "adapter_model.safetensors").read_bytes()

@@ -1,4 +1,4 @@
-"""Small real models with random weights, plans for them, and samples: what engine tests stand on."""
+"""Small real models with random weights, and plans and samples for them: for engine tests."""
 
 import shutil
 from pathlib import Path
@@ -31,18 +31,21 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "cohere": ("CohereConfig", {"logit_scale": 0.25}),
     "mixtral": ("MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2}),
 }
-# Models that cannot be packed, each for another reason.
+# Models whose samples cannot be packed, each for a different reason.
 LONERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "stablelm": ("StableLmConfig", {}),  # does not pass the segments on
+    "stablelm": ("StableLmConfig", {}),  # does not pass the sample boundaries to its attention
     "gpt_oss": ("GptOssConfig", {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2}),  # attention sinks
-    "recurrent_gemma": ("RecurrentGemmaConfig", {"lru_width": 32, "attention_window_size": 8}),  # a state, a soft cap
-    "mamba": ("MambaConfig", {"state_size": 8, "num_hidden_layers": 2}),  # takes weights without calling the layer
-    "gpt2": ("GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 4}),  # no linear layers at all
+    "recurrent_gemma": ("RecurrentGemmaConfig", {"lru_width": 32, "attention_window_size": 8}),  # a recurrent state and a soft cap
+    "mamba": ("MambaConfig", {"state_size": 8, "num_hidden_layers": 2}),  # uses weights without calling their layer
+    "gpt2": ("GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 4}),  # no linear layers
 }  # fmt: skip
 
 
 def save_model(family: str, folder: Path, **changes: Any) -> Path:
-    """A random model of `family` in `folder`, weights large enough that every part of it matters."""
+    """Save a random model of `family` in `folder` and return `folder`.
+
+    Its weights are so large that every part of the model affects the output.
+    """
     name, special = (FAMILIES | LONERS)[family]
     torch.manual_seed(0)
     config = getattr(transformers, name)(**{**SHAPE, **special, **changes})
@@ -56,7 +59,7 @@ def save_model(family: str, folder: Path, **changes: Any) -> Path:
 
 
 def save_chat_model(folder: Path, demo_folder: Path, **changes: Any) -> Path:
-    """A random model with the demo's tokenizer and template, whose training takes a second."""
+    """Save a random Llama with the demo's tokenizer and chat template, which trains in about a second."""
     save_model("llama", folder, vocab_size=49_152, **changes)
     for path in demo_folder.iterdir():
         if path.name in TOKENIZER_FILES or path.suffix == ".jinja":
@@ -65,12 +68,13 @@ def save_chat_model(folder: Path, demo_folder: Path, **changes: Any) -> Path:
 
 
 def open_engine(folder: Path, plan: Plan | None) -> TorchEngine:
+    """Open the model in `folder` with PyTorch, for training with `plan` or, without a plan, for answers only."""
     facts = plan or make_plan()
     return TorchEngine.open(Setup(folder, str(folder), facts.device, facts.precision, facts.quantization, plan=plan))
 
 
 def fill_b(engine: TorchEngine, seed: int = 1) -> None:
-    """Give every lora_B random values, so that all gradients count."""
+    """Set every lora_B to random values, so that no gradient is zero."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for layer in engine.layers.values():
@@ -78,7 +82,7 @@ def fill_b(engine: TorchEngine, seed: int = 1) -> None:
 
 
 def gradients(engine: TorchEngine, step: int, micro_batches: list[Any], total_targets: int) -> dict[str, torch.Tensor]:
-    """Gradients of one step, by name, before clipping."""
+    """Return the gradients of one step by parameter name, before clipping."""
     engine._accumulate(step, micro_batches, total_targets)
     grads = {name: p.grad.clone() for name, p in engine._parameters().items() if p.grad is not None}
     engine.optimizer.drop_gradients()
@@ -86,6 +90,6 @@ def gradients(engine: TorchEngine, step: int, micro_batches: list[Any], total_ta
 
 
 def worst(found: dict[str, Any], wanted: dict[str, Any]) -> float:
-    """The largest distance of a tensor from the wanted one, by norm."""
+    """Return the largest relative distance, by norm, between a tensor and the wanted tensor."""
     assert found.keys() == wanted.keys()
     return max(float((found[n] - wanted[n]).norm() / wanted[n].norm().clamp_min(1e-20)) for n in wanted)

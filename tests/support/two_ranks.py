@@ -1,6 +1,6 @@
-"""Two processes that train one model together: `python pair.py MODEL OUT SCENARIO...` writes what each saw beside OUT.
+"""Training in two processes: `two_ranks.py MODEL OUT SCENARIO...` writes the results of rank N to OUT.N.
 
-The scenarios are those of tests/distributed/test_two_ranks.py, which trains the same in one process and compares.
+tests/distributed/test_two_ranks.py trains the same scenarios in one process and compares.
 """
 
 import json
@@ -35,14 +35,14 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "fast": {},
     "fast, dropout": {"lora_dropout": 0.1, "recompute": 1},
     "generic": {"max_micro_batch": 3},
-    "one sample a step": {"effective_batch": 1},  # the second process has nothing to do
+    "one sample a step": {"effective_batch": 1},  # rank 1 has no sample
     "sharded": {"shard": True, "lora_dropout": 0.1, "recompute": 2},
     "sharded, one sample a step": {"shard": True, "effective_batch": 1},
 }
 
 
 def samples_of(model: Path) -> list[Sample]:
-    """Random ones; rows of law for the demo model, which has learned a language."""
+    """Return 32 samples: random ones, or rows of the demo data for a real model."""
     if not is_real(model):
         return tiny.make_samples(32)
     config = TrainConfig(max_length=96, val_size=0)
@@ -50,16 +50,21 @@ def samples_of(model: Path) -> list[Sample]:
 
 
 def is_real(model: Path) -> bool:
-    """Whether `model` has learned a language."""
+    """Return whether `model` is the real demo model, not a tiny random one."""
     return (model / "tokenizer.json").is_file()
 
 
 def plan_of(name: str, model: Path) -> Plan:
-    """A loss over seven targets at a time is 4e-5 off on the demo model, since MKL multiplies a few rows otherwise."""
+    """Return the plan of the scenario `name`.
+
+    The loss of the demo model is computed over 50 targets at a time: with 7 it is 4e-5 off, because MKL multiplies few
+    rows by another method.
+    """
     return tiny.make_plan(processes=2, loss_chunk=50 if is_real(model) else 7, **SCENARIOS[name])
 
 
 def opened(model: Path, plan: Plan, ranks: Collectives, generic: bool) -> TorchEngine:
+    """Open the model with nonzero lora_B; `generic` switches the fast path off."""
     engine = TorchEngine.open(Setup(model, str(model), "cpu", "fp32", plan=plan, ranks=ranks))
     if generic:
         engine.packed = None
@@ -68,7 +73,10 @@ def opened(model: Path, plan: Plan, ranks: Collectives, generic: bool) -> TorchE
 
 
 def seen(model: Path, name: str, ranks: Collectives = SINGLE_PROCESS) -> Iterator[tuple[str, Any]]:
-    """What ten steps of a scenario show: losses, the first step's gradients, B at the end, an evaluation, bytes held."""
+    """Train ten steps of a scenario and yield its results as (name, value).
+
+    `gradients` of the first step, `losses` of all steps, `evaluated` loss, final `weights`, and `held`: bytes of the base.
+    """
     plan, here, samples = plan_of(name, model), ranks.own_rank, samples_of(model)
     engine = opened(model, plan, ranks, name == "generic")
     first = build_step_batch(samples, step_samples(plan, 1), BUDGET, plan.max_micro_batch, here.count)
@@ -88,13 +96,16 @@ def seen(model: Path, name: str, ranks: Collectives = SINGLE_PROCESS) -> Iterato
 
 
 def held_bytes(engine: TorchEngine) -> int:
-    """Bytes of the base that this process keeps between passes."""
+    """Return the bytes of base weights that this process keeps between passes."""
     held: list[Any] = [p for p in engine.model.parameters() if not p.requires_grad]
     return sum(p.to_local().nbytes if isinstance(p, DTensor) else p.nbytes for p in held)
 
 
 def out_of_memory_on_one(model: Path, ranks: Collectives) -> list[str]:
-    """Memory runs out on the second process alone, in its first pass: both must hear it, and the next try learn the same."""
+    """Make rank 1 alone run out of memory in its first pass; return the outcomes of two tries of step 1.
+
+    Both ranks must get OutOfMemory in the first try. The second try must give the usual loss.
+    """
     plan, here, said = plan_of("fast", model), ranks.own_rank, []
     engine = opened(model, plan, ranks, False)
     real = engine._accumulate
@@ -117,6 +128,7 @@ def out_of_memory_on_one(model: Path, ranks: Collectives) -> list[str]:
 
 
 def main(model: Path, out: Path, names: list[str]) -> None:
+    """Run the scenarios `names` as one of two ranks, and write this rank's results."""
     with torch_ranks.join_process_group(2, lambda: None) as ranks:
         found: dict[str, Any] = {name: dict(seen(model, name, ranks)) for name in names}
         found["out of memory"] = out_of_memory_on_one(model, ranks)
@@ -125,7 +137,7 @@ def main(model: Path, out: Path, names: list[str]) -> None:
 
 
 def write(path: Path, found: dict[str, Any]) -> None:
-    """What was seen: numbers as JSON, tensors beside them."""
+    """Write the results: numbers as JSON to `path`, tensors to `path`.safetensors. `found` loses its tensors."""
     tensors = {
         f"{name}|{what}|{parameter}": tensor
         for name in SCENARIOS.keys() & found.keys()
@@ -137,7 +149,7 @@ def write(path: Path, found: dict[str, Any]) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What write() wrote."""
+    """Read the results that write() wrote."""
     found: dict[str, Any] = json.loads(path.read_text())
     for key, tensor in load_file(path.with_suffix(f"{path.suffix}.safetensors")).items():
         name, what, parameter = key.split("|")

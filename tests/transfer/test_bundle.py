@@ -20,9 +20,9 @@ from lorafit.hardware.detect import Machine
 from lorafit.run_folders.directory import RunDir, saved_config
 from lorafit.training.resume import read_interrupted
 from lorafit.training.worker import train_in_process
-from lorafit.transfer import archive, operations
+from lorafit.transfer import archive
 from lorafit.transfer.bundle import bundle
-from lorafit.transfer.unbundle import is_bundle, unbundle
+from lorafit.transfer.unbundle import is_bundle, unbundle, unpack_bundle
 
 Output = pytest.CaptureFixture[str]
 SECRET = "hf_" + "a1b2c3d4" * 4
@@ -37,7 +37,7 @@ def stopped(died: RunDir, tmp_path: Path) -> RunDir:
 
 def there(path: Path, home: Path, output_dir: Path, **settings: Any) -> TrainConfig:
     """What `lorafit resume BUNDLE --model_name ...` asks for on the other machine."""
-    run, notes = operations.unpack_bundle(path, output_dir, str(home / "models/Tiny-Llama"))
+    run, notes = unpack_bundle(path, output_dir, str(home / "models/Tiny-Llama"))
     assert notes == []
     return saved_config(run).model_copy(update={"resume": str(run.path), "output_dir": str(output_dir), **settings})
 
@@ -106,7 +106,7 @@ def test_a_finished_run_is_bundled_as_what_came_of_it_and_not_gone_on_with(finis
     names = zipfile.ZipFile(path).namelist()
     assert not [name for name in names if "checkpoints" in name or "inputs" in name]
     with pytest.raises(RunError, match="nothing to go on with"):
-        operations.unpack_bundle(path, tmp_path / "there", None)
+        unpack_bundle(path, tmp_path / "there", None)
     run = RunDir(tmp_path / "there" / finished.name)
     assert weights(run.final_model) == weights(finished.final_model)
     assert isinstance(read_events(run.events)[-1], Finished)
@@ -155,7 +155,7 @@ def test_on_the_same_machine_the_base_may_not_change(home: Path, stopped: RunDir
 
 def test_a_base_that_stayed_at_home_must_be_named(run_zip: Path, tmp_path: Path, capsys: Output) -> None:
     with pytest.raises(ConfigError, match="not in the bundle"):
-        operations.unpack_bundle(run_zip, tmp_path / "there", None)
+        unpack_bundle(run_zip, tmp_path / "there", None)
     assert main(["train", str(run_zip), "--output_dir", str(tmp_path / "there")]) == 2
     assert "--model_name" in capsys.readouterr().err
 

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import yaml
 
+from lorafit import api
 from lorafit.cli.app import main
 from lorafit.config import DEMO_PRESET, TrainConfig
 from lorafit.errors import ConfigError
 from lorafit.hardware.catalogue.clouds import INSTANCES
 from lorafit.registry import CLOUDS, load
-from lorafit.transfer import operations
 from lorafit.transfer.cloud import send
 from lorafit.transfer.cloud.base import Platform, Quote
 from lorafit.transfer.cloud.notebook import HELPERS
@@ -55,7 +55,7 @@ def sent(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(send, "build_wheel", lambda folder: "lorafit-0.1.0-py3-none-any.whl")
         config = TrainConfig.model_validate({**DEMO_PRESET, "hf_endpoint": "https://me:pass@mirror.example"})
         for place in CLOUDS:
-            operations.cloud(place, operations.make_order(None, config, Path("output"), None), folder / place)
+            api.cloud(place, folder / place, api.cloud_order(None, config, Path("output"), None))
     return folder
 
 
@@ -223,7 +223,7 @@ def test_the_cheapest_machine_that_fits_is_taken_and_given_time() -> None:
 def test_a_base_on_this_disk_must_be_named_as_it_is_called_there(tmp_path: Path, demo_folder: Path) -> None:
     config = TrainConfig(model_name=str(demo_folder), dataset_name="demo")
     with pytest.raises(ConfigError, match="does not go along"):
-        operations.cloud("colab", operations.make_order(None, config, tmp_path, None), tmp_path / "out")
+        api.cloud("colab", tmp_path / "out", api.cloud_order(None, config, tmp_path, None))
     assert list((tmp_path / "out").iterdir()) == []
 
 

@@ -16,13 +16,13 @@ import pytest
 from support import tiny
 from support.stopped_runs import as_it_died
 
+from lorafit import api
 from lorafit.cli.app import main
 from lorafit.config import TrainConfig, make_config, read_yaml, write_yaml
 from lorafit.events import StepDone, read_events
 from lorafit.run_folders.adapter import WEIGHTS
 from lorafit.run_folders.directory import RunDir, saved_config
 from lorafit.training.worker import train_in_process
-from lorafit.transfer import operations
 from lorafit.transfer.bundle import bundle
 from lorafit.transfer.fetch import fetch
 
@@ -50,7 +50,7 @@ def sent(tmp_path_factory: pytest.TempPathFactory, demo_folder: Path) -> Path:
                          effective_batch=4, save_steps=2, max_length=128)  # fmt: skip
     write_yaml(config, folder / "run.yaml")
     for place in ("colab", "kaggle", "paperspace"):
-        operations.cloud(place, operations.make_order(None, config, folder, str(model)), folder / place)
+        api.cloud(place, folder / place, api.cloud_order(None, config, folder, str(model)))
     return folder
 
 

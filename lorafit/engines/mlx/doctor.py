@@ -7,11 +7,11 @@ from numpy.typing import NDArray
 from lorafit.engines.mlx import blas, device
 from lorafit.engines.mlx.attention import AttentionKind, trained_attention
 from lorafit.engines.mlx.load import DTYPES
+from lorafit.engines.mlx.self_check import TOLERANCE
 from lorafit.errors import HardwareError
 from lorafit.messages import _, clauses, listed
 
 # Largest relative error by norm that rounding explains.
-TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}
 HEADS, TOKENS, WIDTH = 2, 64, 32
 
 

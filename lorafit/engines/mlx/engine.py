@@ -16,7 +16,17 @@ from mlx.utils import tree_map
 
 from lorafit import hashing
 from lorafit.data.micro_batch import MicroBatch
-from lorafit.engines.base import EngineFacts, LossSum, OutOfMemory, Probe, Setup, StepResult, answers_one_by_one
+from lorafit.engines.base import (
+    DEFAULT_CHUNK,
+    EngineFacts,
+    LossSum,
+    OutOfMemory,
+    Probe,
+    Setup,
+    StepResult,
+    answers_one_by_one,
+    diverged_error,
+)
 from lorafit.engines.mlx import blas, device, self_check
 from lorafit.engines.mlx.decoder import DecoderInput, MLXDecoder, layer_facts
 from lorafit.engines.mlx.generic import GenericDecoder
@@ -24,24 +34,22 @@ from lorafit.engines.mlx.load import LoadedBase, load_base
 from lorafit.engines.mlx.lora import MLXLoRADelta, Params, initial_lora_a
 from lorafit.engines.mlx.loss import evaluation_loss, target_loss
 from lorafit.engines.mlx.optimizer import MLXOptimizer
-from lorafit.engines.mlx.targets import find_targets
-from lorafit.errors import EngineError, ModelError
-from lorafit.messages import _, listed
+from lorafit.errors import ModelError
+from lorafit.messages import _
+from lorafit.models.lora_targets import select_targets
 from lorafit.planner.plan import Plan
 from lorafit.run_folders.adapter import (
     AdapterConfig,
     lora_names,
     parse_lora_name,
     read_adapter,
+    read_matching_adapter,
     target_names,
     write_adapter,
     wrong_base_error,
-    wrong_layers_error,
 )
 from lorafit.sampling import Sampling, sample_token
 from lorafit.units import bytes_text
-
-DEFAULT_CHUNK = 128  # targets whose logits are computed at once if there is no plan
 
 
 class MLXEngine:
@@ -70,9 +78,22 @@ class MLXEngine:
         self.params: Params = {}
         self.adapter: AdapterConfig | None = None
         self.chunk, self.seed = DEFAULT_CHUNK, 0
+        self._optimizer: MLXOptimizer | None = None
         self.facts = EngineFacts(
             0, [], self.packs, notes, load_seconds=time.monotonic() - began, load_peak_bytes=self.peak_bytes()
         )
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of the training. Only an engine that was opened with one has it."""
+        assert self.setup.plan is not None
+        return self.setup.plan
+
+    @property
+    def optimizer(self) -> MLXOptimizer:
+        """The optimizer of the training. Only an engine that was opened with a plan has it."""
+        assert self._optimizer is not None
+        return self._optimizer
 
     def _body(self, base: LoadedBase, notes: list[str]) -> MLXDecoder | GenericDecoder:
         """Return `MLXDecoder` if its logits equal mlx_lm's, else `GenericDecoder`; add the choice to `notes`."""
@@ -109,9 +130,9 @@ class MLXEngine:
     # --- the adapter
 
     def _start_training(self, plan: Plan) -> None:
-        self.plan, self.chunk, self.seed = plan, plan.loss_chunk, plan.seed
+        self.chunk, self.seed = plan.loss_chunk, plan.seed
         self.delta.dropout = plan.lora_dropout
-        names = find_targets(list(self.body.modules), plan.lora_targets)
+        names = select_targets(list(self.body.modules), plan.lora_targets)
         self.adapter = AdapterConfig(self.setup.model_name, plan.lora_r, plan.lora_alpha, plan.lora_dropout, names)
         self.delta.scale = self.adapter.scale
         for name in names:
@@ -119,7 +140,7 @@ class MLXEngine:
             a, b = lora_names(name)
             self.params[a] = mx.array(initial_lora_a(name, plan.lora_r, inputs, plan.seed))
             self.params[b] = mx.zeros((outputs, plan.lora_r))
-        self.optimizer = MLXOptimizer(self.params, plan)
+        self._optimizer = MLXOptimizer(self.params, plan)
         self.set_recompute(plan.recompute)
         with device.translated():
             mx.eval(self.params, self.optimizer.moments)
@@ -142,7 +163,7 @@ class MLXEngine:
             loss_sum, grads = self._accumulate(step, micro_batches)
             norm = _norm(grads) / total_targets
             if not math.isfinite(norm):
-                raise self._diverged(step, norm)
+                raise diverged_error(step, norm)
             limit = self.plan.max_grad_norm
             factor = (min(1.0, limit / (norm + 1e-6)) if limit > 0 else 1.0) / total_targets
             grads = {name: grad * factor for name, grad in grads.items()}
@@ -152,17 +173,11 @@ class MLXEngine:
         self.optimizer.commit(moments)
         return StepResult(loss_sum, norm, self.peak_bytes())
 
-    def _diverged(self, step: int, norm: float) -> EngineError:
-        fix = _(
-            "Go on from the last checkpoint with a lower --learning_rate in a new run, or look at the data of this step."
-        )
-        return EngineError(_("The gradient of step {step} is not a number.").format(step=step), found=norm, fix=fix)
-
     def _accumulate(self, step: int, micro_batches: Sequence[MicroBatch]) -> tuple[float, Params]:
         """Return the sums of the losses and of the gradients of all micro-batches."""
         losses, total = [], {name: mx.zeros_like(p) for name, p in self.params.items()}
         for micro in micro_batches:
-            for part in self._packable(micro):
+            for part in micro.parts(self.packs):
                 loss, grads = self._loss_and_gradients(step, part)
                 total = tree_map(mx.add, total, grads)
                 del grads
@@ -186,14 +201,6 @@ class MLXEngine:
             self.delta.keys_T = None
         return loss, grads
 
-    def _packable(self, micro: MicroBatch) -> Iterator[MicroBatch]:
-        """Yield `micro` itself or, if the model does not support packing, each of its samples alone."""
-        if self.packs:
-            yield micro
-            return
-        for index in range(len(micro.sample_ids)):
-            yield micro.single_sample(index)
-
     def _watch_memory(self, micro: MicroBatch) -> None:
         """Raise OutOfMemory if MLX used more memory than is available.
 
@@ -209,7 +216,7 @@ class MLXEngine:
     def probe(self, micro_batch: MicroBatch) -> Probe:
         began = time.monotonic()
         with device.translated():
-            for part in self._packable(micro_batch):
+            for part in micro_batch.parts(self.packs):
                 mx.eval(self._loss_and_gradients(0, part))
         return Probe(time.monotonic() - began, self.peak_bytes())
 
@@ -222,7 +229,7 @@ class MLXEngine:
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> LossSum:
         losses, num_targets = [], 0
         with device.translated():
-            for micro in (m for packed in micro_batches for m in self._packable(packed)):
+            for micro in (m for packed in micro_batches for m in packed.parts(self.packs)):
                 rows = DecoderInput.of(micro)
                 hidden_NH = self.body.hidden(self.params, rows)
                 losses.append(float(evaluation_loss(self.body.head, hidden_NH, rows.targets, self.chunk)))
@@ -261,13 +268,7 @@ class MLXEngine:
         self._copy_weights(folder)
 
     def _copy_weights(self, folder: Path) -> None:
-        config, tensors = read_adapter(folder)
-        if differing := sorted(tensors.keys() ^ self.params.keys()):
-            raise wrong_layers_error(folder, config, listed(differing[:2]))
-        for name, array in tensors.items():
-            if array.shape != tuple(self.params[name].shape):
-                found = f"{name}: {array.shape} != {tuple(self.params[name].shape)}"
-                raise wrong_base_error(folder, config.base_model, found)
+        tensors = read_matching_adapter(folder, {name: tuple(p.shape) for name, p in self.params.items()})
         self.params = {name: mx.array(tensors[name]) for name in self.params}
 
     # --- generation

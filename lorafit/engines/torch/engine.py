@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lorafit.data.micro_batch import MicroBatch
-from lorafit.engines.base import EngineFacts, LossSum, Probe, Setup, StepResult
+from lorafit.engines.base import DEFAULT_CHUNK, EngineFacts, LossSum, Probe, Setup, StepResult, diverged_error
 from lorafit.engines.torch import self_check
 from lorafit.engines.torch.attention import SEGMENT_ATTENTION, VARLEN_ATTENTION, plain_attention, supports_varlen
 from lorafit.engines.torch.device import DTYPES, arithmetic_dtype, get_device, translated
@@ -32,22 +32,20 @@ from lorafit.engines.torch.model import (
 )
 from lorafit.engines.torch.optimizer import TorchOptimizer
 from lorafit.engines.torch.packed.decoder import PackedDecoder, why_unsupported
-from lorafit.errors import EngineError
 from lorafit.messages import _, listed
+from lorafit.planner.fast_path import generic_reason
 from lorafit.planner.plan import Plan
 from lorafit.run_folders.adapter import (
     AdapterConfig,
     lora_names,
     parse_lora_name,
     read_adapter,
+    read_matching_adapter,
     target_names,
     write_adapter,
     wrong_base_error,
-    wrong_layers_error,
 )
 from lorafit.sampling import Sampling
-
-DEFAULT_CHUNK = 128  # targets whose logits are computed at once if there is no plan
 
 
 class TorchEngine:
@@ -80,22 +78,35 @@ class TorchEngine:
             self.generic = ShardedPath(self.generic, setup, shards)
         self.packed: PackedDecoder | None = None
         self.facts = EngineFacts(0, [], True)
+        self.scale = LossScale(enabled=setup.precision == "fp16")
+        self._optimizer: TorchOptimizer | None = None
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of the training. Only an engine that was opened with one has it."""
+        assert self.setup.plan is not None
+        return self.setup.plan
+
+    @property
+    def optimizer(self) -> TorchOptimizer:
+        """The optimizer of the training. Only an engine that was opened with a plan has it."""
+        assert self._optimizer is not None
+        return self._optimizer
 
     # --- the adapter
 
     def _start_training(self, plan: Plan) -> None:
-        self.plan, self.generic.chunk = plan, plan.loss_chunk
+        self.generic.chunk = plan.loss_chunk
         self.dropout.p, self.dropout.seed = plan.lora_dropout, plan.seed
         names = find_targets(self.model, plan.lora_targets)
         self._attach(AdapterConfig(self.setup.model_name, plan.lora_r, plan.lora_alpha, plan.lora_dropout, names))
         for layer in self.layers.values():
             layer.reset(plan.seed)
-        self.scale = LossScale(enabled=self.setup.precision == "fp16")
         self.set_recompute(plan.recompute)
         with translated(self.device):
             notes = self._check_packing()
             # After the checks, which need as much memory as the optimizer state.
-            self.optimizer = TorchOptimizer(self._parameters(), plan, self.device)
+            self._optimizer = TorchOptimizer(self._parameters(), plan, self.device)
         if self.packed is not None and not self.packed.shares_prefixes:
             notes.append(_("With dropout, what samples begin with is computed for each of them: no two drop the same."))
         if plan.compile == "on" and self.packed is None:
@@ -188,9 +199,7 @@ class TorchEngine:
         self.packed = PackedDecoder(decoder, self.head, self.plan.loss_chunk, self.recompute, self.dropout)
         if not self.packed.supports([micro]):
             self.packed = None
-            return _("✓ Generic path of transformers: {reason}").format(
-                reason=_("the fast path lets every token see the whole sample before it")
-            )
+            return _("✓ Generic path of transformers: {reason}").format(reason=generic_reason("window"))
         loss, found = self._loss_and_gradients(micro)
         off = self_check.worst(abs(loss - wanted_loss) / wanted_loss, self_check.difference_of_all(found, wanted))
         if off <= self_check.TOLERANCE[torch.float32]:
@@ -223,19 +232,13 @@ class TorchEngine:
                     self.optimizer.drop_gradients()
                     loss_sum, norm = self._gradients_of_step(step, micro_batches, total_targets)
                 if not math.isfinite(norm):
-                    raise self._diverged(step, norm)
+                    raise diverged_error(step, norm)
                 self._clip(norm)
                 self.optimizer.update(lr)
                 self.scale.grow()
         finally:
             self.optimizer.drop_gradients()
         return StepResult(loss_sum, norm, self.peak_bytes())
-
-    def _diverged(self, step: int, norm: float) -> EngineError:
-        fix = _(
-            "Go on from the last checkpoint with a lower --learning_rate in a new run, or look at the data of this step."
-        )
-        return EngineError(_("The gradient of step {step} is not a number.").format(step=step), found=norm, fix=fix)
 
     def _gradients_of_step(
         self, step: int, micro_batches: Sequence[MicroBatch], total_targets: int
@@ -328,16 +331,11 @@ class TorchEngine:
         self._copy_weights(folder)
 
     def _copy_weights(self, folder: Path) -> None:
-        config, tensors = read_adapter(folder)
         parameters = self._parameters()
-        if differing := sorted(tensors.keys() ^ parameters.keys()):
-            raise wrong_layers_error(folder, config, listed(differing[:2]))
-        for name, parameter in parameters.items():
-            array = tensors[name]
-            if array.shape != tuple(parameter.shape):
-                raise wrong_base_error(folder, config.base_model, f"{name}: {array.shape} != {tuple(parameter.shape)}")
-            with torch.no_grad():
-                parameter.copy_(torch.from_numpy(array))
+        tensors = read_matching_adapter(folder, {name: tuple(p.shape) for name, p in parameters.items()})
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(torch.from_numpy(tensors[name]))
 
     # --- generation
 

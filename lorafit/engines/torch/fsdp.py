@@ -70,7 +70,7 @@ class ShardedPath(GenericPath):
 
     def _passes(self, micro_batches: Sequence[MicroBatch]) -> tuple[list[MicroBatch], int]:
         """Return the micro-batches to compute, and the number of extra passes to match the busiest rank."""
-        singles = [single for micro in micro_batches for single in self._split_if_unpackable(micro)]
+        singles = [single for micro in micro_batches for single in micro.parts(self.packs)]
         return singles, int(self.ranks.all_reduce_max(len(singles))) - len(singles)
 
     def _pass(self, micro: MicroBatch, step: int, weight: float) -> Tensor:

@@ -3,7 +3,7 @@
 Letters: T tokens of a micro-batch, N its targets, H hidden.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -31,14 +31,12 @@ class GenericPath:
 
     def accumulate(self, step: int, micro_batches: Sequence[MicroBatch], weight: float) -> list[Tensor]:
         """Return the loss sums; add the gradients of weight x their sum to the parameters' .grad."""
-        return [
-            self.forward_backward(m, step, weight) for micro in micro_batches for m in self._split_if_unpackable(micro)
-        ]
+        return [self.forward_backward(m, step, weight) for micro in micro_batches for m in micro.parts(self.packs)]
 
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> list[Tensor]:
         """Return the loss sums. The caller turns autograd off."""
         losses = []
-        for micro in (m for packed in micro_batches for m in self._split_if_unpackable(packed)):
+        for micro in (m for packed in micro_batches for m in packed.parts(self.packs)):
             hidden_TH, before, targets = self.hidden(micro)
             losses.append(target_loss(hidden_TH.index_select(0, before), targets, self.head, self.chunk, None)[0])
         return losses
@@ -46,14 +44,6 @@ class GenericPath:
     def ready(self) -> AbstractContextManager[None]:
         """Return a context in which any code may call the model and its head."""
         return nullcontext()
-
-    def _split_if_unpackable(self, micro: MicroBatch) -> Iterator[MicroBatch]:
-        """Yield `micro` as it is, or each of its samples alone if the model does not pack."""
-        if self.packs:
-            yield micro
-            return
-        for index in range(len(micro.sample_ids)):
-            yield micro.single_sample(index)
 
     def forward_backward(self, micro: MicroBatch, step: int, weight: float) -> Tensor:
         """Return the loss sum of `micro`; add the gradients of weight x sum to the parameters' .grad."""

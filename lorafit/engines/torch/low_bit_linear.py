@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-BLOCK = 1 << 20  # elements of a weight at once: 4 MB in float32, which nearly fits in a core's cache
-PACKED_BLOCK = 1 << 21  # elements of a 4-bit weight at once
+from lorafit.planner.memory import PACKED_BLOCK, WEIGHT_BLOCK
+
 NATIVE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _OWN = threading.local()
 
@@ -42,7 +42,7 @@ def weight_blocks(
 
 def _parts(weight: Tensor, dtype: torch.dtype, whole: bool) -> Iterator[Tensor]:
     ready = weight.dtype == dtype
-    step = len(weight) if ready and whole else max(1, BLOCK // weight.shape[1])
+    step = len(weight) if ready and whole else max(1, WEIGHT_BLOCK // weight.shape[1])
     scratch = weight if ready else weight.new_empty(min(step, len(weight)), weight.shape[1], dtype=dtype)
     for part in weight.split(step):
         yield part if ready else scratch[: len(part)].copy_(part)

@@ -19,8 +19,9 @@ from lorafit.engines.torch.device import DTYPES, arithmetic_dtype
 from lorafit.engines.torch.lora import DropoutKeys, LoRALinear
 from lorafit.engines.torch.low_bit_linear import LowBitLinear, compute_in_float32
 from lorafit.engines.torch.weights import lazy_weights, read_weights
-from lorafit.errors import ConfigError, ModelError
+from lorafit.errors import ModelError
 from lorafit.messages import _, listed
+from lorafit.models.lora_targets import select_targets
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
@@ -208,18 +209,7 @@ def find_targets(model: PreTrainedModel, targets: str) -> list[str]:
     linears = [name for name, m in model.named_modules() if _is_linear(m) and name.startswith(prefix + ".")]
     if not linears:
         raise ModelError(_("This model has no linear layers that LoRA could go into."), found=type(model).__name__)
-    if targets == "all-linear":
-        return linears
-    wanted = [name.strip() for name in targets.split(",") if name.strip()]
-    missing = [w for w in wanted if not any(n == w or n.endswith("." + w) for n in linears)]
-    if missing or not wanted:
-        raise ConfigError(
-            _("lora_targets names layers that this model does not have."),
-            where=f"lora_targets: {targets}",
-            found=listed(missing),
-            fix=_("It has: {names}; or use all-linear.").format(names=listed(sorted({short(n) for n in linears}))),
-        )
-    return [n for n in linears if any(n == w or n.endswith("." + w) for w in wanted)]
+    return select_targets(linears, targets)
 
 
 def short(name: str) -> str:

@@ -12,12 +12,12 @@ from lorafit.reporters.html.page import render, write_page
 from lorafit.reporters.terminal import next_commands
 from lorafit.reporters.terminal.runs import state_text
 from lorafit.reporters.text.data import Figure, Listing
+from lorafit.reporters.text.marks import LEADING
 from lorafit.run_folders import history
 from lorafit.run_folders.directory import RunDir
 from lorafit.run_folders.history import Record, Results
 from lorafit.units import bytes_text, count_text, seconds_text
 
-MARKS = "✓⚠️ "  # leading characters of the plan's sentences, stripped in tables
 TIMELINE_EVENTS = (Started, Restarted, Resumed, Shrunk, Warned, Stopped, Failed, Finished)
 
 
@@ -106,7 +106,9 @@ def _rate(rate: float | None) -> str:
 
 def _listings(record: Record, results: Results) -> list[Listing]:
     asked = [(p.name, _value(p.one), _value(p.other)) for p in history.changed_settings(record.settings)]
-    planned = [(row["setting"], row["value"], row["reason"].lstrip(MARKS)) for row in history.plan_choices(record.plan)]
+    planned = [
+        (row["setting"], row["value"], row["reason"].lstrip(LEADING)) for row in history.plan_choices(record.plan)
+    ]
     return [
         Listing(_("Predicted and measured"), ("", _("predicted"), _("measured")), _compared(record, results), (1, 2)),
         Listing(_("What happened"), (_("time"), _("step"), ""), _timeline(record), (1,)),
@@ -148,7 +150,7 @@ def _event_text(event: Event) -> str:
         case Finished():
             return _("Finished.")
         case Restarted() | Shrunk() | Warned() | Failed():
-            return str(event.text).lstrip(MARKS)
+            return str(event.text).lstrip(LEADING)
     return ""
 
 

@@ -4,8 +4,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lorafit.hardware.catalogue import cpus
-from lorafit.hardware.catalogue.clouds import INSTANCES
-from lorafit.hardware.catalogue.find import CHIPS
+from lorafit.hardware.catalogue.catalogue import Catalogue
 from lorafit.messages import _, listed, translate
 from lorafit.planner.table import GUIDE_MODELS, MODELS, GuideTime, ModelOnMachine, settings_text
 from lorafit.reporters.terminal.columns import show_line, show_rows, show_title
@@ -13,14 +12,14 @@ from lorafit.reporters.terminal.columns import show_line, show_rows, show_title
 QUANTIZED_MARK = "*"  # marks a time with a quantized base model
 
 
-def show_machines(console: Console) -> None:
+def show_machines(catalogue: Catalogue, console: Console) -> None:
     """Print the catalog, followed by the sources of its figures."""
-    processors = [*cpus.MEASURED.items(), (_("any other"), (cpus.UNKNOWN, cpus.UNKNOWN_SOURCE))]
-    given = [*(chip.source for chip in CHIPS), *(source for _name, (_rate, source) in processors)]
-    sources = list(dict.fromkeys([*given, *(one.source for one in INSTANCES)]))
+    processors = [*catalogue.cpus.items(), (_("any other"), (cpus.UNKNOWN, cpus.UNKNOWN_SOURCE))]
+    given = [*(chip.source for chip in catalogue.chips), *(source for _name, (_rate, source) in processors)]
+    sources = list(dict.fromkeys([*given, *(one.source for one in catalogue.instances)]))
     titles = [_("machine"), _("memory in GB"), "GB/s", "fp32", "bf16", "fp16", _("source")]
     rows = [_head(titles)]
-    for chip in CHIPS:
+    for chip in catalogue.chips:
         sizes = listed(map(str, chip.memory_gb))
         rates = [f"{chip.teraflops[p]:g}" if p in chip.teraflops else "-" for p in ("fp32", "bf16", "fp16")]
         source = _mark(sources, chip.source)
@@ -32,7 +31,7 @@ def show_machines(console: Console) -> None:
     show_rows(cores, console, (1,))
     console.print()
     rented = [_head([_("rented machine"), "GPU", _("memory in GB"), _("cores"), _("source")])]
-    for one in INSTANCES:
+    for one in catalogue.instances:
         gpu, source = f"{one.gpus} x {one.chip} {one.gpu_gb} GB", _mark(sources, one.source)
         rented.append([Text(one.name, "bold"), gpu, str(one.memory_gb), str(one.cores), source])
     show_rows(rented, console, (2, 3))

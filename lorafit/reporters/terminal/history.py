@@ -12,11 +12,10 @@ from lorafit.reporters.terminal import next_commands
 from lorafit.reporters.terminal.columns import show_line, show_rows, show_title, show_unwrapped
 from lorafit.reporters.terminal.runs import state_text
 from lorafit.reporters.terminal.sparkline import sparkline
+from lorafit.reporters.text.marks import LEADING
 from lorafit.run_folders import history
 from lorafit.run_folders.history import Record, SettingDifference
 from lorafit.units import bytes_text, seconds_text
-
-MARKS = "✓⚠️ "  # leading characters of the plan's sentences, stripped in tables
 
 
 def show_record(record: Record, console: Console) -> None:
@@ -100,7 +99,7 @@ def _setting_rows(record: Record) -> list[list[str | Text]]:
 
 def _plan_rows(record: Record) -> list[list[str | Text]]:
     rows = history.plan_choices(record.plan)
-    return [[row["setting"], Text(row["value"], "bold"), Text(row["reason"].lstrip(MARKS), "dim")] for row in rows]
+    return [[row["setting"], Text(row["value"], "bold"), Text(row["reason"].lstrip(LEADING), "dim")] for row in rows]
 
 
 def _loss_rows(record: Record) -> list[list[str | Text]]:

@@ -14,8 +14,6 @@ from lorafit.reporters.terminal.columns import show_line, show_rows, show_unwrap
 from lorafit.training.preview import Preview, preview_facts
 from lorafit.units import bytes_text, seconds_text
 
-MARKS = ("✓", "⚠", "✗")
-
 
 def show_plan(look: Preview, console: Console) -> None:
     """Print everything in the preview `look`."""

@@ -33,9 +33,8 @@ from lorafit.reporters.terminal.errors import show_error
 from lorafit.reporters.terminal.plan import clock_text
 from lorafit.reporters.terminal.progress import Display, open_display
 from lorafit.reporters.terminal.throughput import Throughput
+from lorafit.reporters.text.marks import SENTENCE_MARKS
 from lorafit.units import bytes_text, count_text, seconds_text
-
-MARKS = ("✓", "⚠", "✗")  # a text that begins with one of these is a complete sentence
 
 
 class TerminalReporter:
@@ -89,7 +88,7 @@ class TerminalReporter:
             self._console.print(Text(text, style), soft_wrap=not self._console.is_interactive)
 
     def _stage(self, event: Stage) -> None:
-        if event.text.startswith(MARKS):
+        if event.text.startswith(SENTENCE_MARKS):
             self._say(event.text)
         else:
             self._display.stage(event.text)
@@ -107,12 +106,12 @@ class TerminalReporter:
         """Print complete sentences as they are; other choices, and memory if no choice covers it, as a table."""
         self._display.close()
         for choice in event.choices:
-            if choice["reason"].startswith(MARKS):
+            if choice["reason"].startswith(SENTENCE_MARKS):
                 self._say(choice["reason"], "yellow" if choice["reason"].startswith("⚠") else "")
         rows = [
             (choice["setting"], choice["value"], choice["reason"])
             for choice in event.choices
-            if not choice["reason"].startswith(MARKS)
+            if not choice["reason"].startswith(SENTENCE_MARKS)
         ]
         if not any(choice["setting"] == "memory" for choice in event.choices):
             peak, available = bytes_text(event.predicted_peak_bytes), bytes_text(event.available_bytes)
@@ -203,7 +202,7 @@ def line_of(event: Event) -> tuple[str, str]:
             size = bytes_text(event.bytes)
             return _("step {step}: saved {path} ({size})").format(step=event.step, path=event.path, size=size), "dim"
         case Warned() | Shrunk() | Restarted():
-            text = event.text if event.text.startswith(MARKS) else f"⚠  {event.text}"
+            text = event.text if event.text.startswith(SENTENCE_MARKS) else f"⚠  {event.text}"
             return text, "" if text.startswith("✓") else "yellow"
         case Rehearsed():
             return _rehearsed_text(event), ""

@@ -21,6 +21,7 @@ from lorafit.engines.torch.packed.layer import LayerActivations, PackedLayer, lo
 from lorafit.engines.torch.packed.prefix import PrefixState
 from lorafit.engines.torch.packed.rows import SharedKeysValues, Tokens, tokens_after_prefix
 from lorafit.messages import _
+from lorafit.planner.fast_path import generic_reason
 from lorafit.planner.plan import Plan
 
 
@@ -125,10 +126,10 @@ def why_unsupported(decoder: Any, head: LMHead, plan: Plan, device: Device) -> s
     parts = all(hasattr(decoder, name) for name in ("layers", "norm", "rotary_emb", "embed_tokens"))
     known = parts and all(looks_like_llama(layer) for layer in decoder.layers)
     if not (known and type(head.linear) in (nn.Linear, LowBitLinear)):
-        return _("the fast path knows Llama's shape, and this model differs from it")
+        return generic_reason("architecture")
     if plan.shard:
         return _("the fast path needs the base whole, and it is shared out over the processes")
     halves = plan.precision == "fp16" or (plan.precision == "bf16" and plan.quantization != "none")
     if halves or plan.quantization == "8bit":
-        return _("the fast path computes in float32, with weights in 32, 16 or 4 bits")
-    return None if device.fast_path else _("the fast path has not been tried on {device}").format(device=device.name)
+        return generic_reason("precision")
+    return None if device.fast_path else generic_reason("device", device.name)

@@ -1,0 +1,43 @@
+"""A request for a data report: the files, and the settings of a training that decide what becomes of their rows."""
+
+import copy
+from typing import Any, Literal
+
+import tyro
+from pydantic import BaseModel, ConfigDict, Field
+
+from lorafit.config import TrainConfig
+
+
+def _same(name: str) -> Any:
+    """Return a copy of the field `name` of TrainConfig: the same setting, with the same help, in another request."""
+    return copy.copy(TrainConfig.model_fields[name])
+
+
+class DataRequest(BaseModel):
+    """Look at data as a training would: formats, rejects, copies, lengths, and samples with what is learned marked."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    files: tyro.conf.Positional[list[str]] = Field([], description="Data files, folders, hub ids, or `demo`.")
+    output: str | None = Field(None, description="Write the report as one HTML page; short: -o (None: the terminal).")
+    model_name: str = Field("demo", description="Model whose tokenizer and template are used.")
+    dataset_split: str = _same("dataset_split")
+    max_samples: int | None = _same("max_samples")
+    val_size: float = _same("val_size")
+    max_length: int = _same("max_length")
+    field_map: str | None = _same("field_map")
+    context_field: str | None = _same("context_field")
+    train_on: Literal["all", "last"] = _same("train_on")
+    chat_template: str | None = _same("chat_template")
+    system_prompt: str | None = _same("system_prompt")
+    date_string: str = _same("date_string")
+    seed: int = Field(42, description="Decides which rows are shown at random.", ge=0, lt=2**32)
+    trust_remote_code: bool = _same("trust_remote_code")
+    hub: Literal["huggingface", "modelscope"] = _same("hub")
+    hf_endpoint: str | None = _same("hf_endpoint")
+    lang: Literal["en", "zh"] | None = _same("lang")
+
+    def as_config(self) -> TrainConfig:
+        """Return the settings of a training with these values."""
+        return TrainConfig(**self.model_dump(exclude={"files", "output"}))

@@ -1,0 +1,81 @@
+"""A request to chat with a model: its check, and the chat that it opens."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import Field
+
+from lorafit import registry
+from lorafit.engines.base import Engine, Setup
+from lorafit.engines.tokenizer import load_tokenizer
+from lorafit.errors import ConfigError
+from lorafit.evaluation.chat import Chat
+from lorafit.evaluation.model_request import AnswerRequest, base_name, choose_backend, tokenizer_folder
+from lorafit.hardware import detect
+from lorafit.messages import _, listed
+from lorafit.models.hub import find_model
+from lorafit.models.spec import read_spec
+from lorafit.progress import ProgressCallback
+from lorafit.run_folders import directory
+from lorafit.run_folders.adapter import ChatSettings, check_shapes, read_chat_settings
+from lorafit.sampling import Sampling
+
+
+class ChatRequest(AnswerRequest):
+    """Talk to a model, with the adapter of a run or as it is."""
+
+    lora_weights: str | None = Field(
+        None, description="A run, its final_model, or a checkpoint (None: the base model alone)."
+    )
+    interactive: bool = Field(
+        False, description="Talk, question by question; what happens anyway without a prompt or test file."
+    )
+    prompt: str | None = Field(None, description="Answer this and stop; only the answer is printed.")
+    test_file: str | None = Field(None, description="Answer this text file, a question a line, as JSON Lines.")
+    output: str | None = Field(None, description="Where the answers to --test_file go (None: the terminal).")
+
+
+def check_request(request: ChatRequest) -> None:
+    """Raise ConfigError if `request` asks for two things at once."""
+    asked = {"--interactive": request.interactive, "--prompt": request.prompt, "--test_file": request.test_file}
+    given = [flag for flag, value in asked.items() if value not in (None, False)]
+    if len(given) > 1:
+        what = _("Only one of {flags} can be done at a time.").format(flags=listed(given))
+        raise ConfigError(what, found=listed(given), fix=_("Leave all but one out."))
+    if request.output is not None and request.test_file is None:
+        fix = _("Give --test_file FILE too, or leave --output out.")
+        raise ConfigError(_("--output is for the answers to --test_file."), found=request.output, fix=fix)
+
+
+def open_chat(request: ChatRequest, say: ProgressCallback) -> Chat:
+    """Open a chat with the model that `request` names. Raise LorafitErrors, those that cost little to find before it is loaded."""
+    machine = detect.detect_machine()
+    detect.check_machine(machine)
+    adapter = None if request.lora_weights is None else directory.find_adapter(Path(request.lora_weights).expanduser())
+    base = find_model(base_name(request, adapter), hub=request.hub, endpoint=request.hf_endpoint, say=say)
+    spec = read_spec(base.folder)
+    if adapter is not None:
+        check_shapes(adapter, spec)
+    way = choose_backend(request, machine, spec)
+    settings = ChatSettings() if adapter is None else read_chat_settings(adapter)
+    tokenizer = load_tokenizer(tokenizer_folder(adapter, base.folder), trust_remote_code=request.trust_remote_code)
+    say(_("Loading {model} on {device} ...").format(model=base.name, device=way.device))
+    engine: Engine = registry.load(registry.ENGINES[way.engine]).open(
+        Setup(base.folder, base.name, way.device, way.precision, trust_remote_code=request.trust_remote_code)
+    )
+    if adapter is not None:
+        engine.load_adapter(adapter)
+    return Chat(
+        engine,
+        tokenizer,
+        Sampling(request.temperature, request.top_p, request.max_new_tokens, request.seed),
+        date_string=settings.date_string,
+        system_prompt=request.system_prompt or settings.system_prompt,
+        has_adapter=adapter is not None,
+    )
+
+
+def answers(chat: Chat, questions: list[str]) -> Iterator[dict[str, str]]:
+    """Yield {"question": ..., "answer": ...} for each question; each starts a new conversation."""
+    for question in questions:
+        yield {"question": question, "answer": chat.answer(question)}
