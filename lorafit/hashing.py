@@ -66,17 +66,6 @@ def dropout_row_keys(seed: int, step: int, places: NDArray[np.integer], position
     return fold("dropout", seed, step, places, positions)
 
 
-def dropout_keep(row_keys: UInt32, module: str, channels: int, p: float) -> NDArray[np.bool_]:
-    """Return the mask [T, C] of the inputs of `module` that dropout `p` keeps, from `row_keys` [T].
-
-    This is the reference for every engine. It compares integers, so that rounding cannot differ. An engine scales the kept
-    inputs by 1 / (1 - p).
-    """
-    rows = mix(row_keys ^ fold(module))
-    bits = mix(rows[:, None] ^ np.arange(channels, dtype=np.uint32)) >> np.uint32(32 - UNIT_BITS)
-    return bits >= np.uint32(dropout_threshold(p))
-
-
 def dropout_threshold(p: float) -> int:
     """Return the threshold of dropout: an input is kept if the upper 24 bits of its hash are at least this value."""
     return round(p * (1 << UNIT_BITS))

@@ -1,4 +1,4 @@
-"""Registry of engines, exporters, cloud platforms and self-tests by name; each is imported only when it is used."""
+"""Registry of engines, cloud platforms and self-tests by name; each is imported only when it is used."""
 
 import importlib
 from dataclasses import dataclass
@@ -23,7 +23,6 @@ ENGINES: dict[str, Entry] = {
     "torch": Entry("lorafit.engines.torch.engine:TorchEngine", _TORCH),
     "mlx": Entry("lorafit.engines.mlx.engine:MLXEngine", _MLX),
 }
-EXPORTERS: dict[str, Entry] = {}
 CLOUDS: dict[str, Entry] = {
     name: Entry(f"lorafit.transfer.cloud.{name}:TARGET", "pip install lorafit")
     for name in ("colab", "kaggle", "paperspace", "sagemaker", "skypilot")

@@ -96,6 +96,20 @@ class House:
 
         return max(map(level, reach), default=1)
 
+    def unused_names(self) -> list[str]:
+        """Return the public names of modules that neither the package nor scripts, benchmarks or root files refer to."""
+        users = [*self.files, *self.root.glob("*.py"), *(self.root / "scripts").rglob("*.py")]
+        users += (self.root / "benchmarks").rglob("*.py")
+        used: set[str] = set()
+        for path in users:
+            used |= _references(self.trees.get(path) or ast.parse(path.read_text("utf-8")))
+        found = []
+        for path in self.files:
+            for node in self.trees[path].body:
+                names = [name for name in _defined(node) if not name.startswith("_") and name not in used]
+                found += [f"{path.relative_to(self.root)}: {name}" for name in names]
+        return found
+
     def question_docstrings(self) -> list[str]:
         """Return the places whose docstring asks a question in its first paragraph."""
         return [f"{path.relative_to(self.root)}:{line}" for path, line, text in self.docstrings() if "?" in text]
@@ -151,6 +165,7 @@ class House:
             "most importers of a room": "{} ({})".format(*reversed(importers.most_common(1)[0])),
             "most rooms imported by one": "{} ({})".format(*reversed(imports.most_common(1)[0])),
             f"files under {SMALL_FILE_LINES} lines": f"{len(small)} of {len(self.files)}",
+            "public names that nothing uses": str(len(self.unused_names())),
             "module docstrings that ask": str(sum("?" in text for text in modules)),
             "docstrings that ask": str(len(self.question_docstrings())),
             "duplicated pairs of files": str(len(self.duplicated_pairs())),
@@ -166,6 +181,29 @@ def imported(tree: ast.AST) -> Iterator[tuple[str, ast.stmt]]:
             yield from ((alias.name, node) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield from ((f"{node.module}.{alias.name}", node) for alias in node.names)
+
+
+def _defined(node: ast.stmt) -> list[str]:
+    """Return the names that a statement at the top of a module defines."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return [name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)]
+
+
+def _references(tree: ast.AST) -> set[str]:
+    """Return the names that the code reads, imports, or gives in a string such as "package.module:name"."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+            found.add(node.id)
+        elif isinstance(node, ast.Attribute):
+            found.add(node.attr)
+        elif isinstance(node, ast.ImportFrom):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and re.fullmatch(r"[\w.:]+", node.value):
+            found |= set(re.findall(r"\w+", node.value))
+    return found
 
 
 def _reachable(start: str, below: dict[str, set[str]]) -> set[str]:

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from support.dropout_reference import dropout_keep
 
-from lorafit.hashing import MULTIPLIERS, SHIFTS, dropout_keep, dropout_row_keys, fold, mix, permutation, uniform
+from lorafit.hashing import MULTIPLIERS, SHIFTS, dropout_row_keys, fold, mix, permutation, uniform
 
 GOLDEN_MIX = [0, 114555507, 229111015, 3652544131]
 GOLDEN_FOLD = [2654435769, 3294826546, 695427275]

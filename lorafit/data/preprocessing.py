@@ -9,7 +9,7 @@ from difflib import get_close_matches
 
 from lorafit.config import TrainConfig
 from lorafit.data.formats import KEYS, Conversation, recognize_format
-from lorafit.data.render import Rendered, TemplatedText, Tokenizer, TrainOn, apply_template, to_sample
+from lorafit.data.render import Rendered, TemplatedText, Tokenizer, TrainOn, apply_template, render
 from lorafit.errors import ConfigError
 from lorafit.messages import _, listed
 
@@ -35,8 +35,7 @@ class Preprocessing:
 
     def render(self, conversation: Conversation, tokenizer: Tokenizer) -> Rendered:
         """Return the conversation as a sample. Raises BadRow."""
-        spelled = self.apply_template_to(conversation, tokenizer)
-        return to_sample(spelled, *tokenizer.encode_with_offsets(spelled.text), self.max_length)
+        return render(conversation, tokenizer, self.max_length, self.date_string, self.system_prompt, self.train_on)
 
 
 def preprocessing_of(config: TrainConfig) -> Preprocessing:

@@ -145,7 +145,7 @@ def test_resume_as_a_command_is_train_with_resume(tmp_path: Path, demo_folder: P
     from support import tiny  # imports torch and transformers
 
     model = str(tiny.save_chat_model(tmp_path / "model", demo_folder))
-    settings = {"model_name": model, "max_samples": 4, "effective_batch": 2, "max_length": 64, "max_steps": 1}
+    settings = {"model_name": model, "dataset_name": "demo", "max_samples": 4, "max_length": 64, "max_steps": 1}
     output = tmp_path / "output"
     named = run_with(output, "llama-lora-20260101_120000", lora_r=2, **settings)
     latest = run_with(output, "llama-lora-20260102_120000", lora_r=3, **settings)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from support import tiny
+from support.dropout_reference import dropout_keep
 
 from lorafit import hashing
 from lorafit.data.batching import build_step_batch, group_by_budget
@@ -89,7 +90,7 @@ def test_torch_draws_the_dropout_that_the_reference_draws(model: Path) -> None:
     rows = hashing.dropout_row_keys(42, 3, torch.arange(50).numpy() % 7, torch.arange(50).numpy())
     engine.dropout.set_keys(rows)
     found = layer.apply_dropout(torch.ones(50, 32))
-    wanted = torch.from_numpy(hashing.dropout_keep(rows, name, 32, 0.3))
+    wanted = torch.from_numpy(dropout_keep(rows, name, 32, 0.3))
     assert torch.equal(found != 0, wanted)
     assert float(found.max()) == pytest.approx(1 / 0.7)
     words = torch.arange(-1000, 1000, dtype=torch.int32) * 2_000_003

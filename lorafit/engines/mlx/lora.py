@@ -31,7 +31,7 @@ class MLXLoRADelta:
     keys_T: mx.array | None = None  # one key per token; None: no dropout
 
     def dropped(self, x_TI: mx.array, module: str, keys_T: mx.array) -> mx.array:
-        """Return dropout(x). Equal keys drop equal channels in every call (`hashing.dropout_keep`)."""
+        """Return dropout(x). Equal keys drop equal channels in every call."""
         rows_T = mix(keys_T ^ mx.array(int(hashing.fold(module)), mx.uint32))
         words_TI = mix(rows_T[:, None] ^ mx.arange(x_TI.shape[-1], dtype=mx.uint32))
         keep_TI = (words_TI >> (32 - hashing.UNIT_BITS)) >= hashing.dropout_threshold(self.dropout)

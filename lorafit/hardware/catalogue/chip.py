@@ -20,8 +20,3 @@ class Chip:
     capability: float | None = None  # CUDA compute capability
     cores: int | None = None  # GPU cores, for chips sold with different numbers of cores
     sustained: float = 1.0  # share of the stated rates that power and heat allow for hours
-
-    @property
-    def bf16(self) -> bool:
-        """Whether the chip computes bf16 in hardware."""
-        return "bf16" in self.teraflops

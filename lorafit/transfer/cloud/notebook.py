@@ -14,7 +14,7 @@ from lorafit.atomic import disk_errors
 from lorafit.messages import _
 from lorafit.transfer.cloud.base import CloudPackage
 
-NAME, RESULT = "lorafit.ipynb", "result.zip"
+NAME = "lorafit.ipynb"
 QUESTION = "公司拖欠工资怎么办？"
 
 HELPERS = '''\
