@@ -115,7 +115,7 @@ def test_flags_win_over_yaml_and_yaml_over_the_preset(tmp_path: Path) -> None:
     assert config.config == file
 
 
-def test_the_yaml_file_may_name_the_preset(tmp_path: Path) -> None:
+def test_the_preset_may_stand_in_the_yaml_file(tmp_path: Path) -> None:
     assert train_config(["--config", yaml_file(tmp_path, "demo: true\n")]).model_name == "demo"
 
 
@@ -237,7 +237,7 @@ def test_two_things_at_once_are_refused(capsys: Output) -> None:
     assert "Only one of --prompt, --test_file" in capsys.readouterr().err
 
 
-def test_questions_are_checked_before_any_model(tmp_path: Path, capsys: Output) -> None:
+def test_questions_are_looked_at_before_any_model(tmp_path: Path, capsys: Output) -> None:
     (tmp_path / "empty.txt").write_text("\n \n")
     assert main(["chat", "--base_model", "demo", "--test_file", str(tmp_path / "empty.txt")]) == 2
     assert "no question" in capsys.readouterr().err

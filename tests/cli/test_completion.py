@@ -1,4 +1,4 @@
-"""Does the Tab key find every command, flag and run, in real shells?"""
+"""Tests of the shell completion of commands, flags, values and runs, in real shells."""
 
 import os
 import pty
@@ -21,7 +21,7 @@ RUN = "output/llama-lora-20260101_120000"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with both scripts and one run."""
+    """A folder with the completion scripts of all shells and one run."""
     for shell in SHELLS:
         (tmp_path / f"lorafit.{shell}").write_text(script(shell))
     (tmp_path / RUN).mkdir(parents=True)
@@ -29,8 +29,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def found(folder: Path, *words: str) -> list[str]:
-    """What bash would offer for the last of `words`."""
+def completions(folder: Path, *words: str) -> list[str]:
+    """Return the completions that bash offers for the last of `words`."""
     program = """
 source lorafit.bash
 COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1))
@@ -52,8 +52,8 @@ def test_the_shell_takes_the_script(folder: Path, shell: str) -> None:
 
 
 def test_every_command_is_found(folder: Path) -> None:
-    assert set(found(folder, "")) >= set(COMMANDS)
-    assert found(folder, "doc") == ["doctor"]
+    assert set(completions(folder, "")) >= set(COMMANDS)
+    assert completions(folder, "doc") == ["doctor"]
 
 
 def test_every_command_names_its_settings() -> None:
@@ -65,7 +65,7 @@ def test_exactly_the_flags_that_help_lists_are_found(folder: Path, command: str,
     words = command.split()
     assert main([*words, "--help"]) == 0
     listed = set(re.findall(r"(?m)^  (--\w+)", capsys.readouterr().out))
-    assert set(found(folder, *words, "--")) == {*listed, "--help"}
+    assert set(completions(folder, *words, "--")) == {*listed, "--help"}
 
 
 @pytest.mark.parametrize(
@@ -86,24 +86,24 @@ def test_exactly_the_flags_that_help_lists_are_found(folder: Path, command: str,
         (["cloud", "sage"], ["sagemaker"]),
         (["cloud", "kaggle", "out"], [RUN]),
         (["cloud", "kaggle", "--base"], ["--base_model"]),
-        (["train", "--output_dir", ""], []),  # the shell's own: files and folders
+        (["train", "--output_dir", ""], []),  # the shell then completes files and folders
         (["--print_completion", ""], ["bash", "zsh"]),
     ],
 )
 def test_words_and_values_are_found(folder: Path, words: list[str], answers: list[str]) -> None:
-    assert found(folder, *words) == answers
+    assert completions(folder, *words) == answers
 
 
 def test_nothing_in_a_folders_name_is_run(folder: Path) -> None:
     run = folder / "output" / "$(touch pwned)`touch pwned`"
     run.mkdir()
     (run / "events.jsonl").touch()
-    assert RUN in found(folder, "runs", "show", "")
+    assert RUN in completions(folder, "runs", "show", "")
     assert not (folder / "pwned").exists()
 
 
-def typed(shell: list[str], setup: str, keys: str, wanted: str) -> str:
-    """What a terminal shows after `keys`, waiting for `wanted`."""
+def terminal_output(shell: list[str], setup: str, keys: str, wanted: str) -> str:
+    """Run `shell` in a terminal, type `keys` after `setup`, and return its output, complete once `wanted` appears."""
     pid, terminal = pty.fork()
     if pid == 0:
         os.environ.update(TERM="xterm", PS1="$ ")
@@ -133,7 +133,7 @@ def test_the_tab_key_completes_in_a_real_terminal(folder: Path, shell: str, flag
     if shutil.which(shell) is None:
         pytest.skip(f"{shell} is not installed")
     setup = f"cd {folder}; source ./lorafit.{shell}"
-    assert "--quantization" in typed([shell, *flags], setup, "lorafit train --quant\t", "--quantization")
+    assert "--quantization" in terminal_output([shell, *flags], setup, "lorafit train --quant\t", "--quantization")
 
 
 def test_the_script_is_printed_and_another_shell_is_refused(capsys: Output) -> None:

@@ -1,4 +1,4 @@
-"""Does `lorafit data` show its report on a terminal, in a pipe and as a page that runs nothing and fetches nothing?"""
+"""Tests of the report of `lorafit data`: on a terminal, in a pipe, and as a page that runs and loads nothing."""
 
 import io
 import json
@@ -34,7 +34,7 @@ def width(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Good and bad rows, two formats, copies, markup, escape codes and a long answer."""
+    """A data file with valid and invalid rows, two formats, duplicates, markup, escape codes and a long answer."""
     rows: list[Any] = [
         {"question": f"第{i}个问题：房东不退押金怎么办？", "answer": f"可以起诉{i}。"} for i in range(20)
     ]
@@ -53,7 +53,8 @@ def report(file: Path, demo_folder: Path) -> DataReport:
     return api.data_report(DataRequest.model_validate({"files": [str(file)], "model_name": str(demo_folder)}))
 
 
-def shown(report: DataReport, **settings: Any) -> str:
+def printed(report: DataReport, **settings: Any) -> str:
+    """Return the text of `report` on a console of 80 columns with `settings`."""
     console = Console(file=io.StringIO(), width=80, highlight=False, **settings)
     show_data(report, console)
     assert isinstance(console.file, io.StringIO)
@@ -61,7 +62,7 @@ def shown(report: DataReport, **settings: Any) -> str:
 
 
 class Page(HTMLParser):
-    """Every tag with its attributes, and the text in marks."""
+    """The tags and attributes of a page, all its text, and the text in each `mark`."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -89,7 +90,7 @@ class Page(HTMLParser):
 
 
 def test_in_a_pipe_the_report_is_plain_and_fits_80_columns(report: DataReport) -> None:
-    text = shown(report)
+    text = printed(report)
     assert not re.search(r"[\x00-\x08\x0b-\x1f]", text)
     head = text.partition("The shortest")[0]
     assert max(cell_len(line) for line in head.splitlines()) <= 80
@@ -103,8 +104,8 @@ def test_in_a_pipe_the_report_is_plain_and_fits_80_columns(report: DataReport) -
     assert "⟦可以起诉0。<|im_end|>⟧" in text
 
 
-def test_on_a_terminal_targets_are_coloured_and_nothing_steers_it(report: DataReport) -> None:
-    text = shown(report, force_terminal=True, color_system="standard")
+def test_on_a_terminal_targets_are_coloured_and_the_data_control_nothing(report: DataReport) -> None:
+    text = printed(report, force_terminal=True, color_system="standard")
     assert "\x1b[1;32m可以起诉" in text
     assert "⟦" not in text
     assert not re.search(r"\x1b(?!\[[\d;]*m)|\x1b\[31m红|\x00", text)
@@ -129,9 +130,7 @@ def test_the_command_reports_several_files_and_flags_in_any_order(
     assert re.search(r"rows +32 ", text)
 
 
-def test_keys_of_their_own_names_a_context_and_the_last_turn_alone_are_as_in_a_training(
-    tmp_path: Path, demo_folder: Path
-) -> None:
+def test_a_field_map_a_context_and_train_on_last_work_as_in_training(tmp_path: Path, demo_folder: Path) -> None:
     turns = [("user", "问一"), ("assistant", "答一"), ("user", "问二"), ("assistant", "答二")]
     row = {"talk": [{"role": role, "content": text} for role, text in turns], "laws": ["第一条"]}
     (tmp_path / "talks.jsonl").write_text(json.dumps(row), "utf-8")
@@ -159,11 +158,11 @@ def test_words_and_flags_are_told_apart() -> None:
         (["demo", "-o", "/proc/no/report.html"], "--output"),
     ],
 )
-def test_what_is_wrong_is_told_before_anything_is_read(arguments: list[str], words: str, capsys: Output) -> None:
+def test_wrong_arguments_are_reported_before_anything_is_read(arguments: list[str], words: str, capsys: Output) -> None:
     assert main(["data", *arguments]) == 2
-    shown = capsys.readouterr()
-    assert words in shown.err
-    assert shown.out == ""
+    output = capsys.readouterr()
+    assert words in output.err
+    assert output.out == ""
 
 
 def test_help_names_every_flag(capsys: Output) -> None:
@@ -210,7 +209,7 @@ def test_a_page_tells_what_the_report_holds(report: DataReport) -> None:
     read = Page(data_page(report))
     samples = [sample for group in report.samples.values() for sample in group]
     targets = [text for sample in samples for text, is_target in sample.pieces if is_target]
-    assert read.marked[1:] == targets  # the first explains the colour
+    assert read.marked[1:] == targets  # the first mark is the legend
     assert read.tags.count("rect") == len(report.lengths.rows if report.lengths else [])
     assert "rows & more.jsonl" in read.text
     assert "⟨U+001B⟩[31m红⟨U+0000⟩" in read.text + "".join(targets)
@@ -221,7 +220,7 @@ def test_a_page_of_bad_rows_only_is_a_page(tmp_path: Path, demo_folder: Path) ->
     request = DataRequest.model_validate({"files": [str(tmp_path / "bad.jsonl")], "model_name": str(demo_folder)})
     report = api.data_report(request)
     assert "found the keys: a" in Page(data_page(report)).text
-    assert "rejected" in shown(report)
+    assert "rejected" in printed(report)
 
 
 def test_a_page_speaks_chinese(report: DataReport) -> None:

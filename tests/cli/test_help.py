@@ -1,4 +1,4 @@
-"""Is each command's help whole, as wide as the terminal, and in one language?"""
+"""Tests of the help of every command: complete, no wider than the terminal, and in one language."""
 
 import re
 
@@ -12,11 +12,14 @@ from lorafit.messages import set_language, translate
 Output = pytest.CaptureFixture[str]
 
 CJK = re.compile(r"[\u3000-\u303f\u3400-\u9fff\uff00-\uffef]")
-ENGLISH = re.compile(r"\b(?:usage|flags?|default|TEXT)\b|[a-z]{2,} [a-z]{2,}")  # of the frame, or a sentence
-NAMES = re.compile(r"`[^`]*`|--\w+|\w+(?:\|\w+)+|lorafit [a-z ]+|Hugging Face")  # said alike in every language
+ENGLISH = re.compile(
+    r"\b(?:usage|flags?|default|TEXT)\b|[a-z]{2,} [a-z]{2,}"
+)  # a heading or label, or part of a sentence
+NAMES = re.compile(r"`[^`]*`|--\w+|\w+(?:\|\w+)+|lorafit [a-z ]+|Hugging Face")  # the same in every language
 
 
 def help_of(command: str, language: str, capsys: Output) -> str:
+    """Return the help of `command` ("": of the program) in `language`."""
     capsys.readouterr()
     assert main([*command.split(), "--help", "--lang", language]) == 0
     return capsys.readouterr().out
@@ -24,12 +27,13 @@ def help_of(command: str, language: str, capsys: Output) -> str:
 
 @pytest.fixture(params=[80, 140])
 def width(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The width of the terminal in columns."""
     monkeypatch.setenv("COLUMNS", str(request.param))
     return int(request.param)
 
 
 @pytest.mark.parametrize("command", ["", *SETTINGS])
-def test_no_word_of_the_frame_is_english_in_chinese_help(command: str, capsys: Output) -> None:
+def test_chinese_help_has_no_english_headings_and_labels(command: str, capsys: Output) -> None:
     text = help_of(command, "zh", capsys)
     assert CJK.search(text)
     assert not ENGLISH.findall(NAMES.sub("", text))
@@ -58,7 +62,7 @@ def test_no_line_is_wider_than_the_terminal(command: str, language: str, width: 
     assert not [line for line in lines if line != line.rstrip()]
 
 
-def test_defaults_are_those_that_would_hold(capsys: Output) -> None:
+def test_defaults_in_the_help_are_those_of_the_given_preset(capsys: Output) -> None:
     assert main(["train", "--demo", "--help"]) == 0
     assert re.search(r"--lora_r N .* Default: 16\.", capsys.readouterr().out)
 

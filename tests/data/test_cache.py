@@ -1,4 +1,4 @@
-"""The sample cache: tokenization on all cores, reuse, invalidation by settings and files, and removal of old entries."""
+"""The sample cache: tokenization on all cores, reuse, invalidation by settings and files, removal of old entries."""
 
 import json
 import os

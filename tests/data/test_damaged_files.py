@@ -1,4 +1,4 @@
-"""Does whatever is spoilt in a file give rows, or errors named by file and line, and nothing else?"""
+"""Randomly damaged data files: reading them gives rows or errors with file and line, and never another exception."""
 
 import json
 import random
@@ -58,7 +58,7 @@ def retype(data: bytes, rng: random.Random) -> bytes:
 
 
 def recode(data: bytes, rng: random.Random) -> bytes:
-    """Some lines in another encoding."""
+    """Encode some of the lines differently."""
     lines = data.decode("utf-8", "replace").splitlines(keepends=True)
     coding = rng.choice(["gb18030", "utf-16-le", "latin-1", "utf-8-sig"])
     return b"".join(line.encode(coding if rng.random() < 0.3 else "utf-8", "replace") for line in lines)
@@ -68,19 +68,19 @@ def repeat_key(data: bytes, rng: random.Random) -> bytes:
     return data.replace(b'"output":', b'"output": "x", "output":', rng.randrange(1, 3))
 
 
-def swell(data: bytes, rng: random.Random) -> bytes:
-    """A huge number, a huge text, or deep nesting in place of a value."""
+def insert_huge_value(data: bytes, rng: random.Random) -> bytes:
+    """Replace a value by a huge number, a huge text or deep nesting."""
     huge = rng.choice([b"9" * 5000, b'"' + "长".encode() * 100_000 + b'"', b'{"a":' * 3000, b"[" * 3000 + b"]" * 3000])
     return data.replace(b"[]", huge, 1)
 
 
 MUTATIONS: list[Callable[[bytes, random.Random], bytes]] = [
-    cut, flip, drop, double, insert, retype, recode, repeat_key, swell,
+    cut, flip, drop, double, insert, retype, recode, repeat_key, insert_huge_value,
 ]  # fmt: skip
 
 
 def mutated(seed: int) -> tuple[str, bytes]:
-    """A file's extension and its content, spoilt in one to three places."""
+    """Return the extension and the content of a file that is damaged in one to three places."""
     rng = random.Random(seed)
     name = rng.choice([".json", ".jsonl", ".csv"])
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
@@ -94,11 +94,11 @@ def mutated(seed: int) -> tuple[str, bytes]:
 @pytest.mark.parametrize(
     "seeds", [range(200), pytest.param(range(200, 20_000), marks=pytest.mark.slow)], ids=["200", "20000"]
 )
-def test_spoilt_files_give_rows_or_named_errors_and_nothing_else(tmp_path: Path, seeds: range) -> None:
+def test_damaged_files_give_rows_or_named_errors_and_nothing_else(tmp_path: Path, seeds: range) -> None:
     good, reasons, places = 0, [], []
     for seed in seeds:
         name, data = mutated(seed)
-        path = tmp_path / f"spoilt{name}"
+        path = tmp_path / f"damaged{name}"
         path.write_bytes(data)
         try:
             for row in read_rows(str(path), "train"):
@@ -111,4 +111,4 @@ def test_spoilt_files_give_rows_or_named_errors_and_nothing_else(tmp_path: Path,
             places.append(str(error.where))
     assert min(good, len(reasons)) > len(seeds)
     assert all(reasons)
-    assert all(place.startswith(str(tmp_path / "spoilt.")) for place in places)
+    assert all(place.startswith(str(tmp_path / "damaged.")) for place in places)

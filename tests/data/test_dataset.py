@@ -1,4 +1,4 @@
-"""Is every row either learned from, held out, or named with a reason, and is the split the same whatever the order?"""
+"""Preparation of a data set: samples, split into training and validation rows, rejected and truncated rows, notes."""
 
 import json
 import random
@@ -25,7 +25,8 @@ def tokenizer(demo_folder: Path) -> ChatTokenizer:
     return load_tokenizer(demo_folder)
 
 
-def said(data: PreparedData, tokenizer: ChatTokenizer) -> tuple[set[str], set[str]]:
+def texts_of(data: PreparedData, tokenizer: ChatTokenizer) -> tuple[set[str], set[str]]:
+    """Return the decoded samples of the training set and of the validation set."""
     train, valid = ({tokenizer.decode(s.input_ids.tolist()) for s in store} for store in (data.train, data.valid))
     return train, valid
 
@@ -58,8 +59,8 @@ def test_equal_conversations_stay_on_one_side_and_order_does_not_matter(tokenize
     first = prepare(rows_of(values), tokenizer, TrainConfig(val_size=7))
     random.Random(1).shuffle(values)
     second = prepare(rows_of(values), tokenizer, TrainConfig(val_size=7))
-    assert said(first, tokenizer) == said(second, tokenizer)
-    train, valid = said(first, tokenizer)
+    assert texts_of(first, tokenizer) == texts_of(second, tokenizer)
+    train, valid = texts_of(first, tokenizer)
     assert not train & valid
     assert (len(first.valid), len(first.train), len(first.valid_conversations)) == (9, 51, 3)
 
@@ -67,7 +68,7 @@ def test_equal_conversations_stay_on_one_side_and_order_does_not_matter(tokenize
 def test_rows_that_equal_a_held_out_row_once_cut_are_not_trained_on(tokenizer: ChatTokenizer) -> None:
     long = [{"question": "问", "answer": "甲" * 200 + str(i)} for i in range(20)]
     data = prepare(rows_of(long + questions(5)), tokenizer, TrainConfig(val_size=6, max_length=64))
-    train, valid = said(data, tokenizer)
+    train, valid = texts_of(data, tokenizer)
     assert any("甲" in text for text in valid)
     assert not any("甲" in text for text in train)
     assert any("equal a held-out row once they are cut" in note for note in data.notes)
@@ -109,7 +110,7 @@ def test_max_samples_takes_the_first_good_rows(tokenizer: ChatTokenizer) -> None
     assert [reject.line for reject in data.rejects] == [11]
 
 
-def test_the_digest_tells_data_apart(tokenizer: ChatTokenizer) -> None:
+def test_different_data_have_different_digests(tokenizer: ChatTokenizer) -> None:
     def digest(values: list[object], **settings: object) -> str:
         return prepare(rows_of(values), tokenizer, TrainConfig(**settings)).digest  # type: ignore[arg-type]
 
@@ -196,7 +197,7 @@ def test_more_rejects_are_let_through_when_asked_for(tokenizer: ChatTokenizer) -
 
 def test_a_validation_set_of_its_own_shares_no_row_with_the_training_rows(tokenizer: ChatTokenizer) -> None:
     data = prepare(rows_of(questions(30)), tokenizer, TrainConfig(), rows_of(questions(40)[25:]))
-    train, valid = said(data, tokenizer)
+    train, valid = texts_of(data, tokenizer)
     assert (len(data.train), len(data.valid), len(train & valid)) == (25, 15, 0)
     assert len(data.valid_conversations) == 15
     assert "5 training rows" in data.notes[0]

@@ -1,4 +1,4 @@
-"""Does every row become the conversation that it holds, or a reason that names what is wrong?"""
+"""Row formats: each row becomes a conversation, or an error whose reason names the fault."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Do exactly the assistant's words and their end carry loss? Masks compared token by token with masks written by hand."""
+"""Rendering: only the assistant's text and its end token are in the loss. The expected masks are written by hand."""
 
 import random
 from pathlib import Path
@@ -13,7 +13,7 @@ from lorafit.engines.tokenizer import ChatTokenizer, load_tokenizer
 
 DATE = "26 Jul 2024"
 SMOL = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
-# transformers drops the line break behind a block, so these write theirs inside {{ }}.
+# transformers removes the line break after a block, so these templates write each line break inside {{ }}.
 LLAMA = r"""{{ '<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nToday Date: ' }}
 {{- date_string if date_string is defined else strftime_now("%d %b %Y") }}{{ '\n\n' }}
 {%- if messages[0].role == 'system' %}{{ messages[0].content | trim }}{% set messages = messages[1:] %}{% endif %}
@@ -52,9 +52,9 @@ def with_template(folder: Path, template: str) -> ChatTokenizer:
 
 
 def check(tokenizer: ChatTokenizer, conversation: Conversation, pieces: list[tuple[str, bool]]) -> None:
-    """Ids and mask equal those of `pieces`: (text, whether it carries loss), tokenised one by one.
+    """Assert that ids and mask equal those of `pieces`, pairs (text, whether it is in the loss), tokenized one by one.
 
-    This tokenizer splits white space before its last character when a word follows: pieces end there too.
+    Before a word, this tokenizer splits white space in front of its last character, so a piece has to end there too.
     """
     sample = render(conversation, tokenizer, 4096, DATE).sample
     pieces_ids = [tokenizer.inner(text, add_special_tokens=False)["input_ids"] for text, _ in pieces]
@@ -83,21 +83,21 @@ def test_chatml_multi_turn_keeps_spaces_of_the_answer(chatml: ChatTokenizer) -> 
         (f"<|im_start|>system\n{SMOL}<|im_end|>\n<|im_start|>user\n试用期多久？<|im_end|>\n<|im_start|>assistant\n", False),
         ("不超过六个月。 😀<|im_end|>", True),
         ("\n<|im_start|>user\n谢谢<|im_end|>\n<|im_start|>assistant", False),
-        ("\n ", False),  # one token of the prompt's line break and the answer's first space
+        ("\n ", False),  # one token: the prompt's line break and the answer's first space
         (" 不客气 \n<|im_end|>", True), ("\n", False),
     ])  # fmt: skip
 
 
 def test_llama_with_its_date_fixed_and_its_bos_once(demo_folder: Path) -> None:
     head = "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nToday Date: 26 Jul 2024\n\n"
-    broken = [("<|start_header_id|>assistant<|end_header_id|>\n", False), ("\n", False)]
+    header = [("<|start_header_id|>assistant<|end_header_id|>\n", False), ("\n", False)]
     user = [("<|eot_id|><|start_header_id|>user<|end_header_id|>\n", False), ("\n试用期多久？<|eot_id|>", False)]
     answer = ("不超过六个月。 😀<|eot_id|>", True)
     tokenizer = with_template(demo_folder, LLAMA)
-    check(tokenizer, SINGLE, [(head, False), *user, *broken, answer])
-    check(tokenizer, SYSTEM, [(head[:-1], False), ("\n你是律师。", False), *user, *broken, answer])
+    check(tokenizer, SINGLE, [(head, False), *user, *header, answer])
+    check(tokenizer, SYSTEM, [(head[:-1], False), ("\n你是律师。", False), *user, *header, answer])
     thanks = [("<|start_header_id|>user<|end_header_id|>\n", False), ("\n谢谢<|eot_id|>", False)]
-    check(tokenizer, MULTI, [(head, False), *user, *broken, answer, *thanks, *broken, ("不客气<|eot_id|>", True)])
+    check(tokenizer, MULTI, [(head, False), *user, *header, answer, *thanks, *header, ("不客气<|eot_id|>", True)])
     assert tokenizer.inner.convert_tokens_to_ids("<|eot_id|>") in tokenizer.stop_ids
 
 
@@ -194,11 +194,11 @@ def test_the_middle_of_a_long_question_goes_before_any_target(chatml: ChatTokeni
     whole, short = render(turns, chatml, 4096, DATE), render(turns, chatml, 256, DATE)
     assert 250 < len(short.sample) <= 256
     assert (short.tokens_cut, short.targets_cut) == (len(whole.sample) - len(short.sample), 0)
-    said = chatml.inner.decode(short.sample.input_ids)
-    assert said.startswith("<|im_start|>system\n你是律师。<|im_end|>\n<|im_start|>user\n第0条，")
-    assert "第199条，<|im_end|>\n<|im_start|>assistant\n不超过六个月。 😀<|im_end|>" in said
-    assert "第100条" not in said
-    assert "\ufffd" not in said  # no character is cut in two
+    text = chatml.inner.decode(short.sample.input_ids)
+    assert text.startswith("<|im_start|>system\n你是律师。<|im_end|>\n<|im_start|>user\n第0条，")
+    assert "第199条，<|im_end|>\n<|im_start|>assistant\n不超过六个月。 😀<|im_end|>" in text
+    assert "第100条" not in text
+    assert "\ufffd" not in text  # no character is split
     targets = [sample.input_ids[sample.target_mask].tolist() for sample in (whole.sample, short.sample)]
     assert targets[0] == targets[1]
 
@@ -212,8 +212,7 @@ def test_the_longest_texts_are_shortened_first_and_each_keeps_its_ends(chatml: C
     ]
     whole = len(render(turns, chatml, 4096, DATE).sample)
     short = render(turns, chatml, whole - 200, DATE)
-    said = chatml.inner.decode(short.sample.input_ids)
-    assert "短问" * 10 in said
+    assert "短问" * 10 in chatml.inner.decode(short.sample.input_ids)
     assert short.targets_cut == 0
     hard = render(turns, chatml, 128, DATE)
     assert len(hard.sample) <= 128
@@ -225,7 +224,7 @@ def test_a_plain_text_is_learned_whole(chatml: ChatTokenizer) -> None:
     assert sample.target_mask.tolist() == [False, *[True] * (len(sample) - 1)]
 
 
-def test_what_a_template_leaves_out_is_noted(demo_folder: Path) -> None:
+def test_text_that_a_template_omits_is_noted(demo_folder: Path) -> None:
     silent = "{% for m in messages if m.role != 'system' %}{{ m.role + ':' + m.content }}<|im_end|>{% endfor %}" \
         "{% if add_generation_prompt %}assistant:{% endif %}"  # fmt: skip
     tools = [Message("tools", '[{"name": "find"}]'), *SINGLE]
@@ -242,23 +241,23 @@ def test_the_system_prompt_goes_to_conversations_without_one() -> None:
 
 
 def test_offsets_without_leading_spaces_and_split_characters_are_masked_whole() -> None:
-    #         "ab:"   "  "    "好" in two tokens    " x" trimmed   end
+    # The texts of the tokens: "ab:", "  ", "好" in two tokens, " x" without its space, and the end token.
     offsets = [(0, 3), (5, 5), (5, 6), (5, 6), (7, 8), (8, 9)]
     assert target_mask(np.array(offsets), [TargetSpan(3, 9)]).tolist() == [False, True, True, True, True, True]
     assert target_mask(np.array(offsets), [TargetSpan(4, 8)]).tolist() == [False, False, True, True, True, False]
     assert target_mask(np.array(offsets), [TargetSpan(0, 9)]).tolist()[0] is False
 
 
-def test_targets_say_what_the_assistant_said_whatever_the_characters(chatml: ChatTokenizer) -> None:
+def test_targets_are_the_assistants_text_whatever_the_characters(chatml: ChatTokenizer) -> None:
     rng = random.Random(0)
     for _ in range(200):
-        said = [
+        contents = [
             "".join(rng.choices(" \n\tab甲乙😀é。\u3000\0\u202e|<>", k=rng.randrange(1, 20))) + "x" for _ in range(4)
         ]
-        turns = [Message(role, text) for role, text in zip(["user", "assistant"] * 2, said, strict=True)]
+        turns = [Message(role, text) for role, text in zip(["user", "assistant"] * 2, contents, strict=True)]
         sample = render(turns, chatml, 4096, DATE).sample
         targets = chatml.inner.decode(sample.input_ids[sample.target_mask])
-        wanted = f"{said[1]}<|im_end|>{said[3]}<|im_end|>"
-        # A token may join the prompt's line break with white space that the answer begins with: the prompt's, then.
-        assert "".join(targets.split()) == "".join(wanted.split())
-        assert targets == wanted or said[1][0].isspace() or said[3][0].isspace()
+        expected = f"{contents[1]}<|im_end|>{contents[3]}<|im_end|>"
+        # One token may hold the prompt's line break and white space at the start of the answer. It is not in the loss.
+        assert "".join(targets.split()) == "".join(expected.split())
+        assert targets == expected or contents[1][0].isspace() or contents[3][0].isspace()

@@ -1,15 +1,16 @@
-"""Does the data report count what a few lines of plain Python count, on the published lawyer-llama files and on small ones?"""
+"""The data report, compared with counts by a few lines of plain Python: the lawyer-llama files and small data sets."""
 
 import json
 import random
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from support.letters import Letters
 from support.paths import LAWYER_LLAMA
 
 from lorafit.config import TrainConfig
@@ -17,7 +18,6 @@ from lorafit.data import near_duplicates
 from lorafit.data import report as report_module
 from lorafit.data.dataset import prepare
 from lorafit.data.findings import DataReport, RowLocation
-from lorafit.data.formats import Conversation
 from lorafit.data.readers.row import Broken, Row
 from lorafit.data.report import make_report, summary_lines
 from lorafit.data.sources import read_rows
@@ -30,46 +30,27 @@ TALKS = LAWYER_LLAMA / "raw_legal_counsel_multi_turn_with_article_v2.json"
 needs_data = pytest.mark.skipif(not LAWYER_LLAMA.is_dir(), reason="shared/data/lawyer_llama is absent")
 
 
-class Letters:
-    """A tokenizer by which a person can count: a token a character, each turn one letter, its words and a stop."""
-
-    takes_system = True
-    end_of_turn = "■"
-
-    def render_text(self, messages: Conversation, add_generation_prompt: bool, date_string: str) -> str:
-        return "".join(f"{turn.role[0]}{turn.content}■" for turn in messages) + "a" * add_generation_prompt
-
-    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        return [ord(c) for c in text], [(i, i + 1) for i in range(len(text))]
-
-    def encode_many(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
-        return [self.encode_with_offsets(text) for text in texts]
-
-    def plain_text(self, text: str) -> str:
-        return text
-
-    def spell(self, ids: Iterable[int]) -> str:
-        return "".join(map(chr, ids))
-
-
 def report_of(values: list[Any], **settings: Any) -> DataReport:
     rows = [Row(value, "f.jsonl", line) for line, value in enumerate(values, 1)]
     return make_report(rows, Letters(), TrainConfig(**settings))
 
 
 def turns_of(row: Any) -> list[str]:
-    """What a row of the published files says, question and answer in turn, by plain Python."""
+    """Return the texts of a row of the published files: question and answer alternately."""
     row = row[0] if isinstance(row, list) else row
     if "response" in row:
         return [row["query"], row["response"]]
     if "query" in row:
-        return spoken(row["history"])
+        return merged_turns(row["history"])
     question = "\n".join(part for part in (row["instruction"], row["input"]) if part)
     return [*(text for pair in row.get("history") or [] for text in pair), question, row["output"]]
 
 
-def spoken(history: list[str]) -> list[str]:
-    """What "[客户] …" and "[律师] …" say in turn: who speaks twice does so in one turn; the lawyer has the last word."""
+def merged_turns(history: list[str]) -> list[str]:
+    """Return the turns of texts "[客户] …" and "[律师] …", up to the lawyer's last.
+
+    Consecutive texts of one speaker are one turn.
+    """
     turns: list[str] = []
     speaker = ""
     for who, _bracket, text in (turn.partition("]") for turn in history):
@@ -213,7 +194,7 @@ def test_rows_that_the_cut_makes_equal_are_found_on_both_sides() -> None:
     assert report_of(values, max_length=40, val_size=4).leaked_rows == 36
 
 
-def test_near_copies_across_the_split_are_told() -> None:
+def test_near_duplicates_across_the_split_are_counted() -> None:
     text = "合同到期后房东不退押金，我和他沟通过很多次，他总是找各种理由拖延，请问应该如何维护自己的权益？"
     values = [{"question": f"{i}{text}", "answer": "可以先协商，协商不成的，向当地人民法院起诉。"} for i in range(20)]
     report = report_of(values, val_size=5)
@@ -231,7 +212,7 @@ def test_control_and_invisible_characters_are_named_with_their_first_row() -> No
     assert set(strange_characters(shown)) <= {"\ufffd"}
 
 
-def test_what_is_shown_can_be_printed_anywhere() -> None:
+def test_shown_text_can_be_printed_anywhere() -> None:
     assert visible("a\x1b[31m\u202eb\ud800\n") == "a⟨U+001B⟩[31m⟨U+202E⟩b?\n"
     assert excerpt({"k": "\ud800" + "字" * 500}).encode("utf-8")
     assert len(excerpt("字" * 500)) < 200
@@ -246,7 +227,7 @@ def test_rows_nested_deep_and_rows_of_tables_are_reported() -> None:
         {"question": deep, "answer": ""},
         {("a", 1): 2},
         {"question": {1, 2}},
-        Broken("a tear", "a row", "{"),
+        Broken("a fault", "a row", "{"),
     ]
     report = report_of([*values, {"question": "问", "answer": "答"}])
     assert (report.rejected, report.good) == (5, 1)
@@ -261,7 +242,7 @@ def test_rows_shown_at_random_depend_on_the_seed_alone() -> None:
     assert lines[0] == lines[1] != lines[2]
 
 
-# near copies
+# near-duplicates
 
 
 def grams(text: str) -> set[str]:
@@ -277,7 +258,7 @@ def jaccard(one: set[str], other: set[str]) -> float:
 
 
 def altered(text: str, rng: random.Random) -> str:
-    """`text` with a few characters changed, left out or put in."""
+    """Return `text` with a few characters replaced, removed or inserted."""
     letters = list(text)
     for _ in range(rng.randrange(1, 2 + len(letters) // 25)):
         letters[rng.randrange(len(letters))] = rng.choice(["", "的", "了", "x"])
@@ -285,7 +266,7 @@ def altered(text: str, rng: random.Random) -> str:
 
 
 @needs_data
-def test_near_copies_are_those_that_comparing_every_pair_finds() -> None:
+def test_near_duplicates_are_those_that_comparing_every_pair_finds() -> None:
     rng = random.Random(0)
     rows = json.loads(COUNSEL.read_text("utf-8"))[:150]
     texts = [row["query"] + row["response"][: rng.randrange(60, 400)] for row in rows]
@@ -318,7 +299,7 @@ def test_any_text_has_a_signature(text: str) -> None:
 def test_above_the_limit_a_sample_is_compared_that_does_not_depend_on_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report_module, "COMPARED", 40)
     values = [{"question": f"第{i}个问题", "answer": f"{i * 7919}"} for i in range(200)]
-    values += [{"question": f"第{i}个问题 ", "answer": f"{i * 7919}"} for i in range(200)]  # alike but for a space
+    values += [{"question": f"第{i}个问题 ", "answer": f"{i * 7919}"} for i in range(200)]  # differ in a space only
     first = report_of(values).duplicates
     random.Random(1).shuffle(values)
     second = report_of(values).duplicates
@@ -326,10 +307,10 @@ def test_above_the_limit_a_sample_is_compared_that_does_not_depend_on_order(monk
     assert first.near == second.near > 0
 
 
-# the start of a training
+# the summary at the start of training
 
 
-def test_the_short_form_tells_rows_formats_copies_rejects_cuts_and_targets() -> None:
+def test_the_summary_has_rows_formats_copies_rejects_cuts_and_targets() -> None:
     values: list[Any] = [{"question": f"问{i}", "answer": f"答{i % 9}"} for i in range(39)]
     values += [values[0], {"instruction": "长", "input": "", "output": "答" * 100}, {"answer": "x"}]
     rows = [Row(value, "f.jsonl", line) for line, value in enumerate(values, 1)]

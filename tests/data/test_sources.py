@@ -1,24 +1,27 @@
-"""Are files read rightly, with each row's line, and are broken ones named by file and line?"""
+"""Data sources: the values and line numbers of rows in files, folders and hubs, slices, and errors for broken rows."""
 
 import gzip
 import json
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow
 import pytest
 import zstandard
 from pyarrow import parquet
+from support.fake_hub import FakeHub
 from support.paths import LAWYER_LLAMA
 from support.rows import ROWS, as_csv
 
 from lorafit.data import sources
 from lorafit.data.formats import BadRow, recognize_format
-from lorafit.data.readers import json_reader
-from lorafit.data.readers.row import Broken, Row
+from lorafit.data.readers.json_reader import CHUNK
+from lorafit.data.readers.row import Broken
 from lorafit.data.sources import read_rows
 from lorafit.errors import DataError, HubError
-from lorafit.models import hub
 
 
 def write(path: Path, text: str, encoding: str = "utf-8") -> Path:
@@ -30,28 +33,39 @@ def values(path: Path, split: str = "train") -> list[object]:
     return [row.value for row in read_rows(str(path), split)]
 
 
-def places(path: Path) -> list[int]:
+def line_numbers(path: Path) -> list[int]:
     return [row.line for row in read_rows(str(path), "train")]
+
+
+def with_chunk_edge(array: str, place: int, chunks: int = 1) -> str:
+    """Return the JSON `array` with a long text as its first element, so that a chunk ends `place` characters behind it.
+
+    The text is so long that the reader needs `chunks` reads.
+    """
+    padding = '["' + "x" * (chunks * CHUNK - place - 4) + '",'
+    assert len(padding) + place == chunks * CHUNK
+    return padding + array[1:]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 @pytest.mark.parametrize("indent", [None, 1])
-@pytest.mark.parametrize("chunk", [1, 50, 1 << 18])
-def test_a_json_array_is_read_element_by_element_with_lines(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, indent: int | None, chunk: int
-) -> None:
-    monkeypatch.setattr(json_reader, "CHUNK", chunk)
+def test_a_json_array_is_read_element_by_element_with_lines(tmp_path: Path, encoding: str, indent: int | None) -> None:
     text = json.dumps(ROWS, ensure_ascii=False, indent=indent)
-    rows = list(read_rows(str(write(tmp_path / "a.json", text, encoding)), "train"))
-    assert [row.value for row in rows] == ROWS
     starts = [number for number, line in enumerate(text.split("\n"), 1) if line == " {"]
-    assert [row.line for row in rows] == (starts if indent else [1] * len(ROWS))
+    for padded in (text, *(with_chunk_edge(text, place) for place in range(0, len(text), 37))):
+        rows = list(read_rows(str(write(tmp_path / "a.json", padded, encoding)), "train"))[-len(ROWS) :]
+        assert [row.value for row in rows] == ROWS
+        assert [row.line for row in rows] == (starts if indent else [1] * len(ROWS))
 
 
-def test_numbers_at_a_chunk_edge_are_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(json_reader, "CHUNK", 1)
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_numbers_at_a_chunk_edge_are_read_whole(tmp_path: Path, chunks: int) -> None:
     numbers = [1234567.25e-3, -17, True, None, 1e300, "é\n"]
-    assert values(write(tmp_path / "a.json", json.dumps(numbers))) == numbers
+    text = json.dumps(numbers)
+    assert values(write(tmp_path / "a.json", text)) == numbers
+    for place in range(len(text)):
+        path = write(tmp_path / "a.json", with_chunk_edge(text, place, chunks))
+        assert values(path)[1:] == numbers, f"{text[1:][:place]}|{text[1:][place:]}"
 
 
 def test_objects_one_a_line_are_read_from_json_and_from_jsonl(tmp_path: Path) -> None:
@@ -59,14 +73,14 @@ def test_objects_one_a_line_are_read_from_json_and_from_jsonl(tmp_path: Path) ->
     for name in ("a.json", "a.jsonl"):
         path = write(tmp_path / name, text.replace("\n", "\n\n", 1))
         assert values(path) == ROWS
-        assert places(path) == [1, *range(3, 22)]
+        assert line_numbers(path) == [1, *range(3, 22)]
 
 
 def test_csv_records_keep_the_line_where_they_begin(tmp_path: Path) -> None:
     rows = [{"question": "一\n二", "answer": 'a,"b"'}, {"question": "三", "answer": "x" * 200_000}]
     path = write(tmp_path / "a.CSV", as_csv(rows), "utf-8-sig")
     assert values(path) == rows
-    assert places(path) == [2, 4]
+    assert line_numbers(path) == [2, 4]
 
 
 @pytest.mark.parametrize(
@@ -90,9 +104,21 @@ def test_slices_choose_the_rows_that_datasets_would(tmp_path: Path, split: str, 
         assert values(path, split) == list(expected)
 
 
-def test_hub_rows_are_sliced_alike_and_numbered_in_the_whole_split(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "_load", lambda name, split, endpoint: [{"i": i} for i in range(10)])
-    assert list(read_rows("owner/name", "test[80%:]")) == [Row({"i": i}, "owner/name:test", i + 1) for i in (8, 9)]
+def test_hub_rows_are_sliced_alike_and_numbered_in_the_whole_split(tmp_path: Path) -> None:
+    """Runs in a separate process, because `datasets` reads HF_HOME when it is imported."""
+    (tmp_path / "data").mkdir()
+    write(tmp_path / "data" / "test.jsonl", "".join(json.dumps({"i": i}) + "\n" for i in range(10)))
+    script = (
+        "import json, sys; from lorafit.data.sources import read_rows\n"
+        "rows = list(read_rows('owner/name', 'test[80%:]', endpoint=sys.argv[1]))\n"
+        "print(json.dumps([[row.value, row.file, row.line] for row in rows]))"
+    )
+    environ = {**os.environ, "HF_HOME": str(tmp_path / "cache")}
+    with FakeHub(datasets={"owner/name": tmp_path / "data"}).serve() as hub:
+        command = [sys.executable, "-c", script, hub.address]
+        done = subprocess.run(command, capture_output=True, text=True, env=environ, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [[{"i": i}, "owner/name:test", i + 1] for i in (8, 9)]
 
 
 def test_a_hub_out_of_reach_is_a_hub_error() -> None:
@@ -133,7 +159,7 @@ def test_a_file_without_any_row_is_an_error_with_a_remedy(
     assert caught.value.fix
 
 
-# What is read of a broken file: good values, and (line, what was found) for each broken place.
+# File name, content, good values, and for each broken row its line and a part of the error text.
 BROKEN: dict[str, tuple[str, bytes, list[object], list[tuple[int, str]]]] = {
     "cut array": ("a.json", b'[\n{"a": 1},\n{"a": 2', [{"a": 1}], [(3, "a comma is missing")]),
     "cut behind an element": ("a.json", b'[\n{"a": 1},\n', [{"a": 1}], [(3, "the end of the file")]),
@@ -209,7 +235,7 @@ def test_bytes_that_are_no_text_spoil_only_their_own_row(tmp_path: Path) -> None
         recognize_format(values(tmp_path / "b.csv")[0])
 
 
-def packed(data: bytes, suffix: str) -> bytes:
+def compress(data: bytes, suffix: str) -> bytes:
     return gzip.compress(data) if suffix == ".gz" else zstandard.ZstdCompressor().compress(data)
 
 
@@ -218,11 +244,11 @@ def test_compressed_files_are_read_and_a_cut_one_up_to_the_cut(tmp_path: Path, s
     texts = {"a.json": json.dumps(ROWS, indent=1), "a.jsonl": "".join(json.dumps(row) + "\n" for row in ROWS)}
     for name, text in texts.items():
         path = tmp_path / (name + suffix)
-        path.write_bytes(packed(text.encode(), suffix) + packed(b"\n", suffix))
+        path.write_bytes(compress(text.encode(), suffix) + compress(b"\n", suffix))
         assert values(path) == ROWS
     rng = random.Random(0)
     many = "".join(json.dumps({"a": rng.random()}) + "\n" for _ in range(200_000)).encode()
-    (tmp_path / f"b.jsonl{suffix}").write_bytes(packed(many, suffix)[: len(many) // 4])
+    (tmp_path / f"b.jsonl{suffix}").write_bytes(compress(many, suffix)[: len(many) // 4])
     rows = list(read_rows(str(tmp_path / f"b.jsonl{suffix}"), "train"))
     assert 1000 < len(rows) < 200_000
     assert isinstance(rows[-1].value, Broken)
@@ -295,8 +321,8 @@ def test_several_names_are_read_one_after_the_other_and_sliced_together(tmp_path
     both = f"{one},{two}"
     assert [row.value for row in read_rows(both, "train[1:3]")] == [2, 3]
     assert [row.value for row in read_rows(f"{both}, demo", "train[:5]")][:4] == [1, 2, 3, 4]
-    strange = write(tmp_path / "x,y.jsonl", "5")
-    assert values(strange) == [5]
+    name_with_comma = write(tmp_path / "x,y.jsonl", "5")
+    assert values(name_with_comma) == [5]
 
 
 def test_modelscope_data_are_files_in_the_folder_that_its_client_fetches(
@@ -305,8 +331,10 @@ def test_modelscope_data_are_files_in_the_folder_that_its_client_fetches(
     write(tmp_path / "train.jsonl", "1\n2")
     monkeypatch.setattr(sources, "fetch_modelscope_data", lambda name: tmp_path / name.partition("/")[2])
     assert [row.value for row in read_rows("owner/.", "train[1:]", hub="modelscope")] == [2]
-    monkeypatch.undo()
-    monkeypatch.setattr(hub, "find_spec", lambda name: None)
+
+
+def test_modelscope_without_its_client_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "modelscope", None)  # for Python, a package that is not installed
     with pytest.raises(HubError, match="package that is not installed"):
         read_rows("owner/name", "train", hub="modelscope")
 

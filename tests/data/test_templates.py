@@ -1,7 +1,7 @@
-"""Do the templates of well-known models give the right masks, token by token? Compared with texts marked by hand.
+"""Loss masks with the chat templates of well-known models, compared token by token with texts marked by hand.
 
-The templates are the files in the TRL package, on the demo's tokenizer with their markers added as special tokens. In
-the marked texts ⟦ and ⟧ stand around what carries loss.
+The templates are files of the TRL package, used with the demo's tokenizer. Their markers are added as special tokens.
+In the marked texts, ⟦ and ⟧ enclose the text that is in the loss.
 """
 
 from importlib.util import find_spec
@@ -20,7 +20,7 @@ FOLDER = Path((TRL.submodule_search_locations or [""])[0] if TRL else "") / "cha
 DATE = "26 Jul 2024"
 
 ASK, ANSWER = Message("user", "试用期多久？"), Message("assistant", "不超过六个月。")
-SAID = {
+CONVERSATIONS = {
     "single": [ASK, ANSWER],
     "system": [Message("system", "你是律师。"), ASK, ANSWER],
     "multi": [ASK, ANSWER, Message("user", "谢谢"), Message("assistant", "不客气")],
@@ -120,10 +120,14 @@ DEEPSEEK_CALL = (
     "<｜tool▁call▁end｜><｜tool▁calls▁end｜><｜end▁of▁sentence｜>⟧<｜tool▁outputs▁begin｜><｜tool▁output▁begin｜>第十九条"
     "<｜tool▁output▁end｜><｜tool▁outputs▁end｜>"
 )
-DROPPED = {("qwen3", "thought"), ("deepseekv3", "thought"), ("deepseek_r1_distill", "thought")}  # earlier thoughts
+DROPPED = {
+    ("qwen3", "thought"),
+    ("deepseekv3", "thought"),
+    ("deepseek_r1_distill", "thought"),
+}  # omit the thoughts of earlier turns
 
-# What each template makes of each conversation, marked by hand; or, without marks, why it is refused.
-WANTED: dict[str, dict[str, str]] = {
+# The text of each conversation by each template, marked by hand. A text without marks is the reason of the refusal.
+MARKED: dict[str, dict[str, str]] = {
     "demo": {
         "single": SMOL + CHATML_ASK + CHATML_END,
         "system": CHATML_SYSTEM + CHATML_ASK + CHATML_END,
@@ -154,7 +158,7 @@ WANTED: dict[str, dict[str, str]] = {
         "tools": QWEN_25_HEAD + QWEN_TOOLS + QWEN_CALL + QWEN_REPLY + CHATML_END,
         "two calls": QWEN_25_HEAD + QWEN_TOOLS + QWEN_CALLS + "⟦不客气<|im_end|>⟧\n",
     },
-    "qwen3": {  # an empty thought is part of the last answer, as the model writes it
+    "qwen3": {  # the last answer includes an empty thought, as the model generates it
         "single": CHATML_ASK + "⟦<think>\n\n</think>\n\n不超过六个月。<|im_end|>⟧\n",
         "system": CHATML_SYSTEM + CHATML_ASK + "⟦<think>\n\n</think>\n\n不超过六个月。<|im_end|>⟧\n",
         "multi": CHATML_ASK + "⟦不超过六个月。<|im_end|>⟧" + CHATML_THANKS + "⟦<think>\n\n</think>\n\n不客气<|im_end|>⟧\n",
@@ -186,7 +190,7 @@ MARKERS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=WANTED)
+@pytest.fixture(scope="module", params=MARKED)
 def template(request: pytest.FixtureRequest, demo_folder: Path) -> tuple[str, ChatTokenizer]:
     name = str(request.param)
     text = None if name == "demo" else (FOLDER / f"{name}.jinja").read_text("utf-8")
@@ -196,8 +200,8 @@ def template(request: pytest.FixtureRequest, demo_folder: Path) -> tuple[str, Ch
     return name, tokenizer
 
 
-def by_hand(marked: str, tokenizer: ChatTokenizer) -> tuple[list[int], list[bool]]:
-    """Ids of the text without its marks, and for each whether it lies between them."""
+def ids_and_mask(marked: str, tokenizer: ChatTokenizer) -> tuple[list[int], list[bool]]:
+    """Return the ids of the text without its marks, and for each id whether it is between marks."""
     text, loss = "", []
     inside = False
     for character in marked:
@@ -210,18 +214,18 @@ def by_hand(marked: str, tokenizer: ChatTokenizer) -> tuple[list[int], list[bool
     return encoded["input_ids"], [all(loss[begin:end]) for begin, end in encoded["offset_mapping"]]
 
 
-@pytest.mark.parametrize("kind", SAID)
+@pytest.mark.parametrize("kind", CONVERSATIONS)
 def test_masks_are_those_marked_by_hand(template: tuple[str, ChatTokenizer], kind: str) -> None:
     name, tokenizer = template
-    if kind not in WANTED[name]:
+    if kind not in MARKED[name]:
         pytest.skip(f"{name} has no {kind}")
-    wanted = WANTED[name][kind]
-    if "⟦" not in wanted:
-        with pytest.raises(BadRow, match=wanted):
-            render(SAID[kind], tokenizer, 4096, DATE)
+    marked = MARKED[name][kind]
+    if "⟦" not in marked:
+        with pytest.raises(BadRow, match=marked):
+            render(CONVERSATIONS[kind], tokenizer, 4096, DATE)
         return
-    rendered = render(SAID[kind], tokenizer, 4096, DATE)
-    ids, mask = by_hand(wanted, tokenizer)
+    rendered = render(CONVERSATIONS[kind], tokenizer, 4096, DATE)
+    ids, mask = ids_and_mask(marked, tokenizer)
     assert rendered.sample.input_ids.tolist() == ids
     assert rendered.sample.target_mask.tolist() == mask
     assert rendered.dropped == ((name, kind) in DROPPED)
@@ -230,16 +234,16 @@ def test_masks_are_those_marked_by_hand(template: tuple[str, ChatTokenizer], kin
 @pytest.mark.parametrize("kind", ["single", "multi"])
 def test_the_last_turn_alone_is_the_last_of_the_spans(template: tuple[str, ChatTokenizer], kind: str) -> None:
     name, tokenizer = template
-    head, _, last = WANTED[name][kind].rpartition("⟦")
-    ids, mask = by_hand(head.replace("⟦", "").replace("⟧", "") + "⟦" + last, tokenizer)
-    sample = render(SAID[kind], tokenizer, 4096, DATE, train_on="last").sample
+    head, _, last = MARKED[name][kind].rpartition("⟦")
+    ids, mask = ids_and_mask(head.replace("⟦", "").replace("⟧", "") + "⟦" + last, tokenizer)
+    sample = render(CONVERSATIONS[kind], tokenizer, 4096, DATE, train_on="last").sample
     assert (sample.input_ids.tolist(), sample.target_mask.tolist()) == (ids, mask)
 
 
-def test_training_and_asking_begin_alike(template: tuple[str, ChatTokenizer]) -> None:
-    """What a chat asks with is what stands before the answer in training, but for a thought that a template begins."""
+def test_training_and_chat_have_the_same_prompt(template: tuple[str, ChatTokenizer]) -> None:
+    """The prompt of a chat is the text before the answer in training, except for a thought that a template begins."""
     _, tokenizer = template
-    conversation: Conversation = SAID["system"]
+    conversation: Conversation = CONVERSATIONS["system"]
     sample = render(conversation, tokenizer, 4096, DATE).sample
     prompt = tokenizer.decode_with_special(tokenizer.prompt_ids(conversation[:-1], DATE))
     before = tokenizer.decode_with_special(sample.input_ids[: int(np.argmax(sample.target_mask))].tolist())

@@ -1,4 +1,4 @@
-"""Does a conversation stream whole characters, remember what was said, and switch its adapter?"""
+"""Conversations: streaming of whole characters, the history, the transcript, and switching the adapter."""
 
 from collections.abc import Iterator, Sequence
 from typing import cast
@@ -21,7 +21,7 @@ def decode(ids: list[int]) -> str:
 
 
 class ByteTokens:
-    """Every byte of UTF-8 is a token, so that a Chinese character takes three."""
+    """A tokenizer whose tokens are the bytes of UTF-8, so that a Chinese character takes three."""
 
     stop_ids = frozenset({STOP})
 
@@ -37,7 +37,7 @@ class ByteTokens:
 
 
 class Echo:
-    """Answers with the question, and with the base's own word when the adapter is off."""
+    """An engine that answers with the question, or with 基座 while the adapter is off."""
 
     def __init__(self) -> None:
         self.on = True
@@ -102,8 +102,8 @@ def test_a_decoder_that_drops_the_first_space_loses_none_between_words() -> None
 def test_a_conversation_is_remembered_and_sent_again(chat: Chat, tokens: ByteTokens) -> None:
     assert "".join(chat.reply("一")) == "一"
     assert "".join(chat.reply("二")) == "二"
-    said, date_string, system_prompt = tokens.asked[-1]
-    assert [m.role for m in said] == ["user", "assistant", "user"]
+    messages, date_string, system_prompt = tokens.asked[-1]
+    assert [m.role for m in messages] == ["user", "assistant", "user"]
     assert (date_string, system_prompt) == ("26 Jul 2024", "简短回答")
 
 
@@ -119,7 +119,7 @@ def test_reset_forgets(chat: Chat, tokens: ByteTokens) -> None:
     assert tokens.asked[-1][0] == [Message("user", "二")]
 
 
-def test_an_answer_broken_off_is_remembered_as_far_as_it_was_shown(chat: Chat) -> None:
+def test_an_interrupted_answer_is_remembered_as_far_as_it_was_shown(chat: Chat) -> None:
     pieces = chat.reply("一二三")
     assert next(pieces) == "一"
     pieces.close()
@@ -132,7 +132,7 @@ def test_a_question_that_failed_is_not_remembered(chat: Chat) -> None:
     assert chat.transcript()[1:] == []
 
 
-def test_answer_neither_sees_nor_changes_what_was_said(chat: Chat, tokens: ByteTokens) -> None:
+def test_answer_neither_sees_nor_changes_the_history(chat: Chat, tokens: ByteTokens) -> None:
     list(chat.reply("一"))
     before = chat.transcript()
     assert chat.answer("二") == "二"

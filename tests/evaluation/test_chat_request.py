@@ -1,6 +1,6 @@
-"""Does `lorafit chat` find base, adapter, tokenizer and settings by itself, and say what is wrong when they do not match?
+"""`lorafit chat`: resolution of base model, adapter, tokenizer and settings, and errors where they do not match.
 
-On a tiny random Llama with the embedded model's tokenizer.
+The model is a tiny random Llama with the demo's tokenizer.
 """
 
 import io
@@ -79,18 +79,18 @@ def test_the_adapter_names_its_base_and_changes_the_answer(base: Path, adapter: 
 def test_with_the_adapter_off_the_base_answers(base: Path, adapter: Path) -> None:
     tuned = open_chat(ChatRequest(lora_weights=str(adapter), temperature=0, max_new_tokens=8))
     plain = open_chat(ChatRequest(base_model=str(base), system_prompt="只答一句", temperature=0, max_new_tokens=8))
-    wanted = plain.answer("你好")
-    assert tuned.answer("你好") != wanted
+    expected = plain.answer("你好")
+    assert tuned.answer("你好") != expected
     tuned.adapter_on = False
-    assert tuned.answer("你好") == wanted
+    assert tuned.answer("你好") == expected
 
 
-def test_a_run_is_as_good_as_its_final_model(base: Path, tmp_path: Path, adapter: Path) -> None:
+def test_a_run_stands_for_its_final_model(base: Path, tmp_path: Path, adapter: Path) -> None:
     (tmp_path / "run").mkdir()
     shutil.copytree(adapter, tmp_path / "run" / "final_model")
     chat = open_chat(ChatRequest(lora_weights=str(tmp_path / "run")))
     assert chat.has_adapter
-    assert chat.transcript()[0].content == "只答一句"  # from beside the adapter
+    assert chat.transcript()[0].content == "只答一句"  # from the file in the adapter folder
 
 
 def test_a_system_prompt_of_ones_own_wins_over_the_adapters(adapter: Path) -> None:
@@ -130,7 +130,7 @@ def test_an_adapter_without_a_base_asks_for_one(tmp_path: Path) -> None:
     assert "--base_model" in str(caught.value)
 
 
-def test_without_adapter_and_base_nothing_is_guessed() -> None:
+def test_without_adapter_and_base_model_the_request_is_refused() -> None:
     with pytest.raises(ConfigError, match="Which model"):
         open_chat(ChatRequest())
 

@@ -1,6 +1,6 @@
-"""Does `lorafit compare` tell base and tuned apart, on the rows that a run held out, and say what it leaves out?
+"""`lorafit compare`: validation losses and answers of a base model and its adapters, notes on omissions, and the page.
 
-On a tiny random Llama with the embedded model's tokenizer, trained for a few steps.
+The model is a tiny random Llama with the demo's tokenizer, trained for a few steps.
 """
 
 import io
@@ -47,7 +47,7 @@ def rows(count: int) -> str:
 
 
 def trained(model: Path, folder: Path, **changes: object) -> Path:
-    """A run on rows in `folder`/rows.jsonl."""
+    """Train with the rows in `folder`/rows.jsonl and return the run folder."""
     (folder / "rows.jsonl").write_text(rows(24), "utf-8")
     settings: dict[str, object] = {
         "model_name": model, "dataset_name": folder / "rows.jsonl", "max_steps": 6, "effective_batch": 4, "val_size": 5,
@@ -67,11 +67,24 @@ def made(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(made: Path, tmp_path: Path) -> Path:
-    """A run of one's own, to write into."""
+    """A copy of the run, which a test may change."""
     return Path(shutil.copytree(made, tmp_path / made.name))
 
 
-# figures
+@pytest.fixture(scope="module")
+def damaged(made: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the run whose base model has a damaged weight file, so that loading the model fails."""
+    folder = tmp_path_factory.mktemp("damaged")
+    base = shutil.copytree(model, folder / "base")
+    (base / "model.safetensors").write_bytes(b"damaged")
+    run = Path(shutil.copytree(made, folder / made.name))
+    for path in run.rglob("adapter_config.json"):
+        config = json.loads(path.read_text())
+        path.write_text(json.dumps(config | {"base_model_name_or_path": str(base)}))
+    return run
+
+
+# losses and statistics
 
 
 def test_losses_are_those_of_transformers_and_a_plain_loop(tmp_path: Path) -> None:
@@ -101,7 +114,7 @@ def test_what_is_counted_about_answers() -> None:
     assert (without.same_citation, without.likeness) == (None, None)
 
 
-# the whole way
+# whole comparisons
 
 
 def test_a_run_is_compared_with_its_base_on_the_rows_it_held_out(run: Path, capsys: Output) -> None:
@@ -142,7 +155,7 @@ def test_the_held_out_questions_are_asked_as_training_asked_them_and_chat_answer
     assert all(q.reference and q.reference.startswith("《民法典》") for q in found.questions)
 
 
-def test_several_adapters_stand_beside_one_base(run: Path, tmp_path: Path, capsys: Output) -> None:
+def test_several_adapters_are_compared_with_one_base(run: Path, tmp_path: Path, capsys: Output) -> None:
     away = shutil.copytree(run / "final_model", tmp_path / "away")
     flags = ["-o", str(tmp_path / "new" / "page.html"), *SHORT]
     assert main(["compare", str(run), str(away), str(run / "best_model"), *flags]) == 0
@@ -162,7 +175,7 @@ def test_an_adapter_without_its_run_only_answers(run: Path, tmp_path: Path) -> N
         api.compare(CompareRequest(adapters=[str(away)]))
 
 
-def test_the_loss_is_left_out_where_the_data_are_gone_or_others(model: Path, tmp_path: Path) -> None:
+def test_the_loss_is_left_out_where_the_data_are_missing_or_changed(model: Path, tmp_path: Path) -> None:
     run, data = trained(model, tmp_path), tmp_path / "rows.jsonl"
     request = CompareRequest(adapters=[str(run)], prompt="你好", max_new_tokens=4)
     assert api.compare(request).tuned[0].losses is not None
@@ -191,7 +204,7 @@ def test_validation_rows_of_their_own_and_a_template_of_the_users_are_found_agai
     assert sorted(q.text for q in found.questions) == [f"第{i}个问题？" for i in range(24, 30)]
 
 
-def test_runs_that_held_out_other_rows_are_said_to(model: Path, tmp_path: Path) -> None:
+def test_runs_with_other_validation_rows_get_a_note(model: Path, tmp_path: Path) -> None:
     one, two = trained(model, tmp_path), trained(model, tmp_path, val_size=3)
     found = api.compare(CompareRequest(adapters=[str(one), str(two)], prompt="你好", max_new_tokens=4))
     assert "held out different rows" in found.notes[0]
@@ -231,18 +244,23 @@ def test_a_file_with_answers_has_references_and_a_text_file_has_none(run: Path, 
         (["RUN", "--output", "."], ["folder"]),
     ],
 )
-def test_what_is_wrong_is_said_before_a_model_is_loaded(
-    flags: list[str], words: list[str], made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output
+def test_wrong_input_is_reported_before_a_model_is_loaded(
+    flags: list[str], words: list[str], damaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("empty.txt").write_text("\n \n")
     Path("empty.jsonl").write_text("")
-    monkeypatch.setattr(
-        "lorafit.evaluation.compare_request.compare_models", lambda *_args: pytest.fail("a model was loaded")
-    )
-    assert main(["compare", *(str(made) if flag == "RUN" else flag for flag in flags)]) == 2
+    assert main(["compare", *(str(damaged) if flag == "RUN" else flag for flag in flags)]) == 2
     text = capsys.readouterr().err
     assert all(word in text for word in words), text
+    assert "Traceback" not in text
+    assert "model.safetensors" not in text, "a model was loaded"
+
+
+def test_a_damaged_base_model_is_named(damaged: Path, capsys: Output) -> None:
+    assert main(["compare", str(damaged), *SHORT]) == 2
+    text = capsys.readouterr().err
+    assert "model.safetensors" in text
     assert "Traceback" not in text
 
 
@@ -271,7 +289,7 @@ def test_all_turns_before_the_last_answer_are_asked(tmp_path: Path) -> None:
     assert (question.text, question.reference) == ("丙", "丁")
 
 
-# how it looks
+# the page and the terminal
 
 
 def test_the_page_escapes_everything_and_asks_nothing_of_a_network() -> None:

@@ -1,6 +1,7 @@
-"""Are the figures of a comparison those that a hand calculation gives?"""
+"""Metrics of a comparison, checked against direct calculations."""
 
 import random
+import sys
 from collections import Counter
 
 import numpy as np
@@ -9,11 +10,10 @@ import pytest
 from lorafit.errors import LorafitError
 from lorafit.evaluation import metrics
 from lorafit.evaluation.metrics import LossDifference, bootstrap, citations, reference_scores
-from lorafit.registry import Entry
 
 
 def losses(samples: int, seed: int = 0) -> tuple[metrics.Float64, metrics.Float64, metrics.NDArray[np.int64]]:
-    """Sums of base and tuned losses, and target tokens, of samples that differ much in length and gain."""
+    """Return loss sums of base and tuned model, and target tokens, of samples with different lengths and gains."""
     rng = np.random.default_rng(seed)
     tokens = rng.integers(5, 200, samples)
     return tokens * rng.normal(2.8, 0.2, samples), tokens * rng.normal(2.0, 0.4, samples), tokens
@@ -43,14 +43,20 @@ def test_long_samples_count_by_their_tokens() -> None:
     assert (found.low, found.high) == (pytest.approx(-0.1), pytest.approx(1.0))
 
 
-def test_the_same_losses_give_the_same_interval_however_many_are_drawn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = bootstrap(*losses(33))
-    assert bootstrap(*losses(33)) == whole
-    monkeypatch.setattr(metrics, "CHUNK", 1000)
-    assert bootstrap(*losses(33)) == whole
+@pytest.mark.parametrize("samples", [33, 900])
+def test_the_same_losses_give_the_same_interval_however_many_are_drawn_at_once(samples: int) -> None:
+    """33 samples are drawn in one chunk and 900 in three. In both cases one draw gives the same interval."""
+    base, tuned, tokens = losses(samples)
+    assert -(-metrics.RESAMPLES // (metrics.CHUNK // samples)) == {33: 1, 900: 3}[samples]
+    drawn = np.random.default_rng(metrics.SEED).integers(0, samples, (metrics.RESAMPLES, samples))
+    means = (tuned - base)[drawn].sum(1) / tokens[drawn].sum(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    whole = LossDifference(float((tuned - base).sum() / tokens.sum()), float(low), float(high))
+    assert bootstrap(*losses(samples)) == whole
+    assert bootstrap(*losses(samples)) == whole
 
 
-def test_no_difference_is_surely_none_and_one_sample_says_nothing() -> None:
+def test_equal_losses_have_difference_zero_and_one_sample_has_none() -> None:
     base, _tuned, tokens = losses(9)
     assert bootstrap(base, base, tokens) == LossDifference(0.0, 0.0, 0.0)
     assert bootstrap(base[:1], base[:1], tokens[:1]) is None
@@ -90,23 +96,25 @@ def test_chrf_and_rouge_are_those_computed_by_hand() -> None:
     answer, reference = "可以向法院起诉离婚", "可以直接向人民法院起诉"
     found = reference_scores([answer], [reference])
     assert found.chrf == pytest.approx(chrf(answer, reference))
-    # longest common subsequence: 可以向法院起诉, 7 of 9 and 11 characters
+    # The longest common subsequence is 可以向法院起诉: 7 of 9 and of 11 characters.
     assert found.rouge_l == pytest.approx(100 * 2 * 7 / (9 + 11))
 
 
 def test_an_english_word_is_one_token_and_case_does_not_matter() -> None:
     pytest.importorskip("sacrebleu")
     pytest.importorskip("rapidfuzz")
-    # 使 用 lora and two more characters: five tokens each, three in common.
+    # 使, 用, lora and two more characters: five tokens each, three of them in common.
     assert reference_scores(["使用lora训练"], ["使用LoRA微调"]).rouge_l == pytest.approx(100 * 2 * 3 / (5 + 5))
     same, empty = reference_scores(["一样。"], ["一样。"]), reference_scores([""], ["一样。"])
     assert (same.chrf, same.rouge_l) == (pytest.approx(100), pytest.approx(100))
     assert (empty.chrf, empty.rouge_l) == (0, 0)
 
 
-def test_a_missing_package_is_named_with_the_command_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "CHRF", Entry("no_such_package.metrics:CHRF", metrics.CHRF.install))
+def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("sacrebleu", "sacrebleu.metrics"):
+        monkeypatch.setitem(sys.modules, module, None)  # for Python, a package that is not installed
     with pytest.raises(LorafitError) as caught:
         reference_scores(["一"], ["一"])
-    assert "no_such_package" in caught.value.what
+    assert "sacrebleu" in caught.value.what
+    assert "not installed" in caught.value.what
     assert "pip install sacrebleu rapidfuzz" in str(caught.value.fix)

@@ -1,4 +1,4 @@
-"""The law: the plan changes how fast a run goes, never what it learns. Any split, recompute or restart, same numbers."""
+"""The plan changes the speed of a run, never its result: each split and recompute setting gives the same numbers."""
 
 import itertools
 from functools import cache
@@ -24,8 +24,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.save_model("llama", tmp_path_factory.mktemp("model"))
 
 
-def trained(model: Path, plan: Plan, budgets: list[int]) -> tuple[TorchEngine, list[float], dict[str, torch.Tensor]]:
-    """The engine after the plan's steps, each split by the budgets in turn; the losses; step 1's gradients."""
+def train_with_budgets(
+    model: Path, plan: Plan, budgets: list[int]
+) -> tuple[TorchEngine, list[float], dict[str, torch.Tensor]]:
+    """Run all steps of `plan`; step n is split by `budgets[n % len(budgets)]`. Return engine, losses, step 1's gradients."""
     engine = tiny.open_engine(model, plan)
     tiny.fill_b(engine)
     first = build_step_batch(SAMPLES, step_samples(plan, 1), budgets[0], plan.max_micro_batch)
@@ -40,13 +42,14 @@ def trained(model: Path, plan: Plan, budgets: list[int]) -> tuple[TorchEngine, l
 
 @cache
 def unsplit(model: Path, dropout: float) -> tuple[TorchEngine, list[float], dict[str, torch.Tensor]]:
-    return trained(model, tiny.make_plan(lora_dropout=dropout), [4096])
+    return train_with_budgets(model, tiny.make_plan(lora_dropout=dropout), [4096])
 
 
-def b_norm(found: TorchEngine, wanted: TorchEngine) -> float:
-    pairs = [(found._parameters()[n].detach(), p.detach()) for n, p in wanted._parameters().items() if "lora_B" in n]
-    off = sum(float((a - b).norm() ** 2) for a, b in pairs)
-    return float((off / sum(float(b.norm() ** 2) for _a, b in pairs)) ** 0.5)
+def b_distance(found: TorchEngine, expected: TorchEngine) -> float:
+    """Return the norm of the difference of all lora_B matrices, over the norm of the expected ones."""
+    pairs = [(found._parameters()[n].detach(), p.detach()) for n, p in expected._parameters().items() if "lora_B" in n]
+    difference = sum(float((a - b).norm() ** 2) for a, b in pairs)
+    return float((difference / sum(float(b.norm() ** 2) for _a, b in pairs)) ** 0.5)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
@@ -59,10 +62,10 @@ def test_any_split_and_any_recompute_learn_the_same(
 ) -> None:
     whole, losses, grads = unsplit(model, dropout)
     plan = tiny.make_plan(lora_dropout=dropout, recompute=recompute, max_micro_batch=max_samples)
-    other, other_losses, other_grads = trained(model, plan, budgets)
+    other, other_losses, other_grads = train_with_budgets(model, plan, budgets)
     assert other_losses == pytest.approx(losses, rel=1e-5)
     assert tiny.worst(other_grads, grads) < 1e-5
-    assert b_norm(other, whole) < 1e-3
+    assert b_distance(other, whole) < 1e-3
 
 
 def test_the_splits_of_these_tests_are_one_three_and_sixteen_micro_batches() -> None:
@@ -71,15 +74,15 @@ def test_the_splits_of_these_tests_are_one_three_and_sixteen_micro_batches() -> 
 
 
 def test_dropout_drops_and_recompute_draws_the_same(model: Path) -> None:
-    _engine, kept, _grads = trained(model, tiny.make_plan(), [4096])
-    _engine, dropped, _grads = trained(model, tiny.make_plan(lora_dropout=0.5), [4096])
+    _engine, kept, _grads = train_with_budgets(model, tiny.make_plan(), [4096])
+    _engine, dropped, _grads = train_with_budgets(model, tiny.make_plan(lora_dropout=0.5), [4096])
     assert kept != pytest.approx(dropped, rel=1e-4)
 
 
 def test_equal_plans_give_equal_bits(model: Path) -> None:
     plan = tiny.make_plan(lora_dropout=0.1, recompute=1)
-    one, losses, _grads = trained(model, plan, [100])
-    two, again, _grads = trained(model, plan, [100])
+    one, losses, _grads = train_with_budgets(model, plan, [100])
+    two, again, _grads = train_with_budgets(model, plan, [100])
     assert losses == again
     assert all(torch.equal(p, two._parameters()[n]) for n, p in one._parameters().items())
 
@@ -90,14 +93,14 @@ def test_torch_draws_the_dropout_that_the_reference_draws(model: Path) -> None:
     rows = hashing.dropout_row_keys(42, 3, torch.arange(50).numpy() % 7, torch.arange(50).numpy())
     engine.dropout.set_keys(rows)
     found = layer.apply_dropout(torch.ones(50, 32))
-    wanted = torch.from_numpy(dropout_keep(rows, name, 32, 0.3))
-    assert torch.equal(found != 0, wanted)
+    expected = torch.from_numpy(dropout_keep(rows, name, 32, 0.3))
+    assert torch.equal(found != 0, expected)
     assert float(found.max()) == pytest.approx(1 / 0.7)
     words = torch.arange(-1000, 1000, dtype=torch.int32) * 2_000_003
     assert (mix_(words.clone()).numpy().view("uint32") == hashing.mix(words.numpy().view("uint32"))).all()
 
 
-def test_every_row_is_learned_once_an_epoch_and_steps_cross_its_end() -> None:
+def test_every_row_is_used_once_an_epoch_and_steps_cross_its_end() -> None:
     plan = tiny.make_plan(train_samples=10, effective_batch=4, num_epochs=2.5, steps=7)
     stream = [row for step in range(1, 8) for row in step_samples(plan, step)]
     assert len(stream) == stream_length(plan) == 25
@@ -106,7 +109,7 @@ def test_every_row_is_learned_once_an_epoch_and_steps_cross_its_end() -> None:
     assert len(step_samples(plan, 7)) == 1
 
 
-def test_max_steps_beyond_the_epochs_goes_round_again() -> None:
+def test_max_steps_beyond_the_epochs_starts_another_epoch() -> None:
     plan = tiny.make_plan(train_samples=10, effective_batch=4, num_epochs=1.0, steps=6)
     assert stream_length(plan) == 24
     assert all(len(step_samples(plan, step)) == 4 for step in range(1, 7))

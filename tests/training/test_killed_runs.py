@@ -1,10 +1,12 @@
-"""Is anything lost when a run dies? Killed at any moment and resumed, it ends with the bytes of an undisturbed one.
+"""A run that is killed at any moment and resumed ends with the same bytes as an undisturbed run.
 
-Real processes, the real command line, a tiny model with the demo's tokenizer; in the slow tests the demo model itself.
+The tests start real processes through the command line, with a tiny model and the demo's tokenizer. One slow test uses
+the demo model itself.
 """
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +20,7 @@ import pytest
 from support import tiny
 from support.paths import SUPPORT
 
+from lorafit.cli.app import main
 from lorafit.events import Finished, Saved, StepDone, Stopped, read_events
 
 STEPS = 16
@@ -41,36 +44,46 @@ def run(script: list[str], *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *script, *words], capture_output=True, text=True, timeout=300)
 
 
-def trained(*words: str) -> None:
+def train(*words: str) -> None:
     done = run(["-m", "lorafit", "train"], *words)
     assert done.returncode == 0, done.stderr + done.stdout
 
 
-def the_run(output: Path) -> Path:
+def run_folder(output: Path) -> Path:
     (path,) = output.iterdir()
     return path
 
 
-def adapter(output: Path) -> bytes:
-    return (the_run(output) / "final_model" / "adapter_model.safetensors").read_bytes()
+def adapter_bytes(output: Path) -> bytes:
+    return (run_folder(output) / "final_model" / "adapter_model.safetensors").read_bytes()
 
 
 @pytest.fixture(scope="module")
 def undisturbed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of a run that nothing interrupts."""
     output = tmp_path_factory.mktemp("undisturbed")
-    trained(*flags(model, output))
+    train(*flags(model, output))
+    return output
+
+
+@pytest.fixture(scope="module")
+def killed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of a run that was killed after the update of step 7. Tests copy it before they resume."""
+    output = tmp_path_factory.mktemp("killed")
+    done = run([str(SUPPORT / "killed_training.py")], "update", "7", *flags(model, output))
+    assert done.returncode == -signal.SIGKILL, done.stderr
     return output
 
 
 def check_events(output: Path, undisturbed: Path) -> None:
-    """As if nothing had happened: every step once, with the same losses; no half-written folder is left."""
-    events, wanted = (read_events(the_run(o) / "events.jsonl") for o in (output, undisturbed))
-    losses, wanted_losses = ([(e.step, e.loss) for e in es if isinstance(e, StepDone)] for es in (events, wanted))
-    assert losses == wanted_losses
-    finished, wanted_finished = (next(e for e in es if isinstance(e, Finished)) for es in (events, wanted))
-    assert finished.valid_loss_before == wanted_finished.valid_loss_before
-    assert finished.best_step == wanted_finished.best_step
-    assert not [p for p in the_run(output).rglob(".*")]
+    """Assert that each step is logged once with the undisturbed run's loss, and that no unfinished folder is left."""
+    events, expected = (read_events(run_folder(o) / "events.jsonl") for o in (output, undisturbed))
+    losses, expected_losses = ([(e.step, e.loss) for e in es if isinstance(e, StepDone)] for es in (events, expected))
+    assert losses == expected_losses
+    finished, expected_finished = (next(e for e in es if isinstance(e, Finished)) for es in (events, expected))
+    assert finished.valid_loss_before == expected_finished.valid_loss_before
+    assert finished.best_step == expected_finished.best_step
+    assert not [p for p in run_folder(output).rglob(".*")]
 
 
 @pytest.mark.parametrize(
@@ -88,14 +101,14 @@ def check_events(output: Path, undisturbed: Path) -> None:
 def test_killed_at_a_chosen_moment_it_ends_with_the_same_bytes(
     model: Path, undisturbed: Path, tmp_path: Path, moment: str, count: int
 ) -> None:
-    killed = run([str(SUPPORT / "killed_training.py")], moment, str(count), *flags(model, tmp_path))
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    trained("--resume", "--output_dir", str(tmp_path))
-    assert adapter(tmp_path) == adapter(undisturbed)
+    done = run([str(SUPPORT / "killed_training.py")], moment, str(count), *flags(model, tmp_path))
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    train("--resume", "--output_dir", str(tmp_path))
+    assert adapter_bytes(tmp_path) == adapter_bytes(undisturbed)
     check_events(tmp_path, undisturbed)
 
 
-def started(words: list[str]) -> subprocess.Popen[str]:
+def start_training(words: list[str]) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "lorafit", "train", *words]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -107,12 +120,12 @@ def wait_for_step(output: Path, step: int) -> None:
         if paths and any(isinstance(e, StepDone) and e.step >= step for e in read_events(paths[0])):
             return
         time.sleep(0.01)
-    raise AssertionError(f"step {step} never came")
+    raise AssertionError(f"step {step} was not reached in time")
 
 
 @contextmanager
-def held(process: subprocess.Popen[str]) -> Iterator[None]:
-    """The process with the engine does nothing inside."""
+def worker_suspended(process: subprocess.Popen[str]) -> Iterator[None]:
+    """Suspend the worker of `process` within the block."""
     children = psutil.Process(process.pid).children()
     (worker,) = (p for p in children if p.status() != psutil.STATUS_ZOMBIE and "lorafit.training.child" in p.cmdline())
     worker.suspend()
@@ -123,63 +136,62 @@ def held(process: subprocess.Popen[str]) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
 )
-def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(
+def test_a_signal_finishes_the_step_saves_and_prints_how_to_resume(
     model: Path, undisturbed: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
-    process = started(flags(model, tmp_path, save_steps=1000))
+    process = start_training(flags(model, tmp_path, save_steps=1000))
     wait_for_step(tmp_path, 2)
-    with held(process):  # a face that is still reading the first events would come too late for a run of two seconds
+    with worker_suspended(process):  # else the run of two seconds may end before the supervisor reads the first events
         time.sleep(1)
         process.send_signal(number)
         time.sleep(0.5)
     output, _none = process.communicate(timeout=60)
     assert process.returncode == code, output
     assert "resume" in output
-    events = read_events(the_run(tmp_path) / "events.jsonl")
+    events = read_events(run_folder(tmp_path) / "events.jsonl")
     stopped = next(e for e in events if isinstance(e, Stopped))
     assert any(isinstance(e, Saved) and e.step == stopped.step for e in events)
-    trained("--resume", "--output_dir", str(tmp_path))
-    assert adapter(tmp_path) == adapter(undisturbed)
+    train("--resume", "--output_dir", str(tmp_path))
+    assert adapter_bytes(tmp_path) == adapter_bytes(undisturbed)
 
 
-def test_when_nobody_reads_the_output_any_more_the_step_is_finished_and_saved(model: Path, tmp_path: Path) -> None:
-    process = started(flags(model, tmp_path, save_steps=1000, max_steps=2000))
+def test_when_the_output_pipe_closes_the_step_is_finished_and_saved(model: Path, tmp_path: Path) -> None:
+    process = start_training(flags(model, tmp_path, save_steps=1000, max_steps=2000))
     wait_for_step(tmp_path, 2)
     assert process.stdout is not None
     process.stdout.close()
     assert process.wait(timeout=60) == 128 + signal.SIGHUP
-    events = read_events(the_run(tmp_path) / "events.jsonl")
+    events = read_events(run_folder(tmp_path) / "events.jsonl")
     assert isinstance(events[-1], Stopped)
     assert any(isinstance(e, Saved) and e.step == events[-1].step for e in events)
 
 
-def test_training_begun_with_nohup_outlives_its_terminal(model: Path, tmp_path: Path) -> None:
+def test_training_started_with_nohup_outlives_its_terminal(model: Path, tmp_path: Path) -> None:
     words = [sys.executable, "-m", "lorafit", "train", *flags(model, tmp_path)]
     with (tmp_path.parent / "nohup.out").open("w") as out:
         process = subprocess.Popen(["nohup", *words], stdin=subprocess.DEVNULL, stdout=out, stderr=out)
         wait_for_step(tmp_path, 2)
         process.send_signal(signal.SIGHUP)
         assert process.wait(timeout=60) == 0
-    assert any(isinstance(e, Finished) for e in read_events(the_run(tmp_path) / "events.jsonl"))
+    assert any(isinstance(e, Finished) for e in read_events(run_folder(tmp_path) / "events.jsonl"))
 
 
-def test_a_damaged_newest_checkpoint_is_said_and_the_one_before_it_used(
-    model: Path, undisturbed: Path, tmp_path: Path
+def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_it_used(
+    killed: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
-    killed = run([str(SUPPORT / "killed_training.py")], "update", "7", *flags(model, tmp_path))
-    assert killed.returncode == -signal.SIGKILL
-    newest = sorted((the_run(tmp_path) / "checkpoints").iterdir())[-1] / "optimizer.safetensors"
+    shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
+    newest = sorted((run_folder(tmp_path) / "checkpoints").iterdir())[-1] / "optimizer.safetensors"
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes(bytes(content))
     done = run(["-m", "lorafit", "train"], "--resume", "--output_dir", str(tmp_path), "--lang", "en")
     assert done.returncode == 0, done.stderr
     assert "step-000006 is damaged" in done.stdout
-    assert adapter(tmp_path) == adapter(undisturbed)
+    assert adapter_bytes(tmp_path) == adapter_bytes(undisturbed)
 
 
-def test_a_run_that_others_write_is_refused(model: Path, tmp_path: Path) -> None:
-    process = started(flags(model, tmp_path, max_steps=2000))
+def test_a_run_that_another_process_writes_is_refused(model: Path, tmp_path: Path) -> None:
+    process = start_training(flags(model, tmp_path, max_steps=2000))
     try:
         wait_for_step(tmp_path, 1)
         second = run(["-m", "lorafit", "train"], "--resume", "--output_dir", str(tmp_path), "--lang", "en")
@@ -190,20 +202,22 @@ def test_a_run_that_others_write_is_refused(model: Path, tmp_path: Path) -> None
         process.communicate()
 
 
-def test_what_is_learned_may_not_change_on_resume_and_how_it_is_computed_may(model: Path, tmp_path: Path) -> None:
-    killed = run([str(SUPPORT / "killed_training.py")], "update", "5", *flags(model, tmp_path))
-    assert killed.returncode == -signal.SIGKILL
+def test_a_resume_may_change_how_a_run_is_computed_but_not_what_it_learns(
+    killed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
     again = ["--resume", "--output_dir", str(tmp_path), "--lang", "en"]
     for flag, value in (("--lora_r", "8"), ("--seed", "7"), ("--max_length", "128"), ("--dataset_split", "train[:30]")):
-        done = run(["-m", "lorafit", "train"], *again, flag, value)
-        assert done.returncode == 2, done.stdout
-        assert flag.strip("-") in done.stderr
-        assert value in done.stderr
-    trained(*again, "--token_budget", "200", "--save_steps", "1", "--recompute", "1", "--batch_size", "2")
-    assert json.loads((the_run(tmp_path) / "plan.json").read_text())["token_budget"] == 200
+        code = main(["train", "--no_supervisor", *again, flag, value])
+        printed = capsys.readouterr()
+        assert code == 2, printed.out
+        assert flag.strip("-") in printed.err
+        assert value in printed.err
+    train(*again, "--token_budget", "200", "--save_steps", "1", "--recompute", "1", "--batch_size", "2")
+    assert json.loads((run_folder(tmp_path) / "plan.json").read_text())["token_budget"] == 200
 
 
-def test_a_finished_run_is_not_gone_on_with(undisturbed: Path) -> None:
+def test_a_finished_run_is_not_resumed(undisturbed: Path) -> None:
     done = run(["-m", "lorafit", "train"], "--resume", "--output_dir", str(undisturbed), "--lang", "en")
     assert done.returncode == 2
     assert "finished" in done.stderr
@@ -215,11 +229,11 @@ def test_killed_five_times_at_random_moments_the_demo_ends_with_the_same_bytes(
     demo_folder: Path, tmp_path: Path
 ) -> None:
     changes = {"max_steps": 6, "save_steps": 2, "max_length": 64}
-    trained(*flags(demo_folder, tmp_path / "whole", **changes))
+    train(*flags(demo_folder, tmp_path / "whole", **changes))
     rng = random.Random(20261124)
     words = flags(demo_folder, tmp_path / "killed", **changes)
     for _i in range(5):
-        process = started(words)
+        process = start_training(words)
         time.sleep(rng.uniform(8, 25))
         process.kill()
         process.communicate()
@@ -227,4 +241,4 @@ def test_killed_five_times_at_random_moments_the_demo_ends_with_the_same_bytes(
             words = ["--resume", "--output_dir", str(tmp_path / "killed")]
     done = run(["-m", "lorafit", "train"], *words)
     assert done.returncode == 0 or "finished" in done.stderr, done.stderr
-    assert adapter(tmp_path / "killed") == adapter(tmp_path / "whole")
+    assert adapter_bytes(tmp_path / "killed") == adapter_bytes(tmp_path / "whole")

@@ -1,7 +1,8 @@
-"""Does the loop obey the plan, save, stop and go on, whatever the engine? On the shipped fake engine."""
+"""Tests of the training loop with the fake engine: steps, evaluations, checkpoints, stops and out of memory."""
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from lorafit.ipc.link import Link
 from lorafit.ipc.protocol import Message, Order
 from lorafit.planner.schedule import step_samples
 from lorafit.run_folders.checkpoint import latest_good
-from lorafit.training.loop import Job, Progress, training_loop
+from lorafit.training.loop import Progress, training_loop
 
 
 def test_a_run_steps_evaluates_saves_and_finishes(tmp_path: Path) -> None:
@@ -37,47 +38,46 @@ def test_a_run_steps_evaluates_saves_and_finishes(tmp_path: Path) -> None:
     assert of(StepDone, events)[-1].epoch == 5.0
 
 
-def test_how_far_an_evaluation_is_goes_to_the_one_who_watches_and_into_no_record(tmp_path: Path) -> None:
-    said: list[Message] = []
+def test_evaluation_progress_is_sent_to_the_supervisor_and_not_logged(tmp_path: Path) -> None:
+    sent: list[Message] = []
     events = list(
-        training_loop(make_job(tmp_path, plans.make_plan(valid_samples=8), link=Link(said.append)), Progress())
+        training_loop(make_job(tmp_path, plans.make_plan(valid_samples=8), link=Link(sent.append)), Progress())
     )
-    assert isinstance(said[0], Evaluating)
-    assert (said[0].rows, said[0].share) == (8, 0.0)
+    assert isinstance(sent[0], Evaluating)
+    assert (sent[0].rows, sent[0].share) == (8, 0.0)
     assert of(Evaluating, events) == []
 
 
 def test_without_a_validation_set_nothing_is_evaluated_and_nothing_is_best(tmp_path: Path) -> None:
-    job = make_job(tmp_path, plans.make_plan())
-    job = Job(job.engine, job.train_set, [], job.run, job.plan, job.add_chat_files, job.link)
+    job = replace(make_job(tmp_path, plans.make_plan()), valid_set=[])
     events = list(training_loop(job, Progress()))
     assert of(EvalDone, events) == []
     assert of(Finished, events)[0].valid_loss_after is None
     assert not job.run.best_model.exists()
 
 
-class Watched:
-    """Samples that note who is asked for."""
+class RecordingSamples:
+    """Samples that record the indices that are read."""
 
     def __init__(self) -> None:
-        self.asked: list[int] = []
+        self.read: list[int] = []
 
     def __len__(self) -> int:
         return 32
 
     def __getitem__(self, index: int) -> Sample:
-        self.asked.append(index)
+        self.read.append(index)
         return SAMPLES[index]
 
 
-def test_a_step_touches_its_own_samples_only_and_says_how_long_it_waited_for_them(tmp_path: Path) -> None:
+def test_a_step_reads_its_own_samples_only_and_reports_how_long_it_waited_for_them(tmp_path: Path) -> None:
     plan = plans.make_plan(effective_batch=4, steps=3, num_epochs=1.0)
-    job, watched, done = make_job(tmp_path, plan), Watched(), []
-    job = Job(job.engine, watched, [], job.run, job.plan, job.add_chat_files, job.link)
+    samples, done = RecordingSamples(), []
+    job = replace(make_job(tmp_path, plan), train_set=samples, valid_set=[])
     for event in training_loop(job, Progress()):
         if isinstance(event, StepDone):
-            assert sorted(watched.asked) == sorted(step_samples(plan, event.step))
-            watched.asked.clear()
+            assert sorted(samples.read) == sorted(step_samples(plan, event.step))
+            samples.read.clear()
             assert 0 < event.data_seconds <= event.seconds
             done.append(event)
         elif isinstance(event, Finished):
@@ -85,10 +85,10 @@ def test_a_step_touches_its_own_samples_only_and_says_how_long_it_waited_for_the
 
 
 @pytest.mark.parametrize("stop_after", [1, 5, 9])
-def test_a_stopped_run_goes_on_to_the_bit(tmp_path: Path, stop_after: int) -> None:
+def test_a_stopped_and_resumed_run_is_equal_to_the_bit(tmp_path: Path, stop_after: int) -> None:
     plan = plans.make_plan(eval_steps=2, valid_samples=8)
     whole = make_job(tmp_path / "whole", plan)
-    wanted = list(training_loop(whole, Progress()))
+    expected = list(training_loop(whole, Progress()))
     link = Link()
     job = make_job(tmp_path / "halves", plan, link=link)
     progress = Progress()
@@ -107,9 +107,9 @@ def test_a_stopped_run_goes_on_to_the_bit(tmp_path: Path, stop_after: int) -> No
     again.engine.load(checkpoint)
     second = list(training_loop(again, progress))
     losses = {e.step: e.loss for e in of(StepDone, first + second)}
-    assert losses == {e.step: e.loss for e in of(StepDone, wanted)}
+    assert losses == {e.step: e.loss for e in of(StepDone, expected)}
     assert adapter_bytes(again.run.final_model) == adapter_bytes(whole.run.final_model)
-    assert of(Finished, second)[0].best_step == of(Finished, wanted)[0].best_step
+    assert of(Finished, second)[0].best_step == of(Finished, expected)[0].best_step
 
 
 def test_when_memory_runs_out_the_step_is_split_smaller_and_nothing_is_lost(tmp_path: Path) -> None:
@@ -120,28 +120,35 @@ def test_when_memory_runs_out_the_step_is_split_smaller_and_nothing_is_lost(tmp_
     progress = Progress()
     events = list(training_loop(small, progress))
     assert progress.token_budget == 64
-    assert len(of(Shrunk, events)) == 1  # 2048, 1024 and so on would have been split alike
+    assert len(of(Shrunk, events)) == 1  # 2048, 1024, ... would give the same split
     assert [e.step for e in of(StepDone, events)] == list(range(1, 11))
     assert small.engine.weights_V == pytest.approx(whole.engine.weights_V, rel=1e-9, abs=1e-12)  # type: ignore[attr-defined]
 
 
-def test_when_memory_is_short_or_ran_out_the_engine_gives_back_what_it_keeps(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    released: list[str] = []
-    monkeypatch.setattr(FakeEngine, "release", lambda _engine: released.append("released"))
+class CountingEngine(FakeEngine):
+    """A fake engine that counts the calls of release()."""
+
+    releases = 0
+
+    def release(self) -> None:
+        self.releases += 1
+
+
+def test_when_memory_is_short_or_ran_out_the_engine_releases_its_cached_memory(tmp_path: Path) -> None:
     link = Link()
     link.take(Order("shrink"))
-    (short,) = of(Shrunk, list(training_loop(make_job(tmp_path / "short", plans.make_plan(), link=link), Progress())))
+    job = make_job(tmp_path / "short", plans.make_plan(), link=link)
+    roomy = CountingEngine(job.engine.setup)
+    (short,) = of(Shrunk, list(training_loop(replace(job, engine=roomy), Progress())))
     assert not short.ran_out
-    (ran_out,) = of(
-        Shrunk, list(training_loop(make_job(tmp_path / "out", plans.make_plan(), memory_tokens=70), Progress()))
-    )
+    job = make_job(tmp_path / "out", plans.make_plan())
+    tight = CountingEngine(job.engine.setup, memory_tokens=70)
+    (ran_out,) = of(Shrunk, list(training_loop(replace(job, engine=tight), Progress())))
     assert ran_out.ran_out
-    assert len(released) == 2
+    assert (roomy.releases, tight.releases) == (1, 1)
 
 
-def test_a_single_sample_that_does_not_fit_ends_the_run_with_words(tmp_path: Path) -> None:
+def test_a_single_sample_that_does_not_fit_raises_out_of_memory(tmp_path: Path) -> None:
     job = make_job(tmp_path, plans.make_plan(), memory_tokens=5)
     with pytest.raises(OutOfMemory):
         list(training_loop(job, Progress()))
@@ -149,9 +156,8 @@ def test_a_single_sample_that_does_not_fit_ends_the_run_with_words(tmp_path: Pat
 
 def test_the_best_is_not_the_last_where_the_loss_rises_again(tmp_path: Path) -> None:
     plan = plans.make_plan(eval_steps=1, valid_samples=8, learning_rate=0.05, steps=40, num_epochs=20.0)
-    job = make_job(tmp_path, plan)
-    few_words = plans.make_samples(32, vocab=30, seed=5)  # what is learned of them hurts the other words
-    job = Job(job.engine, few_words, job.valid_set, job.run, plan, job.add_chat_files, job.link)
+    few_tokens = plans.make_samples(32, vocab=30, seed=5)  # learning them raises the loss of the other tokens
+    job = replace(make_job(tmp_path, plan), train_set=few_tokens)
     events = list(training_loop(job, Progress()))
     evals = of(EvalDone, events)[1:]
     best = min(evals, key=lambda e: e.loss)
@@ -161,16 +167,19 @@ def test_the_best_is_not_the_last_where_the_loss_rises_again(tmp_path: Path) -> 
     assert adapter_bytes(job.run.best_model) != adapter_bytes(job.run.final_model)
 
 
-def test_a_loss_that_is_not_a_number_is_never_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = plans.make_plan(eval_steps=2, valid_samples=8)
-    job = make_job(tmp_path, plan)
-    real, calls = job.engine.evaluate, []
+class SecondLossNan(FakeEngine):
+    """A fake engine whose second evaluation gives a NaN loss."""
 
-    def evaluate(micro_batches: Sequence[MicroBatch]) -> LossSum:
-        calls.append(1)
-        found = real(micro_batches)
-        return LossSum(math.nan, found.num_targets) if len(calls) == 2 else found
+    evaluations = 0
 
-    monkeypatch.setattr(job.engine, "evaluate", evaluate)
+    def evaluate(self, micro_batches: Sequence[MicroBatch]) -> LossSum:
+        self.evaluations += 1
+        found = super().evaluate(micro_batches)
+        return LossSum(math.nan, found.num_targets) if self.evaluations == 2 else found
+
+
+def test_a_loss_that_is_not_a_number_is_never_the_best(tmp_path: Path) -> None:
+    job = make_job(tmp_path, plans.make_plan(eval_steps=2, valid_samples=8))
+    job = replace(job, engine=SecondLossNan(job.engine.setup))
     events = list(training_loop(job, Progress()))
     assert [e.best for e in of(EvalDone, events)][:3] == [False, False, True]

@@ -1,4 +1,4 @@
-"""Does measuring before a run leave no trace, and does it correct the plan the way a second run would?"""
+"""The warm-up probe changes no result of a run and corrects the plan as a second run would."""
 
 from collections.abc import Generator, Sequence
 from dataclasses import replace
@@ -30,8 +30,8 @@ Result = TypeVar("Result")
 SAMPLES = make_samples(64, longest=300)
 
 
-class Measured(FakeEngine):
-    """A fake that takes `seconds` and `peak` for every micro-batch, and remembers what was asked of it."""
+class TimedEngine(FakeEngine):
+    """A fake engine that reports `seconds` and `peak` bytes for each micro-batch and records the calls."""
 
     def __init__(self, seconds: float, peak: int | None, memory_tokens: int | None = None) -> None:
         super().__init__(Setup(Path(), "", "cpu", "fp32"), memory_tokens)
@@ -48,10 +48,12 @@ class Measured(FakeEngine):
 
 @pytest.fixture(autouse=True)
 def fresh_calibrations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give each test its own calibration file."""
     monkeypatch.setenv("LORAFIT_CALIBRATIONS", str(tmp_path / "calibrations.json"))
 
 
-def expectation(gib: float, samples: Sequence[Sample] = SAMPLES, **settings: object) -> Prediction:
+def make_prediction(gib: float, samples: Sequence[Sample] = SAMPLES, **settings: object) -> Prediction:
+    """Plan a run of a 1B model on a CPU with `gib` GiB of memory."""
     lengths = np.asarray([len(sample) for sample in samples])
     config = TrainConfig(precision="fp32", quantization="none", **settings)  # type: ignore[arg-type]
     machine = replace(CPU, available_bytes=int(gib * GIB))
@@ -61,7 +63,7 @@ def expectation(gib: float, samples: Sequence[Sample] = SAMPLES, **settings: obj
 
 
 @pytest.mark.parametrize("together", [True, False])
-def test_a_probe_is_counted_as_its_step_is_planned(together: bool) -> None:
+def test_a_probe_counts_the_shapes_that_the_plan_of_its_step_counts(together: bool) -> None:
     lengths, begun = np.array([20, 30, 45]), 10
     rng = np.random.default_rng(0)
     samples = [
@@ -75,7 +77,8 @@ def test_a_probe_is_counted_as_its_step_is_planned(together: bool) -> None:
     assert order == sorted(planned, key=lambda share: share.tokens)
 
 
-def all_of(events: Generator[Event, None, Result]) -> tuple[list[Event], Result]:
+def exhaust(events: Generator[Event, None, Result]) -> tuple[list[Event], Result]:
+    """Return all events and the generator's result."""
     found = []
     while True:
         try:
@@ -84,7 +87,7 @@ def all_of(events: Generator[Event, None, Result]) -> tuple[list[Event], Result]
             return found, done.value
 
 
-def test_a_run_learns_the_same_with_and_without_it(tmp_path: Path, demo_folder: Path) -> None:
+def test_a_run_learns_the_same_with_and_without_the_probe(tmp_path: Path, demo_folder: Path) -> None:
     model = tiny.save_chat_model(tmp_path / "model", demo_folder)
 
     def adapter(name: str, no_preflight: bool) -> bytes:
@@ -100,15 +103,15 @@ def test_a_run_learns_the_same_with_and_without_it(tmp_path: Path, demo_folder: 
     assert adapter("with", False) == adapter("without", True)
 
 
-def test_more_micro_batches_are_computed_where_they_are_short_and_one_in_a_short_run() -> None:
+def test_more_micro_batches_are_probed_if_they_are_fast_and_one_in_a_short_run() -> None:
     for steps, seconds, passes in ((400, 20.0, 3), (400, 1.0, 17), (30, 0.01, 4), (9999, 0.01, 33), (4, 1.0, 1)):
-        engine = Measured(seconds, None)
-        all_of(run_probe(engine, SAMPLES, expectation(24, max_steps=steps)))
+        engine = TimedEngine(seconds, None)
+        exhaust(run_probe(engine, SAMPLES, make_prediction(24, max_steps=steps)))
         assert engine.probed == passes
 
 
-class Slow(Measured):
-    """A fake whose passes take a time that does not grow with their tokens alone."""
+class OverheadEngine(TimedEngine):
+    """A fake engine whose passes have a fixed cost besides the cost of their tokens."""
 
     def probe(self, micro_batch: MicroBatch) -> Probe:
         super().probe(micro_batch)
@@ -120,33 +123,37 @@ def seconds_of(tokens: int) -> float:
 
 
 @pytest.mark.parametrize("batch", [1, 2, 16])
-def test_the_time_that_is_told_is_that_of_all_steps(batch: int) -> None:
-    engine, samples = Slow(1.0, None), make_samples(400, longest=300)
-    expected = expectation(24, samples, max_steps=400 // batch, effective_batch=batch, batch_size=1)
-    _events, plan = all_of(run_probe(engine, samples, expected))
-    told = plan.predicted_step_seconds * plan.steps
-    assert told == pytest.approx(sum(seconds_of(len(sample)) for sample in samples), rel=0.03)
+def test_the_predicted_time_is_that_of_all_steps(batch: int) -> None:
+    engine, samples = OverheadEngine(1.0, None), make_samples(400, longest=300)
+    expected = make_prediction(24, samples, max_steps=400 // batch, effective_batch=batch, batch_size=1)
+    _events, plan = exhaust(run_probe(engine, samples, expected))
+    predicted = plan.predicted_step_seconds * plan.steps
+    assert predicted == pytest.approx(sum(seconds_of(len(sample)) for sample in samples), rel=0.03)
 
 
-def test_the_time_that_is_told_is_the_measured_one() -> None:
+def test_the_predicted_time_follows_the_measured_one() -> None:
     slow, quick = (
-        next(e for e in all_of(run_probe(Measured(s, None), SAMPLES, expectation(24)))[0] if isinstance(e, Rehearsed))
+        next(
+            e
+            for e in exhaust(run_probe(TimedEngine(s, None), SAMPLES, make_prediction(24)))[0]
+            if isinstance(e, Rehearsed)
+        )
         for s in (20.0, 10.0)
     )
     assert slow.expected_seconds == pytest.approx(2 * quick.expected_seconds, rel=0.1)
     assert quick.low_seconds < quick.expected_seconds < quick.high_seconds
 
 
-def test_memory_that_runs_out_lowers_the_budget_and_is_said() -> None:
-    expected = expectation(24, token_budget=2048)
-    events, plan = all_of(run_probe(Measured(1.0, None, memory_tokens=600), SAMPLES, expected))
+def test_out_of_memory_in_the_probe_lowers_the_budget_and_warns() -> None:
+    expected = make_prediction(24, token_budget=2048)
+    events, plan = exhaust(run_probe(TimedEngine(1.0, None, memory_tokens=600), SAMPLES, expected))
     assert plan.token_budget <= 600
     assert any(isinstance(event, Warned) for event in events)
 
 
-@pytest.mark.parametrize("when", ["in the rehearsal", "in a step"])
-def test_a_budget_that_memory_ran_out_with_is_not_begun_with_again(when: str) -> None:
-    expected = expectation(24)
+@pytest.mark.parametrize("when", ["in the probe", "in a step"])
+def test_the_next_run_does_not_start_with_a_budget_that_ran_out_of_memory(when: str) -> None:
+    expected = make_prediction(24)
     if when == "in a step":
         shrunk = [
             Shrunk(text="", token_budget=700, recompute=None),
@@ -154,41 +161,39 @@ def test_a_budget_that_memory_ran_out_with_is_not_begun_with_again(when: str) ->
         ]
         list(compare_with_plan(iter(shrunk), expected, whole=True))
     else:
-        all_of(run_probe(Measured(1.0, None, memory_tokens=900), SAMPLES, expected))
-    question = expected.planned.plan_request
+        exhaust(run_probe(TimedEngine(1.0, None, memory_tokens=900), SAMPLES, expected))
+    request = expected.planned.plan_request
 
-    def next_time(gib: float) -> Plan:
-        machine = replace(question.machine, available_bytes=int(gib * GIB))
+    def next_plan(gib: float) -> Plan:
+        machine = replace(request.machine, available_bytes=int(gib * GIB))
         known = calibrate.load_calibration(machine)
-        return make_plan_result(question.config, machine, question.spec, question.data, known).plan
+        return make_plan_result(request.config, machine, request.spec, request.data, known).plan
 
-    def why(plan: Plan) -> str:
+    def budget_reason(plan: Plan) -> str:
         return next(choice.reason for choice in plan.choices if choice.setting == "token_budget")
 
     assert expected.plan.token_budget > 512
-    assert next_time(24).token_budget == 512
-    assert "memory ran out" in why(next_time(24))
-    assert next_time(30).token_budget == expected.plan.token_budget  # there is more memory now
-    assert "memory ran out" not in why(next_time(30))
+    assert next_plan(24).token_budget == 512
+    assert "memory ran out" in budget_reason(next_plan(24))
+    assert next_plan(30).token_budget == expected.plan.token_budget  # more memory is available now
+    assert "memory ran out" not in budget_reason(next_plan(30))
 
 
 def test_a_peak_above_the_plan_leads_to_the_plan_that_a_second_run_makes() -> None:
-    expected = expectation(8)
-    engine = Measured(1.0, int(expected.plan.predicted_peak_bytes * 1.13))
-    _events, plan = all_of(run_probe(engine, SAMPLES, expected))
-    machine = expected.planned.plan_request.machine
-    question = expected.planned.plan_request
-    second = make_plan_result(
-        question.config, machine, question.spec, question.data, calibrate.load_calibration(machine)
-    ).plan
+    expected = make_prediction(8)
+    engine = TimedEngine(1.0, int(expected.plan.predicted_peak_bytes * 1.13))
+    _events, plan = exhaust(run_probe(engine, SAMPLES, expected))
+    request = expected.planned.plan_request
+    known = calibrate.load_calibration(request.machine)
+    second = make_plan_result(request.config, request.machine, request.spec, request.data, known).plan
     assert (plan.token_budget, plan.recompute) == (second.token_budget, second.recompute)
     assert plan.recompute > expected.plan.recompute or plan.token_budget < expected.plan.token_budget
     assert engine.recompute == plan.recompute
 
 
 def test_a_peak_below_the_plan_changes_nothing() -> None:
-    expected = expectation(8)
-    _events, plan = all_of(run_probe(Measured(1.0, GIB), SAMPLES, expected))
+    expected = make_prediction(8)
+    _events, plan = exhaust(run_probe(TimedEngine(1.0, GIB), SAMPLES, expected))
     assert (plan.token_budget, plan.recompute) == (expected.plan.token_budget, expected.plan.recompute)
 
 
@@ -202,16 +207,16 @@ def finished() -> Finished:
                     path="final_model")  # fmt: skip
 
 
-def ended(seconds: float) -> tuple[Prediction, list[Event]]:
-    """A run of thirty steps, planned to take a second each."""
-    expected = expectation(24)
+def compare_whole_run(seconds: float) -> tuple[Prediction, list[Event]]:
+    """Compare a run of thirty steps of `seconds` each with its plan of one second a step."""
+    expected = make_prediction(24)
     expected = replace(expected, plan=replace(expected.plan, predicted_step_seconds=1.0, steps=30))
     events = [*(step(n, seconds) for n in range(1, 31)), finished()]
     return expected, list(compare_with_plan(iter(events), expected, whole=True))
 
 
-def test_the_end_tells_what_was_planned_and_what_came_and_both_are_kept() -> None:
-    expected, (*_rest, last) = ended(1.2)
+def test_the_end_reports_planned_and_measured_values_and_saves_their_ratio() -> None:
+    expected, (*_rest, last) = compare_whole_run(1.2)
     assert isinstance(last, Finished)
     assert (last.predicted_seconds, last.peak_bytes) == (30.0, 3 * GIB)
     assert last.predicted_peak_bytes == expected.plan.predicted_peak_bytes
@@ -219,23 +224,26 @@ def test_the_end_tells_what_was_planned_and_what_came_and_both_are_kept() -> Non
     assert kept.slowness == pytest.approx(1.2 / expected.uncalibrated().step, rel=1e-3)
 
 
-def test_a_run_much_slower_than_its_rehearsal_is_told_so_and_teaches_no_speed() -> None:
-    expected, events = ended(2.0)
+def test_a_run_much_slower_than_its_probe_warns_and_saves_no_time_ratio() -> None:
+    expected, events = compare_whole_run(2.0)
     assert [e.step for e in events if isinstance(e, Warned)] == [20]
     machine = expected.planned.plan_request.machine
     assert not calibrate.load_calibration(machine).measured
     calibrate.save_measurement(machine, expected.key, 1.5, 0.01)
-    ended(2.0)
+    compare_whole_run(2.0)
     kept = calibrate.load_calibration(machine).measured[expected.key]
     assert (kept.slowness, kept.times) == (1.5, 2)
     assert kept.memory is not None
     assert kept.memory > 0.01
 
 
-def test_a_busy_neighbour_in_the_rehearsal_is_divided_out_of_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_load_of_other_programs_is_divided_out_of_the_saved_time_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibrate, "measure_matmul_gflops", lambda: 50.0)
     kept: list[float] = []
-    monkeypatch.setattr(calibrate, "save_measurement", lambda _machine, _key, slowness, _memory: kept.append(slowness))
-    for core_gflops in (50.0, 100.0):  # all of the processor was ours, and half of it
-        all_of(run_probe(Measured(1.0, GIB), SAMPLES, replace(expectation(8), calibration=Calibration(core_gflops))))
+    for core_gflops in (50.0, 100.0):  # this process has all of the CPU, then half of it
+        expected = replace(make_prediction(8), calibration=Calibration(core_gflops))
+        exhaust(run_probe(TimedEngine(1.0, GIB), SAMPLES, expected))
+        measured = calibrate.load_calibration(expected.planned.plan_request.machine).measured
+        kept.append(measured[expected.key].slowness)
+        calibrate.calibration_file().unlink()
     assert kept[1] == pytest.approx(kept[0], rel=0.05)
