@@ -232,7 +232,7 @@ class Record:
 
 
 def run_all(runs: list[list[str]], folder: Path, seed: int, record: Record, jobs: int) -> list[Outcome]:
-    """Do all runs, `jobs` at a time; faults that came too late get up to AGAIN further runs."""
+    """Do all runs, `jobs` at a time; faults that came too late get up to MOST_RETRIES further runs."""
     undisturbed, outcomes = ReferenceRuns(folder / "undisturbed"), []
 
     def one(number: int, faults: list[str]) -> Outcome:

@@ -4,7 +4,7 @@
     python benchmarks/plan_accuracy.py --runs                     five whole runs after preflight: time and memory
     python benchmarks/plan_accuracy.py --limits                   the planner under limits of 3 to 12 GiB (RLIMIT_DATA)
     python benchmarks/plan_accuracy.py --published                what others measured beside what the plan says
-    python benchmarks/plan_accuracy.py --constants                what would fit the constants of plan/memory.py
+    python benchmarks/plan_accuracy.py --constants                what would fit the constants of lorafit/planner/memory.py
     python benchmarks/plan_accuracy.py --predict                  what is finished beside what the formulas say now
 
 The peak is the process's VmHWM, reset by /proc/self/clear_refs. Finished measurements are kept in benchmarks/results/;

@@ -48,7 +48,7 @@ def disk_error(error: OSError, path: Path) -> DiskError:
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Convert write errors (FULL and REFUSED) inside the block to a DiskError about `path`; others pass."""
+    """Convert write errors (DISK_FULL and WRITE_REFUSED) inside the block to a DiskError about `path`; others pass."""
     try:
         yield
     except OSError as error:
@@ -131,7 +131,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
 
 
 def verify(folder: Path) -> str | None:
-    """Return a message if `folder` differs from what whole_folder() wrote, else None. Files added later are ignored."""
+    """Return a message if `folder` differs from what atomic_folder() wrote, else None. Files added later are ignored."""
     try:
         entries = list(_entries(json.loads((folder / MANIFEST).read_text("utf-8"))))
     except FileNotFoundError:

@@ -30,7 +30,7 @@ from lorafit.training import worker
 from lorafit.units import GIB
 from race.shapes import shape_folder
 
-TIMED_MATMULS = 10  # matmuls of SIDE x SIDE, timed after each step
+TIMED_MATMULS = 10  # matmuls of MATMUL_SIZE x MATMUL_SIZE, timed after each step
 WORDS = [
     "法院",
     "合同",
@@ -124,7 +124,7 @@ def measure_configuration(wanted: Configuration, folder: Path) -> dict[str, Any]
 def with_matmul_timing(
     rehearse: Callable[..., Any], ruler: Callable[[], float], found: list[tuple[float, float]]
 ) -> Callable[..., Any]:
-    """Wrap `rehearse`: for every pass, `found` gets its seconds and the GFLOP/s of a matmul timed after it."""
+    """Wrap `run_probe`: for every pass, `found` gets its seconds and the GFLOP/s of a matmul timed after it."""
 
     def rehearsed(engine: Engine, *about: object) -> Any:
         probe = engine.probe
@@ -141,7 +141,7 @@ def with_matmul_timing(
 
 
 def torch_gflops() -> float:
-    """Return the mean float32 GFLOP/s of PRODUCTS matmuls; the best of them could miss a load that comes and goes.
+    """Return the mean float32 GFLOP/s of TIMED_MATMULS matmuls; the best of them could miss a load that comes and goes.
 
     PyTorch's own threads are used: numpy's busy-wait after a matmul, and slow the next step by 4 to 8%.
     """

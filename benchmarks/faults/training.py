@@ -126,7 +126,7 @@ class Training:
     def wait(self, what: Callable[[], object], name: str, snap_seconds: float = POLL_SECONDS) -> None:
         """Wait until `what()` is true.
 
-        Raise TooLate if the training finishes before that. Raise NotSurvived if it fails or PATIENCE_SECONDS pass.
+        Raise TooLate if the training finishes before that. Raise NotSurvived if it fails or WAIT_SECONDS pass.
         """
         deadline = time.monotonic() + WAIT_SECONDS
         while not what():

@@ -27,7 +27,7 @@ OK, BUG, USER = 0, 1, 2
 class Command:
     """A command of the program.
 
-    `face` names the function that takes the arguments after the command's name and returns the exit code. `help` returns
+    `entry` names the function that takes the arguments after the command's name and returns the exit code. `help` returns
     the command's line in the overview.
     """
 

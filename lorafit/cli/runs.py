@@ -119,7 +119,7 @@ def remove(argv: list[str]) -> int:
 
 @dataclass(frozen=True)
 class Subcommand:
-    """A subcommand of `runs`: `face` runs it and returns the exit code, `help` returns its line in the help."""
+    """A subcommand of `runs`: `handler` runs it and returns the exit code, `help` returns its line in the help."""
 
     handler: Callable[[list[str]], int]
     help: Callable[[], str]

@@ -45,7 +45,7 @@ def _grams(text: str) -> NDArray[np.uint64]:
 
 
 def near_pairs(signatures_NK: UInt32) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the pairs [P, 2] of texts with an estimated similarity of at least SIMILAR, and the similarities [P].
+    """Return the pairs [P, 2] of texts with an estimated similarity of at least MIN_SIMILARITY, and the similarities [P].
 
     The pairs are sorted, with the earlier text first in each pair.
     """
@@ -63,7 +63,7 @@ def near_pairs(signatures_NK: UInt32) -> tuple[NDArray[np.int64], NDArray[np.flo
 def _candidates(band: UInt32) -> NDArray[np.int64]:
     """Return pairs [P, 2] of texts whose signatures agree in all places of `band` [N, places].
 
-    Each text is paired with at most NEIGHBOURS earlier texts.
+    Each text is paired with at most MAX_NEIGHBORS earlier texts.
     """
     key_N = (band * _FACTOR_K[: band.shape[1]]).sum(axis=1, dtype=np.uint64)  # a hash collision costs one comparison
     order = np.argsort(key_N, kind="stable")

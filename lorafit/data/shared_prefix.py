@@ -60,7 +60,7 @@ def _parts(order: list[int], near: list[int]) -> list[SharedPrefix]:
     """Divide `order` into consecutive groups that save the most tokens, by dynamic programming.
 
     For each end, the best begin of the last group is chosen, given the best division before it. Groups that share fewer
-    than FEWEST tokens are left out.
+    than MIN_PREFIX_TOKENS tokens are left out.
     """
     count = len(order)
     saved, begins = np.zeros(count + 1, np.int64), np.zeros(count + 1, np.int64)

@@ -40,7 +40,7 @@ class Slice:
         return any(bound is not None and not bound.isdigit() for bound in (self.start, self.stop))
 
     def bounds(self, rows: int) -> tuple[int, int | None]:
-        """Return the first row and one past the last, of `rows` rows (not used unless `counts`)."""
+        """Return the first row and one past the last, of `rows` rows (not used unless `needs_row_count`)."""
         first = 0 if self.start is None else _position(self.start, rows)
         return first, None if self.stop is None else _position(self.stop, rows)
 

@@ -28,7 +28,7 @@ class RankLost(EngineError):
 class Collectives(Protocol):
     """The collective operations of a run's processes. Each raises RankLost if a process is gone.
 
-    `place` is the rank of this process.
+    `own_rank` is the rank of this process.
     """
 
     own_rank: RankInfo

@@ -69,7 +69,7 @@ def rank_environments(count: int, port: int) -> list[dict[str, str]]:
 
 @dataclass
 class RankProcesses:
-    """The processes that the first one started: ranks 1 and up. `errors` holds the stdout and stderr of each."""
+    """The processes that the first one started: ranks 1 and up. `output_files` holds the stdout and stderr of each."""
 
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     output_files: list[IO[bytes]] = field(default_factory=list)

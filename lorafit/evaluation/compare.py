@@ -39,7 +39,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer of a model. `cut` means that it reached max_new_tokens without a stop token."""
+    """The answer of a model. `truncated` means that it reached max_new_tokens without a stop token."""
 
     text: str
     tokens: int
@@ -104,7 +104,7 @@ class Comparison:
 class ModelUnderTest:
     """An adapter to compare. `open` loads the base model with the adapter.
 
-    `held_out` are the validation rows of the adapter's run, None if they are not available.
+    `validation_rows` are the validation rows of the adapter's run, None if they are not available.
     """
 
     name: str
@@ -143,7 +143,7 @@ def compare_models(
 def _answer_progress(say: ProgressCallback, name: str, sides: int) -> Callable[[int, int], None]:
     """Return a callback that reports the finished answers and the estimated time left.
 
-    The time left includes the answers of `sides` more models.
+    The time left includes the answers of `results` more models.
     """
     began = time.monotonic()
 

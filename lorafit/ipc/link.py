@@ -13,7 +13,7 @@ from lorafit.run_folders.directory import ORPHAN_SECONDS
 Item = TypeVar("Item")
 BEAT = Beat()
 BEAT_SECONDS = 1.0  # the pipe carries at most one beat in this time
-RECYCLE = 1000  # the value of `leave` for a restart in a new process; no signal has this number
+RECYCLE = 1000  # the value of `stop_code` for a restart in a new process; no signal has this number
 HANG_UP = 1  # SIGHUP: a vanished supervisor counts as this signal
 
 

@@ -180,7 +180,7 @@ def _from_hugging_face(name: str, endpoint: str | None, say: ProgressCallback) -
         ensure_reachable(endpoint, name, "model")
     address = endpoint_of(endpoint)
     say(_("Fetching {name} from {address} ...").format(name=name, address=address))
-    disable_progress_bars()  # watched() reports progress, also if stderr is a pipe
+    disable_progress_bars()  # download_with_progress() reports progress, also if stderr is a pipe
     fetch = partial(snapshot_download, name, allow_patterns=ALLOW, ignore_patterns=IGNORE, endpoint=address)
     folder = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
     return download_with_progress(fetch, folder, _total_bytes(name, address), lambda text: say(f"{name}: {text}"))

@@ -20,9 +20,9 @@ class DataStats:
     """Token lengths of all samples and what the planner derives from the samples.
 
     `target_share`: share of all tokens that are in the loss. `digest`: hash of the prepared data. `source`: origin of the
-    lengths, for the user. `shared`: tokens of a sample that belong to a prefix shared within its step (for example the
-    system prompt), on average. `held`: tokens of all shared prefixes of a step, which stay in memory during the step.
-    `shared` and `held` are 0 where unknown.
+    lengths, for the user. `shared_tokens`: tokens of a sample that belong to a prefix shared within its step (for example the
+    system prompt), on average. `resident_prefix_tokens`: tokens of all shared prefixes of a step, which stay in memory during the step.
+    `shared_tokens` and `resident_prefix_tokens` are 0 where unknown.
     """
 
     train_lengths: NDArray[np.integer]
@@ -72,7 +72,7 @@ def training_shapes(data: DataStats, how: Split, seed: int, most: int = SAMPLED_
     """Return the micro-batch shapes of the first steps of a run, at most `most` steps.
 
     A shared prefix is an extra micro-batch, once per step. With several processes, the list holds the micro-batches of the
-    process with the most tokens, since the others wait for it. `data.shared` is 0 if the engine does not share prefixes.
+    process with the most tokens, since the others wait for it. `data.shared_tokens` is 0 if the engine does not share prefixes.
     """
     order = permutation(seed, 0, len(data.train_lengths))
     whole = max(min(len(order) // how.samples, most), 1) * how.samples
@@ -91,7 +91,7 @@ def _slowest(lengths: NDArray[np.integer], data: DataStats, processes: int) -> N
 def validation_shapes(data: DataStats, token_budget: int) -> tuple[list[MicroBatchShape], float]:
     """Return the micro-batch shapes of an evaluation, and the factor that scales them to all validation rows.
 
-    The shapes cover the first VALID_LOOKED_AT rows. Without validation rows the result is ([], 0.0).
+    The shapes cover the first SAMPLED_VALID_ROWS rows. Without validation rows the result is ([], 0.0).
     """
     lengths = data.valid_lengths
     if not len(lengths):

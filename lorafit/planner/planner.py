@@ -34,7 +34,7 @@ MAX_EVALS = 20
 class PlanResult:
     """A plan with its inputs and its alternatives.
 
-    `question`: the request that `plan` answers. `considered`: all candidates of the search. `chosen`: the selected one,
+    `plan_request`: the request that `plan` answers. `considered`: all candidates of the search. `chosen`: the selected one,
     with the allocator of the plan. `estimate`: time of the run described by `work`.
     """
 
@@ -183,7 +183,7 @@ def make_schedule(config: TrainConfig, effective_batch: int, data: DataStats) ->
 
 
 def _eval_interval(steps: int, step_tokens: float, valid_tokens: int) -> int:
-    """Return the steps between evaluations: at most EVAL_SHARE of the time and at most MOST_EVALS evaluations.
+    """Return the steps between evaluations: at most EVAL_SHARE of the time and at most MAX_EVALS evaluations.
 
     The result is at most `steps`, which means one evaluation at the end. With a frozen base, a forward pass costs half of
     a forward and backward pass.

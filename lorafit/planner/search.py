@@ -31,7 +31,7 @@ class PlanRequest:
     """One search: what to train on which machine, with which settings fixed.
 
     `base`: layout whose other fields are fixed. `precisions`: the precisions to try, the preferred one first.
-    `memory_factor`: measured over predicted peak memory, at least 1. `most_tokens`: largest token budget to try, since
+    `memory_factor`: measured over predicted peak memory, at least 1. `max_token_budget`: largest token budget to try, since
     larger ones ran out of memory; None: no limit.
     """
 
@@ -51,7 +51,7 @@ class PlanRequest:
 
     @property
     def is_capped(self) -> bool:
-        """Whether `most_tokens` excludes a token budget that the search would try otherwise."""
+        """Whether `max_token_budget` excludes a token budget that the search would try otherwise."""
         largest = budget_ladder(self.base.device, self.data.longest)[0]
         return self.config.token_budget is None and largest > (self.max_token_budget or largest)
 
@@ -93,7 +93,7 @@ def candidates(question: PlanRequest) -> list[Candidate]:
 def best_candidate(found: list[Candidate]) -> Candidate:
     """Return the fastest candidate that fits; if none fits, the one with the lowest peak memory.
 
-    Candidates within WORTH of the fastest count as equally fast, and the one with the lowest peak memory wins.
+    Candidates within WORTHWHILE_SPEEDUP of the fastest count as equally fast, and the one with the lowest peak memory wins.
     """
     fitting = [candidate for candidate in found if candidate.fits]
     if not fitting:
@@ -120,7 +120,7 @@ def anything_fits(question: PlanRequest) -> bool:
 
 
 def budgets(question: PlanRequest) -> list[int]:
-    """Return the token budgets to try, the largest first: the requested one, or `budget_ladder` up to `most_tokens`."""
+    """Return the token budgets to try, the largest first: the requested one, or `budget_ladder` up to `max_token_budget`."""
     config = question.config
     if config.token_budget:
         return [config.token_budget]
@@ -190,7 +190,7 @@ def _most_recomputed(question: PlanRequest) -> int:
 def evaluate_layout(
     question: PlanRequest, layout: Layout, budget: int, steps: list[list[MicroBatchShape]] | None = None
 ) -> Candidate:  # fmt: skip
-    """Return `layout` as a candidate with its predicted memory and time; `steps` are those of steps_of()."""
+    """Return `layout` as a candidate with its predicted memory and time; `steps` are those of step_shapes()."""
     steps = steps or step_shapes(question, budget)
     peak, rate = _peak(question, layout), rates(question.machine, layout)
     seconds = sum(step_seconds(question.spec, layout, rate, shares) for shares in steps) / len(steps)

@@ -24,7 +24,7 @@ def sharded_layout(base: Layout, config: TrainConfig) -> Layout:
 def choices(config: TrainConfig, layout: Layout, peak_bytes: int, machine: Machine) -> list[Choice]:
     """Return the choices of `processes` and `shard`; an empty list for one process.
 
-    `machine` is the machine as one of the processes sees it (memory_budget.share_of). `peak_bytes`: of one process.
+    `machine` is the machine as one of the processes sees it (memory_budget.per_process). `peak_bytes`: of one process.
     """
     count = config.processes or 1
     if count == 1:

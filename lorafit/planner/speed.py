@@ -87,7 +87,7 @@ def _passes(spec: ModelSpec, layout: Layout) -> float:
 def traffic_bytes(spec: ModelSpec, layout: Layout, share: MicroBatchShape) -> float:
     """Return the bytes moved for activations and weights.
 
-    Activations move TOUCHES times. The weights of the LM head move once per chunk, forward and backward; the base weights
+    Activations move ACTIVATION_PASSES times. The weights of the LM head move once per chunk, forward and backward; the base weights
     once per pass.
     """
     one = layer_bytes(spec, layout) / max(layout.tokens, 1) * spec.layers

@@ -71,7 +71,7 @@ class Worker:
             self._process.send_signal(number)
 
     def read(self, seconds: float) -> Iterator[Message]:
-        """Wait up to `seconds` for output and yield its messages. Set `over` once the worker has ended."""
+        """Wait up to `seconds` for output and yield its messages. Set `ended` once the worker has ended."""
         open_ = list(self._partial_lines)
         ready, _w, _x = select.select(open_, [], [], seconds)
         for descriptor in sorted(ready, key=open_.index):  # events before stderr: they show the step of an error

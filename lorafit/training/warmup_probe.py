@@ -38,7 +38,7 @@ SETTLED_STEPS = 20  # steps after which the warning is decided
 
 @dataclass(frozen=True)
 class Prediction:
-    """A plan with the inputs of its predictions, which measurements correct. `known`: measurements of earlier runs."""
+    """A plan with the inputs of its predictions, which measurements correct. `load_calibration`: measurements of earlier runs."""
 
     planned: PlanResult
     calibration: Calibration
@@ -235,7 +235,7 @@ def compare_with_plan(events: Iterator[Event], expected: Prediction, whole: bool
     """Yield `events`; warn if training is much slower than planned; add predicted and measured values to Finished.
 
     If the `whole` run was trained here, its time ratio and peak are stored for later plans. The time ratio is left out
-    if steps took more than SLOWER times what the probe had measured.
+    if steps took more than SLOW_RATIO times what the probe had measured.
     """
     steps, seconds, peak, said = 0, 0.0, 0, False
     planned, rehearsed = expected.plan.predicted_step_seconds, not expected.planned.plan_request.config.no_preflight

@@ -44,7 +44,7 @@ CACHED = re.compile(r"models--(.+?)--(.+)")  # folder name in the cache of huggi
 
 @dataclass(frozen=True)
 class BundleInfo:
-    """Content of bundle.json. `kind` is BEGIN, GO_ON or RESULT. For BEGIN, `run` is only the prefix of a run name."""
+    """Content of bundle.json. `kind` is NEW_RUN, UNFINISHED or FINISHED. For NEW_RUN, `run` is only the prefix of a run name."""
 
     layout: int
     kind: str
@@ -105,7 +105,7 @@ def _stage(run: RunDir | None, config: TrainConfig, folder: Path) -> BundleInfo:
 def portable(config: TrainConfig, folder: Path, kind: str, has_checkpoint: bool) -> TrainConfig:
     """Return `config` without local paths. Copy the local data and adapter that it names to `folder`/inputs.
 
-    A finished run (`kind` RESULT) needs no inputs. The initial adapter is needed only if there is no checkpoint.
+    A finished run (`kind` FINISHED) needs no inputs. The initial adapter is needed only if there is no checkpoint.
     """
     settings = {name: getattr(config, name) for name in PORTABLE_SETTINGS}
     settings |= {"effective_batch": resolve_effective_batch(config), "model_name": base_name(config.model_name)}

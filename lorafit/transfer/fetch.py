@@ -31,7 +31,7 @@ TEXTS = ("plan.json", "machine.json", "events.jsonl", "report.html")
 class Fetched:
     """An imported run. `finished` means that it has a final adapter; otherwise it can be resumed.
 
-    `base` is the name of the base model of a finished run. `base_is_here` is False if `base` is unknown or names a
+    `base` is the name of the base model of a finished run. `base_exists` is False if `base` is unknown or names a
     folder that does not exist on this disk.
     """
 

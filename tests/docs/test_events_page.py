@@ -1,4 +1,4 @@
-"""Does docs/events.md name every event and every field, and no others?"""
+"""docs/events.md documents every event and every field, and no others."""
 
 import re
 from dataclasses import fields

@@ -1,4 +1,4 @@
-"""Compiled layers learn what plain ones learn."""
+"""Layers compiled by torch.compile give the same losses as layers that are not compiled."""
 
 import shutil
 from pathlib import Path
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow  # inductor calls a C++ compiler
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 def test_compiled_layers_give_the_same_losses(tmp_path: Path) -> None:
-    folder = tiny.save_model("gemma2", tmp_path / "model")  # soft caps: the generic path
+    folder = tiny.save_model("gemma2", tmp_path / "model")  # its soft caps need the generic path
     samples = tiny.make_samples(3)
     losses = {}
     for compiled in ("off", "on"):

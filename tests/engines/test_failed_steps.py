@@ -1,4 +1,4 @@
-"""Does a step that fails leave the engine as it was: memory that runs out, numbers that are none, overflows?"""
+"""A step that fails (out of memory, a loss that is not a number, an fp16 overflow) leaves the engine unchanged."""
 
 import dataclasses
 import weakref
@@ -7,39 +7,37 @@ from pathlib import Path
 import pytest
 import torch
 from support import tiny
+from torch import Tensor, nn
+from transformers.utils import ModelOutput
 
 from lorafit.data.batching import build_step_batch
-from lorafit.data.micro_batch import MicroBatch
 from lorafit.engines.base import OutOfMemory
 from lorafit.engines.torch import device
+from lorafit.engines.torch.model import decoder_of
 from lorafit.errors import EngineError
 from lorafit.planner.schedule import step_samples
 
 
-def test_when_memory_runs_out_nothing_of_the_pass_stays_behind(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_when_memory_runs_out_nothing_of_the_pass_stays_behind(models: Path) -> None:
     plan, samples = tiny.make_plan(lora_dropout=0.1), tiny.make_samples(32)
     engine = tiny.open_engine(models / "gemma2", plan)
     data = build_step_batch(samples, step_samples(plan, 1), 64, 4096)
     before = engine.evaluate(data.micro_batches)
-    hidden, held, real = [], [], engine.generic.hidden
+    hidden: list[weakref.ref[Tensor]] = []
 
-    def seen(micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        found = real(micro)
-        hidden.append(weakref.ref(found[0]))
-        return found
-
-    def no_memory(*arguments: object) -> None:
+    def no_memory(_grad: Tensor) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(engine.generic, "hidden", seen)
-    monkeypatch.setattr("lorafit.engines.torch.hf_path.target_loss", no_memory)
-    empty = dataclasses.replace(engine.device, empty_cache=lambda: held.extend(ref() for ref in hidden))
-    monkeypatch.setattr(engine, "device", empty)
-    with pytest.raises(OutOfMemory):
+    def fail_in_the_backward_pass(_decoder: nn.Module, _inputs: object, output: ModelOutput) -> None:
+        hidden.append(weakref.ref(output.last_hidden_state))
+        output.last_hidden_state.register_hook(no_memory)
+
+    hook = decoder_of(engine.model).register_forward_hook(fail_in_the_backward_pass)
+    with pytest.raises(OutOfMemory) as error:
         engine.step(1, data.micro_batches, data.num_targets, 1e-3)
+    assert [ref() for ref in hidden] == [None], f"kept by the frames of {error.value!r}"
     engine.release()
-    assert held == [None]
-    monkeypatch.undo()
+    hook.remove()
     assert engine.evaluate(data.micro_batches) == before
 
 

@@ -1,4 +1,4 @@
-"""Is a process that others wait for missed when it is silent, and not when it left in peace? Two pulses over one store."""
+"""Heartbeats report a silent rank as lost, but not a rank that left normally. Two heartbeats share one store."""
 
 import time
 
@@ -13,28 +13,31 @@ from lorafit.engines.torch.heartbeat import Heartbeat
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Report a silent rank after 0.4 seconds instead of 60."""
     monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.02)
     monkeypatch.setattr(heartbeat, "PATIENCE_BEATS", 20)
 
 
-def pair_of(store: dist.HashStore) -> tuple[Heartbeat, Heartbeat]:
-    return Heartbeat(store, RankInfo(0, 2, 0, 2), no_known_failure), Heartbeat(
-        store, RankInfo(1, 2, 1, 2), no_known_failure
-    )
+def two_heartbeats(store: dist.HashStore) -> tuple[Heartbeat, Heartbeat]:
+    """Return the heartbeats of ranks 0 and 1, not started yet."""
+    places = RankInfo(0, 2, 0, 2), RankInfo(1, 2, 1, 2)
+    first, second = (Heartbeat(store, place, no_known_failure) for place in places)
+    return first, second
 
 
-def wait_until_lost(one: Heartbeat) -> RankLost:
+def wait_until_lost(heartbeat: Heartbeat) -> RankLost:
+    """Wait at most 60 seconds for a lost rank, and return the error that check() raises."""
     deadline = time.monotonic() + 60
-    while one.lost is None and time.monotonic() < deadline:
+    while heartbeat.lost is None and time.monotonic() < deadline:
         time.sleep(0.02)
     with pytest.raises(RankLost) as raised:
-        one.check()
+        heartbeat.check()
     return raised.value
 
 
 @pytest.mark.usefixtures("quick")
-def test_who_gives_no_sign_of_life_is_lost() -> None:
-    first, _silent = pair_of(dist.HashStore())
+def test_a_rank_without_a_heartbeat_is_lost() -> None:
+    first, _silent = two_heartbeats(dist.HashStore())
     first.start()
     lost = wait_until_lost(first)
     first.leave(None)
@@ -44,11 +47,11 @@ def test_who_gives_no_sign_of_life_is_lost() -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_who_beats_is_not_lost_and_who_left_in_peace_is_not_missed() -> None:
-    first, second = pair_of(dist.HashStore())
+def test_a_rank_with_a_heartbeat_is_not_lost_nor_is_one_that_left_normally() -> None:
+    first, second = two_heartbeats(dist.HashStore())
     first.start()
     second.start()
-    time.sleep(1.0)  # more than twice what a silent one is given
+    time.sleep(1.0)  # a silent rank is lost after less than half of this time
     first.check()
     second.leave(None)
     time.sleep(1.0)
@@ -58,9 +61,9 @@ def test_who_beats_is_not_lost_and_who_left_in_peace_is_not_missed() -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_who_leaves_with_a_reason_is_heard_at_once_and_who_only_passes_it_on_is_not_blamed() -> None:
+def test_a_rank_that_leaves_with_an_error_is_lost_at_once_and_a_rank_that_passes_the_error_on_is_not_blamed() -> None:
     store = dist.HashStore()
-    first, second = pair_of(store)
+    first, second = two_heartbeats(store)
     first.start()
     second.leave(ValueError("its disk is full"))
     lost = wait_until_lost(first)
@@ -69,12 +72,12 @@ def test_who_leaves_with_a_reason_is_heard_at_once_and_who_only_passes_it_on_is_
     first.leave(lost)
     third = Heartbeat(store, RankInfo(1, 2, 1, 2), no_known_failure)
     third.start()
-    assert wait_until_lost(third).rank == 1  # not 0, which left because of 1
+    assert wait_until_lost(third).rank == 1  # rank 0 left only because rank 1 was lost
     third.leave(None)
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_death_that_the_system_tells_is_told_with_its_words() -> None:
+def test_a_death_that_the_system_reports_is_reported_with_its_reason() -> None:
     first = Heartbeat(dist.HashStore(), RankInfo(0, 2, 0, 2), lambda: (1, "it was ended by signal SIGKILL"))
     Heartbeat(first.store, RankInfo(1, 2, 1, 2), no_known_failure)
     first.start()

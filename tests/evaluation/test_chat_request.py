@@ -11,9 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-import transformers
-from support import tiny
 
 from lorafit.api import ChatRequest, open_chat
 from lorafit.cli.app import main
@@ -29,20 +26,9 @@ MODULE = "model.layers.0.self_attn.q_proj"
 GREEDY = ["--temperature", "0", "--max_new_tokens", "8"]
 
 
-@pytest.fixture(scope="module")
-def base(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(**{**tiny.SHAPE, "vocab_size": 49152})
-    model = transformers.AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(0, 0.2)
-    model.save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copy(demo_folder / name, folder / name)
-    return folder
+@pytest.fixture
+def base(chat_model: Path) -> Path:
+    return chat_model
 
 
 def make_adapter(folder: Path, base_model: object, width: int = 32) -> Path:
@@ -55,8 +41,8 @@ def make_adapter(folder: Path, base_model: object, width: int = 32) -> Path:
 
 
 @pytest.fixture(scope="module")
-def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_adapter(tmp_path_factory.mktemp("adapter"), base)
+def adapter(chat_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_adapter(tmp_path_factory.mktemp("adapter"), chat_model)
 
 
 def test_a_prompt_prints_the_answer_alone_and_greedy_is_repeatable(base: Path, capsys: Output) -> None:

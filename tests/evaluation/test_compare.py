@@ -36,11 +36,6 @@ Output = pytest.CaptureFixture[str]
 SHORT = ["--num_samples", "2", "--max_new_tokens", "6"]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory, demo_folder: Path) -> Path:
-    return tiny.save_chat_model(tmp_path_factory.mktemp("tiny"), demo_folder)
-
-
 def rows(count: int) -> str:
     made = ({"question": f"第{i}个问题？", "answer": f"《民法典》第{i}条。" + "可以。" * (i % 4)} for i in range(count))
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made)
@@ -61,8 +56,8 @@ def trained(model: Path, folder: Path, **changes: object) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trained(model, tmp_path_factory.mktemp("made"))
+def made(chat_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(chat_model, tmp_path_factory.mktemp("made"))
 
 
 @pytest.fixture
@@ -72,10 +67,10 @@ def run(made: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def damaged(made: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def damaged(made: Path, chat_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the run whose base model has a damaged weight file, so that loading the model fails."""
     folder = tmp_path_factory.mktemp("damaged")
-    base = shutil.copytree(model, folder / "base")
+    base = shutil.copytree(chat_model, folder / "base")
     (base / "model.safetensors").write_bytes(b"damaged")
     run = Path(shutil.copytree(made, folder / made.name))
     for path in run.rglob("adapter_config.json"):
@@ -175,8 +170,10 @@ def test_an_adapter_without_its_run_only_answers(run: Path, tmp_path: Path) -> N
         api.compare(CompareRequest(adapters=[str(away)]))
 
 
-def test_the_loss_is_left_out_where_the_data_are_missing_or_changed(model: Path, tmp_path: Path) -> None:
-    run, data = trained(model, tmp_path), tmp_path / "rows.jsonl"
+def test_the_loss_is_left_out_where_the_data_are_missing_or_changed(run: Path, made: Path, tmp_path: Path) -> None:
+    data, settings = tmp_path / "rows.jsonl", run / "config.yaml"
+    data.write_text(rows(24), "utf-8")
+    settings.write_text(settings.read_text("utf-8").replace(str(made.parents[1] / data.name), str(data)), "utf-8")
     request = CompareRequest(adapters=[str(run)], prompt="你好", max_new_tokens=4)
     assert api.compare(request).tuned[0].losses is not None
     data.write_text(rows(30), "utf-8")
@@ -189,7 +186,9 @@ def test_the_loss_is_left_out_where_the_data_are_missing_or_changed(model: Path,
     assert str(data) in gone.notes[0]
 
 
-def test_validation_rows_of_their_own_and_a_template_of_the_users_are_found_again(model: Path, tmp_path: Path) -> None:
+def test_validation_rows_of_their_own_and_a_template_of_the_users_are_found_again(
+    chat_model: Path, tmp_path: Path
+) -> None:
     (tmp_path / "valid.jsonl").write_text(rows(30).split("\n", 24)[24], "utf-8")
     (tmp_path / "chat.jinja").write_text(
         "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
@@ -197,16 +196,16 @@ def test_validation_rows_of_their_own_and_a_template_of_the_users_are_found_agai
         "utf-8",
     )
     own = {"valid_dataset": tmp_path / "valid.jsonl", "chat_template": tmp_path / "chat.jinja"}
-    found = api.compare(CompareRequest(adapters=[str(trained(model, tmp_path, **own))], max_new_tokens=4))
+    found = api.compare(CompareRequest(adapters=[str(trained(chat_model, tmp_path, **own))], max_new_tokens=4))
     losses = found.tuned[0].losses
     assert losses is not None
     assert losses.rows == 6
     assert sorted(q.text for q in found.questions) == [f"第{i}个问题？" for i in range(24, 30)]
 
 
-def test_runs_with_other_validation_rows_get_a_note(model: Path, tmp_path: Path) -> None:
-    one, two = trained(model, tmp_path), trained(model, tmp_path, val_size=3)
-    found = api.compare(CompareRequest(adapters=[str(one), str(two)], prompt="你好", max_new_tokens=4))
+def test_runs_with_other_validation_rows_get_a_note(made: Path, chat_model: Path, tmp_path: Path) -> None:
+    other = trained(chat_model, tmp_path, val_size=3)
+    found = api.compare(CompareRequest(adapters=[str(made), str(other)], prompt="你好", max_new_tokens=4))
     assert "held out different rows" in found.notes[0]
     assert [side.losses.rows for side in found.tuned if side.losses] == [5, 3]
     held_out = next(line for line in lines(found) if line.label == "held-out loss")
@@ -264,7 +263,7 @@ def test_a_damaged_base_model_is_named(damaged: Path, capsys: Output) -> None:
     assert "Traceback" not in text
 
 
-def test_adapters_of_different_bases_are_refused(run: Path, model: Path, tmp_path: Path) -> None:
+def test_adapters_of_different_bases_are_refused(run: Path, tmp_path: Path) -> None:
     away = Path(shutil.copytree(run / "final_model", tmp_path / "away"))
     config = json.loads((away / "adapter_config.json").read_text())
     (away / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "other/base"}))

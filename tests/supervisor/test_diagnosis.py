@@ -1,4 +1,4 @@
-"""Is every death told for what it is, and is what helps against it done, no more often than it helps? Described endings."""
+"""Each way in which a worker exits gets its cause and its recovery, and restarts end once they do not help."""
 
 import re
 
@@ -23,10 +23,10 @@ CAUSES = [
     "oom_killer", "memory", "metal_memory", "watchdog", "banned", "command_buffer", "handles", "metal_bug", "cuda", "disk",
     "lost", "hung", "killed", "asked", "crashed", "aborted", "vanished",
 ]  # fmt: skip
-ENDINGS = [
+EXITS = [
     (WorkerExit(-9, oom_kills=1), "oom_killer"),
     (WorkerExit(-9), "killed"),
-    (WorkerExit(-9, ["torch.OutOfMemoryError: CUDA out of memory"]), "killed"),  # words of an error that was handled
+    (WorkerExit(-9, ["torch.OutOfMemoryError: CUDA out of memory"]), "killed"),  # the traceback of an error that was handled
     (WorkerExit(-9, silent_seconds=400.0), "hung"),
     (WorkerExit(-6, ["libc++abi: terminating", MLX + "Insufficient Memory (00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)"]), "metal_memory"),
     (WorkerExit(-6, [MLX + "Impacting Interactivity (0000000e:kIOGPUCommandBufferCallbackErrorImpactingInteractivity)"]), "watchdog"),
@@ -61,21 +61,21 @@ ENDINGS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("end", "cause"), ENDINGS, ids=lambda value: str(value)[:60])
-def test_an_ending_has_its_cause_and_a_sentence(end: WorkerExit, cause: str) -> None:
+@pytest.mark.parametrize(("end", "cause"), EXITS, ids=lambda value: str(value)[:60])
+def test_an_exit_has_its_cause_and_a_sentence(end: WorkerExit, cause: str) -> None:
     death = diagnose(end)
     assert death.cause == cause
     assert death.text
     assert "{" not in death.text
 
 
-def test_the_line_that_told_is_kept() -> None:
+def test_the_line_that_shows_the_cause_is_kept() -> None:
     end = WorkerExit(-6, ["loading", "LLVM ERROR: Failed to infer result type(s)", "Abort trap: 6"])
     assert diagnose(end).evidence == "LLVM ERROR: Failed to infer result type(s)"
     assert diagnose(WorkerExit(-11, ["last words", ""])).evidence == "last words"
 
 
-def test_every_cause_is_told_in_both_languages_in_one_sentence() -> None:
+def test_every_cause_has_one_sentence_in_both_languages() -> None:
     for cause in CAUSES:
         set_language("en")
         english = cause_text(cause)
@@ -94,12 +94,12 @@ def test_every_cause_is_told_in_both_languages_in_one_sentence() -> None:
         ("", False),
     ],
 )
-def test_a_living_worker_is_ended_for_garbage_and_for_nothing_else(line: str, fatal: bool) -> None:
+def test_a_live_worker_is_killed_for_wrong_results_and_for_nothing_else(line: str, fatal: bool) -> None:
     assert is_fatal(line) == fatal
 
 
-def cures(cause: str, count: int, system: str = "Linux") -> list[Recovery]:
-    """What is done when it dies of `cause` `count` times with no checkpoint in between."""
+def recoveries(cause: str, count: int, system: str = "Linux") -> list[Recovery]:
+    """Return the recoveries from `count` deaths of one `cause` without a checkpoint in between."""
     deaths: list[PastDeath] = []
     found = []
     relaxed = False
@@ -112,7 +112,7 @@ def cures(cause: str, count: int, system: str = "Linux") -> list[Recovery]:
 
 @pytest.mark.parametrize("cause", [c for c in CAUSES if c not in ("asked", "disk", "metal_bug")])
 def test_restarts_end_where_they_do_not_help(cause: str) -> None:
-    found = cures(cause, 12, "Darwin")
+    found = recoveries(cause, 12, "Darwin")
     restarts = [c.restart for c in found]
     assert restarts[0]
     assert not restarts[-1]
@@ -122,37 +122,37 @@ def test_restarts_end_where_they_do_not_help(cause: str) -> None:
 
 
 @pytest.mark.parametrize("cause", ["oom_killer", "memory", "metal_memory"])
-def test_lack_of_memory_is_met_with_less_at_a_time(cause: str) -> None:
-    assert all(c.shrink for c in cures(cause, MAX_DEATHS))
+def test_lack_of_memory_leads_to_smaller_micro_batches(cause: str) -> None:
+    assert all(c.shrink for c in recoveries(cause, MAX_DEATHS))
 
 
-def test_the_watchdog_is_first_asked_to_wait_then_given_less() -> None:
-    first, second, third = cures("watchdog", 3, "Darwin")
+def test_metals_watchdog_is_first_relaxed_then_given_smaller_micro_batches() -> None:
+    first, second, third = recoveries("watchdog", 3, "Darwin")
     assert (first.environ, first.shrink) == ({"AGX_RELAX_CDM_CTXSTORE_TIMEOUT": "1"}, False)
     assert (second.environ, second.shrink) == ({}, True)
     assert third.shrink
-    assert "display" in cures("watchdog", 12, "Darwin")[-1].text
+    assert "display" in recoveries("watchdog", 12, "Darwin")[-1].text
 
 
-def test_what_does_not_change_the_plan_is_tried_as_it_was() -> None:
+def test_causes_other_than_memory_restart_with_the_same_plan() -> None:
     for cause in ("killed", "hung", "crashed", "cuda", "lost", "vanished"):
-        assert not any(c.shrink for c in cures(cause, 4, "Linux")), cause
+        assert not any(c.shrink for c in recoveries(cause, 4, "Linux")), cause
 
 
-def test_macos_kills_for_memory_without_a_word_so_a_second_kill_is_taken_for_that() -> None:
-    assert [c.shrink for c in cures("killed", 2, "Darwin")] == [False, True]
+def test_on_macos_a_second_unexplained_kill_counts_as_out_of_memory() -> None:
+    assert [c.shrink for c in recoveries("killed", 2, "Darwin")] == [False, True]
 
 
-def test_a_process_that_ran_out_of_handles_is_recycled_before_it_does_again() -> None:
-    (found,) = cures("handles", 1)
-    assert found.recycle_every == 3  # it lasted six steps
+def test_a_process_that_ran_out_of_handles_is_recycled_before_it_runs_out_again() -> None:
+    (found,) = recoveries("handles", 1)
+    assert found.recycle_every == 3  # the process ran out after six steps
 
 
-def test_a_checkpoint_between_two_deaths_is_progress_and_the_count_begins_anew() -> None:
+def test_a_checkpoint_between_two_deaths_resets_the_count() -> None:
     deaths = [PastDeath("killed", step + 3, step) for step in range(50)]
     assert choose_recovery(deaths, "Linux", False).restart
 
 
-def test_what_cannot_be_cured_is_not_tried_again() -> None:
+def test_a_cause_without_a_recovery_is_not_retried() -> None:
     for cause in ("error", "asked", "disk"):
         assert not choose_recovery([PastDeath(cause, 5, 4)], "Linux", False).restart

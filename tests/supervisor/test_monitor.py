@@ -1,4 +1,4 @@
-"""Does the supervisor see what goes on, and give the right orders? On described machines; this one is asked only whether it answers."""
+"""Tests of the monitor, its sensors and its orders, on described machines; of this machine only that sensors answer."""
 
 import subprocess
 import sys
@@ -18,52 +18,52 @@ from lorafit.supervisor.memory_pressure import MemoryReading
 from lorafit.supervisor.monitor import Monitor, Sensors
 from lorafit.supervisor.watchdog import BUSY_PATIENCE, Watchdog
 
-# the pulse
+# watchdog
 
 
-def looks(pulse: Watchdog, seconds: int, cpu: float = 0.0, stopped: bool = False, start: int = 0) -> bool:
-    """Whether it hangs after looks once a second; `cpu` is the share of a core that is used."""
-    return any([pulse.hangs(float(now), cpu * now, stopped) for now in range(start, start + seconds + 1)])
+def hangs_within(watchdog: Watchdog, seconds: int, cpu: float = 0.0, stopped: bool = False, start: int = 0) -> bool:
+    """Ask once a second and return whether the worker ever hangs; `cpu` is the share of a core that it uses."""
+    return any([watchdog.hangs(float(now), cpu * now, stopped) for now in range(start, start + seconds + 1)])
 
 
-def test_an_idle_worker_may_be_silent_for_so_long() -> None:
-    assert not looks(Watchdog(300), 290)
-    assert looks(Watchdog(300), 310)
+def test_an_idle_worker_may_be_silent_up_to_hang_seconds() -> None:
+    assert not hangs_within(Watchdog(300), 290)
+    assert hangs_within(Watchdog(300), 310)
 
 
-def test_one_that_computes_is_waited_for_longer_though_not_for_ever() -> None:
-    assert not looks(Watchdog(300), 2900, cpu=1.0)
-    assert looks(Watchdog(300), 300 * BUSY_PATIENCE + 10, cpu=1.0)
+def test_a_busy_worker_may_be_silent_for_longer_but_not_forever() -> None:
+    assert not hangs_within(Watchdog(300), 2900, cpu=1.0)
+    assert hangs_within(Watchdog(300), 300 * BUSY_PATIENCE + 10, cpu=1.0)
 
 
-def test_a_beat_begins_it_anew() -> None:
-    pulse = Watchdog(300)
+def test_a_beat_resets_the_watchdog() -> None:
+    watchdog = Watchdog(300)
     for start in range(0, 2000, 200):
-        assert not looks(pulse, 199, start=start)
-        pulse.beat(start + 200.0)
+        assert not hangs_within(watchdog, 199, start=start)
+        watchdog.beat(start + 200.0)
 
 
-def test_pauses_that_were_seen_before_are_no_hang() -> None:
-    pulse = Watchdog(10)
-    looks(pulse, 9, start=0)
-    pulse.beat(9.0)
-    looks(pulse, 9, start=9)
-    pulse.beat(18.0)
-    assert not looks(pulse, 60, start=18)
-    assert looks(pulse, 120, start=18)
+def test_pauses_as_long_as_earlier_ones_are_no_hang() -> None:
+    watchdog = Watchdog(10)
+    hangs_within(watchdog, 9, start=0)
+    watchdog.beat(9.0)
+    hangs_within(watchdog, 9, start=9)
+    watchdog.beat(18.0)
+    assert not hangs_within(watchdog, 60, start=18)
+    assert hangs_within(watchdog, 120, start=18)
 
 
-def test_a_stopped_worker_does_not_hang_and_neither_does_one_that_nobody_looked_at() -> None:
-    assert not looks(Watchdog(300), 5000, stopped=True)
-    pulse = Watchdog(300)
-    assert not pulse.hangs(0.0, 0.0, False)
-    assert not pulse.hangs(50_000.0, 0.0, False)  # the supervisor itself was stopped, or the machine slept
+def test_a_stopped_worker_does_not_hang_and_neither_does_one_that_was_not_checked() -> None:
+    assert not hangs_within(Watchdog(300), 5000, stopped=True)
+    watchdog = Watchdog(300)
+    assert not watchdog.hangs(0.0, 0.0, False)
+    assert not watchdog.hangs(50_000.0, 0.0, False)  # the supervisor itself was stopped, or the machine slept
 
 
 # clocks
 
 
-def test_sleep_and_a_set_clock_are_told_apart() -> None:
+def test_sleep_and_a_set_clock_are_distinguished() -> None:
     before = Clocks(1000.0, 500.0, 100.0)
     slept = Clocks(4610.0, 4110.0, 110.0)
     assert slept_seconds(before, slept) == 3600
@@ -74,7 +74,7 @@ def test_sleep_and_a_set_clock_are_told_apart() -> None:
     assert slept_seconds(before, Clocks(1010.0, 510.0, 110.0)) is None
 
 
-def test_this_machines_clocks_go_alike() -> None:
+def test_the_clocks_of_this_machine_agree() -> None:
     before = read_clocks()
     assert slept_seconds(before, read_clocks()) is None
 
@@ -104,7 +104,7 @@ def test_level_zero_never_pauses() -> None:
     assert power.battery_order((0.5, False), 0.0, False) is None
 
 
-def test_heat_is_asked_without_special_rights() -> None:
+def test_heat_is_read_without_special_rights() -> None:
     assert thermal.command("Darwin", False) == ("notifyutil", "-g", "com.apple.system.thermalpressurelevel")
     assert thermal.command("Linux", False) is None
     cmd = thermal.command("Linux", True)
@@ -112,7 +112,7 @@ def test_heat_is_asked_without_special_rights() -> None:
     assert cmd[0] == "nvidia-smi"
 
 
-def test_what_the_tools_print_becomes_words_only_where_it_slows_down() -> None:
+def test_the_output_of_the_tools_becomes_a_text_only_if_it_reports_throttling() -> None:
     assert thermal.throttling_text(thermal.APPLE, "com.apple.system.thermalpressurelevel 0\n") is None
     assert thermal.throttling_text(thermal.APPLE, "com.apple.system.thermalpressurelevel 2\n")
     assert thermal.throttling_text(thermal.NVIDIA, "71, Not Active, Not Active\n") is None
@@ -136,13 +136,13 @@ def write(folder: Path, **files: str) -> Path:
 PSI = "some avg10=31.20 avg60=5.00 avg300=1.00 total=9\nfull avg10=12.50 avg60=3.00 avg300=0.50 total=5\n"
 
 
-def test_linux_tells_how_long_nobody_could_work(tmp_path: Path) -> None:
+def test_linux_reports_the_share_of_time_stalled_for_memory(tmp_path: Path) -> None:
     path = write(tmp_path, memory=PSI) / "memory"
     assert memory_pressure.stalled_percent(path) == 12.5
     assert memory_pressure.stalled_percent(tmp_path / "none") is None
 
 
-def test_a_cgroup_tells_its_share_of_either_version(tmp_path: Path) -> None:
+def test_the_used_share_of_a_cgroup_is_read_in_both_versions(tmp_path: Path) -> None:
     stat = "anon 1\ninactive_file 100\n"
     two = write(tmp_path / "2", memory__current="1100\n", memory__max="1000\n", memory__stat=stat)
     assert memory_pressure.share(two) == 1.0
@@ -170,7 +170,7 @@ def test_the_memory_cgroup_is_found(tmp_path: Path, lines: str, place: str, file
     memory_pressure.cgroup.cache_clear()
 
 
-def test_memory_is_short_when_several_looks_agree() -> None:
+def test_memory_is_short_when_several_readings_agree() -> None:
     high, low = MemoryReading(stalled_percent=40.0), MemoryReading(stalled_percent=2.0)
     assert memory_pressure.is_short([high, high, high])
     assert not memory_pressure.is_short([high, low, high])
@@ -187,10 +187,10 @@ def test_this_machine_answers() -> None:
     assert memory_pressure.oom_kills() >= 0
 
 
-# all together
+# the whole monitor
 
 
-def senses(
+def sensors(
     memory: MemoryReading | None = None,
     batteries: Iterator[tuple[float, bool] | None] | None = None,
     hot: str | None = None,
@@ -199,17 +199,17 @@ def senses(
     return Sensors(lambda: memory or MemoryReading(), lambda: next(battery), lambda: hot, lambda: Clocks(0, 0, 0))
 
 
-def orders(care: Monitor, seconds: int) -> list[tuple[int, Order]]:
-    """The orders given in so many seconds, with the second."""
-    return [(now, order) for now in range(100, 100 + seconds) for order in care.orders(float(now))]
+def orders(monitor: Monitor, seconds: int) -> list[tuple[int, Order]]:
+    """Return the orders of `seconds` seconds, each with its second."""
+    return [(now, order) for now in range(100, 100 + seconds) for order in monitor.orders(float(now))]
 
 
 def test_a_calm_machine_gets_no_orders() -> None:
-    assert orders(Monitor(20.0, 300.0, senses()), 600) == []
+    assert orders(Monitor(20.0, 300.0, sensors()), 600) == []
 
 
-def test_memory_that_stays_short_asks_for_less_ever_more_rarely() -> None:
-    given = orders(Monitor(20.0, 300.0, senses(MemoryReading(stalled_percent=50.0))), 1000)
+def test_memory_that_stays_short_gives_shrink_orders_ever_more_rarely() -> None:
+    given = orders(Monitor(20.0, 300.0, sensors(MemoryReading(stalled_percent=50.0))), 1000)
     assert {order.name for _now, order in given} == {"shrink"}
     times = [now for now, _order in given]
     assert times[0] <= 115
@@ -218,21 +218,21 @@ def test_memory_that_stays_short_asks_for_less_ever_more_rarely() -> None:
     assert gaps[0] >= 120
 
 
-def test_a_pause_is_told_saved_and_ended_by_power() -> None:
+def test_a_low_battery_pauses_with_a_text_and_power_ends_the_pause() -> None:
     power_over_time = chain([(50.0, False), (10.0, False), (9.0, False)], repeat((9.0, True)))
-    care = Monitor(20.0, 300.0, senses(batteries=power_over_time))
-    assert [order.name for _now, order in orders(care, 200)] == ["say", "pause", "say", "go_on"]
+    monitor = Monitor(20.0, 300.0, sensors(batteries=power_over_time))
+    assert [order.name for _now, order in orders(monitor, 200)] == ["say", "pause", "say", "go_on"]
 
 
-def test_heat_is_said() -> None:
-    given = orders(Monitor(20.0, 300.0, senses(hot="The GPU is hot.")), 50)
+def test_heat_is_reported() -> None:
+    given = orders(Monitor(20.0, 300.0, sensors(hot="The GPU is hot.")), 50)
     assert [order.text for _now, order in given] == ["The GPU is hot."]
 
 
-# the worker's end
+# the worker's side of the link
 
 
-def test_orders_are_heard_and_taken_once() -> None:
+def test_orders_are_received_and_taken_once() -> None:
     link = Link()
     assert (link.stop_code, link.take_shrink(), link.take_texts()) == (0, False, [])
     for order in (Order("shrink"), Order("say", text="a"), Order("say", text="b"), Order("pause")):
@@ -249,7 +249,7 @@ def test_orders_are_heard_and_taken_once() -> None:
 
 @pytest.mark.parametrize(("writes", "code"), [(False, 128 + HANG_UP), (True, 3)])
 def test_a_worker_without_a_supervisor_ends_at_once_where_there_is_nothing_to_save(writes: bool, code: int) -> None:
-    """Else it would take the run from the one that goes on with it."""
+    """A worker that stayed alive would hold the lock of a run that a new supervisor resumes."""
     lines = [
         "import sys, time",
         "from lorafit.ipc.link import Link, receive_orders",
@@ -263,15 +263,15 @@ def test_a_worker_without_a_supervisor_ends_at_once_where_there_is_nothing_to_sa
     assert done.returncode == code
 
 
-def test_taking_up_work_beats_and_not_too_often() -> None:
-    said: list[Message] = []
-    link = Link(said.append)
+def test_each_taken_item_may_beat_but_not_too_often() -> None:
+    sent: list[Message] = []
+    link = Link(sent.append)
     assert list(link.with_beats([1, 2, 3])) == [1, 2, 3]
-    assert said == [Beat()]
+    assert sent == [Beat()]
 
 
-def test_a_beat_can_tell_how_much_lies_behind() -> None:
-    said: list[Message] = []
-    items = Link(said.append).with_beats("abcd", lambda share: Evaluating(time=0.0, rows=8, share=share))
+def test_a_beat_can_report_the_share_that_is_done() -> None:
+    sent: list[Message] = []
+    items = Link(sent.append).with_beats("abcd", lambda share: Evaluating(time=0.0, rows=8, share=share))
     assert items[2] == "c"
-    assert said == [Evaluating(time=0.0, rows=8, share=0.5)]
+    assert sent == [Evaluating(time=0.0, rows=8, share=0.5)]

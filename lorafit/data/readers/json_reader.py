@@ -21,7 +21,7 @@ TRIES = 1000  # candidate positions tested in one window
 
 
 class _JsonDecoder:
-    """A JSON decoder that also records the keys that occur more than once in one object (`twice`)."""
+    """A JSON decoder that also records the keys that occur more than once in one object (`duplicate_keys`)."""
 
     def __init__(self) -> None:
         self.duplicate_keys: list[str] = []
@@ -201,7 +201,7 @@ def read_jsonl(path: Path) -> Iterator[Row]:
 
 
 def _lines(file: TextIO) -> Iterator[str]:
-    """Yield the lines of the file, each cut to LONGEST characters."""
+    """Yield the lines of the file, each cut to MAX_ROW_CHARACTERS characters."""
     while line := file.readline(MAX_ROW_CHARACTERS):
         yield line
         while line and not line.endswith("\n") and len(line) == MAX_ROW_CHARACTERS:

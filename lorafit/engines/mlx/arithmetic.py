@@ -28,7 +28,7 @@ def softmax(x: mx.array) -> mx.array:
 
 
 def row_sums(x: mx.array) -> mx.array:
-    """Return the sums over the last axis, [N,V] -> [N,1], computed in parts of PART numbers.
+    """Return the sums over the last axis, [N,V] -> [N,1], computed in parts of PARTIAL_SUM numbers.
 
     On the CPU, MLX adds one number after another: for a row as long as a vocabulary, the sum is 1e-4 off.
     """

@@ -42,7 +42,7 @@ def limit_memory(available_bytes: int) -> None:
 
 
 def recommended_bytes(_device: str) -> int | None:
-    """Return the working set size (bytes) that Metal recommends; None without Metal. (For registry.MEASURED_BYTES.)"""
+    """Return the working set size (bytes) that Metal recommends; None without Metal. (For registry.USABLE_BYTES.)"""
     found = mx.device_info().get("max_recommended_working_set_size") if mx.metal.is_available() else None
     return int(found) if found else None
 

@@ -25,7 +25,7 @@ Norm = Callable[[mx.array], mx.array]
 class LayerFacts:
     """Settings of a layer that its modules do not hold.
 
-    `gate` is swiglu or geglu; with `own_norms`, the output of each branch is normalized too.
+    `gate` is swiglu or geglu; with `post_norms`, the output of each branch is normalized too.
     """
 
     name: str  # model.layers.0, for example, as in PEFT files

@@ -54,7 +54,7 @@ def stream_tokens(
 def generate_batches(
     model: PreTrainedModel, device: Device, prompts: Sequence[Sequence[int]], sampling: Sampling
 ) -> Iterator[dict[int, list[int]]]:
-    """Yield the continuations by prompt index; up to TOGETHER prompts of similar length form a batch.
+    """Yield the continuations by prompt index; up to PROMPTS_PER_BATCH prompts of similar length form a batch.
 
     A model whose results would change with padding gets one prompt at a time.
     """

@@ -27,7 +27,7 @@ GRACE_SECONDS = 600.0
 class RankPulse:
     """State of another rank.
 
-    `beat` is its last counter; `silent` counts own beats since `beat` changed; `left`: the rank wrote that it leaves.
+    `beat` is its last counter; `missed_beats` counts own beats since `beat` changed; `left`: the rank wrote that it leaves.
     """
 
     beat: int = -1

@@ -70,7 +70,7 @@ def mix_(x: Tensor) -> Tensor:
 
 
 class LoRALinear(nn.Module):
-    """A frozen linear layer `base` with a trainable delta, added if `on`.
+    """A frozen linear layer `base` with a trainable delta, added if `delta_enabled`.
 
     `lora_A` [R,I] and `lora_B` [O,R] are fp32.
     """
@@ -106,7 +106,7 @@ class LoRALinear(nn.Module):
             self.lora_B.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return base(x), plus the delta if `on`."""
+        """Return base(x), plus the delta if `delta_enabled`."""
         y: Tensor = self.base(x)
         if not self.delta_enabled:
             return y

@@ -81,7 +81,7 @@ def _sample(sample: ShownSample, several: bool, console: Console) -> None:
 
 
 def _middle(text: str) -> str:
-    """Return `text`, without its middle if it is longer than PIECE."""
+    """Return `text`, without its middle if it is longer than MAX_PIECE."""
     if len(text) <= MAX_PIECE:
         return text
     left_out = _("… {n} characters …").format(n=count_text(len(text) - MAX_PIECE))

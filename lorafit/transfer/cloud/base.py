@@ -12,8 +12,8 @@ from lorafit.transfer.cloud.prices import Price
 class Quote:
     """The planner's estimate for a run on the rented machine `machine`: GPU, time in seconds, and price per hour.
 
-    `low` and `high` are the range of `seconds`. If `fits` is True, `words` holds precision and quantization. Otherwise
-    the run cannot be planned there, and `words` holds the reason.
+    `low` and `high` are the range of `seconds`. If `fits` is True, `details` holds precision and quantization. Otherwise
+    the run cannot be planned there, and `details` holds the reason.
     """
 
     machine: str

@@ -25,8 +25,8 @@ BUNDLE_NAME = "run.zip"
 class CloudFiles:
     """The output of send() for a platform.
 
-    `title` is the name of the platform. `files` are the names in `folder`. `offers` are the quotes for the platform's
-    machines. `steps` are the next steps for the user.
+    `title` is the name of the platform. `files` are the names in `folder`. `quotes` are the quotes for the platform's
+    machines. `next_steps` are the next steps for the user.
     """
 
     title: str

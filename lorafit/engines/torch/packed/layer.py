@@ -40,7 +40,7 @@ class Recomputable:
 
 @dataclass
 class LayerActivations:
-    """Activations that one layer's forward saves for its backward; `rest` is None if the layer recomputes."""
+    """Activations that one layer's forward saves for its backward; `recomputable` is None if the layer recomputes."""
 
     x: Tensor
     out: Tensor  # attention's output at the kept rows
