@@ -39,7 +39,7 @@ CONTESTANTS = [
 ]
 ROUNDS, SAMPLES, QUICK_SAMPLES = 3, 16, 8
 LORA_R, LORA_ALPHA, LEARNING_RATE = 32, 64.0, 1e-4
-# Goals, lorafit over mlx_lm: least ratios of target tokens per second (LEAST_RATIOS), highest ratios of peak memory (MOST_RATIOS).
+# Goals, lorafit over mlx_lm: least ratios of target tokens per second, highest ratios of peak memory.
 LEAST_RATIOS = {"vs_lora": 1.5, "vs_loop": 1.35, "lean_vs_lora": 1.0}
 MOST_RATIOS = {"peak_vs_lora": 0.6, "lean_peak_vs_lora": 0.25}
 

@@ -121,7 +121,7 @@ def runs(output_dir: Path = OUTPUT) -> list[RunInfo]:
 
 
 def run_record(name: str, output_dir: Path = OUTPUT) -> Record:
-    """Return everything that the run's folder holds: settings, plan, events. `name`: the run's name, folder, or "latest".
+    """Return what the folder of a run holds: settings, plan, events. `name`: the run's name or folder, or "latest".
 
     Example::
 

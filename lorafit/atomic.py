@@ -131,7 +131,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
 
 
 def verify(folder: Path) -> str | None:
-    """Return a message if `folder` differs from what atomic_folder() wrote, else None. Files added later are ignored."""
+    """Return a message if `folder` is not as atomic_folder() wrote it, else None. Files added later are ignored."""
     try:
         entries = list(_entries(json.loads((folder / MANIFEST).read_text("utf-8"))))
     except FileNotFoundError:

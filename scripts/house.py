@@ -97,7 +97,7 @@ class House:
         return max(map(level, reach), default=1)
 
     def unused_names(self) -> list[str]:
-        """Return the public names of modules that neither the package nor scripts, benchmarks or root files refer to."""
+        """Return the public names of modules to which no code outside the tests refers."""
         users = [*self.files, *self.root.glob("*.py"), *(self.root / "scripts").rglob("*.py")]
         users += (self.root / "benchmarks").rglob("*.py")
         used: set[str] = set()
@@ -175,7 +175,7 @@ class House:
 
 
 def imported(tree: ast.AST) -> Iterator[tuple[str, ast.stmt]]:
-    """Yield each imported name, whole, with its statement: `lorafit.planner.memory`, also for `from lorafit.planner import memory`."""
+    """Yield each imported name with its statement: `a.b.c` for `import a.b.c` and for `from a.b import c`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node) for alias in node.names)

@@ -36,7 +36,7 @@ class MicroBatch:
     """Part of a step, padding-free: several samples end to end.
 
     `input_ids`, `target_mask`, `position_ids` [T]; `segments` [S+1]: cumulative lengths, from 0 to T;
-    `sample_ids` [S]: rows of the data set; `index_in_step` [S]: index of each sample in its step, the key of its dropout;
+    `sample_ids` [S]: rows of the data set; `index_in_step` [S]: the key of a sample's dropout;
     `shared` [S]: number of leading tokens that each sample shares with other samples of its step.
     """
 

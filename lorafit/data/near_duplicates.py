@@ -45,7 +45,7 @@ def _grams(text: str) -> NDArray[np.uint64]:
 
 
 def near_pairs(signatures_NK: UInt32) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the pairs [P, 2] of texts with an estimated similarity of at least MIN_SIMILARITY, and the similarities [P].
+    """Return the pairs [P, 2] of texts whose estimated similarity is at least MIN_SIMILARITY, and that [P].
 
     The pairs are sorted, with the earlier text first in each pair.
     """

@@ -126,7 +126,7 @@ class _MessageSearch:
 
     @cached_property
     def begin(self) -> TargetSpan | None:
-        """An empty span where the message begins, or None if text and prompt differ before the part `generation_prompt`."""
+        """An empty span where the message begins, or None if text and prompt differ before it."""
         if self.text.startswith(self.prompt_text):
             return TargetSpan(len(self.prompt_text), len(self.prompt_text))
         common = len(commonprefix([self.prompt_text, self.text]))  # noqa: RUF071

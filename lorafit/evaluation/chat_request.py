@@ -48,7 +48,7 @@ def check_request(request: ChatRequest) -> None:
 
 
 def open_chat(request: ChatRequest, say: ProgressCallback) -> Chat:
-    """Open a chat with the model that `request` names. Raise LorafitErrors, those that cost little to find before it is loaded."""
+    """Open a chat with the model that `request` names. Raise LorafitErrors, most of them before it is loaded."""
     machine = detect.detect_machine()
     detect.check_machine(machine)
     adapter = None if request.lora_weights is None else directory.find_adapter(Path(request.lora_weights).expanduser())

@@ -143,7 +143,7 @@ def compare_models(
 def _answer_progress(say: ProgressCallback, name: str, sides: int) -> Callable[[int, int], None]:
     """Return a callback that reports the finished answers and the estimated time left.
 
-    The time left includes the answers of `results` more models.
+    The time left includes the answers of `sides` more models.
     """
     began = time.monotonic()
 

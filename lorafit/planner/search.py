@@ -120,7 +120,7 @@ def anything_fits(question: PlanRequest) -> bool:
 
 
 def budgets(question: PlanRequest) -> list[int]:
-    """Return the token budgets to try, the largest first: the requested one, or `budget_ladder` up to `max_token_budget`."""
+    """Return the token budgets to try, the largest first: the requested one, or those up to `max_token_budget`."""
     config = question.config
     if config.token_budget:
         return [config.token_budget]

@@ -146,7 +146,7 @@ def check_shapes(folder: Path, spec: ModelSpec) -> None:
 
 
 def read_matching_adapter(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray[np.float32]]:
-    """Return the tensors of the adapter in `folder`. Raise AdapterError unless names and shapes are those of `shapes`."""
+    """Return the tensors of the adapter in `folder`. Raise AdapterError for other names or shapes."""
     config, tensors = read_adapter(folder)
     if differing := sorted(tensors.keys() ^ shapes.keys()):
         raise wrong_layers_error(folder, config, listed(differing[:2]))

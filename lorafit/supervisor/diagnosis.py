@@ -52,7 +52,7 @@ class WorkerExit:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """A `cause` for programs, `text` as a sentence for the user, and `evidence`, the output line that shows the cause."""
+    """A `cause` for programs, `text` for the user, and `evidence`: the output line that shows the cause."""
 
     cause: str
     text: str

@@ -34,7 +34,7 @@ class MemoryReading:
 
 
 def is_short(readings: Sequence[MemoryReading]) -> bool:
-    """Return whether the last MIN_READINGS readings are all high: the next step must use less memory to avoid thrashing."""
+    """Return whether the last MIN_READINGS readings are all high, so that the next step must use less memory."""
     return len(readings) >= MIN_READINGS and all(reading.high for reading in list(readings)[-MIN_READINGS:])
 
 

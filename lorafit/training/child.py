@@ -20,7 +20,7 @@ from lorafit.training.worker import train_in_process
 
 
 def main(work: Callable[[TrainConfig, Link], Iterator[Event]]) -> int:
-    """Run `train_in_process` with the config read from stdin, and write its events to stdout.
+    """Run `work` with the config read from stdin, and write its events to stdout.
 
     The last message is `WorkerDone` or the error. Return 0, 2 after a LorafitError, 1 after any other exception.
     """

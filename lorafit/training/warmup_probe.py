@@ -38,7 +38,7 @@ SETTLED_STEPS = 20  # steps after which the warning is decided
 
 @dataclass(frozen=True)
 class Prediction:
-    """A plan with the inputs of its predictions, which measurements correct. `load_calibration`: measurements of earlier runs."""
+    """A plan with the inputs of its predictions, which measurements correct. `calibration`: those of earlier runs."""
 
     planned: PlanResult
     calibration: Calibration

@@ -44,7 +44,7 @@ CACHED = re.compile(r"models--(.+?)--(.+)")  # folder name in the cache of huggi
 
 @dataclass(frozen=True)
 class BundleInfo:
-    """Content of bundle.json. `kind` is NEW_RUN, UNFINISHED or FINISHED. For NEW_RUN, `run` is only the prefix of a run name."""
+    """Content of bundle.json. `kind` is NEW_RUN, UNFINISHED or FINISHED. For NEW_RUN, `run` is a prefix."""
 
     layout: int
     kind: str

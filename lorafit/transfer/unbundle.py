@@ -181,7 +181,7 @@ def _facts(values: dict[str, Any]) -> BundleInfo:
 
 
 def _settings(inside: RunDir) -> TrainConfig:
-    """Return the settings in PORTABLE_SETTINGS of the bundle. Raises ValueError if one of them names a path outside the bundle."""
+    """Return the settings in PORTABLE_SETTINGS of the bundle. Raises ValueError for a path outside the bundle."""
     settings = {name: value for name, value in read_yaml(inside.config).items() if name in PORTABLE_SETTINGS}
     config = make_config(settings, where=inside.config)
     for name in ("dataset_name", "valid_dataset", "init_adapter"):

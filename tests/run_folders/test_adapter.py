@@ -1,4 +1,4 @@
-"""Does `peft` read what we write and we what `peft` writes, to the same logits, and is the rest refused with words?"""
+"""Adapters are exchanged with `peft` in both directions with equal logits; anything else raises an AdapterError."""
 
 import json
 import math
@@ -59,7 +59,7 @@ def random_adapter(model: torch.nn.Module, modules: list[str], r: int) -> Tensor
 
 
 def logits_by_hand(tensors: Tensors, scale: float) -> torch.Tensor:
-    """Of a base whose weights are W + scale * B @ A."""
+    """Return the logits of a base model whose weights are W + scale * B @ A."""
     model = tiny_llama()
     for module, linear in linears(model).items():
         a, b = lora_names(module)
@@ -76,6 +76,7 @@ def edit(folder: Path, **changes: Any) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
+    """A folder with a valid adapter."""
     model = tiny_llama()
     write_adapter(
         tmp_path, AdapterConfig("base", 4, 8.0, 0.1, SHORT), random_adapter(model, modules_of(model, SHORT), 4)
@@ -83,7 +84,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_what_is_written_is_read_back_exactly(tmp_path: Path) -> None:
+def test_a_written_adapter_is_read_back_exactly(tmp_path: Path) -> None:
     model = tiny_llama()
     config = AdapterConfig("本地/模型", 4, 6.5, 0.1, sorted(SHORT), use_rslora=True)
     tensors = random_adapter(model, modules_of(model, SHORT), 4)
@@ -102,7 +103,7 @@ def test_equal_weights_give_equal_bytes_in_whatever_order_and_layout(folder: Pat
 
 
 @pytest.mark.parametrize(("short", "use_rslora"), [(SHORT, False), (SHORT, True), (["lm_head", "q_proj"], False)])
-def test_peft_loads_what_we_write_and_computes_w_plus_scale_b_a(
+def test_peft_loads_a_written_adapter_and_computes_w_plus_scale_b_a(
     tmp_path: Path, short: list[str], use_rslora: bool
 ) -> None:
     model = tiny_llama()
@@ -124,7 +125,7 @@ def test_peft_loads_what_we_write_and_computes_w_plus_scale_b_a(
 
 
 @pytest.mark.parametrize("use_rslora", [False, True])
-def test_what_peft_saves_is_read_back(tmp_path: Path, use_rslora: bool) -> None:
+def test_an_adapter_saved_by_peft_is_read_back(tmp_path: Path, use_rslora: bool) -> None:
     lora = LoraConfig(
         r=4, lora_alpha=10, lora_dropout=0.05, target_modules=SHORT, use_rslora=use_rslora, init_lora_weights=False, task_type="CAUSAL_LM"
     )  # fmt: skip
@@ -140,14 +141,14 @@ def test_what_peft_saves_is_read_back(tmp_path: Path, use_rslora: bool) -> None:
     assert read_chat_settings(tmp_path) == ChatSettings()
 
 
-def test_a_choice_that_peft_makes_by_pattern_or_layer_is_read_as_full_names(tmp_path: Path) -> None:
-    wanted = "model.layers.1.self_attn.q_proj"
+def test_targets_given_to_peft_by_pattern_or_layer_are_read_as_full_names(tmp_path: Path) -> None:
+    expected = "model.layers.1.self_attn.q_proj"
     for number, choice in enumerate(
         [{"target_modules": r".*\.1\..*q_proj"}, {"target_modules": ["q_proj"], "layers_to_transform": [1]}]
     ):
         tuned = get_peft_model(tiny_llama(), LoraConfig(r=2, **choice))
         tuned.save_pretrained(str(tmp_path / str(number)))
-        assert read_adapter(tmp_path / str(number))[0].target_modules == [wanted]
+        assert read_adapter(tmp_path / str(number))[0].target_modules == [expected]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -194,11 +195,11 @@ def test_full_names_make_peft_attach_to_those_modules_alone(tmp_path: Path) -> N
         {"trainable_token_indices": [1]}, {"target_parameters": ["experts.w"]}, {"layer_replication": [[0, 2]]},
     ],
 )  # fmt: skip
-def test_a_kind_that_we_would_compute_wrongly_is_refused_by_name(folder: Path, changes: dict[str, Any]) -> None:
+def test_an_adapter_type_that_lorafit_cannot_compute_is_refused_by_name(folder: Path, changes: dict[str, Any]) -> None:
     edit(folder, **changes)
-    with pytest.raises(AdapterError, match="cannot apply") as told:
+    with pytest.raises(AdapterError, match="cannot apply") as raised:
         read_adapter(folder)
-    assert next(iter(changes)) in (told.value.found or "")
+    assert next(iter(changes)) in (raised.value.found or "")
 
 
 @pytest.mark.parametrize(
@@ -214,29 +215,29 @@ def test_a_kind_that_we_would_compute_wrongly_is_refused_by_name(folder: Path, c
         {"r": 5},
     ],
 )
-def test_numbers_that_cannot_be_are_told_in_words(folder: Path, changes: dict[str, Any]) -> None:
+def test_invalid_numbers_raise_an_adapter_error(folder: Path, changes: dict[str, Any]) -> None:
     edit(folder, **changes)
     with pytest.raises(AdapterError, match="damaged"):
         read_adapter(folder)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "null", "[" * 100_000])
-def test_a_broken_config_is_told_in_words(folder: Path, text: str) -> None:
+def test_a_broken_config_raises_an_adapter_error(folder: Path, text: str) -> None:
     (folder / "adapter_config.json").write_text(text)
     with pytest.raises(AdapterError, match="damaged"):
         read_adapter_config(folder)
 
 
 @pytest.mark.parametrize("size", [0, 5, 200, -1])
-def test_truncated_weights_are_told_in_words(folder: Path, size: int) -> None:
+def test_truncated_weights_raise_an_adapter_error(folder: Path, size: int) -> None:
     path = folder / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(AdapterError, match="damaged") as told:
+    with pytest.raises(AdapterError, match="damaged") as raised:
         read_adapter(folder)
-    assert told.value.where == str(path)
+    assert raised.value.where == str(path)
 
 
-def test_missing_files_are_told_in_words_and_a_pickle_is_never_opened(folder: Path, tmp_path: Path) -> None:
+def test_missing_files_raise_an_adapter_error_and_a_pickle_is_never_opened(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match=r"adapter_config\.json is missing"):
         read_adapter(tmp_path / "absent")
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
@@ -247,7 +248,7 @@ def test_missing_files_are_told_in_words_and_a_pickle_is_never_opened(folder: Pa
         read_adapter(folder)
 
 
-def test_tensors_that_make_no_pairs_are_told_in_words(folder: Path) -> None:
+def test_tensors_that_make_no_pairs_raise_an_adapter_error(folder: Path) -> None:
     config, tensors = read_adapter(folder)
     first = next(iter(tensors))
     strange = {"base_model.model.lm_head.weight": np.zeros((2, 2), np.float32)}
@@ -264,7 +265,7 @@ def test_tensors_that_make_no_pairs_are_told_in_words(folder: Path) -> None:
             read_adapter(folder)
 
 
-def test_chat_settings_survive_and_what_is_absent_or_damaged_gets_its_default(tmp_path: Path) -> None:
+def test_chat_settings_are_read_back_and_absent_or_damaged_ones_get_their_default(tmp_path: Path) -> None:
     settings = ChatSettings("你是一名律师。", "1 Jan 2026", "demo", "llama-lora-20260101_000000")
     write_chat_settings(tmp_path, settings)
     assert read_chat_settings(tmp_path) == settings

@@ -1,4 +1,4 @@
-"""Is a checkpoint whole or absent, whatever happens while it is saved or after?"""
+"""A checkpoint is complete or absent, whatever happens while it is saved or later."""
 
 import errno
 import json
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -33,14 +34,14 @@ def write(folder):
 
 run, step = RunDir(Path(sys.argv[1])), 0
 while True:
-    step = step % 4 + 1  # the same steps again and again, as after a resume
+    step = step % 4 + 1  # the same steps again and again, as after resumes
     save_checkpoint(run, step, write)
     prune(run, 2)
     print(step, flush=True)
 """
 
 
-def writes(text: str = "weights") -> Callable[[Path], None]:
+def writer(text: str = "weights") -> Callable[[Path], None]:
     def write(folder: Path) -> None:
         (folder / "sub").mkdir()
         (folder / "a.bin").write_text(text)
@@ -56,11 +57,12 @@ def run(tmp_path: Path) -> RunDir:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 512 KiB. The test is skipped if this process may not mount one."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = sys.platform == "linux" and os.geteuid() == 0
+    may_mount = sys.platform == "linux" and os.geteuid() == 0
     command = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(disk)]
-    if not mounted or subprocess.run(command, capture_output=True, check=False).returncode != 0:
+    if not may_mount or subprocess.run(command, capture_output=True, check=False).returncode != 0:
         pytest.skip("no permission to mount a small disk")
     yield disk
     subprocess.run(["umount", str(disk)], check=True)
@@ -71,7 +73,7 @@ def hidden(folder: Path) -> list[str]:
 
 
 def test_a_saved_checkpoint_verifies_and_knows_its_step_and_size(run: RunDir) -> None:
-    saved = save_checkpoint(run, 123, writes())
+    saved = save_checkpoint(run, 123, writer())
     assert saved.path == run.checkpoints / "step-000123"
     assert saved.bytes == sum(p.stat().st_size for p in saved.path.rglob("*") if p.is_file())
     assert json.loads((saved.path / "state.json").read_text()) == {"step": 123}
@@ -113,10 +115,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_is_found_and_the_checkpoint_before_it_is_taken(run: RunDir, damage: str) -> None:
-    older, newer = (save_checkpoint(run, step, writes()).path for step in (1, 2))
-    harm, reason = DAMAGES[damage]
-    harm(newer)
+def test_damage_is_found_and_the_checkpoint_before_it_is_used(run: RunDir, damage: str) -> None:
+    older, newer = (save_checkpoint(run, step, writer()).path for step in (1, 2))
+    do_damage, reason = DAMAGES[damage]
+    do_damage(newer)
     good, bad = latest_good(run)
     assert good == older
     assert [path for path, _why in bad] == [newer]
@@ -132,8 +134,8 @@ def test_a_state_that_does_not_fit_the_name_is_bad(run: RunDir, state: str) -> N
     assert "state.json" in bad[0][1]
 
 
-def test_names_that_are_no_checkpoint_are_ignored(run: RunDir) -> None:
-    saved = save_checkpoint(run, 5, writes())
+def test_other_names_than_checkpoints_are_ignored(run: RunDir) -> None:
+    saved = save_checkpoint(run, 5, writer())
     for name in (
         "step-6",
         "step-000x07",
@@ -153,7 +155,7 @@ def test_names_that_are_no_checkpoint_are_ignored(run: RunDir) -> None:
 
 def test_steps_beyond_six_digits_are_newer(run: RunDir) -> None:
     for step in (999_999, 1_000_000):
-        save_checkpoint(run, step, writes())
+        save_checkpoint(run, step, writer())
     assert latest_good(run)[0] == run.checkpoints / "step-1000000"
 
 
@@ -163,17 +165,17 @@ def test_without_any_checkpoint_there_is_none(run: RunDir) -> None:
 
 
 def _write_and_raise(folder: Path, failure: type[BaseException]) -> None:
-    writes("new")(folder)
+    writer("new")(folder)
     raise failure
 
 
 @pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
-def test_a_failure_while_writing_leaves_the_older_folder_as_it_was(
+def test_a_failure_while_writing_leaves_the_older_folder_unchanged(
     tmp_path: Path, failure: type[BaseException]
 ) -> None:
     target = tmp_path / "final_model"
     with atomic_folder(target) as folder:
-        writes("old")(folder)
+        writer("old")(folder)
     with pytest.raises(failure), atomic_folder(target) as folder:
         _write_and_raise(folder, failure)
     assert verify(target) is None
@@ -184,7 +186,7 @@ def test_a_failure_while_writing_leaves_the_older_folder_as_it_was(
 def test_a_failed_rename_brings_the_older_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "final_model"
     with atomic_folder(target) as folder:
-        writes("old")(folder)
+        writer("old")(folder)
     rename = Path.rename
 
     def fail_once(self: Path, to: Path) -> Path:
@@ -194,7 +196,7 @@ def test_a_failed_rename_brings_the_older_folder_back(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(Path, "rename", fail_once)
     with pytest.raises(DiskError), atomic_folder(target) as folder:
-        writes("new")(folder)
+        writer("new")(folder)
     assert (target / "a.bin").read_text() == "old"
     assert hidden(tmp_path) == []
 
@@ -202,7 +204,7 @@ def test_a_failed_rename_brings_the_older_folder_back(tmp_path: Path, monkeypatc
 def test_a_new_folder_replaces_the_older_one_entirely(tmp_path: Path) -> None:
     for text, extra in (("old", "only-old"), ("new", "only-new")):
         with atomic_folder(tmp_path / "model") as folder:
-            writes(text)(folder)
+            writer(text)(folder)
             (folder / extra).touch()
     assert (tmp_path / "model" / "a.bin").read_text() == "new"
     assert not (tmp_path / "model" / "only-old").exists()
@@ -211,7 +213,7 @@ def test_a_new_folder_replaces_the_older_one_entirely(tmp_path: Path) -> None:
 
 def test_prune_keeps_the_newest_and_never_deletes_the_last_good_one(run: RunDir) -> None:
     for step in range(1, 6):
-        save_checkpoint(run, step, writes())
+        save_checkpoint(run, step, writer())
     prune(run, 3)
     assert sorted(p.name for p in run.checkpoints.iterdir()) == ["step-000003", "step-000004", "step-000005"]
     flip_a_bit(run.checkpoints / "step-000005")
@@ -221,14 +223,16 @@ def test_prune_keeps_the_newest_and_never_deletes_the_last_good_one(run: RunDir)
     assert latest_good(run)[0] == run.checkpoints / "step-000003"
 
 
+@cache
 def dead_pid() -> int:
-    child = subprocess.Popen([sys.executable, "-c", ""])
+    """Return the process ID of a process that has ended."""
+    child = subprocess.Popen(["true"])
     child.wait()
     return child.pid
 
 
-def test_prune_sweeps_what_dead_processes_left_and_spares_the_living(run: RunDir) -> None:
-    save_checkpoint(run, 1, writes())
+def test_prune_deletes_leftovers_of_dead_processes_and_keeps_those_of_live_ones(run: RunDir) -> None:
+    save_checkpoint(run, 1, writer())
     stale = [
         f".tmp-{dead_pid()}-0a-step-000002",
         f".old-{dead_pid()}-0a-step-000001",
@@ -244,9 +248,9 @@ def test_prune_sweeps_what_dead_processes_left_and_spares_the_living(run: RunDir
     assert latest_good(run)[0] == run.checkpoints / "step-000001"
 
 
-def test_what_was_set_aside_comes_back_when_the_process_died_before_its_successor_stood(tmp_path: Path) -> None:
+def test_a_folder_set_aside_is_restored_if_the_process_died_before_it_was_replaced(tmp_path: Path) -> None:
     with atomic_folder(tmp_path / "model") as folder:
-        writes()(folder)
+        writer()(folder)
     (tmp_path / "model").rename(tmp_path / f".old-{dead_pid()}-0a-model")
     restore_set_aside(tmp_path)
     assert verify(tmp_path / "model") is None
@@ -257,7 +261,7 @@ def test_a_process_killed_at_any_moment_leaves_a_good_checkpoint(run: RunDir) ->
     for _kill in range(12):
         saver = subprocess.Popen([sys.executable, "-c", SAVER, str(run.path)], stdout=subprocess.PIPE)
         assert saver.stdout is not None
-        saver.stdout.readline()  # it saves now
+        saver.stdout.readline()  # the saver is now writing checkpoints
         time.sleep(rng.uniform(0, 0.1))
         saver.send_signal(signal.SIGKILL)
         saver.wait()
@@ -270,18 +274,18 @@ def test_a_process_killed_at_any_moment_leaves_a_good_checkpoint(run: RunDir) ->
     assert hidden(run.checkpoints) == []
 
 
-def test_a_full_disk_is_told_in_words_and_the_last_checkpoint_stays(small_disk: Path) -> None:
+def test_a_full_disk_raises_a_disk_error_and_the_last_checkpoint_stays(small_disk: Path) -> None:
     run = RunDir(small_disk / "run")
-    saved = save_checkpoint(run, 1, writes())
+    saved = save_checkpoint(run, 1, writer())
     for write in (
         lambda folder: (folder / "big").write_bytes(bytes(2_000_000)),
         lambda folder: save_file({"big": np.zeros(500_000, np.float32)}, folder / "big.safetensors"),
     ):
-        with pytest.raises(DiskError, match="The disk is full") as told:
+        with pytest.raises(DiskError, match="The disk is full") as raised:
             save_checkpoint(run, 2, write)
-        assert told.value.where == str(run.checkpoints / "step-000002")
-        assert "left" in (told.value.found or "")
-        assert "--output_dir" in (told.value.fix or "")
+        assert raised.value.where == str(run.checkpoints / "step-000002")
+        assert "left" in (raised.value.found or "")
+        assert "--output_dir" in (raised.value.fix or "")
     assert latest_good(run) == (saved.path, [])
     assert hidden(run.checkpoints) == []
 
@@ -290,59 +294,59 @@ def test_a_full_disk_is_told_in_words_and_the_last_checkpoint_stays(small_disk: 
     ("code", "words"),
     [(errno.ENOSPC, "The disk is full"), (errno.EROFS, "cannot be written"), (errno.EACCES, "cannot be written")],
 )
-def test_a_disk_that_refuses_is_told_in_words(run: RunDir, code: int, words: str) -> None:
+def test_a_refused_write_raises_a_disk_error(run: RunDir, code: int, words: str) -> None:
     def refused(folder: Path) -> None:
         (folder / "half").write_text("half")
         raise OSError(code, os.strerror(code))
 
-    with pytest.raises(DiskError, match=words) as told:
+    with pytest.raises(DiskError, match=words) as raised:
         save_checkpoint(run, 1, refused)
-    assert os.strerror(code) in (told.value.found or "")
+    assert os.strerror(code) in (raised.value.found or "")
     assert list(run.checkpoints.iterdir()) == []
 
 
-def test_a_disk_that_fails_when_made_durable_leaves_nothing(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fails_on_flush_leaves_nothing(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(atomic, "_sync", full)
     with pytest.raises(DiskError):
-        save_checkpoint(run, 1, writes())
+        save_checkpoint(run, 1, writer())
     assert list(run.checkpoints.iterdir()) == []
 
 
-def test_room_for_the_next_checkpoint_is_looked_for_before_each_save_and_made_of_older_ones(
+def test_space_for_the_next_checkpoint_is_checked_before_each_save_and_made_by_deleting_older_ones(
     run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def left(*sizes: int) -> None:
-        """As much room as that, after each look; the last from then on."""
+    def set_free_bytes(*sizes: int) -> None:
+        """Let the checks see these amounts of free space in turn; the last one stays."""
         rooms = [*sizes]
         monkeypatch.setattr(atomic, "_room_bytes", lambda _path: rooms.pop(0) if len(rooms) > 1 else rooms[0])
 
-    left(0)
-    make_room(run)  # nothing is known yet of its size
-    saved = [save_checkpoint(run, step, writes("w" * 1000)) for step in (1, 2)]
+    set_free_bytes(0)
+    make_room(run)  # without an earlier checkpoint the size is unknown
+    saved = [save_checkpoint(run, step, writer("w" * 1000)) for step in (1, 2)]
     size = saved[-1].bytes
-    left(2 * size)
+    set_free_bytes(2 * size)
     make_room(run)
     assert all(one.path.is_dir() for one in saved)
-    left(size // 2, 2 * size)
+    set_free_bytes(size // 2, 2 * size)
     make_room(run)
     assert [one.path.is_dir() for one in saved] == [False, True]
-    left(size // 2)
-    with pytest.raises(DiskError, match="has not the room") as told:
+    set_free_bytes(size // 2)
+    with pytest.raises(DiskError, match="has not the room") as raised:
         make_room(run)
-    assert "--keep_checkpoints 1" in (told.value.fix or "")
+    assert "--keep_checkpoints 1" in (raised.value.fix or "")
     assert latest_good(run) == (saved[1].path, [])
 
 
-def test_a_file_in_the_way_is_told_in_words(tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_folder_raises_a_disk_error(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("in the way")
     with pytest.raises(DiskError, match="cannot be written"):
-        save_checkpoint(RunDir(tmp_path), 1, writes())
+        save_checkpoint(RunDir(tmp_path), 1, writer())
     (tmp_path / "model").write_text("in the way")
     with pytest.raises(DiskError), atomic_folder(tmp_path / "model") as folder:
-        writes()(folder)
+        writer()(folder)
     assert (tmp_path / "model").read_text() == "in the way"
 
 
@@ -356,7 +360,7 @@ def test_other_errors_pass_as_they_are(run: RunDir) -> None:
 
 
 @pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()])
-def test_a_file_that_cannot_be_written_leaves_the_older_one_as_it_was(tmp_path: Path, failure: BaseException) -> None:
+def test_a_file_that_cannot_be_written_leaves_the_older_one_unchanged(tmp_path: Path, failure: BaseException) -> None:
     target = tmp_path / "config.yaml"
     with atomic_file(target) as path:
         path.write_text("old")
@@ -366,9 +370,9 @@ def test_a_file_that_cannot_be_written_leaves_the_older_one_as_it_was(tmp_path: 
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("config.yaml", "old")]
 
 
-def test_prune_sweeps_a_file_that_a_dead_process_left(run: RunDir) -> None:
-    save_checkpoint(run, 1, writes())
-    left = run.path / f".tmp-{dead_pid()}-00000000-config.yaml"
-    left.write_text("half")
+def test_prune_deletes_a_file_that_a_dead_process_left(run: RunDir) -> None:
+    save_checkpoint(run, 1, writer())
+    leftover = run.path / f".tmp-{dead_pid()}-00000000-config.yaml"
+    leftover.write_text("half")
     prune(run, 2)
-    assert not left.exists()
+    assert not leftover.exists()

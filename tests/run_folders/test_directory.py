@@ -1,4 +1,4 @@
-"""Is a run's folder unique, found by what users type, written by one process, and listed even when it is damaged?"""
+"""A run's folder has a unique name, is found by what users type, has one writer, and is listed even if damaged."""
 
 import os
 import re
@@ -31,7 +31,7 @@ FINISHED = Finished(
 )
 
 
-def made(output: Path, name: str) -> RunDir:
+def make_run(output: Path, name: str) -> RunDir:
     run = RunDir(output / name)
     run.path.mkdir(parents=True)
     run.config.write_text("seed: 1\n")
@@ -48,7 +48,8 @@ def evaluated(number: int, loss: float) -> EvalDone:
     return EvalDone(step=number, loss=loss, target_tokens=1, seconds=1.0, best=True)
 
 
-def say(run: RunDir, *events: Event, torn: str = "") -> None:
+def write_events(run: RunDir, *events: Event, torn: str = "") -> None:
+    """Replace the run's log by `events`, followed by the damaged text `torn`."""
     run.events.write_text("".join(to_line(e) + "\n" for e in events) + torn, "utf-8")
 
 
@@ -63,14 +64,14 @@ def test_a_run_is_named_by_model_type_and_time(tmp_path: Path) -> None:
     assert run.path.parent == tmp_path / "deep" / "output"
 
 
-def test_two_runs_in_the_same_second_get_two_folders_whatever_their_case(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(time, "strftime", lambda *_: "20260101_120000")
-    (tmp_path / "QWEN2-lora-20260101_120000").mkdir()
-    names = [create(tmp_path, kind).name for kind in ("llama", "Llama", "llama", "qwen2")]
-    stem = "llama-lora-20260101_120000"
-    assert names == [stem, f"{stem}_2", f"{stem}_3", "qwen2-lora-20260101_120000_2"]
+def test_two_runs_in_the_same_second_get_two_folders_whatever_their_case(tmp_path: Path) -> None:
+    stamp, names = "", []
+    while stamp != time.strftime("%Y%m%d_%H%M%S"):  # again if a second ended while the folders were make_run
+        stamp = time.strftime("%Y%m%d_%H%M%S")
+        (tmp_path / stamp / f"QWEN2-lora-{stamp}").mkdir(parents=True)
+        names = [create(tmp_path / stamp, kind).name for kind in ("llama", "Llama", "llama", "qwen2")]
+    stem = f"llama-lora-{stamp}"
+    assert names == [stem, f"{stem}_2", f"{stem}_3", f"qwen2-lora-{stamp}_2"]
 
 
 @pytest.mark.parametrize(
@@ -83,23 +84,23 @@ def test_a_model_type_from_a_strange_file_cannot_lead_elsewhere(tmp_path: Path, 
     assert run.name.startswith(f"{kind}-lora-")
 
 
-def test_an_output_folder_that_cannot_be_made_is_told_in_words(tmp_path: Path) -> None:
+def test_an_output_folder_that_cannot_be_created_raises_a_disk_error(tmp_path: Path) -> None:
     (tmp_path / "output").write_text("a file in the way")
     for output in (tmp_path / "output", tmp_path / "output" / "below"):
-        with pytest.raises(DiskError, match="cannot be written") as told:
+        with pytest.raises(DiskError, match="cannot be written") as raised:
             create(output, "llama")
-        assert "--output_dir" in (told.value.fix or "")
+        assert "--output_dir" in (raised.value.fix or "")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_read_only_output_folder_is_told_in_words(tmp_path: Path) -> None:
+def test_a_read_only_output_folder_raises_a_disk_error(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(DiskError, match="cannot be written"):
         create(tmp_path, "llama")
     tmp_path.chmod(0o700)
 
 
-def test_the_latest_run_is_the_one_begun_last_even_if_an_older_one_was_touched(tmp_path: Path) -> None:
+def test_the_latest_run_is_the_one_started_last_even_if_an_older_one_was_touched(tmp_path: Path) -> None:
     assert latest_run(tmp_path / "absent") is None
     names = [
         "qwen2-lora-20260102_000000",
@@ -107,7 +108,7 @@ def test_the_latest_run_is_the_one_begun_last_even_if_an_older_one_was_touched(t
         "llama-lora-20260102_000000_10",
         "zeta-lora-20250101_000000",
     ]
-    runs = [made(tmp_path, name) for name in names]
+    runs = [make_run(tmp_path, name) for name in names]
     (tmp_path / "no-run-lora-20300101_000000").mkdir()
     os.utime(runs[3].path, (4e9, 4e9))
     assert latest_run(tmp_path) == runs[2]
@@ -115,7 +116,7 @@ def test_the_latest_run_is_the_one_begun_last_even_if_an_older_one_was_touched(t
 
 
 def test_a_run_is_found_by_path_by_name_and_as_the_latest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    older, newer = made(tmp_path, "llama-lora-20260101_000000"), made(tmp_path, "my experiment")
+    older, newer = make_run(tmp_path, "llama-lora-20260101_000000"), make_run(tmp_path, "my experiment")
     assert find_run(str(older.path), tmp_path / "elsewhere").path == older.path
     assert find_run(older.name, tmp_path).path == older.path
     assert find_run(older.name + "/", tmp_path).name == older.name
@@ -124,10 +125,10 @@ def test_a_run_is_found_by_path_by_name_and_as_the_latest(tmp_path: Path, monkey
     assert find_run(".", tmp_path).name == older.name
 
 
-def test_a_run_that_is_not_there_is_told_with_near_names(tmp_path: Path) -> None:
+def test_a_missing_run_raises_an_error_with_similar_names(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no run yet"):
         find_run("", tmp_path)
-    made(tmp_path, "llama-lora-20260101_000000")
+    make_run(tmp_path, "llama-lora-20260101_000000")
     with pytest.raises(RunError, match="Did you mean llama-lora-20260101_000000"):
         find_run("lama-lora-20260101_00000", tmp_path)
     with pytest.raises(RunError, match="lorafit runs"):
@@ -148,8 +149,8 @@ with RunDir(Path(sys.argv[1])).lock():
 
 
 def test_a_run_has_one_writer_and_death_frees_it(tmp_path: Path) -> None:
-    run = made(tmp_path, "run")
-    say(run, STARTED, step(1, 2.0))
+    run = make_run(tmp_path, "run")
+    write_events(run, STARTED, step(1, 2.0))
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(run.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -172,31 +173,33 @@ def test_a_run_has_one_writer_and_death_frees_it(tmp_path: Path) -> None:
         pass
 
 
-def test_a_list_of_runs_does_not_keep_a_writer_out(tmp_path: Path) -> None:
-    run = made(tmp_path, "run")
+def test_listing_runs_does_not_block_a_writer(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "run")
     for _ in range(20):
         with run.lock():
             assert info(run).state == "running"
         assert info(run).state == "interrupted"
 
 
-def test_the_list_shows_how_far_each_run_came(tmp_path: Path) -> None:
-    run = made(tmp_path, "run")
-    begun = RunInfo("run", run.path, None, "interrupted", 0, None, None, None, None)
-    assert info(run) == begun
+def test_the_list_shows_the_progress_of_each_run(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "run")
+    fresh = RunInfo("run", run.path, None, "interrupted", 0, None, None, None, None)
+    assert info(run) == fresh
     run.plan.write_text('{"steps": 10}')
-    assert info(run) == replace(begun, steps=10)
+    assert info(run) == replace(fresh, steps=10)
     run.plan.unlink()
-    going = [STARTED, evaluated(0, 3.5), step(1, 3.0)]
-    say(run, *going)
-    begun = replace(begun, model="demo", steps=9, valid_loss_before=3.5)
-    assert info(run) == replace(begun, step=1, loss=3.0)
-    say(run, *going, step(2, 2.5), evaluated(2, 2.75), Stopped(step=2, signal=2))
-    assert info(run) == replace(begun, step=2, loss=2.5, state="stopped", valid_loss_after=2.75)
-    say(run, *going, step(2, 2.5), Stopped(step=2, signal=2), Resumed(step=1, checkpoint="c"))
-    assert info(run) == replace(begun, step=1, loss=3.0)
-    say(run, *going, FINISHED)
-    assert info(run) == replace(begun, step=9, loss=3.0, state="finished", valid_loss_before=3.0, valid_loss_after=2.0)
+    events = [STARTED, evaluated(0, 3.5), step(1, 3.0)]
+    write_events(run, *events)
+    started = replace(fresh, model="demo", steps=9, valid_loss_before=3.5)
+    assert info(run) == replace(started, step=1, loss=3.0)
+    write_events(run, *events, step(2, 2.5), evaluated(2, 2.75), Stopped(step=2, signal=2))
+    assert info(run) == replace(started, step=2, loss=2.5, state="stopped", valid_loss_after=2.75)
+    write_events(run, *events, step(2, 2.5), Stopped(step=2, signal=2), Resumed(step=1, checkpoint="c"))
+    assert info(run) == replace(started, step=1, loss=3.0)
+    write_events(run, *events, FINISHED)
+    assert info(run) == replace(
+        started, step=9, loss=3.0, state="finished", valid_loss_before=3.0, valid_loss_after=2.0
+    )
 
 
 @pytest.mark.parametrize(
@@ -214,14 +217,14 @@ def test_the_list_shows_how_far_each_run_came(tmp_path: Path) -> None:
     ],
 )
 def test_damaged_lines_do_not_stop_the_list(tmp_path: Path, line: str) -> None:
-    run = made(tmp_path, "run")
-    say(run, STARTED, step(1, 3.0), torn=line + "\n")
+    run = make_run(tmp_path, "run")
+    write_events(run, STARTED, step(1, 3.0), torn=line + "\n")
     run.plan.write_text(line)
     assert (info(run).state, info(run).model) == ("interrupted", "demo")
 
 
-def test_events_of_wrong_types_become_unknowns(tmp_path: Path) -> None:
-    run = made(tmp_path, "run")
+def test_events_of_wrong_types_become_unknown_values(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "run")
     facts = {"run": 1, "model": 2, "engine": 3, "device": 4, "steps": "many", "train_samples": 0, "valid_samples": 0}
     run.events.write_text(
         str({"event": "started", "trainable_parameters": 1, "step": "x", **facts}).replace("'", '"') + "\n"
@@ -236,8 +239,10 @@ def adapter_in(folder: Path) -> Path:
     return folder
 
 
-def test_the_adapter_of_a_run_is_the_final_else_the_best_else_the_newest_good_one(tmp_path: Path) -> None:
-    run = made(tmp_path, "run")
+def test_the_adapter_of_a_run_is_the_final_else_the_best_else_that_of_the_newest_valid_checkpoint(
+    tmp_path: Path,
+) -> None:
+    run = make_run(tmp_path, "run")
     with pytest.raises(AdapterError, match="no adapter here"):
         find_adapter(run.path)
     older, newer = (save_checkpoint(run, s, lambda folder: (adapter_in(folder), None)[1]).path for s in (1, 2))
@@ -255,7 +260,7 @@ def test_an_adapter_is_found_by_its_own_folder_too(tmp_path: Path) -> None:
         assert find_adapter(adapter_in(folder)) == folder
 
 
-def test_a_folder_without_an_adapter_is_told_with_what_was_found(tmp_path: Path) -> None:
+def test_a_folder_without_an_adapter_raises_an_error_that_says_what_was_found(tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="no such folder"):
         find_adapter(tmp_path / "absent")
     saved = save_checkpoint(RunDir(tmp_path), 1, lambda folder: (adapter_in(folder), None)[1])
@@ -264,7 +269,7 @@ def test_a_folder_without_an_adapter_is_told_with_what_was_found(tmp_path: Path)
         find_adapter(tmp_path)
 
 
-def test_all_names_lie_in_the_runs_folder() -> None:
+def test_all_files_of_a_run_have_their_fixed_names() -> None:
     run = RunDir(Path("output/r"))
     assert [p.name for p in (run.config, run.plan, run.machine, run.events, run.rejects, run.report)] == [
         "config.yaml", "plan.json", "machine.json", "events.jsonl", "rejects.jsonl", "report.html",

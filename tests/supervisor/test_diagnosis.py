@@ -134,7 +134,7 @@ def test_metals_watchdog_is_first_relaxed_then_given_smaller_micro_batches() -> 
     assert "display" in recoveries("watchdog", 12, "Darwin")[-1].text
 
 
-def test_causes_other_than_memory_restart_with_the_same_plan() -> None:
+def test_crashes_kills_and_hangs_restart_with_the_same_plan() -> None:
     for cause in ("killed", "hung", "crashed", "cuda", "lost", "vanished"):
         assert not any(c.shrink for c in recoveries(cause, 4, "Linux")), cause
 

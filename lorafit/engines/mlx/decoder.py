@@ -31,7 +31,7 @@ GATES = {"silu": swiglu, "gelu_pytorch_tanh": geglu}
 
 @dataclass(frozen=True)
 class DecoderInput:
-    """A micro-batch for MLX: `ids` [T], `lengths` of the samples, `targets` [N] and the positions `before_targets` them [N]."""
+    """A micro-batch for MLX: `ids` [T], `lengths` of the samples, `targets` [N], `before_targets` [N]: positions."""
 
     ids: mx.array
     lengths: list[int]
