@@ -1,4 +1,4 @@
-"""How near does each engine come to float64, family by family? Writes docs/conformance.md.
+"""Distance of each engine to transformers in float64, by model family; the run writes docs/conformance.md.
 
 python benchmarks/conformance.py
 """

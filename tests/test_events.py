@@ -1,4 +1,4 @@
-"""Is every event read back as it was written?"""
+"""Events are read back as they were written."""
 
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from lorafit.events import Answered, EventLog, Failed, Resumed, Stage, StepDone,
 
 
 def step(number: int) -> StepDone:
+    """Return the event of step `number`."""
     return StepDone(step=number, loss=1.0, target_tokens=1, tokens=2, grad_norm=1.0, lr=1e-4, seconds=1.0,
                     peak_bytes=None, micro_batches=1, epoch=0.1)  # fmt: skip
 
@@ -23,7 +24,7 @@ def test_a_text_with_any_line_end_in_it_is_still_one_line(tmp_path: Path, end: s
     assert len(found) == 2
 
 
-def test_a_resume_voids_what_lies_above_its_step_and_a_torn_line_is_dropped(tmp_path: Path) -> None:
+def test_a_resume_voids_the_events_of_later_steps_and_a_truncated_line_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     with EventLog(path) as log:
         for number in (1, 2, 3):

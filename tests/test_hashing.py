@@ -1,4 +1,4 @@
-"""Is the hash fixed for ever, the same in int32 arithmetic, and random enough for dropout, order and initialisation?"""
+"""The hash has fixed values, is the same in int32 arithmetic, and is random enough for dropout, order and initialization."""
 
 import numpy as np
 import pytest
@@ -16,14 +16,16 @@ GOLDEN_KEEP = [255, 255, 253, 242, 214, 99]
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the correlation coefficient of the elements of two arrays."""
     return float(np.corrcoef(a.ravel().astype(np.float64), b.ravel().astype(np.float64))[0, 1])
 
 
 def keep_mask(
     seed: int = 42, step: int = 1, module: str = "q", p: float = 0.5, rows: int = 512, channels: int = 512
 ) -> np.ndarray:
-    places, positions = np.repeat(np.arange(rows // 64), 64), np.tile(np.arange(64), rows // 64)
-    return dropout_keep(dropout_row_keys(seed, step, places, positions), module, channels, p)
+    """Return a dropout mask [rows, channels], True where an input is kept, for samples of 64 tokens."""
+    samples, positions = np.repeat(np.arange(rows // 64), 64), np.tile(np.arange(64), rows // 64)
+    return dropout_keep(dropout_row_keys(seed, step, samples, positions), module, channels, p)
 
 
 def test_the_values_never_change() -> None:
@@ -58,7 +60,7 @@ def test_mix_maps_no_two_words_on_one() -> None:
     assert len(np.unique(mix(np.arange(1_000_000, dtype=np.uint32)))) == 1_000_000
 
 
-def test_fold_heeds_order_kind_and_number_of_its_parts() -> None:
+def test_fold_depends_on_order_type_and_number_of_its_parts() -> None:
     folds = [
         fold(1, 2),
         fold(2, 1),
@@ -93,7 +95,7 @@ def test_uniform_fills_the_unit_interval_evenly() -> None:
         assert draws.max() < 1
         counts = np.bincount((draws * 256).astype(int), minlength=256)
         chi_square = float(((counts - counts.mean()) ** 2 / counts.mean()).sum())
-        assert 160 < chi_square < 360  # 255 degrees of freedom: mean 255, deviation 22.6
+        assert 160 < chi_square < 360  # 255 degrees of freedom: mean 255, standard deviation 22.6
         assert abs(draws.mean() - 0.5) < 0.003
         assert abs(draws.var() - 1 / 12) < 0.001
 
@@ -103,7 +105,7 @@ def test_uniform_draws_of_neighbouring_keys_and_counters_are_unrelated() -> None
     assert abs(correlation(draws[1:], draws[:-1])) < 0.015
     for other in (43, 42 ^ 4096, 42 + 2**31):
         assert abs(correlation(draws, uniform(other, 100_000))) < 0.015
-        assert len(np.intersect1d(draws[:1000], uniform(other, 1000))) <= 2  # not the same numbers in another order
+        assert len(np.intersect1d(draws[:1000], uniform(other, 1000))) <= 2  # not a permutation of the same numbers
     assert np.array_equal(draws[:10], uniform(42, 10))
 
 
@@ -132,7 +134,7 @@ def test_dropout_drops_the_share_that_was_asked_for_in_rows_and_columns(p: float
     assert abs(keep.mean(1) - (1 - p)).max() < 0.12
     if p:
         spread = keep.mean(0).std() / np.sqrt(p * (1 - p) / 512)
-        assert 0.85 < spread < 1.15  # binomial: neither too even nor too lumpy
+        assert 0.85 < spread < 1.15  # of the standard deviation of a binomial distribution
 
 
 def test_dropout_masks_of_neighbours_are_unrelated() -> None:
@@ -149,7 +151,7 @@ def test_dropout_masks_of_neighbours_are_unrelated() -> None:
 
 
 def test_dropout_does_not_depend_on_how_a_step_is_split() -> None:
-    places, positions = np.repeat([0, 1, 2], 5), np.tile(np.arange(5), 3)
-    whole = dropout_keep(dropout_row_keys(1, 2, places, positions), "v", 64, 0.1)
-    part = dropout_keep(dropout_row_keys(1, 2, places[5:10], positions[5:10]), "v", 64, 0.1)
+    samples, positions = np.repeat([0, 1, 2], 5), np.tile(np.arange(5), 3)
+    whole = dropout_keep(dropout_row_keys(1, 2, samples, positions), "v", 64, 0.1)
+    part = dropout_keep(dropout_row_keys(1, 2, samples[5:10], positions[5:10]), "v", 64, 0.1)
     assert np.array_equal(whole[5:10], part)

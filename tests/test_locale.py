@@ -1,4 +1,4 @@
-"""Is every text that a user sees translated, and does the compiled catalogue say the same as the written one?"""
+"""Every text for users is translated, and the compiled catalog (.mo) equals the written one (.po)."""
 
 import ast
 import string
@@ -14,12 +14,13 @@ FOLDER = ROOT / "lorafit/locale/zh_CN/LC_MESSAGES"
 
 
 def catalogue() -> Catalog:
+    """Return the written catalog."""
     with (FOLDER / "lorafit.po").open("rb") as file:
         return read_po(file, locale="zh_CN")
 
 
 def texts_in_code() -> Iterator[tuple[str, str]]:
-    """(text, file:line) of every `_("...")` and `noted("...")`, and of the help in every `what(...)`, `how(...)` and `Field(...)`."""
+    """Yield (text, file:line) of each `_("...")` and `noted("...")`, and of each help in `what()`, `how()` and `Field()`."""
     for path in sorted((ROOT / "lorafit").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             text = text_of(node)
@@ -29,6 +30,7 @@ def texts_in_code() -> Iterator[tuple[str, str]]:
 
 
 def text_of(node: ast.AST) -> ast.expr | None:
+    """Return the text for users that the call `node` has as an argument; None for every other node."""
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
         return None
     if node.func.id in ("_", "noted") and node.args:
@@ -36,11 +38,12 @@ def text_of(node: ast.AST) -> ast.expr | None:
     if node.func.id in ("what", "how"):
         return node.args[1]
     helps = [keyword.value for keyword in node.keywords if keyword.arg == "description"]
-    is_inner = bool(helps) and isinstance(helps[0], ast.Name)  # what() and how() themselves
+    is_inner = bool(helps) and isinstance(helps[0], ast.Name)  # inside what() and how()
     return helps[0] if node.func.id == "Field" and helps and not is_inner else None
 
 
 def placeholders(text: str) -> list[str]:
+    """Return the names in braces in `text`, sorted."""
     return sorted(name for _text, name, _spec, _conversion in string.Formatter().parse(text) if name is not None)
 
 
@@ -60,14 +63,14 @@ def test_no_entry_is_empty_or_a_guess() -> None:
 
 
 @pytest.mark.filterwarnings("error")
-def test_each_translation_has_the_same_places_to_fill_in() -> None:
+def test_each_translation_has_the_same_placeholders() -> None:
     for message in catalogue():
         if message.id and message.string:
             assert set(placeholders(str(message.string))) == set(placeholders(str(message.id))), message.id
 
 
 def test_the_compiled_catalogue_equals_the_written_one() -> None:
-    # Not their bytes: a compiled header names the version of Babel.
+    # The bytes may differ: the header of a compiled catalog names the version of Babel.
     with (FOLDER / "lorafit.mo").open("rb") as file:
         compiled = {message.id: message.string for message in read_mo(file) if message.id}
     assert compiled == {message.id: message.string for message in catalogue() if message.id}, "run `make locale`"

@@ -1,4 +1,7 @@
-"""Can a file from a stranger run code, or write outside its folder? Configs, data, adapters, checkpoints, templates; and tokens."""
+"""No file from another person runs code or writes outside its folder, and no access token leaves this machine.
+
+The files are configs, data, adapters, checkpoints, chat templates and events.
+"""
 
 import ast
 import contextlib
@@ -6,15 +9,16 @@ import json
 import os
 import pickle
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from lorafit.atomic import MANIFEST, verify
+from lorafit.cli.app import main
 from lorafit.config import TrainConfig, read_yaml, write_yaml
+from lorafit.data.formats import Message
 from lorafit.data.sources import read_rows
+from lorafit.engines.tokenizer import load_tokenizer
 from lorafit.errors import LorafitError
 from lorafit.events import read_events
 from lorafit.ipc.protocol import read_message
@@ -25,11 +29,12 @@ from lorafit.run_folders.directory import RunDir
 
 PACKAGE = Path(__file__).parents[1] / "lorafit"
 TREES = {path: ast.parse(path.read_text("utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
+NOWHERE = "http://127.0.0.1:9"  # the port "discard", closed on any machine
 TOKEN = "hf_" + "abcdefghij" * 3
 
 
 class Touch:
-    """Unpickled, it makes a file: what a stranger's pickle would do."""
+    """An object that creates the file `path` when it is unpickled, as a malicious pickle runs a command."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -39,7 +44,7 @@ class Touch:
 
 
 def calls(tree: ast.AST) -> list[str]:
-    """Everything that is called, as it is written."""
+    """Return the names of all functions that `tree` calls, as they are written."""
     return [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
 
 
@@ -77,25 +82,18 @@ def test_code_that_comes_with_a_model_runs_only_by_the_users_flag() -> None:
     assert TrainConfig().trust_remote_code is False
 
 
-def test_templates_are_rendered_in_the_sandbox(tmp_path: Path) -> None:
-    script = f"""
-import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from lorafit.models.demo import demo_model
-from lorafit.engines.tokenizer import load_tokenizer
-from lorafit.errors import LorafitError
-evil = "{{{{ ''.__class__.__mro__[1].__subclasses__() }}}}{{{{ cycler.__init__.__globals__.os.system('touch {tmp_path}/hit') }}}}"
-try:
-    tokenizer = load_tokenizer(demo_model(), template=evil)
-    tokenizer.prompt_ids([], "26 Jul 2024")
-except Exception as error:
-    print(type(error).__name__)
-else:
-    print("rendered")
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ cycler.__init__.__globals__.os.system('touch HIT') }}",
+    ],
+)
+def test_templates_are_rendered_in_the_sandbox(tmp_path: Path, demo_folder: Path, template: str) -> None:
+    tokenizer = load_tokenizer(demo_folder, template=template.replace("HIT", str(tmp_path / "hit")))
+    with pytest.raises(LorafitError, match="is unsafe"):
+        tokenizer.prompt_ids([Message("user", "hi")], "26 Jul 2024")
     assert not (tmp_path / "hit").exists()
-    assert "rendered" not in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("text", ["!!python/object/apply:os.system ['touch HIT']", "a: !!python/name:os.system ''"])
@@ -106,7 +104,7 @@ def test_a_config_with_python_in_it_is_refused(tmp_path: Path, text: str) -> Non
     assert not (tmp_path / "hit").exists()
 
 
-def test_a_pickle_under_any_readers_name_is_refused_and_not_run(tmp_path: Path) -> None:
+def test_a_pickle_under_any_file_name_is_refused_and_not_run(tmp_path: Path) -> None:
     evil = pickle.dumps(Touch(tmp_path / "hit"))
     for name in ("adapter_model.safetensors", "adapter_model.bin"):
         folder = tmp_path / name.replace(".", "-")
@@ -117,12 +115,12 @@ def test_a_pickle_under_any_readers_name_is_refused_and_not_run(tmp_path: Path) 
             read_adapter(folder)
     for name in ("data.jsonl", "data.json", "data.csv", "data.parquet", "data.arrow", "data.pkl"):
         (tmp_path / name).write_bytes(evil)
-        with contextlib.suppress(LorafitError):  # a CSV of strange words, at most
+        with contextlib.suppress(LorafitError):  # some are read as a CSV of meaningless words
             list(read_rows(str(tmp_path / name), "train"))
     assert not (tmp_path / "hit").exists()
 
 
-def test_a_checkpoints_manifest_cannot_name_what_lies_outside(tmp_path: Path) -> None:
+def test_a_checkpoints_manifest_cannot_name_files_outside_it(tmp_path: Path) -> None:
     outside = tmp_path / "secret"
     outside.write_text("x")
     folder = tmp_path / "run" / "checkpoints" / "step-000002"
@@ -134,7 +132,7 @@ def test_a_checkpoints_manifest_cannot_name_what_lies_outside(tmp_path: Path) ->
     assert latest_good(RunDir(tmp_path / "run"))[0] is None
 
 
-def test_a_run_removed_by_name_is_removed_and_nothing_that_a_link_in_it_leads_to(tmp_path: Path) -> None:
+def test_removing_a_run_does_not_follow_its_links(tmp_path: Path) -> None:
     treasure = tmp_path / "treasure"
     treasure.mkdir()
     (treasure / "gold").write_text("x")
@@ -147,7 +145,7 @@ def test_a_run_removed_by_name_is_removed_and_nothing_that_a_link_in_it_leads_to
     assert (treasure / "gold").exists()
 
 
-def test_lines_on_the_pipe_that_are_none_of_ours_are_passed_over() -> None:
+def test_unknown_lines_on_the_pipe_are_ignored() -> None:
     for line in (
         "",
         "[]",
@@ -160,21 +158,22 @@ def test_lines_on_the_pipe_that_are_none_of_ours_are_passed_over() -> None:
         assert not isinstance(read_message(line), BaseException) or isinstance(read_message(line), LorafitError)
 
 
-def test_events_of_a_stranger_make_no_objects_but_events(tmp_path: Path) -> None:
+def test_foreign_event_lines_make_no_objects_but_events(tmp_path: Path) -> None:
     (tmp_path / "events.jsonl").write_text(
         '{"event": "__class__"}\n{"event": ["step"]}\n[1]\n{"event": "stage", "text": "ok"}\n'
     )
     assert [event.name for event in read_events(tmp_path / "events.jsonl")] == ["stage"]
 
 
-def test_a_token_is_in_no_config_and_no_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_is_in_no_config_and_no_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setenv("HF_ENDPOINT", NOWHERE)  # the report does not wait for a hub
     assert not [name for name in TrainConfig.model_fields if re.search(r"token$|secret|password|api_key", name)]
     write_yaml(TrainConfig(), tmp_path / "config.yaml")
     assert TOKEN not in (tmp_path / "config.yaml").read_text()
-    done = subprocess.run(
-        [sys.executable, "-m", "lorafit", "doctor", "--json", "--output_dir", str(tmp_path)],
-        capture_output=True,
-        text=True,
-    )
-    assert TOKEN not in done.stdout + done.stderr
+    main(["doctor", "--json", "--output_dir", str(tmp_path)])
+    report = capfd.readouterr()
+    assert json.loads(report.out)
+    assert TOKEN not in report.out + report.err

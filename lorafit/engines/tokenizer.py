@@ -10,8 +10,6 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
-
 from lorafit.data.formats import TOOLS, Conversation, Message
 from lorafit.data.render import Span, TemplateRefused, place_system
 from lorafit.errors import ConfigError, ModelError
@@ -69,6 +67,8 @@ class ChatTokenizer:
 
     def render_text(self, messages: Conversation, add_generation_prompt: bool, date_string: str) -> str:
         """Return the conversation as the template renders it, the same on every day. Raise TemplateRefused."""
+        from jinja2 import TemplateError  # with transformers it is loaded already; a plan needs neither
+
         tools = next((json.loads(message.content) for message in messages if message.role == TOOLS), None)
         calls = any(message.calls for message in messages)
         for as_text in (

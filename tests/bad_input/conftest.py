@@ -1,4 +1,4 @@
-"""With what is the command line given bad input? A tiny model, data, flags for two steps, and what a refusal must be."""
+"""Fixtures for the tests of bad input: a tiny model, data, an adapter, a command line, and the check of a refusal."""
 
 import json
 from collections.abc import Callable
@@ -13,11 +13,13 @@ from lorafit.cli.app import main
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory, demo_folder: Path) -> Path:
+    """A tiny chat model."""
     return tiny.save_chat_model(tmp_path_factory.mktemp("tiny"), demo_folder)
 
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data file with 20 rows."""
     path = tmp_path_factory.mktemp("data") / "law.jsonl"
     rows = [{"instruction": f"What does article {i} say?", "output": f"Article {i} says so."} for i in range(20)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
@@ -26,7 +28,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def adapter(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An adapter of rank 4 and alpha 8 for `model`, with its tokenizer."""
+    """An adapter for `model`, with rank 4, alpha 8 and the targets q_proj and v_proj."""
     folder = tmp_path_factory.mktemp("adapter")
     engine = tiny.open_engine(model, tiny.make_plan(lora_targets="q_proj,v_proj"))
     engine.save_adapter(folder)
@@ -35,7 +37,7 @@ def adapter(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def flags(model: Path, data: Path, tmp_path: Path) -> Callable[..., Words]:
-    """The command line of a training of two steps, with changes."""
+    """A function that returns the command line of a training of two steps: settings by name, and further words."""
 
     def make(*more: object, **changes: object) -> Words:
         settings = {"model_name": model, "dataset_name": data, "max_length": 96, "max_steps": 2, "effective_batch": 4,
@@ -48,17 +50,20 @@ def flags(model: Path, data: Path, tmp_path: Path) -> Callable[..., Words]:
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Refused:
-    """Run a command line in both languages: exit code 2, every given text in the error, no traceback, nothing written."""
+    """A function that checks that a command line is refused, and returns its output in English.
+
+    In both languages: exit code 2, every text of `named` on stderr, no traceback, and no run in the output folder.
+    """
 
     def check(argv: Words, *named: object) -> str:
         texts = []
         for language in ("zh", "en"):
             code = main([*argv, "--lang", language])
-            seen = capsys.readouterr()
-            texts.append(seen.out + seen.err)
+            output = capsys.readouterr()
+            texts.append(output.out + output.err)
             assert code == 2, texts[-1]
             assert "Traceback" not in texts[-1]
-            assert [word for word in map(str, named) if word not in seen.err] == [], seen.err
+            assert [word for word in map(str, named) if word not in output.err] == [], output.err
             assert not [path for path in (tmp_path / "output").glob("*")]
         return texts[-1]
 

@@ -1,4 +1,4 @@
-"""Are data that cannot be learned from named, with what would mend them?"""
+"""Data that cannot be trained on are refused: the error names the file or flag and a fix."""
 
 import json
 from collections.abc import Callable
@@ -51,18 +51,18 @@ def test_a_max_length_that_leaves_no_answer_names_the_flag(flags: Callable[..., 
 
 
 @pytest.mark.parametrize("split", ["train[:abc]", "train[:200%]", "test", "train[100:200]"])
-def test_a_slice_that_cannot_be_had_is_named(flags: Callable[..., Words], refused: Refused, split: str) -> None:
+def test_a_slice_that_does_not_exist_is_named(flags: Callable[..., Words], refused: Refused, split: str) -> None:
     refused(flags(dataset_split=split), split, "train")
 
 
-def test_one_row_is_trained_on_and_it_is_said_that_none_is_held_out(
+def test_one_row_is_trained_on_and_the_lack_of_validation_rows_is_reported(
     flags: Callable[..., Words], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(flags("--dry_run", max_samples=1, lang="en")) == 0
     assert "nothing is held out" in capsys.readouterr().out
 
 
-def test_a_val_size_above_the_rows_takes_half_of_them_and_says_so(
+def test_a_val_size_above_the_rows_takes_half_of_them_and_reports_it(
     flags: Callable[..., Words], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(flags("--dry_run", val_size=100, lang="en")) == 0

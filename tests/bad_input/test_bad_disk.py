@@ -1,4 +1,4 @@
-"""Does a disk that is full or read-only cost nothing that was saved? On real small disks where they can be mounted."""
+"""A full or read-only disk loses nothing that was saved. The tests mount small disks where that is allowed."""
 
 import subprocess
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from lorafit.run_folders.checkpoint import latest_good
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Mounts a small disk with the given options, and again with others; skips where that is not allowed."""
+    """A function that mounts a small disk with mount options, or remounts it. Skips the test if mounting is not allowed."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted: list[str] = []
@@ -34,7 +34,7 @@ def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
         subprocess.run(["umount", str(folder)], check=False)
 
 
-def test_a_disk_without_the_room_is_told_before_the_data_are_read(
+def test_a_disk_without_enough_room_is_reported_before_the_data_are_read(
     flags: Callable[..., Words], refused: Refused, disk: Callable[[str], Path]
 ) -> None:
     folder = disk("size=64k")
@@ -43,7 +43,7 @@ def test_a_disk_without_the_room_is_told_before_the_data_are_read(
     assert list(folder.iterdir()) == []
 
 
-def test_a_read_only_disk_is_told_before_the_model_is_looked_for(
+def test_a_read_only_disk_is_reported_before_the_model_is_looked_for(
     flags: Callable[..., Words], refused: Refused, disk: Callable[[str], Path]
 ) -> None:
     folder = disk("size=1m,ro")
@@ -51,17 +51,17 @@ def test_a_read_only_disk_is_told_before_the_model_is_looked_for(
     assert "Looking for the model" not in text
 
 
-def test_a_disk_that_fills_up_ends_in_words_and_with_room_the_run_goes_on_to_the_same_bytes(
+def test_a_disk_that_fills_up_ends_with_an_error_and_with_room_the_run_resumes_to_the_same_bytes(
     flags: Callable[..., Words], disk: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = disk("size=12m") / "output"
     steps = {"max_steps": 5, "save_steps": 1, "keep_checkpoints": 4}
     assert main(flags(**steps, output_dir=output, lang="en")) == 2
-    seen = capsys.readouterr()
+    text = capsys.readouterr()
     run = the_run(output)
-    assert "Traceback" not in seen.err
-    assert "The disk is full." in seen.err
-    assert f"resume {run.path}" in seen.out
+    assert "Traceback" not in text.err
+    assert "The disk is full." in text.err
+    assert f"resume {run.path}" in text.out
     good, bad = latest_good(run)
     assert good is not None
     assert bad == []
@@ -75,7 +75,7 @@ def test_a_disk_that_fills_up_ends_in_words_and_with_room_the_run_goes_on_to_the
     assert losses == wanted
 
 
-def test_an_output_folder_that_cannot_be_is_told_before_the_model_is_looked_for(
+def test_an_impossible_output_folder_is_reported_before_the_model_is_looked_for(
     flags: Callable[..., Words], refused: Refused, data: Path
 ) -> None:
     before = data.read_bytes()
@@ -84,7 +84,7 @@ def test_an_output_folder_that_cannot_be_is_told_before_the_model_is_looked_for(
     assert data.read_bytes() == before
 
 
-def test_answers_that_could_not_be_written_are_told_before_the_model_is_looked_for(
+def test_an_output_file_that_cannot_be_written_is_reported_before_the_model_is_looked_for(
     refused: Refused, adapter: Path, data: Path, tmp_path: Path
 ) -> None:
     argv = ["chat", "--lora_weights", str(adapter), "--base_model", str(tmp_path / "none"), "--test_file", str(data)]

@@ -1,4 +1,4 @@
-"""Is a wrong flag, setting or plan named with what would do?"""
+"""A wrong flag, setting or plan file is refused: the error names it and what is accepted."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +23,7 @@ from support.refusals import Refused, Words
         (["--device", "tpu"], ["'tpu'", "auto", "cuda", "mps", "cpu"]),
     ],
 )
-def test_a_wrong_flag_or_value_is_named_with_what_would_do(refused: Refused, words: Words, named: list[str]) -> None:
+def test_a_wrong_flag_or_value_is_named_with_what_is_accepted(refused: Refused, words: Words, named: list[str]) -> None:
     refused(["train", *words], *named)
 
 
@@ -43,7 +43,7 @@ def test_a_wrong_flag_of_chat_is_named_with_the_near_one(refused: Refused) -> No
         ("- a\n- b\n", ["list", "lora_r: 16"]),
     ],
 )
-def test_a_wrong_settings_file_is_named_with_what_would_do(
+def test_a_wrong_settings_file_is_named_with_what_is_accepted(
     refused: Refused, tmp_path: Path, text: str, named: list[str]
 ) -> None:
     path = tmp_path / "settings.yaml"

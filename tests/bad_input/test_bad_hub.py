@@ -1,4 +1,4 @@
-"""Does a hub that is out of reach, or refuses, lead to one that does not?"""
+"""A hub that does not answer or refuses access is reported, with a mirror or a copy that works."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -9,6 +9,7 @@ from support.fake_hub import FakeHub
 from support.refusals import Refused, Words
 
 from lorafit.cli.app import main
+from lorafit.models.hub import use_endpoint
 
 NOWHERE = "http://127.0.0.1:9"  # the port "discard", closed on any machine
 LLAMA = "meta-llama/Llama-3.2-3B-Instruct"
@@ -16,29 +17,30 @@ LLAMA = "meta-llama/Llama-3.2-3B-Instruct"
 
 @pytest.fixture
 def hub(model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    """A hub with a gated model, its copy without a gate and a data set; empty caches; the endpoint put back at the end."""
+    """A hub with a gated model, an ungated copy of it and a data set. The local caches are empty."""
     import datasets
     from huggingface_hub import constants
 
-    monkeypatch.setenv("HF_ENDPOINT", NOWHERE)
-    monkeypatch.setattr(constants, "ENDPOINT", constants.ENDPOINT)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", constants.HUGGINGFACE_CO_URL_TEMPLATE)
+    endpoint = constants.ENDPOINT
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)  # restored at the end, whatever --hf_endpoint sets
+    # The packages read the environment at their import, which other tests may have caused.
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", NOWHERE)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    use_endpoint(NOWHERE)
     models = {LLAMA: model, "unsloth/Llama-3.2-3B-Instruct": model}
     with FakeHub(models=models, datasets={"acme/law": data.parent}, gated={LLAMA}).serve() as fake:
         yield fake
+    use_endpoint(endpoint)
 
 
-def test_a_hub_out_of_reach_names_the_mirror_and_demo_for_a_model(
+def test_an_unreachable_hub_names_the_mirror_and_demo_for_a_model(
     hub: FakeHub, flags: Callable[..., Words], refused: Refused
 ) -> None:
     argv = flags(model_name="acme/tiny", hf_endpoint=NOWHERE)
     refused(argv, "acme/tiny", NOWHERE, "--hf_endpoint https://hf-mirror.com", "--hub modelscope", "--demo")
 
 
-def test_a_hub_out_of_reach_names_the_mirror_and_demo_for_a_data_set(
+def test_an_unreachable_hub_names_the_mirror_and_demo_for_a_data_set(
     hub: FakeHub, flags: Callable[..., Words], refused: Refused
 ) -> None:
     argv = flags(dataset_name="acme/law", hf_endpoint=NOWHERE)

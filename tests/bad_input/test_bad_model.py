@@ -1,4 +1,4 @@
-"""Is a model's folder that cannot be used named, with what it lacks?"""
+"""A model folder that cannot be used is refused: the error names the folder and what is wrong with it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +29,7 @@ def test_a_model_folder_that_lacks_something_is_named_with_it(
     refused(flags(model_name=without(model, tmp_path / "bare", *names)), tmp_path / "bare", *named)
 
 
-def test_weights_that_are_cut_short_are_named(
+def test_truncated_weights_are_named(
     flags: Callable[..., Words], refused: Refused, model: Path, tmp_path: Path
 ) -> None:
     file = without(model, tmp_path / "cut") / "model.safetensors"
@@ -61,7 +61,7 @@ def test_weights_that_do_not_fit_their_config_are_never_filled_with_random_numbe
     refused(flags(model_name=tmp_path / "other"), tmp_path / "other")
 
 
-def test_a_model_without_a_chat_template_trains_and_says_which_it_was_given(
+def test_a_model_without_a_chat_template_trains_and_the_default_template_is_reported(
     flags: Callable[..., Words], model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = without(model, tmp_path / "base", *(path.name for path in model.glob("*.jinja")))

@@ -1,4 +1,4 @@
-"""Do the benchmark's figures follow from its lines, and does a broken-off race know what is left? Nothing is timed here."""
+"""Tests of the benchmark's figures, its result lines, and the split of a step into batches. Nothing is timed here."""
 
 import sys
 from pathlib import Path
@@ -20,6 +20,7 @@ NAMES = ["lorafit fast", "naive"]
 
 
 def line(name: str, number: int, seconds: float, gflops: float = 100.0, loss: float = 2.0) -> dict[str, Any]:
+    """Return the result line of the contestant `name` in round `number`."""
     facts = {"tokens": 1000, "targets": 600, "flops": 5e11, "peak_bytes": 10**9 if name == NAMES[0] else 4 * 10**9}
     first = {"load_seconds": 5.0} if number == 0 else {}
     return {"run": "r", "contestant": name, "round": number, "heat": "h", "seconds": seconds, "gflops": gflops,
@@ -28,12 +29,14 @@ def line(name: str, number: int, seconds: float, gflops: float = 100.0, loss: fl
 
 @pytest.fixture
 def lines() -> list[dict[str, Any]]:
-    """In the second round the machine had half its speed, which says nothing about either."""
+    """Result lines of two contestants. In round 2 the machine has half its speed, so both take twice as long."""
     ours = [line(NAMES[0], n, s, g) for n, s, g in ((0, 9, 100), (1, 10, 100), (2, 20, 50))]
     return ours + [line(NAMES[1], n, s, g) for n, s, g in ((0, 50, 100), (1, 40, 100), (2, 80, 50))]
 
 
-def test_ratios_are_taken_within_a_round_and_the_machines_mood_out_of_the_times(lines: list[dict[str, Any]]) -> None:
+def test_ratios_are_taken_within_a_round_and_times_are_corrected_by_the_machines_speed(
+    lines: list[dict[str, Any]],
+) -> None:
     ours, naive = entries(lines)
     assert (ours.behind, naive.behind) == (1.0, 4.0)
     assert ours.tokens_per_second == pytest.approx(100.0)
@@ -42,14 +45,14 @@ def test_ratios_are_taken_within_a_round_and_the_machines_mood_out_of_the_times(
     assert naive.first_step_seconds == 55.0
 
 
-def test_the_flat_figures_are_whole_and_null_where_a_peer_took_no_part(lines: list[dict[str, Any]]) -> None:
+def test_the_flat_figures_are_complete_and_null_for_a_peer_that_took_no_part(lines: list[dict[str, Any]]) -> None:
     figures = flat(lines, NAMES, rounds=2)
     assert figures["ok"]
     assert (figures["vs_naive"], figures["vs_trl_tuned"], figures["peak_vs_leanest"]) == (4.0, None, 0.25)
     assert (figures["rounds"], figures["peers"]) == (2, 1)
 
 
-def test_a_peer_that_failed_fell_short_or_computed_another_loss_is_named(lines: list[dict[str, Any]]) -> None:
+def test_a_peer_that_failed_stopped_early_or_computed_another_loss_is_named(lines: list[dict[str, Any]]) -> None:
     failed = [*lines, {"run": "r", "contestant": "trl tuned", "failed": "killed"}]
     assert faults(failed, [*NAMES, "trl tuned"], 2) == ["trl tuned: 0 of 2 rounds; killed"]
     assert faults(lines, NAMES, 3)[1] == "naive: 2 of 3 rounds; broken off"
@@ -58,7 +61,9 @@ def test_a_peer_that_failed_fell_short_or_computed_another_loss_is_named(lines: 
     assert not flat(other, NAMES, 2)["ok"]
 
 
-def test_what_is_finished_is_found_again_and_a_torn_line_is_not(tmp_path: Path, lines: list[dict[str, Any]]) -> None:
+def test_finished_rounds_are_counted_and_a_truncated_line_is_ignored(
+    tmp_path: Path, lines: list[dict[str, Any]]
+) -> None:
     path = tmp_path / "speed.jsonl"
     for one in lines:
         append(path, one)

@@ -1,4 +1,4 @@
-"""Do the verdicts of the benchmarks of MLX and of quantised bases follow from their figures? Nothing is measured here."""
+"""Tests of the verdicts of the benchmarks of MLX, of quantized base models and of parity. Nothing is measured here."""
 
 import sys
 from typing import Any
@@ -19,6 +19,7 @@ SMALL = {**FIGURES, "base_bytes": 150, "peak_bytes": 700, "after": 2.05}
 
 @pytest.fixture
 def bases() -> quantised.Found:
+    """Good figures of every base model."""
     return {key: dict(FIGURES if key.endswith("fp32") else SMALL) for key in quantised.BASES}
 
 
@@ -50,6 +51,7 @@ PEAKS = {mlx_speed.OURS: 50, mlx_speed.LEAN: 20, mlx_speed.LORA: 100, mlx_speed.
 
 
 def race_lines(**peaks: int) -> list[dict[str, Any]]:
+    """Return the result lines of three rounds. `peaks`: peak bytes of a contestant, other than in PEAKS."""
     facts = {"run": "r", "heat": "h", "tokens": 100, "targets": 60, "flops": 1e9, "gflops": 100.0, "loss": 2.0,
              "load_seconds": 1.0}  # fmt: skip
     return [
@@ -67,7 +69,7 @@ def test_mlx_lms_trainer_counts_as_it_is_fastest_and_leanest() -> None:
     assert (found["peak_vs_lora"], found["lean_peak_vs_lora"]) == (0.5, 0.2)
 
 
-def test_a_lean_mode_that_is_not_lean_or_a_peer_that_fell_out_is_not_good() -> None:
+def test_a_lean_mode_that_is_not_lean_or_a_missing_peer_is_not_good() -> None:
     assert not mlx_speed.verdict(race_lines(**{mlx_speed.LEAN: 30}), 2)["ok"]
     without = [line for line in race_lines() if line["contestant"] != mlx_speed.EAGER]
     found = mlx_speed.verdict(without, 2)
@@ -76,6 +78,7 @@ def test_a_lean_mode_that_is_not_lean_or_a_peer_that_fell_out_is_not_good() -> N
 
 
 def a_run(engine: str, **changes: float) -> parity.Run:
+    """Return a run with good figures, apart from `changes`."""
     facts: dict[str, Any] = {"machine": "m", "engine": engine, "device": "cpu", "steps": 2, "losses": [2.0, 1.9],
                              "held_out": 2.0, "max_rel_loss": 0.0, "b_norm_rel": 0.0, "measured": "2026-01-01"}  # fmt: skip
     return parity.Run(**{**facts, **changes})
@@ -89,7 +92,7 @@ def test_parity_is_within_all_bounds_or_not_at_all(changes: dict[str, float], go
     assert parity.verdict([a_run("torch"), a_run("mlx", **changes)])["ok"] is good
 
 
-def test_the_run_that_moved_is_told_apart() -> None:
+def test_the_run_that_moved_between_engines_is_reported_separately() -> None:
     found = parity.verdict(
         [a_run("torch"), a_run("mlx", held_out=2.0002), a_run("torch → mlx → torch", held_out=2.0001)]
     )

@@ -1,4 +1,4 @@
-"""Every engine gives the results of transformers and peft in float64 on every model family, and follows the protocol."""
+"""Every engine equals transformers and peft in float64 on every model family, and follows the Engine protocol."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""Is a model that mlx_lm itself quantised trained as it is, and by MLX alone?"""
+"""A model that mlx_lm quantized trains without another quantization, and only with MLX."""
 
 import json
 from dataclasses import replace
@@ -23,7 +23,7 @@ from mlx.utils import tree_flatten  # noqa: E402
 
 from lorafit.engines.mlx.load import load_base  # noqa: E402
 
-WIDE = {"hidden_size": 64, "intermediate_size": 128}  # groups of 64 fit
+WIDE = {"hidden_size": 64, "intermediate_size": 128}  # widths that groups of 64 divide
 PLAN = tiny.make_plan(engine="mlx", token_budget=100)
 MLX = next(way for way in engine_variants.WAYS if way.engine == "mlx")
 
@@ -35,7 +35,7 @@ def base(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=["4 bits", "mixed_4_6"])
 def quantised(request: pytest.FixtureRequest, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As `mlx_lm.convert -q` writes it: embedding and head too."""
+    """A folder that `mlx_lm.convert -q` wrote; embedding and head are quantized too."""
     folder = tmp_path_factory.mktemp("mlx") / "model"
     recipe = None if request.param == "4 bits" else request.param
     mlx_lm.convert(str(base), str(folder), quantize=True, q_group_size=64, q_bits=4, quant_predicate=recipe)
@@ -49,7 +49,7 @@ def settings(folder: Path, output: Path) -> dict[str, object]:
     }  # fmt: skip
 
 
-def test_a_folder_that_mlx_lm_quantised_is_trained_as_it_is_and_said_so(quantised: Path, tmp_path: Path) -> None:
+def test_a_folder_that_mlx_lm_quantised_is_trained_as_it_is_with_a_note(quantised: Path, tmp_path: Path) -> None:
     events: list[Event] = list(train_in_process(TrainConfig(**settings(quantised, tmp_path), engine="mlx")))  # type: ignore[arg-type]
     notes = [event.text for event in events if isinstance(event, Warned)]
     assert any("came quantised for MLX (4-bit)" in note for note in notes)
@@ -88,5 +88,5 @@ def test_the_planner_reads_its_shape_and_its_bytes_from_the_files_alone(base: Pa
     assert sorted(spec.linears) == sorted(before.linears)
     assert spec.parameters == before.parameters
     loaded = load_base(Setup(quantised, "x", "cpu", "fp32", plan=PLAN)).model
-    held = sum(array.nbytes for _name, array in tree_flatten(loaded.parameters()))
-    assert weights_bytes(spec, "fp32", "none") == held
+    loaded_bytes = sum(array.nbytes for _name, array in tree_flatten(loaded.parameters()))
+    assert weights_bytes(spec, "fp32", "none") == loaded_bytes

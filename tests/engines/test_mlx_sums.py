@@ -1,4 +1,4 @@
-"""Are MLX's sums over a whole vocabulary, or a whole matrix, right? On the CPU it adds number after number, in float32."""
+"""MLX's sums over a whole vocabulary or matrix are accurate, though its CPU backend adds float32 numbers one by one."""
 
 import numpy as np
 import pytest
@@ -34,15 +34,15 @@ def test_a_loss_over_a_real_vocabulary_and_its_gradient_equal_float64() -> None:
     args = mx.array(targets.astype(np.int32)), 7
     found, grad = mx.value_and_grad(lambda h: target_loss(head, h, *args))(mx.array(hidden.astype(np.float32)))
     logits = hidden @ weight.T
-    powers = np.exp(logits - logits.max(-1, keepdims=True))
-    chances = powers / powers.sum(-1, keepdims=True)
-    right = -np.log(chances[np.arange(TARGETS), targets]).sum()
-    chances[np.arange(TARGETS), targets] -= 1
-    wanted = chances @ weight
+    exponentials = np.exp(logits - logits.max(-1, keepdims=True))
+    probabilities = exponentials / exponentials.sum(-1, keepdims=True)
+    right = -np.log(probabilities[np.arange(TARGETS), targets]).sum()
+    probabilities[np.arange(TARGETS), targets] -= 1
+    wanted = probabilities @ weight
     assert float(found) == pytest.approx(right, rel=1e-6)
     assert float(evaluation_loss(head, mx.array(hidden.astype(np.float32)), *args)) == pytest.approx(right, rel=1e-6)
     off = np.linalg.norm(np.array(grad) - wanted) / np.linalg.norm(wanted)
-    assert off < 2e-5  # the product over the vocabulary is BLAS's own
+    assert off < 2e-5  # BLAS computes the matmul over the vocabulary
 
 
 def test_the_norm_of_large_gradients_equals_float64() -> None:

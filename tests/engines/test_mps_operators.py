@@ -1,6 +1,6 @@
-"""Would this code run on a Mac's GPU? Every operator must have an MPS kernel in torch's own table, and none be float64.
+"""Every operator that the engine calls has an MPS kernel in torch's own table, and no tensor is float64.
 
-Nothing here has run on a Mac: the table says that a kernel exists, not that it is right.
+These tests do not run on a Mac: the table shows that a kernel exists, not that its results are right.
 """
 
 from collections.abc import Callable
@@ -20,13 +20,13 @@ from lorafit.engines.torch import self_check
 from lorafit.sampling import Sampling
 
 TABLE = Path(torchgen.__file__).parent / "packaged/ATen/native/native_functions.yaml"
-# What SDPA calls on the CPU; on MPS it calls its own (PyTorch, sdp_utils and Attention.mm).
+# SDPA's operators on the CPU. On MPS it calls its own operator (PyTorch, sdp_utils and Attention.mm).
 CPU_ATTENTION = {"_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention_for_cpu_backward"}
 MPS_ATTENTION = "_scaled_dot_product_attention_math_for_mps"
 
 
 class Recorder(TorchDispatchMode):
-    """Notes each operator that is called, and the dtypes that go in and out."""
+    """Records the names of all called operators, and the dtypes of their inputs and outputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Recorder(TorchDispatchMode):
         self.dtypes: set[torch.dtype] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "aten":  # the others are the profiler's marks
+        if func.namespace == "aten":  # other namespaces belong to the profiler
             self.names.add(func.__name__ if func._overloadname != "default" else func._opname)
         out = func(*args, **(kwargs or {}))
         flat, _spec = torch.utils._pytree.tree_flatten((args, kwargs, out))
@@ -43,7 +43,10 @@ class Recorder(TorchDispatchMode):
 
 
 def has_mps_kernel(table: dict[str, dict[str, Any]], name: str) -> bool:
-    """A kernel of its own, by the structured operator it delegates to, or one composed of others."""
+    """Return whether operator `name` runs on MPS.
+
+    It has a kernel of its own, delegates to a structured operator that has one, or is composed of other operators.
+    """
     entry = table[name]
     if delegate := entry.get("structured_delegate"):
         return has_mps_kernel(table, delegate)
@@ -59,16 +62,12 @@ def has_mps_kernel(table: dict[str, dict[str, Any]], name: str) -> bool:
 
 @pytest.fixture(scope="module")
 def table() -> dict[str, dict[str, Any]]:
+    """torch's table of operators, by name."""
     entries = yaml.load(TABLE.read_text(), yaml.CSafeLoader)
     return {entry["func"].partition("(")[0]: entry for entry in entries}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.save_model("llama", tmp_path_factory.mktemp("model"))
-
-
-def training(folder: Path) -> None:
+def train(folder: Path) -> None:
     engine = tiny.open_engine(folder, tiny.make_plan(lora_dropout=0.1, recompute=2))
     samples = tiny.make_samples(4)
     micro = pack(samples, range(4), range(4))
@@ -77,17 +76,17 @@ def training(folder: Path) -> None:
     engine.evaluate([micro])
 
 
-def answering(folder: Path) -> None:
+def answer(folder: Path) -> None:
     engine = tiny.open_engine(folder, None)
     list(engine.generate(range(5, 15), Sampling(max_new_tokens=4)))
 
 
-@pytest.mark.parametrize("deed", [training, answering, lambda _folder: self_check.self_test("cpu")])
+@pytest.mark.parametrize("action", [train, answer, lambda _folder: self_check.self_test("cpu")])
 def test_every_operator_has_an_mps_kernel_and_none_is_float64(
-    table: dict[str, dict[str, Any]], folder: Path, deed: Callable[[Path], None]
+    table: dict[str, dict[str, Any]], models: Path, action: Callable[[Path], None]
 ) -> None:
     with Recorder() as recorder:
-        deed(folder)
+        action(models / "llama")
     assert len(recorder.names) > 5
     assert torch.float64 not in recorder.dtypes
     missing = {name for name in recorder.names - CPU_ATTENTION if not has_mps_kernel(table, name)}

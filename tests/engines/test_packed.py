@@ -1,4 +1,4 @@
-"""Does the fast path compute what the generic one does, whatever the shape, the split and the shared beginning?"""
+"""The fast path equals the generic path for all model shapes, micro-batch splits and shared prefixes."""
 
 import dataclasses
 from pathlib import Path
@@ -22,17 +22,28 @@ FULL: dict[str, dict[str, Any]] = {
 }
 
 
-def with_beginning(samples: list[Sample], length: int) -> list[Sample]:
-    """`samples` after the same `length` tokens, which carry no loss: a system prompt."""
+@pytest.fixture(scope="module")
+def full_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model of each family in FULL, whose tokens see all earlier tokens of their sample."""
+    folder = tmp_path_factory.mktemp("full")
+    for family, changes in FULL.items():
+        tiny.save_model(family, folder / family, **changes)
+    return folder
+
+
+def with_prefix(samples: list[Sample], length: int) -> list[Sample]:
+    """Return `samples` after the same `length` tokens, which are not in the loss, like a system prompt."""
     ids, mask = np.arange(3, 3 + length, dtype=np.int32), np.zeros(length, np.bool_)
     return [Sample(np.concatenate([ids, s.input_ids]), np.concatenate([mask, s.target_mask])) for s in samples]
 
 
 def packed(samples: list[Sample]) -> MicroBatch:
+    """Return a micro-batch of all `samples`."""
     return pack(samples, range(len(samples)), range(len(samples)))
 
 
 def grads_of(engine: TorchEngine, *micro_batches: MicroBatch) -> tuple[float, dict[str, torch.Tensor]]:
+    """Return the loss and the gradients of a step of `micro_batches`."""
     loss = engine._accumulate(1, micro_batches, sum(micro.num_targets for micro in micro_batches))
     grads = {name: p.grad.clone() for name, p in engine._parameters().items() if p.grad is not None}
     engine.optimizer.drop_gradients()
@@ -40,23 +51,22 @@ def grads_of(engine: TorchEngine, *micro_batches: MicroBatch) -> tuple[float, di
 
 
 @pytest.mark.parametrize("family", FULL)
-@pytest.mark.parametrize("beginning", [0, 9])
+@pytest.mark.parametrize("prefix", [0, 9])
 @pytest.mark.parametrize("recompute", [0, 2])
 @pytest.mark.parametrize("changes", [{}, {"lora_dropout": 0.2}, {"precision": "bf16"}, {"quantization": "4bit"}])
 def test_loss_and_gradients_equal_the_generic_path(
-    tmp_path: Path, family: str, beginning: int, recompute: int, changes: dict[str, Any]
+    full_models: Path, family: str, prefix: int, recompute: int, changes: dict[str, Any]
 ) -> None:
-    folder = tiny.save_model(family, tmp_path, **FULL[family])
-    engine = tiny.open_engine(folder, tiny.make_plan(recompute=recompute, **changes))
+    engine = tiny.open_engine(full_models / family, tiny.make_plan(recompute=recompute, **changes))
     assert engine.packed is not None, engine.facts.notes
     tiny.fill_b(engine)
-    samples = with_beginning(tiny.make_samples(9, longest=200), beginning)
-    shared = [beginning] * 9
+    samples = with_prefix(tiny.make_samples(9, longest=200), prefix)
+    shared = [prefix] * 9
     micro_batches = [
         pack(samples[:4], range(4), range(4), shared[:4]),
         pack(samples[4:], range(5), range(4, 9), shared[4:]),
     ]
-    assert [len(ids) for ids in repeated_prefixes(micro_batches)] == ([beginning] if beginning else [])
+    assert [len(ids) for ids in repeated_prefixes(micro_batches)] == ([prefix] if prefix else [])
     loss, grads = grads_of(engine, *micro_batches)
     evaluated = engine.evaluate(micro_batches)
     engine.packed = None
@@ -66,9 +76,8 @@ def test_loss_and_gradients_equal_the_generic_path(
     assert evaluated.loss_sum == pytest.approx(engine.evaluate(micro_batches).loss_sum, rel=1e-6)
 
 
-def test_only_some_layers_have_an_adapter(tmp_path: Path) -> None:
-    folder = tiny.save_model("llama", tmp_path)
-    engine = tiny.open_engine(folder, tiny.make_plan(lora_targets="k_proj,down_proj"))
+def test_only_some_layers_have_an_adapter(models: Path) -> None:
+    engine = tiny.open_engine(models / "llama", tiny.make_plan(lora_targets="k_proj,down_proj"))
     assert engine.packed is not None
     tiny.fill_b(engine)
     micro = packed(tiny.make_samples(4))
@@ -79,13 +88,13 @@ def test_only_some_layers_have_an_adapter(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["granite", "gemma2", "phi3", "mistral", "mixtral"])
-def test_what_it_does_not_compute_takes_the_generic_path_and_says_why(tmp_path: Path, family: str) -> None:
-    engine = tiny.open_engine(tiny.save_model(family, tmp_path), tiny.make_plan())
+def test_an_unsupported_model_takes_the_generic_path_with_a_note(models: Path, family: str) -> None:
+    engine = tiny.open_engine(models / family, tiny.make_plan())
     assert engine.packed is None
     assert any("Generic path" in note for note in engine.facts.notes)
 
 
-def test_a_window_counts_in_the_steps_whose_samples_are_longer(tmp_path: Path) -> None:
+def test_a_window_matters_only_in_steps_with_longer_samples(tmp_path: Path) -> None:
     engine = tiny.open_engine(tiny.save_model("mistral", tmp_path, sliding_window=100), tiny.make_plan())
     assert engine.packed is not None
     short, long = tiny.make_samples(4, longest=90), tiny.make_samples(9, longest=200)
@@ -95,24 +104,23 @@ def test_a_window_counts_in_the_steps_whose_samples_are_longer(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("changes", [{"quantization": "8bit"}, {"precision": "fp16"}])
-def test_8_bits_and_half_precision_take_the_generic_path(tmp_path: Path, changes: dict[str, Any]) -> None:
-    engine = tiny.open_engine(tiny.save_model("llama", tmp_path), dataclasses.replace(tiny.make_plan(), **changes))
+def test_8_bits_and_half_precision_take_the_generic_path(models: Path, changes: dict[str, Any]) -> None:
+    engine = tiny.open_engine(models / "llama", dataclasses.replace(tiny.make_plan(), **changes))
     assert engine.packed is None
 
 
-def test_weights_are_not_kept_twice_and_a_loaded_adapter_is_seen(tmp_path: Path) -> None:
-    engine = tiny.open_engine(tiny.save_model("llama", tmp_path / "model"), tiny.make_plan())
+def test_weights_are_not_kept_twice_and_a_loaded_adapter_is_seen(models: Path, tmp_path: Path) -> None:
+    engine = tiny.open_engine(models / "llama", tiny.make_plan())
     assert engine.packed is not None
     fused = engine.packed.layers[0].qkv
     q = engine.layers["model.layers.0.self_attn.q_proj"]
     assert fused.weights[0].data_ptr() == q.base.weight.data_ptr()
     tiny.fill_b(engine)
-    (tmp_path / "saved").mkdir()
-    engine.save_adapter(tmp_path / "saved")
+    engine.save_adapter(tmp_path)
     with torch.no_grad():
         q.lora_A.zero_()
     assert float(fused.a_RI[: q.lora_A.shape[0]].abs().sum()) == 0
-    engine.load_adapter(tmp_path / "saved")
+    engine.load_adapter(tmp_path)
     assert float(fused.a_RI[: q.lora_A.shape[0]].abs().sum()) > 0
 
 

@@ -1,4 +1,4 @@
-"""Does the engine see at load what a model can do: packing, heads, layers that take an adapter?"""
+"""At load the engine finds what a model supports: packing, its LM head, and layers for adapters."""
 
 import math
 from pathlib import Path
@@ -6,11 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from support import tiny
 
+from lorafit.engines.base import Setup
 from lorafit.engines.torch import self_check
-from lorafit.engines.torch.attention import segment_attention
+from lorafit.engines.torch.attention import SEGMENT_ATTENTION, segment_attention
+from lorafit.engines.torch.engine import TorchEngine
 from lorafit.engines.torch.loss import LMHead
+from lorafit.engines.torch.model import load_base
 from lorafit.errors import ConfigError, ModelError
 
 
@@ -20,44 +24,67 @@ def test_fused_experts_are_named_as_not_trained(models: Path) -> None:
     assert engine.generic.packs
 
 
-def test_a_model_without_linear_layers_is_refused_with_words(models: Path) -> None:
+def test_a_model_without_linear_layers_is_refused(models: Path) -> None:
     with pytest.raises(ModelError, match="no linear layers"):
         tiny.open_engine(models / "gpt2", tiny.make_plan())
 
 
-def test_a_head_that_we_do_not_know_is_refused_rather_than_trained_wrongly(
-    models: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def without_the_rest(model: transformers.PreTrainedModel) -> LMHead:
-        return LMHead(model.get_output_embeddings())
-
-    monkeypatch.setattr("lorafit.engines.torch.engine.head_of", without_the_rest)
-    tiny.open_engine(models / "llama", tiny.make_plan())
+def test_a_head_that_lorafit_does_not_know_is_refused_rather_than_trained_wrongly(tmp_path: Path) -> None:
+    """BERT's head has a layer, an activation and a norm before its output embeddings."""
+    config = transformers.BertConfig(**tiny.SHAPE, is_decoder=True)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="way of its own"):
-        tiny.open_engine(models / "granite", tiny.make_plan())
+        tiny.open_engine(tmp_path, tiny.make_plan())
 
 
-def test_a_packing_check_that_overflows_is_not_passed(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lorafit.engines.torch.self_check.packing_error", lambda *_: (0.0, math.nan))
-    assert not tiny.open_engine(models / "llama", tiny.make_plan()).generic.packs
+def test_a_head_without_its_logit_scale_is_refused(models: Path) -> None:
+    """Granite divides its logits; Llama does not, so that its output embeddings are the whole head."""
+    llama, granite = (load_base(Setup(models / name, name, "cpu", "fp32")) for name in ("llama", "granite"))
+    tolerance = self_check.TOLERANCE[torch.float32]
+    self_check.refuse_unknown_head(llama, LMHead(llama.get_output_embeddings()), "cpu", tolerance)
+    with pytest.raises(ModelError, match="way of its own"):
+        self_check.refuse_unknown_head(granite, LMHead(granite.get_output_embeddings()), "cpu", tolerance)
 
 
-def test_the_packing_check_does_not_overflow_in_fp16(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tiny.save_model("llama", models / "wide", vocab_size=60_000)
-    engine = tiny.open_engine(folder, tiny.make_plan(precision="fp16"))
-    assert engine.generic.packs
+def packing_error(engine: TorchEngine) -> tuple[float, float]:
+    """Return the errors of packed logits and gradients, as the engine measures them at load."""
+    engine.model.set_attn_implementation(SEGMENT_ATTENTION)
     with engine._without_dropout_and_nonzero_b():
         parameters = list(engine._parameters().values())
-        assert self_check.worst_packing_error(engine.model, engine.head, parameters, "cpu") < 0.01
+        return self_check.packing_error(engine.model, engine.head, parameters, "cpu")
 
 
-def test_lora_goes_into_the_language_model_and_not_into_an_eye_with_more_layers(tmp_path: Path) -> None:
+def test_a_packing_check_that_overflows_is_not_passed(tmp_path: Path) -> None:
+    """Large logits give large gradients, which grow at each norm of the small hidden states until fp16 overflows."""
+    tiny.save_model("llama", tmp_path, tie_word_embeddings=False)
+    weights = load_file(tmp_path / "model.safetensors")
+    for name, weight in weights.items():
+        if name.endswith(("embed_tokens.weight", "o_proj.weight", "down_proj.weight")):
+            weight *= 1e-3
+        if name.endswith("lm_head.weight"):
+            weight *= 1e4
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    engine = tiny.open_engine(tmp_path, tiny.make_plan(precision="fp16"))
+    assert not engine.generic.packs
+    logits, gradients = packing_error(engine)
+    assert logits < 0.01
+    assert math.isnan(gradients)
+
+
+def test_the_packing_check_does_not_overflow_in_fp16(tmp_path: Path) -> None:
+    folder = tiny.save_model("llama", tmp_path, vocab_size=60_000)
+    engine = tiny.open_engine(folder, tiny.make_plan(precision="fp16"))
+    assert engine.generic.packs
+    assert self_check.worst(*packing_error(engine)) < 0.01
+
+
+def test_lora_goes_into_the_language_model_and_not_into_a_vision_tower_with_more_layers(tmp_path: Path) -> None:
     name, text = tiny.FAMILIES["gemma3"]
-    eye = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 5, "num_attention_heads": 4,
-           "image_size": 28, "patch_size": 14}  # fmt: skip
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 5, "num_attention_heads": 4,
+              "image_size": 28, "patch_size": 14}  # fmt: skip
     config = transformers.Gemma3Config(
         text_config=getattr(transformers, name)(**tiny.SHAPE, **text).to_dict(),
-        vision_config=eye,
+        vision_config=vision,
         mm_tokens_per_image=4,
     )
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
@@ -74,18 +101,15 @@ def test_attention_comes_back_contiguous() -> None:
     assert out.is_contiguous()
 
 
-def test_the_packing_check_sees_attention_that_leaks_between_samples(
-    models: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_packing_check_sees_attention_that_leaks_between_samples(models: Path, leaking_attention: str) -> None:
     engine = tiny.open_engine(models / "llama", tiny.make_plan())
     assert engine.generic.packs
-    real = torch.Tensor.tolist
-    monkeypatch.setattr(torch.Tensor, "tolist", lambda t: [0, 17] if t.dtype == torch.int32 else real(t))
-    assert engine._check_packing() != []
+    engine.model.set_attn_implementation(leaking_attention)
+    assert any("sample by sample" in note for note in engine._check_packing())
     assert not engine.generic.packs
 
 
-def test_the_shares_of_lora_targets(models: Path) -> None:
+def test_lora_targets_are_full_names_or_their_last_parts(models: Path) -> None:
     engine = tiny.open_engine(models / "llama", tiny.make_plan(lora_targets="q_proj, model.layers.1.mlp.up_proj"))
     assert len(engine.layers) == 4
     with pytest.raises(ConfigError) as error:

@@ -1,4 +1,4 @@
-"""Does what an engine saves bring it back: adapter, moments, to the bit?"""
+"""Saved state restores an engine: the adapter and the optimizer's moments."""
 
 import dataclasses
 from pathlib import Path
@@ -12,7 +12,9 @@ from lorafit.errors import AdapterError
 from lorafit.planner.schedule import step_samples
 
 
-def test_layers_that_take_no_part_are_saved_and_loaded_like_the_others(models: Path, tmp_path: Path) -> None:
+def test_layers_that_take_no_part_in_the_forward_pass_are_saved_and_loaded_like_the_others(
+    models: Path, tmp_path: Path
+) -> None:
     plan, samples = tiny.make_plan(), tiny.make_samples(32)
     engine = tiny.open_engine(models / "mamba", plan)
     data = build_step_batch(samples, step_samples(plan, 1), 64, 4096)
@@ -48,7 +50,7 @@ def test_moments_move_from_one_optimizer_to_another(models: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "paged_adamw_8bit"])
-def test_moments_stand_before_the_first_step_so_that_no_update_ends_half_way(
+def test_moments_exist_before_the_first_step_so_that_no_update_fails_halfway(
     models: Path, tmp_path: Path, optimizer: str
 ) -> None:
     plan = tiny.make_plan(optimizer=optimizer)

@@ -1,4 +1,4 @@
-"""Is what samples begin with alike found, computed once a step, and left out of nobody's gradient?"""
+"""Prefixes that samples share are found and computed once per step, and the gradients stay the same."""
 
 import itertools
 from pathlib import Path
@@ -24,60 +24,64 @@ from lorafit.data.shared_prefix import (
 from lorafit.engines.torch.engine import TorchEngine
 from lorafit.planner.data_stats import Split, data_stats, training_shapes
 
-MUCH = 10**9
+NO_LIMIT = 10**9
 
 
-def begun_with(beginning: NDArray[Any] | range, samples: list[Sample]) -> list[Sample]:
-    """`samples` after the same tokens, which carry no loss: a system prompt."""
-    ids, mask = np.asarray(beginning, np.int32), np.zeros(len(beginning), np.bool_)
+def with_prefix(prefix: NDArray[Any] | range, samples: list[Sample]) -> list[Sample]:
+    """Return `samples` after the same tokens, which are not in the loss, like a system prompt."""
+    ids, mask = np.asarray(prefix, np.int32), np.zeros(len(prefix), np.bool_)
     return [Sample(np.concatenate([ids, s.input_ids]), np.concatenate([mask, s.target_mask])) for s in samples]
 
 
 def two_prompts(each: int = 5) -> list[Sample]:
-    """Prompts of 50 and 40 tokens, of which the first 12 are the template's, in turn; and one sample without any."""
+    """Return samples with prompts of 50 and 40 tokens in turn, and one sample without a prompt.
+
+    The first 12 tokens of both prompts are equal, like those of a chat template.
+    """
     rows = tiny.make_samples(2 * each + 1, longest=40)
-    a = begun_with(range(3, 53), rows[:each])
-    b = begun_with([*range(3, 15), *range(53, 81)], rows[each : 2 * each])
+    a = with_prefix(range(3, 53), rows[:each])
+    b = with_prefix([*range(3, 15), *range(53, 81)], rows[each : 2 * each])
     return [*itertools.chain.from_iterable(zip(a, b, strict=True)), rows[-1]]
 
 
-def shared(samples: list[Sample], most: int = MUCH) -> list[int]:
+def shared(samples: list[Sample], most: int = NO_LIMIT) -> list[int]:
+    """Return the length of each sample's shared prefix; all prefixes together have at most `most` tokens."""
     return prefix_lengths(find_shared_prefixes(samples, most), len(samples))
 
 
-def test_a_beginning_ends_before_the_first_prediction() -> None:
+def test_a_prefix_ends_before_the_first_prediction() -> None:
     ids = np.arange(20, dtype=np.int32)
     mask = np.arange(20) >= 12
     assert shared([Sample(ids, mask), Sample(ids, mask)]) == [11, 11]
     assert shared([Sample(ids, mask)]) == [0]
     assert shared([]) == []
     assert shared([Sample(ids, mask), Sample(np.where(ids == 9, 0, ids), mask)]) == [9, 9]
-    assert shared([Sample(ids, mask), Sample(np.where(ids == 2, 0, ids), mask)]) == [0, 0], "not worth it"
+    assert shared([Sample(ids, mask), Sample(np.where(ids == 2, 0, ids), mask)]) == [0, 0], "too short"
     assert shared([Sample(ids, np.zeros(20, np.bool_)), Sample(ids[:15], np.zeros(15, np.bool_))]) == [14, 14]
 
 
-def test_two_prompts_are_two_beginnings_and_who_has_none_is_left_alone() -> None:
+def test_two_prompts_are_two_prefixes_and_a_sample_without_one_has_none() -> None:
     assert shared(two_prompts()) == [50, 40] * 5 + [0]
 
 
-def test_one_beginning_for_all_stays_where_several_save_little_more() -> None:
+def test_one_prefix_for_all_stays_if_several_save_little_more() -> None:
     template = range(3, 43)
-    rows = [begun_with([*template, *range(50, 50 + extra)], [s])[0] for extra, s in zip((12, 12, 0, 0), tiny.make_samples(4), strict=True)]  # fmt: skip
+    rows = [with_prefix([*template, *range(50, 50 + extra)], [s])[0] for extra, s in zip((12, 12, 0, 0), tiny.make_samples(4), strict=True)]  # fmt: skip
     for place in (2, 3):
         rows[place].input_ids[40] = place
     assert shared(rows) == [40] * 4
 
 
-def test_several_are_no_longer_together_than_they_may_be() -> None:
+def test_all_prefixes_together_stay_within_the_limit() -> None:
     samples = two_prompts()
     assert shared(samples, 90) == [50, 40] * 5 + [0]
-    assert shared(samples, 89) == [50, 0] * 5 + [0], "the one that saves most"
+    assert shared(samples, 89) == [50, 0] * 5 + [0], "the prefix that saves most"
     assert shared(samples, 0) == [0] * 11
-    assert shared(samples[:-1], 0) == [12] * 10, "the template's, which all have"
+    assert shared(samples[:-1], 0) == [12] * 10, "the template, which all samples have"
 
 
 def best_saving(heads: list[NDArray[Any]]) -> int:
-    """By trying every way to divide the samples."""
+    """Return the most tokens that shared prefixes can save, by trying every division of the samples."""
     if not heads:
         return 0
     best = 0
@@ -98,17 +102,17 @@ def test_no_other_division_saves_more(seed: int) -> None:
     rng = np.random.default_rng(seed)
     heads = [np.repeat(rng.integers(0, 2, 4), 40).astype(np.int32)[: rng.integers(100, 160)] for _i in range(6)]
     samples = [Sample(np.append(head, [7, 8]).astype(np.int32), np.arange(len(head) + 2) > len(head)) for head in heads]
-    found, best = find_shared_prefixes(samples, MUCH), best_saving(heads)
-    saved = sum(beginning.saved for beginning in found)
+    found, best = find_shared_prefixes(samples, NO_LIMIT), best_saving(heads)
+    saved = sum(prefix.saved for prefix in found)
     one = len(found) == 1 and len(found[0].members) == len(samples)
     assert saved == best or (one and best < saved + MIN_EXTRA_SAVED_TOKENS)
-    for beginning in found:
-        first = heads[beginning.members[0]][: beginning.length]
-        assert all(np.array_equal(heads[member][: beginning.length], first) for member in beginning.members)
+    for prefix in found:
+        first = heads[prefix.members[0]][: prefix.length]
+        assert all(np.array_equal(heads[member][: prefix.length], first) for member in prefix.members)
 
 
 def computed(engine: TorchEngine, micro_batches: list[MicroBatch]) -> tuple[float, dict[str, torch.Tensor], int]:
-    """Loss, gradients, and how many rows the first layer went forward with."""
+    """Return loss, gradients, and the number of rows in the first layer's forward passes."""
     assert engine.packed is not None
     layer, rows = engine.packed.layers[0], []
     forward = layer.forward
@@ -132,9 +136,7 @@ def test_loss_and_gradients_are_those_of_samples_that_share_nothing(models: Path
     tiny.fill_b(engine)
     samples = two_prompts()
     together = list(build_step_batch(samples, range(11), budget, 4096, shares=True).micro_batches)
-    apart = [
-        micro.single_sample(i) for micro in together for i in range(len(micro.index_in_step))
-    ]  # each alone with what it begins with
+    apart = [micro.single_sample(i) for micro in together for i in range(len(micro.index_in_step))]
     assert sorted(len(ids) for ids in repeated_prefixes(together)) == [40, 50]
     loss, grads, rows = computed(engine, together)
     evaluated = engine.evaluate(together)
@@ -147,13 +149,13 @@ def test_loss_and_gradients_are_those_of_samples_that_share_nothing(models: Path
     assert evaluated.loss_sum == pytest.approx(engine.evaluate(apart).loss_sum, rel=1e-6)
 
 
-def test_a_beginning_that_one_sample_alone_has_here_is_not_gone_over_apart(models: Path) -> None:
-    """Of several processes the others may have its fellows."""
+def test_a_prefix_of_only_one_sample_of_this_rank_is_not_computed_apart(models: Path) -> None:
+    """The other samples with this prefix may belong to other ranks."""
     step = build_step_batch(two_prompts(each=1), range(3), 10_000, 4096, ranks=3, shares=True)
     assert repeated_prefixes(step.for_rank(0)) == []
 
 
-def test_beginnings_count_once_a_micro_batch_and_in_no_sample() -> None:
+def test_prefixes_count_once_per_micro_batch_and_in_no_sample() -> None:
     samples = two_prompts()
     apart, together = (build_step_batch(samples, range(11), 220, 4096, shares=shares) for shares in (False, True))
     assert len(together.micro_batches) < len(apart.micro_batches)
@@ -161,7 +163,7 @@ def test_beginnings_count_once_a_micro_batch_and_in_no_sample() -> None:
     assert together.num_tokens == apart.num_tokens
 
 
-def test_the_planner_counts_them_as_a_step_computes_them() -> None:
+def test_the_planner_counts_prefixes_as_a_step_computes_them() -> None:
     samples = two_prompts()[:-1]
     lengths = np.asarray([len(sample) for sample in samples])
     prepared = SimpleNamespace(
@@ -176,10 +178,12 @@ def test_the_planner_counts_them_as_a_step_computes_them() -> None:
 
 
 class _Rows(list[Sample]):
+    """Samples with the interface of a prepared data set."""
+
     @property
     def lengths(self) -> NDArray[Any]:
         return np.asarray([len(sample) for sample in self])
 
 
-def test_what_a_beginning_saves() -> None:
+def test_a_prefix_saves_its_tokens_in_all_samples_but_one() -> None:
     assert SharedPrefix(10, [1, 2, 3]).saved == 20

@@ -1,4 +1,4 @@
-"""Does the wrapper say what chat and saving need, and what is wrong with a folder?"""
+"""Tests of the tokenizer wrapper: prompts, stop IDs, chat templates, saving, and errors for broken folders."""
 
 import json
 import shutil
@@ -39,7 +39,7 @@ def test_stop_ids_join_tokenizer_template_and_generation_config(demo_folder: Pat
         _ = load_tokenizer(tmp_path).stop_ids
 
 
-def test_a_tokenizer_without_a_template_gets_chatml_and_says_so_and_keeps_it(demo_folder: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_without_a_template_gets_chatml_reports_it_and_saves_it(demo_folder: Path, tmp_path: Path) -> None:
     for file in demo_folder.glob("*token*.json"):
         shutil.copy(file, tmp_path)
     tokenizer = load_tokenizer(tmp_path)

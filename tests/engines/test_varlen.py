@@ -1,10 +1,12 @@
-"""Does one kernel for all samples see what attention sample by sample sees, and is a wrong one never trained with?
+"""Variable-length attention equals attention segment by segment, and a kernel that computes wrongly is not used.
 
-No CUDA is here: the kernel's place is taken by a reference with its signature, on the CPU in float32; shapes and types are
-the real kernel's, on tensors that only pretend to be on a card.
+The tests need no GPU: on the CPU, a float32 reference with the kernel's signature takes its place. Other tests give the
+real operator fake tensors, which check shapes and dtypes only.
 """
 
+import importlib
 import itertools
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +19,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lorafit.data.micro_batch import pack
-from lorafit.engines.torch import device, self_check
+from lorafit.engines.base import Setup
+from lorafit.engines.torch import self_check
 from lorafit.engines.torch.attention import (
     SEGMENT_ATTENTION,
     VARLEN_ATTENTION,
@@ -29,14 +32,13 @@ from lorafit.engines.torch.attention import (
 from lorafit.engines.torch.device import DEVICES
 from lorafit.engines.torch.engine import TorchEngine
 
-KERNEL = "torch.nn.attention.varlen.varlen_attn"
 ENDS = torch.tensor([0, 5, 14, 17], dtype=torch.int32)
 
 
 def reference(
     query: Tensor, key: Tensor, value: Tensor, cu_seq_q: Tensor, cu_seq_k: Tensor, max_q: int, max_k: int, **how: Any
 ) -> Tensor:
-    """varlen_attn as its documentation has it: [T,N,D], a softmax over each segment with a mask."""
+    """Compute varlen_attn as its documentation defines it: a masked softmax over each segment, for inputs [T,N,D]."""
     left, right = how["window_size"]
     assert right == 0
     assert max_q == max_k == int(cu_seq_q.diff().max())
@@ -56,7 +58,7 @@ def reference(
 
 
 def leaking(query: Tensor, key: Tensor, value: Tensor, cu_q: Tensor, cu_k: Tensor, *sizes: int, **how: Any) -> Tensor:
-    """All samples as one."""
+    """Attend to all samples as if they were one."""
     ends = cu_q[[0, -1]]
     return reference(query, key, value, ends, ends, len(query), len(key), **how)
 
@@ -69,20 +71,42 @@ def unable(*_args: Any, **_how: Any) -> Tensor:
     raise RuntimeError("FlashAttention only supports Ampere GPUs or newer.\nmore")
 
 
+UseKernel = Callable[[Callable[..., Tensor]], None]
+
+
 @pytest.fixture
-def flash(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CPU that says it has the kernel."""
-    monkeypatch.setitem(device.DEVICES, "cpu", replace(DEVICES["cpu"], has_flash=lambda: True))
+def use_kernel(monkeypatch: pytest.MonkeyPatch) -> UseKernel:
+    """A function that puts its argument in the place of torch's kernel, which needs a GPU."""
+
+    def use(kernel: Callable[..., Tensor]) -> None:
+        monkeypatch.setattr(importlib.import_module("torch.nn.attention.varlen"), "varlen_attn", kernel)
+
+    return use
+
+
+class EngineWithFlash(TorchEngine):
+    """An engine on a CPU that reports a flash kernel."""
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.device = replace(self.device, has_flash=lambda: True)
+
+
+def open_with_flash(folder: Path) -> TorchEngine:
+    """Open the model in `folder` in fp16, which the kernel requires."""
+    plan = tiny.make_plan(precision="fp16")
+    return EngineWithFlash.open(Setup(folder, str(folder), "cpu", "fp16", plan=plan))
 
 
 def some_heads(width: int = 8) -> list[Tensor]:
+    """Return query, key and value of 17 tokens, with 4 query heads and 2 key heads."""
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(1, heads, 17, width, generator=generator, requires_grad=True) for heads in (4, 2, 2)]
 
 
 @pytest.mark.parametrize("options", [{}, {"scaling": 0.3}, {"sliding_window": 4}, {"sliding_window": 99}])
-def test_it_asks_the_kernel_for_what_segments_compute(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
-    monkeypatch.setattr(KERNEL, reference)
+def test_it_asks_the_kernel_for_what_segments_compute(use_kernel: UseKernel, options: dict[str, Any]) -> None:
+    use_kernel(reference)
     inputs, found = some_heads(), []
     for function in (varlen_attention, segment_attention):
         out, _none = function(torch.nn.Module(), *inputs, None, **segment_arguments(ENDS, "cpu"), **options)
@@ -91,19 +115,17 @@ def test_it_asks_the_kernel_for_what_segments_compute(monkeypatch: pytest.Monkey
     assert max(self_check.difference(a, b) for a, b in zip(*found, strict=True)) < 1e-6
 
 
-def test_a_soft_cap_goes_segment_by_segment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(KERNEL, unable)
+def test_a_soft_cap_is_computed_segment_by_segment() -> None:
+    """The real kernel raises an error on a CPU, so this test shows that it is not called."""
     inputs, options = some_heads(), {"softcap": 5.0, **segment_arguments(ENDS, "cpu")}
     out, wanted = (f(torch.nn.Module(), *inputs, None, **options)[0] for f in (varlen_attention, segment_attention))
     assert torch.equal(out, wanted)
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gemma3", "qwen3", "mixtral", "granite"])
-def test_a_whole_model_has_the_same_loss_and_gradients(
-    models: Path, monkeypatch: pytest.MonkeyPatch, family: str
-) -> None:
-    """With a recomputed layer, and samples that are longer than the windows."""
-    monkeypatch.setattr(KERNEL, reference)
+def test_a_whole_model_has_the_same_loss_and_gradients(models: Path, use_kernel: UseKernel, family: str) -> None:
+    """One layer uses gradient checkpointing, and some samples are longer than the windows."""
+    use_kernel(reference)
     engine = tiny.open_engine(models / family, tiny.make_plan(recompute=1))
     engine.packed = None
     tiny.fill_b(engine)
@@ -116,6 +138,7 @@ def test_a_whole_model_has_the_same_loss_and_gradients(
 
 
 def with_attention(engine: TorchEngine, name: str, micro: Any) -> tuple[float, dict[str, Tensor]]:
+    """Return loss and gradients of `micro` with the attention implementation `name`."""
     engine.model.set_attn_implementation(name)
     loss = engine._accumulate(1, [micro], micro.num_targets)
     grads = {name: p.grad.clone() for name, p in engine._parameters().items() if p.grad is not None}
@@ -123,9 +146,9 @@ def with_attention(engine: TorchEngine, name: str, micro: Any) -> tuple[float, d
     return loss, grads
 
 
-def test_a_right_kernel_is_taken_and_said(models: Path, flash: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(KERNEL, reference)
-    engine = tiny.open_engine(models / "llama", tiny.make_plan(precision="fp16"))
+def test_a_right_kernel_is_used_with_a_note(models: Path, use_kernel: UseKernel) -> None:
+    use_kernel(reference)
+    engine = open_with_flash(models / "llama")
     assert engine.model.config._attn_implementation == VARLEN_ATTENTION
     assert engine.generic.packs
     assert any(note.startswith("✓ Attention: one flash kernel") for note in engine.facts.notes)
@@ -137,15 +160,15 @@ def test_a_right_kernel_is_taken_and_said(models: Path, flash: None, monkeypatch
         (leaking, "off by"),
         (without_windows, "off by"),
         (unable, "RuntimeError: FlashAttention only supports Ampere GPUs or newer.)"),
-        (None, "Error"),  # the real one, for which a CPU has no kernel
+        (None, "Error"),  # the real kernel, which a CPU does not have
     ],
 )
-def test_a_wrong_kernel_or_one_that_raises_leaves_segments_and_a_word(
-    models: Path, flash: None, monkeypatch: pytest.MonkeyPatch, kernel: Callable[..., Tensor] | None, why: str
+def test_a_wrong_kernel_or_one_that_raises_leaves_segments_and_a_note(
+    models: Path, use_kernel: UseKernel, kernel: Callable[..., Tensor] | None, why: str
 ) -> None:
     if kernel is not None:
-        monkeypatch.setattr(KERNEL, kernel)
-    engine = tiny.open_engine(models / "llama", tiny.make_plan(precision="fp16"))
+        use_kernel(kernel)
+    engine = open_with_flash(models / "llama")
     assert engine.model.config._attn_implementation == SEGMENT_ATTENTION
     assert engine.generic.packs
     (note,) = [note for note in engine.facts.notes if note.startswith("Attention: sample by sample")]
@@ -153,9 +176,9 @@ def test_a_wrong_kernel_or_one_that_raises_leaves_segments_and_a_word(
     assert "\n" not in note
 
 
-def test_a_torch_without_the_kernel_leaves_segments(models: Path, flash: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "torch.nn.attention.varlen", None)
-    engine = tiny.open_engine(models / "llama", tiny.make_plan(precision="fp16"))
+def test_a_torch_without_the_kernel_leaves_segments(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", None)
+    engine = open_with_flash(models / "llama")
     assert engine.model.config._attn_implementation == SEGMENT_ATTENTION
 
 
@@ -170,7 +193,7 @@ def test_a_torch_without_the_kernel_leaves_segments(models: Path, flash: None, m
         ((12, 0), torch.bfloat16, True),
     ],
 )
-def test_which_cards_may_take_it(
+def test_which_gpus_may_use_the_kernel(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype, may: bool
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
@@ -178,13 +201,13 @@ def test_which_cards_may_take_it(
 
 
 @pytest.mark.parametrize("name", ["cpu", "mps"])
-def test_other_devices_do_not_take_it(name: str) -> None:
+def test_other_devices_do_not_use_the_kernel(name: str) -> None:
     assert not supports_varlen(DEVICES[name], torch.float16)
 
 
 @pytest.mark.parametrize("window", [None, 4])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_the_real_operator_takes_what_it_is_given_on_a_pretended_card(dtype: torch.dtype, window: int | None) -> None:
+def test_the_real_operator_accepts_its_arguments_on_a_fake_gpu(dtype: torch.dtype, window: int | None) -> None:
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         q, k, v = (torch.empty(1, heads, 17, 64, device="cuda", dtype=dtype) for heads in (6, 2, 2))
         ends = {"cu_seq_lens_q": ENDS, "cu_seq_lens_k": torch.empty(4, dtype=torch.int32, device="cuda")}
@@ -192,8 +215,8 @@ def test_the_real_operator_takes_what_it_is_given_on_a_pretended_card(dtype: tor
     assert (out.shape, out.dtype, out.device.type) == ((1, 17, 6, 64), dtype, "cuda")
 
 
-def test_gradients_go_through_the_real_operator() -> None:
-    """On "meta", as autograd needs a card for what pretends to be on one."""
+def test_gradients_pass_through_the_real_operator() -> None:
+    """The tensors are on "meta": autograd would need a real GPU for fake CUDA tensors."""
     inputs = [
         torch.empty(1, heads, 17, 64, device="meta", dtype=torch.float16, requires_grad=True) for heads in (6, 2, 2)
     ]

@@ -1,4 +1,4 @@
-"""Do base weights come into memory once, in their place, whatever they are stored in?"""
+"""Base weights of any stored dtype are read into memory once, into their final place."""
 
 import json
 from pathlib import Path
@@ -8,23 +8,25 @@ import torch
 from safetensors.torch import load_file, save_file
 from support import tiny
 from torch import nn
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from lorafit.data.micro_batch import pack
 from lorafit.engines.base import Setup
-from lorafit.engines.torch import model
 from lorafit.engines.torch.low_bit_linear import LowBitLinear
+from lorafit.engines.torch.model import load_base
 from lorafit.engines.torch.weights import lazy_weights, read_weights
 from lorafit.sampling import Sampling
 
 
 def tensors() -> dict[str, torch.Tensor]:
+    """Return the attention weights of a layer; in the file they are not in the order of q, k and v."""
     torch.manual_seed(0)
     names = {"k_proj": 8, "q_proj": 16, "v_proj": 8, "o_proj": 16}
     return {f"layers.0.self_attn.{name}.weight": torch.randn(rows, 16) for name, rows in names.items()}
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16])
-def test_what_is_read_is_what_was_written_and_products_lie_end_to_end(tmp_path: Path, stored: torch.dtype) -> None:
+def test_weights_are_read_as_written_and_q_k_and_v_lie_end_to_end(tmp_path: Path, stored: torch.dtype) -> None:
     wanted = {name: tensor.to(stored) for name, tensor in tensors().items()}
     save_file(wanted, tmp_path / "model.safetensors")
     found = read_weights(tmp_path, torch.float32)
@@ -47,12 +49,12 @@ def test_several_files_are_read(tmp_path: Path) -> None:
     assert all(torch.equal(found[name], tensor) for name, tensor in parts)
 
 
-def test_numbers_that_are_no_floats_are_left_to_transformers(tmp_path: Path) -> None:
+def test_weights_that_are_not_floats_are_left_to_transformers(tmp_path: Path) -> None:
     save_file({"x": torch.ones(3, dtype=torch.int64)}, tmp_path / "model.safetensors")
     assert read_weights(tmp_path, torch.float32) is None
 
 
-def test_the_models_own_modules_are_views_of_the_products_of_the_fast_path(tmp_path: Path) -> None:
+def test_the_models_own_modules_are_views_of_the_fused_weights_of_the_fast_path(tmp_path: Path) -> None:
     engine = tiny.open_engine(tiny.save_model("qwen2", tmp_path, use_sliding_window=False), tiny.make_plan())
     assert engine.packed is not None
     for layer in engine.packed.layers:
@@ -62,9 +64,9 @@ def test_the_models_own_modules_are_views_of_the_products_of_the_fast_path(tmp_p
                     delta.layer.base.weight.untyped_storage().data_ptr()
                     == linear.weights[0].untyped_storage().data_ptr()
                 )
-    held = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in engine.model.parameters()}
+    storages = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in engine.model.parameters()}
     adapter = sum(p.nbytes for p in engine._parameters().values())
-    assert sum(held.values()) - adapter <= 1.01 * sum(
+    assert sum(storages.values()) - adapter <= 1.01 * sum(
         t.nbytes for t in load_file(tmp_path / "model.safetensors").values()
     )
 
@@ -89,7 +91,7 @@ def test_bfloat16_storage_takes_half_and_computes_what_float32_does_with_the_sam
     assert answers[0] == answers[1]
 
 
-def test_a_tensor_that_stays_in_its_file_is_read_whole_when_it_is_asked_for(tmp_path: Path) -> None:
+def test_a_lazy_tensor_is_read_from_its_file_when_it_is_used(tmp_path: Path) -> None:
     wanted = {name: tensor.bfloat16() for name, tensor in tensors().items()}
     save_file(wanted, tmp_path / "model.safetensors")
     found = lazy_weights(tmp_path)
@@ -100,13 +102,19 @@ def test_a_tensor_that_stays_in_its_file_is_read_whole_when_it_is_asked_for(tmp_
 
 
 @pytest.mark.parametrize("quantization", ["4bit", "8bit"])
-def test_a_base_quantised_while_it_is_read_is_the_one_that_transformers_makes(
-    tmp_path: Path, quantization: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_base_quantised_while_it_is_read_is_the_one_that_transformers_makes(models: Path, quantization: str) -> None:
     pytest.importorskip("bitsandbytes")
-    folder = tiny.save_model("llama", tmp_path)
-    ours = model.load_base(Setup(folder, "x", "cpu", "fp32", quantization)).state_dict()
-    monkeypatch.setattr(model, "_load_streamed", lambda *_setup: None)
-    theirs = model.load_base(Setup(folder, "x", "cpu", "fp32", quantization)).state_dict()
+    folder = models / "llama"
+    ours = load_base(Setup(folder, "x", "cpu", "fp32", quantization)).state_dict()
+    four_bits = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+    )
+    config = four_bits if quantization == "4bit" else BitsAndBytesConfig(load_in_8bit=True)
+    theirs = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, device_map={"": "cpu"}, quantization_config=config
+    ).state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())

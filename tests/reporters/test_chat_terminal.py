@@ -1,150 +1,125 @@
-"""Does a person at the terminal, or a pipe, get answers and what the commands promise?"""
+"""The chat at a terminal and from a pipe, in a real process with a fake engine; and files of many answers."""
 
 import io
 import json
+import os
+import pty
+import select
+import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
 
 import pytest
 from rich.console import Console
+from support.paths import SUPPORT
 
-from lorafit.data.formats import Conversation
-from lorafit.engines.base import Engine
 from lorafit.errors import DiskError
-from lorafit.evaluation.chat import Chat
 from lorafit.reporters.terminal.answers import write_answers
-from lorafit.reporters.terminal.chat import talk
-from lorafit.sampling import Sampling
 
 Output = pytest.CaptureFixture[str]
+CHAT = [sys.executable, str(SUPPORT / "echo_chat.py")]
 
 
-class Bytes:
-    """Bytes are tokens; the prompt is the last message."""
-
-    stop_ids: frozenset[int] = frozenset()
-
-    def prompt_ids(self, messages: Conversation, date_string: str, system_prompt: str | None = None) -> list[int]:
-        return list(f"{len(messages)}:{messages[-1].content}".encode())
-
-    def decode(self, ids: list[int]) -> str:
-        return bytes(ids).decode("utf-8", errors="replace")
+def piped(lines: str, *flags: str) -> list[str]:
+    """Return the lines that the chat writes to a pipe for the input `lines`."""
+    environ = {**os.environ, "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run([*CHAT, *flags], input=lines, capture_output=True, encoding="utf-8", env=environ, check=True)
+    assert done.stderr == ""
+    return done.stdout.splitlines()
 
 
-class Echo:
-    """Says the prompt back, in capitals with the adapter on; presses Ctrl-C in the middle of "stop"."""
-
-    on = True
-
-    def set_adapter(self, on: bool) -> None:
-        self.on = on
-
-    def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Iterator[int]:
-        text = bytes(prompt_ids)
-        for byte in text.upper() if self.on else text:
-            if byte == ord("!"):
-                raise KeyboardInterrupt
-            yield byte
-
-
-def make_chat(has_adapter: bool = True) -> Chat:
-    return Chat(cast(Engine, Echo()), Bytes(), Sampling(), date_string="26 Jul 2024", has_adapter=has_adapter)
-
-
-def piped(lines: str, monkeypatch: pytest.MonkeyPatch, capsys: Output, chat: Chat | None = None) -> list[str]:
-    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
-    talk(chat or make_chat())
-    return capsys.readouterr().out.splitlines()
+def typed(*lines: str | None) -> tuple[str, int]:
+    """Return what a terminal shows while a person types `lines` (None: Ctrl-C) and /exit, and the chat's exit code."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ["TERM"] = "dumb"
+        os.execv(CHAT[0], CHAT)
+    shown, left = "", iter([*lines, "/exit"])
+    try:
+        while text := read_terminal(terminal):
+            shown += text
+            if shown.endswith("> "):
+                line = next(left)
+                os.write(terminal, b"\x03" if line is None else f"{line}\n".encode())
+    finally:
+        os.close(terminal)  # ends the chat if it still runs
+        _pid, status = os.waitpid(pid, 0)
+    return shown.replace("\r\n", "\n"), os.waitstatus_to_exitcode(status)
 
 
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
+def read_terminal(terminal: int) -> str:
+    """Return the next text from the terminal, or "" after the process has ended."""
+    assert select.select([terminal], [], [], 30)[0], "the chat writes nothing"
+    try:
+        return os.read(terminal, 65536).decode()
+    except OSError:  # on Linux, the end of the process
+        return ""
 
 
-def typed(lines: list[str | None], monkeypatch: pytest.MonkeyPatch) -> str:
-    """What a person sees who types `lines` (None: presses Ctrl-C)."""
-    out, rest = Terminal(), iter(lines)
-
-    def answer(prompt: str) -> str:
-        out.write(prompt)
-        line = next(rest, "/exit")
-        if line is None:
-            raise KeyboardInterrupt
-        return line
-
-    monkeypatch.setattr("builtins.input", answer)
-    monkeypatch.setattr(sys, "stdin", Terminal())
-    monkeypatch.setattr(sys, "stdout", out)
-    talk(make_chat())
-    return out.getvalue()
+def test_a_pipe_gets_the_answers_and_nothing_else() -> None:
+    assert piped("a\n\n订金\n") == ["1:A", "3:订金"]
 
 
-def test_a_pipe_gets_the_answers_and_nothing_else(monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
-    assert piped("a\n\n订金\n", monkeypatch, capsys) == ["1:A", "3:订金"]
-
-
-def test_reset_forgets_and_exit_leaves(monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
-    lines = piped("a\n/reset\nb\n/exit\nc\n", monkeypatch, capsys)
+def test_reset_forgets_and_exit_leaves() -> None:
+    lines = piped("a\n/reset\nb\n/exit\nc\n")
     assert (lines[0], lines[2:]) == ("1:A", ["1:B"])
 
 
-def test_base_switches_the_adapter_off_and_on(monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
-    lines = piped("/base\na\n/base\nb\n", monkeypatch, capsys)
+def test_base_switches_the_adapter_off_and_on() -> None:
+    lines = piped("/base\na\n/base\nb\n")
     assert [lines[1], lines[3]] == ["1:a", "3:B"]
-    assert "no adapter" in piped("/base\n", monkeypatch, capsys, make_chat(has_adapter=False))[0]
+    assert "no adapter" in piped("/base\n", "--no_adapter")[0]
 
 
-def test_save_appends_a_row_that_training_reads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output
-) -> None:
+def test_save_appends_a_row_that_training_reads(tmp_path: Path) -> None:
     file = tmp_path / "chat.jsonl"
-    piped(f"a\n/save {file}\nb\n/save {file}\n", monkeypatch, capsys)
+    piped(f"a\n/save {file}\nb\n/save {file}\n")
     rows = [json.loads(line)["messages"] for line in file.read_text("utf-8").splitlines()]
     assert [len(row) for row in rows] == [2, 4]
     assert rows[0] == [{"role": "user", "content": "a"}, {"role": "assistant", "content": "1:A"}]
 
 
-def test_save_tells_what_is_wrong_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
-    lines = piped(f"/save\n/save {tmp_path}/no/such/folder.jsonl\na\n", monkeypatch, capsys)
+def test_save_reports_an_error_and_the_chat_continues(tmp_path: Path) -> None:
+    lines = piped(f"/save\n/save {tmp_path}/no/such/folder.jsonl\na\n")
     assert "Name a file" in lines[0]
     assert "Not saved" in lines[1]
     assert lines[2] == "1:A"
 
 
-def test_an_unknown_command_is_named_and_the_known_ones_listed(monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
-    text = "\n".join(piped("/rest\n", monkeypatch, capsys))
+def test_an_unknown_command_is_named_and_the_known_ones_listed() -> None:
+    text = "\n".join(piped("/rest\n"))
     assert all(command in text for command in ("/rest", "/reset", "/base", "/save", "/help", "/exit"))
 
 
-def test_ctrl_c_stops_the_answer_and_what_was_shown_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = typed(["ab!cd", "e"], monkeypatch)
+def test_ctrl_c_stops_the_answer_and_what_was_shown_is_remembered() -> None:
+    text, code = typed("ab!cd", "e")
     assert "1:AB\n" in text
     assert "3:E" in text
+    assert code == 0
 
 
-def test_ctrl_c_twice_in_a_row_leaves_and_between_questions_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "1:A" in typed([None, "a", None, "b"], monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
-        typed([None, None, "a"], monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
-        typed(["a!", None, "b"], monkeypatch)
+def test_ctrl_c_twice_in_a_row_leaves_and_between_questions_does_not() -> None:
+    text, code = typed(None, "a", None, "b")
+    assert "1:A" in text
+    assert "3:B" in text
+    assert code == 0
+    assert typed(None, None, "a")[1] == 130
+    assert typed("a!", None, "b")[1] == 130
 
 
-def test_the_prompt_tells_that_the_base_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "base> " in typed(["/base"], monkeypatch)
+def test_the_prompt_shows_that_the_base_model_answers() -> None:
+    assert "base> " in typed("/base")[0]
 
 
-# many answers
+# files of many answers
 
 
 def answers(count: int) -> Iterator[dict[str, str]]:
     yield from ({"question": f"问{i}", "answer": f"答{i}"} for i in range(count))
 
 
-def test_many_answers_are_json_lines_and_progress_goes_elsewhere(tmp_path: Path, capsys: Output) -> None:
+def test_many_answers_are_json_lines_and_progress_goes_to_another_stream(tmp_path: Path, capsys: Output) -> None:
     notes = io.StringIO()
     write_answers(answers(3), 3, str(tmp_path / "new" / "a.jsonl"), Console(file=notes))
     lines = (tmp_path / "new" / "a.jsonl").read_text("utf-8").splitlines()
@@ -155,7 +130,7 @@ def test_many_answers_are_json_lines_and_progress_goes_elsewhere(tmp_path: Path,
     assert [json.loads(line)["question"] for line in capsys.readouterr().out.splitlines()] == ["问0", "问1"]
 
 
-def test_answers_broken_off_stay_beside_and_do_not_take_the_name(tmp_path: Path) -> None:
+def test_interrupted_answers_stay_in_a_partial_file(tmp_path: Path) -> None:
     def broken() -> Iterator[dict[str, str]]:
         yield from answers(1)
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""Are lines broken where a reader of English or Chinese would break them?"""
+"""Line breaks in English and Chinese text."""
 
 import io
 

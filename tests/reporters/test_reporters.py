@@ -1,6 +1,7 @@
-"""Do the readers of events show what the events say, on a terminal, in a log, and in TensorBoard?"""
+"""Reporters of a run: the terminal, a log file and TensorBoard; also errors and the next commands to paste."""
 
 import io
+import os
 import re
 import shlex
 import subprocess
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 from support.event_streams import RUN, START, a_whole_run, finished, planned, started, step_done
+from support.paths import ROOT
 
 from lorafit.errors import ConfigError
 from lorafit.events import (
@@ -25,14 +27,13 @@ from lorafit.events import (
     Warned,
 )
 from lorafit.reporters.tensorboard import TensorBoardReporter
-from lorafit.reporters.terminal import next_commands
 from lorafit.reporters.terminal.errors import show_error
 from lorafit.reporters.terminal.run import TerminalReporter
 from lorafit.reporters.terminal.throughput import Throughput
 
 
 def shown(events: list[Event], live: bool = False) -> str:
-    """What a terminal 80 wide, or else a log, gets to see."""
+    """Return the output on a terminal of 80 columns (`live`) or in a log file."""
     out = io.StringIO()
     settings: dict[str, Any] = {"force_terminal": True, "force_interactive": True} if live else {}
     terminal = TerminalReporter(Console(file=out, width=80, highlight=False, _environ={"TERM": "xterm"}, **settings))
@@ -78,7 +79,7 @@ def test_a_log_is_not_filled_however_long_the_steps_take(seconds: float) -> None
     assert lines[-1].startswith(f"step {steps}/{steps}")
 
 
-def test_how_far_an_evaluation_is_is_seen_live_and_fills_no_log() -> None:
+def test_the_progress_of_an_evaluation_is_shown_live_and_not_in_a_log() -> None:
     events = [started(), Stage(text="Evaluating on 20 held-out rows"), Evaluating(rows=20, share=0.4)]
     assert "40%" in shown(events, live=True)
     assert "40%" not in shown(events)
@@ -91,11 +92,11 @@ def test_a_terminal_80_wide_shows_plan_bar_and_summary_on_whole_lines() -> None:
     assert "loss 2.000" in bar
     assert "300 tok/s" in bar
     assert "2.0 GiB" in bar
-    assert "ETA" not in bar, "it is done"
+    assert "ETA" not in bar, "all steps are done"
     assert len(bar.rstrip()) <= 80
 
 
-def test_commands_to_go_on_are_last_and_never_broken_over_lines() -> None:
+def test_the_next_commands_are_last_and_never_broken_over_lines() -> None:
     run = "output/" + "x" * 100
     question = Answered(step=100, question="能退定金吗？", base="不知道", tuned="不能")
     for live in (False, True):
@@ -113,7 +114,7 @@ def test_both_answers_are_shown() -> None:
         assert "定金不退，订金可退。" in text
 
 
-def test_a_stopped_run_tells_how_to_go_on() -> None:
+def test_a_stopped_run_shows_how_to_resume() -> None:
     text = shown([started(), step_done(1), Stopped(step=1, signal=2)])
     assert "after step 1" in text
     assert f"resume {RUN}" in text
@@ -141,14 +142,25 @@ def test_no_colour_is_written_where_none_is_wanted() -> None:
     assert not re.search(r"\x1b\[(3[0-7]|38;|9[0-7])", out.getvalue())
 
 
-def test_the_pace_is_measured_from_where_this_process_began() -> None:
-    pace = Throughput(steps=100, step=40)
-    pace.on_event(step_done(41, loss=3.0))
-    assert pace.loss == pytest.approx(3.0)
-    assert pace.seconds_left == pytest.approx(59 * 4.0)
-    pace.on_event(step_done(42, loss=float("nan")))
-    assert pace.loss == pytest.approx(3.0)
-    assert pace.tokens_per_second == pytest.approx(300.0)
+def test_the_throughput_is_measured_from_the_first_step_of_this_process() -> None:
+    throughput = Throughput(steps=100, step=40)
+    throughput.on_event(step_done(41, loss=3.0))
+    assert throughput.loss == pytest.approx(3.0)
+    assert throughput.seconds_left == pytest.approx(59 * 4.0)
+    throughput.on_event(step_done(42, loss=float("nan")))
+    assert throughput.loss == pytest.approx(3.0)
+    assert throughput.tokens_per_second == pytest.approx(300.0)
+
+
+def next_command(name: str, run: str, program: Path | str, folder: Path) -> list[str]:
+    """Return the words of a command of `next_commands` in a process that is started as `program` in `folder`."""
+    path = folder / program
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"from lorafit.reporters.terminal import next_commands\nprint(next_commands.{name}({run!r}))")
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(program)]
+    done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, check=True)
+    return shlex.split(done.stdout)
 
 
 @pytest.mark.parametrize(
@@ -163,12 +175,9 @@ def test_the_pace_is_measured_from_where_this_process_began() -> None:
         ),
     ],
 )
-def test_commands_are_those_of_the_face_in_use(
-    program: str, chat: list[str], resume: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "argv", [program])
-    assert shlex.split(next_commands.chat("a b"))[-len(chat) :] == chat
-    assert shlex.split(next_commands.resume("a b"))[-len(resume) :] == resume
+def test_commands_have_the_form_in_use(program: str, chat: list[str], resume: list[str], tmp_path: Path) -> None:
+    assert next_command("chat", "a b", program, tmp_path)[-len(chat) :] == chat
+    assert next_command("resume", "a b", program, tmp_path)[-len(resume) :] == resume
 
 
 def test_an_error_shows_its_four_parts_with_and_without_a_terminal() -> None:
@@ -180,20 +189,16 @@ def test_an_error_shows_its_four_parts_with_and_without_a_terminal() -> None:
             assert part in without_codes(out.getvalue())
 
 
-def test_commands_are_told_from_where_the_user_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [str(tmp_path / "train.py")])
-    assert shlex.split(next_commands.resume(str(tmp_path / "output" / "a")))[-3:] == [
-        "train.py",
-        "--resume",
-        "output/a",
-    ]
-    assert shlex.split(next_commands.chat("output/a"))[-4] == "inference.py"
-    monkeypatch.chdir("/")
-    assert shlex.split(next_commands.chat("output/a"))[-4] == str((tmp_path / "inference.py").relative_to("/"))
+def test_commands_are_relative_to_the_working_directory(tmp_path: Path) -> None:
+    program = tmp_path / "train.py"
+    resume = next_command("resume", str(tmp_path / "output" / "a"), program, tmp_path)
+    assert resume[-3:] == ["train.py", "--resume", "output/a"]
+    assert next_command("chat", "output/a", program, tmp_path)[-4] == "inference.py"
+    from_root = next_command("chat", "output/a", program, Path("/"))
+    assert from_root[-4] == str((tmp_path / "inference.py").relative_to("/"))
 
 
-def test_a_run_that_broke_off_ends_with_the_command_to_go_on() -> None:
+def test_a_failed_run_ends_with_the_command_that_resumes_it() -> None:
     text = shown([started(), step_done(1), Failed(step=1, text="The disk is full.")])
     assert "broke off after step 1" in text
     assert f"resume {RUN}" in text
@@ -226,7 +231,7 @@ def test_tensorboard_reads_back_every_figure(tmp_path: Path) -> None:
     assert read["train/learning_rate"] == [(1, pytest.approx(1e-4)), (2, pytest.approx(1e-4))]
     assert read["train/grad_norm"] == [(1, 0.5), (2, 0.5)]
     assert read["speed/tokens_per_second"] == [(1, 300.0), (2, 300.0)]
-    assert read["memory/peak_gib"] == [(2, 2.0)]  # unknown at step 1: absent
+    assert read["memory/peak_gib"] == [(2, 2.0)]  # no point at step 1, where the peak is unknown
 
 
 def test_points_carry_the_time_of_their_event(tmp_path: Path) -> None:
@@ -238,7 +243,7 @@ def test_points_carry_the_time_of_their_event(tmp_path: Path) -> None:
     assert read.Scalars("train/loss")[0].wall_time == START + 12.0
 
 
-def test_after_a_resume_what_lay_above_its_step_is_gone(tmp_path: Path) -> None:
+def test_after_a_resume_the_points_above_its_step_are_gone(tmp_path: Path) -> None:
     write([started(tmp_path), *(step_done(step) for step in range(1, 8))])
     again = [step_done(step, loss=1.0) for step in range(6, 9)]
     write([Resumed(time=START, step=5, checkpoint="step-000005"), started(tmp_path, step=5), *again])
@@ -246,12 +251,12 @@ def test_after_a_resume_what_lay_above_its_step_is_gone(tmp_path: Path) -> None:
     assert scalars(tmp_path)["train/loss"] == expected
 
 
-def test_nothing_is_written_for_a_run_that_never_began(tmp_path: Path) -> None:
+def test_nothing_is_written_for_a_run_that_never_started(tmp_path: Path) -> None:
     write([Stage(text="Loading"), planned()])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_readers_load_no_tensor_library(tmp_path: Path) -> None:
+def test_the_reporters_load_no_tensor_library(tmp_path: Path) -> None:
     program = f"""
 import sys
 from lorafit.events import Started, StepDone

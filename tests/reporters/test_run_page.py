@@ -1,8 +1,7 @@
-"""Does the page of a run tell what happened, and is whoever started the run told of its end?"""
+"""The HTML page of a run, and the notifications at its end."""
 
 import re
 import stat
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -32,7 +31,7 @@ def step(number: int) -> StepDone:
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDir:
-    """A run that died once and finished."""
+    """A run whose process was killed once and that finished."""
     run = RunDir(tmp_path / "llama-lora-20261124_000000")
     run.path.mkdir()
     write_yaml(TrainConfig(dataset_name=EVIL, lora_r=8), run.config)
@@ -65,7 +64,7 @@ def run(tmp_path: Path) -> RunDir:
     return run
 
 
-def test_the_page_tells_all_of_the_run_in_both_languages(run: RunDir) -> None:
+def test_the_page_has_all_facts_of_the_run_in_both_languages(run: RunDir) -> None:
     for language in ("en", "zh"):
         set_language(language)
         html = run_page(history.read_record(run))
@@ -74,7 +73,7 @@ def test_the_page_tells_all_of_the_run_in_both_languages(run: RunDir) -> None:
         assert f'lang="{"zh-CN" if language == "zh" else "en"}"' in html
 
 
-def test_nothing_in_the_page_comes_from_elsewhere_or_is_run(run: RunDir) -> None:
+def test_the_page_loads_nothing_and_runs_no_script(run: RunDir) -> None:
     html = run_page(history.read_record(run))
     assert EVIL not in html
     assert "<script" not in html
@@ -112,10 +111,10 @@ def test_many_points_are_joined_to_their_means() -> None:
     assert make_chart("none", {"loss": []}) is None
 
 
-# the end is told
+# notifications
 
 
-def test_the_desktop_is_told_by_arguments_and_not_by_a_shell() -> None:
+def test_the_desktop_command_gets_arguments_and_no_shell() -> None:
     evil = '"; rm -rf ~ #'
     assert desktop_command("Linux", "lorafit", evil)[-2:] == ["lorafit", evil]
     mac = desktop_command("Darwin", "lorafit", evil)
@@ -124,22 +123,27 @@ def test_the_desktop_is_told_by_arguments_and_not_by_a_shell() -> None:
     assert evil not in " ".join(mac[:-2])
 
 
-def test_a_command_of_ones_own_is_split_and_gets_title_and_text() -> None:
+def test_the_users_command_is_split_and_gets_title_and_text() -> None:
     assert own_command("curl -d 'a b'", "t", "x; y") == ["curl", "-d", "a b", "t", "x; y"]
     for wrong in ("", "  ", "'open"):
         with pytest.raises(ConfigError, match="notify"):
             own_command(wrong, "t", "x")
 
 
+def write_program(path: Path, arguments: Path) -> Path:
+    """Write a program that appends its arguments to the file `arguments`, each followed by "|"."""
+    path.write_text(f'#!/bin/sh\nprintf "%s|" "$@" >> "{arguments}"\n')
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
 def test_the_command_is_run_once_at_the_end_with_no_shell_between(tmp_path: Path, run: RunDir) -> None:
-    script = tmp_path / "tell me"
-    script.write_text(f'#!/bin/sh\nprintf "%s|" "$@" >> "{tmp_path}/told"\n')
-    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    script = write_program(tmp_path / "notify me", tmp_path / "arguments")
     notifier = Notifier(f"'{script}' $HOME")
     notifier.on_event(started(run))
     notifier.on_event(Failed(step=3, text="x"))
     notifier.close()
-    assert (tmp_path / "told").read_text() == f"$HOME|lorafit|Broke off after step 3: {run.name}|"
+    assert (tmp_path / "arguments").read_text() == f"$HOME|lorafit|Broke off after step 3: {run.name}|"
 
 
 def test_a_run_without_an_end_and_a_command_that_fails_do_no_harm(
@@ -153,13 +157,18 @@ def test_a_run_without_an_end_and_a_command_that_fails_do_no_harm(
     assert "no-such-command-here" in capsys.readouterr().err
 
 
-def test_short_runs_ring_no_bell_and_long_ones_tell_the_desktop(monkeypatch: pytest.MonkeyPatch, run: RunDir) -> None:
-    ran: list[list[str]] = []
-    monkeypatch.setattr(subprocess, "run", lambda cmd, **_: ran.append(cmd) or subprocess.CompletedProcess(cmd, 0))
-    for seconds, wanted in ((0.0, 0), (100.0, 1)):
+def test_short_runs_are_silent_and_long_ones_notify_the_desktop(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, run: RunDir
+) -> None:
+    (tmp_path / "bin").mkdir()
+    for program in ("notify-send", "osascript"):
+        write_program(tmp_path / "bin" / program, tmp_path / "arguments")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    (tmp_path / "arguments").touch()
+    for seconds, notifications in ((0.0, 0), (100.0, 1)):
         notifier = Notifier()
         notifier.on_event(Failed(step=3, text="x"))
         notifier._began -= seconds
         notifier.close()
-        assert len(ran) == wanted
+        assert (tmp_path / "arguments").read_text().count("Broke off after step 3") == notifications
     assert notify.LONG_SECONDS > 0

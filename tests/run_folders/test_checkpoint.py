@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -223,7 +222,6 @@ def test_prune_keeps_the_newest_and_never_deletes_the_last_good_one(run: RunDir)
     assert latest_good(run)[0] == run.checkpoints / "step-000003"
 
 
-@cache
 def dead_pid() -> int:
     """Return the process ID of a process that has ended."""
     child = subprocess.Popen(["true"])

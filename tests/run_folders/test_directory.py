@@ -66,7 +66,7 @@ def test_a_run_is_named_by_model_type_and_time(tmp_path: Path) -> None:
 
 def test_two_runs_in_the_same_second_get_two_folders_whatever_their_case(tmp_path: Path) -> None:
     stamp, names = "", []
-    while stamp != time.strftime("%Y%m%d_%H%M%S"):  # again if a second ended while the folders were make_run
+    while stamp != time.strftime("%Y%m%d_%H%M%S"):  # again if a second ended while the folders were created
         stamp = time.strftime("%Y%m%d_%H%M%S")
         (tmp_path / stamp / f"QWEN2-lora-{stamp}").mkdir(parents=True)
         names = [create(tmp_path / stamp, kind).name for kind in ("llama", "Llama", "llama", "qwen2")]

@@ -45,7 +45,7 @@ def run(home: Path) -> RunDir:
 
 
 def assert_finished(run: RunDir) -> None:
-    """The run has all six steps, and its adapter equals the one that the earlier version trained without a stop."""
+    """Assert that the run has all six steps, and that its adapter equals the one that the earlier version trained without a stop."""
     events = read_events(run.events)
     assert [event.step for event in events if isinstance(event, StepDone)][-6:] == [1, 2, 3, 4, 5, 6]
     assert any(isinstance(event, Finished) for event in events)

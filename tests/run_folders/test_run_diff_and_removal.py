@@ -1,6 +1,7 @@
-"""Can two runs be told apart, and one be removed, whole or damaged?"""
+"""Tests of `lorafit runs diff` and `lorafit runs remove`, also on damaged runs."""
 
 import os
+import pty
 import re
 import subprocess
 import sys
@@ -25,13 +26,14 @@ Output = pytest.CaptureFixture[str]
 
 @pytest.fixture(autouse=True)
 def width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set the width of the terminal for `rich`."""
     monkeypatch.setenv("COLUMNS", "100")
 
 
 # diff
 
 
-def test_two_runs_are_set_beside_each_other_with_what_differs(tmp_path: Path, capsys: Output) -> None:
+def test_two_runs_are_shown_side_by_side_with_their_differences(tmp_path: Path, capsys: Output) -> None:
     one, two = make_run(tmp_path, ONE), make_run(tmp_path, TWO, learning_rate=3e-3, seed=7)
     assert main(["runs", "diff", ONE, "latest", "--output_dir", str(tmp_path)]) == 0
     text = capsys.readouterr().out
@@ -39,7 +41,7 @@ def test_two_runs_are_set_beside_each_other_with_what_differs(tmp_path: Path, ca
     assert re.search(r"learning_rate +0.0001 +0.003\n", text)
     assert re.search(r"seed +42 +7\n", text)
     assert "lora_r" not in text
-    assert text.count("learning_rate") == 1, "the plan says nothing new of it"
+    assert text.count("learning_rate") == 1, "the plan does not repeat it"
     losses = [f"{history.results(read_record(run)).valid_loss_after:.4f}" for run in (one, two)]
     assert re.search(rf"held out, after +{losses[0]} +{losses[1]}\n", text)
     assert losses[0] > losses[1]
@@ -53,7 +55,7 @@ def test_runs_that_differ_in_nothing_say_so(tmp_path: Path, capsys: Output) -> N
     assert "plan: the same" in text
 
 
-def test_a_plan_that_differs_though_the_settings_do_not_is_told(tmp_path: Path, capsys: Output) -> None:
+def test_a_plan_that_differs_under_equal_settings_is_shown(tmp_path: Path, capsys: Output) -> None:
     one, two = make_run(tmp_path, ONE), make_run(tmp_path, TWO)
     replace(Plan.load(two.plan), token_budget=512, device="cuda").save(two.plan)
     assert main(["runs", "diff", str(one.path), str(two.path)]) == 0
@@ -62,7 +64,7 @@ def test_a_plan_that_differs_though_the_settings_do_not_is_told(tmp_path: Path, 
     assert re.search(r"device +cpu +cuda\n", text)
 
 
-def test_differences_keep_the_order_and_count_what_is_missing_as_none() -> None:
+def test_differences_keep_the_order_and_show_a_missing_setting_as_none() -> None:
     pairs = history.differences({"b": 1, "a": 2, "c": 3}, {"a": 5, "c": 3, "d": 4})
     assert pairs == [SettingDifference("b", 1, None), SettingDifference("a", 2, 5), SettingDifference("d", None, 4)]
 
@@ -70,7 +72,7 @@ def test_differences_keep_the_order_and_count_what_is_missing_as_none() -> None:
 # remove
 
 
-def test_a_run_is_removed_whole_when_that_is_said_in_advance(tmp_path: Path, capsys: Output) -> None:
+def test_a_run_is_removed_completely_with_yes(tmp_path: Path, capsys: Output) -> None:
     make_run(tmp_path, ONE)
     kept = make_run(tmp_path, TWO)
     assert main(["runs", "remove", ONE, "--yes", "--output_dir", str(tmp_path)]) == 0
@@ -78,28 +80,43 @@ def test_a_run_is_removed_whole_when_that_is_said_in_advance(tmp_path: Path, cap
     assert ONE in capsys.readouterr().out
 
 
+ANSWERS = {"y": "y\n", "是": "是\n", "": "\n", "n": "n\n", None: "\x04"}  # the last one: Ctrl-D, the end of the input
+REMOVALS = """
+import sys
+from lorafit.cli.app import main
+for path in sys.argv[1:]:
+    print("exit code", main(["runs", "remove", path]))
+"""
+
+
+@pytest.fixture(scope="module")
+def removals(tmp_path_factory: pytest.TempPathFactory) -> dict[str | None, tuple[RunDir, str]]:
+    """For each of ANSWERS the run to remove, and what one process on a terminal printed when it removed it."""
+    runs = {answer: make_run(tmp_path_factory.mktemp("removal")) for answer in ANSWERS}
+    terminal, stdin = pty.openpty()
+    os.write(terminal, "".join(ANSWERS.values()).encode())
+    command = [sys.executable, "-c", REMOVALS, *(str(run.path) for run in runs.values())]
+    environ = {**os.environ, "LORAFIT_LANG": "en", "PYTHONUTF8": "1"}
+    done = subprocess.run(command, stdin=stdin, capture_output=True, encoding="utf-8", env=environ, timeout=60)
+    os.close(terminal)
+    os.close(stdin)
+    printed = re.split(r"(?<=exit code \d)\n", done.stdout)
+    return {answer: (run, text) for (answer, run), text in zip(runs.items(), printed, strict=False)}
+
+
 @pytest.mark.parametrize(("answer", "gone"), [("y", True), ("是", True), ("", False), ("n", False), (None, False)])
-def test_on_a_terminal_it_is_asked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str | None, gone: bool
+def test_on_a_terminal_the_user_is_asked(
+    removals: dict[str | None, tuple[RunDir, str]], answer: str | None, gone: bool
 ) -> None:
-    run = make_run(tmp_path)
-    asked: list[str] = []
-
-    def answered(question: str) -> str:
-        asked.append(question)
-        if answer is None:
-            raise EOFError
-        return answer
-
-    monkeypatch.setattr("builtins.input", answered)
-    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
-    assert main(["runs", "remove", str(run.path)]) == 0
+    run, printed = removals[answer]
+    assert printed.endswith("exit code 0")
     assert run.path.exists() is not gone
-    assert str(run.path) in asked[0]
-    assert "finished" in asked[0]
+    question = printed.partition("[y/N]")[0]
+    assert str(run.path) in question
+    assert "finished" in question
 
 
-def test_without_a_terminal_nothing_is_removed_unless_said(tmp_path: Path) -> None:
+def test_without_a_terminal_nothing_is_removed_without_yes(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     command = [sys.executable, "-m", "lorafit", "runs", "remove", str(run.path)]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
@@ -108,7 +125,7 @@ def test_without_a_terminal_nothing_is_removed_unless_said(tmp_path: Path) -> No
     assert run.events.exists()
 
 
-def test_a_run_that_is_going_on_is_not_removed(tmp_path: Path, capsys: Output) -> None:
+def test_a_run_that_is_being_written_is_not_removed(tmp_path: Path, capsys: Output) -> None:
     run = make_run(tmp_path, stop_after=5)
     with run.lock():
         assert main(["runs", "remove", str(run.path), "--yes"]) == 2
@@ -124,7 +141,7 @@ def test_a_folder_that_is_no_run_is_not_removed(tmp_path: Path, capsys: Output) 
     assert (tmp_path / "thesis" / "chapter.txt").exists()
 
 
-def test_a_project_with_a_config_yaml_is_taken_for_no_run_to_remove(tmp_path: Path, capsys: Output) -> None:
+def test_a_project_with_a_config_yaml_is_not_removed(tmp_path: Path, capsys: Output) -> None:
     (tmp_path / "config.yaml").write_text("theme: dark\n")
     (tmp_path / "thesis.txt").write_text("precious")
     assert main(["runs", "remove", str(tmp_path), "--yes"]) == 2
@@ -149,7 +166,7 @@ def test_a_damaged_run_can_be_removed(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_run_that_may_not_be_deleted_is_told_in_words(tmp_path: Path) -> None:
+def test_a_run_that_may_not_be_deleted_gives_an_error(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     tmp_path.chmod(0o500)
     try:
@@ -158,7 +175,7 @@ def test_a_run_that_may_not_be_deleted_is_told_in_words(tmp_path: Path) -> None:
         tmp_path.chmod(0o700)
 
 
-def test_all_names_that_a_run_gives_its_files_are_its_own(tmp_path: Path) -> None:
+def test_no_file_of_a_run_counts_as_foreign(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     names = [name for name, value in vars(RunDir).items() if isinstance(value, property) and name not in ("name",)]
     for name in names:
@@ -168,7 +185,7 @@ def test_all_names_that_a_run_gives_its_files_are_its_own(tmp_path: Path) -> Non
     assert [path.name for path in run.foreign_files()] == ["mine.txt"]
 
 
-# words
+# wrong arguments
 
 
 @pytest.mark.parametrize(
@@ -182,20 +199,20 @@ def test_all_names_that_a_run_gives_its_files_are_its_own(tmp_path: Path) -> Non
         (["show", "--polt", "x"], "--plot"),
     ],
 )
-def test_wrong_words_are_answered_with_right_ones(
+def test_wrong_arguments_are_answered_with_right_ones(
     words: list[str], answer: str, tmp_path: Path, capsys: Output
 ) -> None:
     assert main(["runs", *words, "--output_dir", str(tmp_path)]) == 2
     assert answer in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("deed", runs.SUBCOMMANDS)
-def test_each_deed_has_its_help(deed: str, capsys: Output) -> None:
-    assert main(["runs", deed, "--help"]) == 0
+@pytest.mark.parametrize("subcommand", runs.SUBCOMMANDS)
+def test_each_subcommand_has_its_help(subcommand: str, capsys: Output) -> None:
+    assert main(["runs", subcommand, "--help"]) == 0
     assert "--output_dir" in capsys.readouterr().out
 
 
-def test_list_is_what_runs_alone_does(tmp_path: Path, capsys: Output) -> None:
+def test_runs_without_a_subcommand_is_runs_list(tmp_path: Path, capsys: Output) -> None:
     make_run(tmp_path)
     assert main(["runs", "--output_dir", str(tmp_path)]) == 0
     alone = capsys.readouterr().out
@@ -204,7 +221,7 @@ def test_list_is_what_runs_alone_does(tmp_path: Path, capsys: Output) -> None:
     assert ONE in alone
 
 
-def test_a_run_written_by_another_meanwhile_is_refused_by_its_lock(tmp_path: Path) -> None:
+def test_a_run_that_another_process_started_to_write_is_refused_by_its_lock(tmp_path: Path) -> None:
     run = make_run(tmp_path, stop_after=5)
     record = read_record(run)
     assert record.last(Stopped)

@@ -1,4 +1,4 @@
-"""Can a run be told of, whole or damaged? Small real runs of the shipped fake engine."""
+"""Tests of `lorafit runs show`, also on damaged runs. The runs are small real ones of the fake engine."""
 
 import io
 import json
@@ -26,13 +26,14 @@ Output = pytest.CaptureFixture[str]
 
 @pytest.fixture(autouse=True)
 def width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set the width of the terminal for `rich`."""
     monkeypatch.setenv("COLUMNS", "100")
 
 
 # show
 
 
-def test_a_run_is_shown_with_settings_plan_losses_curves_and_how_to_go_on(tmp_path: Path, capsys: Output) -> None:
+def test_a_run_is_shown_with_settings_plan_losses_curves_and_next_steps(tmp_path: Path, capsys: Output) -> None:
     run = make_run(tmp_path, learning_rate=2e-4)
     assert main(["runs", "show", ONE, "--output_dir", str(tmp_path)]) == 0
     text = capsys.readouterr().out
@@ -56,12 +57,12 @@ def test_a_run_is_shown_with_settings_plan_losses_curves_and_how_to_go_on(tmp_pa
     ):
         assert re.search(pattern, text), pattern
     assert "lora_alpha" not in text, "a default needs no line"
-    assert "effective_batch" not in text, "16 is what None means"
+    assert "effective_batch" not in text, "16 is the default"
     assert "Restarts" not in text
     assert "resume" not in text
 
 
-def test_without_a_name_the_latest_run_is_shown_and_a_path_does_too(tmp_path: Path, capsys: Output) -> None:
+def test_without_a_name_the_latest_run_is_shown_and_a_path_is_accepted(tmp_path: Path, capsys: Output) -> None:
     make_run(tmp_path, TWO)
     older = make_run(tmp_path, ONE)
     for words, name in (([], TWO), (["latest"], TWO), ([str(older.path)], ONE)):
@@ -69,7 +70,7 @@ def test_without_a_name_the_latest_run_is_shown_and_a_path_does_too(tmp_path: Pa
         assert re.search(rf"run +{name}", capsys.readouterr().out)
 
 
-def test_a_stopped_run_tells_how_to_go_on_and_a_resumed_one_of_its_restart(tmp_path: Path, capsys: Output) -> None:
+def test_a_stopped_run_shows_how_to_resume_and_a_resumed_one_its_restart(tmp_path: Path, capsys: Output) -> None:
     run = make_run(tmp_path, stop_after=5)
     assert main(["runs", "show", str(run.path)]) == 0
     text = capsys.readouterr().out
@@ -84,7 +85,7 @@ def test_a_stopped_run_tells_how_to_go_on_and_a_resumed_one_of_its_restart(tmp_p
     assert [e.step for e in read_record(run).of_kind(StepDone)] == list(range(1, 11))
 
 
-def test_a_failed_run_tells_why(tmp_path: Path, capsys: Output) -> None:
+def test_a_failed_run_shows_why(tmp_path: Path, capsys: Output) -> None:
     run = make_run(tmp_path, stop_after=5)
     with EventLog(run.events) as log:
         log.write(Failed(step=5, text="The disk is full."))
@@ -145,7 +146,7 @@ def drop_adapter(run: RunDir) -> None:
         (drop_adapter, ["default 32", "finished"]),
     ],
 )
-def test_a_damaged_run_is_shown_as_far_as_it_can_be(
+def test_a_damaged_run_is_shown_as_far_as_possible(
     tmp_path: Path, capsys: Output, damage: Callable[[RunDir], None], words: list[str]
 ) -> None:
     run = make_run(tmp_path)
@@ -172,7 +173,7 @@ def test_on_a_terminal_80_wide_no_line_but_a_command_is_longer(tmp_path: Path) -
 # curves
 
 
-def test_a_sparkline_reaches_from_its_least_to_its_greatest_value() -> None:
+def test_a_sparkline_spans_the_least_to_the_greatest_value() -> None:
     assert sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == BARS
     assert sparkline([3.0, 3.0]) == BARS[4] * 2
     assert sparkline([]) == ""
@@ -182,7 +183,7 @@ def test_a_sparkline_reaches_from_its_least_to_its_greatest_value() -> None:
     assert sparkline([0, 0, 10, 10], width=2) == BARS[0] + BARS[-1]
 
 
-def test_the_curves_are_drawn_into_a_picture(tmp_path: Path, capsys: Output) -> None:
+def test_the_curves_are_drawn_into_an_image_file(tmp_path: Path, capsys: Output) -> None:
     pytest.importorskip("matplotlib", reason="the extra `plot` is not installed")
     run = make_run(tmp_path)
     picture = tmp_path / "new" / "curves.png"
@@ -193,7 +194,7 @@ def test_the_curves_are_drawn_into_a_picture(tmp_path: Path, capsys: Output) -> 
     assert ".doc" in capsys.readouterr().err
 
 
-def test_without_matplotlib_it_is_said_how_to_install_it(
+def test_without_matplotlib_the_error_says_how_to_install_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output
 ) -> None:
     run = make_run(tmp_path)

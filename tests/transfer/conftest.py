@@ -1,6 +1,6 @@
-"""Fixtures of the tests of moving runs: one small run of six steps, the same run stopped after step 4, and its bundle.
+"""Fixtures of the transfer tests: one small run of six steps, the same run dead after step 4, and that run's bundle.
 
-They are made once and must not be changed: a test that changes a run copies it first.
+They are made once for all tests. A test that changes a run copies it first.
 """
 
 import json
@@ -18,7 +18,7 @@ from lorafit.transfer.bundle import bundle
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory, demo_folder: Path) -> Path:
-    """A user's home: a small base model, data, and `output` with a run of six steps."""
+    """A user's home folder: a small base model, data, and `output` with a run of six steps."""
     home = tmp_path_factory.mktemp("home") / "anna_liebig"
     base = tiny.save_chat_model(home / "models/Tiny-Llama", demo_folder)
     rows = [{"instruction": f"第{i}条是什么?", "output": f"这是第{i}条的答案。"} for i in range(30)]
@@ -31,19 +31,20 @@ def home(tmp_path_factory: pytest.TempPathFactory, demo_folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def finished(home: Path) -> RunDir:
+    """The finished run in `home`."""
     (path,) = (home / "output").glob("*-lora-*")
     return RunDir(path)
 
 
 @pytest.fixture(scope="session")
 def died(finished: RunDir, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    """The run as it was when it died after its fourth step; not to be touched."""
+    """A copy of the finished run as it was if it had died after step 4."""
     return as_it_died(finished, tmp_path_factory.mktemp("died"), 4)
 
 
 @pytest.fixture(scope="session")
 def run_zip(died: RunDir, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its bundle."""
+    """The bundle of `died`."""
     path = tmp_path_factory.mktemp("zip") / "run.zip"
     bundle(died, saved_config(died), path)
     return path

@@ -1,4 +1,4 @@
-"""Is a packed folder the same bytes each time, and does no archive, whoever made it, write anything but plain files below its folder?"""
+"""A folder always packs to the same bytes, and no archive writes anything but plain files below its target folder."""
 
 import io
 import os
@@ -13,7 +13,7 @@ import pytest
 from lorafit.errors import LorafitError, RunError
 from lorafit.transfer import archive
 
-Spoil = Callable[[Path], None]
+MakeArchive = Callable[[Path], None]
 
 
 def make_folder(folder: Path) -> Path:
@@ -28,7 +28,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_same_folder_gives_the_same_bytes_and_comes_out_as_it_was(tmp_path: Path) -> None:
+def test_the_same_folder_packs_to_the_same_bytes_and_unpacks_unchanged(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "in")
     archive.pack(folder, tmp_path / "a.zip")
     (folder / "empty").chmod(0o600)
@@ -40,7 +40,7 @@ def test_the_same_folder_gives_the_same_bytes_and_comes_out_as_it_was(tmp_path: 
     assert content(tmp_path / "out") == content(folder)
 
 
-def test_a_tar_as_sagemaker_writes_it_is_taken_too(tmp_path: Path) -> None:
+def test_a_tar_as_sagemaker_writes_it_is_unpacked_too(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "in")
     with tarfile.open(tmp_path / "model.tar.gz", "w:gz") as tar:
         tar.add(folder, ".")
@@ -56,7 +56,7 @@ def test_a_name_that_leads_elsewhere_is_refused(tmp_path: Path, name: str) -> No
         info = zipfile.ZipInfo("x")
         info.filename = info.orig_filename = name
         made.writestr(info, "evil")
-    refused(path, tmp_path)
+    assert_refused(path, tmp_path)
 
 
 def symlink(path: Path) -> None:
@@ -67,51 +67,53 @@ def symlink(path: Path) -> None:
         made.writestr("link/passwd", "evil")
 
 
-def twice(path: Path) -> None:
+def duplicate_name(path: Path) -> None:
     with zipfile.ZipFile(path, "w") as made:
         made.writestr("Name", "one")
         made.writestr("name", "other")
 
 
-def cut_off(path: Path) -> None:
-    whole(path)
+def truncated(path: Path) -> None:
+    valid_zip(path)
     path.write_bytes(path.read_bytes()[:-400])
 
 
 def bit_flipped(path: Path) -> None:
-    whole(path)
+    valid_zip(path)
     data = bytearray(path.read_bytes())
     data[60] ^= 1  # within the first file's content
     path.write_bytes(data)
 
 
-def lies_about_its_length(path: Path) -> None:
-    whole(path)
+def wrong_length(path: Path) -> None:
+    valid_zip(path)
     path.write_bytes(path.read_bytes().replace((1000).to_bytes(4, "little"), (10).to_bytes(4, "little")))
 
 
-def another_thing(path: Path) -> None:
+def html_page(path: Path) -> None:
     path.write_text("<html>404</html>")
 
 
 def huge(path: Path) -> None:
-    """Says that it holds 1 TiB."""
+    """Write a zip that claims to hold 1 TiB."""
     with zipfile.ZipFile(path, "w") as made:
         made.writestr("big", "")
         made.filelist[0].file_size = 1 << 40
 
 
-def whole(path: Path) -> None:
+def valid_zip(path: Path) -> None:
     with zipfile.ZipFile(path, "w") as made:
         made.writestr("first", bytes(range(200)) * 5)
         made.writestr("second", b"x" * 300)
 
 
-@pytest.mark.parametrize("spoil", [symlink, twice, cut_off, bit_flipped, lies_about_its_length, another_thing, huge])
-def test_a_damaged_or_unsafe_zip_is_refused_in_words(tmp_path: Path, spoil: Spoil) -> None:
+@pytest.mark.parametrize(
+    "make_archive", [symlink, duplicate_name, truncated, bit_flipped, wrong_length, html_page, huge]
+)
+def test_a_damaged_or_unsafe_zip_is_refused_with_an_error(tmp_path: Path, make_archive: MakeArchive) -> None:
     path = tmp_path / "bad.zip"
-    spoil(path)
-    refused(path, tmp_path)
+    make_archive(path)
+    assert_refused(path, tmp_path)
 
 
 def tar_member(path: Path, **facts: object) -> None:
@@ -129,11 +131,11 @@ def tar_member(path: Path, **facts: object) -> None:
 def test_an_unsafe_tar_is_refused(tmp_path: Path, facts: dict[str, object]) -> None:
     path = tmp_path / "bad.tar.gz"
     tar_member(path, **facts)
-    refused(path, tmp_path)
+    assert_refused(path, tmp_path)
 
 
-def refused(path: Path, tmp_path: Path) -> None:
-    """Unpacking `path` raises RunError, and nothing lies beside the folder that it was to go into."""
+def assert_refused(path: Path, tmp_path: Path) -> None:
+    """Assert that unpacking `path` raises RunError and writes nothing outside of the target folder."""
     out = tmp_path / "deep/out"
     out.mkdir(parents=True)
     with pytest.raises(RunError) as raised:
@@ -144,7 +146,7 @@ def refused(path: Path, tmp_path: Path) -> None:
 
 
 def test_a_member_is_read_up_to_a_size_only(tmp_path: Path) -> None:
-    whole(tmp_path / "a.zip")
+    valid_zip(tmp_path / "a.zip")
     assert archive.read_member(tmp_path / "a.zip", "second", 300) == b"x" * 300
     assert archive.read_member(tmp_path / "a.zip", "third", 300) is None
     with pytest.raises(LorafitError):

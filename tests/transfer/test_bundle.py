@@ -1,4 +1,4 @@
-"""Does a run that moves in a bundle end as the one that stayed, and does a bundle give nothing away and believe nothing?"""
+"""A run moved in a bundle ends as one that stayed; a bundle holds no secret; a tampered bundle is refused."""
 
 import json
 import shutil
@@ -30,13 +30,13 @@ SECRET = "hf_" + "a1b2c3d4" * 4
 
 @pytest.fixture
 def stopped(died: RunDir, tmp_path: Path) -> RunDir:
-    """A copy of it."""
+    """A copy of `died`, which the test may change."""
     shutil.copytree(died.path, tmp_path / "before" / died.name)
     return RunDir(tmp_path / "before" / died.name)
 
 
-def there(path: Path, home: Path, output_dir: Path, **settings: Any) -> TrainConfig:
-    """What `lorafit resume BUNDLE --model_name ...` asks for on the other machine."""
+def config_elsewhere(path: Path, home: Path, output_dir: Path, **settings: Any) -> TrainConfig:
+    """Unpack the bundle and return the config of `lorafit resume BUNDLE --model_name ...` on the other machine."""
     run, notes = unpack_bundle(path, output_dir, str(home / "models/Tiny-Llama"))
     assert notes == []
     return saved_config(run).model_copy(update={"resume": str(run.path), "output_dir": str(output_dir), **settings})
@@ -56,12 +56,12 @@ def texts(path: Path) -> str:
 def test_a_run_that_moved_ends_with_the_same_bytes_as_the_one_that_stayed(
     home: Path, finished: RunDir, stopped: RunDir, tmp_path: Path, elsewhere: bool
 ) -> None:
-    if elsewhere:  # the plan is made anew
+    if elsewhere:  # then the plan is made again
         pretend_other_machine(stopped)
     facts = bundle(stopped, saved_config(stopped), tmp_path / "run.zip")
     assert (facts.kind, facts.step, facts.base, facts.base_is_local) == ("go_on", 4, "Tiny-Llama", True)
     shutil.rmtree(stopped.path)
-    config = there(tmp_path / "run.zip", home, tmp_path / "there")
+    config = config_elsewhere(tmp_path / "run.zip", home, tmp_path / "there")
     assert read_interrupted(config).progress.done == 4
     list(train_in_process(config))
     run = RunDir(tmp_path / "there" / finished.name)
@@ -70,14 +70,14 @@ def test_a_run_that_moved_ends_with_the_same_bytes_as_the_one_that_stayed(
     assert steps[0] == steps[1]
 
 
-def test_a_bundle_of_flags_begins_there_and_goes_on_when_it_is_given_again(
+def test_a_bundle_of_settings_starts_a_run_and_given_again_resumes_it(
     home: Path, finished: RunDir, tmp_path: Path
 ) -> None:
     path = tmp_path / "new.zip"
     assert bundle(None, saved_config(finished), path).kind == "begin"
-    config = there(path, home, tmp_path / "there", max_steps=6)
+    config = config_elsewhere(path, home, tmp_path / "there", max_steps=6)
     list(train_in_process(config))
-    again = there(path, home, tmp_path / "there")
+    again = config_elsewhere(path, home, tmp_path / "there")
     assert again.resume == config.resume
     with pytest.raises(RunError, match="finished"):
         list(train_in_process(again))
@@ -100,7 +100,7 @@ def test_nothing_of_the_home_and_no_secret_is_in_a_bundle(
             assert secret not in text, (run, secret)
 
 
-def test_a_finished_run_is_bundled_as_what_came_of_it_and_not_gone_on_with(finished: RunDir, tmp_path: Path) -> None:
+def test_a_finished_run_is_bundled_as_its_result_and_not_resumed(finished: RunDir, tmp_path: Path) -> None:
     path = tmp_path / "result.zip"
     assert bundle(finished, saved_config(finished), path).kind == "result"
     names = zipfile.ZipFile(path).namelist()
@@ -113,7 +113,7 @@ def test_a_finished_run_is_bundled_as_what_came_of_it_and_not_gone_on_with(finis
     assert json.loads((run.final_model / "adapter_config.json").read_text())["base_model_name_or_path"] == "Tiny-Llama"
 
 
-def test_data_of_every_kind_go_along(home: Path, finished: RunDir, tmp_path: Path) -> None:
+def test_data_of_every_kind_are_in_the_bundle(home: Path, finished: RunDir, tmp_path: Path) -> None:
     folder = tmp_path / "many" / "中文, 数据"
     (folder / "train").mkdir(parents=True)
     shutil.copy(home / "law.jsonl", folder / "train/a b.jsonl")
@@ -134,10 +134,12 @@ def test_data_of_every_kind_go_along(home: Path, finished: RunDir, tmp_path: Pat
     assert weights(Path(str(now.init_adapter))) == weights(finished.final_model)
 
 
-def test_fp32_on_a_mac_may_become_4bit_elsewhere_and_that_is_said(home: Path, stopped: RunDir, tmp_path: Path) -> None:
+def test_fp32_on_a_mac_may_become_4bit_elsewhere_and_the_plan_says_so(
+    home: Path, stopped: RunDir, tmp_path: Path
+) -> None:
     pretend_other_machine(stopped)
     bundle(stopped, saved_config(stopped), tmp_path / "run.zip")
-    config = there(tmp_path / "run.zip", home, tmp_path / "there", quantization="4bit")
+    config = config_elsewhere(tmp_path / "run.zip", home, tmp_path / "there", quantization="4bit")
     events = list(train_in_process(config))
     (planned,) = [event for event in events if isinstance(event, Planned)]
     (moved,) = [choice["reason"] for choice in planned.choices if choice["setting"] == "moved"]
@@ -153,15 +155,15 @@ def test_on_the_same_machine_the_base_may_not_change(home: Path, stopped: RunDir
         read_interrupted(config)
 
 
-def test_a_base_that_stayed_at_home_must_be_named(run_zip: Path, tmp_path: Path, capsys: Output) -> None:
+def test_a_base_model_that_is_not_in_the_bundle_must_be_named(run_zip: Path, tmp_path: Path, capsys: Output) -> None:
     with pytest.raises(ConfigError, match="not in the bundle"):
         unpack_bundle(run_zip, tmp_path / "there", None)
     assert main(["train", str(run_zip), "--output_dir", str(tmp_path / "there")]) == 2
     assert "--model_name" in capsys.readouterr().err
 
 
-def respelled(path: Path, scratch: Path, name: str, change: Callable[[str], str], sealed: bool) -> Path:
-    """The bundle with one text in it changed; `sealed`: with a manifest that fits, as a villain would make it."""
+def tampered(path: Path, scratch: Path, name: str, change: Callable[[str], str], sealed: bool) -> Path:
+    """Return a copy of the bundle with one file changed; `sealed`: with a manifest that matches, as an attacker makes it."""
     folder = scratch / "out"
     folder.mkdir()
     archive.unpack(path, folder)
@@ -185,11 +187,11 @@ def respelled(path: Path, scratch: Path, name: str, change: Callable[[str], str]
     ("run/config.yaml", "chat_template: null", "chat_template: /etc/passwd", "/etc/passwd"),
     ("run/config.yaml", "lora_r: 4", "lora_r: [", "YAML"),
 ])  # fmt: skip
-def test_what_a_villain_wrote_is_refused_and_leaves_nothing(
+def test_a_tampered_bundle_is_refused_and_leaves_nothing(
     run_zip: Path, tmp_path: Path, name: str, old: str, new: str, found: str
 ) -> None:
     sealed = found != "digest differs"
-    path = respelled(run_zip, tmp_path, name, lambda text: text.replace(old, new, 1), sealed)
+    path = tampered(run_zip, tmp_path, name, lambda text: text.replace(old, new, 1), sealed)
     with pytest.raises(LorafitError) as raised:
         unbundle(path, tmp_path / "there")
     assert found in str(raised.value.found)
@@ -197,26 +199,26 @@ def test_what_a_villain_wrote_is_refused_and_leaves_nothing(
     assert list((tmp_path / "there").glob("*")) == []
 
 
-def test_settings_of_a_machine_or_person_are_not_taken_from_a_bundle(run_zip: Path, tmp_path: Path) -> None:
-    path = respelled(run_zip, tmp_path, "run/config.yaml", lambda text: text.replace("trust_remote_code: false",
+def test_settings_of_a_machine_or_user_are_not_taken_from_a_bundle(run_zip: Path, tmp_path: Path) -> None:
+    path = tampered(run_zip, tmp_path, "run/config.yaml", lambda text: text.replace("trust_remote_code: false",
                      "trust_remote_code: true").replace("output_dir: output", "output_dir: /etc"), True)  # fmt: skip
     config = saved_config(unbundle(path, tmp_path / "there").run)
     assert (config.trust_remote_code, config.output_dir) == (False, "output")
 
 
-def test_other_versions_are_said_once_the_bundle_is_taken_over(
+def test_other_versions_are_reported_when_the_bundle_is_unpacked(
     run_zip: Path, home: Path, tmp_path: Path, capsys: Output
 ) -> None:
     def newer(text: str) -> str:
         return text.replace('"lorafit": "', '"lorafit": "9.')
 
-    path = respelled(run_zip, tmp_path, "bundle.json", newer, True)
+    path = tampered(run_zip, tmp_path, "bundle.json", newer, True)
     flags = ["--output_dir", str(tmp_path / "there"), "--model_name", str(home / "models/Tiny-Llama"), "--dry_run"]
     assert main(["train", str(path), *flags]) == 0
     assert "lorafit 9." in capsys.readouterr().err
 
 
-def test_a_name_that_is_taken_gets_a_number_and_the_run_that_is_there_stays(stopped: RunDir, tmp_path: Path) -> None:
+def test_a_name_that_exists_gets_a_number_and_the_existing_run_stays(stopped: RunDir, tmp_path: Path) -> None:
     bundle(stopped, saved_config(stopped), tmp_path / "run.zip")
     before = read_yaml(stopped.config)
     moved = unbundle(tmp_path / "run.zip", stopped.path.parent)

@@ -1,4 +1,4 @@
-"""Is what each cloud gets valid, complete and free of secrets, and do its scripts do what they say? Offline; nothing is sent."""
+"""The files for each platform are valid, complete and free of secrets, and their scripts work. Nothing is sent."""
 
 import json
 import os
@@ -19,7 +19,6 @@ from lorafit.config import DEMO_PRESET, TrainConfig
 from lorafit.errors import ConfigError
 from lorafit.hardware.catalogue.clouds import INSTANCES
 from lorafit.registry import CLOUDS, load
-from lorafit.transfer.cloud import send
 from lorafit.transfer.cloud.base import Platform, Quote
 from lorafit.transfer.cloud.notebook import HELPERS
 from lorafit.transfer.cloud.prices import PRICES, Price
@@ -29,7 +28,7 @@ from lorafit.transfer.cloud.wheel import build_wheel
 Output = pytest.CaptureFixture[str]
 SECRET = "hf_" + "a1b2c3d4" * 4
 NOTEBOOKS = ("colab", "kaggle", "paperspace")
-# Stands for Python on the other machine: writes down what it is asked for, and "trains" until a signal, or not at all.
+# Stands in for python3 and torchrun on the platform: logs its arguments; with SLOW, "trains" until a signal.
 STUB = """\
 #!/usr/bin/env bash
 echo "$@" >> "$LOG"
@@ -46,20 +45,40 @@ if [[ "$*" == *metadata* ]]; then echo torch==2.8.0; fi
 """
 
 
+# Stands in for `python -m pip wheel ... -w FOLDER ...`.
+PIP_STUB = """\
+import sys
+from pathlib import Path
+folder = Path(sys.argv[sys.argv.index("-w") + 1])
+folder.mkdir(parents=True)
+(folder / "lorafit-0.1.0-py3-none-any.whl").write_text("a wheel")
+"""
+
+
 @pytest.fixture(scope="module")
-def sent(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what each place gets for a run of the demo."""
+def pip_stub(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for PYTHONPATH whose `pip` writes a wheel at once; a real build takes seconds."""
+    folder = tmp_path_factory.mktemp("pip_stub")
+    (folder / "pip").mkdir()
+    (folder / "pip/__init__.py").touch()
+    (folder / "pip/__main__.py").write_text(PIP_STUB)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sent(tmp_path_factory: pytest.TempPathFactory, pip_stub: Path) -> Path:
+    """A folder with the files that each platform gets for a run of the demo."""
     folder = tmp_path_factory.mktemp("sent")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_TOKEN", SECRET)
-        patch.setattr(send, "build_wheel", lambda folder: "lorafit-0.1.0-py3-none-any.whl")
+        patch.setenv("PYTHONPATH", str(pip_stub))
         config = TrainConfig.model_validate({**DEMO_PRESET, "hf_endpoint": "https://me:pass@mirror.example"})
         for place in CLOUDS:
             api.cloud(place, folder / place, api.cloud_order(None, config, Path("output"), None))
     return folder
 
 
-def test_the_places_and_their_machines_are_known() -> None:
+def test_the_platforms_and_their_machines_are_known() -> None:
     assert list(CLOUDS) == ["colab", "kaggle", "paperspace", "sagemaker", "skypilot"]
     machines = {instance.name for instance in INSTANCES}
     for entry in CLOUDS.values():
@@ -69,7 +88,7 @@ def test_the_places_and_their_machines_are_known() -> None:
     assert all(price.source and price.read[:3] == "202" for price in PRICES.values())
 
 
-def test_every_place_gets_the_same_bundle(sent: Path) -> None:
+def test_every_platform_gets_the_same_bundle(sent: Path) -> None:
     bundles = {(sent / place / "run.zip").read_bytes() for place in CLOUDS}
     assert len(bundles) == 1
 
@@ -94,7 +113,7 @@ def test_a_notebook_is_valid_and_its_code_compiles(sent: Path, place: str) -> No
     nbformat.validate(notebook)
 
 
-def test_a_notebook_keeps_the_places_own_torch(sent: Path) -> None:
+def test_a_notebook_keeps_the_torch_of_the_platform(sent: Path) -> None:
     for place in NOTEBOOKS:
         text = (sent / place / "lorafit.ipynb").read_text("utf-8")
         assert "torch=={importlib.metadata.version('torch')}" in text
@@ -111,7 +130,7 @@ def test_a_cell_stops_its_command_in_time_and_lets_it_save(tmp_path: Path, capsy
         names["run"](sys.executable, "-c", "exit(3)")
 
 
-def test_the_training_job_is_one_that_sagemaker_takes(sent: Path) -> None:
+def test_the_training_job_is_valid_for_sagemaker(sent: Path) -> None:
     text = (sent / "sagemaker/training_job.json").read_text("utf-8")
     for placeholder, value in (("BUCKET", "b"), ("ROLE", "arn:aws:iam::123456789012:role/r"), ("REGION", "eu-west-1")):
         text = text.replace(placeholder, value)  # as send.sh does
@@ -132,7 +151,7 @@ def test_the_training_job_is_one_that_sagemaker_takes(sent: Path) -> None:
     assert ParamValidator().validate({**job, "RoleArn": 3}, shape).has_errors()
 
 
-def test_the_task_is_one_that_skypilot_takes(sent: Path) -> None:
+def test_the_task_is_valid_for_skypilot(sent: Path) -> None:
     task = yaml.safe_load((sent / "skypilot/task.yaml").read_text("utf-8"))
     assert task["resources"]["use_spot"]
     assert task["file_mounts"]["/checkpoints"]["mode"] == "MOUNT_CACHED"
@@ -146,7 +165,7 @@ def test_the_task_is_one_that_skypilot_takes(sent: Path) -> None:
 
 
 def other_machine(folder: Path, **environ: str) -> dict[str, str]:
-    """An environment whose `python3` and `torchrun` are the stub."""
+    """Return an environment whose `python3` and `torchrun` are the stub."""
     (folder / "bin").mkdir()
     for name in ("python3", "torchrun"):
         (folder / "bin" / name).write_text(STUB)
@@ -154,14 +173,14 @@ def other_machine(folder: Path, **environ: str) -> dict[str, str]:
     return {**os.environ, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "LOG": str(folder / "log"), **environ}
 
 
-def sagemaker(sent: Path, folder: Path, **environ: str) -> subprocess.Popen[bytes]:
+def start_sagemaker_script(sent: Path, folder: Path, **environ: str) -> subprocess.Popen[bytes]:
     places = {"SM_CHANNEL_CODE": str(sent / "sagemaker"), "CHECKPOINTS": str(folder / "checkpoints"),
               "SM_MODEL_DIR": str(folder / "model")}  # fmt: skip
     return subprocess.Popen(["bash", str(sent / "sagemaker/train.sh")], env=other_machine(folder, **places, **environ))
 
 
 def test_the_sagemaker_script_installs_trains_and_packs(sent: Path, tmp_path: Path) -> None:
-    assert sagemaker(sent, tmp_path).wait(20) == 0
+    assert start_sagemaker_script(sent, tmp_path).wait(20) == 0
     asked = (tmp_path / "log").read_text().splitlines()
     assert [next(word for word in ("metadata", "pip", "train", "bundle") if word in line) for line in asked] == [
         "metadata", "pip", "train", "bundle",
@@ -170,10 +189,10 @@ def test_the_sagemaker_script_installs_trains_and_packs(sent: Path, tmp_path: Pa
     assert asked[3].endswith(f"-o {tmp_path}/model/result.zip")
 
 
-def test_the_sagemaker_script_hands_the_spot_machines_signal_on_and_waits_for_the_checkpoint(
+def test_the_sagemaker_script_forwards_the_spot_instances_signal_and_waits_for_the_checkpoint(
     sent: Path, tmp_path: Path
 ) -> None:
-    job = sagemaker(sent, tmp_path, SLOW="1")
+    job = start_sagemaker_script(sent, tmp_path, SLOW="1")
     until = time.monotonic() + 20
     while not (tmp_path / "log.training").exists() and time.monotonic() < until:
         time.sleep(0.02)
@@ -204,12 +223,12 @@ def test_the_skypilot_script_starts_one_process_or_torchrun(
 
 
 @pytest.mark.parametrize("script", ["sagemaker/train.sh", "sagemaker/send.sh"])
-def test_scripts_are_sound_and_may_be_run(sent: Path, script: str) -> None:
+def test_scripts_are_valid_and_executable(sent: Path, script: str) -> None:
     subprocess.run(["bash", "-n", str(sent / script)], check=True)
     assert (sent / script).stat().st_mode & stat.S_IXUSR
 
 
-def test_the_cheapest_machine_that_fits_is_taken_and_given_time() -> None:
+def test_the_cheapest_machine_that_fits_is_chosen_with_enough_time() -> None:
     facts: dict[str, Any] = {"gpu": "X", "words": "", "price": Price(1.0, "?", "2026-01")}
     slow = Quote("slow", fits=True, seconds=7200, low=7000, high=9000, **facts)
     fast = Quote("fast", fits=True, seconds=3600, low=3000, high=4000, **facts)
@@ -220,17 +239,17 @@ def test_the_cheapest_machine_that_fits_is_taken_and_given_time() -> None:
     assert fast.dollars == 1.0
 
 
-def test_a_base_on_this_disk_must_be_named_as_it_is_called_there(tmp_path: Path, demo_folder: Path) -> None:
+def test_a_local_base_model_must_be_given_its_name_on_the_platform(tmp_path: Path, demo_folder: Path) -> None:
     config = TrainConfig(model_name=str(demo_folder), dataset_name="demo")
     with pytest.raises(ConfigError, match="does not go along"):
         api.cloud("colab", tmp_path / "out", api.cloud_order(None, config, tmp_path, None))
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_the_command_says_what_is_written_what_it_costs_and_what_is_next(
-    tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+def test_the_command_prints_the_files_the_costs_and_the_next_steps(
+    pip_stub: Path, tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(send, "build_wheel", lambda folder: "lorafit==0.1.0")
+    monkeypatch.setenv("PYTHONPATH", str(pip_stub))
     monkeypatch.setenv("COLUMNS", "120")
     assert main(["cloud", "kaggle", "--demo", "-o", str(tmp_path / "k")]) == 0
     text = capsys.readouterr().out
@@ -241,7 +260,7 @@ def test_the_command_says_what_is_written_what_it_costs_and_what_is_next(
 
 
 @pytest.mark.slow
-def test_the_programs_own_wheel_is_built_the_same_each_time_and_holds_all_of_it(tmp_path: Path) -> None:
+def test_the_wheel_of_lorafit_is_the_same_bytes_each_time_and_complete(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         assert build_wheel(tmp_path / name).endswith("-py3-none-any.whl")

@@ -1,4 +1,4 @@
-"""Is what comes back from another machine taken over whole, checked, and nothing of it believed unseen?"""
+"""Results from another machine are checked, then imported completely or not at all."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ def result(finished: RunDir, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_result_becomes_a_run_that_can_be_tried(
+def test_a_result_becomes_a_run_that_can_be_chatted_with(
     result: Path, finished: RunDir, tmp_path: Path, capsys: Output
 ) -> None:
     assert main(["fetch", str(result), "--output_dir", str(tmp_path)]) == 0
@@ -34,16 +34,16 @@ def test_a_result_becomes_a_run_that_can_be_tried(
     assert weights(run.final_model) == weights(finished.final_model)
     text = capsys.readouterr().out
     assert f"--lora_weights {run.path}" in text
-    assert "--base_model FOLDER" not in text, "a bare name is asked of a hub"
+    assert "--base_model FOLDER" not in text, "a model ID is looked up on the hub"
 
 
-def test_an_unfinished_bundle_is_to_be_gone_on_with(run_zip: Path, tmp_path: Path, capsys: Output) -> None:
+def test_an_unfinished_bundle_is_to_be_resumed(run_zip: Path, tmp_path: Path, capsys: Output) -> None:
     assert main(["fetch", str(run_zip), "--output_dir", str(tmp_path)]) == 0
     assert "resume" in capsys.readouterr().out
 
 
 def packed_run(finished: RunDir, folder: Path, kind: str) -> Path:
-    """What a place gives back, in several ways."""
+    """Return the finished run as a platform returns it: in a `folder`, `zip` or `tar`, by `kind`."""
     inside = folder / "there"
     shutil.copytree(finished.path, inside / "deep" / finished.name)
     if kind == "folder":
@@ -56,7 +56,7 @@ def packed_run(finished: RunDir, folder: Path, kind: str) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
-def test_a_runs_folder_is_found_in_whatever_it_comes_in(finished: RunDir, tmp_path: Path, kind: str) -> None:
+def test_a_runs_folder_is_found_in_a_folder_a_zip_or_a_tar(finished: RunDir, tmp_path: Path, kind: str) -> None:
     (fetched,) = fetch(packed_run(finished, tmp_path, kind), tmp_path / "output")
     assert fetched.finished
     assert fetched.run.name == finished.name
@@ -79,7 +79,7 @@ def test_an_adapter_alone_and_a_bundle_in_a_tar_in_a_folder_are_found(
     assert packed.run.name == finished.name
 
 
-def test_a_base_that_is_a_folder_elsewhere_is_said(finished: RunDir, tmp_path: Path, capsys: Output) -> None:
+def test_a_base_model_that_is_a_folder_elsewhere_is_reported(finished: RunDir, tmp_path: Path, capsys: Output) -> None:
     shutil.copytree(finished.final_model, tmp_path / "adapter")
     path = tmp_path / "adapter/adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": "/opt/there/Tiny"}))
@@ -88,21 +88,21 @@ def test_a_base_that_is_a_folder_elsewhere_is_said(finished: RunDir, tmp_path: P
     assert "--base_model FOLDER" in capsys.readouterr().out
 
 
-def spoilt(finished: RunDir, folder: Path, name: str, content: bytes) -> Path:
+def copy_with_damage(finished: RunDir, folder: Path, name: str, content: bytes) -> Path:
     shutil.copytree(finished.path, folder / "run")
     (folder / "run/final_model" / name).write_bytes(content)
     return folder / "run"
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json", "manifest.json"])
-def test_a_damaged_adapter_is_refused_and_nothing_of_it_stays(finished: RunDir, tmp_path: Path, name: str) -> None:
+def test_a_damaged_adapter_is_refused_and_nothing_is_imported(finished: RunDir, tmp_path: Path, name: str) -> None:
     with pytest.raises(LorafitError) as raised:
-        fetch(spoilt(finished, tmp_path, name, b"{}"), tmp_path / "output")
+        fetch(copy_with_damage(finished, tmp_path, name, b"{}"), tmp_path / "output")
     assert raised.value.fix
     assert list((tmp_path / "output").iterdir()) == []
 
 
-def test_settings_that_a_foreign_run_may_not_give_are_not_taken(finished: RunDir, tmp_path: Path) -> None:
+def test_settings_that_a_foreign_run_may_not_set_are_dropped(finished: RunDir, tmp_path: Path) -> None:
     shutil.copytree(finished.path, tmp_path / "run")
     config = tmp_path / "run/config.yaml"
     config.write_text(config.read_text().replace("trust_remote_code: false", "trust_remote_code: true"))
@@ -110,7 +110,7 @@ def test_settings_that_a_foreign_run_may_not_give_are_not_taken(finished: RunDir
     assert not saved_config(fetched.run).trust_remote_code
 
 
-def test_what_holds_no_run_or_leads_outside_is_refused(tmp_path: Path, capsys: Output) -> None:
+def test_a_source_without_a_run_or_with_paths_outside_is_refused(tmp_path: Path, capsys: Output) -> None:
     (tmp_path / "empty").mkdir()
     with zipfile.ZipFile(tmp_path / "evil.zip", "w") as evil:
         evil.writestr("../../evil", "x")

@@ -1,7 +1,7 @@
-"""Do the notebooks run from top to bottom, as on the places they are for, with this program's own wheel? By papermill.
+"""The notebooks run from top to bottom with papermill and a wheel of lorafit, as on their platforms.
 
-In an environment of their own, which sees the packages of this one: what they install stays there. The model is a small
-random one, so that a notebook takes a minute; `--demo` is the same with another --model_name.
+They run in an environment of their own, which also sees the packages of this one; what they install stays there. The
+model is a small random one, so that a notebook takes a minute. `--demo` differs only in --model_name.
 """
 
 import json
@@ -33,7 +33,7 @@ pytest.importorskip("ipykernel")
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of a fresh environment, with this one's packages behind its own."""
+    """The Python of a new environment, which finds this environment's packages after its own."""
     folder = tmp_path_factory.mktemp("place") / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     (site,) = folder.glob("lib/python*/site-packages")
@@ -43,7 +43,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def sent(tmp_path_factory: pytest.TempPathFactory, demo_folder: Path) -> Path:
-    """Folders `colab`, `kaggle`, `paperspace` with what each gets for a run of six steps, and `model`."""
+    """Folders `colab`, `kaggle`, `paperspace` with the platform's files for a run of six steps, and `model`."""
     folder = tmp_path_factory.mktemp("sent")
     model = tiny.save_chat_model(folder / "model", demo_folder)
     config = TrainConfig(model_name=str(model), dataset_name="demo", max_samples=30, val_size=4, max_steps=6, lora_r=4,
@@ -55,7 +55,7 @@ def sent(tmp_path_factory: pytest.TempPathFactory, demo_folder: Path) -> Path:
 
 
 def execute(python: Path, notebook: Path, done: Path, **parameters: object) -> str:
-    """Run `notebook` with `parameters`; everything that its cells printed. Fails where a cell does."""
+    """Run `notebook` with `parameters` and return what its cells printed. Fails if a cell fails."""
     given = [word for name, value in parameters.items() for word in ("-y", json.dumps({name: value}))]
     command = [str(python), "-m", "papermill", str(notebook), str(done), "--no-progress-bar", *given]
     made = subprocess.run(
@@ -68,7 +68,7 @@ def execute(python: Path, notebook: Path, done: Path, **parameters: object) -> s
 
 
 @pytest.mark.parametrize("place", ["colab", "paperspace"])
-def test_a_notebook_trains_tries_and_packs_and_home_tries_what_came(
+def test_a_notebook_trains_chats_and_packs_and_the_fetched_result_chats_here(
     python: Path, sent: Path, tmp_path: Path, place: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = tmp_path / "store"
@@ -77,7 +77,7 @@ def test_a_notebook_trains_tries_and_packs_and_home_tries_what_came(
         shutil.copy(path, store)
     text = execute(python, sent / place / "lorafit.ipynb", tmp_path / "done.ipynb", STORE=str(store), PLACES=[])
     assert "is finished" in text
-    assert list(python.parents[1].glob("lib/python*/site-packages/lorafit/cli.py")), "the wheel was not installed"
+    assert list(python.parents[1].glob("lib/python*/site-packages/lorafit/cli/app.py")), "the wheel was not installed"
     home = tmp_path / "home"
     assert main(["fetch", str(store / "result.zip"), "--output_dir", str(home)]) == 0
     (run,) = home.iterdir()
@@ -90,7 +90,7 @@ def test_a_notebook_trains_tries_and_packs_and_home_tries_what_came(
     )
 
 
-def test_on_kaggle_a_session_that_ended_is_gone_on_with_from_its_output(
+def test_on_kaggle_a_run_is_resumed_from_the_output_of_an_ended_session(
     python: Path, sent: Path, tmp_path: Path
 ) -> None:
     config = make_config(read_yaml(sent / "run.yaml"), "run.yaml").model_copy(
@@ -103,11 +103,11 @@ def test_on_kaggle_a_session_that_ended_is_gone_on_with_from_its_output(
     given.mkdir()
     bundle(died, saved_config(died), given / "result.zip")
     shutil.copy(next((sent / "kaggle").glob("*.whl")), given)
-    shutil.unpack_archive(sent / "kaggle/run.zip", given / "data")  # as Kaggle does with a zip in a data set
+    shutil.unpack_archive(sent / "kaggle/run.zip", given / "data")  # as Kaggle does with a zip in a dataset
     text = execute(
         python, sent / "kaggle/lorafit.ipynb", tmp_path / "done.ipynb", STORE=str(store), PLACES=[str(given)]
     )
     assert "is finished" in text
-    assert [path.name for path in store.glob("llama-*")] == [], "what was trained is in result.zip alone"
+    assert [path.name for path in store.glob("llama-*")] == [], "the trained run is in result.zip alone"
     (fetched,) = fetch(store / "result.zip", tmp_path / "home")
     assert (fetched.run.final_model / WEIGHTS).read_bytes() == (whole.final_model / WEIGHTS).read_bytes()
