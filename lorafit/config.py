@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 
 from lorafit.errors import ConfigError
 from lorafit.messages import _, listed, translate
+from lorafit.units import TEMPLATE_DATE
 
 
 def what(default: Any, help: str, **limits: Any) -> Any:
@@ -55,7 +56,7 @@ class TrainConfig(BaseModel):
         0.05, "Held out for validation: a share below 1 (at most 200 rows), or a number of rows; 0: none.", ge=0
     )
     system_prompt: str | None = what(None, "System text for conversations that have none (None: the template's own).")
-    date_string: str = what("26 Jul 2024", "The date that templates with a date write into every sample.")
+    date_string: str = what(TEMPLATE_DATE, "The date that templates with a date write into every sample.")
     init_adapter: str | None = what(None, "Start from this adapter's weights instead of fresh ones.")
 
     # Training

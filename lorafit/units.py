@@ -1,8 +1,9 @@
-"""Bytes, seconds and counts as text for the user. The code has 1024**3 only here."""
+"""Bytes, seconds and counts as text for the user, and the fixed date of chat templates. The code has 1024**3 only here."""
 
 from lorafit.messages import _
 
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
+TEMPLATE_DATE = "26 Jul 2024"  # the date that chat templates write, unless --date_string says otherwise
 
 
 def bytes_text(size: int | None) -> str:

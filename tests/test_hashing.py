@@ -1,4 +1,4 @@
-"""The hash has fixed values, is the same in int32 arithmetic, and is random enough for dropout, order and initialization."""
+"""The hash is fixed, equal in int32 arithmetic, and random enough for dropout, order and initialization."""
 
 import numpy as np
 import pytest

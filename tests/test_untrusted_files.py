@@ -1,4 +1,4 @@
-"""No file from another person runs code or writes outside its folder, and no access token leaves this machine.
+"""No file from another person runs code or writes outside its folder, and no config or report has an access token.
 
 The files are configs, data, adapters, checkpoints, chat templates and events.
 """
@@ -88,6 +88,7 @@ def test_code_that_comes_with_a_model_runs_only_by_the_users_flag() -> None:
         "{{ ''.__class__.__mro__[1].__subclasses__() }}",
         "{{ cycler.__init__.__globals__.os.system('touch HIT') }}",
     ],
+    ids=["subclasses", "os.system"],
 )
 def test_templates_are_rendered_in_the_sandbox(tmp_path: Path, demo_folder: Path, template: str) -> None:
     tokenizer = load_tokenizer(demo_folder, template=template.replace("HIT", str(tmp_path / "hit")))

@@ -14,6 +14,7 @@ from lorafit.data.formats import TOOLS, Conversation, Message
 from lorafit.data.render import Span, TemplateRefused, place_system
 from lorafit.errors import ConfigError, ModelError
 from lorafit.messages import _
+from lorafit.units import TEMPLATE_DATE
 
 # For tokenizers without a chat template. The markers are plain text to such a tokenizer, so each answer also ends with
 # the tokenizer's own eos token.
@@ -23,7 +24,6 @@ CHATML = r"""{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.conten
 CLOCK = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
 GENERATION_CONFIG = "generation_config.json"
 PROBE = "a1b2c3"
-PROBE_DATE = "26 Jul 2024"
 
 
 def load_tokenizer(folder: Path, *, template: str | None = None, trust_remote_code: bool = False) -> "ChatTokenizer":
@@ -141,7 +141,7 @@ class ChatTokenizer:
     def takes_system(self) -> bool:
         """True if the template renders a system message; some templates refuse it, some omit it."""
         try:
-            return PROBE in self.render_text([Message("system", PROBE), Message("user", "?")], True, PROBE_DATE)
+            return PROBE in self.render_text([Message("system", PROBE), Message("user", "?")], True, TEMPLATE_DATE)
         except TemplateRefused:
             return False
 
@@ -169,7 +169,7 @@ class ChatTokenizer:
     def end_of_turn(self) -> str:
         """Text that the template writes after an answer, up to the first white space; "" if it cannot be found."""
         try:
-            text = self.render_text([Message("user", "?"), Message("assistant", PROBE)], False, PROBE_DATE)
+            text = self.render_text([Message("user", "?"), Message("assistant", PROBE)], False, TEMPLATE_DATE)
         except TemplateRefused:
             return ""
         return re.split(r"\s", text.partition(PROBE)[2])[0]

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, deserialize, safe_open
 from safetensors.numpy import save_file
 
-from lorafit.config import TrainConfig
 from lorafit.errors import AdapterError
 from lorafit.messages import _, listed
 from lorafit.models.spec import LAYER, ModelSpec
+from lorafit.units import TEMPLATE_DATE
 
 CONFIG, WEIGHTS, CHAT = "adapter_config.json", "adapter_model.safetensors", "lorafit.json"
 KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
@@ -59,7 +59,7 @@ class ChatSettings:
     """The inputs of the run's chat template, so that a chat uses the same ones. `run` is the name of the run."""
 
     system_prompt: str | None = None
-    date_string: str = TrainConfig.model_fields["date_string"].default
+    date_string: str = TEMPLATE_DATE
     base_model: str | None = None
     run: str | None = None
 

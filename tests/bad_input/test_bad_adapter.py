@@ -1,4 +1,4 @@
-"""An adapter that does not match its base model, and a folder that is not a run, are refused before anything is loaded."""
+"""An adapter of another base model, and a folder that is not a run, are refused before anything is loaded."""
 
 from collections.abc import Callable
 from pathlib import Path

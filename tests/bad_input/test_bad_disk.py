@@ -14,7 +14,7 @@ from lorafit.run_folders.checkpoint import latest_good
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """A function that mounts a small disk with mount options, or remounts it. Skips the test if mounting is not allowed."""
+    """A function that mounts or remounts a small disk with mount options. Without permission, the test is skipped."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted: list[str] = []

@@ -1,8 +1,9 @@
-"""Does the doctor see what a machine lacks, name what mends it, and keep secrets? This machine, and described ones."""
+"""`lorafit doctor` on this machine and on described machines: faults, fixes, exit codes, and removal of secrets."""
 
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import tomllib
@@ -28,7 +29,8 @@ from lorafit.units import GIB
 
 Output = pytest.CaptureFixture[str]
 
-# Takes packages away from a Python and its children, as if they had never been installed, or lets one end the process.
+# Hides packages from a Python process and its children, as if they were not installed. Importing a package in DEADLY
+# ends the process.
 SITE = """
 import importlib.metadata, os, signal, sys
 
@@ -51,15 +53,15 @@ importlib.metadata.MetadataPathFinder.find_distributions = classmethod(
 
 
 def run_doctor(
-    folder: Path, *flags: str, hidden: tuple[str, ...] = (), deadly: tuple[str, ...] = ()
+    folder: Path, *flags: str, hidden: tuple[str, ...] = (), deadly: tuple[str, ...] = (), hub: str = "127.0.0.1:9"
 ) -> tuple[int, str]:
-    """Exit code and output of a doctor whose home is `folder`/home/alice and who has a token."""
+    """Run the doctor with a token and the home folder `folder`/home/alice. Return its exit code and its output."""
     home = folder / "home" / "alice"
     home.mkdir(parents=True)
     (folder / "sitecustomize.py").write_text(SITE.format(hidden=hidden, deadly=deadly))
     environ = {**os.environ, "HOME": str(home), "USER": "alice", "LOGNAME": "alice", "HF_TOKEN": TOKEN,
-               "HF_HOME": str(home / "models"), "HF_ENDPOINT": "http://alice:pass1234@127.0.0.1:9",
-               "PYTHONPATH": f"{folder}:{ROOT}"}  # fmt: skip
+               "HF_HOME": str(home / "models"), "HF_ENDPOINT": f"http://alice:pass1234@{hub}",
+               "PYTHONPATH": f"{folder}:{ROOT}", "LORAFIT_LANG": "en"}  # fmt: skip
     command = [sys.executable, "-m", "lorafit", "doctor", "--output_dir", str(home / "runs"), *flags]
     done = subprocess.run(command, env=environ, cwd=folder, capture_output=True, text=True)
     assert "Traceback" not in done.stderr
@@ -69,8 +71,16 @@ def run_doctor(
 # this machine
 
 
-def test_a_bug_report_tells_what_was_tried_and_no_secret(tmp_path: Path) -> None:
-    code, text = run_doctor(tmp_path, "--json")
+@pytest.fixture(scope="module")
+def bug_report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str]:
+    """Folder, exit code and output of `doctor --json` with a hub that accepts connections and never answers."""
+    folder = tmp_path_factory.mktemp("bug_report")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        return folder, *run_doctor(folder, "--json", hub=f"127.0.0.1:{silent.getsockname()[1]}")
+
+
+def test_a_bug_report_has_the_self_tests_and_no_secret(bug_report: tuple[Path, int, str]) -> None:
+    folder, code, text = bug_report
     report = json.loads(text)
     assert (code, report["well"]) == (0, True), text
     engines = {finding["what"]: finding["mark"] for finding in report["findings"] if finding["part"] == "works"}
@@ -81,17 +91,26 @@ def test_a_bug_report_tells_what_was_tried_and_no_secret(tmp_path: Path) -> None
     found = {finding["what"]: finding["found"] for finding in report["findings"]}
     assert found["runs"].startswith("~/runs (")
     assert found["models"].startswith("~/models")
-    for secret in (TOKEN, "alice", "pass1234", str(tmp_path / "home")):
+    for secret in (TOKEN, "alice", "pass1234", str(folder / "home")):
         assert secret not in text
 
 
-def test_without_torch_it_says_what_to_install_and_ends_with_2(tmp_path: Path) -> None:
+def test_a_hub_that_does_not_answer_is_reported_and_fails_nothing(bug_report: tuple[Path, int, str]) -> None:
+    _folder, code, text = bug_report
+    (finding,) = [finding for finding in json.loads(text)["findings"] if finding["what"] == "hub"]
+    assert finding["mark"] == "poor"
+    assert "no answer within 2 seconds" in finding["found"]
+    assert "--hf_endpoint" in finding["fix"]
+    assert code == 0
+
+
+def test_without_torch_it_names_the_packages_to_install_and_ends_with_2(tmp_path: Path) -> None:
     code, text = run_doctor(tmp_path, hidden=("torch", "bitsandbytes"))
     assert code == 2
     assert re.search(r"✗ +torch +not installed\n +.*python.* -m pip install 'torch>=", text)
     assert re.search(r"✗ +torch +not installed: torch\n +\S*python\S* -m pip install torch transformers\n", text)
     assert "✗ Training cannot work here" in text
-    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]| $", text, re.M), "plain lines when nobody watches"
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]| $", text, re.M), "plain lines in a pipe"
 
 
 def test_a_backend_that_ends_its_process_does_not_end_the_doctor(tmp_path: Path) -> None:
@@ -113,22 +132,25 @@ def test_exit_code_and_language_follow_the_report(monkeypatch: pytest.MonkeyPatc
 
 
 def packages(folder: Path, **versions: tuple[str, str]) -> Packages:
-    """Installed packages as their files tell: name -> version, platform of the wheel; and what we ask for."""
+    """Write metadata of installed packages (name -> version and platform of the wheel) and of our own requirements."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = [f"Provides-Extra: {name}" for name in project["optional-dependencies"]]
-    more = [
-        f'Requires-Dist: {wanted}; extra == "{name}"'
-        for name, wants in project["optional-dependencies"].items()
-        for wanted in wants
-        if ";" not in wanted
+    optional = [
+        f'Requires-Dist: {requirement}; extra == "{name}"'
+        for name, requirements in project["optional-dependencies"].items()
+        for requirement in requirements
+        if ";" not in requirement
     ]
-    wants = [*extras, *(f"Requires-Dist: {line}" for line in project["dependencies"]), *more]
+    requirements = [*extras, *(f"Requires-Dist: {line}" for line in project["dependencies"]), *optional]
     for name, (version, tag) in {"lorafit": ("0.1.0", "any"), **versions}.items():
-        place = folder / f"{name.replace('-', '_')}-{version}.dist-info"
-        place.mkdir(parents=True)
-        lines = [f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}", *(wants if name == "lorafit" else [])]
-        (place / "METADATA").write_text("\n".join(lines) + "\n")
-        (place / "WHEEL").write_text(f"Wheel-Version: 1.0\nTag: cp311-cp311-{tag}\n")
+        metadata = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+        metadata.mkdir(parents=True)
+        lines = [
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}",
+            *(requirements if name == "lorafit" else []),
+        ]
+        (metadata / "METADATA").write_text("\n".join(lines) + "\n")
+        (metadata / "WHEEL").write_text(f"Wheel-Version: 1.0\nTag: cp311-cp311-{tag}\n")
     return Packages([str(folder)])
 
 
@@ -140,20 +162,20 @@ def card(machine: Machine, name: str, capability: float | None) -> Machine:
     return replace(machine, gpus=(Gpu(name, "cuda", 16 * GIB, 15 * GIB, capability),))
 
 
-def about(name: str, findings: Iterator[Finding]) -> list[Finding]:
-    """What is wrong with `name`."""
+def faults_of(name: str, findings: Iterator[Finding]) -> list[Finding]:
+    """Return the findings on `name` that are poor or bad."""
     return [finding for finding in findings if finding.what == name and finding.mark in ("poor", "bad")]
 
 
-def no_tensors(findings: list[Finding], machine: Machine) -> Report:
+def report_without_self_tests(findings: list[Finding], machine: Machine) -> Report:
     return examine.report(machine, [*findings, *examine.self_test_findings(machine, None)], Packages([]))
 
 
 @pytest.mark.parametrize(("outputs", "word"), [(INTEL, "Intel"), (ROSETTA, "Rosetta")])
-def test_a_mac_without_pytorch_is_told_where_to_go_and_nothing_is_tried(outputs: dict[str, str], word: str) -> None:
+def test_a_mac_without_pytorch_gets_a_fix_and_no_self_tests(outputs: dict[str, str], word: str) -> None:
     machine = mac(outputs, "x86_64")
     assert examine.start_self_tests(machine) is None
-    report = no_tensors(list(machine_findings(machine, None, {})), machine)
+    report = report_without_self_tests(list(machine_findings(machine, None, {})), machine)
     assert not report.well
     (bad,) = [finding for finding in report.findings if finding.mark == "bad" and finding.part == "machine"]
     assert word in bad.what
@@ -161,12 +183,11 @@ def test_a_mac_without_pytorch_is_told_where_to_go_and_nothing_is_tried(outputs:
     assert json.loads(report.to_json())["well"] is False
 
 
-def test_an_m2_with_a_torch_that_multiplies_wrongly_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "lorafit.planner.device_precision.has_mlx", lambda machine: False
-    )  # with MLX it would not be used
+def test_an_m2_with_a_torch_whose_matmuls_are_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    # For Python, a package that is not installed. Training prefers MLX, which would make PyTorch's fault irrelevant.
+    monkeypatch.setitem(sys.modules, "mlx", None)
     machine = with_torch(mac(M2_MAX))
-    (finding,) = [f for f in no_tensors([], machine).findings if f.what == "device"]
+    (finding,) = [f for f in report_without_self_tests([], machine).findings if f.what == "device"]
     assert finding.mark == "bad"
     assert "torch>=2.14" in (finding.fix or "")
     assert engines.device_finding(with_torch(mac(M2_MAX), "2.14.1")).mark == "good"
@@ -211,7 +232,7 @@ def test_a_torch_that_cannot_use_the_card_is_found(
     tmp_path: Path, name: str, capability: float | None, cuda: str | None, driver: str | None, mark: str | None, words: list[str]
 ) -> None:  # fmt: skip
     machine = with_torch(card(linux(tmp_path, P100), name, capability), cuda=cuda)
-    found = about("torch", package_findings(machine, driver, packages(tmp_path / "site", torch=("2.13.0", "any"))))
+    found = faults_of("torch", package_findings(machine, driver, packages(tmp_path / "site", torch=("2.13.0", "any"))))
     assert [finding.mark for finding in found] == ([mark] if mark else [])
     text = " ".join(f"{finding.found} {finding.command}" for finding in found)
     assert all(word in text for word in words), text
@@ -220,7 +241,7 @@ def test_a_torch_that_cannot_use_the_card_is_found(
 def test_a_missing_and_an_old_package_are_named_with_the_command(tmp_path: Path) -> None:
     site = packages(tmp_path / "site", transformers=("4.40.0", "any"), torch=("2.13.0", "any"))
     found = list(package_findings(with_torch(linux(tmp_path, {})), None, site))
-    (old,), (missing,) = about("transformers", iter(found)), about("gguf", iter(found))
+    (old,), (missing,) = faults_of("transformers", iter(found)), faults_of("gguf", iter(found))
     assert (old.found, old.mark) == ("4.40.0 is too old", "bad")
     assert "'transformers>=5.0'" in (old.command or "")
     assert missing.found == "not installed"
@@ -231,7 +252,7 @@ def test_bitsandbytes_is_needed_on_cuda_alone(tmp_path: Path) -> None:
     site = packages(tmp_path / "site")
     plain = with_torch(linux(tmp_path, {}))
     for machine, mark in ((plain, "poor"), (card(plain, "RTX 3090", 8.6), "bad")):
-        assert [f.mark for f in about("bitsandbytes", package_findings(machine, None, site))] == [mark]
+        assert [f.mark for f in faults_of("bitsandbytes", package_findings(machine, None, site))] == [mark]
 
 
 def test_wheels_for_another_processor_are_found(tmp_path: Path) -> None:
@@ -259,17 +280,17 @@ def test_an_mlx_without_the_m5s_matrix_units_is_found(
     machine = replace(with_torch(mac(M1), "2.14.1"), chip=chip, macos=macos)
     found = list(package_findings(machine, None, site))
     assert any(finding.what == "mlx-metal" and tag in finding.found for finding in found)
-    assert bool(about("mlx-metal", iter(found))) is poor
+    assert bool(faults_of("mlx-metal", iter(found))) is poor
 
 
-def test_what_may_be_added_is_told(tmp_path: Path) -> None:
+def test_optional_packages_are_named(tmp_path: Path) -> None:
     (line,) = [f for f in package_findings(mac(M1), None, packages(tmp_path)) if f.what == "optional"]
     assert "modelscope" in line.found
     assert "matplotlib" in line.found
     assert "pytest" not in line.found
 
 
-# what is tried
+# self-tests
 
 
 def test_every_engine_has_its_self_test() -> None:
@@ -277,28 +298,28 @@ def test_every_engine_has_its_self_test() -> None:
     assert QUANTIZATIONS.keys() == {"4bit", "8bit"}
 
 
-def wrong(device: str, precision: str) -> str:
+def compute_wrongly(device: str, precision: str) -> str:
     raise HardwareError("It computes wrongly.", found="off by 100%", fix="Update it.")
 
 
-def odd(device: str, precision: str) -> str:
+def fail_to_load(device: str, precision: str) -> str:
     raise OSError("libcuda.so: no such file")
 
 
-def wants_more(device: str, precision: str) -> str:
+def lack_a_package(device: str, precision: str) -> str:
     raise ModuleNotFoundError("No module named 'extra'", name="extra")
 
 
 @pytest.mark.parametrize(
     ("target", "words"),
     [
-        ("test_doctor:wrong", {"found": "It computes wrongly. off by 100%", "fix": "Update it."}),
-        ("test_doctor:odd", {"found": "OSError: libcuda.so: no such file"}),
-        ("test_doctor:wants_more", {"found": "not installed: extra", "install": "pip install x"}),
+        ("test_doctor:compute_wrongly", {"found": "It computes wrongly. off by 100%", "fix": "Update it."}),
+        ("test_doctor:fail_to_load", {"found": "OSError: libcuda.so: no such file"}),
+        ("test_doctor:lack_a_package", {"found": "not installed: extra", "install": "pip install x"}),
         ("no_such_package.at_all:x", {"found": "not installed: no_such_package", "install": "pip install x"}),
     ],
 )
-def test_whatever_a_trial_raises_becomes_words(target: str, words: dict[str, str]) -> None:
+def test_whatever_a_self_test_raises_becomes_text(target: str, words: dict[str, str]) -> None:
     facts = self_test.run_self_test(Entry(target, "pip install x"), "cpu", "fp32")
     assert facts.pop("good") is False
     assert {name: value for name, value in facts.items() if value is not None} == words

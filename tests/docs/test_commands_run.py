@@ -65,7 +65,7 @@ def why_not_run(line: str) -> str | None:
 
 
 def commands_to_run() -> Iterator[object]:
-    """Yield the words of each command to run. Commands of other pages than README, and long trainings, are slow tests."""
+    """Yield the words of each command to run. Long trainings, and commands that README lacks, are slow tests."""
     readme = [shlex.join(words) for words in commands(ROOT / "README.md")]
     for line, words in documented_commands().items():
         if why_not_run(line) is None:

@@ -37,8 +37,10 @@ SHORT = ["--num_samples", "2", "--max_new_tokens", "6"]
 
 
 def rows(count: int) -> str:
-    made = ({"question": f"第{i}个问题？", "answer": f"《民法典》第{i}条。" + "可以。" * (i % 4)} for i in range(count))
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made)
+    values = (
+        {"question": f"第{i}个问题？", "answer": f"《民法典》第{i}条。" + "可以。" * (i % 4)} for i in range(count)
+    )
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in values)
 
 
 def trained(model: Path, folder: Path, **changes: object) -> Path:
@@ -56,23 +58,23 @@ def trained(model: Path, folder: Path, **changes: object) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(chat_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trained(chat_model, tmp_path_factory.mktemp("made"))
+def shared_run(chat_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(chat_model, tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture
-def run(made: Path, tmp_path: Path) -> Path:
+def run(shared_run: Path, tmp_path: Path) -> Path:
     """A copy of the run, which a test may change."""
-    return Path(shutil.copytree(made, tmp_path / made.name))
+    return Path(shutil.copytree(shared_run, tmp_path / shared_run.name))
 
 
 @pytest.fixture(scope="module")
-def damaged(made: Path, chat_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def damaged(shared_run: Path, chat_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the run whose base model has a damaged weight file, so that loading the model fails."""
     folder = tmp_path_factory.mktemp("damaged")
     base = shutil.copytree(chat_model, folder / "base")
     (base / "model.safetensors").write_bytes(b"damaged")
-    run = Path(shutil.copytree(made, folder / made.name))
+    run = Path(shutil.copytree(shared_run, folder / shared_run.name))
     for path in run.rglob("adapter_config.json"):
         config = json.loads(path.read_text())
         path.write_text(json.dumps(config | {"base_model_name_or_path": str(base)}))
@@ -127,7 +129,7 @@ def test_a_run_is_compared_with_its_base_on_the_rows_it_held_out(run: Path, caps
     assert html.count('<article class="card question">') == 2
 
 
-def test_comparing_again_gives_the_same_and_the_flag_is_as_good_as_the_name(run: Path, made: Path) -> None:
+def test_comparing_again_gives_the_same_and_the_flag_is_as_good_as_the_name(run: Path, shared_run: Path) -> None:
     request = {"num_samples": 2, "max_new_tokens": 6}
     one = api.compare(CompareRequest(adapters=[str(run)], **request))
     again = api.compare(CompareRequest(lora_weights=str(run / "final_model"), **request))
@@ -170,10 +172,12 @@ def test_an_adapter_without_its_run_only_answers(run: Path, tmp_path: Path) -> N
         api.compare(CompareRequest(adapters=[str(away)]))
 
 
-def test_the_loss_is_left_out_where_the_data_are_missing_or_changed(run: Path, made: Path, tmp_path: Path) -> None:
+def test_the_loss_is_left_out_where_the_data_are_missing_or_changed(
+    run: Path, shared_run: Path, tmp_path: Path
+) -> None:
     data, settings = tmp_path / "rows.jsonl", run / "config.yaml"
     data.write_text(rows(24), "utf-8")
-    settings.write_text(settings.read_text("utf-8").replace(str(made.parents[1] / data.name), str(data)), "utf-8")
+    settings.write_text(settings.read_text("utf-8").replace(str(shared_run.parents[1] / data.name), str(data)), "utf-8")
     request = CompareRequest(adapters=[str(run)], prompt="你好", max_new_tokens=4)
     assert api.compare(request).tuned[0].losses is not None
     data.write_text(rows(30), "utf-8")
@@ -203,9 +207,9 @@ def test_validation_rows_of_their_own_and_a_template_of_the_users_are_found_agai
     assert sorted(q.text for q in found.questions) == [f"第{i}个问题？" for i in range(24, 30)]
 
 
-def test_runs_with_other_validation_rows_get_a_note(made: Path, chat_model: Path, tmp_path: Path) -> None:
+def test_runs_with_other_validation_rows_get_a_note(shared_run: Path, chat_model: Path, tmp_path: Path) -> None:
     other = trained(chat_model, tmp_path, val_size=3)
-    found = api.compare(CompareRequest(adapters=[str(made), str(other)], prompt="你好", max_new_tokens=4))
+    found = api.compare(CompareRequest(adapters=[str(shared_run), str(other)], prompt="你好", max_new_tokens=4))
     assert "held out different rows" in found.notes[0]
     assert [side.losses.rows for side in found.tuned if side.losses] == [5, 3]
     held_out = next(line for line in lines(found) if line.label == "held-out loss")

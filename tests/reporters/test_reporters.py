@@ -32,7 +32,7 @@ from lorafit.reporters.terminal.run import TerminalReporter
 from lorafit.reporters.terminal.throughput import Throughput
 
 
-def shown(events: list[Event], live: bool = False) -> str:
+def output_of(events: list[Event], live: bool = False) -> str:
     """Return the output on a terminal of 80 columns (`live`) or in a log file."""
     out = io.StringIO()
     settings: dict[str, Any] = {"force_terminal": True, "force_interactive": True} if live else {}
@@ -48,7 +48,7 @@ def without_codes(text: str) -> str:
 
 
 def test_a_log_gets_plain_lines_with_every_fact() -> None:
-    text = shown(a_whole_run())
+    text = output_of(a_whole_run())
     for fact in (
         "Loading the model ...",
         "✓ No GPU found",
@@ -67,13 +67,13 @@ def test_a_log_gets_plain_lines_with_every_fact() -> None:
 
 
 def test_a_log_has_no_control_characters() -> None:
-    assert re.search(r"[\x00-\x09\x0b-\x1f\x7f]", shown(a_whole_run())) is None
+    assert re.search(r"[\x00-\x09\x0b-\x1f\x7f]", output_of(a_whole_run())) is None
 
 
 @pytest.mark.parametrize("seconds", [0.01, 4.0, 400.0])
 def test_a_log_is_not_filled_however_long_the_steps_take(seconds: float) -> None:
     steps = 2000
-    text = shown([started(steps=steps), *(step_done(step, seconds) for step in range(1, steps + 1))])
+    text = output_of([started(steps=steps), *(step_done(step, seconds) for step in range(1, steps + 1))])
     lines = [line for line in text.splitlines() if line.startswith("step ")]
     assert 20 <= len(lines) <= 500
     assert lines[-1].startswith(f"step {steps}/{steps}")
@@ -81,12 +81,12 @@ def test_a_log_is_not_filled_however_long_the_steps_take(seconds: float) -> None
 
 def test_the_progress_of_an_evaluation_is_shown_live_and_not_in_a_log() -> None:
     events = [started(), Stage(text="Evaluating on 20 held-out rows"), Evaluating(rows=20, share=0.4)]
-    assert "40%" in shown(events, live=True)
-    assert "40%" not in shown(events)
+    assert "40%" in output_of(events, live=True)
+    assert "40%" not in output_of(events)
 
 
 def test_a_terminal_80_wide_shows_plan_bar_and_summary_on_whole_lines() -> None:
-    text = without_codes(shown(a_whole_run(), live=True))
+    text = without_codes(output_of(a_whole_run(), live=True))
     assert re.search(r"memory +3.0 GiB +predicted peak; 16.0 GiB available", text)
     bar = next(line for line in re.split(r"[\r\n]+", text) if "100/100" in line)
     assert "loss 2.000" in bar
@@ -100,7 +100,7 @@ def test_the_next_commands_are_last_and_never_broken_over_lines() -> None:
     run = "output/" + "x" * 100
     question = Answered(step=100, question="能退定金吗？", base="不知道", tuned="不能")
     for live in (False, True):
-        lines = without_codes(shown([started(run=run), step_done(100), finished(), question], live)).splitlines()
+        lines = without_codes(output_of([started(run=run), step_done(100), finished(), question], live)).splitlines()
         assert lines[-2].endswith(f"--lora_weights {run} --interactive")
         assert lines[-1].endswith("tensorboard --logdir output")
 
@@ -108,27 +108,27 @@ def test_the_next_commands_are_last_and_never_broken_over_lines() -> None:
 def test_both_answers_are_shown() -> None:
     event = Answered(question="能退定金吗？", base="不知道。", tuned="定金不退，订金可退。")
     for live in (False, True):
-        text = without_codes(shown([event], live))
+        text = without_codes(output_of([event], live))
         assert "能退定金吗？" in text
         assert "不知道。" in text
         assert "定金不退，订金可退。" in text
 
 
 def test_a_stopped_run_shows_how_to_resume() -> None:
-    text = shown([started(), step_done(1), Stopped(step=1, signal=2)])
+    text = output_of([started(), step_done(1), Stopped(step=1, signal=2)])
     assert "after step 1" in text
     assert f"resume {RUN}" in text
 
 
 def test_unknown_memory_is_left_out_and_never_zero() -> None:
-    text = shown([started(), step_done(1, peak_bytes=None)])
+    text = output_of([started(), step_done(1, peak_bytes=None)])
     assert "iB" not in text.splitlines()[-1]
 
 
 def test_brackets_in_texts_are_not_taken_for_markup() -> None:
     for live in (False, True):
         assert "[/red] data[0]" in without_codes(
-            shown([Stage(text="[/red] data[0]"), started(), Warned(text="[/red] data[0]")], live)
+            output_of([Stage(text="[/red] data[0]"), started(), Warned(text="[/red] data[0]")], live)
         )
 
 
@@ -199,7 +199,7 @@ def test_commands_are_relative_to_the_working_directory(tmp_path: Path) -> None:
 
 
 def test_a_failed_run_ends_with_the_command_that_resumes_it() -> None:
-    text = shown([started(), step_done(1), Failed(step=1, text="The disk is full.")])
+    text = output_of([started(), step_done(1), Failed(step=1, text="The disk is full.")])
     assert "broke off after step 1" in text
     assert f"resume {RUN}" in text
 

@@ -45,14 +45,14 @@ def run(home: Path) -> RunDir:
 
 
 def assert_finished(run: RunDir) -> None:
-    """Assert that the run has all six steps, and that its adapter equals the one that the earlier version trained without a stop."""
+    """Assert that the run has all six steps and the adapter that the earlier version trained without a stop."""
     events = read_events(run.events)
     assert [event.step for event in events if isinstance(event, StepDone)][-6:] == [1, 2, 3, 4, 5, 6]
     assert any(isinstance(event, Finished) for event in events)
-    wanted = load_file(FILES / "finished/adapter_model.safetensors")
+    expected = load_file(FILES / "finished/adapter_model.safetensors")
     found = load_file(run.final_model / "adapter_model.safetensors")
-    assert found.keys() == wanted.keys()
-    for name, array in wanted.items():  # equal bytes on the machine that made them; another CPU rounds otherwise
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():  # equal bytes on the machine that made them; another CPU rounds otherwise
         np.testing.assert_allclose(found[name], array, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
@@ -86,8 +86,8 @@ def test_the_bundle_of_a_finished_run_is_fetched(home: Path) -> None:
     (fetched,) = api.fetch(Path("result.zip"), home / "fetched")
     assert fetched.finished
     found = load_file(fetched.run.final_model / "adapter_model.safetensors")
-    wanted = load_file(FILES / "finished/adapter_model.safetensors")
-    assert all((found[name] == wanted[name]).all() for name in wanted)
+    expected = load_file(FILES / "finished/adapter_model.safetensors")
+    assert all((found[name] == expected[name]).all() for name in expected)
 
 
 def test_calibrations_are_read(home: Path) -> None:

@@ -27,7 +27,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train_with_budgets(
     model: Path, plan: Plan, budgets: list[int]
 ) -> tuple[TorchEngine, list[float], dict[str, torch.Tensor]]:
-    """Run all steps of `plan`; step n is split by `budgets[n % len(budgets)]`. Return engine, losses, step 1's gradients."""
+    """Run all steps of `plan`, which use the `budgets` in turn. Return the engine, losses and step 1's gradients."""
     engine = tiny.open_engine(model, plan)
     tiny.fill_b(engine)
     first = build_step_batch(SAMPLES, step_samples(plan, 1), budgets[0], plan.max_micro_batch)

@@ -64,14 +64,14 @@ def make_prediction(gib: float, samples: Sequence[Sample] = SAMPLES, **settings:
 
 @pytest.mark.parametrize("together", [True, False])
 def test_a_probe_counts_the_shapes_that_the_plan_of_its_step_counts(together: bool) -> None:
-    lengths, begun = np.array([20, 30, 45]), 10
+    lengths, prefix = np.array([20, 30, 45]), 10
     rng = np.random.default_rng(0)
     samples = [
-        Sample(np.r_[np.arange(begun), rng.integers(50, 99, n - begun)].astype(np.int32), np.arange(n) >= n // 2)
+        Sample(np.r_[np.arange(prefix), rng.integers(50, 99, n - prefix)].astype(np.int32), np.arange(n) >= n // 2)
         for n in lengths
     ]
-    micro = pack(samples, range(3), range(3), [begun] * 3)
-    data = DataStats(lengths, lengths[:0], "", micro.num_targets / micro.num_tokens, "", begun, begun)
+    micro = pack(samples, range(3), range(3), [prefix] * 3)
+    data = DataStats(lengths, lengths[:0], "", micro.num_targets / micro.num_tokens, "", prefix, prefix)
     (planned,) = training_shapes(data if together else data.without_shared_prefixes, Split(3, 4096, 4096), seed=0)
     order = sorted(computed_shapes(micro, together), key=lambda share: share.tokens)
     assert order == sorted(planned, key=lambda share: share.tokens)

@@ -229,7 +229,7 @@ def test_scripts_are_valid_and_executable(sent: Path, script: str) -> None:
 
 
 def test_the_cheapest_machine_that_fits_is_chosen_with_enough_time() -> None:
-    facts: dict[str, Any] = {"gpu": "X", "words": "", "price": Price(1.0, "?", "2026-01")}
+    facts: dict[str, Any] = {"gpu": "X", "details": "", "price": Price(1.0, "?", "2026-01")}
     slow = Quote("slow", fits=True, seconds=7200, low=7000, high=9000, **facts)
     fast = Quote("fast", fits=True, seconds=3600, low=3000, high=4000, **facts)
     small = Quote("small", fits=False, seconds=60, low=50, high=70, **facts)

@@ -19,6 +19,8 @@ from lorafit.engines.torch.device import Device
 
 SEGMENT_ATTENTION = "lorafit_segments"
 VARLEN_ATTENTION = "lorafit_varlen"
+# torch's varlen_attn takes `enable_gqa` from 2.12 on. The kernel of 2.11 groups heads without it.
+ASKS_FOR_GROUPS = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 12)
 
 
 def supports_varlen(device: Device, dtype: torch.dtype) -> bool:
@@ -52,6 +54,7 @@ def varlen_attention(
 
     q_TND, k_TND, v_TND = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
     window, ends, longest = options.get("sliding_window"), options["cu_seq_lens_k"], max(_lengths(options))
+    groups = {"enable_gqa": query.shape[1] != key.shape[1]} if ASKS_FOR_GROUPS else {}
     out: Any = varlen_attn(
         q_TND,
         k_TND,
@@ -62,7 +65,7 @@ def varlen_attention(
         longest,
         scale=options.get("scaling"),
         window_size=(-1 if window is None else window - 1, 0),  # visible tokens before each token, and after it
-        enable_gqa=query.shape[1] != key.shape[1],
+        **groups,
     )
     return out.unsqueeze(0), None
 
