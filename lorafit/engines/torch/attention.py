@@ -54,7 +54,7 @@ def varlen_attention(
 
     q_TND, k_TND, v_TND = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
     window, ends, longest = options.get("sliding_window"), options["cu_seq_lens_k"], max(_lengths(options))
-    groups = {"enable_gqa": query.shape[1] != key.shape[1]} if ASKS_FOR_GROUPS else {}
+    groups: dict[str, Any] = {"enable_gqa": query.shape[1] != key.shape[1]} if ASKS_FOR_GROUPS else {}
     out: Any = varlen_attn(
         q_TND,
         k_TND,
