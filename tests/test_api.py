@@ -37,11 +37,15 @@ def test_every_public_name_is_there() -> None:
         lorafit.nothing_of_the_kind  # noqa: B018
 
 
-def test_no_module_takes_the_place_of_a_public_name() -> None:
-    """Importing a submodule sets it as an attribute of its package, so no public name may be that of a submodule."""
+def import_every_module() -> None:
+    """Import all modules of lorafit. Importing a submodule sets it as an attribute of its package."""
     for module in pkgutil.walk_packages(lorafit.__path__, "lorafit."):
         if module.name != "lorafit.__main__" and not set(module.name.split(".")) & set(OPTIONAL):
             importlib.import_module(module.name)
+
+
+def test_no_module_takes_the_place_of_a_public_name() -> None:
+    import_every_module()
     for name in set(lorafit.__all__) - {"__version__"}:
         assert callable(getattr(lorafit, name)), name
 
@@ -49,6 +53,7 @@ def test_no_module_takes_the_place_of_a_public_name() -> None:
 def test_the_examples_of_the_api_work_one_after_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, demo_folder: Path
 ) -> None:
+    import_every_module()
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     for function in FUNCTIONS:

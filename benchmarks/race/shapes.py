@@ -88,15 +88,16 @@ def shape_folder(name: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for file in TOKENIZER:
         shutil.copy(demo / file, folder / file)
-    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", "utf-8")
-    _write_weights(folder, config)
+    write_model(folder, config)
     return folder
 
 
-def _write_weights(folder: Path, config: dict[str, Any]) -> None:
+def write_model(folder: Path, config: dict[str, Any]) -> None:
+    """Write config.json and random bf16 weights into `folder`; the index comes last, as the sign that all are there."""
     import torch
     from safetensors.torch import save_file
 
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", "utf-8")
     generator, index = torch.Generator().manual_seed(0), {}
     parts = [_outside(config), *(_layer(config, number) for number in range(config["num_hidden_layers"]))]
     for number, shapes in enumerate(parts):

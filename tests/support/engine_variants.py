@@ -9,42 +9,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
-from safetensors.numpy import load_file
 
 from lorafit import registry
-from lorafit.data.batching import StepBatch, build_step_batch
-from lorafit.data.micro_batch import Sample
 from lorafit.engines.base import Engine, OutOfMemory, Setup
 from lorafit.planner.plan import Plan
-from lorafit.planner.schedule import lr_at, step_samples
-from lorafit.run_folders.adapter import read_adapter, write_adapter
-from support import tiny
+from support.engine_runs import CASES as CASES
+from support.engine_runs import SAMPLES as SAMPLES
+from support.engine_runs import Arrays as Arrays
+from support.engine_runs import adapter_of as adapter_of
+from support.engine_runs import b_norm as b_norm
+from support.engine_runs import loss_and_gradients as loss_and_gradients
+from support.engine_runs import run as run
+from support.engine_runs import start_with_b as start_with_b
+from support.engine_runs import step_batch as step_batch
+from support.engine_runs import worst as worst
 
-Arrays = dict[str, NDArray[Any]]
-SAMPLES = tiny.make_samples(32)
 ENGINES = {**registry.ENGINES, "fake": registry.Entry("lorafit.engines.fake:FakeEngine", "")}
-CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama, tied, grouped heads": ("llama", {}),
-    "llama, untied, llama3 rope": ("llama", {"tie_word_embeddings": False, "rope_parameters": {
-        "rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 32}}),
-    "qwen2, biases, window": ("qwen2", {}),
-    "qwen2, biases, no window": ("qwen2", {"use_sliding_window": False, "max_window_layers": 9}),
-    "qwen3, norms of q and k": ("qwen3", {}),
-    "mistral, window": ("mistral", {}),
-    "gemma2, soft caps, window": ("gemma2", {}),
-    "gemma3, two ropes, window": ("gemma3", {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}),
-    "phi3, fused products": ("phi3", {}),
-    "phi3, long rope": ("phi3", {"max_position_embeddings": 256, "original_max_position_embeddings": 32,
-        "rope_parameters": {"rope_type": "longrope", "rope_theta": 500.0, "short_factor": [1.0, 1.1, 1.2, 1.3],
-            "long_factor": [2.0, 3.0, 4.0, 5.0], "original_max_position_embeddings": 32}}),
-    "granite, scaled everywhere": ("granite", {}),
-    "mixtral, experts": ("mixtral", {}),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -116,76 +98,3 @@ every_way = pytest.mark.parametrize("way", WAYS, ids=[way.name for way in WAYS])
 
 
 every_way_and_the_fake = pytest.mark.parametrize("way", [*WAYS, FAKE], ids=[way.name for way in [*WAYS, FAKE]])
-
-
-def step_batch(plan: Plan, step: int, samples: list[Sample] = SAMPLES) -> StepBatch:
-    """Return the micro-batches of `step`."""
-    return build_step_batch(samples, step_samples(plan, step), plan.token_budget, plan.max_micro_batch)
-
-
-def run(engine: Engine, plan: Plan, steps: range, samples: list[Sample] = SAMPLES) -> list[float]:
-    """Train `steps` and return the mean loss of each."""
-    losses = []
-    for step in steps:
-        data = step_batch(plan, step, samples)
-        result = engine.step(step, data.micro_batches, data.num_targets, lr_at(step, plan))
-        losses.append(result.loss_sum / data.num_targets)
-    return losses
-
-
-def adapter_of(engine: Engine, scratch: Path) -> Arrays:
-    """Return the adapter's weights by their names in PEFT's files."""
-    scratch.mkdir(parents=True, exist_ok=True)
-    engine.save_adapter(scratch)
-    return dict(read_adapter(scratch)[1])
-
-
-def start_with_b(engine: Engine, scratch: Path, seed: int = 1) -> Path:
-    """Set every lora_B to random values, so that no gradient is zero. Return `scratch`, the folder of that adapter."""
-    scratch.mkdir(parents=True, exist_ok=True)
-    engine.save_adapter(scratch)
-    config, tensors = read_adapter(scratch)
-    rng = np.random.default_rng(seed)
-    filled = {
-        n: rng.normal(0, 0.05, a.shape).astype(np.float32) if ".lora_B." in n else a for n, a in sorted(tensors.items())
-    }
-    write_adapter(scratch, config, filled)
-    engine.load_adapter(scratch)
-    return scratch
-
-
-def loss_and_gradients(
-    way: Way, folder: Path, plan: Plan, adapter: Path | None, scratch: Path, samples: list[Sample] = SAMPLES
-) -> tuple[float, Arrays]:
-    """Return the mean loss and the gradients of step 1.
-
-    The weights are those in `adapter`; None: new weights with random B.
-    """
-    plan = replace(plan, max_grad_norm=0.0, optimizer="adamw")
-    engine = way.open(folder, plan)
-    if adapter is None:
-        start_with_b(engine, scratch / "start")
-    else:
-        engine.load_adapter(adapter)
-    (loss,) = run(engine, plan, range(1, 2), samples)
-    scratch.mkdir(parents=True, exist_ok=True)
-    engine.save(scratch)
-    moments = load_file(scratch / "optimizer.safetensors")
-    return loss, {
-        name.removesuffix(".exp_avg"): moment / (1 - plan.adam_beta1)
-        for name, moment in moments.items()
-        if name.endswith(".exp_avg")
-    }
-
-
-def worst(found: Arrays, wanted: Arrays) -> float:
-    """Return the largest relative distance, by norm, between a tensor and the wanted tensor."""
-    assert found.keys() == wanted.keys()
-    return max(float(np.linalg.norm(found[n] - wanted[n]) / max(np.linalg.norm(wanted[n]), 1e-20)) for n in wanted)
-
-
-def b_norm(found: Arrays, wanted: Arrays) -> float:
-    """Return the distance between all lora_B and the wanted ones, relative to the norm of the wanted ones."""
-    names = [name for name in wanted if ".lora_B." in name]
-    off = sum(float(np.sum((found[n].astype(np.float64) - wanted[n]) ** 2)) for n in names)
-    return float((off / sum(float(np.sum(wanted[n].astype(np.float64) ** 2)) for n in names)) ** 0.5)

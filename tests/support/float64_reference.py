@@ -12,7 +12,7 @@ import transformers
 from lorafit.data.micro_batch import Sample
 from lorafit.planner.plan import Plan
 from lorafit.planner.schedule import step_samples
-from support import engine_variants
+from support.engine_runs import Arrays
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Wanted:
     """Mean loss of a step, and its gradients by their names in PEFT's files."""
 
     loss: float
-    gradients: engine_variants.Arrays
+    gradients: Arrays
 
 
 def peft_model(folder: Path, adapter: Path, trainable: bool = True) -> torch.nn.Module:

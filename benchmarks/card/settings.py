@@ -1,0 +1,54 @@
+"""Settings of a part, and what all parts use: the device, plans, and optional packages."""
+
+import importlib.util
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+
+from support.plans import make_plan
+
+from lorafit.engines.base import Setup
+from lorafit.engines.torch.engine import TorchEngine
+from lorafit.planner.plan import Plan
+
+Line = dict[str, Any]  # one result, as JSON holds it
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The device (cuda | cpu), whether models are tiny (for the tests), and the seconds that the part has."""
+
+    device: str
+    tiny: bool
+    seconds: float
+
+    def plan(self, **changes: Any) -> Plan:
+        """Return a plan for the device, with these values."""
+        return make_plan(device=self.device, **changes)
+
+
+@dataclass(frozen=True)
+class OnDevice:
+    """Opens the PyTorch engine on `device` in `precision`."""
+
+    device: str
+    precision: str
+
+    def open(self, folder: Path, plan: Plan | None) -> TorchEngine:
+        """Open the model in `folder`."""
+        quantization = "none" if plan is None else plan.quantization
+        return TorchEngine.open(Setup(folder, folder.name, self.device, self.precision, quantization, plan=plan))
+
+
+def missing(*packages: str) -> Line | None:
+    """Return the line that says which of the packages is not installed, or None if all are there."""
+    absent = [name for name in packages if importlib.util.find_spec(name) is None]
+    return {"left_out": f"not installed: {', '.join(absent)}"} if absent else None
+
+
+def worded(error: BaseException) -> str:
+    """Return an error as one line of at most 300 characters."""
+    return f"{type(error).__name__}: {error}".replace("\n", " ")[:300]
