@@ -7,9 +7,9 @@ lorafit.training.child.
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-from lorafit import api
 from lorafit.cli import app
 from lorafit.config import TrainConfig
 from lorafit.events import Event
@@ -37,5 +37,5 @@ def hanging_work(config: TrainConfig, link: Link) -> Iterator[Event]:
 if __name__ == "__main__":
     if len(sys.argv) == 1:
         sys.exit(child.main(hanging_work))
-    api.supervise = lambda config: supervise.supervise(config, [sys.executable, __file__])
+    supervise.supervise = partial(supervise.supervise, command=[sys.executable, __file__])
     sys.exit(app.main())

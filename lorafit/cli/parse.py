@@ -1,6 +1,6 @@
 """Conversion of a command's arguments to its settings.
 
-The module is light: `lorafit plan` imports it without the code of the other commands. A bundle is unpacked and the
+The module does not import the code of the commands. A bundle is unpacked and the
 settings of a resumed run are read here, because typed flags override them.
 """
 
