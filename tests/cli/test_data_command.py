@@ -14,10 +14,10 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from lorafit import api
-from lorafit.api import DataRequest
 from lorafit.cli.app import main
 from lorafit.cli.flags import split_words
 from lorafit.data.findings import DataReport
+from lorafit.data.report_request import DataRequest
 from lorafit.messages import set_language
 from lorafit.reporters.html.data import data_page
 from lorafit.reporters.html.page import write_page

@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 from support import engine_variants, tiny
 
-from lorafit.api import ChatRequest, open_chat
+from lorafit.api import open_chat
 from lorafit.config import TrainConfig
 from lorafit.data.batching import build_step_batch
 from lorafit.data.dataset import prepare
 from lorafit.data.sources import read_rows
 from lorafit.engines.tokenizer import load_tokenizer
+from lorafit.evaluation.chat_request import ChatRequest
 from lorafit.events import EvalDone, Saved, StepDone, read_events
 from lorafit.run_folders.adapter import read_adapter
 from lorafit.run_folders.directory import RunDir

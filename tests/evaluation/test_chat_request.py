@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lorafit.api import ChatRequest, open_chat
+from lorafit.api import open_chat
 from lorafit.cli.app import main
 from lorafit.errors import AdapterError, ConfigError, HardwareError
+from lorafit.evaluation.chat_request import ChatRequest
 from lorafit.evaluation.model_request import choose_backend
 from lorafit.hardware.detect import Machine, detect_machine
 from lorafit.models.spec import read_spec

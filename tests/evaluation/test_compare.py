@@ -20,6 +20,7 @@ from support.comparisons import BASE, comparison
 from lorafit import api
 from lorafit.cli.app import main
 from lorafit.errors import AdapterError, ConfigError, DataError
+from lorafit.evaluation.chat_request import ChatRequest
 from lorafit.evaluation.compare import (
     Answer,
     answer_stats,
@@ -144,7 +145,7 @@ def test_comparing_again_gives_the_same_and_the_flag_is_as_good_as_the_name(run:
 
 def test_the_held_out_questions_are_asked_as_training_asked_them_and_chat_answers_the_same(run: Path) -> None:
     found = api.compare(CompareRequest(adapters=[str(run)], num_samples=3, max_new_tokens=6))
-    asked = api.ChatRequest(lora_weights=str(run), temperature=0, max_new_tokens=6)
+    asked = ChatRequest(lora_weights=str(run), temperature=0, max_new_tokens=6)
     chat = api.open_chat(asked)
     assert [chat.answer(q.text).strip() for q in found.questions] == [a.text for a in found.tuned[0].answers]
     chat.adapter_on = False
