@@ -20,7 +20,7 @@ def catalogue() -> Catalog:
 
 
 def texts_in_code() -> Iterator[tuple[str, str]]:
-    """Yield (text, file:line) of each `_("...")` and `noted("...")`, and of the help in `what()`, `how()`, `Field()`."""
+    """Yield (text, file:line) of each `_("...")` and `noted("...")`, and the help in `what()`, `how()`, `Field()`."""
     for path in sorted((ROOT / "lorafit").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             text = text_of(node)
