@@ -14,12 +14,14 @@ import contextlib
 import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -44,18 +46,20 @@ PARTS = (
     Part("facts", "card.facts:lines", 0.15),
     Part("conformance", "card.conformance:lines", 0.25),
     Part("1b", "card.speed:one_billion", 0.45),
+    Part("constants", "card.constants:lines", 0.35),
     Part("kernels", "card.kernels:lines", 0.3),
     Part("law", "card.law:lines", 0.4),
     Part("quantized", "card.quantized:lines", 0.4),
     Part("3b", "card.speed:three_billion", 1.0),
 )
-# Wheels for x86-64 Linux, Python 3.12, in MB as the package index gives them; and what each of them adds.
+# Wheels for x86-64 Linux, in MB as the package index gives them; and what each of them adds. multiprocess has a wheel for
+# each Python from 3.10 to 3.13, the others have one for all.
 WHEELS = (
     ("bitsandbytes==0.50.2", 43.1, "NF4, 8-bit, paged_adamw_8bit, QLoRA"),
     ("trl==1.16.0", 0.9, "TRL as a peer; needs datasets"),
     ("datasets==5.2.0", 0.6, "for TRL"),
-    ("multiprocess", 0.2, "for datasets"),
-    ("dill", 0.1, "for datasets"),
+    ("multiprocess==0.70.19", 0.2, "for datasets"),
+    ("dill==0.4.1", 0.1, "for datasets"),
 )
 
 
@@ -75,6 +79,7 @@ def read_flags(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true", help="tiny models: to try the program itself")
     parser.add_argument("--only", nargs="+", choices=[part.name for part in PARTS], help="these parts alone")
     parser.add_argument("--part", help=argparse.SUPPRESS)  # this process is the part
+    parser.add_argument("--scratch", type=Path, help=argparse.SUPPRESS)  # its folder, which it shares with the others
     return parser.parse_args(argv)
 
 
@@ -87,7 +92,7 @@ def list_wheels() -> None:
     print(
         f"pip download --no-deps --python-version 3.12 --platform manylinux_2_24_x86_64 --only-binary :all: -d wheels {names}"
     )
-    print("there: pip install --no-index --no-deps wheels/*.whl")
+    print("there: pip install --no-index --no-deps --target site wheels/*.whl && export PYTHONPATH=site")
 
 
 def run_part(flags: argparse.Namespace) -> None:
@@ -95,35 +100,51 @@ def run_part(flags: argparse.Namespace) -> None:
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     sys.path.insert(0, str(ROOT))
+    threading.Thread(target=_end_with, args=(os.getppid(), flags.scratch), daemon=True).start()
     from card.settings import Settings
 
     part = next(part for part in PARTS if part.name == flags.part)
     module, _colon, function = part.function.partition(":")
-    for line in getattr(importlib.import_module(module), function)(
-        Settings(flags.device, flags.tiny, flags.minutes * 60)
-    ):
+    settings = Settings(flags.device, flags.tiny, flags.minutes * 60, flags.scratch)
+    for line in getattr(importlib.import_module(module), function)(settings):
         print(json.dumps(line), file=out, flush=True)
+
+
+def _end_with(parent: int, scratch: Path) -> None:
+    """End this process soon after its parent, and remove `scratch`: a killed program leaves no part on the device."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    shutil.rmtree(scratch, ignore_errors=True)
+    os._exit(1)
 
 
 def run_all(flags: argparse.Namespace) -> int:
     """Run the parts in their order until the time is over. Return 0 if every check is right, else 1."""
     signal.signal(signal.SIGTERM, lambda _signal, _frame: sys.exit(128 + signal.SIGTERM))  # ends the running part too
-    deadline = time.monotonic() + flags.minutes * 60
+    deadline, run = time.monotonic() + flags.minutes * 60, time.strftime("%Y-%m-%dT%H:%M:%S")
     wrong = 0
-    with flags.json.open("a", encoding="utf-8") as file:
+    with flags.json.open("a", encoding="utf-8") as file, tempfile.TemporaryDirectory(prefix="lorafit-card-") as scratch:
+        flags.scratch = Path(scratch)
+        _end_torn_line(flags.json, file)
         for part in PARTS:
             if flags.only and part.name not in flags.only:
                 continue
             left = deadline - time.monotonic()
             if left < LEAST_SECONDS:
-                _write(file, {"part": part.name, "error": "not started: the time was over"})
+                _write(file, {"run": run, "part": part.name, "error": "not started: the time was over"})
                 continue
-            wrong += _watch(flags, part, left * part.share, file)
+            wrong += _watch(flags, part, left * part.share, lambda line: _write(file, {"run": run, **line}))
     return int(wrong > 0)
 
 
-def _watch(flags: argparse.Namespace, part: Part, seconds: float, file: TextIO) -> int:
-    """Run `part` for at most `seconds`, write its lines as they come, and return how many of them are wrong."""
+def _end_torn_line(path: Path, file: TextIO) -> None:
+    """End the last line of `path`, open as `file`, if an earlier run was stopped in the middle of it."""
+    if path.stat().st_size and not path.read_bytes().endswith(b"\n"):
+        file.write("\n")
+
+
+def _watch(flags: argparse.Namespace, part: Part, seconds: float, keep: Callable[[dict[str, Any]], None]) -> int:
+    """Run `part` for at most `seconds`, `keep` its lines as they come, and return how many of them are wrong."""
     own_flags = ["-S"] if sys.flags.no_site else []
     command = [
         sys.executable,
@@ -135,6 +156,8 @@ def _watch(flags: argparse.Namespace, part: Part, seconds: float, file: TextIO) 
         flags.device,
         "--minutes",
         str(seconds / 60),
+        "--scratch",
+        str(flags.scratch),
     ]
     began, wrong = time.monotonic(), 0
     with tempfile.TemporaryFile() as errors:
@@ -145,7 +168,7 @@ def _watch(flags: argparse.Namespace, part: Part, seconds: float, file: TextIO) 
         try:
             for line in _lines(process, began + seconds):
                 wrong += line.get("ok") is False
-                _write(file, {"part": part.name, **line, "at_seconds": round(time.monotonic() - began, 1)})
+                keep({"part": part.name, **line, "at_seconds": round(time.monotonic() - began, 1)})
             why = _why_ended(process)
         finally:
             with contextlib.suppress(ProcessLookupError):
@@ -154,7 +177,7 @@ def _watch(flags: argparse.Namespace, part: Part, seconds: float, file: TextIO) 
         if why:
             errors.seek(0)
             tail = errors.read().decode("utf-8", "replace").strip()[-TAIL_CHARACTERS:].replace("\n", " ")
-            _write(file, {"part": part.name, "error": f"{why} {tail}".strip()})
+            keep({"part": part.name, "error": f"{why} {tail}".strip()})
     return wrong + bool(why)
 
 
@@ -195,7 +218,8 @@ def _write(file: TextIO, line: dict[str, Any]) -> None:
     file.write(json.dumps(line) + "\n")
     file.flush()
     os.fsync(file.fileno())
-    print(json.dumps(line)[:200], flush=True)
+    with contextlib.suppress(OSError):  # a closed pipe must not end the measurements
+        print(json.dumps(line)[:200], flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:

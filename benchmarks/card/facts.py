@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib import metadata
 
 import torch
 
@@ -14,10 +15,11 @@ from peers.protocol import synchronise
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SIZE, TINY_SIZE = 8192, 128  # of the square matrices
 ROUNDS = 5
+PACKAGES = ("transformers", "peft", "accelerate", "trl", "bitsandbytes")
 
 
 def lines(settings: Settings) -> Iterator[Line]:
-    """Yield the device's facts, its self-test in each precision, its matmul rates and its copy rate."""
+    """Yield the device's facts, its self-test in each precision, its matmul rates, its copy rate and its context."""
     yield {"what": "device", **_device(settings.device)}
     for precision, dtype in DTYPES.items():
         try:
@@ -28,6 +30,8 @@ def lines(settings: Settings) -> Iterator[Line]:
     for precision, dtype in DTYPES.items():
         yield {"what": "matmul", "precision": precision, **_matmul(settings, dtype)}
     yield {"what": "copy", **_copy(settings)}
+    if settings.device == "cuda":
+        yield {"what": "context", "bytes": _context_bytes()}
 
 
 def stated_teraflops(name: str, precision: str) -> float | None:
@@ -38,6 +42,7 @@ def stated_teraflops(name: str, precision: str) -> float | None:
 
 def _device(device: str) -> Line:
     facts: Line = {"python": sys.version.split()[0], "torch": torch.__version__, "cuda": torch.version.cuda}
+    facts |= {name: version for name in PACKAGES if (version := _version(name))}
     if device != "cuda":
         return {**facts, "name": "CPU"}
     found = torch.cuda.get_device_properties(0)
@@ -49,6 +54,19 @@ def _device(device: str) -> Line:
         "capability": f"{found.major}.{found.minor}",
         "stated_teraflops": stated,
     }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _context_bytes() -> int:
+    """Return the bytes on the device that no tensor of PyTorch takes: context, kernels and workspaces, after matmuls."""
+    free, whole = torch.cuda.mem_get_info()
+    return whole - free - torch.cuda.memory_reserved()
 
 
 def _best_seconds(run: Callable[[], object], device: str) -> float:

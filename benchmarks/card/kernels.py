@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from support import tiny
 
-from card.settings import Line, OnDevice, Settings, worded
+from card.settings import Line, OnDevice, Settings, place, worded
 from lorafit.engines.torch import self_check
 from lorafit.engines.torch.attention import supports_varlen
-from lorafit.engines.torch.device import get_device
+from lorafit.engines.torch.device import arithmetic_dtype, get_device
 from lorafit.engines.torch.packed.decoder import PackedDecoder, why_unsupported
 
 FAMILIES = ("llama", "mistral", "qwen3", "gemma2")
@@ -29,7 +29,8 @@ def lines(settings: Settings) -> Iterator[Line]:
                 "precision": precision,
                 **_varlen(settings, family, precision, dtype),
             }
-    yield {"what": "fast path", **_fast_path(settings)}
+    for precision in ("fp32", "bf16"):
+        yield {"what": "fast path", "precision": precision, **_fast_path(settings, precision)}
 
 
 def _varlen(settings: Settings, family: str, precision: str, dtype: torch.dtype) -> Line:
@@ -40,15 +41,15 @@ def _varlen(settings: Settings, family: str, precision: str, dtype: torch.dtype)
             off = self_check.varlen_attention_error(engine.model, dtype, settings.device)
             return {"error_by_norm": off, "ok": off <= self_check.TOLERANCE[dtype], "notes": engine.facts.notes}
         except Exception as error:
-            return {"ok": False, "error": worded(error)}
+            return {"ok": False, "error": worded(error), "where": place(error)}
 
 
-def _fast_path(settings: Settings) -> Line:
+def _fast_path(settings: Settings, precision: str) -> Line:
     """Compute one micro-batch by the fast path, whether or not the engine would take it here, and compare both paths."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = tiny.save_model("llama", Path(scratch) / "llama")
-        plan = settings.plan()
-        engine = OnDevice(settings.device, "fp32").open(folder, plan)
+        plan = settings.plan(precision=precision)
+        engine = OnDevice(settings.device, precision).open(folder, plan)
         engine.packed = None
         tiny.fill_b(engine)
         decoder = engine.model.get_decoder()
@@ -59,6 +60,7 @@ def _fast_path(settings: Settings) -> Line:
             engine.packed = PackedDecoder(decoder, engine.head, plan.loss_chunk, engine.recompute, engine.dropout)
             found = tiny.gradients(engine, 1, [micro], micro.num_targets)
             off = tiny.worst(found, wanted)
-            return {"engine_refuses": reason, "error_by_norm": off, "ok": off <= self_check.TOLERANCE[torch.float32]}
+            most = self_check.TOLERANCE[arithmetic_dtype(engine.setup)]
+            return {"engine_refuses": reason, "error_by_norm": off, "ok": off <= most}
         except Exception as error:
-            return {"engine_refuses": reason, "ok": False, "error": worded(error)}
+            return {"engine_refuses": reason, "ok": False, "error": worded(error), "where": place(error)}

@@ -20,13 +20,17 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 @dataclass(frozen=True)
 class Run:
-    """What a peer trains: a model folder, rows, a precision, a device, and a number of steps."""
+    """What a peer trains: a model folder, rows, a precision, a device, and a number of steps.
+
+    `recompute`: gradient checkpointing in all layers, where the activations would not fit otherwise.
+    """
 
     folder: Path
     rows: Rows
     precision: str
     device: str
     steps: int
+    recompute: bool = False
 
 
 def contestants(rows: Rows) -> Iterator[tuple[str, Line]]:
@@ -37,21 +41,27 @@ def contestants(rows: Rows) -> Iterator[tuple[str, Line]]:
         yield "Trainer, 4 sorted samples", {"size": 4, "sorted": True, "needs": ["peft", "accelerate"]}
     flat = {"size": whole, "flat": True, "attention": "flash_attention_2"}
     yield "Trainer, padding-free", {**flat, "needs": ["peft", "accelerate", "flash_attn"]}
+    yield "Trainer, padding-free, sdpa", {"size": whole, "flat": True, "needs": ["peft", "accelerate"]}
     trl = {"size": whole, "trl": True}
     yield "TRL, whole step padded", {**trl, "needs": ["peft", "accelerate", "trl", "datasets"]}
     yield "TRL, padding-free", {**trl, "flat": True, "attention": "flash_attention_2",
                                 "needs": ["peft", "accelerate", "trl", "datasets", "flash_attn"]}  # fmt: skip
+    yield "Trainer, QLoRA", {"size": whole, "quantized": True, "needs": ["peft", "accelerate", "bitsandbytes"]}
 
 
-def train(run: Run, options: Line) -> list[float]:
-    """Train `run.steps` steps and return the seconds of each, from its first micro-batch to the end of its update."""
+def train(run: Run, options: Line) -> tuple[list[float], float]:
+    """Train `run.steps` steps. Return the seconds of each and the mean of their losses.
+
+    The time of a step is that from its first micro-batch to the end of its update.
+    """
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     class Clock(TrainerCallback):  # type: ignore[misc]
         """Notes the seconds of each optimizer step."""
 
         def __init__(self) -> None:
-            self.began, self.seconds = 0.0, []
+            self.began = 0.0
+            self.seconds: list[float] = []
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **_rest: Any) -> None:
             synchronise(run.device)
@@ -66,23 +76,24 @@ def train(run: Run, options: Line) -> list[float]:
         common = {"model": _model(run, options), "callbacks": [clock]}
         data = _data(run, options)
         if options.get("trl"):
-            _trl(run, options, common, data, folder)
+            result = _trl(run, options, common, data, folder)
         else:
             args = TrainingArguments(**_arguments(run, options, folder), train_sampling_strategy="sequential")
             collate = flattened if options.get("flat") else padded
-            Trainer(args=args, train_dataset=data, data_collator=collate, **common).train()
-    return clock.seconds
+            result = Trainer(args=args, train_dataset=data, data_collator=collate, **common).train()
+    return clock.seconds, float(result.training_loss)
 
 
-def _trl(run: Run, options: Line, common: dict[str, Any], data: list[Line], folder: str) -> None:
+def _trl(run: Run, options: Line, common: dict[str, Any], data: list[Line], folder: str) -> Any:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
     args = SFTConfig(
-        **_arguments(run, options, folder), train_sampling_strategy="sequential", gradient_checkpointing=False,
+        **_arguments(run, options, folder), train_sampling_strategy="sequential",
         padding_free=bool(options.get("flat")), max_length=None, dataset_kwargs={"skip_prepare_dataset": True},
     )  # fmt: skip
-    SFTTrainer(args=args, train_dataset=Dataset.from_list(data), processing_class=_tokenizer(), **common).train()
+    whole = Dataset.from_list(data)
+    return SFTTrainer(args=args, train_dataset=whole, processing_class=_tokenizer(), **common).train()
 
 
 def _tokenizer() -> Any:
@@ -96,12 +107,19 @@ def _tokenizer() -> Any:
 
 def _model(run: Run, options: Line) -> Any:
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+    dtype, more = DTYPES[run.precision], {}
+    if options.get("quantized"):
+        more["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+        )
     base = AutoModelForCausalLM.from_pretrained(
-        run.folder, dtype=DTYPES[run.precision], device_map={"": run.device},
-        attn_implementation=options.get("attention", "sdpa"),
+        run.folder, dtype=dtype, device_map={"": run.device}, attn_implementation=options.get("attention", "sdpa"),
+        **more,
     )  # fmt: skip
+    if run.recompute:
+        base.enable_input_require_grads()
     config = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=LINEARS, task_type="CAUSAL_LM")
     return get_peft_model(base, config)
 
@@ -148,7 +166,9 @@ def _arguments(run: Run, options: Line, folder: str) -> dict[str, Any]:
     return {
         "output_dir": folder, "per_device_train_batch_size": options["size"],
         "gradient_accumulation_steps": run.rows.effective_batch // options["size"], "max_steps": run.steps,
-        "learning_rate": LEARNING_RATE, "lr_scheduler_type": "constant", "optim": "adamw_torch_fused",
+        "learning_rate": LEARNING_RATE, "lr_scheduler_type": "constant",
+        "optim": "paged_adamw_8bit" if options.get("quantized") else "adamw_torch_fused",
+        "gradient_checkpointing": run.recompute,
         "logging_strategy": "no", "save_strategy": "no", "report_to": "none", "bf16": run.precision == "bf16",
         "use_cpu": run.device == "cpu", "disable_tqdm": True, "dataloader_num_workers": 0,
         "remove_unused_columns": False,

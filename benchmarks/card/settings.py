@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,15 @@ Line = dict[str, Any]  # one result, as JSON holds it
 
 @dataclass(frozen=True)
 class Settings:
-    """The device (cuda | cpu), whether models are tiny (for the tests), and the seconds that the part has."""
+    """The device (cuda | cpu), whether models are tiny (for the tests), and the seconds that the part has.
+
+    `scratch` is the folder in which the parts of a run share the models that they write.
+    """
 
     device: str
     tiny: bool
     seconds: float
+    scratch: Path
 
     def plan(self, **changes: Any) -> Plan:
         """Return a plan for the device, with these values."""
@@ -52,3 +57,11 @@ def missing(*packages: str) -> Line | None:
 def worded(error: BaseException) -> str:
     """Return an error as one line of at most 300 characters."""
     return f"{type(error).__name__}: {error}".replace("\n", " ")[:300]
+
+
+def place(error: BaseException) -> str:
+    """Return file, line and code of the innermost frame of lorafit in the traceback of `error`, "" if there is none."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "/lorafit/" in frame.filename]
+    return (
+        "" if not frames else f"{frames[-1].filename.rpartition('/lorafit/')[2]}:{frames[-1].lineno}: {frames[-1].line}"
+    )

@@ -2,9 +2,9 @@
 
 import gc
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,18 +12,51 @@ import torch
 from card import peers
 from card.facts import stated_teraflops
 from card.settings import Line, OnDevice, Settings, missing, worded
-from card.work import Rows, layout_of, model_folder, note, plan_of, rows_of, shapes_of, spec_of, step_batch
+from card.work import Rows, layout_of, model_folder, plan_of, rows_of, shapes_of, spec_of, step_batch
 from lorafit.engines.torch.attention import SEGMENT_ATTENTION, VARLEN_ATTENTION
 from lorafit.engines.torch.engine import TorchEngine
 from lorafit.hardware.detect import detect_machine
 from lorafit.models.spec import ModelSpec
-from lorafit.planner.memory import peak_bytes
+from lorafit.planner.memory import peak_bytes, terms
 from lorafit.planner.plan import Plan
-from lorafit.planner.speed import flops, step_seconds
+from lorafit.planner.speed import attention_flops, head_flops, linear_flops, lora_flops, step_seconds
 from lorafit.planner.throughput import rates
 from peers.protocol import synchronise
 
 WARM_UP, STEPS, TINY_STEPS = 2, 8, 2
+MOST_MEMORY = (
+    0.6  # share of the device that may be planned without gradient checkpointing; peers need more than lorafit
+)
+SAME_LOSS = 1e-2  # relative difference of the mean losses of two trainers of the same rows
+NO_TENSORS = ("framework", "allocator")  # terms of the memory model that no tensor takes
+
+
+@dataclass(frozen=True)
+class Race:
+    """What all contestants train: a model of the architecture `spec` in `folder`, and rows, in `precision`."""
+
+    settings: Settings
+    folder: Path
+    spec: ModelSpec
+    rows: Rows
+    precision: str
+
+    @property
+    def recompute(self) -> int:
+        """Return 0, or all layers where the device is too small for their activations."""
+        if self.settings.device != "cuda":
+            return 0
+        plan = plan_of(self.settings, self.rows, self.precision)
+        most = MOST_MEMORY * torch.cuda.get_device_properties(0).total_memory
+        fits = (
+            peak_bytes(self.spec, layout_of(plan, shapes_of(step_batch(self.rows, plan, 0)), self.rows.longest)) <= most
+        )
+        return 0 if fits else self.spec.layers
+
+    @property
+    def steps(self) -> int:
+        """Return how many steps a contestant takes, those that are not timed included."""
+        return WARM_UP + (TINY_STEPS if self.settings.tiny else STEPS)
 
 
 def one_billion(settings: Settings) -> Iterator[Line]:
@@ -38,67 +71,70 @@ def three_billion(settings: Settings) -> Iterator[Line]:
 
 def _of_shape(settings: Settings, shape: str) -> Iterator[Line]:
     precision = "bf16" if settings.device == "cuda" else "fp32"
-    with tempfile.TemporaryDirectory() as scratch:
-        note(f"writing {shape}")
-        folder = model_folder(shape, Path(scratch) / shape, settings.tiny)
-        spec = spec_of(folder)
-        for kind in ("legal", "long"):
-            rows = rows_of(kind, spec.vocab, settings.tiny)
-            for line in _race(settings, folder, spec, rows, precision):
-                yield {"shape": shape, "rows": kind, "precision": precision, **line}
+    folder = model_folder(shape, settings.scratch / shape, settings.tiny)
+    spec = spec_of(folder)
+    for kind in ("legal", "long"):
+        rows = rows_of(kind, spec.vocab, settings.tiny)
+        for line in _lines(Race(settings, folder, spec, rows, precision)):
+            yield {"shape": shape, "rows": kind, "precision": precision, **line}
 
 
-def _race(settings: Settings, folder: Path, spec: ModelSpec, rows: Rows, precision: str) -> Iterator[Line]:
-    """Yield lorafit's figures, those of each peer, and lorafit's again, so that a drift of the clock shows."""
-    plan = plan_of(settings, rows, precision)
-    yield {"who": "lorafit", **_guarded(settings, folder, spec, rows, plan)}
-    for name, options in peers.contestants(rows):
-        yield {"who": name, **_peer(settings, folder, rows, precision, options)}
-    yield {"who": "lorafit, again", **_guarded(settings, folder, spec, rows, plan)}
-    if settings.device == "cuda":
-        yield {
-            "who": "lorafit, attention per segment",
-            **_guarded(settings, folder, spec, rows, plan, SEGMENT_ATTENTION),
-        }
-    if line := missing("bitsandbytes"):
-        yield {"who": "lorafit, QLoRA", **line}
-    else:
-        quantized = plan_of(settings, rows, precision, quantization="4bit", optimizer="paged_adamw_8bit")
-        yield {"who": "lorafit, QLoRA", **_guarded(settings, folder, spec, rows, quantized)}
+def _lines(race: Race) -> Iterator[Line]:
+    """Yield lorafit's figures, those of each peer, and lorafit's again: a drift of the clock and other bits would show."""
+    plan = plan_of(race.settings, race.rows, race.precision, recompute=race.recompute)
+    first = {"who": "lorafit", **_guarded(race, plan)}
+    yield first
+    for name, options in peers.contestants(race.rows):
+        line = _peer(race, options)
+        if "loss" in line and "loss" in first:
+            line["ok"] = abs(line["loss"] / first["loss"] - 1) <= SAME_LOSS
+            if not line["ok"]:
+                line["error"] = f"another loss: {line['loss']:.4f}, lorafit's is {first['loss']:.4f}"
+        yield {"who": name, **line}
+    again = {"who": "lorafit, again", **_guarded(race, plan)}
+    if "loss" in again and "loss" in first:
+        again["same_bits"] = again["loss"] == first["loss"]
+    yield again
+    if race.settings.device == "cuda":
+        yield {"who": "lorafit, attention per segment", **_guarded(race, plan, SEGMENT_ATTENTION)}
+    quantized = plan_of(
+        race.settings, race.rows, race.precision, recompute=race.recompute, quantization="4bit",
+        optimizer="paged_adamw_8bit",
+    )  # fmt: skip
+    yield {"who": "lorafit, QLoRA", **(missing("bitsandbytes") or _guarded(race, quantized))}
 
 
-def _guarded(
-    settings: Settings, folder: Path, spec: ModelSpec, rows: Rows, plan: Plan, attention: str | None = None
-) -> Line:
+def _guarded(race: Race, plan: Plan, attention: str | None = None) -> Line:
     """Return lorafit's figures, or the error as a line."""
-    _free(settings.device)
+    free(race.settings.device)
     try:
-        return _lorafit(settings, folder, spec, rows, plan, attention)
+        return _lorafit(race, plan, attention)
     except Exception as error:
         return {"ok": False, "error": worded(error)}
     finally:
-        _free(settings.device)
+        free(race.settings.device)
 
 
-def _lorafit(settings: Settings, folder: Path, spec: ModelSpec, rows: Rows, plan: Plan, attention: str | None) -> Line:
-    engine = OnDevice(settings.device, plan.precision).open(folder, plan)
+def _lorafit(race: Race, plan: Plan, attention: str | None) -> Line:
+    device = race.settings.device
+    engine = OnDevice(device, plan.precision).open(race.folder, plan)
     if attention is not None:
         engine.model.set_attn_implementation(attention)
-    seconds, tokens = [], []
-    count = TINY_STEPS if settings.tiny else STEPS
-    for number in range(WARM_UP + count):
-        batch = step_batch(rows, plan, number)
-        synchronise(settings.device)
+    seconds, tokens, losses = [], [], []
+    for number in range(race.steps):
+        batch = step_batch(race.rows, plan, number)
+        synchronise(device)
         began = time.perf_counter()
         result = engine.step(number + 1, batch.micro_batches, batch.num_targets, plan.learning_rate)
-        synchronise(settings.device)
+        synchronise(device)
+        took = time.perf_counter() - began
+        losses.append(result.loss_sum / batch.num_targets)
         if number >= WARM_UP:
-            seconds.append(time.perf_counter() - began)
+            seconds.append(took)
             tokens.append(batch.num_tokens)
-    line = figures(seconds, tokens, settings.device)
-    line["attention"] = _attention(engine)
-    line["loss"] = result.loss_sum / batch.num_targets
-    return line | _against_the_plan(settings, spec, rows, plan, line)
+    line = figures(race, seconds, tokens)
+    line |= {"attention": _attention(engine), "recompute": plan.recompute, "loss": statistics.fmean(losses)}
+    return line | _against_the_plan(race, plan, line)
 
 
 def _attention(engine: TorchEngine) -> str:
@@ -106,62 +142,72 @@ def _attention(engine: TorchEngine) -> str:
     return {SEGMENT_ATTENTION: "per segment", VARLEN_ATTENTION: "varlen kernel"}.get(name, name)
 
 
-def _against_the_plan(settings: Settings, spec: ModelSpec, rows: Rows, plan: Plan, line: Line) -> Line:
-    """Return MFU, and predicted over measured time and memory with what the constants would have to be."""
-    batches = [step_batch(rows, plan, number) for number in range(WARM_UP, WARM_UP + 2)]
+def _against_the_plan(race: Race, plan: Plan, line: Line) -> Line:
+    """Return the predicted time and memory beside the measured ones: of tensors, and of all but the CUDA context."""
+    batches = [step_batch(race.rows, plan, number) for number in range(WARM_UP, race.steps)]
     shapes = [shapes_of(batch) for batch in batches]
-    longest = max(len(sample) for sample in rows.samples)
-    layout = layout_of(plan, shapes[0], longest)
-    machine = detect_machine()
-    rate = rates(machine, layout)
-    predicted = statistics.mean(step_seconds(spec, layout, rate, one) for one in shapes)
-    work = statistics.mean(sum(flops(spec, layout, shape) for shape in one) for one in shapes)
-    peak = peak_bytes(spec, layout)
+    layout = layout_of(plan, max(shapes, key=lambda one: sum(shape.tokens for shape in one)), race.rows.longest)
+    rate = rates(detect_machine(), layout)
+    sizes = terms(race.spec, layout)
+    tensors = sum(size for name, size in sizes.items() if name not in NO_TENSORS)
     found: Line = {
-        "teraflops": work / line["step_seconds"] / 1e12,
-        "predicted_step_seconds": predicted,
-        "predicted_peak_bytes": peak,
-        "speed_factor": predicted / line["step_seconds"],  # times the efficiency in planner/throughput.py
+        "predicted_step_seconds": statistics.median(step_seconds(race.spec, layout, rate, one) for one in shapes),
+        "predicted_tensor_bytes": tensors,
+        "predicted_reserved_bytes": tensors + sizes["allocator"],
     }
     if line["peak_allocated_bytes"] is not None:
-        found["memory_difference_bytes"] = line["peak_allocated_bytes"] - peak
-    name = torch.cuda.get_device_name(0) if settings.device == "cuda" else ""
-    stated = stated_teraflops(name, plan.precision) if name else None
-    return found | ({"mfu": found["teraflops"] / stated} if stated else {})
+        found["memory_difference_bytes"] = line["peak_allocated_bytes"] - tensors
+    return found
 
 
-def _peer(settings: Settings, folder: Path, rows: Rows, precision: str, options: Line) -> Line:
+def _peer(race: Race, options: Line) -> Line:
     """Return the figures of transformers' Trainer (or TRL's) with these options, or why there are none."""
     if line := missing(*options["needs"]):
         return line
-    _free(settings.device)
-    count = TINY_STEPS if settings.tiny else STEPS
+    free(race.settings.device)
     try:
-        run = peers.Run(folder, rows, precision, settings.device, WARM_UP + count)
-        seconds = peers.train(run, options)[WARM_UP:]
-        tokens = [sum(map(len, rows.step(number))) for number in range(WARM_UP, WARM_UP + count)]
-        return figures(seconds, tokens, settings.device)
+        run = peers.Run(race.folder, race.rows, race.precision, race.settings.device, race.steps, race.recompute > 0)
+        seconds, loss = peers.train(run, options)
+        tokens = [sum(map(len, race.rows.step(number))) for number in range(WARM_UP, race.steps)]
+        return {**figures(race, seconds[WARM_UP:], tokens), "recompute": race.recompute, "loss": loss}
     except Exception as error:
         return {"ok": False, "error": worded(error)}
     finally:
-        _free(settings.device)
+        free(race.settings.device)
 
 
-def figures(seconds: list[float], tokens: list[int], device: str) -> Line:
-    """Return tokens per second (median, lowest, highest), the median step, and the peak memory of the device."""
+def figures(race: Race, seconds: list[float], tokens: list[int]) -> Line:
+    """Return tokens per second (median, lowest, highest), the median step, MFU, and the peak memory of the device."""
     speeds = [count / time for count, time in zip(tokens, seconds, strict=True)]
-    cuda = device == "cuda"
-    return {
+    cuda = race.settings.device == "cuda"
+    line: Line = {
         "tokens_per_second": statistics.median(speeds),
         "slowest": min(speeds),
         "fastest": max(speeds),
         "step_seconds": statistics.median(seconds),
+        "teraflops": statistics.median(speeds) * _flops_per_token(race) / 1e12,
         "peak_allocated_bytes": torch.cuda.max_memory_allocated() if cuda else None,
         "peak_reserved_bytes": torch.cuda.max_memory_reserved() if cuda else None,
     }
+    stated = stated_teraflops(torch.cuda.get_device_name(0), race.precision) if cuda else None
+    return line | ({"mfu": line["teraflops"] / stated} if stated else {})
 
 
-def _free(device: str) -> None:
+def _flops_per_token(race: Race) -> float:
+    """Return the operations that the training needs per token: no recomputation, and logits at targets only."""
+    plan = plan_of(race.settings, race.rows, race.precision)
+    shapes = [
+        shape for number in range(WARM_UP, race.steps) for shape in shapes_of(step_batch(race.rows, plan, number))
+    ]
+    layout = layout_of(plan, shapes, race.rows.longest)
+    work = 0.0
+    for shape in shapes:
+        work += linear_flops(race.spec, shape) + lora_flops(race.spec, layout, shape) + head_flops(race.spec, shape)
+        work += attention_flops(race.spec, shape) * 6 / 7  # a flash kernel's backward repeats one of the products
+    return work / sum(shape.tokens for shape in shapes)
+
+
+def free(device: str) -> None:
     """Give the memory of the last contestant back, and start its peak anew."""
     gc.collect()
     if device == "cuda":

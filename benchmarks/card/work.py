@@ -11,7 +11,7 @@ import numpy as np
 
 from card.settings import Settings
 from lorafit.data.batching import StepBatch, build_step_batch
-from lorafit.data.micro_batch import Sample
+from lorafit.data.micro_batch import MicroBatch, Sample
 from lorafit.hardware.catalogue.lengths import LAWYER_LLAMA
 from lorafit.models.spec import ModelSpec, read_headers, spec_from, weight_files
 from lorafit.planner.memory import Layout
@@ -36,6 +36,11 @@ class Rows:
     effective_batch: int
     token_budget: int
 
+    @property
+    def longest(self) -> int:
+        """Return the tokens of the longest sample."""
+        return max(map(len, self.samples))
+
     def step(self, number: int) -> list[Sample]:
         """Return the samples of step `number`, from 0."""
         first = number * self.effective_batch % len(self.samples)
@@ -43,9 +48,11 @@ class Rows:
 
 
 def model_folder(shape: str, folder: Path, tiny: bool) -> Path:
-    """Write the model `shape` with random bf16 weights into `folder`, and return that."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_model(folder, TINY if tiny else SHAPES[shape])
+    """Return `folder` with the model `shape` and random bf16 weights, written there if no part has done so."""
+    if not (folder / "model.safetensors.index.json").is_file():
+        note(f"writing {shape}")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_model(folder, TINY if tiny else SHAPES[shape])
     return folder
 
 
@@ -82,11 +89,13 @@ def step_batch(rows: Rows, plan: Plan, number: int) -> StepBatch:
 
 def shapes_of(batch: StepBatch) -> list[MicroBatchShape]:
     """Return the sizes of the micro-batches, for the planner's formulas."""
-    found = []
-    for micro in batch.micro_batches:
-        lengths = np.diff(micro.segments).astype(np.int64)
-        found.append(MicroBatchShape(micro.num_tokens, micro.num_targets, int((lengths**2).sum())))
-    return found
+    return [shape_of(micro) for micro in batch.micro_batches]
+
+
+def shape_of(micro: MicroBatch) -> MicroBatchShape:
+    """Return the size of one micro-batch."""
+    lengths = np.diff(micro.segments).astype(np.int64)
+    return MicroBatchShape(micro.num_tokens, micro.num_targets, int((lengths**2).sum()))
 
 
 def layout_of(plan: Plan, shapes: Sequence[MicroBatchShape], longest: int) -> Layout:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -9,13 +10,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from support.paths import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import cuda
-from card import report
+from card import fit, report
 
 # Not on the machines that the benchmark is for.
 ABSENT = ("pydantic", "tyro", "datasets", "trl", "bitsandbytes", "pytest")
@@ -74,10 +76,76 @@ def test_the_page_shows_a_wrong_check_and_a_part_that_was_stopped(lines: list[di
     assert "stopped: its time was over." in page
 
 
-def test_a_file_with_a_broken_line_is_refused_by_its_number(tmp_path: Path) -> None:
-    (tmp_path / "card.jsonl").write_text('{"part": "facts"}\n{"part": \n')
-    with pytest.raises(SystemExit, match=r"card\.jsonl:2: not a line written by"):
-        report.read_lines(tmp_path / "card.jsonl")
+def test_a_broken_line_is_named_and_the_rest_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "card.jsonl"
+    path.write_text('{"part": "facts", "what": "copy", "gigabytes_per_second": 4000.0}\n{"part": "1b", "tok')
+    page = report.page(report.read_lines(path))
+    assert "4000 GB/s" in page
+    assert "line 2 of the file is broken" in page
+    path.write_bytes(b"\x00\xff no results\n[1]\n")
+    with pytest.raises(SystemExit, match="no line written by"):
+        report.read_lines(path)
+
+
+def test_the_page_has_each_part_from_the_last_run_that_started_it() -> None:
+    def line(run: str, part: str, **facts: Any) -> dict[str, Any]:
+        return {"run": run, "part": part, **facts}
+
+    first = [line("1", "law", what="old", ok=True), line("1", "3b", error="not started: the time was over")]
+    second = [line("2", "law", what="new", ok=True), line("2", "facts", error="not started: the time was over")]
+    assert report.newest([line("1", "facts", what="kept"), *first, *second]) == [
+        line("1", "facts", what="kept"), first[1], second[0],
+    ]  # fmt: skip
+
+
+def passes(flops: float, launch: float) -> list[dict[str, Any]]:
+    """Return lines of the part `constants` whose seconds follow from these factors of the planner's terms."""
+    lines = []
+    for tokens, recompute in ((512, 0), (1024, 0), (4096, 0), (16384, 0), (4096, -1)):
+        one = tokens * 1e-5 * (1.5 if recompute else 1.0)
+        launches, moved = (48.0 if recompute else 32.0), 0.1 * one
+        seconds = flops * one * (1 + 400 / tokens) + launch * launches + moved
+        memory = {"predicted_tensor_bytes": 3000, "layer_bytes": 100, "terms": {"activations": 800, "work": 200}}
+        peaks = {"peak_allocated_bytes": 3100, "peak_reserved_bytes": 3200}
+        facts = {"tokens": tokens, "recompute": recompute, "chunk": 256, "quantization": "none", "seconds": seconds}
+        parts = {"flops_seconds": one, "moved_seconds": moved, "launches": launches, "written_seconds": 0.01}
+        lines.append(
+            {
+                "part": "constants",
+                "shape": "llama-3.2-1b",
+                "predicted_seconds": one,
+                **facts,
+                **parts,
+                **memory,
+                **peaks,
+            }
+        )
+    return lines
+
+
+def test_the_constants_behind_the_seconds_and_the_bytes_are_found() -> None:
+    plain = passes(flops=1.25, launch=0.3e-3)
+    packed = [{**plain[2], "quantization": "4bit", "seconds": plain[2]["seconds"] + 0.02}]
+    found = {one.name: one.fits for one in fit.constants([*plain, *packed], 600 * 1024**2, "cuda")}
+    assert found == {
+        "EFFICIENCY": "0.48", "LAUNCH_SECONDS": "0.30 ms", "USEFUL_TOKENS": "16384",
+        "UNPACK_SLOWNESS": "2.0", "BASE_BYTES": "600 MiB", "DEVICE_SLACK": "0.10 (largest)", "GENERIC_WORK": "3.0 (3.0 to 3.0)",
+    }  # fmt: skip
+    assert fit.fitted(passes(flops=2.0, launch=-1e-5), 400) == (pytest.approx(2.0, rel=0.1), 0.0)
+
+
+def test_the_page_of_a_card_has_its_constants_and_says_where_the_fast_path_fails() -> None:
+    facts = [
+        {"part": "facts", "what": "device", "name": "NVIDIA H200"},
+        {"part": "facts", "what": "context", "bytes": 2**29},
+    ]
+    failed = {"part": "kernels", "what": "fast path", "precision": "bf16", "ok": False, "error": "RuntimeError: dtype",
+              "engine_refuses": "not tried", "where": "engines/torch/packed/ops.py:7: y = x @ w"}  # fmt: skip
+    page = report.page([*facts, failed, *passes(1.25, 0.3e-3)])
+    assert "| `EFFICIENCY` | `planner/throughput.py` | 0.60 | 0.48 | 5 |" in page
+    assert "| `BASE_BYTES` | `planner/memory.py` | 700 MiB | 512 MiB | 1 |" in page
+    assert "not tried; RuntimeError: dtype; engines/torch/packed/ops.py:7: y = x @ w |" in page
+    assert "pass of 4,096 tokens, all layers recompute, loss in chunks of 256" in page
 
 
 def watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, seconds: float) -> list[dict[str, Any]]:
@@ -93,7 +161,7 @@ def watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, seconds: f
     monkeypatch.setattr(cuda, "__file__", str(tmp_path / "run.py"))  # the program that a part's process runs
     flags = cuda.read_flags(["--device", "cpu", "--tiny"])
     with (tmp_path / "out.jsonl").open("a") as file:
-        cuda._watch(flags, part, seconds, file)
+        cuda._watch(flags, part, seconds, lambda line: cuda._write(file, line))
     return read(tmp_path / "out.jsonl")
 
 
@@ -110,6 +178,23 @@ def test_a_part_that_dies_leaves_its_lines_and_its_last_words(tmp_path: Path, mo
     assert first["what"] == 1
     assert last["error"].startswith("ended with code 1.")
     assert "of the card" in last["error"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_part_ends_with_the_program_and_what_it_found_stays(tmp_path: Path, number: int) -> None:
+    path = tmp_path / "card.jsonl"
+    path.write_text('{"part": "facts", "torn')  # by an earlier run
+    command = [sys.executable, str(ROOT / "benchmarks/cuda.py"), "--device", "cpu", "--tiny", "--json", str(path)]
+    program = subprocess.Popen([*command, "--only", "facts", "law"], stdout=subprocess.PIPE, text=True)
+    assert program.stdout is not None
+    assert '"what": "device"' in program.stdout.readline()
+    (part,) = psutil.Process(program.pid).children()
+    program.send_signal(number)
+    program.wait(60)
+    part.wait(60)
+    kept = path.read_text("utf-8").splitlines()
+    assert kept[0] == '{"part": "facts", "torn'
+    assert json.loads(kept[1])["what"] == "device"
 
 
 def test_nothing_is_started_without_time(tmp_path: Path) -> None:

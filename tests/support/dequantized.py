@@ -57,8 +57,8 @@ def _of_torch(base: Any) -> Array | None:
     if getattr(weight, "quant_state", None) is not None:
         import bitsandbytes
 
-        return np.asarray(bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state).float())
+        return np.asarray(bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state).float().cpu())
     if type(base).__name__ != "Linear8bitLt":
         return None
     held = weight if weight.CB is not None else base.state
-    return np.asarray(held.CB.float() * held.SCB[:, None] / 127)
+    return np.asarray((held.CB.float() * held.SCB[:, None] / 127).cpu())

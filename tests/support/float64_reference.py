@@ -33,10 +33,11 @@ def peft_model(folder: Path, adapter: Path, trainable: bool = True) -> torch.nn.
 
 
 def sample_loss(model: torch.nn.Module, sample: Sample) -> torch.Tensor:
-    """Return the loss of one sample: the sum over its targets, in nats."""
-    ids = torch.from_numpy(sample.input_ids.astype(np.int64))[None]
-    labels = torch.where(torch.from_numpy(sample.target_mask), ids[0], -100)
-    return F.cross_entropy(model(input_ids=ids).logits[0, :-1], labels[1:], reduction="sum")
+    """Return the loss of one sample: the sum over its targets, in nats, from the logits in float64."""
+    device = next(model.parameters()).device
+    ids = torch.from_numpy(sample.input_ids.astype(np.int64))[None].to(device)
+    labels = torch.where(torch.from_numpy(sample.target_mask).to(device), ids[0], -100)
+    return F.cross_entropy(model(input_ids=ids).logits[0, :-1].double(), labels[1:], reduction="sum")
 
 
 def reference(folder: Path, adapter: Path, plan: Plan, samples: list[Sample]) -> Wanted:
