@@ -122,8 +122,9 @@ def make_runs(folder: Path) -> None:
 
 
 def stop_a_run(folder: Path) -> None:
-    """Replace `folder` by a run that was stopped after its second step."""
-    shutil.rmtree(folder, ignore_errors=True)
+    """Replace `folder`, and the runs unpacked from bundles of it, by a run that was stopped after its second step."""
+    for old in folder.parent.glob(f"{folder.name}*"):
+        shutil.rmtree(old)
     for event in api.train(TrainConfig(no_supervisor=True)):
         if isinstance(event, Started):
             run = Path(event.run)
