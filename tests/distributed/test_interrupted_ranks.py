@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support import tiny
+from support.commands import train_flags
 
 from lorafit.config import TrainConfig, read_yaml
 from lorafit.events import Finished, Restarted, Saved, StepDone, Stopped, read_events
@@ -35,12 +36,7 @@ def model(tmp_path_factory: pytest.TempPathFactory, demo_folder: Path) -> Path:
 
 def flags(model: Path, output: Path, **changes: object) -> list[str]:
     """Return the flags of a run in the folder `output`; `changes` replace settings."""
-    settings: dict[str, object] = {
-        "model_name": model, "dataset_name": "demo", "max_samples": 40, "max_length": 96, "max_steps": STEPS,
-        "effective_batch": 4, "save_steps": 1000, "eval_steps": 30, "lora_r": 4, "lora_dropout": 0.1,
-        "output_dir": output, "lang": "en",
-    }  # fmt: skip
-    return [word for name, value in {**settings, **changes}.items() for word in (f"--{name}", str(value))]
+    return train_flags(model, output, **{"max_steps": STEPS, "save_steps": 1000, "eval_steps": 30, **changes})
 
 
 def start(command: list[str], arguments: list[str]) -> subprocess.Popen[str]:

@@ -33,14 +33,12 @@ ENGINES = {**registry.ENGINES, "fake": registry.Entry("lorafit.engines.fake:Fake
 class Way:
     """An engine on a device.
 
-    `pass_of` returns the object and the name of its method for a forward and backward pass. `prepare` changes an engine
-    after it is opened.
+    `prepare` changes an engine after it is opened.
     """
 
     name: str
     engine: str
     device: str
-    pass_of: Callable[[Any], tuple[Any, str]]
     says: str  # error text when memory runs out
     prepare: Callable[[Any], None] = lambda engine: None
     raises: Callable[[str], Exception] = RuntimeError  # exception when memory runs out
@@ -60,28 +58,20 @@ def _without_fast_path(engine: Any) -> None:
     engine.packed = None
 
 
-def _torch_pass(engine: Any) -> tuple[Any, str]:
-    return engine.packed or engine.generic, "forward_backward"
-
-
-def _mlx_pass(engine: Any) -> tuple[Any, str]:
-    return engine, "_loss_and_gradients"
-
-
 def _present() -> list[Way]:
     no_memory = "MPS backend out of memory (MPS allocated: 1 GB)"
     ways = [
-        Way("torch, CPU, fast path", "torch", "cpu", _torch_pass, no_memory),
-        Way("torch, CPU, generic path", "torch", "cpu", _torch_pass, no_memory, _without_fast_path),
+        Way("torch, CPU, fast path", "torch", "cpu", no_memory),
+        Way("torch, CPU, generic path", "torch", "cpu", no_memory, _without_fast_path),
     ]
     if torch.cuda.is_available():
-        ways.append(Way("torch, CUDA", "torch", "cuda", _torch_pass, "CUDA out of memory."))
+        ways.append(Way("torch, CUDA", "torch", "cuda", "CUDA out of memory."))
     if torch.backends.mps.is_available():
-        ways.append(Way("torch, MPS", "torch", "mps", _torch_pass, no_memory))
+        ways.append(Way("torch, MPS", "torch", "mps", no_memory))
     if HAS_MLX:
-        ways.append(Way("MLX, CPU", "mlx", "cpu", _mlx_pass, "[malloc] Unable to allocate 9000000000 bytes."))
+        ways.append(Way("MLX, CPU", "mlx", "cpu", "[malloc] Unable to allocate 9000000000 bytes."))
     if HAS_MLX and importlib.import_module("mlx.core").metal.is_available():
-        ways.append(Way("MLX, GPU", "mlx", "mps", _mlx_pass, "[malloc] Unable to allocate 9000000000 bytes."))
+        ways.append(Way("MLX, GPU", "mlx", "mps", "[malloc] Unable to allocate 9000000000 bytes."))
     return ways
 
 
@@ -93,7 +83,7 @@ NO_MLX = pytest.mark.skipif(
     not HAS_MLX, reason="MLX has no wheel here, or is not installed: pip install 'lorafit[mlx]'"
 )
 # The tests of the loop and of the disk rely on the fake engine following the protocol. It has no model to compare.
-FAKE = Way("fake", "fake", "cpu", lambda engine: (engine, "_loss"), "Out of memory.", raises=OutOfMemory)
+FAKE = Way("fake", "fake", "cpu", "Out of memory.", raises=OutOfMemory)
 every_way = pytest.mark.parametrize("way", WAYS, ids=[way.name for way in WAYS])
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 from support import tiny
+from support.commands import train_flags
 from support.paths import SUPPORT
 
 from lorafit.cli.app import main
@@ -32,12 +33,8 @@ def model(tmp_path_factory: pytest.TempPathFactory, demo_folder: Path) -> Path:
 
 
 def flags(model: Path, output: Path, **changes: object) -> list[str]:
-    settings: dict[str, object] = {
-        "model_name": model, "dataset_name": "demo", "max_samples": 40, "max_length": 96, "max_steps": STEPS,
-        "effective_batch": 4, "save_steps": 2, "eval_steps": 3, "lora_r": 4, "lora_dropout": 0.1,
-        "output_dir": output, "lang": "en",
-    }  # fmt: skip
-    return [word for name, value in {**settings, **changes}.items() for word in (f"--{name}", str(value))]
+    """Return the flags of a run in the folder `output`; `changes` replace settings."""
+    return train_flags(model, output, **{"max_steps": STEPS, "save_steps": 2, "eval_steps": 3, **changes})
 
 
 def run(script: list[str], *words: str) -> subprocess.CompletedProcess[str]:
