@@ -13,39 +13,72 @@ ROOT = Path(__file__).parents[1]
 PAGE, PICTURES = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "pictures"
 INTRODUCTION = """# Benchmarks
 
-Made by `python benchmarks/page.py` from `benchmarks/results/`; do not edit.
+`python benchmarks/page.py` makes this page from `benchmarks/results/`. Do not edit it.
 
 ## How to measure
 
 ```
-python benchmarks/speed.py --quick                             # four contestants, 4 samples a step: about ten minutes
-python benchmarks/speed.py                                     # all of them, 16 samples a step
+python benchmarks/speed.py --quick                             # four programs, 4 samples per step: about ten minutes
+python benchmarks/speed.py                                     # all programs, 16 samples per step
 python benchmarks/speed.py --rows uncut                        # longer rows
 python benchmarks/speed.py --system 300                        # a system prompt of 300 tokens before every row
 python benchmarks/speed.py --shape llama-3.2-1b --samples 4    # random weights of a larger shape
-python benchmarks/mlx_speed.py                                 # the MLX engine beside mlx_lm
-python benchmarks/growth.py                                    # length, rows, rank, budget
+python benchmarks/mlx_speed.py                                 # the MLX engine and mlx_lm
+python benchmarks/growth.py                                    # length, rows, rank, token budget
 python benchmarks/page.py                                      # this page
 ```
 
-All contestants get the same base model, the same token ids in the same steps, LoRA on all seven projections with rank
-32, fp32, fused AdamW and the same threads, and each must show the same loss at its first step, within 0.001. Each is a
-process of its own that loads once and takes one step a round in turn, so that a machine's moods meet all alike; a matrix
-product before and after each step takes out what is left of them. "tokens/s" are real tokens, without padding. "Peak" is
-the process's resident memory at its highest, imports and loading included. The roofline is the step's least number of
-floating-point operations over what the machine's matrix product does at the model's shapes.
+All programs do the same work:
 
-"naive" is transformers' Trainer with every row padded to the maximum length. "default" is how a library comes, apart from
-fp32 and the adapter; "tuned" keeps activations, 4 x 4 samples, near lengths together; "packing" puts samples end to end
-in one row (TRL's padding-free mode, LLaMA-Factory's neat_packing), with attention in one dense mask, since flash
-attention needs a GPU; "lean" takes one sample at a time and computes activations twice.
+| equal for all | value |
+|---|---|
+| base model, and token IDs of each step | the same |
+| LoRA | rank 32, on all seven projections |
+| precision | fp32 |
+| optimizer | fused AdamW |
+| CPU threads | the same number |
+| loss of the first step | equal within 0.001; otherwise the page says so |
 
-Beside MLX: "mlx_lm.lora" is mlx_lm's own trainer with every repair that it takes as an argument (bias-corrected AdamW,
-near lengths together, a loss over targets only), "eager" the same without compiling its step, "mlx_lm loop" its model in
-the least loop that a careful user would write. OpenBLAS is loaded for all; "peak" there is MLX's own counter.
+Each program is a process of its own and loads once. In each round, every program takes one step in turn, so that load on the
+machine affects all alike. A reference matmul runs before and after each step. Dividing by its time removes most of the
+remaining differences.
+
+| column | meaning |
+|---|---|
+| tokens/s | real tokens per second, without padding, normalized by the reference matmul |
+| target tokens/s | of these, the tokens in the loss |
+| is faster by | time of the program over the time of the first program, in the same round, normalized |
+| by the clock | the same ratio in seconds, not normalized |
+| of the roofline | least number of floating-point operations of the step, over what the machine's matmul computes in that time at the model's shapes |
+| peak MB | highest resident memory of the process, with imports and loading |
+| load s, to first step s | seconds to load the model; seconds until the first step is done |
+
+| setup of a peer | meaning |
+|---|---|
+| naive | transformers' Trainer, with every row padded to the maximum length |
+| default | the defaults of a library, except fp32 and the adapter |
+| tuned | keeps activations, takes 4 x 4 samples, groups samples of similar lengths |
+| packing | samples end to end in one row (TRL's padding-free mode, LLaMA-Factory's neat_packing). Attention has one dense mask, because flash attention needs a GPU |
+| lean | one sample at a time, with gradient checkpointing |
+
+| setup of lorafit | meaning |
+|---|---|
+| fast | the `fast` allocator |
+| lean | the `lean` allocator, micro-batches of 512 tokens, all layers recompute |
+| default | glibc's default allocator |
+| trimmed | the `lean` allocator alone |
+| bf16 | base weights stored in bf16, micro-batches of 512 tokens, all layers recompute |
+
+| setup of MLX | meaning |
+|---|---|
+| mlx_lm.lora | mlx_lm's own trainer, with every correction that it takes as an argument: bias-corrected AdamW, groups of similar lengths, a loss over target tokens only |
+| mlx_lm.lora eager | the same, without compiling its step |
+| mlx_lm loop | mlx_lm's model in the shortest loop that a careful user would write |
+
+With MLX, OpenBLAS is loaded for all programs, and the peak is MLX's own counter. "trl" is TRL, and "lf" is LLaMA-Factory.
 """
-AXES = {"length": "tokens of a sample", "rows": "rows of the data set", "rank": "rank of the adapter",
-        "budget": "tokens of a micro-batch"}  # fmt: skip
+AXES = {"length": "tokens per sample", "rows": "rows of the data set", "rank": "rank of the adapter",
+        "budget": "tokens per micro-batch"}  # fmt: skip
 
 
 def table(rows: list[list[str]]) -> str:
@@ -63,15 +96,15 @@ def speed_section(lines: list[Line], run: str, about: dict[str, Any]) -> str:
     pictures.bars(figures.entries(mine), title, picture)
     wrong = figures.faults(mine, about["contestants"], about["rounds"])
     parts = [f"## {title}", _circumstances(about, mine)]
-    parts += [f"Not whole: {text}." for text in wrong]
+    parts += [f"Incomplete: {text}." for text in wrong]
     parts += [table(figures.table(mine)), f"![{title}](pictures/{picture.name})"]
     return "\n\n".join(parts)
 
 
 def _title(about: dict[str, Any]) -> str:
-    kind = {"legal": "legal rows cut to Llama-3's lengths", "uncut": "uncut legal rows"}[about["rows"]]
+    kind = {"legal": "legal rows truncated to Llama-3's lengths", "uncut": "legal rows, not truncated"}[about["rows"]]
     prompt = f", a system prompt of {about['system_prompt']} tokens" if about["system_prompt"] else ""
-    return f"{about['model']}: {kind}{prompt}, {about['samples']} samples a step"
+    return f"{about['model']}: {kind}{prompt}, {about['samples']} samples per step"
 
 
 def _circumstances(about: dict[str, Any], lines: list[Line]) -> str:
@@ -79,15 +112,23 @@ def _circumstances(about: dict[str, Any], lines: list[Line]) -> str:
     for line in lines:
         for package, version in line.get("versions", {}).items():
             used.setdefault(package, set()).add(version)
-    versions = ", ".join(f"{name} {' and '.join(sorted(found))}" for name, found in used.items() if name != "lorafit")
-    return f"{_machine(about)}; medians of {about['rounds']} rounds. {versions}."
+    versions = {name: " and ".join(sorted(found)) for name, found in used.items() if name != "lorafit"}
+    return _facts(about, {"rounds, of which medians are shown": str(about["rounds"]), **versions})
 
 
-def _machine(about: dict[str, Any]) -> str:
-    memory = f"{about['memory_bytes'] / 2**30:.0f} GiB"
-    text = f"{about['chip']}, {about['threads']} threads of {about['cores']}, {memory}, {about['system']}, Python "
-    text += f"{about['python']}, torch {about['torch']}, lorafit {about['lorafit']}"
-    return f"**{about['note']}.** {text}" if about["note"] else text
+def _facts(about: dict[str, Any], more: dict[str, str]) -> str:
+    """Return the table of the machine and the versions, with the rows `more`; the note of the run is above it."""
+    rows = {
+        "CPU": f"{about['chip']}, {about['threads']} threads of {about['cores']}",
+        "memory": f"{about['memory_bytes'] / 2**30:.0f} GiB",
+        "system": about["system"],
+        "Python": about["python"],
+        "lorafit": about["lorafit"],
+        "torch": about["torch"],
+        **more,
+    }
+    text = "\n".join(f"| {name} | {value} |" for name, value in {"": "", "---": "---", **rows}.items())
+    return f"**{about['note']}.**\n\n{text}" if about["note"] else text
 
 
 def growth_section(lines: list[Line]) -> str:
@@ -97,9 +138,9 @@ def growth_section(lines: list[Line]) -> str:
     """
     about = lines[-1]["about"]
     mine = [line for line in lines if line["about"] == about]
-    parts = ["## How cost grows", _machine(about) + "; one step each, the demo model."]
+    parts = ["## How cost grows", "The demo model, one step for each row.", _facts(about, {})]
     pictures.curves(mine, AXES, PICTURES / "growth.svg")
-    parts.append("![Tokens a second and peak memory](pictures/growth.svg)")
+    parts.append("![Tokens per second and peak memory](pictures/growth.svg)")
     for axis, words in AXES.items():
         points = sorted((line for line in mine if line["axis"] == axis), key=lambda line: int(line["value"]))
         if points:

@@ -217,7 +217,7 @@ def page(runs: list[Run]) -> str:
         for step in shown
         if step <= runs[0].steps
     ]
-    rows.append(["held-out loss at the end", *(f"{run.held_out:.6f}" for run in runs)])
+    rows.append(["validation loss at the end", *(f"{run.held_out:.6f}" for run in runs)])
     rows.append(["largest difference of a loss", *(f"{run.max_rel_loss:.1e}" for run in runs)])
     rows.append(["‖ΔB‖ / ‖B‖ at the end", *(f"{run.b_norm_rel:.1e}" for run in runs)])
     rows.append(["measured", *(run.measured for run in runs)])
@@ -227,14 +227,25 @@ def page(runs: list[Run]) -> str:
     )
 
 
-HEAD = """# Parity: every engine learns the same
+HEAD = """# Parity: every engine trains the same
 
-Written by `python benchmarks/parity.py`; run it on your machine to add its columns (the file beside this one,
-`parity.json`, keeps all numbers; about ten minutes, no download but the demo model).
+`python benchmarks/parity.py` writes this page. It takes about ten minutes and downloads only the demo model. On another
+machine it adds columns. `parity.json` beside this page has all numbers.
 
-The demo model learns from the demo's rows for {steps} steps of {batch} samples of at most {length} tokens, in float32 with one
-seed. Differences are relative to PyTorch on the CPU of the same machine. Held to: losses within {loss:g}, the adapter
-within {b:g} by norm, the held-out loss at the end within {held:g}. `torch → mlx → torch` moved twice, by checkpoints.
+The demo model trains on the demo's rows in float32, with one seed. Differences are relative to PyTorch on the CPU of the
+same machine. `torch → mlx → torch` moved twice between the engines, by checkpoints.
+
+| setting | value |
+|---|---:|
+| steps | {steps} |
+| samples per step | {batch} |
+| tokens per sample, at most | {length} |
+
+| difference from PyTorch | limit |
+|---|---:|
+| losses | {loss:g} |
+| adapter (lora_B), by norm | {b:g} |
+| validation loss at the end | {held:g} |
 
 {table}
 

@@ -22,7 +22,7 @@ def write(page: str, name: str, text: str) -> None:
 
 def memory_table(rows: list[Row]) -> str:
     """Return the Markdown table of predicted and measured peak memory."""
-    head = "| model | numbers | longest | budget | recompute | rank | allocator | predicted | measured | error |\n|---|---|---|---|---|---|---|---|---|---|\n"
+    head = "| model | precision | longest | budget | recompute | rank | allocator | predicted | measured | error |\n|---|---|---|---|---|---|---|---|---|---|\n"
     return head + "\n".join(_memory_row(row) for row in rows)
 
 
@@ -38,7 +38,7 @@ def _memory_row(row: Row) -> str:
 def speed_table(rows: list[Row]) -> str:
     """Return the Markdown table of predicted and measured step times."""
     head = (
-        "| model | numbers | budget | recompute | allocator | predicted | took | by the clock | in products |\n"
+        "| model | precision | budget | recompute | allocator | predicted | measured | by the clock | normalized |\n"
         "|---|---|---|---|---|---|---|---|---|\n"
     )
     return head + "\n".join(_speed_row(row) for row in rows if speed_error(row) is not None)
@@ -58,7 +58,7 @@ def _speed_row(row: Row) -> str:
 def run_table(rows: list[Row]) -> str:
     """Return the Markdown table of whole runs: predicted and measured time and memory."""
     head = (
-        "| longest | budget | recompute | rank | predicted | took | by the clock | in products | memory predicted | measured | error |\n"
+        "| longest | budget | recompute | rank | predicted | measured | by the clock | normalized | memory predicted | memory measured | error |\n"
         "|---|---|---|---|---|---|---|---|---|---|---|\n"
     )
     return head + "\n".join(_run_row(row) for row in rows if speed_error(row) is not None)
