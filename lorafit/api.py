@@ -6,6 +6,7 @@ that `lorafit plan` does not load the code of training, chat and transfer.
 """
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -158,6 +159,29 @@ def remove_run(record: "Record") -> None:
     from lorafit.run_folders import history
 
     history.remove_run_folder(record)
+
+
+def order_run(name: str, order: str, output_dir: Path = OUTPUT, wait_seconds: float = 15.0) -> "Event | None":
+    """Order the running training `name` to "stop", "pause" or "continue", and return the event that acknowledges it.
+
+    It is obeyed after the step or evaluation in progress; None: not within `wait_seconds`. Raises RunError for a run that
+    is not running.
+
+    Example::
+
+        try:
+            api.order_run(newest.name, "pause")
+        except lorafit.errors.RunError as error:
+            print(error.what, error.fix)
+    """
+    from lorafit.run_folders import directory, orders
+
+    run, since = directory.find_run(name, output_dir), time.time()
+    orders.write_order(run, order)
+    deadline = time.monotonic() + wait_seconds
+    while (found := orders.acknowledgement(run, order, since)) is None and time.monotonic() < deadline:
+        time.sleep(orders.POLL_SECONDS / 4)
+    return found
 
 
 def open_chat(request: "ChatRequest", say: ProgressCallback = ignore_progress) -> "Chat":

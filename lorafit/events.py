@@ -134,6 +134,22 @@ class Warned(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Paused(Event):
+    """The training waits, by the user's order or on a battery; everything up to `step` is saved. `text` gives the reason."""
+
+    name: ClassVar[str] = "paused"
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Continued(Event):
+    """The training goes on after a pause; `text` gives the reason."""
+
+    name: ClassVar[str] = "continued"
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Resumed(Event):
     """Training continues after `step`; earlier events with a greater step, and an earlier `Finished`, are void."""
 

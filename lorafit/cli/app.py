@@ -97,6 +97,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
+    argv = _language_last(argv)
     name, rest = (argv[0], argv[1:]) if argv else ("--help", [])
     if name in ("--version", "-V"):
         print(f"lorafit {lorafit.__version__}")
@@ -118,6 +119,17 @@ def _command(argv: list[str]) -> int:
         if near
         else _("Commands: {names}.").format(names=listed(COMMANDS)),
     )
+
+
+def _language_last(argv: list[str]) -> list[str]:
+    """Return `argv` with a --lang before the command moved to its end, where the command reads it."""
+    if not argv or argv[0].partition("=")[0] != "--lang":
+        return argv
+    count = 1 if "=" in argv[0] else 2
+    rest, flag = argv[count:], argv[:count]
+    if not rest or rest[0] not in COMMANDS:  # the overview has no flags; main() has set the language
+        return rest
+    return [*rest, *flag]
 
 
 def overview() -> str:

@@ -107,8 +107,9 @@ def _send_event(reader: Reporter, event: Event) -> None:
 
 
 def chat(argv: list[str]) -> int:
-    """Run `chat [flags]`: answer a prompt or a file of questions, or start an interactive chat."""
-    request = parse(ChatRequest, argv, "chat")
+    """Run `chat [RUN] [flags]`: answer a prompt or a file of questions, or start an interactive chat."""
+    names, flags = split_words(ChatRequest, argv)
+    request = parse(ChatRequest, flags, "chat", ChatRequest.model_validate({"adapter": names}))
     check_request(request)
     check_output(request.output)
     questions = None if request.test_file is None else read_questions(Path(request.test_file).expanduser())

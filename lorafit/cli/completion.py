@@ -9,7 +9,7 @@ from lorafit.cli.app import COMMANDS
 from lorafit.cli.commands import DoctorFlags
 from lorafit.cli.flags import is_word
 from lorafit.cli.plan import MachinesFlags, PlanFlags
-from lorafit.cli.runs import DiffFlags, ListFlags, RemoveFlags, ShowFlags
+from lorafit.cli.runs import DiffFlags, ListFlags, OrderFlags, RemoveFlags, ShowFlags
 from lorafit.cli.transfer import BundleFlags, CloudFlags, FetchFlags
 from lorafit.config import TrainConfig, choices, is_switch
 from lorafit.data.report_request import DataRequest
@@ -33,6 +33,9 @@ SETTINGS: dict[str, type[BaseModel]] = {
     "runs list": ListFlags,
     "runs show": ShowFlags,
     "runs diff": DiffFlags,
+    "runs stop": OrderFlags,
+    "runs pause": OrderFlags,
+    "runs continue": OrderFlags,
     "runs remove": RemoveFlags,
     "bundle": BundleFlags,
     "cloud": CloudFlags,
@@ -43,8 +46,13 @@ SETTINGS: dict[str, type[BaseModel]] = {
 RUN_FLAGS = ("resume", "lora_weights", "init_adapter")  # flags whose value is a run's folder
 RUN_COMMANDS = (
     "resume",
+    "chat",
+    "compare",
     "runs show",
     "runs diff",
+    "runs stop",
+    "runs pause",
+    "runs continue",
     "runs remove",
     "bundle",
     *CLOUD_COMMANDS,

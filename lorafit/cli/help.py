@@ -10,16 +10,18 @@ from rich.text import Text
 
 from lorafit.cli.flags import is_word
 from lorafit.config import TrainConfig, choices, is_switch, sections, without_none
-from lorafit.messages import _, translate
+from lorafit.messages import _, labelled, translate
 
 INDENT, COLUMN = 2, 28  # cells before a flag and before its meaning; the meaning of a longer flag is below it
 
 
-def show_help(settings: BaseModel, command: str, about: str, console: Console) -> None:
-    """Print the help of `command`. Its flags are the fields of `settings`; `about` says what the command does."""
+def show_help(settings: BaseModel, command: str, about: str, console: Console, more: str = "") -> None:
+    """Print the help of `command`: `about`, the fields of `settings` as its flags, and the sentence `more`."""
     fields = dict(sorted(type(settings).model_fields.items(), key=lambda item: not is_word(item[1])))
     words = "".join(f" [{name.upper()} ...]" for name, field in fields.items() if is_word(field))
-    console.print(Text.assemble((f"lorafit {command}", "bold"), f": {about}\n"))
+    title = Text(labelled(f"lorafit {command}", about) + "\n")
+    title.stylize("bold", 0, len(f"lorafit {command}"))
+    console.print(title)
     console.print(Text(_("usage: {usage} [flags]").format(usage=f"lorafit {command}{words}")))
     titles = sections() if isinstance(settings, TrainConfig) else {next(iter(fields)): _("Flags")}
     for name, field in fields.items():
@@ -27,6 +29,8 @@ def show_help(settings: BaseModel, command: str, about: str, console: Console) -
             console.print(Text(f"\n{titles[name]}", "bold"))
         meaning = _meaning(field, getattr(settings, name))
         console.print(*_lines(_flag(name, field), meaning, console), sep="\n")
+    if more:
+        console.print(Text("\n" + more))
     console.print(Text("\n" + _("Underscores and hyphens are the same; --no_FLAG turns a switch off.")))
 
 
@@ -44,8 +48,7 @@ def _value(field: FieldInfo) -> str:
 
 def _meaning(field: FieldInfo, default: object) -> Text:
     text = Text(translate(field.description or ""))
-    explained = default is None and "None" in text
-    if not (is_word(field) or is_switch(field) or explained):
+    if not (is_word(field) or is_switch(field) or default is None):
         text.append(_(" Default: {default}.").format(default=default), "dim")
     return text
 

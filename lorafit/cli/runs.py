@@ -1,9 +1,11 @@
 """The command `lorafit runs`: list, show, compare and remove runs."""
 
 import difflib
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -53,9 +55,16 @@ class RemoveFlags(FolderFlags):
     yes: bool = Field(False, description="Do not ask.")
 
 
+class OrderFlags(FolderFlags):
+    """The flags of `runs stop`, `runs pause` and `runs continue`."""
+
+    runs: tyro.conf.Positional[list[str]] = Field([], description="RUN: its name, its folder, or `latest` (default).")
+
+
 def runs(argv: list[str]) -> int:
-    """Run `runs [list | show RUN | diff RUN RUN | remove RUN] [flags]` and return the exit code."""
+    """Run `runs [SUBCOMMAND] [flags]` and return the exit code; without a subcommand, list the runs."""
     name, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("list", argv)
+    name = ALIASES.get(name, name)
     if name in SUBCOMMANDS:
         return SUBCOMMANDS[name].handler(rest)
     near = difflib.get_close_matches(name, SUBCOMMANDS, n=1)
@@ -68,7 +77,7 @@ def runs(argv: list[str]) -> int:
 
 def list_(argv: list[str]) -> int:
     """Run `runs list`: print a table of the runs."""
-    deeds = [f"  {name:<8}{deed.help()}" for name, deed in SUBCOMMANDS.items()]
+    deeds = [f"  {name:<10}{deed.help()}" for name, deed in SUBCOMMANDS.items()]
     flags = parse(ListFlags, argv, "runs", about="\n\n".join([COMMANDS["runs"].help(), "\n".join(deeds)]))
     found = api.runs(Path(flags.output_dir))
     if found:
@@ -117,6 +126,29 @@ def remove(argv: list[str]) -> int:
     return OK
 
 
+def order(argv: list[str], name: str) -> int:
+    """Run `runs stop|pause|continue [RUN]`: order a running training, and print how it acknowledged."""
+    flags = _parse(OrderFlags, argv, name)
+    (run,) = _names(flags.runs or [LATEST], 1, f"{name} RUN")
+    folder = Path(flags.output_dir)
+    path = api.run_record(run, folder).run.path
+    done = api.order_run(str(path), name, folder)
+    if done is None:
+        text = _("Order written: {order}. The training obeys it after the current step or evaluation: {path}")
+        print(text.format(order=name, path=path))
+        return OK
+    texts = {
+        "stopped": _("✓ Stopped after step {step}. Resume: {command}"),
+        "paused": _("✓ Paused after step {step}. Continue: {command}"),
+        "continued": _("✓ Training continues after step {step}: {command}"),
+        "finished": _("✓ The run finished first. Try the result: {command}"),
+    }
+    commands = {"stopped": "resume", "paused": "runs continue", "continued": "runs show", "finished": "chat"}
+    command = f"lorafit {commands[done.name]} {shlex.quote(str(path))}"
+    print(texts[done.name].format(step=done.step, command=command))
+    return OK
+
+
 @dataclass(frozen=True)
 class Subcommand:
     """A subcommand of `runs`: `handler` runs it and returns the exit code, `help` returns its line in the help."""
@@ -129,8 +161,12 @@ SUBCOMMANDS = {
     "list": Subcommand(list_, lambda: _("the runs, the latest first; also without a word")),
     "show": Subcommand(show, lambda: _("one run: settings, plan, losses, curves, how to go on")),
     "diff": Subcommand(diff, lambda: _("two runs: what differs, and what came of each")),
+    "stop": Subcommand(partial(order, name="stop"), lambda: _("save a running training and stop it")),
+    "pause": Subcommand(partial(order, name="pause"), lambda: _("save a running training and let it wait")),
+    "continue": Subcommand(partial(order, name="continue"), lambda: _("continue a paused training")),
     "remove": Subcommand(remove, lambda: _("delete a run: its whole folder")),
 }
+ALIASES = {"compare": "diff", "ls": "list", "rm": "remove"}
 
 
 def _parse(kind: type[Flags], argv: list[str], deed: str) -> Flags:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import tyro
 from pydantic import Field
 
 from lorafit import registry
@@ -16,17 +17,19 @@ from lorafit.messages import _, listed
 from lorafit.models.hub import find_model
 from lorafit.models.spec import read_spec
 from lorafit.progress import ProgressCallback
-from lorafit.run_folders import directory
 from lorafit.run_folders.adapter import ChatSettings, check_shapes, read_chat_settings
+from lorafit.run_folders.find_adapter import find_adapter
 from lorafit.sampling import Sampling
 
 
 class ChatRequest(AnswerRequest):
     """Talk to a model, with the adapter of a run or as it is."""
 
-    lora_weights: str | None = Field(
-        None, description="A run, its final_model, or a checkpoint (None: the base model alone)."
+    adapter: tyro.conf.Positional[list[str]] = Field(
+        [],
+        description="RUN: its name, its folder, or `latest`; or an adapter's folder (default: the base model alone).",
     )
+    lora_weights: str | None = Field(None, description="The same as naming an adapter without a flag.")
     interactive: bool = Field(
         False, description="Talk, question by question; what happens anyway without a prompt or test file."
     )
@@ -42,6 +45,13 @@ def check_request(request: ChatRequest) -> None:
     if len(given) > 1:
         what = _("Only one of {flags} can be done at a time.").format(flags=listed(given))
         raise ConfigError(what, found=listed(given), fix=_("Leave all but one out."))
+    named = [*request.adapter, *([request.lora_weights] if request.lora_weights else [])]
+    if len(named) > 1:
+        raise ConfigError(
+            _("Only one adapter can answer."),
+            found=listed(named),
+            fix=_("Compare several adapters: {command}").format(command="lorafit compare RUN RUN"),
+        )
     if request.output is not None and request.test_file is None:
         fix = _("Give --test_file FILE too, or leave --output out.")
         raise ConfigError(_("--output is for the answers to --test_file."), found=request.output, fix=fix)
@@ -51,7 +61,8 @@ def open_chat(request: ChatRequest, say: ProgressCallback) -> Chat:
     """Open a chat with the model that `request` names. Raise LorafitErrors, most of them before it is loaded."""
     machine = detect.detect_machine()
     detect.check_machine(machine)
-    adapter = None if request.lora_weights is None else directory.find_adapter(Path(request.lora_weights).expanduser())
+    name = request.lora_weights or next(iter(request.adapter), None)
+    adapter = None if name is None else find_adapter(name, Path(request.output_dir))
     base = find_model(base_name(request, adapter), hub=request.hub, endpoint=request.hf_endpoint, say=say)
     spec = read_spec(base.folder)
     if adapter is not None:

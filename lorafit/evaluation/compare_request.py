@@ -36,6 +36,7 @@ from lorafit.models.spec import read_spec
 from lorafit.progress import ProgressCallback
 from lorafit.run_folders import directory
 from lorafit.run_folders.adapter import check_shapes, read_chat_settings
+from lorafit.run_folders.find_adapter import find_adapter, named_folder
 from lorafit.sampling import Sampling
 
 PAGE = "compare.html"
@@ -89,14 +90,14 @@ def page_path(request: CompareRequest) -> Path:
     """Return the path of the HTML page: `output`, else in the folder of a single run, else in the working directory."""
     if request.output is not None:
         return Path(request.output).expanduser()
-    runs = [run_containing(Path(name).expanduser()) for name in request.adapter_names]
-    return runs[0].path / PAGE if len(runs) == 1 and runs[0] is not None else Path(PAGE)
+    runs = [run_containing(named_folder(name, Path(request.output_dir))) for name in request.adapter_names]
+    return runs[0].comparison if len(runs) == 1 and runs[0] is not None else Path(PAGE)
 
 
 def compare(request: CompareRequest, say: ProgressCallback) -> Comparison:
     """Run the comparison of `request`. Raises LorafitErrors."""
     _check(request)
-    entrants = _adapter_refs(request.adapter_names)
+    entrants = _adapter_refs(request.adapter_names, Path(request.output_dir))
     asked, source = _requested_questions(request)
     base = _base(request, entrants, say)
     notes: list[str] = []
@@ -125,12 +126,12 @@ def _check(request: CompareRequest) -> None:
         raise ConfigError(what, found=given, fix=_("Leave all but one out."))
 
 
-def _adapter_refs(names: list[str]) -> list[AdapterRef]:
+def _adapter_refs(names: list[str], output_dir: Path) -> list[AdapterRef]:
     """Return the adapters of `names`, with unique names. Raises AdapterError, ConfigError, RunError."""
     entrants = []
     for name in names:
-        path = Path(name).expanduser()
-        folder, run = directory.find_adapter(path), run_containing(path)
+        path = named_folder(name, output_dir)
+        folder, run = find_adapter(path, output_dir), run_containing(path)
         short = folder.absolute().name if run is None else _short(run, folder.absolute())
         entrants.append(AdapterRef(short, folder, None if run is None else read_trained(run)))
     times = Counter(entrant.name for entrant in entrants)

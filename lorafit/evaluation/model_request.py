@@ -40,6 +40,7 @@ class AnswerRequest(BaseModel):
     )
     hub: Literal["huggingface", "modelscope"] = Field("huggingface", description="Hub that names are looked up on.")
     hf_endpoint: str | None = Field(None, description="Mirror of the Hugging Face hub, e.g. https://hf-mirror.com.")
+    output_dir: str = Field("output", description="Folder for runs.")
     lang: Literal["en", "zh"] | None = Field(None, description="Language to speak (None: by locale).")
 
 

@@ -1,14 +1,17 @@
 """The worker's end of the pipes to the supervisor: orders in, messages out. The loop reads it between steps."""
 
+import contextlib
 import os
+import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar, overload
 
 from lorafit.ipc.protocol import Beat, Message, Order, read_order
-from lorafit.run_folders.directory import ORPHAN_SECONDS
+from lorafit.run_folders.directory import ORPHAN_SECONDS, RunDir
+from lorafit.run_folders.orders import PAUSE, POLL_SECONDS, STOP, order_text, take_order
 
 Item = TypeVar("Item")
 BEAT = Beat()
@@ -37,7 +40,7 @@ class Link:
         self.holds_run = False  # True once this process holds a run folder and has steps to save
         self.must_shrink = False  # shrink before the first step: the previous process used too much memory or GPU time
         self._shrink = False
-        self._texts: deque[str] = deque()
+        self._orders: deque[Order] = deque()  # to be written as events: pause, go_on, say
         self._beaten = 0.0
 
     def take(self, order: Order) -> None:
@@ -51,8 +54,9 @@ class Link:
                 self._shrink = True
             case "pause" | "go_on":
                 self.paused = order.name == "pause"
+                self._orders.append(order)
             case "say":
-                self._texts.append(order.text)
+                self._orders.append(order)
 
     @property
     def stop_code(self) -> int:
@@ -64,9 +68,9 @@ class Link:
         asked, self._shrink = self._shrink or self.must_shrink, False
         return asked
 
-    def take_texts(self) -> list[str]:
-        """Return and remove the texts that the supervisor adds to the run's events."""
-        return [self._texts.popleft() for _i in range(len(self._texts))]
+    def take_orders(self) -> list[Order]:
+        """Return and remove the orders that belong into the run's events: pause, go_on and say."""
+        return [self._orders.popleft() for _i in range(len(self._orders))]
 
     def beat(self, message: Message = BEAT) -> None:
         """Send `message` as a sign of progress, at most once in BEAT_SECONDS."""
@@ -106,6 +110,26 @@ def receive_orders(link: Link, lines: Iterable[str]) -> None:
     With nothing to save, exit at once, before this process takes the run folder from a process that resumes the run.
     """
     threading.Thread(target=_read_orders, args=(link, lines), daemon=True).start()
+
+
+@contextlib.contextmanager
+def follow_order_file(link: Link, run: RunDir) -> Iterator[None]:
+    """Within the block, obey the user's orders in the run's folder; used where no supervisor reads them."""
+    over = threading.Event()
+
+    def follow() -> None:
+        while not over.wait(POLL_SECONDS):
+            order = take_order(run, link.owner)
+            if order == STOP:
+                link.stop_signal = link.stop_signal or signal.SIGTERM
+            elif order is not None:
+                link.take(Order("pause" if order == PAUSE else "go_on", text=order_text(order, run)))
+
+    threading.Thread(target=follow, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def _read_orders(link: Link, lines: Iterable[str]) -> None:

@@ -29,7 +29,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Order:
-    """An order to a running worker; `signal` belongs to "stop", `text` to "say"."""
+    """An order to a running worker. `signal` belongs to "stop". `text` belongs to "say", "pause" and "go_on"."""
 
     name: str  # stop | recycle | shrink | pause | go_on | say
     signal: int = 0

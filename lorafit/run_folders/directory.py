@@ -17,16 +17,28 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorafit.atomic import HIDDEN, disk_error, restore_set_aside
+from lorafit.atomic import HIDDEN, disk_error
 from lorafit.config import TrainConfig, make_config, read_yaml
-from lorafit.errors import AdapterError, RunError
-from lorafit.events import EvalDone, Event, Failed, Finished, Resumed, Started, StepDone, Stopped, read_events
-from lorafit.messages import _, clauses, labelled, listed
-from lorafit.run_folders.checkpoint import latest_good
+from lorafit.errors import RunError
+from lorafit.events import (
+    Continued,
+    EvalDone,
+    Event,
+    Failed,
+    Finished,
+    Paused,
+    Resumed,
+    Started,
+    StepDone,
+    Stopped,
+    read_events,
+)
+from lorafit.messages import _, listed
 
 STAMP = re.compile(r".*-([0-9]{8}_[0-9]{6})(?:_([0-9]+))?")
 ORPHAN_SECONDS = 60.0  # time of a worker for its step and its checkpoint after its supervisor is gone
 LATEST = "latest"  # the name of the newest run
+LIVE = ("running", "paused")  # the states of a run that a process is writing
 NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # from network disks without locks
 
 
@@ -94,6 +106,16 @@ class RunDir:
     def lock_file(self) -> Path:
         return self.path / "lock"
 
+    @property
+    def order(self) -> Path:
+        """The user's order to the running training (orders.py)."""
+        return self.path / "order.json"
+
+    @property
+    def comparison(self) -> Path:
+        """The page of `lorafit compare`."""
+        return self.path / "compare.html"
+
     def foreign_files(self) -> list[Path]:
         """Return the files and folders that do not belong to a run."""
         files = (
@@ -105,6 +127,8 @@ class RunDir:
             self.report,
             self.worker_log,
             self.lock_file,
+            self.order,
+            self.comparison,
         )
         folders = (self.logs, self.checkpoints, self.final_model, self.best_model, self.inputs)
         own = {path.name for path in files + folders} | {".DS_Store"}
@@ -138,10 +162,10 @@ class RunDir:
     def wait_for_orphan(self) -> None:
         """Wait for a writer whose supervisor is gone, at most ORPHAN_SECONDS: it is still saving its last step."""
         deadline = time.monotonic() + ORPHAN_SECONDS
-        while _is_running(self) and not _is_alive(self._owner()) and time.monotonic() < deadline:
+        while _is_running(self) and not _is_alive(self.owner()) and time.monotonic() < deadline:
             time.sleep(0.1)
 
-    def _owner(self) -> int | None:
+    def owner(self) -> int | None:
         """Return the process ID in the lock file; None if there is none."""
         try:
             return int(self.lock_file.read_text("utf-8")[:20])
@@ -156,7 +180,7 @@ class RunInfo:
     name: str
     path: Path
     model: str | None
-    state: str  # finished | running | stopped | interrupted
+    state: str  # finished | running | paused | stopped | interrupted
     step: int
     steps: int | None
     loss: float | None
@@ -242,27 +266,6 @@ def events_of(run: RunDir) -> list[Event]:
         return []
 
 
-def find_adapter(path: Path) -> Path:
-    """Return the adapter's folder that `path` means: `path` itself, or an adapter of the run in `path`.
-
-    Of a run it is final_model, else best_model, else the newest valid checkpoint. Raises AdapterError.
-    """
-    if _holds_adapter(path):
-        return path
-    run = RunDir(path)
-    restore_set_aside(path)
-    checkpoint, bad = latest_good(run)
-    for folder in (run.final_model, run.best_model, checkpoint):
-        if folder is not None and _holds_adapter(folder):
-            return folder
-    raise AdapterError(
-        _("There is no adapter here."),
-        where=path,
-        found=clauses(labelled(p.name, why) for p, why in bad) or (None if path.is_dir() else _("no such folder")),
-        fix=_("Give a run, its final_model, or one of its checkpoints: a folder with adapter_config.json."),
-    )
-
-
 def _new_folder(output_dir: Path, name: str) -> Path:
     # Names are compared without case: on a Mac, or copied to one, "Llama" and "llama" are one folder.
     taken = {path.name.casefold() for path in output_dir.iterdir()}
@@ -295,10 +298,6 @@ def _start_time(run: RunDir) -> tuple[str, int]:
     return time.strftime("%Y%m%d_%H%M%S", time.localtime(run.path.stat().st_mtime)), 1
 
 
-def _holds_adapter(folder: Path) -> bool:
-    return (folder / "adapter_config.json").is_file()
-
-
 def _try_lock(descriptor: int, shared: bool = False) -> bool:
     """Try to lock; return whether it worked. A list of runs locks for a moment, so an exclusive lock is retried."""
     for _attempt in range(1 if shared else 5):
@@ -327,7 +326,8 @@ def _state(run: RunDir, events: list[Event]) -> str:
     if turns and isinstance(turns[-1], Finished):
         return "finished"
     if _is_running(run):
-        return "running"
+        waits = [isinstance(e, Paused) for e in events if isinstance(e, Started | Paused | Continued)]
+        return "paused" if waits and waits[-1] else "running"
     return "stopped" if turns and isinstance(turns[-1], Stopped) else "interrupted"
 
 

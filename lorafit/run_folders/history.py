@@ -15,7 +15,8 @@ from lorafit.events import EvalDone, Event, Failed, Finished, Resumed, Started, 
 from lorafit.messages import _, labelled, listed
 from lorafit.planner.plan import Choice
 from lorafit.run_folders import directory
-from lorafit.run_folders.directory import RunDir, RunInfo
+from lorafit.run_folders.directory import LIVE, RunDir, RunInfo
+from lorafit.run_folders.find_adapter import find_adapter
 
 Kind = TypeVar("Kind", bound=Event)
 Points = list[tuple[int, float]]  # step, value
@@ -163,9 +164,11 @@ def failure_text(record: Record) -> str | None:
 def check_removable(record: Record) -> None:
     """Raise RunError if the run is being written, is a link, or its folder holds files that are not of a run."""
     run = record.run
-    if record.info.state == "running":
+    if record.info.state in LIVE:
         raise RunError(
-            _("This run is going on."), where=run.path, fix=_("Wait for it, or stop it with Ctrl-C where it runs.")
+            _("This run is still running."),
+            where=run.path,
+            fix=_("Wait until it has finished, or stop it: {command}").format(command=f"lorafit runs stop {run.name}"),
         )
     if run.path.is_symlink():
         raise RunError(
@@ -210,7 +213,7 @@ def _read_plan(path: Path) -> Settings:
 
 def _adapter(run: RunDir) -> Path | None:
     try:
-        return directory.find_adapter(run.path)
+        return find_adapter(run.path.absolute(), run.path.parent)
     except (AdapterError, OSError):
         return None
 

@@ -17,6 +17,7 @@ from lorafit.supervisor.watchdog import Watchdog
 from lorafit.units import seconds_text
 
 MEMORY_SECONDS, POWER_SECONDS, HEAT_SECONDS = 5.0, 30.0, 60.0  # between readings
+USER, BATTERY = "user", "battery"  # the causes of a pause
 REST_SECONDS = 120.0  # from a shrink order to the next one; doubled each time
 
 
@@ -45,11 +46,14 @@ class Interval:
 
 
 class Monitor:
-    """The monitor of one worker. `pause_battery` is in percent; `hang_seconds` is the setting of that name."""
+    """The monitor of one worker. `pause_battery` is in percent; `hang_seconds` is the setting of that name.
+
+    The worker waits while the user or the battery pauses it. The user's order to continue overrides the battery.
+    """
 
     def __init__(self, pause_battery: float, hang_seconds: float, senses: Sensors | None = None) -> None:
         self.watchdog = Watchdog(hang_seconds)
-        self.paused = False
+        self._pauses: set[str] = set()  # USER, BATTERY
         self._pause_battery, self._sensors = pause_battery, senses or Sensors()
         self._memory, self._power, self._heat = (
             Interval(MEMORY_SECONDS),
@@ -69,6 +73,27 @@ class Monitor:
             yield from self._look_at_memory(now)
         if self._heat.due(now) and (words := self._sensors.heat()):
             yield Order("say", text=words)
+
+    @property
+    def paused(self) -> bool:
+        return bool(self._pauses)
+
+    @property
+    def paused_by_user(self) -> bool:
+        return USER in self._pauses
+
+    def pause(self, by: str, text: str) -> Order:
+        """Return the order that pauses the worker; `by` is USER or BATTERY."""
+        self._pauses.add(by)
+        return Order("pause", text=text)
+
+    def go_on(self, by: str, text: str) -> Order:
+        """Return the order that continues the training, or only says so while another cause pauses it."""
+        if by == USER and BATTERY in self._pauses:
+            self._pause_battery = 0.0
+            self._pauses.clear()
+        self._pauses.discard(by)
+        return Order("say" if self._pauses else "go_on", text=text)
 
     def hangs(self, pid: int, now: float) -> bool:
         """Return whether process `pid` has made no progress for too long."""
@@ -90,14 +115,14 @@ class Monitor:
 
     def _look_at_power(self) -> Iterator[Order]:
         found = self._sensors.battery()
-        order = power.battery_order(found, self._pause_battery, self.paused)
-        if order is None:
-            return
-        self.paused = order == "pause"
-        text = _("On battery at {percent:.0f} percent: saved and paused until there is power again (--pause_battery).")
-        resumed = _("There is power again: training goes on.")
-        yield Order("say", text=text.format(percent=found[0] if found else 0) if self.paused else resumed)
-        yield Order(order)
+        order = power.battery_order(found, self._pause_battery, BATTERY in self._pauses)
+        if order == "pause":
+            text = _(
+                "On battery at {percent:.0f} percent: saved and paused until there is power again (--pause_battery)."
+            )
+            yield self.pause(BATTERY, text.format(percent=found[0] if found else 0))
+        elif order == "go_on":
+            yield self.go_on(BATTERY, _("There is power again: training goes on."))
 
     def _look_at_memory(self, now: float) -> Iterator[Order]:
         self._readings.append(self._sensors.memory())

@@ -25,9 +25,10 @@ from lorafit.planner.plan import SAVE_SECONDS
 from lorafit.run_folders import directory
 from lorafit.run_folders.checkpoint import discard_from, latest_good, step_of
 from lorafit.run_folders.directory import RunDir, saved_config
+from lorafit.run_folders.orders import CONTINUE, PAUSE, POLL_SECONDS, STOP, order_text, take_order
 from lorafit.supervisor import memory_pressure
 from lorafit.supervisor.diagnosis import Diagnosis, WorkerExit, diagnose, is_fatal
-from lorafit.supervisor.monitor import Monitor, Sensors
+from lorafit.supervisor.monitor import USER, Interval, Monitor, Sensors
 from lorafit.supervisor.recovery import (
     RELAXED_WATCHDOG,
     PastDeath,
@@ -60,6 +61,7 @@ class Watch:
     training: bool = False  # the worker runs steps: it obeys a stop after its step and saves
     finished: bool = False
     stop_signal: int | None = None  # the signal that asked to stop
+    held: bool = False  # the user has paused the run: a restarted worker waits too
     failed: Failed | None = None  # the worker's event, passed on only if no recovery applies
     deaths: list[PastDeath] = field(default_factory=list)
     environ: dict[str, str] = field(default_factory=dict)
@@ -77,6 +79,7 @@ class WorkerState:
     fatal_line: str | None = None  # stderr line for which it is killed
     silent_seconds: float | None = None  # time without progress after which it was killed
     recycled: bool = False  # ordered to end for a new process
+    order_timer: Interval = field(default_factory=lambda: Interval(POLL_SECONDS))
 
 
 def supervise(config: TrainConfig, command: Sequence[str] = COMMAND, senses: Sensors | None = None) -> Iterator[Event]:
@@ -148,6 +151,7 @@ def _check_worker(watch: Watch, worker: Worker, life: WorkerState) -> None:
     if not watch.training:
         return
     now = time.monotonic()
+    _obey_user(watch, worker, life, now)
     for order in life.monitor.orders(now):
         worker.send_order(order)
     if watch.recycle_every and watch.step - life.start_step >= watch.recycle_every and not life.recycled:
@@ -158,6 +162,24 @@ def _check_worker(watch: Watch, worker: Worker, life: WorkerState) -> None:
         worker.signal(signal.SIGUSR1)  # it writes its stack traces, if it still can
         _read_until_exit(worker, STACKS_SECONDS)
         worker.signal(signal.SIGKILL)
+
+
+def _obey_user(watch: Watch, worker: Worker, life: WorkerState, now: float) -> None:
+    """Pass the order in the run's folder, if there is one, to the worker."""
+    if watch.run is None or not life.order_timer.due(now):
+        return
+    order = take_order(watch.run, os.getpid())
+    if order is None and watch.held and not life.monitor.paused_by_user:
+        order = PAUSE
+    if order == STOP and watch.stop_signal is None:
+        watch.stop_signal = signal.SIGTERM
+        worker.send_order(Order("stop", signal.SIGTERM))
+    elif order == PAUSE:
+        watch.held = True
+        worker.send_order(life.monitor.pause(USER, order_text(order, watch.run)))
+    elif order == CONTINUE:
+        watch.held = False
+        worker.send_order(life.monitor.go_on(USER, order_text(order, watch.run)))
 
 
 def _on_stderr_line(watch: Watch, life: WorkerState, line: str) -> None:

@@ -12,7 +12,20 @@ from lorafit.data.batching import Samples, StepBatch, build_step_batch
 from lorafit.data.micro_batch import MicroBatch
 from lorafit.distributed.collectives import SINGLE_PROCESS, Collectives, RankLost
 from lorafit.engines.base import Engine, LossSum, OutOfMemory, StepResult
-from lorafit.events import EvalDone, Evaluating, Event, Finished, Saved, Shrunk, Stage, StepDone, Stopped, Warned
+from lorafit.events import (
+    Continued,
+    EvalDone,
+    Evaluating,
+    Event,
+    Finished,
+    Paused,
+    Saved,
+    Shrunk,
+    Stage,
+    StepDone,
+    Stopped,
+    Warned,
+)
 from lorafit.ipc.link import RECYCLE, Link
 from lorafit.messages import _
 from lorafit.planner.plan import SAVE_SECONDS, Plan
@@ -96,29 +109,37 @@ def _events(job: Job, progress: Progress) -> Iterator[Event]:
         yield from _step(job, progress, step)
         if step == plan.steps or (plan.eval_steps > 0 and step % plan.eval_steps == 0):
             yield from _evaluate(job, progress, step)
-        yield from _supervisor_texts(job, step)
+        yield from _order_events(job.link, step)
+        pause = job.link.paused and step < plan.steps
+        if pause:
+            yield from _pause(job, step)
         leave = int(job.ranks.all_reduce_max(job.link.stop_code)) if step < plan.steps else 0
-        if job.ranks.own_rank.leads and (leave or job.link.paused or _save_due(job, step, time.monotonic() - saved_at)):
+        due = not pause and (leave or _save_due(job, step, time.monotonic() - saved_at))
+        if job.ranks.own_rank.leads and due:
             yield _save(job, step)
+        if pause or due:
             saved_at = time.monotonic()
         if leave:
             if leave != RECYCLE:
                 yield Stopped(step=step, signal=leave)
             return
-        _pause(job.link)
     yield _finish(job, progress)
 
 
-def _supervisor_texts(job: Job, step: int) -> Iterator[Event]:
-    """Yield the supervisor's texts as Warned events: only the worker writes to the run's log while it trains."""
-    for text in job.link.take_texts():
-        yield Warned(step=step, text=text)
+def _order_events(link: Link, step: int) -> Iterator[Event]:
+    """Yield the orders as events: only the training process writes to the run's log while it trains."""
+    kinds = {"say": Warned, "pause": Paused, "go_on": Continued}
+    for order in link.take_orders():
+        yield kinds[order.name](step=step, text=order.text)
 
 
-def _pause(link: Link) -> None:
-    """Wait until the supervisor ends the pause or orders a stop. The caller has saved a checkpoint."""
-    while link.paused and not link.stop_code:
+def _pause(job: Job, step: int) -> Iterator[Event]:
+    """Save a checkpoint and wait for the end of the pause, or for an order to stop."""
+    if job.ranks.own_rank.leads:
+        yield _save(job, step)
+    while job.link.paused and not job.link.stop_code:
         time.sleep(PAUSE_SECONDS)
+    yield from _order_events(job.link, step)
 
 
 def _save_due(job: Job, step: int, seconds: float) -> bool:

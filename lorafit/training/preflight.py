@@ -13,8 +13,8 @@ from lorafit.models.spec import ModelSpec
 from lorafit.planner import device_precision
 from lorafit.planner.memory import adapter_parameters
 from lorafit.planner.plan import Plan
-from lorafit.run_folders import directory
 from lorafit.run_folders.adapter import AdapterConfig, check_shapes, read_adapter_config
+from lorafit.run_folders.find_adapter import find_adapter
 
 MOMENTS_TOO = 3  # a checkpoint is three times the adapter: the weights and AdamW's two moments
 
@@ -82,9 +82,9 @@ def check_model(config: TrainConfig, spec: ModelSpec, folder: Path, start: Path 
     ensure_disk_space(folder, size * (MOMENTS_TOO * checkpoints + 2))
 
 
-def init_adapter(name: str) -> Path:
-    """Return the folder of the adapter that --init_adapter names. Raises AdapterError."""
-    return directory.find_adapter(Path(name).expanduser())
+def init_adapter(config: TrainConfig) -> Path | None:
+    """Return the folder of the adapter that --init_adapter names, or None. Raises AdapterError."""
+    return None if config.init_adapter is None else find_adapter(config.init_adapter, Path(config.output_dir))
 
 
 def _check_start(config: TrainConfig, folder: Path) -> None:

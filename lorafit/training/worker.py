@@ -6,7 +6,7 @@ This module writes all files of a run and prints nothing: every user interface r
 import os
 import signal
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from lorafit.evaluation.before_after import show_answers
 from lorafit.events import Event, EventLog, Failed, Planned, Resumed, Shrunk, Stage, Started, Warned
 from lorafit.hardware import detect
 from lorafit.hardware.detect import Machine
-from lorafit.ipc.link import Link
+from lorafit.ipc.link import Link, follow_order_file
 from lorafit.ipc.protocol import RunFolder
 from lorafit.ipc.signals import handle_signals
 from lorafit.messages import _, language
@@ -78,9 +78,10 @@ def train_in_process(config: TrainConfig, link: Link | None = None) -> Iterator[
     `link` connects to the supervisor; without a supervisor only signals stop the run.
     Raises LorafitErrors; checkpoints that were saved before stay valid.
     """
+    follows = link is None
     link = link or Link()
     with joined_processes(config, link) as ranks:
-        yield from _lead(config.model_copy(update={"processes": ranks.own_rank.count}), link, ranks)
+        yield from _lead(config.model_copy(update={"processes": ranks.own_rank.count}), link, ranks, follows)
 
 
 @contextmanager
@@ -97,8 +98,11 @@ def joined_processes(config: TrainConfig, link: Link) -> Iterator[Collectives]:
         yield ranks
 
 
-def _lead(config: TrainConfig, link: Link, ranks: Collectives) -> Iterator[Event]:
-    """Prepare the run alone, send the orders to the other processes, and train with them."""
+def _lead(config: TrainConfig, link: Link, ranks: Collectives, follows: bool) -> Iterator[Event]:
+    """Prepare the run alone, send the orders to the other processes, and train with them.
+
+    `follows`: read the user's orders from the run's folder, because no supervisor does.
+    """
     old = None if config.resume is None else read_interrupted(config)
     ready = yield from _get_ready(config, old, ranks)
     if config.dry_run:
@@ -114,7 +118,8 @@ def _lead(config: TrainConfig, link: Link, ranks: Collectives) -> Iterator[Event
             link.send(RunFolder(str(run.path.absolute())))
             if old is not None:
                 refuse_concurrent_resume(old, config)
-            yield from _logged(run, progress, _run(ready, run, old, progress, link))
+            with follow_order_file(link, run) if follows else nullcontext():
+                yield from _logged(run, progress, _run(ready, run, old, progress, link))
     except BaseException:
         if old is None and progress.done == 0:  # no step is done, so there is nothing to resume
             directory.discard(run)
@@ -142,7 +147,9 @@ def _get_ready(config: TrainConfig, old: Interrupted | None, ranks: Collectives)
     machine = detect.detect_machine()
     detect.check_machine(machine)
     from_checkpoint = old is not None and old.checkpoint is not None
-    start = init_adapter(config.init_adapter) if config.init_adapter and not from_checkpoint else None
+    start = None if from_checkpoint else init_adapter(config)
+    if start is not None:  # the saved settings do not depend on the working directory, nor on which run is the latest
+        config = config.model_copy(update={"init_adapter": str(start.absolute())})
     folder = old.run.path if old else Path(config.output_dir)
     check_settings(config, machine, folder, start)
     check_processes(config, machine, ranks.own_rank.local_count)

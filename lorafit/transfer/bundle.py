@@ -29,7 +29,8 @@ from lorafit.models.hub import is_local
 from lorafit.planner.plan import Plan
 from lorafit.run_folders.adapter import CHAT, CONFIG, read_adapter
 from lorafit.run_folders.checkpoint import latest_good, step_of
-from lorafit.run_folders.directory import RunDir, find_adapter
+from lorafit.run_folders.directory import RunDir
+from lorafit.run_folders.find_adapter import find_adapter
 from lorafit.transfer import archive
 
 BUNDLE, RUN, INPUTS, LAYOUT = "bundle.json", "run", "inputs", 1
@@ -116,7 +117,7 @@ def portable(config: TrainConfig, folder: Path, kind: str, has_checkpoint: bool)
     if settings["chat_template"] is not None:
         settings["chat_template"] = read_template(settings["chat_template"])
     if settings["init_adapter"] is not None:
-        start = find_adapter(Path(settings["init_adapter"]).expanduser())
+        start = find_adapter(settings["init_adapter"], Path(config.output_dir))
         settings["init_adapter"] = f"{INPUTS}/init_adapter"
         if carried and not has_checkpoint:
             copy_adapter(start, folder / settings["init_adapter"], settings["model_name"], {})

@@ -38,7 +38,7 @@ RUN = re.compile(r"output/(llama-lora-\d{8}_\d{6})")
 
 # Commands that are not run here: pattern of the whole command line -> reason.
 NOT_RUN = {
-    r"(pip|brew|git|hf|make|source|sudo) .*": "installs or changes something, or is another program",
+    r"(pip|brew|docker|git|hf|make|source|sudo) .*": "installs or changes something, or is another program",
     r"(ioreg|notifyutil|pmset|sysctl) .*": "macOS only",
     r"tensorboard .*": "a server; what it reads is tested in test_reporters",
     r"\./run_(train|tests)\.sh.*": "creates an environment and downloads packages, then runs `python train.py`",

@@ -180,6 +180,15 @@ def test_commands_have_the_form_in_use(program: str, chat: list[str], resume: li
     assert next_command("resume", "a b", program, tmp_path)[-len(resume) :] == resume
 
 
+def test_a_program_that_is_linked_into_a_folder_of_path_needs_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """uv and pipx install programs so."""
+    (tmp_path / "lorafit").symlink_to(Path(sys.executable).with_name("lorafit"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert next_command("chat", "a", "tool/lorafit", tmp_path)[:2] == ["lorafit", "chat"]
+
+
 def test_an_error_shows_its_four_parts_with_and_without_a_terminal() -> None:
     error = ConfigError("What happened.", where="/data[0]/x.yaml", found="lora_r: 'x'", fix="Write a number.")
     for settings in ({}, {"force_terminal": True, "force_interactive": True}):

@@ -14,7 +14,8 @@ from lorafit.errors import AdapterError, DiskError, RunError
 from lorafit.events import EvalDone, Event, Finished, Resumed, Started, StepDone, Stopped, to_line
 from lorafit.run_folders import directory
 from lorafit.run_folders.checkpoint import save_checkpoint
-from lorafit.run_folders.directory import RunDir, RunInfo, create, find_adapter, find_run, latest_run, list_runs
+from lorafit.run_folders.directory import RunDir, RunInfo, create, find_run, latest_run, list_runs
+from lorafit.run_folders.find_adapter import find_adapter
 
 STARTED = Started(
     run="r",
@@ -244,29 +245,29 @@ def test_the_adapter_of_a_run_is_the_final_else_the_best_else_that_of_the_newest
 ) -> None:
     run = make_run(tmp_path, "run")
     with pytest.raises(AdapterError, match="no adapter here"):
-        find_adapter(run.path)
+        find_adapter(run.path, tmp_path)
     older, newer = (save_checkpoint(run, s, lambda folder: (adapter_in(folder), None)[1]).path for s in (1, 2))
-    assert find_adapter(run.path) == newer
+    assert find_adapter(run.path, tmp_path) == newer
     (newer / "state.json").write_text("torn")
-    assert find_adapter(run.path) == older
+    assert find_adapter(run.path, tmp_path) == older
     best = adapter_in(run.best_model)
-    assert find_adapter(run.path) == best
+    assert find_adapter(run.path, tmp_path) == best
     final = adapter_in(run.final_model)
-    assert find_adapter(run.path) == final
+    assert find_adapter(run.path, tmp_path) == final
 
 
 def test_an_adapter_is_found_by_its_own_folder_too(tmp_path: Path) -> None:
     for folder in (tmp_path / "final_model", tmp_path / "checkpoints" / "step-000001"):
-        assert find_adapter(adapter_in(folder)) == folder
+        assert find_adapter(adapter_in(folder), tmp_path) == folder
 
 
 def test_a_folder_without_an_adapter_raises_an_error_that_says_what_was_found(tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="no such folder"):
-        find_adapter(tmp_path / "absent")
+        find_adapter(tmp_path / "absent", tmp_path)
     saved = save_checkpoint(RunDir(tmp_path), 1, lambda folder: (adapter_in(folder), None)[1])
     (saved.path / "adapter_config.json").unlink()
     with pytest.raises(AdapterError, match=r"step-000001: adapter_config\.json is missing"):
-        find_adapter(tmp_path)
+        find_adapter(tmp_path, tmp_path)
 
 
 def test_all_files_of_a_run_have_their_fixed_names() -> None:

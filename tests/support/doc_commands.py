@@ -7,7 +7,7 @@ from pathlib import Path
 
 from support.paths import ROOT
 
-PAGES = sorted([*ROOT.glob("README*.md"), *ROOT.glob("docs/*.md")])
+PAGES = sorted([*ROOT.glob("README*.md"), *ROOT.glob("docs/**/*.md")])
 
 
 SCRIPTS = {"train.py": "train", "inference.py": "chat", "compare_models.py": "compare"}

@@ -5,7 +5,20 @@ import time
 from pathlib import Path
 
 from lorafit.errors import LorafitError
-from lorafit.events import Answered, Event, Failed, Finished, Restarted, Resumed, Shrunk, Started, Stopped, Warned
+from lorafit.events import (
+    Answered,
+    Continued,
+    Event,
+    Failed,
+    Finished,
+    Paused,
+    Restarted,
+    Resumed,
+    Shrunk,
+    Started,
+    Stopped,
+    Warned,
+)
 from lorafit.messages import _
 from lorafit.reporters.html.curve import make_chart
 from lorafit.reporters.html.page import render, write_page
@@ -18,7 +31,7 @@ from lorafit.run_folders.directory import RunDir
 from lorafit.run_folders.history import Record, Results
 from lorafit.units import bytes_text, count_text, seconds_text
 
-TIMELINE_EVENTS = (Started, Restarted, Resumed, Shrunk, Warned, Stopped, Failed, Finished)
+TIMELINE_EVENTS = (Started, Restarted, Resumed, Shrunk, Warned, Paused, Continued, Stopped, Failed, Finished)
 
 
 class RunPageReporter:
@@ -149,7 +162,7 @@ def _event_text(event: Event) -> str:
             return _("Stopped by signal {signal}; everything is saved.").format(signal=event.signal)
         case Finished():
             return _("Finished.")
-        case Restarted() | Shrunk() | Warned() | Failed():
+        case Restarted() | Shrunk() | Warned() | Paused() | Continued() | Failed():
             return str(event.text).lstrip(LEADING)
     return ""
 

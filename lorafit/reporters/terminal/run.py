@@ -9,11 +9,13 @@ from rich.text import Text
 from lorafit.errors import LorafitError
 from lorafit.events import (
     Answered,
+    Continued,
     EvalDone,
     Evaluating,
     Event,
     Failed,
     Finished,
+    Paused,
     Planned,
     Rehearsed,
     Restarted,
@@ -201,7 +203,9 @@ def line_of(event: Event) -> tuple[str, str]:
         case Saved():
             size = bytes_text(event.bytes)
             return _("step {step}: saved {path} ({size})").format(step=event.step, path=event.path, size=size), "dim"
-        case Warned() | Shrunk() | Restarted():
+        case Continued():
+            return f"✓ {event.text}", ""
+        case Warned() | Shrunk() | Restarted() | Paused():
             text = event.text if event.text.startswith(SENTENCE_MARKS) else f"⚠  {event.text}"
             return text, "" if text.startswith("✓") else "yellow"
         case Rehearsed():

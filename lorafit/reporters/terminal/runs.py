@@ -25,6 +25,7 @@ def state_text(state: str) -> str:
     words = {
         "finished": _("finished"),
         "running": _("running"),
+        "paused": _("paused"),
         "stopped": _("stopped"),
         "interrupted": _("interrupted"),
     }
