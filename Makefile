@@ -3,7 +3,7 @@ SHELL := bash
 PY := .venv/bin/python
 LOCALE := lorafit/locale
 
-.PHONY: setup test test-slow lint format locale docs benchmarks pictures check
+.PHONY: setup test test-slow lint format locale docs site benchmarks pictures check
 
 setup: ## create .venv with all packages
 	@set -euo pipefail; source scripts/setup.sh; setup dev
@@ -34,6 +34,9 @@ pictures: setup ## train the demo in both languages and draw docs/pictures/ from
 
 docs: setup ## write docs/cli.md from the settings
 	$(PY) scripts/make_docs.py
+
+site: ## build the documentation site into build/site; fail on broken links
+	scripts/build_site.sh
 
 benchmarks: setup ## write docs/benchmarks.md from benchmarks/results (measures nothing)
 	$(PY) benchmarks/page.py

@@ -12,7 +12,7 @@ when it is first used, because `lorafit --help` needs none of them.
 import importlib
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "TrainConfig": "lorafit.config",

@@ -226,8 +226,10 @@ def data_report(request: "DataRequest", say: ProgressCallback = ignore_progress)
     from lorafit.models.hub import find_model
 
     if not request.files:
-        fix = _("Name files, a hub id like `owner/name`, or `demo`: {command}").format(command="lorafit data FILE ...")
-        raise ConfigError(_("Which data should be looked at?"), fix=fix)
+        fix = _("Give data files, a dataset ID like `owner/name`, or `demo`: {command}").format(
+            command="lorafit data FILE ..."
+        )
+        raise ConfigError(_("No data given."), fix=fix)
     config = request.as_config()
     names = ",".join(request.files)
     rows = read_rows(names, config.dataset_split, hub=config.hub, endpoint=config.hf_endpoint)

@@ -37,12 +37,12 @@ def disk_error(error: OSError, path: Path) -> DiskError:
     """Return a DiskError for `error` while writing `path`, with the free space and a fix."""
     full = error.errno in DISK_FULL
     return DiskError(
-        _("The disk is full.") if full else _("This place on the disk cannot be written."),
+        _("The disk is full.") if full else _("This file or folder cannot be written."),
         where=path,
-        found=_("{problem}; {room} left").format(problem=error.strerror or error, room=bytes_text(_room_bytes(path))),
-        fix=_("Make room, or choose another folder with --output_dir.")
+        found=_("{problem}; {room} free").format(problem=error.strerror or error, room=bytes_text(_room_bytes(path))),
+        fix=_("Free disk space, or choose another folder with --output_dir.")
         if full
-        else _("Choose a folder that you may write with --output_dir."),
+        else _("Choose a writable folder with --output_dir."),
     )
 
 
@@ -79,12 +79,15 @@ def ensure_disk_space(folder: Path, needed_bytes: int) -> None:
     room = _room_bytes(folder)
     if room is not None and room < needed_bytes:
         raise DiskError(
-            _("The disk has not the room that this run needs."),
+            _("Not enough disk space for this run."),
             where=folder,
-            found=_("{room} left, about {needed} needed").format(
+            found=_("{room} free, about {needed} needed").format(
                 room=bytes_text(room), needed=bytes_text(needed_bytes)
             ),
-            fix=_("Make room, choose another folder with --output_dir, or keep less: --keep_checkpoints 1."),
+            fix=_(
+                "Free disk space, choose another folder with --output_dir, or keep fewer "
+                "checkpoints: --keep_checkpoints 1."
+            ),
         )
 
 
@@ -202,7 +205,7 @@ def _entries(manifest: Any) -> Iterator[tuple[str, int, str]]:
     """Yield name, bytes and digest of each file. Raise ValueError if the manifest is not valid."""
     files = manifest.get("files") if isinstance(manifest, dict) else None
     if not isinstance(files, dict) or not files:
-        raise ValueError(_("no list of files"))
+        raise ValueError(_("the list of files is missing"))
     for name, facts in files.items():
         size, digest = (facts.get("bytes"), facts.get("sha256")) if isinstance(facts, dict) else (None, None)
         outside = PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts
@@ -216,7 +219,9 @@ def _mismatch(path: Path, name: str, size: int, digest: str) -> str | None:
         found = path.stat().st_size
         if found != size:
             return _("{file} has {found} bytes instead of {size}").format(file=name, found=found, size=size)
-        return None if _digest(path) == digest else _("{file} has changed: its digest differs").format(file=name)
+        return (
+            None if _digest(path) == digest else _("{file} was changed: its SHA-256 checksum differs").format(file=name)
+        )
     except FileNotFoundError:
         return _("{file} is missing").format(file=name)
     except (OSError, ValueError) as error:

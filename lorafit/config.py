@@ -33,134 +33,149 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=(), allow_inf_nan=False)
 
     # Model and data
-    model_name: str = what("meta-llama/Llama-3.2-3B-Instruct", "Base model: a folder, a hub id, or `demo`.")
+    model_name: str = what(
+        "meta-llama/Llama-3.2-3B-Instruct", "Base model: a folder, a model ID (e.g. `Qwen/Qwen3-0.6B`), or `demo`."
+    )
     dataset_name: str = what(
         "Skepsun/lawyer_llama_data",
-        "Training data: a file (JSON, JSONL, CSV, TSV, Parquet, Arrow; .gz, .zst), a folder, a hub id, or `demo`; "
-        "several with commas between.",
+        "Training data: a file (JSON, JSONL, CSV, TSV, Parquet, Arrow; .gz, .zst), a folder, "
+        "a dataset ID, or `demo`; separate several with commas.",
     )
     dataset_split: str = what("train", "Split and slice of the data, e.g. `train[:1000]` or `train[10%:20%]`.")
-    valid_dataset: str | None = what(None, "Validation data of its own, named like dataset_name (None: by val_size).")
+    valid_dataset: str | None = what(
+        None, "Separate validation data, written like dataset_name (default: split off by val_size)."
+    )
     valid_split: str = what("train", "Split and slice of valid_dataset, e.g. `validation`.")
     field_map: str | None = what(
-        None, "Other names of the data's keys, THEIRS=OURS, e.g. `title=instruction,solution=output`."
+        None, "Keys of the data to rename, as THEIRS=OURS, e.g. `title=instruction,solution=output`."
     )
-    context_field: str | None = what(None, "Key of a text that goes before the question, e.g. `laws`.")
-    train_on: Literal["all", "last"] = what("all", "Learn all of the assistant's turns, or the last one only.")
+    context_field: str | None = what(None, "Key of a text to put before the question, e.g. `laws`.")
+    train_on: Literal["all", "last"] = what(
+        "all", "Compute the loss on every assistant message, or on the last one only."
+    )
     chat_template: str | None = what(
-        None, "Chat template: a Jinja file, or the template itself (None: the model's own, else plain ChatML)."
+        None, "Chat template: a Jinja file, or the template itself (default: the model's own, else plain ChatML)."
     )
-    max_rejects: float = how(0.05, "Share of the rows that may be bad; more stop before training.", ge=0, le=1)
-    max_samples: int | None = what(None, "Use only the first N samples (None: all).", ge=1)
+    max_rejects: float = how(0.05, "Highest share of rejected rows; above it, training does not start.", ge=0, le=1)
+    max_samples: int | None = what(None, "Use only the first N samples (default: all).", ge=1)
     val_size: float = what(
-        0.05, "Held out for validation: a share below 1 (at most 200 rows), or a number of rows; 0: none.", ge=0
+        0.05, "Size of the validation set: a share below 1 (at most 200 rows), or a number of rows; 0: none.", ge=0
     )
-    system_prompt: str | None = what(None, "System text for conversations that have none (None: the template's own).")
-    date_string: str = what(TEMPLATE_DATE, "The date that templates with a date write into every sample.")
-    init_adapter: str | None = what(None, "Start from this adapter's weights instead of fresh ones.")
+    system_prompt: str | None = what(None, "System prompt for conversations without one (default: the template's own).")
+    date_string: str = what(TEMPLATE_DATE, "Date that chat templates with a date write into every sample.")
+    init_adapter: str | None = what(None, "Adapter whose weights training starts from (default: new weights).")
 
     # Training
-    num_epochs: float = what(3.0, "Times that every training row is seen.", gt=0)
-    max_steps: int | None = what(None, "Stop after this many optimizer steps (None: by num_epochs).", ge=1)
+    num_epochs: float = what(3.0, "Number of epochs.", gt=0)
+    max_steps: int | None = what(None, "Number of steps (default: by num_epochs).", ge=1)
     effective_batch: int | None = what(
-        None, "Samples an optimizer step learns from, over all processes (None: 16).", ge=1
+        None, "Effective batch size: samples per step, over all processes (default: 16).", ge=1
     )
-    batch_size: int | None = how(None, "At most this many samples in a micro-batch (None: the planner chooses).", ge=1)
+    batch_size: int | None = how(None, "Highest number of samples in a micro-batch (default: automatic).", ge=1)
     gradient_accumulation_steps: int | None = how(
-        None, "With batch_size it sets effective_batch = batch_size x this.", ge=1
+        None, "Gradient accumulation; with batch_size, sets effective_batch = batch_size x this value.", ge=1
     )
     learning_rate: float = what(1e-4, "Peak learning rate.", gt=0)
-    lr_scheduler: Literal["cosine", "linear", "constant"] = what(
-        "cosine", "Shape of the learning rate after the warm-up."
+    lr_scheduler: Literal["cosine", "linear", "constant"] = what("cosine", "Learning rate schedule after the warm-up.")
+    warmup_ratio: float = what(0.05, "Warm-up: share of the steps over which the learning rate rises.", ge=0, le=1)
+    weight_decay: float = what(0.0, "Weight decay of AdamW.", ge=0)
+    adam_beta1: float = what(0.9, "AdamW beta1: decay rate of the mean gradient.", ge=0, lt=1)
+    adam_beta2: float = what(0.999, "AdamW beta2: decay rate of the mean squared gradient.", ge=0, lt=1)
+    adam_epsilon: float = what(1e-8, "Epsilon of AdamW.", gt=0)
+    max_grad_norm: float = what(1.0, "Norm that the gradient of each step is clipped to; 0: no clipping.", ge=0)
+    max_length: int = what(
+        512, "Longest sample in tokens; longer ones are truncated, first in the middle of the question.", ge=8
     )
-    warmup_ratio: float = what(0.05, "Share of the steps over which the learning rate rises.", ge=0, le=1)
-    weight_decay: float = what(0.0, "AdamW's weight decay.", ge=0)
-    adam_beta1: float = what(0.9, "AdamW's decay of the mean gradient.", ge=0, lt=1)
-    adam_beta2: float = what(0.999, "AdamW's decay of the mean squared gradient.", ge=0, lt=1)
-    adam_epsilon: float = what(1e-8, "AdamW's epsilon.", gt=0)
-    max_grad_norm: float = what(1.0, "Clip the step's gradient to this norm; 0: never.", ge=0)
-    max_length: int = what(512, "Longest sample in tokens; of longer ones the middle of the question goes first.", ge=8)
-    seed: int = what(42, "Decides order, initialisation and dropout.", ge=0, lt=2**32)
+    seed: int = what(42, "Random seed of order, initialization and dropout.", ge=0, lt=2**32)
 
     # Adapter
-    lora_r: int = what(32, "Rank of the adapter.", ge=1)
-    lora_alpha: float = what(64.0, "The adapter is scaled by lora_alpha / lora_r.", gt=0)
-    lora_dropout: float = what(0.0, "Dropout before the adapter.", ge=0, lt=1)
+    lora_r: int = what(32, "Rank (r) of the adapter.", ge=1)
+    lora_alpha: float = what(64.0, "Alpha of the adapter, which is scaled by lora_alpha / lora_r.", gt=0)
+    lora_dropout: float = what(0.0, "Dropout rate before the adapter.", ge=0, lt=1)
     lora_targets: str = what(
         "all-linear", "Linear layers that get an adapter: `all-linear`, or names, e.g. `q_proj,v_proj`."
     )
 
     # Machine
     engine: Literal["auto", "mlx", "torch"] = how(
-        "auto", "What computes (auto: MLX on Apple Silicon where it is installed, else PyTorch)."
+        "auto", "Engine (auto: MLX on Apple Silicon if installed, else PyTorch)."
     )
     device: Literal["auto", "cuda", "mps", "cpu"] = how("auto", "Device to train on.")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = how("auto", "Number format of base weights and arithmetic.")
-    quantization: Literal["auto", "none", "4bit", "8bit"] = what("auto", "Quantise the base weights.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = how("auto", "Precision of base weights and computation.")
+    quantization: Literal["auto", "none", "4bit", "8bit"] = what("auto", "Quantization of the base weights.")
     optimizer: Literal["auto", "adamw", "paged_adamw_8bit"] = what(
-        "auto", "Optimizer (auto: paged_adamw_8bit on CUDA)."
+        "auto", "Optimizer (auto: paged_adamw_8bit on CUDA, else adamw)."
     )
-    token_budget: int | None = how(None, "Tokens in a micro-batch (None: the planner chooses).", ge=1)
+    token_budget: int | None = how(None, "Tokens per micro-batch (default: automatic).", ge=1)
     recompute: int | None = how(
-        None, "Layers that recompute their activations to save memory (None: the planner chooses).", ge=0
+        None, "Number of layers with gradient checkpointing, which saves memory (default: automatic).", ge=0
     )
     allocator: Literal["auto", "fast", "lean", "default"] = how(
-        "auto", "How the C library hands out memory (Linux): fast keeps what it took, lean gives it back at once."
+        "auto", "Memory allocation by the C library (Linux): fast keeps freed memory, lean returns it at once."
     )
     compile: Literal["auto", "on", "off"] = how(
-        "auto", "Compile each layer by torch.compile, on the generic path (auto: where a run is long enough to pay)."
+        "auto", "torch.compile for each layer on the generic path (auto: if the run is long enough to pay off)."
     )
     processes: int | None = how(
         None,
-        "Processes on this machine that train together, one a GPU (None: one; torchrun sets its own number).",
+        "Training processes on this machine, one per GPU (default: one; torchrun sets its own number).",
         ge=1,
     )
     shard: Literal["auto", "on", "off"] = how(
-        "auto", "Share the base's weights out over the processes (auto: where one alone cannot hold them)."
+        "auto", "Split the base weights across the processes (auto: if one process cannot hold them alone)."
     )
     trust_remote_code: bool = how(False, "Run code that comes with the model. Only for models whose author you trust.")
-    hang_seconds: float = how(300.0, "Restart the worker after this long without progress.", gt=0)
+    hang_seconds: float = how(300.0, "Seconds without progress after which the training process is restarted.", gt=0)
     recycle_every: int | None = how(
         None,
-        "Take a fresh process every so many steps; the result is the same (None: only where handles run out).",
+        "Restart the training process every N steps; the result is the same (default: only "
+        "if Metal runs out of buffers).",
         ge=1,
     )
     pause_battery: float = how(
-        20.0, "On battery below this many percent: save and pause until there is power.", ge=0, le=100
+        20.0,
+        "Battery level in percent; below it and on battery, training is saved and pauses until there is power.",
+        ge=0,
+        le=100,
     )
 
     # Download and output
-    hub: Literal["huggingface", "modelscope"] = how("huggingface", "Hub that names are looked up on.")
+    hub: Literal["huggingface", "modelscope"] = how("huggingface", "Model hub to download from.")
     hf_endpoint: str | None = how(
-        None, "Mirror of the Hugging Face hub, e.g. https://hf-mirror.com (None: HF_ENDPOINT, else the hub)."
+        None,
+        "Mirror of the Hugging Face hub, e.g. `https://hf-mirror.com` (default: HF_ENDPOINT, else huggingface.co).",
     )
     output_dir: str = how("output", "Folder for runs.")
-    save_steps: int | None = how(None, "Steps between checkpoints (None: about every ten minutes).", ge=1)
-    eval_steps: int | None = how(None, "Steps between evaluations (None: a twentieth of the time).", ge=1)
-    keep_checkpoints: int = how(2, "How many of the latest checkpoints to keep.", ge=1)
+    save_steps: int | None = how(None, "Steps between checkpoints (default: about every ten minutes).", ge=1)
+    eval_steps: int | None = how(
+        None, "Steps between evaluations (default: evaluation takes at most 5% of the time).", ge=1
+    )
+    keep_checkpoints: int = how(2, "Number of latest checkpoints to keep.", ge=1)
 
     # This command
-    config: str | None = how(None, "Read settings from this YAML file; flags beside it win.")
-    plan: str | None = how(None, "Repeat the plan in this plan.json.")
-    resume: str | None = how(None, "Go on with a run: its folder, or nothing for the latest.")
-    demo: bool = how(False, "Train the embedded model on the embedded Chinese legal questions; flags beside it win.")
-    dry_run: bool = how(False, "Do everything up to the first step, then stop and leave nothing behind.")
-    no_preflight: bool = how(False, "Begin at once, without measuring a few micro-batches first.")
-    notify: str | None = how(
-        None, "Run this command with a title and a text when the run ends, e.g. `ntfy publish me`."
+    config: str | None = how(None, "YAML file to read settings from; flags take precedence.")
+    plan: str | None = how(None, "plan.json with the plan to use again.")
+    resume: str | None = how(None, "Run to resume: its folder or name; without a value, the latest.")
+    demo: bool = how(
+        False, "Train the built-in model on the built-in Chinese legal questions; other flags take precedence."
     )
-    no_supervisor: bool = how(False, "Train in this very process, e.g. under a debugger: nothing restarts it.")
-    lang: Literal["en", "zh"] | None = how(None, "Language to speak (None: by locale).")
+    dry_run: bool = how(False, "Do everything up to the first step, then stop and leave no files.")
+    no_preflight: bool = how(False, "Start at once, without the preflight check, which measures a few micro-batches.")
+    notify: str | None = how(None, "Command to run with a title and a text when the run ends, e.g. `ntfy publish me`.")
+    no_supervisor: bool = how(
+        False, "Train in this process, e.g. under a debugger; nothing restarts it after a failure."
+    )
+    lang: Literal["en", "zh"] | None = how(None, "Language of the messages (default: from the locale).")
 
 
 def sections() -> dict[str, str]:
     """Return the headings of the help text, keyed by the first setting below each heading."""
     return {
-        "model_name": _("What to train on what"),
-        "num_epochs": _("How long and how fast to learn"),
-        "lora_r": _("The adapter"),
-        "device": _("The machine"),
-        "hub": _("Where things come from and go"),
+        "model_name": _("Model and data"),
+        "num_epochs": _("Training"),
+        "lora_r": _("Adapter"),
+        "device": _("Machine"),
+        "hub": _("Download and output"),
         "config": _("This command"),
     }
 
@@ -189,10 +204,12 @@ def resolve_effective_batch(config: TrainConfig) -> int:
         return effective or (8 if config.demo else 16)
     if effective is not None and effective != size * accumulation:
         raise ConfigError(
-            _("The three batch settings disagree."),
+            _("effective_batch differs from batch_size x gradient_accumulation_steps."),
             where="batch_size x gradient_accumulation_steps, effective_batch",
             found=f"{size} x {accumulation} = {size * accumulation}, effective_batch = {effective}",
-            fix=_("Leave one of them out, or make batch_size x gradient_accumulation_steps equal to effective_batch."),
+            fix=_(
+                "Remove one of the three, or make batch_size x gradient_accumulation_steps equal to effective_batch."
+            ),
         )
     return size * accumulation
 
@@ -203,17 +220,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
         settings = yaml.safe_load(path.read_text("utf-8"))
     except FileNotFoundError:
         raise ConfigError(
-            _("There is no such settings file."), where=path, fix=_("Check the path given to --config.")
+            _("Settings file not found."), where=path, fix=_("Check the path given to --config.")
         ) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        fix = _("Write one setting a line, as in `lora_r: 16`; texts with `:`, `#` or brackets go in quotes.")
+        fix = _("Write one setting per line, as in `lora_r: 16`; put texts with `:`, `#` or brackets in quotes.")
         raise ConfigError(_("The settings file cannot be read as YAML."), where=path, found=error, fix=fix) from None
     if not isinstance(settings, dict | None):
         raise ConfigError(
-            _("A settings file holds names and values."),
+            _("The settings file does not consist of names and values."),
             where=path,
             found=type(settings).__name__,
-            fix=_("Write one setting a line, as in `lora_r: 16`."),
+            fix=_("Write one setting per line, as in `lora_r: 16`."),
         )
     return {str(key).replace("-", "_"): value for key, value in (settings or {}).items()}
 
@@ -230,7 +247,7 @@ def make_config(settings: dict[str, Any], where: object) -> TrainConfig:
         fix = (
             _("Did you mean `{name}`?").format(name=near[0])
             if near
-            else _("`lorafit train --help` lists all settings.")
+            else _("Run `lorafit train --help` for the list of settings.")
         )
         raise ConfigError(_("Unknown setting `{name}`.").format(name=key), where=where, found=key, fix=fix)
     raise setting_error(TrainConfig, key, error["input"], where)
@@ -240,10 +257,10 @@ def setting_error(kind: type[BaseModel], name: str, value: object, where: object
     """Return the error for a `value` that the setting `name` does not accept."""
     field = kind.model_fields[name]
     return ConfigError(
-        _("Setting `{name}` has a value that it cannot take.").format(name=name),
+        _("Invalid value for `{name}`.").format(name=name),
         where=where,
         found=f"{name}: {value!r}",
-        fix=_("Wanted: {wanted}. {help} Default: {default}.").format(
+        fix=_("Give a valid value ({wanted}). {help} Default: {default}.").format(
             wanted=accepted_values(field), help=translate(field.description or ""), default=field.default
         ),
     )

@@ -53,9 +53,9 @@ def find_entry(kind: dict[str, Entry], name: str) -> Entry:
     if name not in kind:
         known = listed(sorted(kind)) or "-"
         raise ConfigError(
-            _("Nothing is registered under `{name}`.").format(name=name),
+            _("Unknown name `{name}`.").format(name=name),
             found=name,
-            fix=_("Known: {known}.").format(known=known),
+            fix=_("Use one of: {known}.").format(known=known),
         )
     return kind[name]
 

@@ -28,10 +28,10 @@ def seconds_text(seconds: float | None) -> str:
     if whole < 60:
         return _("{seconds} s").format(seconds=whole)
     if whole < 3600:
-        return _("{minutes} min {seconds:02d} s").format(minutes=whole // 60, seconds=whole % 60)
+        return _("{minutes} min {seconds} s").format(minutes=whole // 60, seconds=whole % 60)
     if whole < 86400:
-        return _("{hours} h {minutes:02d} min").format(hours=whole // 3600, minutes=whole % 3600 // 60)
-    return _("{days} d {hours:02d} h").format(days=whole // 86400, hours=whole % 86400 // 3600)
+        return _("{hours} h {minutes} min").format(hours=whole // 3600, minutes=whole % 3600 // 60)
+    return _("{days} d {hours} h").format(days=whole // 86400, hours=whole % 86400 // 3600)
 
 
 def count_text(count: int) -> str:

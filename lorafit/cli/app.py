@@ -43,30 +43,33 @@ def _face(name: str) -> Entry:
 
 
 COMMANDS = {
-    "train": Command(_face("train"), lambda: _("train an adapter")),
-    "resume": Command(_face("resume"), lambda: _("go on with a run: the latest, or the one named")),
-    "chat": Command(_face("chat"), lambda: _("talk to a model, or let it answer a prompt or a file")),
-    "compare": Command(_face("compare"), lambda: _("compare base and tuned: held-out loss, answers side by side")),
-    "data": Command(_face("data"), lambda: _("look at data: formats, rejects, copies, lengths, samples")),
+    "train": Command(_face("train"), lambda: _("train an adapter (LoRA)")),
+    "resume": Command(_face("resume"), lambda: _("resume a run: the latest, or the one named")),
+    "chat": Command(_face("chat"), lambda: _("chat with a model, or have it answer a prompt or a file")),
+    "compare": Command(
+        _face("compare"), lambda: _("compare with the base model: validation loss, answers side by side")
+    ),
+    "data": Command(_face("data"), lambda: _("inspect data: formats, rejected rows, duplicates, lengths, samples")),
     "plan": Command(
-        Entry("lorafit.cli.plan:plan", PACKAGES), lambda: _("what fits, how long it takes and why, before a run")
+        Entry("lorafit.cli.plan:plan", PACKAGES),
+        lambda: _("show the plan before a run: what fits, how long it takes, and why"),
     ),
     "machines": Command(
-        Entry("lorafit.cli.plan:machines", PACKAGES), lambda: _("list the machines that a plan can be made for")
+        Entry("lorafit.cli.plan:machines", PACKAGES), lambda: _("list the machines known to `lorafit plan --machine`")
     ),
-    "runs": Command(Entry("lorafit.cli.runs:runs", PACKAGES), lambda: _("list the runs; show, compare or remove them")),
+    "runs": Command(Entry("lorafit.cli.runs:runs", PACKAGES), lambda: _("list, show, diff or remove runs")),
     "bundle": Command(
         Entry("lorafit.cli.transfer:bundle", PACKAGES),
-        lambda: _("pack a run for another machine: `lorafit train run.zip`"),
+        lambda: _("bundle a run for another machine (there: `lorafit train run.zip`)"),
     ),
     "cloud": Command(
         Entry("lorafit.cli.transfer:cloud", PACKAGES),
-        lambda: _("get a run ready for Colab, Kaggle, SageMaker and others"),
+        lambda: _("prepare a run for Colab, Kaggle, SageMaker and others"),
     ),
     "fetch": Command(
-        Entry("lorafit.cli.transfer:fetch", PACKAGES), lambda: _("take over what came back from another machine")
+        Entry("lorafit.cli.transfer:fetch", PACKAGES), lambda: _("import the result of a run on another machine")
     ),
-    "doctor": Command(_face("doctor"), lambda: _("look at this machine, and say what is wrong with it")),
+    "doctor": Command(_face("doctor"), lambda: _("check this machine and report problems")),
 }
 
 
@@ -113,11 +116,11 @@ def _command(argv: list[str]) -> int:
         return code
     near = difflib.get_close_matches(name, COMMANDS, n=1)
     raise ConfigError(
-        _("There is no command `{name}`.").format(name=name),
+        _("Unknown command `{name}`.").format(name=name),
         found=name,
         fix=_("Did you mean `{name}`?").format(name=near[0])
         if near
-        else _("Commands: {names}.").format(names=listed(COMMANDS)),
+        else _("Use one of these commands: {names}.").format(names=listed(COMMANDS)),
     )
 
 
@@ -134,12 +137,12 @@ def _language_last(argv: list[str]) -> list[str]:
 
 def overview() -> str:
     """Return the text of `lorafit --help`."""
-    lines = [_("LoRA fine-tuning that fits the machine in front of you."), "", _("usage: lorafit COMMAND [flags]"), ""]
+    lines = [_("LoRA fine-tuning that fits your machine."), "", _("usage: lorafit COMMAND [flags]"), ""]
     width = max(map(len, COMMANDS)) + 2
     lines += [f"  {name:<{width}}{command.help()}" for name, command in COMMANDS.items()]
     more = [
-        _("`lorafit COMMAND --help` lists its flags; `lorafit --version` tells the version."),
-        _("Let the Tab key complete commands, flags and runs:"),
+        _("`lorafit COMMAND --help` lists its flags; `lorafit --version` shows the version."),
+        _("Tab completion of commands, flags and runs:"),
         "  lorafit --print_completion bash > ~/.lorafit.bash && echo 'source ~/.lorafit.bash' >> ~/.bashrc",
         "  lorafit --print_completion zsh > ~/.lorafit.zsh && echo 'source ~/.lorafit.zsh' >> ~/.zshrc",
     ]

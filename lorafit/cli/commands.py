@@ -48,7 +48,7 @@ class FolderFlags(BaseModel):
     """Flags of the commands that read the folder of runs."""
 
     output_dir: str = Field("output", description="Folder for runs.")
-    lang: Literal["en", "zh"] | None = Field(None, description="Language to speak (None: by locale).")
+    lang: Literal["en", "zh"] | None = Field(None, description="Language of the messages (default: from the locale).")
 
 
 with warnings.catch_warnings():  # the field `json` shadows a deprecated method of pydantic
@@ -58,9 +58,12 @@ with warnings.catch_warnings():  # the field `json` shadows a deprecated method 
         """Flags of `doctor`, which reports the machine, what works on it, what is missing and how to fix it."""
 
         json: bool = Field(  # type: ignore[assignment]
-            False, description="Print everything as JSON, for a bug report; no names, folders or tokens."
+            False,
+            description="Print everything as JSON, for a bug report; contains no user names, paths or access tokens.",
         )
-        calibrations: bool = Field(False, description="Show what earlier runs measured here, and plans rest on.")
+        calibrations: bool = Field(
+            False, description="Show the measurements of earlier runs on this machine, which plans use."
+        )
 
 
 def train(argv: list[str], verb: str = "train") -> int:
@@ -170,7 +173,7 @@ def doctor(argv: list[str]) -> int:
     if flags.json and flags.lang is None:
         set_language("en")  # other people read a bug report
     notes = Console(stderr=True, highlight=False)
-    with notes.status(_("Looking at this machine ...")) if notes.is_interactive else contextlib.nullcontext():
+    with notes.status(_("Checking this machine ...")) if notes.is_interactive else contextlib.nullcontext():
         report = api.doctor(Path(flags.output_dir))
     if flags.json:
         print(report.to_json())

@@ -99,10 +99,10 @@ def script(shell: str) -> str:
     """Return the completion script for `shell`, to be sourced. Raise ConfigError for an unknown shell."""
     if shell not in SHELLS:
         raise ConfigError(
-            _("There is no completion for this shell."),
+            _("Shell name missing or not supported."),
             where="--print_completion",
             found=shell or None,
-            fix=_("Known: {known}.").format(known=listed(SHELLS)),
+            fix=_("Use one of: {known}.").format(known=listed(SHELLS)),
         )
     kinds = {command: _fields(kind) for command, kind in SETTINGS.items()}
     return SCRIPT.format(

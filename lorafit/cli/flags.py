@@ -90,8 +90,8 @@ def _switched_off(kind: type[BaseModel], name: str) -> bool:
 def _check_value(kind: type[BaseModel], name: str, value: str) -> None:
     field = kind.model_fields[name]
     if value.startswith("--"):
-        what = _("The flag `--{name}` needs a value behind it.").format(name=name)
-        raise ConfigError(what, fix=_("Wanted: {wanted}.").format(wanted=accepted_values(field)))
+        what = _("`--{name}` needs a value.").format(name=name)
+        raise ConfigError(what, fix=_("Give a value ({wanted}).").format(wanted=accepted_values(field)))
     if value == "None" and field.default is None:
         return
     try:
@@ -103,19 +103,19 @@ def _check_value(kind: type[BaseModel], name: str, value: str) -> None:
 def _unknown(kind: type[BaseModel], flag: str, name: str, verb: str) -> ConfigError:
     near = difflib.get_close_matches(name, kind.model_fields, n=1)
     return ConfigError(
-        _("There is no flag `{flag}`.").format(flag=flag),
+        _("Unknown flag `{flag}`.").format(flag=flag),
         found=flag,
         fix=_("Did you mean `{name}`?").format(name=f"--{near[0]}")
         if near
-        else _("`{command} --help` lists all flags.").format(command=f"lorafit {verb}"),
+        else _("Run `{command} --help` for the list of flags.").format(command=f"lorafit {verb}"),
     )
 
 
 def _unexpected_word(word: str, verb: str) -> ConfigError:
     return ConfigError(
-        _("The word `{word}` belongs to no flag.").format(word=word),
+        _("Unexpected argument `{word}`.").format(word=word),
         found=word,
-        fix=_("Flags begin with `--`, switches take no value; `{command} --help` lists all flags.").format(
+        fix=_("See `{command} --help`: flags start with `--`, and switches take no value.").format(
             command=f"lorafit {verb}"
         ),
     )

@@ -31,7 +31,7 @@ def show_help(settings: BaseModel, command: str, about: str, console: Console, m
         console.print(*_lines(_flag(name, field), meaning, console), sep="\n")
     if more:
         console.print(Text("\n" + more))
-    console.print(Text("\n" + _("Underscores and hyphens are the same; --no_FLAG turns a switch off.")))
+    console.print(Text("\n" + _("Underscores and hyphens are equivalent; --no_FLAG turns a switch off.")))
 
 
 def _flag(name: str, field: FieldInfo) -> Text:

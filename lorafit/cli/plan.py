@@ -26,16 +26,20 @@ with warnings.catch_warnings():  # the field `json` shadows a deprecated method 
         model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
         machine: str | None = Field(
-            None, description="Plan for this machine, e.g. `M1 Pro 16GB`, `RTX 3090`, `p3.2xlarge` (None: this one)."
+            None,
+            description="Machine to plan for, e.g. `M1 Pro 16GB`, `RTX 3090`, `p3.2xlarge` (default: this machine).",
         )
-        table: bool = Field(False, description="Which machine trains which model, and how long the guide's data take.")
+        table: bool = Field(
+            False,
+            description="Tables of the models that each machine can train, with times for the macOS guide's data.",
+        )
         json: bool = Field(False, description="Print the plan as JSON.")  # type: ignore[assignment]
 
 
 class MachinesFlags(BaseModel):
     """Flags of `machines`, which lists the machines for `lorafit plan --machine`, with memory, speeds and sources."""
 
-    lang: Literal["en", "zh"] | None = Field(None, description="Language to speak (None: by locale).")
+    lang: Literal["en", "zh"] | None = Field(None, description="Language of the messages (default: from the locale).")
 
 
 def plan(argv: list[str]) -> int:

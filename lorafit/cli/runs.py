@@ -38,8 +38,10 @@ class ListFlags(FolderFlags):
 class ShowFlags(FolderFlags):
     """The flags of `runs show`."""
 
-    runs: tyro.conf.Positional[list[str]] = Field([], description="RUN: its name, its folder, or `latest` (if none).")
-    plot: str | None = Field(None, description="Draw the curves into this picture, e.g. curves.png (None: no picture).")
+    runs: tyro.conf.Positional[list[str]] = Field([], description="RUN: name, folder, or `latest` (the default).")
+    plot: str | None = Field(
+        None, description="Image file to draw the curves into, e.g. curves.png (default: no image)."
+    )
 
 
 class DiffFlags(FolderFlags):
@@ -51,8 +53,8 @@ class DiffFlags(FolderFlags):
 class RemoveFlags(FolderFlags):
     """The flags of `runs remove`."""
 
-    runs: tyro.conf.Positional[list[str]] = Field([], description="RUN: its name, its folder, or `latest`.")
-    yes: bool = Field(False, description="Do not ask.")
+    runs: tyro.conf.Positional[list[str]] = Field([], description="RUN: name, folder, or `latest`.")
+    yes: bool = Field(False, description="Remove without asking.")
 
 
 class OrderFlags(FolderFlags):
@@ -69,7 +71,7 @@ def runs(argv: list[str]) -> int:
         return SUBCOMMANDS[name].handler(rest)
     near = difflib.get_close_matches(name, SUBCOMMANDS, n=1)
     raise ConfigError(
-        _("There is no command `{name}`.").format(name=f"runs {name}"),
+        _("Unknown command `{name}`.").format(name=f"runs {name}"),
         found=name,
         fix=_("Did you mean `{name}`?").format(name=f"lorafit runs {near[0] if near else 'show ' + name}"),
     )
@@ -158,13 +160,13 @@ class Subcommand:
 
 
 SUBCOMMANDS = {
-    "list": Subcommand(list_, lambda: _("the runs, the latest first; also without a word")),
-    "show": Subcommand(show, lambda: _("one run: settings, plan, losses, curves, how to go on")),
-    "diff": Subcommand(diff, lambda: _("two runs: what differs, and what came of each")),
+    "list": Subcommand(list_, lambda: _("all runs, latest first (same as `lorafit runs`)")),
+    "show": Subcommand(show, lambda: _("one run: settings, plan, losses, curves, next commands")),
+    "diff": Subcommand(diff, lambda: _("two runs: differences in settings and plan, and results")),
     "stop": Subcommand(partial(order, name="stop"), lambda: _("save a running training and stop it")),
     "pause": Subcommand(partial(order, name="pause"), lambda: _("save a running training and let it wait")),
     "continue": Subcommand(partial(order, name="continue"), lambda: _("continue a paused training")),
-    "remove": Subcommand(remove, lambda: _("delete a run: its whole folder")),
+    "remove": Subcommand(remove, lambda: _("delete a run with its whole folder")),
 }
 ALIASES = {"compare": "diff", "ls": "list", "rm": "remove"}
 
@@ -178,9 +180,9 @@ def _names(names: list[str], count: int, usage: str) -> list[str]:
     if len(names) == count:
         return names
     raise ConfigError(
-        _("Which run?") if count == 1 else _("Which {count} runs?").format(count=count),
+        _("Expected exactly one run.") if count == 1 else _("Expected exactly {count} runs.").format(count=count),
         found=" ".join(names) or None,
-        fix=_("{command}; `lorafit runs` lists all runs.").format(command=f"lorafit runs {usage}"),
+        fix=_("Run `{command}`; `lorafit runs` lists all runs.").format(command=f"lorafit runs {usage}"),
     )
 
 
@@ -188,9 +190,11 @@ def _confirmed(record: Record) -> bool:
     """Ask the user whether to remove the run. Raise ConfigError if stdin is not a terminal."""
     if not sys.stdin.isatty():
         raise ConfigError(
-            _("Nobody can be asked whether this run may be removed."), where=record.run.path, fix=_("Add --yes.")
+            _("Cannot ask before removing this run: the input is not a terminal."),
+            where=record.run.path,
+            fix=_("Add --yes to remove it without a question."),
         )
-    question = _("Remove {path} ({size}, {state}) for good? [y/N] ")
+    question = _("Permanently remove {path} ({size}, {state})? [y/N] ")
     state = state_text(record.info.state)
     try:
         answer = input(question.format(path=record.run.path, size=bytes_text(record.bytes), state=state))

@@ -28,16 +28,16 @@ class TransferFlags(BaseModel):
     """Settings that all transfer commands share."""
 
     output_dir: str = Field("output", description="Folder for runs.")
-    lang: Literal["en", "zh"] | None = Field(None, description="Language to speak (None: by locale).")
+    lang: Literal["en", "zh"] | None = Field(None, description="Language of the messages (default: from the locale).")
 
 
 class BundleFlags(TransferFlags):
     """Pack a run, or the settings of a new run, for another machine. `lorafit train run.zip` starts it there."""
 
     run: tyro.conf.Positional[list[str]] = Field(
-        [], description="RUN: its name, its folder, or `latest`; or none, and the flags of a training."
+        [], description="RUN: name, folder, or `latest`; or, without RUN, the flags of `lorafit train`."
     )
-    output: str = Field("run.zip", description="The zip to write; short: -o.")
+    output: str = Field("run.zip", description="Zip file to write, also -o.")
 
 
 class CloudFlags(TransferFlags):
@@ -47,18 +47,18 @@ class CloudFlags(TransferFlags):
     """
 
     words: tyro.conf.Positional[list[str]] = Field(
-        [], description="PLACE, then RUN: its name, its folder, or `latest`; or PLACE and the flags of a training."
+        [], description="PLATFORM, then RUN (name, folder, or `latest`) or the flags of `lorafit train`."
     )
-    output: str = Field("cloud", description="The folder to write into; short: -o.")
+    output: str = Field("cloud", description="Folder to write into, also -o.")
     base_model: str | None = Field(
-        None, description="What the base model is called there, where it is a folder here (None: as here)."
+        None, description="Name of the base model on the platform, if it is a local folder here (default: as here)."
     )
 
 
 class FetchFlags(TransferFlags):
     """Check and import the result of another machine: result.zip, model.tar.gz, or a folder."""
 
-    source: tyro.conf.Positional[list[str]] = Field([], description="A zip, a tar.gz, or a folder.")
+    source: tyro.conf.Positional[list[str]] = Field([], description="Result to import: a zip, a tar.gz, or a folder.")
 
 
 def bundle(argv: list[str]) -> int:
@@ -70,10 +70,10 @@ def bundle(argv: list[str]) -> int:
     config = training_settings(name, others, "bundle")
     facts = api.bundle(target, name, config, Path(request.output_dir))
     console = Console(highlight=False)
-    _say(console, _("✓ bundle: {path} ({size}): {what}"), path=target, size=bytes_text(target.stat().st_size),
+    _say(console, _("✓ bundle: {path} ({size}), {what}"), path=target, size=bytes_text(target.stat().st_size),
          what=_what(facts))  # fmt: skip
     verb = "fetch" if facts.kind == FINISHED else "train"
-    _say(console, _("On the other machine: {command}"), command=f"lorafit {verb} {target.name}{_base_flag(facts)}")
+    _say(console, _("On the other machine, run: {command}"), command=f"lorafit {verb} {target.name}{_base_flag(facts)}")
     return OK
 
 
@@ -84,9 +84,9 @@ def cloud(argv: list[str]) -> int:
     if not words or words[0] not in CLOUDS:
         near = difflib.get_close_matches(words[0] if words else "", CLOUDS, n=1)
         raise ConfigError(
-            _("Which place?"),
+            _("Platform missing or unknown."),
             found=words[0] if words else None,
-            fix=_("Did you mean `{name}`?").format(name=near[0]) if near else _("Known: {known}.").format(
+            fix=_("Did you mean `{name}`?").format(name=near[0]) if near else _("Use one of: {known}.").format(
                 known=listed(CLOUDS)),
         )  # fmt: skip
     name = named_run(words[1:], others, f"cloud {words[0]}")
@@ -103,17 +103,17 @@ def fetch(argv: list[str]) -> int:
     words, flags = split_words(FetchFlags, argv)
     request = parse(FetchFlags, flags, "fetch", FetchFlags.model_validate({"source": words}))
     if len(words) != 1:
-        fix = _("Name one: {command}").format(command="lorafit fetch result.zip")
-        raise ConfigError(_("What should be fetched?"), found=" ".join(words) or None, fix=fix)
+        fix = _("Name the result to import, e.g. {command}").format(command="lorafit fetch result.zip")
+        raise ConfigError(_("Expected exactly one file or folder."), found=" ".join(words) or None, fix=fix)
     console = Console(highlight=False)
     for fetched in api.fetch(Path(words[0]).expanduser(), Path(request.output_dir)):
         run = str(fetched.run.path)
-        _say(console, _("✓ fetched: {path}"), path=run)
+        _say(console, _("✓ imported: {path}"), path=run)
         if not fetched.finished:
-            _say(console, _("Not finished; go on: {command}"), command=next_commands.resume(run))
+            _say(console, _("Not finished. Resume: {command}"), command=next_commands.resume(run))
             continue
         base = "" if fetched.base_exists else " --base_model FOLDER"
-        _say(console, _("Try it: {command}"), command=next_commands.chat(run) + base)
+        _say(console, _("Try the fine-tuned model: {command}"), command=next_commands.chat(run) + base)
     return OK
 
 
@@ -122,11 +122,17 @@ def named_run(words: list[str], flags: list[str], verb: str) -> str | None:
 
     Raise ConfigError for several runs, for a run together with flags of train, and for neither.
     """
-    usage = _("{command}, or the flags of a training without a run.").format(command=f"lorafit {verb} RUN")
+    usage = _("Run `{command}`, or give the flags of `lorafit train` without a run.").format(
+        command=f"lorafit {verb} RUN"
+    )
     if len(words) > 1 or (not words and not flags):
-        raise ConfigError(_("Which run?"), found=" ".join(words) or None, fix=usage)
+        raise ConfigError(_("Expected exactly one run."), found=" ".join(words) or None, fix=usage)
     if words and flags:
-        raise ConfigError(_("A run keeps the settings that it was begun with."), found=" ".join(flags), fix=usage)
+        raise ConfigError(
+            _("A run and flags of `lorafit train` cannot be combined: a run keeps its settings."),
+            found=" ".join(flags),
+            fix=usage,
+        )
     return words[0] if words else None
 
 
@@ -137,8 +143,8 @@ def training_settings(name: str | None, flags: list[str], verb: str) -> TrainCon
 
 def _what(facts: BundleInfo) -> str:
     if facts.kind == NEW_RUN:
-        return _("settings and data of a run to begin")
-    text = _("run {run} after {step} steps") if facts.kind == UNFINISHED else _("finished run {run}, its adapter")
+        return _("settings and data of a new run")
+    text = _("run {run} up to step {step}") if facts.kind == UNFINISHED else _("finished run {run} with its adapter")
     return text.format(run=facts.run, step=facts.step)
 
 

@@ -157,7 +157,7 @@ def find_or_build(
     except _Other:
         pass
     except DiskError as error:
-        fix = _("Make room there, or set LORAFIT_DATA_CACHE to a folder that can be written.")
+        fix = _("Free disk space there, or set LORAFIT_DATA_CACHE to a writable folder.")
         raise DiskError(error.what, where=error.where, found=error.found, fix=fix) from None
     return find_cache_entry(key, source.files) or open_entry(folder, source.files)
 
@@ -184,7 +184,7 @@ def write_entry(
             began, said = began or now, said or now  # excludes the time to load the tokenizer
             if now - said > REPORT_SECONDS:
                 said, speed = now, writer.rows / (now - began)
-                text = _("Tokenising: {rows} rows, {speed} a second")
+                text = _("Tokenizing: {rows} rows, {speed} rows/s")
                 yield text.format(rows=count_text(writer.rows), speed=count_text(round(speed)))
 
 

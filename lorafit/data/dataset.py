@@ -168,8 +168,8 @@ def split_train_valid(entry: CacheEntry, valid: CacheEntry | None, config: Train
         kept_N = ~held_out_N & ~twins_N
         notes += _twins_note(int(twins_N.sum()))
         if not kept_N.any():
-            what = _("No row is left to train on: cut to max_length {n}, all equal those that are held out.")
-            raise DataError(what.format(n=config.max_length), fix=_("Give a larger --max_length, or --val_size 0."))
+            what = _("No training rows left: truncated to max_length {n}, all are identical to validation rows.")
+            raise DataError(what.format(n=config.max_length), fix=_("Use a larger --max_length, or --val_size 0."))
     else:
         check_rejects(valid.rejects, len(valid.samples), config.max_rejects)
         kept_N, notes = _without_copies(entry, valid)
@@ -218,7 +218,7 @@ def _fingerprints(samples: SampleStore, rows: NDArray[np.int64]) -> NDArray[np.u
 
 
 def _twins_note(rows: int) -> list[str]:
-    text = _("{n} rows equal a held-out row once they are cut to max_length: they are not trained on.")
+    text = _("Rows identical to a validation row after truncation, not used for training: {n}.")
     return [text.format(n=count_text(rows))] if rows else []
 
 
@@ -230,15 +230,18 @@ def _without_copies(entry: CacheEntry, valid: CacheEntry) -> tuple[Bool, list[st
     kept_N = ~np.isin(entry.keys, valid.keys)
     left_out = len(kept_N) - int(kept_N.sum())
     if left_out == len(kept_N):
-        fix = _("Give other data to --valid_dataset, or leave it out: a part of the rows is held out then.")
-        raise DataError(_("All training rows are in the validation data too."), where="valid_dataset", fix=fix)
-    text = _("{n} training rows are in the validation data too: they are not trained on.")
+        fix = _(
+            "Use other data for --valid_dataset, or remove the flag: the validation set is then "
+            "split off from the training data."
+        )
+        raise DataError(_("All training rows are also in the validation data."), where="valid_dataset", fix=fix)
+    text = _("Training rows that are also in the validation data, not used for training: {n}.")
     return kept_N, [text.format(n=count_text(left_out))] if left_out else []
 
 
 def _notes(entry: CacheEntry, config: TrainConfig) -> Iterator[str]:
     if entry.dropped_rows:
-        text = _("The chat template leaves out some of what {n} rows say (an earlier thought, say).")
+        text = _("Rows of which the chat template leaves out a part (e.g. earlier reasoning): {n}.")
         yield text.format(n=count_text(entry.dropped_rows))
     yield from _truncation_note(entry, config)
 
@@ -251,8 +254,9 @@ def _truncation_note(entry: CacheEntry, config: TrainConfig) -> Iterator[str]:
         return
     cut, targets = int(whole.sum(dtype=np.int64)) - kept, int(entry.targets_cut.sum(dtype=np.int64))
     text = _(
-        "{rows} of {all} rows are longer than max_length {n}: {tokens} tokens are cut out, {targets} of them targets. "
-        "--max_length {longest} would lose nothing, for {more} more tokens."
+        "Rows longer than max_length {n}: {rows} of {all}. Tokens removed: {tokens}, of "
+        "which {targets} in the loss. --max_length {longest} removes none, for {more} more "
+        "tokens."
     )
     yield text.format(
         rows=count_text(cut_rows),

@@ -67,18 +67,18 @@ def recognize_format(
     under the key `context` is put before the first user message.
     """
     if isinstance(value, Broken):
-        raise BadRow(_("found {found}, wanted {wanted}").format(found=value.found, wanted=value.wanted))
+        raise BadRow(_("found: {found}; expected: {wanted}").format(found=value.found, wanted=value.wanted))
     if isinstance(value, list) and len(value) == 1:  # the form of rows in some lawyer-llama files
         value = value[0]
     if not isinstance(value, dict):
-        raise BadRow(_("found {kind}, wanted an object with keys").format(kind=type(value).__name__))
+        raise BadRow(_("found: {kind}; expected: an object with keys").format(kind=type(value).__name__))
     row = {key: field for key, field in _renamed(value, field_map or {}).items() if field is not None}
     for name, read in FORMATS.items():
         if (conversation := read(row)) is not None:
             return name, _with_context(row, conversation, context) if context else conversation
     found = listed(str(key) if value[key] is not None else f"{key} (null)" for key in value) or _("no keys")
     wanted = clauses(WANTED.values())
-    raise BadRow(_("found the keys: {found}; wanted one of: {wanted}").format(found=found[:300], wanted=wanted))
+    raise BadRow(_("keys found: {found}; expected one of: {wanted}").format(found=found[:300], wanted=wanted))
 
 
 def _renamed(row: dict[Any, Any], field_map: Mapping[str, str]) -> dict[Any, Any]:
@@ -116,7 +116,7 @@ def alpaca(row: Fields) -> Conversation | None:
 
 def _history(pairs: object) -> Conversation:
     if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
-        raise BadRow(_("`history` is no list of [question, answer] pairs"))
+        raise BadRow(_("`history` is not a list of [question, answer] pairs"))
     turns = []
     for number, (question, answer) in enumerate(pairs, 1):
         said = {f"history[{number}].question": question, f"history[{number}].answer": answer}
@@ -166,7 +166,7 @@ def tagged_history(row: Fields) -> Conversation | None:
         role = SPEAKERS.get(match[1].lower()) if match else None
         if match is None or role is None:
             found = match[1] if match else turn[:20]
-            wanted = _("`history[{number}]` begins with {found!r}, wanted who speaks, as in [客户] or [律师]")
+            wanted = _("`history[{number}]` starts with {found!r}, expected the speaker, e.g. [客户] or [律师]")
             raise BadRow(wanted.format(number=number, found=found))
         key = f"history[{number}]"
         text = _text({key: match[2]}, key)
@@ -194,7 +194,7 @@ def _pair(row: Fields, question: str, answer: str) -> Conversation | None:
 
 def _dialogue(row: Fields, key: str) -> Conversation:
     if not isinstance(row[key], list):
-        raise BadRow(_("`{key}` is {kind}, wanted a list").format(key=key, kind=type(row[key]).__name__))
+        raise BadRow(_("`{key}`: expected a list, found {kind}").format(key=key, kind=type(row[key]).__name__))
     turns = [_message(key, number, turn) for number, turn in enumerate(row[key], 1)]
     if turns and turns[0].role != "system":
         turns = [*_system(row), *turns]
@@ -208,24 +208,26 @@ def _answered(turns: Conversation, key: str) -> Conversation:
     """
     answers = [place for place, turn in enumerate(turns) if turn.role == "assistant"]
     if not answers:
-        raise BadRow(_("`{key}` holds no turn of the assistant").format(key=key))
+        raise BadRow(_("`{key}` contains no assistant message").format(key=key))
     return turns[: answers[-1] + 1]
 
 
 def _message(key: str, number: int, turn: object) -> Message:
     if not isinstance(turn, dict):
         kind = type(turn).__name__
-        raise BadRow(_("turn {number} has {found}, wanted role and content").format(number=number, found=kind))
+        raise BadRow(_("message {number}: expected role and content, found: {found}").format(number=number, found=kind))
     who, said = ("role", "content") if "role" in turn else ("from", "value")
     calls = turn.get("tool_calls") or None
     if who not in turn or (said not in turn and not calls):
         found = listed(map(str, turn))[:300] or _("no keys")
-        raise BadRow(_("turn {number} has {found}, wanted role and content").format(number=number, found=found))
+        raise BadRow(
+            _("message {number}: expected role and content, found: {found}").format(number=number, found=found)
+        )
     speaker = turn[who]
     role = SPEAKERS.get(speaker.lower()) if isinstance(speaker, str) else None
     if role is None:
         known = "system, user, assistant, tool"
-        raise BadRow(_("turn {number} has the role {role!r:.40}, wanted one of {known}").format(
+        raise BadRow(_("message {number}: role {role!r:.40}, expected one of {known}").format(
             number=number, role=speaker, known=known))  # fmt: skip
     place = f"{key}[{number}]"
     if speaker in CALLS:
@@ -251,7 +253,7 @@ def _calls(found: object, key: str) -> str:
     for call in calls:
         inner = call.get("function", call) if isinstance(call, dict) else call
         if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
-            raise BadRow(_("`{key}` is no call of a function, wanted name and arguments").format(key=key))
+            raise BadRow(_("`{key}` is not a function call, expected name and arguments").format(key=key))
         arguments = _from_json(inner.get("arguments", {}), f"{key}.arguments")
         made.append({"name": inner["name"], "arguments": arguments})
     return _as_json(made, key)
@@ -261,7 +263,7 @@ def _tools(row: Fields) -> Iterator[Message]:
     if tools := row.get("tools"):
         described = _from_json(tools, "tools")
         if not isinstance(described, list) or not all(isinstance(tool, dict) for tool in described):
-            raise BadRow(_("`{key}` is {kind}, wanted a list").format(key="tools", kind=type(described).__name__))
+            raise BadRow(_("`{key}`: expected a list, found {kind}").format(key="tools", kind=type(described).__name__))
         if described:
             yield Message(TOOLS, _as_json(described, "tools"))
 
@@ -283,7 +285,7 @@ def _as_json(value: object, key: str) -> str:
     try:
         return _text({key: json.dumps(value, ensure_ascii=False)}, key)
     except (TypeError, RecursionError):
-        raise BadRow(_("`{key}` holds what JSON cannot").format(key=key)) from None
+        raise BadRow(_("`{key}` contains a value that JSON cannot represent").format(key=key)) from None
 
 
 def _system(row: Fields) -> Iterator[Message]:
@@ -295,14 +297,14 @@ def _text(row: Fields, key: str, may_be_empty: bool = False) -> str:
     """Return the text under `key`. Raises BadRow if it is not a string, is empty, or contains a lone surrogate."""
     text = row[key]
     if not isinstance(text, str):
-        raise BadRow(_("`{key}` is {kind}, wanted text").format(key=key, kind=type(text).__name__))
+        raise BadRow(_("`{key}`: expected text, found {kind}").format(key=key, kind=type(text).__name__))
     if not text.strip() and not may_be_empty:
         raise BadRow(_("`{key}` is empty").format(key=key))
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:  # from JSON escapes, or from bytes that are not UTF-8; tokenizers reject it
         raise BadRow(
-            _("`{key}` holds a broken character (half a surrogate pair, or no UTF-8)").format(key=key)
+            _("`{key}` contains an invalid character (half of a surrogate pair, or not UTF-8)").format(key=key)
         ) from None
     return text
 

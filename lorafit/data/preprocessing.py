@@ -56,17 +56,20 @@ def parse_field_map(text: str | None) -> dict[str, str] | None:
         return None
     pairs = [pair.partition("=") for pair in text.split(",")]
     made = {theirs.strip(): ours.strip() for theirs, _equals, ours in pairs}
-    how = _("Write THEIRS=OURS with commas between; ours are: {known}.").format(known=listed(KEYS))
+    how = _("Write THEIRS=OURS, several separated by commas; OURS is one of: {known}.").format(known=listed(KEYS))
     if not all(theirs and ours for theirs, ours in made.items()):
-        raise ConfigError(_("The map of keys cannot be understood."), where="field_map", found=text, fix=how)
+        raise ConfigError(_("Invalid renaming of keys."), where="field_map", found=text, fix=how)
     for theirs, ours in made.items():
         if ours not in KEYS:
             near = [theirs] if theirs in KEYS else get_close_matches(ours, KEYS, n=1)
             turned = f"{ours}={theirs}" if theirs in KEYS else f"{theirs}={''.join(near)}"
             fix = _("Did you mean `{name}`?").format(name=turned) if near else how
             raise ConfigError(
-                _("No format has the key `{key}`.").format(key=ours), where="field_map", found=text, fix=fix
+                _("Unknown key `{key}`: no data format uses it.").format(key=ours),
+                where="field_map",
+                found=text,
+                fix=fix,
             )
     if len(set(made.values())) < len(made):
-        raise ConfigError(_("Two keys are given the same name."), where="field_map", found=text, fix=how)
+        raise ConfigError(_("Two keys are renamed to the same name."), where="field_map", found=text, fix=how)
     return made

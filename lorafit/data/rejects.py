@@ -71,13 +71,13 @@ def check_rejects(rejects: RejectFile, good_rows: int, most: float) -> None:
     if good_rows and len(rejects) <= most * rows:
         return
     first = [f"{reject.file}:{reject.line}: {reject.reason}" for reject in islice(rejects, 3)]
-    ways = _("Mend or remove such rows (a larger --max_length, if they are too long); all of them: {path}.")
-    more = _("Or let more be bad: --max_rejects {share} (now {most:g}).")
+    ways = _("Fix or delete these rows (if they are too long, raise --max_length). Full list: {path}")
+    more = _("Or accept more bad rows: --max_rejects {share} (now {most:g})")
     fix = ways.format(path=rejects.current_file())
     if good_rows:
         fix += " " + more.format(share=min(1.0, len(rejects) / rows + 0.01).__format__(".2f"), most=most)
     raise DataError(
-        _("{bad} of {all} rows cannot be learned from.").format(bad=len(rejects), all=rows),
+        _("Too many rejected rows: {bad} of {all}.").format(bad=len(rejects), all=rows),
         where=rejects[0].file if rejects else None,
         found="\n".join(first) or None,
         fix=fix,

@@ -85,7 +85,7 @@ def apply_template(
     try:
         text, targets, dropped = target_spans(turns, tokenizer, date_string)
     except TemplateRefused as refusal:
-        raise BadRow(_("the chat template refuses it: {reason}").format(reason=refusal)) from None
+        raise BadRow(_("rejected by the chat template: {reason}").format(reason=refusal)) from None
     contents, missing = content_spans(turns, text)
     return TemplatedText(text, targets[-1:] if train_on == "last" else targets, contents, dropped or missing)
 

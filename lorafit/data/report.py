@@ -256,8 +256,8 @@ def summary_lines(prepared: PreparedData) -> list[str]:
     """
     formats = listed(f"{name} {count_text(rows)}" for name, rows in prepared.formats.items())
     rows, rejects = count_text(prepared.rows + len(prepared.rejects)), count_text(len(prepared.rejects))
-    text = _("✓ data: {rows} rows ({formats}); {copies} repeat an earlier one, {rejects} are rejected")
+    text = _("✓ data: {rows} rows ({formats}); exact duplicates: {copies}, rejected: {rejects}")
     data = text.format(rows=rows, formats=formats, copies=count_text(prepared.copies), rejects=rejects)
     share, cut = prepared.total_targets / max(prepared.total_tokens, 1), count_text(prepared.truncated_rows)
-    text = _("✓ tokens: {tokens}, of which {share:.0%} are learned; {cut} rows are cut to max_length")
+    text = _("✓ tokens: {tokens}, {share:.0%} of them in the loss; truncated rows: {cut}")
     return [data, text.format(tokens=count_text(prepared.total_tokens), share=share, cut=cut)]

@@ -19,9 +19,9 @@ class DataRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
-    files: tyro.conf.Positional[list[str]] = Field([], description="Data files, folders, hub ids, or `demo`.")
-    output: str | None = Field(None, description="Write the report as one HTML page; short: -o (None: the terminal).")
-    model_name: str = Field("demo", description="Model whose tokenizer and template are used.")
+    files: tyro.conf.Positional[list[str]] = Field([], description="Data files, folders, dataset IDs, or `demo`.")
+    output: str | None = Field(None, description="HTML page to write the report to, also -o (default: the terminal).")
+    model_name: str = Field("demo", description="Model whose tokenizer and chat template are used.")
     dataset_split: str = _same("dataset_split")
     max_samples: int | None = _same("max_samples")
     val_size: float = _same("val_size")
@@ -32,7 +32,7 @@ class DataRequest(BaseModel):
     chat_template: str | None = _same("chat_template")
     system_prompt: str | None = _same("system_prompt")
     date_string: str = _same("date_string")
-    seed: int = Field(42, description="Decides which rows are shown at random.", ge=0, lt=2**32)
+    seed: int = Field(42, description="Random seed for choosing the rows that are shown.", ge=0, lt=2**32)
     trust_remote_code: bool = _same("trust_remote_code")
     hub: Literal["huggingface", "modelscope"] = _same("hub")
     hf_endpoint: str | None = _same("hf_endpoint")

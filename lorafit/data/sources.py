@@ -58,10 +58,8 @@ def parse_split(split: str) -> Slice:
     match = SPLIT.fullmatch(split.strip())
     bounds = match.groups()[1:] if match else ()
     if match is None or any(b and b.endswith("%") and not -100 <= int(b[:-1]) <= 100 for b in bounds):
-        fix = _("Write it like `train`, `train[:1000]`, `train[100:]` or `train[10%:20%]`.")
-        raise DataError(
-            _("The slice of the data set cannot be understood."), where="dataset_split", found=split, fix=fix
-        )
+        fix = _("Use a form like `train`, `train[:1000]`, `train[100:]` or `train[10%:20%]`.")
+        raise DataError(_("Invalid split or slice of the dataset."), where="dataset_split", found=split, fix=fix)
     return Slice(*match.groups())
 
 
@@ -127,8 +125,8 @@ class Source:
             yield row
         if row is None:
             found = f"{self.slice.name}[{self.slice.start or ''}:{self.slice.stop or ''}]"
-            fix = _("Check the file and --dataset_split.")
-            raise DataError(_("There is no row in the data."), where=self.name, found=found, fix=fix)
+            fix = _("Check the data and --dataset_split.")
+            raise DataError(_("The selected data contains no rows."), where=self.name, found=found, fix=fix)
 
     @property
     def files(self) -> list[str]:
@@ -205,8 +203,8 @@ def _local_parts(name: str, split: str) -> list[SourcePart]:
         return _folder(path, split)
     _check_file(path)
     if split != "train":
-        fix = _("Use `train`, with a slice if you like.")
-        raise DataError(_("A file has one split: train."), where=path, found=split, fix=fix)
+        fix = _("Use `train`, with or without a slice.")
+        raise DataError(_("A file has only one split: train."), where=path, found=split, fix=fix)
     return [FilePart(path)]
 
 
@@ -219,8 +217,8 @@ def _folder(folder: Path, split: str) -> list[SourcePart]:
     files = sorted(p for p in inside if p.is_file() and is_data_file(p) and p.stat().st_size)
     if not files:
         fix = _("Give a folder with data files: {known}.").format(known=supported_extensions())
-        found = listed(sorted(p.name for p in folder.iterdir())[:10]) or _("nothing")
-        raise DataError(_("There is no data file in this folder."), where=folder, found=found, fix=fix)
+        found = listed(sorted(p.name for p in folder.iterdir())[:10]) or _("empty folder")
+        raise DataError(_("The folder contains no data file."), where=folder, found=found, fix=fix)
     named = {path: _split_of(path.relative_to(folder)) for path in files}
     splits = set(named.values()) - {None}
     if not splits and split == "train":
@@ -228,7 +226,7 @@ def _folder(folder: Path, split: str) -> list[SourcePart]:
     chosen: list[SourcePart] = [FilePart(path) for path, own in named.items() if own == SPLIT_WORDS.get(split, split)]
     if not chosen:
         known = listed(sorted(map(str, splits))) or "train"
-        fix = _("Give one of these to --dataset_split: {known}.").format(known=known)
+        fix = _("Set --dataset_split to one of these: {known}.").format(known=known)
         raise DataError(_("The folder has no such split."), where=folder, found=split, fix=fix)
     return chosen
 
@@ -245,19 +243,21 @@ def _split_of(path: Path) -> str | None:
 def _check_file(path: Path) -> None:
     """Raise DataError unless `path` is a data file that is not empty."""
     if not path.is_file():
-        raise DataError(_("There is no such data file."), where=path, fix=_near(path))
+        raise DataError(_("Data file not found."), where=path, fix=_near(path))
     if not is_data_file(path):
-        fix = _("Turn it into one of these: {known}.").format(known=supported_extensions())
-        raise DataError(_("Unknown kind of data file."), where=path, found=path.suffix or _("no extension"), fix=fix)
+        fix = _("Convert it to one of these formats: {known}.").format(known=supported_extensions())
+        raise DataError(_("Unsupported data file format."), where=path, found=path.suffix or _("no extension"), fix=fix)
     if path.stat().st_size == 0:
-        raise DataError(_("The data file is empty."), where=path, found="0 bytes", fix=_("Fetch or write it again."))
+        raise DataError(
+            _("The data file is empty."), where=path, found="0 bytes", fix=_("Download or create the file again.")
+        )
 
 
 def _near(path: Path) -> str:
     names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     if near := difflib.get_close_matches(path.name, names, n=3):
         return _("Did you mean {names}?").format(names=listed(str(path.with_name(name)) for name in near))
-    return _("Give a file that exists, a hub id like `owner/name`, or `demo`.")
+    return _("Give an existing file, a dataset ID like `owner/name`, or `demo`.")
 
 
 def _load(name: str, split: str, endpoint: str | None) -> Any:
@@ -276,8 +276,8 @@ def _load(name: str, split: str, endpoint: str | None) -> Any:
     except ValueError as error:
         if "split" not in str(error):
             raise translate(error, name, "dataset") from None
-        fix = _("Give one of those to --dataset_split.")
-        raise DataError(_("The data set has no such split."), where=f"{name}:{split}", found=error, fix=fix) from None
+        fix = _("Set --dataset_split to one of the splits listed above.")
+        raise DataError(_("The dataset has no such split."), where=f"{name}:{split}", found=error, fix=fix) from None
     except Exception as error:  # the hub client, its builders and the network raise dozens of types
         raise translate(error, name, "dataset") from None
 

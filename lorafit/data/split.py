@@ -58,12 +58,16 @@ def validation_mask(keys_N: Keys, val_size: float) -> tuple[Bool, list[str]]:
     if val_size == 0:
         return chosen_N, []
     if (keys_N == keys_N[:1]).all():
-        return chosen_N, [_("All rows are the same conversation: nothing is held out for validation.")]
+        return chosen_N, [_("All rows are the same conversation: no validation set.")]
     wanted = min(MAX_VALID_ROWS, round(val_size * rows)) if val_size < 1 else int(val_size)
     notes = []
     if val_size >= 1 and wanted > rows // 2:
         wanted = rows // 2
-        notes.append(_("Half of the rows, {n}, are held out: val_size asks for more.").format(n=wanted))
+        notes.append(
+            _("val_size is more than half of the rows: the validation set is limited to half of them, {n}.").format(
+                n=wanted
+            )
+        )
     order_N = np.argsort(keys_N, kind="stable")
     ends = _group_ends(keys_N[order_N])
     enough = int(np.searchsorted(ends, wanted))

@@ -81,11 +81,11 @@ def target_spans(turns: Conversation, tokenizer: Tokenizer, date_string: str) ->
         if turn.role != "assistant":
             continue
         if all(before.role in ("system", TOOLS) for before in turns[:i]):
-            raise BadRow(_("it begins with the assistant's turn, wanted a question first"))
+            raise BadRow(_("the conversation starts with an assistant message, expected a question first"))
         place = _MessageSearch(text, turns, i, tokenizer, date_string, spans[-1].end if spans else 0)
         span = _calls_span(place) if turn.calls else _words_span(place)
         if span is None:
-            raise BadRow(_("the chat template leaves out or changes what turn {number} says").format(number=i + 1))
+            raise BadRow(_("the chat template leaves out or changes the text of message {number}").format(number=i + 1))
         spans.append(span)
         dropped |= THOUGHT in turn.content and _thought(turn.content) not in text[span.begin : span.end]
     return text, spans, dropped

@@ -85,7 +85,7 @@ class SelfTestProcess:
 
 def _death(code: int, errors: str, late: bool) -> str:
     if late:
-        return _("no answer within {seconds:.0f} seconds").format(seconds=SECONDS)
+        return _("no response within {seconds:.0f} s").format(seconds=SECONDS)
     name = signal.Signals(-code).name if code < 0 else str(code)
     last = next((line.strip() for line in reversed(errors.splitlines()) if line.strip()), "")
-    return _("the process died with {name}").format(name=name) + (f": {last}" if last else "")
+    return _("the process ended with {name}").format(name=name) + (f": {last}" if last else "")

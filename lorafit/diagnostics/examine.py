@@ -50,7 +50,7 @@ def self_test_findings(machine: Machine, trials: SelfTestProcess | None) -> Iter
         yield device_finding(machine)
         yield from trials.findings()
     elif machine.rosetta or (machine.system == "Darwin" and machine.arch != "arm64"):
-        yield Finding("works", _("training"), _("nothing was tried: there is no PyTorch for this"), "bad")
+        yield Finding("works", _("training"), _("not tested: PyTorch is not available for this system"), "bad")
     else:
         yield device_finding(machine)
 

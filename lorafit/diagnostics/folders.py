@@ -27,10 +27,10 @@ def hub_finding() -> Finding:
     address = endpoint_of()
     reason = why_unreachable(address, HUB_SECONDS)
     if reason is None:
-        return Finding("places", _("hub"), _("{address} answers").format(address=address), "good")
+        return Finding("places", _("model hub"), _("{address} responds").format(address=address), "good")
     found = _("{address} cannot be reached: {reason}").format(address=address, reason=str(reason).splitlines()[0])
-    fix = _("What is in the cache, local folders and `--demo` work without it; a mirror: --hf_endpoint {mirror}")
-    return Finding("places", _("hub"), found, "poor", fix.format(mirror="https://hf-mirror.com"))
+    fix = _("Use cached files, local folders or `--demo`, which need no hub, or a mirror: --hf_endpoint {mirror}")
+    return Finding("places", _("model hub"), found, "poor", fix.format(mirror="https://hf-mirror.com"))
 
 
 def _folder(what: str, folder: Path, needed: bool = False) -> Finding:
@@ -38,11 +38,11 @@ def _folder(what: str, folder: Path, needed: bool = False) -> Finding:
     free = shutil.disk_usage(there).free
     found = _("{folder} ({free} free)").format(folder=folder, free=bytes_text(free))
     if not os.access(there, os.W_OK):
-        text = _("{folder} cannot be written").format(folder=folder)
-        fix = _("Choose a folder that you may write with --output_dir.") if needed else None
+        text = _("{folder} is not writable").format(folder=folder)
+        fix = _("Choose a writable folder with --output_dir.") if needed else None
         return Finding("places", what, text, "bad" if needed else "poor", fix)
     if free < LITTLE_BYTES:
-        return Finding("places", what, found, "poor", _("There is little room: models and checkpoints need some GiB."))
+        return Finding("places", what, found, "poor", _("Free disk space: models and checkpoints need several GiB."))
     return Finding("places", what, found)
 
 

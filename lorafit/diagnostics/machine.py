@@ -25,16 +25,16 @@ def machine_findings(
     machine: Machine, driver: str | None, environ: Mapping[str, str] = os.environ
 ) -> Iterator[Finding]:
     """Yield processor, system, memory, GPUs, NVIDIA driver and Python. Bad if no PyTorch exists for this machine."""
-    cores = _("{count} cores").format(count=machine.cores)
-    yield Finding("machine", _("processor"), listed([machine.chip, cores, machine.arch]))
+    cores = _("cores: {count}").format(count=machine.cores)
+    yield Finding("machine", _("CPU"), listed([machine.chip, cores, machine.arch]))
     yield Finding("machine", _("system"), f"macOS {machine.macos or '?'}" if machine.macos else machine.system)
-    memory = _("{total}, {available} available (swap not counted)")
+    memory = _("{total}, {available} available (without swap)")
     sizes = {"total": bytes_text(machine.memory_bytes), "available": bytes_text(machine.available_bytes)}
     yield Finding("machine", _("memory"), memory.format(**sizes))
     for gpu in machine.gpus:
         yield Finding("machine", _("GPU"), _gpu_text(gpu))
     if not machine.gpus:
-        yield Finding("machine", _("GPU"), _("none that can be used"))
+        yield Finding("machine", _("GPU"), _("no usable GPU"))
     if driver is not None:
         yield Finding("machine", _("NVIDIA driver"), driver)
     yield Finding("machine", "Python", _("{version} for {arch} ({path})").format(
@@ -77,9 +77,9 @@ def _python() -> str:
 def _gpu_text(gpu: Gpu) -> str:
     parts = [gpu.name, gpu.kind, bytes_text(gpu.memory_bytes)]
     if gpu.kind == "mps":
-        parts[-1] = _("shares the memory")
+        parts[-1] = _("unified memory")
     if gpu.available_bytes is not None:
-        parts.append(_("{size} free").format(size=bytes_text(gpu.available_bytes)))
+        parts.append(_("{size} available").format(size=bytes_text(gpu.available_bytes)))
     if gpu.compute_capability is not None:
         parts.append(_("compute capability {number}").format(number=gpu.compute_capability))
     return listed(parts)

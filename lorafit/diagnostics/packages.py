@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
 OWN_NAME = "lorafit"
+DEVELOPERS = ("dev", "docs")  # extras that no user needs
 SHOWN = ("torch", "transformers", "bitsandbytes")  # other packages are reported only if something is wrong
 OPTIONAL_ENGINES = ("mlx", "mlx-metal", "mlx-lm")
 TAGGED = ("torch", "bitsandbytes", "mlx", "mlx-metal", "numpy", "tokenizers", "safetensors")
@@ -66,9 +67,9 @@ class Packages:
         return [r for r in lines if r not in plain and r.marker and r.marker.evaluate({"extra": extra})]
 
     def extras(self) -> list[str]:
-        """Return the names of lorafit's extras, without `dev`."""
+        """Return the names of lorafit's extras, without those for its developers."""
         us = self.find(OWN_NAME)
-        return [name for name in (us.metadata.get_all("Provides-Extra") or []) if name != "dev"] if us else []
+        return [name for name in (us.metadata.get_all("Provides-Extra") or []) if name not in DEVELOPERS] if us else []
 
     def versions(self) -> dict[str, str]:
         """Return the versions of the installed packages among the requirements, the extras, MLX and peft."""
@@ -110,7 +111,7 @@ def _requirements(machine: Machine, packages: Packages) -> Iterator[Finding]:
         words = f"{wanted.name}{wanted.specifier}"
         yield Finding("packages", wanted.name, found, _severity(wanted.name, machine), command=pip_install(words))
     if met:
-        yield Finding("packages", _("all told"), _("{count} packages as wanted").format(count=met))
+        yield Finding("packages", _("total"), _("packages that meet the requirements: {count}").format(count=met))
 
 
 def _severity(name: str, machine: Machine) -> Mark:
@@ -124,7 +125,7 @@ def _architectures(machine: Machine, packages: Packages) -> Iterator[Finding]:
     for name in TAGGED:
         tags = [tag for tag in packages.tags(name) if tag != "any"]
         if tags and not any(tag.endswith(ours) for tag in tags):
-            found = _("made for {tags}, not for {arch}").format(tags=listed(tags), arch=machine.arch)
+            found = _("built for {tags}, not for {arch}").format(tags=listed(tags), arch=machine.arch)
             command = pip_install("--force-reinstall", "--no-deps", name)
             yield Finding("packages", name, found, "bad", command=command)
 
@@ -136,24 +137,26 @@ def _cuda_builds(machine: Machine, driver: str | None) -> Iterator[Finding]:
         return
     major = int(driver.split(".")[0]) if driver and driver.split(".")[0].isdigit() else None
     if machine.torch_cuda is None:
-        found = _("made without CUDA, though there is an NVIDIA card: training would take the processor")
+        found = _("built without CUDA, although this machine has an NVIDIA GPU: training would run on the CPU")
         yield Finding("packages", "torch", found, "poor", command=_cuda_torch(gpu, major))
         return
     cuda = tuple(int(number) for number in re.findall(r"\d+", machine.torch_cuda)[:2])
     least = MIN_DRIVER.get(cuda[0])
     if least is not None and major is not None and major < least:
-        found = _("made for CUDA {cuda}, which needs an NVIDIA driver from {least} on; this one is {driver}")
+        found = _("built for CUDA {cuda}, which needs NVIDIA driver {least} or newer; installed: {driver}")
         yield Finding(
             "packages", "torch", found.format(cuda=machine.torch_cuda, least=least, driver=driver), "bad",
-            fix=_("Update the driver (https://www.nvidia.com/drivers), or take an older build:"),
+            fix=_("Update the driver (https://www.nvidia.com/drivers), or install an older build:"),
             command=pip_reinstall_torch(*OLD_GPU_TORCH),
         )  # fmt: skip
     if _before_turing(gpu) and cuda >= BLACKWELL_CUDA:
-        found = _("made for CUDA {cuda}, whose builds start at Turing (7.5): too new for {gpu}")
+        found = _(
+            "built for CUDA {cuda}: such builds support only Turing and newer (compute capability 7.5), not {gpu}"
+        )
         text = found.format(cuda=machine.torch_cuda, gpu=gpu.name)
         yield Finding("packages", "torch", text, "bad", command=pip_reinstall_torch(*OLD_GPU_TORCH))
     if (gpu.compute_capability or 0) >= BLACKWELL and cuda < BLACKWELL_CUDA:
-        found = _("made for CUDA {cuda}, which does not know {gpu}: too old for it")
+        found = _("built for CUDA {cuda}, which is too old to support {gpu}")
         text = found.format(cuda=machine.torch_cuda, gpu=gpu.name)
         yield Finding("packages", "torch", text, "bad", command=pip_reinstall_torch("torch"))
 
@@ -179,7 +182,7 @@ def _mlx_build(machine: Machine, packages: Packages) -> Iterator[Finding]:
     built = [int(made[1]) for tag in tags if (made := re.match(r"macosx_(\d+)", tag))]
     macos = re.match(r"\d+", machine.macos or "")
     if built and macos and "M5" in machine.chip and int(macos[0]) >= NEURAL_MACOS > max(built):
-        found = _("{tags}: without the M5's matrix units, which the wheel for macOS {version} uses")
+        found = _("{tags}: does not use the M5's matrix units; the wheel for macOS {version} does")
         command = pip_install("--force-reinstall", "--no-deps", "mlx", "mlx-metal")
         text = found.format(tags=listed(tags), version=NEURAL_MACOS)
         yield Finding("packages", "mlx-metal", text, "poor", command=command)

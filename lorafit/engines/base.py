@@ -152,10 +152,11 @@ class Engine(Protocol):
 def diverged_error(step: int, norm: float) -> EngineError:
     """Return the error for a gradient of `step` whose norm is not finite."""
     return EngineError(
-        _("The gradient of step {step} is not a number.").format(step=step),
+        _("The gradient of step {step} is not finite.").format(step=step),
         found=norm,
         fix=_(
-            "Go on from the last checkpoint with a lower --learning_rate in a new run, or look at the data of this step."
+            "Start a new run from the last checkpoint (--init_adapter) with a lower "
+            "--learning_rate, or check the data of this step."
         ),
     )
 

@@ -44,5 +44,5 @@ def read_moments(folder: Path, shapes: dict[str, tuple[int, ...]]) -> tuple[dict
         return moments, int(tensors["updates"][0]), tensors
     except (OSError, KeyError, ValueError, SafetensorError) as error:
         raise AdapterError(
-            _("The optimizer's state does not fit this run."), where=folder / FILE, found=error
+            _("The optimizer state does not match this run."), where=folder / FILE, found=error
         ) from error

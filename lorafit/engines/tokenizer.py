@@ -39,12 +39,15 @@ def load_tokenizer(folder: Path, *, template: str | None = None, trust_remote_co
     try:
         inner = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     except Exception as error:  # the type depends on the fault: OSError, ValueError, KeyError, the Rust library's own
-        fix = _("Fetch tokenizer.json and tokenizer_config.json of the same model into that folder.")
+        fix = _("Download tokenizer.json and tokenizer_config.json of the same model into that folder.")
         raise ModelError(_("The model's tokenizer cannot be loaded."), where=folder, found=error, fix=fix) from None
     if not inner.is_fast:
         fix = _("Use a model with a tokenizer.json.")
         raise ModelError(
-            _("The tokenizer cannot tell where its tokens lie."), where=folder, found=type(inner).__name__, fix=fix
+            _("The tokenizer does not report the positions of its tokens in the text."),
+            where=folder,
+            found=type(inner).__name__,
+            fix=fix,
         )
     return ChatTokenizer(inner, folder, template)
 
@@ -119,7 +122,7 @@ class ChatTokenizer:
             text = self.render_text(turns, True, date_string)
         except TemplateRefused as refusal:
             raise ModelError(
-                _("The chat template refuses this conversation."), where=self.folder, found=refusal
+                _("The chat template rejects this conversation."), where=self.folder, found=refusal
             ) from None
         return self.encode_with_offsets(text)[0]
 
@@ -159,9 +162,9 @@ class ChatTokenizer:
         try:
             eos = json.loads(path.read_text("utf-8")).get("eos_token_id")
         except (ValueError, AttributeError) as error:
-            fix = _("Fetch that file again, or remove it.")
+            fix = _("Download that file again, or delete it.")
             raise ModelError(
-                _("The model's generation settings are broken."), where=path, found=error, fix=fix
+                _("The model's generation settings cannot be read."), where=path, found=error, fix=fix
             ) from None
         return eos if isinstance(eos, list) else [eos]
 

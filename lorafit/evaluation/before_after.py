@@ -24,7 +24,7 @@ def show_answers(
     questions = [turns[-2].content for turns in conversations if [t.role for t in turns] == ["user", "assistant"]]
     if not questions:
         return
-    yield Stage(step=step, text=_("Asking the base and the tuned model a question that neither has seen"))
+    yield Stage(step=step, text=_("Asking the base and the fine-tuned model a validation question (not trained on)"))
     chat = Chat(
         engine,
         tokenizer,

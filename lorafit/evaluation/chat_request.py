@@ -29,13 +29,11 @@ class ChatRequest(AnswerRequest):
         [],
         description="RUN: its name, its folder, or `latest`; or an adapter's folder (default: the base model alone).",
     )
-    lora_weights: str | None = Field(None, description="The same as naming an adapter without a flag.")
-    interactive: bool = Field(
-        False, description="Talk, question by question; what happens anyway without a prompt or test file."
-    )
-    prompt: str | None = Field(None, description="Answer this and stop; only the answer is printed.")
-    test_file: str | None = Field(None, description="Answer this text file, a question a line, as JSON Lines.")
-    output: str | None = Field(None, description="Where the answers to --test_file go (None: the terminal).")
+    lora_weights: str | None = Field(None, description="Same as an adapter given without a flag.")
+    interactive: bool = Field(False, description="Interactive chat (the default without --prompt and --test_file).")
+    prompt: str | None = Field(None, description="Answer this question and exit; only the answer is printed.")
+    test_file: str | None = Field(None, description="Text file with one question per line; the answers are JSON Lines.")
+    output: str | None = Field(None, description="File for the answers to --test_file (default: the terminal).")
 
 
 def check_request(request: ChatRequest) -> None:
@@ -43,8 +41,8 @@ def check_request(request: ChatRequest) -> None:
     asked = {"--interactive": request.interactive, "--prompt": request.prompt, "--test_file": request.test_file}
     given = [flag for flag, value in asked.items() if value not in (None, False)]
     if len(given) > 1:
-        what = _("Only one of {flags} can be done at a time.").format(flags=listed(given))
-        raise ConfigError(what, found=listed(given), fix=_("Leave all but one out."))
+        what = _("{flags} cannot be used together.").format(flags=listed(given))
+        raise ConfigError(what, found=listed(given), fix=_("Keep only one of them."))
     named = [*request.adapter, *([request.lora_weights] if request.lora_weights else [])]
     if len(named) > 1:
         raise ConfigError(
@@ -53,8 +51,8 @@ def check_request(request: ChatRequest) -> None:
             fix=_("Compare several adapters: {command}").format(command="lorafit compare RUN RUN"),
         )
     if request.output is not None and request.test_file is None:
-        fix = _("Give --test_file FILE too, or leave --output out.")
-        raise ConfigError(_("--output is for the answers to --test_file."), found=request.output, fix=fix)
+        fix = _("Add --test_file FILE, or remove --output.")
+        raise ConfigError(_("--output works only with --test_file."), found=request.output, fix=fix)
 
 
 def open_chat(request: ChatRequest, say: ProgressCallback) -> Chat:

@@ -128,8 +128,8 @@ def compare_models(
         engine = contestant.open()
         if not sides:
             engine.set_adapter(False)
-            tell = _answer_progress(say, _("base"), left + 1)
-            sides.append((_("base"), _answers(engine, contestant, questions, sampling, tell), None))
+            tell = _answer_progress(say, _("base model"), left + 1)
+            sides.append((_("base model"), _answers(engine, contestant, questions, sampling, tell), None))
         losses = _losses(engine, contestant, base_losses, say)
         engine.set_adapter(True)
         answers = _answers(engine, contestant, questions, sampling, _answer_progress(say, contestant.name, left))
@@ -148,7 +148,7 @@ def _answer_progress(say: ProgressCallback, name: str, sides: int) -> Callable[[
     began = time.monotonic()
 
     def tell(done: int, total: int) -> None:
-        told = _("{name} answers {count}/{total}").format(name=name, count=done, total=total)
+        told = _("Answers, {name}: {count}/{total}").format(name=name, count=done, total=total)
         if done and (more := total - done + sides * total):
             left = seconds_text((time.monotonic() - began) / done * more)
             told = listed([told, _("about {left} left").format(left=left)])
@@ -186,7 +186,7 @@ def _losses(
     samples, key = list(contestant.validation_rows.samples), contestant.validation_rows.digest
     if key not in base_losses:
         engine.set_adapter(False)
-        base_losses[key] = sample_losses(engine, samples, _loss_progress(say, _("base")))
+        base_losses[key] = sample_losses(engine, samples, _loss_progress(say, _("base model")))
     engine.set_adapter(True)
     base_S, tuned_S = base_losses[key], sample_losses(engine, samples, _loss_progress(say, contestant.name))
     tokens_S = np.array([sample.num_targets for sample in samples], np.int64)
@@ -197,7 +197,7 @@ def _losses(
 
 def _loss_progress(say: ProgressCallback, name: str) -> Callable[[int, int], None]:
     def tell(count: int, total: int) -> None:
-        say(_("Held-out loss of {name}: row {count}/{total} ...").format(name=name, count=count, total=total))
+        say(_("Validation loss, {name}: row {count}/{total} ...").format(name=name, count=count, total=total))
 
     return tell
 
@@ -233,7 +233,7 @@ def _likeness(known: list[tuple[str, str]], notes: list[str]) -> ReferenceScores
     try:
         return reference_scores([text for text, _reference in known], [reference for _text, reference in known])
     except LorafitError as error:
-        note = _("chrF and ROUGE-L are left out: {reason}").format(reason=f"{error.what} {error.fix or ''}".strip())
+        note = _("chrF and ROUGE-L are not computed: {reason}").format(reason=f"{error.what} {error.fix or ''}".strip())
         if note not in notes:
             notes.append(note)
         return None
@@ -259,9 +259,9 @@ def questions_from_file(path: Path) -> list[Question]:
         try:
             conversations.append(to_conversation(row.value))
         except BadRow as bad:
-            fix = _("Give rows with question and answer, or a text file with one question a line.")
+            fix = _("Give rows with a question and an answer, or a text file with one question per line.")
             raise DataError(
-                _("A row of the test file holds no question with an answer."),
+                _("A row of the test file has no question with an answer."),
                 where=f"{row.file}:{row.line}",
                 found=bad.reason,
                 fix=fix,

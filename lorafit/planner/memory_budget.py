@@ -37,10 +37,10 @@ def source_text(machine: Machine, device: str) -> str | None:
     ):
         return None
     if gpu.available_bytes is None:
-        return _("a guess: two thirds of the memory; the first run asks Metal")
+        return _("an estimate: two thirds of the memory; the first run reads Metal's limit")
     if machine.described:
-        return _("as seen on such Macs")
-    return _("Metal's figure of {date}").format(date=gpu.told_on) if gpu.told_on else _("Metal's figure")
+        return _("as observed on such Macs")
+    return _("Metal's limit, read on {date}").format(date=gpu.told_on) if gpu.told_on else _("Metal's limit")
 
 
 def per_process(machine: Machine, processes: int) -> Machine:

@@ -108,15 +108,15 @@ class Plan:
         try:
             return cls.of(json.loads(path.read_text("utf-8")))
         except (OSError, ValueError, TypeError, AttributeError) as error:
-            fix = _("Give a run's plan.json: {example}.").format(example="--plan output/RUN/plan.json")
-            raise RunError(_("This is not a plan."), where=path, found=error, fix=fix) from None
+            fix = _("Use the plan.json of a run, e.g. {example}.").format(example="--plan output/RUN/plan.json")
+            raise RunError(_("Not a plan.json written by lorafit."), where=path, found=error, fix=fix) from None
 
     @classmethod
     def of(cls, facts: dict[str, Any]) -> "Plan":
         """Make a plan from the content of a plan.json. Raise ValueError or TypeError if the content is not a plan."""
         if lacking := [f.name for f in fields(cls) if f.name not in facts and _must_be_there(f)]:
             raise ValueError(
-                _("it lacks {names}").format(names=listed([*lacking[:3], *(["..."] if lacking[3:] else [])]))
+                _("missing: {names}").format(names=listed([*lacking[:3], *(["..."] if lacking[3:] else [])]))
             )
         known = {f.name: facts[f.name] for f in fields(cls) if f.name in facts}
         choices = [Choice.read(c) for c in facts.get("choices", [])]

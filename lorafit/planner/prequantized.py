@@ -18,13 +18,13 @@ def choose_engine(config: TrainConfig, machine: Machine, device: str, chosen: Ch
         return chosen
     free = config.engine == "auto" and (config.processes or 1) == 1
     if free and device != "cuda" and device_precision.has_mlx(machine):
-        return Choice("engine", "mlx", _("✓ MLX: the base is quantised for it"))
+        return Choice("engine", "mlx", _("✓ MLX: the base model is quantized for it"))
     fix = _(
-        "Give `--engine mlx` (where it is not installed: {command}). For PyTorch take the model as it was before, "
-        "with `--quantization 4bit` if it is to be small."
+        "Use `--engine mlx` (if it is not installed: {command}). For PyTorch, use the "
+        "unquantized model, with `--quantization 4bit` to save memory."
     )
     raise ModelError(
-        _("The base model is quantised for MLX; PyTorch cannot read that."),
+        _("The base model is quantized for MLX, which PyTorch cannot read."),
         where=config.model_name,
         found=_("{bits}-bit").format(bits=packed.bits),
         fix=fix.format(command=device_precision.MLX_INSTALL),
@@ -36,11 +36,11 @@ def choose_quantization(config: TrainConfig, packed: Packed) -> Choice:
     value = f"{packed.bits}bit"
     if config.quantization not in ("auto", value):
         raise ModelError(
-            _("The base model is quantised already, in other bits than are asked for."),
+            _("The base model is already quantized to a different number of bits."),
             where=config.model_name,
-            found=_("{bits}-bit, asked: {asked}").format(bits=packed.bits, asked=config.quantization),
-            fix=_("Leave --quantization out, or take the model as it was before."),
+            found=_("{bits}-bit, requested: {asked}").format(bits=packed.bits, asked=config.quantization),
+            fix=_("Remove --quantization, or use the unquantized model."),
         )
     return Choice(
-        "quantization", value, _("✓ {bits}-bit base weights, as their files have them").format(bits=packed.bits)
+        "quantization", value, _("✓ {bits}-bit base weights, as stored in the model files").format(bits=packed.bits)
     )

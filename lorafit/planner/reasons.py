@@ -20,14 +20,14 @@ MOST_OTHERS = 4
 def term_names() -> dict[str, str]:
     """Return the names of the memory terms for the user, by the keys of memory.terms()."""
     return {
-        "framework": _("libraries"),
+        "framework": _("runtime libraries"),
         "weights": _("base weights"),
         "adapter": _("adapter and optimizer"),
         "activations": _("activations"),
-        "work": _("layer at work"),
-        "unpacking": _("unpacking of stored weights"),
+        "work": _("temporaries of one layer"),
+        "unpacking": _("buffer for unpacked weights"),
         "batch": _("micro-batch"),
-        "allocator": _("allocator"),
+        "allocator": _("allocator overhead"),
     }
 
 
@@ -46,12 +46,13 @@ def _memory(question: PlanRequest, chosen: Candidate) -> Choice:
     }
     if not chosen.fits:
         text = _(
-            "⚠️  About {peak} are needed, more than may be used of {available}; going on, since --token_budget was given"
+            "⚠️  Memory: about {peak} needed, more than the usable part of {available}; "
+            "continuing because --token_budget is set"
         )
     elif source := room_source(question.machine, device):
-        text, facts["source"] = _("✓ About {peak} of {available} ({source}): {terms}"), source
+        text, facts["source"] = _("✓ Memory: about {peak} of {available} ({source}); largest parts: {terms}"), source
     else:
-        text = _("✓ About {peak} of {available}: {terms}")
+        text = _("✓ Memory: about {peak} of {available}; largest parts: {terms}")
     return Choice("memory", facts["peak"], text.format(**facts))
 
 
@@ -66,21 +67,21 @@ def _path(question: PlanRequest) -> Choice:
     base = question.base
     reason = why_generic(question.spec, base.longest, base.quantization, base.device)
     if base.path == FAST:
-        return Choice("path", base.path, _("own packed decoder, for this shape of model"))
+        return Choice("path", base.path, _("lorafit's padding-free decoder, which supports this architecture"))
     return Choice("path", base.path, reason or "")
 
 
 def _split(question: PlanRequest, chosen: Candidate) -> Iterator[Choice]:
     budget, recompute, config = chosen.token_budget, chosen.layout.recompute, question.config
-    longest = _("the longest sample has {longest}").format(longest=count_text(chosen.layout.longest))
-    asked = _("as asked; {longest}") if config.token_budget else _("the fastest that fits; {longest}")
+    longest = _("longest sample: {longest} tokens").format(longest=count_text(chosen.layout.longest))
+    asked = _("as requested; {longest}") if config.token_budget else _("fastest value that fits; {longest}")
     if question.is_capped:
-        asked = _("memory ran out here above that; {longest}")
+        asked = _("larger micro-batches ran out of memory here before; {longest}")
     yield Choice("token_budget", str(budget), asked.format(longest=longest))
     if recompute:
-        text = _("{layers} of {all} layers compute their activations twice, as asked")
+        text = _("gradient checkpointing on {layers} of {all} layers, as requested")
         if config.recompute is None:
-            text = _("{layers} of {all} layers compute their activations twice: else they would not fit")
+            text = _("gradient checkpointing on {layers} of {all} layers, so that micro-batches of this size fit")
         yield Choice("recompute", str(recompute), text.format(layers=recompute, all=question.spec.layers))
 
 
@@ -100,24 +101,24 @@ def source_text(source: str) -> str:
     words = {
         "measured": _("measured just now"),
         "calibrated": _("from earlier runs on this machine"),
-        "catalogue": _("from the chip's speed"),
-        "guess": _("a guess: this chip is not in the catalogue"),
+        "catalogue": _("computed from the chip's speed"),
+        "guess": _("a rough estimate: this chip is not in the catalog"),
     }
     return words[source]
 
 
 def steps(config: TrainConfig, effective_batch: int, schedule: Schedule, rows: int) -> Choice:
     """Return the choice of the number of steps."""
-    text = _("{rows} rows, {batch} a step, num_epochs {epochs:g}")
+    text = _("rows: {rows}, per step: {batch}, num_epochs: {epochs:g}")
     if config.max_steps:
-        text = _("as asked; {rows} rows, {batch} a step")
+        text = _("as requested; rows: {rows}, per step: {batch}")
     reason = text.format(rows=count_text(rows), epochs=config.num_epochs, batch=effective_batch)
     return Choice("steps", str(schedule.steps), reason)
 
 
 def evaluations(config: TrainConfig, schedule: Schedule, most: float) -> Choice:
     """Return the choice of the steps between evaluations; `most` is the highest share of the time for evaluations."""
-    share = _("as asked") if config.eval_steps else _("so that evaluating takes at most {share:.0%} of the time")
+    share = _("as requested") if config.eval_steps else _("evaluation takes at most {share:.0%} of the time")
     return Choice("eval_steps", str(schedule.eval_steps), share.format(share=most))
 
 
@@ -141,14 +142,14 @@ def quantization_proposal(question: PlanRequest, chosen: Candidate, packed: Cand
 
     4-bit weights change the trained adapter, so the planner does not choose them while the unquantized base fits.
     """
-    text = _("{ratio:.0%} of the speed, {peak}; learns on a rounded base")
+    text = _("{ratio:.0%} of the chosen plan's speed, peak {peak}; quantized base")
     reason = text.format(ratio=chosen.seconds / packed.seconds, peak=bytes_text(packed.peak_bytes))
     return Choice("quantization", f"--quantization {packed.layout.quantization} {_flags(packed)}", reason)
 
 
 def more_gpus(chosen: Candidate, several: Candidate) -> Choice:
     """Return the proposal of one process per GPU, with its speed relative to one process on the first GPU."""
-    text = _("{ratio:.0%} of the speed: a process on each of the machine's GPUs learns the same, sooner")
+    text = _("{ratio:.0%} of the chosen plan's speed: one process on each of the machine's GPUs, same training result")
     return Choice(
         "processes", f"--processes {several.layout.processes}", text.format(ratio=chosen.seconds / several.seconds)
     )
@@ -163,13 +164,13 @@ def _other(question: PlanRequest, chosen: Candidate, other: Candidate) -> Choice
     layout, usable = other.layout, int(MARGIN * available_bytes(question.machine, other.layout.device))
     ratio = other.seconds / chosen.seconds
     if not other.fits:
-        reason = _("needs {need}, {usable} may be used").format(
-            need=bytes_text(other.peak_bytes), usable=bytes_text(usable)
-        )
+        reason = _("needs {need}, limit {usable}").format(need=bytes_text(other.peak_bytes), usable=bytes_text(usable))
     elif layout.precision != chosen.layout.precision:
-        reason = _("{precision} is preferred where it fits").format(precision=chosen.layout.precision)
+        reason = _("{precision} is preferred if it fits").format(precision=chosen.layout.precision)
     elif ratio > 1.005:
-        reason = _("{ratio:.0%} of the speed, {peak}").format(ratio=1 / ratio, peak=bytes_text(other.peak_bytes))
+        reason = _("{ratio:.0%} of the chosen plan's speed, peak {peak}").format(
+            ratio=1 / ratio, peak=bytes_text(other.peak_bytes)
+        )
     else:
-        reason = _("as fast, and takes more memory: {peak}").format(peak=bytes_text(other.peak_bytes))
+        reason = _("no faster, but takes more memory: {peak}").format(peak=bytes_text(other.peak_bytes))
     return Choice("plan", _flags(other), reason)

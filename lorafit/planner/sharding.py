@@ -29,16 +29,16 @@ def choices(config: TrainConfig, layout: Layout, peak_bytes: int, machine: Machi
     count = config.processes or 1
     if count == 1:
         return []
-    text = _("{count} processes share every step and learn what one would learn; each takes {peak} of its GPU")
+    text = _("{count} processes share each step, with the same result as one process; GPU memory per process: {peak}")
     if layout.device == "cpu":
         text = _(
-            "{count} processes share every step and learn what one would learn; each has {cores} of {all} cores and takes "
-            "{peak}, {sum} in all"
+            "{count} processes share each step, with the same result as one process; per "
+            "process: {cores} of {all} cores and {peak} of memory; {sum} in total"
         )
     cores, peaks = max(machine.cores // machine.shared_by, 1), {"peak": bytes_text(peak_bytes)}
     peaks["sum"] = bytes_text(peak_bytes * machine.shared_by)
     found = [Choice("processes", str(count), text.format(count=count, cores=cores, all=machine.cores, **peaks))]
     if layout.shards > 1:
-        reason = _("as asked") if config.shard == "on" else _("one process alone could not hold it")
-        found.append(Choice("shard", "on", _("each process holds its share of the base: {why}").format(why=reason)))
+        reason = _("as requested") if config.shard == "on" else _("one process cannot hold the whole base model")
+        found.append(Choice("shard", "on", _("each process holds a part of the base model: {why}").format(why=reason)))
     return found

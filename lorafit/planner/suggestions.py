@@ -35,13 +35,13 @@ def does_not_fit(question: PlanRequest, nearest: Candidate, in_4bit: Candidate |
     names, layout = term_names(), nearest.layout
     parts = [f"{names[name]} {bytes_text(size)}" for name, size in terms(question.spec, layout).items() if size]
     if in_4bit is not None:
-        parts.append(_("with 4-bit base weights {need} in all").format(need=bytes_text(in_4bit.peak_bytes)))
+        parts.append(_("Total with 4-bit base weights: {need}").format(need=bytes_text(in_4bit.peak_bytes)))
     available = available_bytes(question.machine, layout.device)
     return DoesNotFit(
-        _("This does not fit: training needs {need}, and {share:.0%} of {available} may be used.").format(
+        _("Not enough memory: training needs {need}, the limit is {share:.0%} of {available}.").format(
             need=bytes_text(nearest.peak_bytes), share=MARGIN, available=bytes_text(available)
         ),
-        where=_("{device}, {precision}, longest sample {longest}").format(
+        where=_("{device}, {precision}, longest sample: {longest} tokens").format(
             device=layout.device, precision=layout.precision, longest=layout.longest
         ),
         found=listed(parts),
@@ -60,14 +60,14 @@ def remedies(question: PlanRequest, nearest: Candidate) -> Iterator[str]:
     yield from _flags(question, packs)
     smaller = _smaller_model(question)
     if smaller:
-        yield _("--model_name {name}: the largest of its kind that fits").format(name=smaller)
+        yield _("--model_name {name}: the largest similar model that fits").format(name=smaller)
     else:
         yield _("--model_name NAME: a smaller model (`demo` is the smallest)")
     machine = _larger_machine(question)
     if machine:
-        yield _('--machine "{name}" would do: `lorafit plan` with it tells how').format(name=machine)
+        yield _('another machine, for example {name}: see `lorafit plan --machine "{name}"`').format(name=machine)
     if nearest.peak_bytes < WORTH_A_TRY * available_bytes(question.machine, question.base.device):
-        yield _("--token_budget {budget}: to try all the same").format(budget=budgets(question)[-1])
+        yield _("--token_budget {budget}: start anyway; it may run out of memory").format(budget=budgets(question)[-1])
 
 
 def _fewer_processes(question: PlanRequest) -> Iterator[str]:
@@ -78,21 +78,21 @@ def _fewer_processes(question: PlanRequest) -> Iterator[str]:
         base = replace(question.base, processes=fewer)
         alone = question.base.device == "cpu" and question.base.shards == 1
         if alone and fits(replace(question, machine=per_process(whole, fewer), base=base)):
-            yield _("--processes {count}: each has more of the memory").format(count=fewer)
+            yield _("--processes {count}: more memory for each process").format(count=fewer)
             return
 
 
 def _flags(question: PlanRequest, packs: bool) -> Iterator[str]:
     if packs and fits(question, quantization="4bit"):
-        yield _("--quantization 4bit: base weights in about a quarter of float32's memory")
+        yield _("--quantization 4bit: base weights take about a quarter of their float32 memory")
     shorter = [n for n in SHORTER if n < question.data.longest]
     alone = next((n for n in shorter if fits(question, longest=n)), None)
     if alone:
-        yield _("--max_length {length}: shorter samples").format(length=alone)
+        yield _("--max_length {length}: truncate longer samples").format(length=alone)
         return
     both = next((n for n in shorter if packs and fits(question, longest=n, quantization="4bit")), None)
     if both:
-        yield _("--quantization 4bit --max_length {length}: both together").format(length=both)
+        yield _("--quantization 4bit --max_length {length}: quantize and truncate longer samples").format(length=both)
 
 
 def fits(question: PlanRequest, longest: int | None = None, **changes: Any) -> bool:

@@ -24,12 +24,12 @@ def choose_allocator(config: TrainConfig, machine: Machine, device: str, peak_by
     the "fast" profile. `available`: bytes.
     """
     if config.allocator != "auto":
-        return Choice("allocator", config.allocator, _("as asked"))
+        return Choice("allocator", config.allocator, _("as requested"))
     if machine.system != "Linux" or device != "cpu":
-        return Choice("allocator", "default", _("the system's own"))
+        return Choice("allocator", "default", _("the system's default"))
     if peak_bytes <= AMPLE_MEMORY_SHARE * available:
-        return Choice("allocator", "fast", _("memory is ample: what was taken once is kept"))
-    return Choice("allocator", "lean", _("memory is scarce: what is not needed is given back at once"))
+        return Choice("allocator", "fast", _("plenty of memory: freed memory is kept for reuse"))
+    return Choice("allocator", "lean", _("memory is tight: freed memory is returned to the system at once"))
 
 
 def choose_compile(config: TrainConfig, device: str, path: str, seconds: float) -> Choice:
@@ -38,12 +38,12 @@ def choose_compile(config: TrainConfig, device: str, path: str, seconds: float) 
     Compilation is worth it when `seconds` (of the run) x the saved share exceeds the seconds of compilation.
     """
     if path != GENERIC:
-        return Choice("compile", "off", _("the own packed decoder has nothing to compile"))
+        return Choice("compile", "off", _("the fast path has nothing to compile"))
     if config.compile != "auto":
-        return Choice("compile", config.compile, _("as asked"))
+        return Choice("compile", config.compile, _("as requested"))
     if device not in COMPILE_SAVES:
-        return Choice("compile", "off", _("not measured on this device; `--compile on` tries it"))
+        return Choice("compile", "off", _("not measured on this device (`--compile on` tries it)"))
     pays = seconds * COMPILE_SAVES[device] > COMPILE_SECONDS[device]
-    text = _("of {seconds:,.0f} s it would save {saved:,.0f} s and take {cost:.0f} s first")
+    text = _("compiling takes {cost:.0f} s and saves {saved:,.0f} of {seconds:,.0f} s")
     facts = {"seconds": seconds, "saved": seconds * COMPILE_SAVES[device], "cost": COMPILE_SECONDS[device]}
     return Choice("compile", "on" if pays else "off", text.format(**facts))

@@ -38,7 +38,7 @@ def own_command(command: str, title: str, text: str) -> list[str]:
         found = command
     if not words:
         fix = _("Give a program and its arguments, e.g. {example}.").format(example="--notify 'ntfy publish my-topic'")
-        raise ConfigError(_("--notify is no command."), where="--notify", found=found, fix=fix)
+        raise ConfigError(_("--notify needs a valid command to run."), where="--notify", found=found, fix=fix)
     return [*words, title, text]
 
 
@@ -59,11 +59,11 @@ class Notifier:
             case Started():
                 self._run = Path(event.run).name
             case Finished():
-                self._message = _("Finished: {run}").format(run=self._run)
+                self._message = _("Training finished: {run}").format(run=self._run)
             case Stopped():
-                self._message = _("Stopped after step {step}: {run}").format(step=event.step, run=self._run)
+                self._message = _("Training stopped after step {step}: {run}").format(step=event.step, run=self._run)
             case Failed():
-                self._message = _("Broke off after step {step}: {run}").format(step=event.step, run=self._run)
+                self._message = _("Training failed after step {step}: {run}").format(step=event.step, run=self._run)
 
     def close(self) -> None:
         """Send the notifications, if the run has ended."""
@@ -74,7 +74,7 @@ class Notifier:
                 print("\a", end="", file=sys.stderr, flush=True)
             _run(desktop_command(platform.system(), "lorafit", self._message))
         if self._command is not None and not _run(own_command(self._command, "lorafit", self._message)):
-            text = _("The command of --notify failed: {command}").format(command=self._command)
+            text = _("The --notify command failed: {command}").format(command=self._command)
             print(text, file=sys.stderr)
 
 

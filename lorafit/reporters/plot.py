@@ -20,16 +20,16 @@ def check_plot(path: Path) -> None:
         known = importlib.import_module("matplotlib.figure").Figure().canvas.get_supported_filetypes()
     except ModuleNotFoundError:
         raise ConfigError(
-            _("Curves are drawn by matplotlib, which is not installed."),
+            _("Drawing curves needs matplotlib, which is not installed."),
             where=f"--plot {path}",
             fix=_("Install it: {command}").format(command="pip install matplotlib"),
         ) from None
     if path.suffix.lstrip(".").lower() not in known:
         raise ConfigError(
-            _("A picture of this kind cannot be drawn."),
+            _("Unsupported image format."),
             where=f"--plot {path}",
             found=path.suffix or path.name,
-            fix=_("Kinds: {names}.").format(names=listed(sorted(known))),
+            fix=_("Use one of these formats: {names}.").format(names=listed(sorted(known))),
         )
 
 

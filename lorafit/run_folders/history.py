@@ -205,9 +205,9 @@ def _read_plan(path: Path) -> Settings:
     try:
         plan = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise RunError(_("This is not a plan."), where=path, found=error) from None
+        raise RunError(_("Not a plan.json written by lorafit."), where=path, found=error) from None
     if not isinstance(plan, dict):
-        raise RunError(_("This is not a plan."), where=path, found=type(plan).__name__)
+        raise RunError(_("Not a plan.json written by lorafit."), where=path, found=type(plan).__name__)
     return plan
 
 

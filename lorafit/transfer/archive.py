@@ -94,10 +94,10 @@ def _as_run_error(archive: Path) -> Iterator[None]:
         yield
     except DAMAGED as error:
         raise RunError(
-            _("This archive is damaged, or not safe to unpack."),
+            _("The archive is damaged, or not safe to unpack."),
             where=archive,
             found=str(error) or type(error).__name__,
-            fix=_("Fetch or make it again; nothing of it was taken over."),
+            fix=_("Download or create it again; nothing from it was kept."),
         ) from None
 
 
@@ -131,12 +131,16 @@ def _check(members: Iterable[Member]) -> list[Member]:
         total += member.size
         key = unicodedata.normalize("NFC", member.name).casefold()  # macOS ignores both in file names
         if not member.plain or not _stays_inside(member.name):
-            raise ValueError(_("it would write outside its folder: {name}").format(name=repr(member.name)))
+            raise ValueError(
+                _("outside the archive's folder, or not a regular file: {name}").format(name=repr(member.name))
+            )
         if key in seen:
-            raise ValueError(_("a name twice: {name}").format(name=repr(member.name)))
+            raise ValueError(_("duplicate name: {name}").format(name=repr(member.name)))
         if len(checked) >= MOST_FILES or total > MOST_BYTES:
             raise ValueError(
-                _("more than {files} files or {size}").format(files=MOST_FILES, size=bytes_text(MOST_BYTES))
+                _("more than {files} files, or larger than {size}").format(
+                    files=MOST_FILES, size=bytes_text(MOST_BYTES)
+                )
             )
         seen.add(key)
         checked.append(member)
@@ -158,4 +162,4 @@ def _write(member: Member, target: Path) -> None:
         while (chunk := source.read(CHUNK)) and written <= member.size:
             written += file.write(chunk)
     if written != member.size:
-        raise ValueError(_("{file} has another length than it should").format(file=member.name))
+        raise ValueError(_("{file}: size differs from the one recorded in the archive").format(file=member.name))

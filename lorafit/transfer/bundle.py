@@ -59,15 +59,15 @@ class BundleInfo:
 def bundle(run: RunDir | None, config: TrainConfig, target: Path) -> BundleInfo:
     """Pack `run` with its `config`, or `config` alone, into the zip `target`. Raises LorafitErrors."""
     if target.suffix.lower() != ".zip":
-        fix = _("Give it a name that ends in .zip.")
-        raise ConfigError(_("A bundle is a zip file."), where="--output", found=str(target), fix=fix)
+        fix = _("Choose a file name that ends in .zip.")
+        raise ConfigError(_("The name of a bundle must end in .zip."), where="--output", found=str(target), fix=fix)
     with tempfile.TemporaryDirectory(prefix="lorafit-") as scratch:
         folder = Path(scratch) / "bundle"
         try:
             with disk_errors(folder), atomic_folder(folder) as beside:
                 facts = _stage(run, config, beside)
         except FileNotFoundError as error:  # a run in progress deletes its old checkpoints
-            what = _("Something went away while it was packed.")
+            what = _("A file disappeared while the bundle was being made.")
             raise RunError(what, where=run and run.path, found=error, fix=_("Give the command again.")) from None
         archive.pack(folder, target)
     return facts
@@ -230,8 +230,8 @@ def copy_adapter(source: Path, target: Path, base: str, names: dict[str, str]) -
     AdapterError if the folder holds no readable adapter.
     """
     if (source / MANIFEST).is_file() and (fault := verify(source)):
-        fix = _("Take another checkpoint, or fetch it again from where it was made.")
-        raise RunError(_("This adapter's folder is damaged."), where=source, found=fault, fix=fix)
+        fix = _("Choose another checkpoint, or fetch the adapter again from where it was made.")
+        raise RunError(_("The adapter folder is damaged."), where=source, found=fault, fix=fix)
     old = read_adapter(source)[0].base_model
     named_by_place = old is not None and _is_folder(old)
     names = names | ({old: base} if old is not None and named_by_place else {})

@@ -44,7 +44,7 @@ class Fetched:
 def fetch(path: Path, output_dir: Path) -> list[Fetched]:
     """Import all runs in `path` into `output_dir`. Raises RunError if there is none or one is damaged, or DiskError."""
     if not path.exists():
-        raise RunError(_("There is nothing of this name."), where=path, fix=_("Give a zip, a tar.gz or a folder."))
+        raise RunError(_("No such file or folder."), where=path, fix=_("Give a zip, a tar.gz, or a folder."))
     ensure_writable(output_dir)
     with disk_errors(output_dir):
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -52,9 +52,9 @@ def fetch(path: Path, output_dir: Path) -> list[Fetched]:
         fetched = [_fetched(run) for run in _take(path, output_dir, Path(scratch))]
     if not fetched:
         raise RunError(
-            _("There is no run and no adapter in it."),
+            _("No run or adapter found."),
             where=path,
-            fix=_("Give what the notebook or job wrote: result.zip, a run's folder, or its final_model."),
+            fix=_("Give the output of the notebook or job: result.zip, a run folder, or its final_model."),
         )
     return fetched
 
@@ -118,7 +118,7 @@ def _import_run(run: RunDir, output_dir: Path, scratch: Path) -> RunDir:
     for folder in folders:
         copy_adapter(folder, inside.path / folder.relative_to(run.path), config.model_name, {})
     if not folders:
-        raise RunError(_("This run has neither an adapter nor a good checkpoint."), where=run.path)
+        raise RunError(_("The run has neither an adapter nor an intact checkpoint."), where=run.path)
     return _place(inside, output_dir, run.name)
 
 

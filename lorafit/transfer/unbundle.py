@@ -67,18 +67,20 @@ def unpack_bundle(path: Path, output_dir: Path, base: str | None) -> tuple[RunDi
     """
     moved = unbundle(path, output_dir)
     if moved.facts.kind == FINISHED:
-        fix = _("Try it: {command}").format(command=f"lorafit chat --lora_weights {moved.run.path} --interactive")
-        raise RunError(_("This bundle holds a finished run: there is nothing to go on with."), where=path, fix=fix)
+        fix = _("Try the fine-tuned model: {command}").format(
+            command=f"lorafit chat --lora_weights {moved.run.path} --interactive"
+        )
+        raise RunError(_("The run in this bundle is finished: nothing to resume."), where=path, fix=fix)
     config = saved_config(moved.run)
     notes = _version_note(moved.facts)
     if not moved.facts.base_is_local or config.model_name != moved.facts.base:
         return moved.run, notes
     if base is None:
         raise ConfigError(
-            _("The base model was a folder on the machine that this bundle comes from; it is not in the bundle."),
+            _("The base model is a folder on the machine that made the bundle, and not part of the bundle."),
             where=path,
             found=moved.facts.base,
-            fix=_("Say where it is here: --model_name with a folder, or a hub id of the same model."),
+            fix=_("Name the same model on this machine with --model_name: a folder or a model ID."),
         )
     write_yaml(config.model_copy(update={"model_name": base}), moved.run.config)
     return moved.run, notes
@@ -89,7 +91,10 @@ def _version_note(facts: BundleInfo) -> list[str]:
     here = versions()
     differing = [f"{name} {facts.versions[name]} -> {here.get(name, '-')}" for name in ("lorafit", "transformers", "tokenizers")
                  if facts.versions.get(name) not in (None, here.get(name))]  # fmt: skip
-    text = _("Made with other versions than are here: {names}. Data that come out otherwise are refused.")
+    text = _(
+        "The bundle was made with other versions: {names}. If they process the data "
+        "differently, a run in progress cannot be resumed."
+    )
     return [text.format(names=listed(differing))] if differing else []
 
 
@@ -121,11 +126,11 @@ def unbundle(path: Path, output_dir: Path) -> Unbundled:
 def _identity(path: Path) -> str:
     """Return the identity of a bundle: the sha256 of its manifest, which holds the digests of all files."""
     if not path.is_file():
-        raise RunError(_("There is no such bundle."), where=path, fix=_("Make one: {command}").format(command=MAKE))
+        raise RunError(_("Bundle not found."), where=path, fix=_("Make a bundle: {command}").format(command=MAKE))
     manifest = archive.read_member(path, MANIFEST, MOST_FACTS_BYTES)
     if manifest is None:
         raise RunError(
-            _("This zip is no bundle of lorafit."), where=path, fix=_("Make one: {command}").format(command=MAKE)
+            _("This zip is not a lorafit bundle."), where=path, fix=_("Make a bundle: {command}").format(command=MAKE)
         )
     return hashlib.sha256(manifest).hexdigest()
 
@@ -149,10 +154,10 @@ def _as_bundle_error(path: Path) -> Iterator[None]:
         yield
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, LorafitError) as error:
         raise RunError(
-            _("This bundle is damaged, or was made by another version of lorafit."),
+            _("The bundle is damaged, or was made by another version of lorafit."),
             where=path,
             found=error,
-            fix=_("Make it anew where it came from: {command}").format(command=MAKE),
+            fix=_("Make the bundle again on its original machine: {command}").format(command=MAKE),
         ) from None
 
 
@@ -163,13 +168,13 @@ def _checked(folder: Path) -> BundleInfo:
     listed = set(json.loads((folder / MANIFEST).read_text("utf-8"))["files"]) | {MANIFEST}
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     if strange := sorted(there - listed):
-        raise ValueError(_("a file that its manifest does not know: {name}").format(name=strange[0]))
+        raise ValueError(_("file that is not in the list of files: {name}").format(name=strange[0]))
     return _facts(json.loads((folder / BUNDLE).read_text("utf-8")))
 
 
 def _facts(values: dict[str, Any]) -> BundleInfo:
     if values["layout"] != LAYOUT:
-        raise ValueError(_("its layout is {layout}, known is {known}").format(layout=values["layout"], known=LAYOUT))
+        raise ValueError(_("format version {layout}, expected {known}").format(layout=values["layout"], known=LAYOUT))
     facts = BundleInfo(**{field.name: values[field.name] for field in fields(BundleInfo)})
     if (
         facts.kind not in (NEW_RUN, UNFINISHED, FINISHED)
@@ -187,7 +192,7 @@ def _settings(inside: RunDir) -> TrainConfig:
     for name in ("dataset_name", "valid_dataset", "init_adapter"):
         for one in (getattr(config, name) or "demo").split(","):
             if not _inside(one) and one != "demo" and is_local(one):
-                raise ValueError(_("`{name}` leads out of the bundle: {value}").format(name=name, value=one))
+                raise ValueError(_("`{name}` points outside the bundle: {value}").format(name=name, value=one))
     if "{" not in (config.chat_template or "{"):
         raise ValueError(f"chat_template: {config.chat_template}")
     return config

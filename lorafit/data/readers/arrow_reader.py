@@ -49,8 +49,8 @@ def _opened(path: Path, open_file: Callable[[Path], Any]) -> Any:
     try:
         return open_file(path)
     except (pyarrow.ArrowException, OSError) as error:
-        fix = _("Fetch or write it again.")
-        raise DataError(_("The table cannot be opened."), where=path, found=str(error)[:300], fix=fix) from None
+        fix = _("Download or create the file again.")
+        raise DataError(_("The table file cannot be opened."), where=path, found=str(error)[:300], fix=fix) from None
 
 
 def _rows(path: Path, batches: Iterator[Any], number: int) -> Iterator[Row]:
@@ -60,7 +60,7 @@ def _rows(path: Path, batches: Iterator[Any], number: int) -> Iterator[Row]:
         try:
             batch = next(batches, None)
         except (pyarrow.ArrowException, OSError) as error:
-            yield Row(Broken(str(error)[:200], _("a table that can be read from here on")), str(path), number)
+            yield Row(Broken(str(error)[:200], _("a readable table from here on")), str(path), number)
             return
         if batch is None:
             return
@@ -76,7 +76,7 @@ def _values(batch: Any) -> Iterator[object]:
         yield from batch.to_pylist()
     except (ValueError, OverflowError) as error:  # text that is not UTF-8, or a date out of range
         if batch.num_rows == 1:
-            yield Broken(str(error)[:200], _("values that can be read"))
+            yield Broken(str(error)[:200], _("readable values"))
             return
         for place in range(batch.num_rows):
             yield from _values(batch.slice(place, 1))

@@ -77,7 +77,7 @@ def _record(lines: _Lines, delimiter: str) -> list[str] | Broken | None:
     try:
         return next(csv.reader(lines, delimiter=delimiter, strict=True), None)
     except csv.Error as error:
-        return Broken(str(error), _("a record whose quotes are in pairs"), "".join(lines.taken)[:200])
+        return Broken(str(error), _("a record with quotes in pairs"), "".join(lines.taken)[:200])
 
 
 def _delimiter(path: Path) -> str:
@@ -90,7 +90,7 @@ def _delimiter(path: Path) -> str:
 def _header(path: Path, line: int, record: list[str]) -> list[str]:
     names = [name.strip() for name in record]
     if len(set(names)) < len(names):
-        fix = _("Give each column a name of its own.")
+        fix = _("Give each column a different name.")
         raise DataError(
             _("Two columns have the same name."), where=f"{path}:{line}", found=listed(names)[:300], fix=fix
         )
@@ -100,5 +100,5 @@ def _header(path: Path, line: int, record: list[str]) -> list[str]:
 def _object(header: list[str], record: list[str]) -> object:
     if len(record) == len(header):
         return dict(zip(header, record, strict=True))
-    wanted = _("{n} fields, as in the header").format(n=len(header))
-    return Broken(_("{n} fields").format(n=len(record)), wanted, ",".join(record)[:200])
+    wanted = _("field count {n}, as in the header").format(n=len(header))
+    return Broken(_("field count {n}").format(n=len(record)), wanted, ",".join(record)[:200])

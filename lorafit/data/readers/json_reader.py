@@ -40,7 +40,7 @@ class _JsonDecoder:
         if not twice:
             return value
         return Broken(
-            _("the key `{key}` twice in one object").format(key=twice[0]), _("each key once"), str(value)[:200]
+            _("repeated key `{key}` in one object").format(key=twice[0]), _("each key only once"), str(value)[:200]
         )
 
 
@@ -135,18 +135,18 @@ class _Window:
 def _not_json(problem: str, text: str, at: int, line: int) -> Broken:
     excerpt = text[max(0, at - 20) : at + 20]
     found = _("{problem} in line {line}, near {excerpt!r}").format(problem=problem, line=line, excerpt=excerpt)
-    return Broken(found, _("valid JSON, to its end"), text[at : at + 200])
+    return Broken(found, _("complete, valid JSON"), text[at : at + 200])
 
 
 def _problem(message: str) -> str:
     """Return the error message of `json` in the user's language; rare messages stay untranslated."""
     words = {
-        "Expecting value": _("a value is missing or not JSON"),
-        "Expecting ',' delimiter": _("a comma is missing"),
-        "Expecting ':' delimiter": _("a colon is missing"),
-        "Expecting property name enclosed in double quotes": _("a key in double quotes is missing"),
-        "Unterminated string starting at": _("a text that does not end"),
-        "Invalid control character at": _("a control character in a text"),
+        "Expecting value": _("missing value, or a value that is not JSON"),
+        "Expecting ',' delimiter": _("missing comma"),
+        "Expecting ':' delimiter": _("missing colon"),
+        "Expecting property name enclosed in double quotes": _("missing key in double quotes"),
+        "Unterminated string starting at": _("text without a closing quote"),
+        "Invalid control character at": _("control character in a text"),
     }
     return words.get(message, message)
 
@@ -161,8 +161,8 @@ def read_json(path: Path) -> Iterator[Row]:
         window, like, open_line = _Window(file), None, 0
         if window.peek() not in ("[", "{", ""):
             found = window.text[window.pos : window.pos + 40]
-            fix = _("Give a file of JSON objects, in an array or one a line.")
-            what = _("The file is neither a JSON array nor JSON objects.")
+            fix = _("Give a file of JSON objects, in an array or one per line.")
+            what = _("The file contains neither a JSON array nor JSON objects.")
             raise DataError(what, where=f"{path}:{window.line}", found=found, fix=fix)
         while following := window.peek():
             if following == ",":
@@ -182,8 +182,8 @@ def read_json(path: Path) -> Iterator[Row]:
                 elif not window.skip_broken(like):
                     return
         if open_line:
-            found = _("the end of the file in an array that began in line {line}").format(line=open_line)
-            yield Row(Broken(found, _("`]`: the file was cut off")), str(path), window.line)
+            found = _("end of file inside the array that starts in line {line}").format(line=open_line)
+            yield Row(Broken(found, _("`]` (the file is incomplete)")), str(path), window.line)
 
 
 def read_jsonl(path: Path) -> Iterator[Row]:
@@ -218,4 +218,4 @@ def _one_value(decoder: _JsonDecoder, line: str, number: int) -> object:
     except (ValueError, RecursionError) as error:  # as in `_Window.value`
         return _not_json(str(error), line, start, number)
     rest = line[end:].strip()
-    return _not_json(_("more behind the value"), line, end, number) if rest else decoder.checked(value)
+    return _not_json(_("extra text after the value"), line, end, number) if rest else decoder.checked(value)

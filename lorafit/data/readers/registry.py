@@ -36,7 +36,7 @@ def is_data_file(path: Path) -> bool:
 
 def supported_extensions() -> str:
     """Return the supported extensions as text for the user."""
-    return _("{kinds} (text also as {packed})").format(kinds=listed(READERS), packed=listed(DECOMPRESSORS))
+    return _("{kinds} (text formats also with {packed})").format(kinds=listed(READERS), packed=listed(DECOMPRESSORS))
 
 
 def read_file(path: Path) -> Iterator[Row]:
@@ -50,8 +50,11 @@ def read_file(path: Path) -> Iterator[Row]:
             yield row
     except (*DAMAGED, UnicodeDecodeError) as error:
         line = row.line if row else 1
-        yield Row(Broken(str(error), _("a file that is whole: the rest of it is lost")), str(path), line)
+        yield Row(Broken(str(error), _("an intact file (the rest of this one cannot be read)")), str(path), line)
     except OSError as error:
         raise DataError(
-            _("The file cannot be read."), where=path, found=error.strerror or error, fix=_("Check its permissions.")
+            _("The file cannot be read."),
+            where=path,
+            found=error.strerror or error,
+            fix=_("Check the file's permissions."),
         ) from None

@@ -22,7 +22,7 @@ def use_device(name: str, precision: str) -> None:
     """Compute on `name` (mps: Apple's GPU; cpu) from now on. Raise HardwareError if MLX finds no Apple GPU."""
     if name == "mps" and not mx.metal.is_available():
         raise HardwareError(
-            _("MLX finds no Apple GPU here."), found=f"mlx {mx.__version__}", fix=_("Give --device cpu.")
+            _("MLX found no Apple GPU on this machine."), found=f"mlx {mx.__version__}", fix=_("Use --device cpu.")
         )
     if precision == "fp32":
         os.environ.setdefault("MLX_ENABLE_TF32", "0")  # else an M5 multiplies float32 with 11 bits; read at first use
@@ -59,12 +59,12 @@ def translated() -> Iterator[None]:
         text = str(error).lower()
         if any(t in text for t in GPU_FAILED):
             fix = _(
-                "Start again with --resume: a new process is needed. Of memory, a smaller --token_budget takes less."
+                "Resume with --resume, which starts a new process; to use less memory, add a smaller --token_budget."
             )
-            raise EngineError(_("The Apple GPU failed or was taken away."), found=error, fix=fix) from error
+            raise EngineError(_("The Apple GPU failed or became unavailable."), found=error, fix=fix) from error
         if isinstance(error, MemoryError) or any(t in text for t in OUT_OF_MEMORY):
             traceback.clear_frames(error.__traceback__)  # the frames would keep their arrays as long as the error lives
             mx.clear_cache()
-            fix = _("Close other programs that use this memory, or take a smaller model.")
+            fix = _("Close other programs that use this memory, or use a smaller model.")
             raise OutOfMemory(_("Out of memory on {device}.").format(device="MLX"), found=error, fix=fix) from error
         raise

@@ -26,12 +26,12 @@ def try_device(name: str, precision: str) -> str:
             for part, off in _relative_errors(numbers).items():
                 if not off <= TOLERANCE[numbers]:
                     raise HardwareError(
-                        _("The device `{name}` computes wrongly: its self-test failed.").format(name=name),
+                        _("Device `{name}` gives wrong results: its self-test failed.").format(name=name),
                         where=f"MLX: {part}, {numbers}",
-                        found=_("off by {off:.1%}").format(off=off),
+                        found=_("relative error {off:.1%}").format(off=off),
                         fix=_("Update MLX and the system, or train with --engine torch."),
                     )
-    right = _("product, attention and gradient are right in {numbers}").format(numbers=listed(TOLERANCE))
+    right = _("matmul, attention and gradient correct in {numbers}").format(numbers=listed(TOLERANCE))
     slow = _("slow: install OpenBLAS ({command})").format(command=blas.INSTALL)
     return clauses([right, slow]) if blas.is_slow() else right
 

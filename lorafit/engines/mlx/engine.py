@@ -102,12 +102,16 @@ class MLXEngine:
             ours = MLXDecoder(base.model, base.prefix, base.config, self.delta)
             off = self_check.packing_error(ours, base, {})
             if off <= tolerance:
-                notes.append(_("✓ Fast path: own packed decoder (equal to mlx_lm's within {off:.0e})").format(off=off))
+                notes.append(
+                    _("✓ Fast path: lorafit's padding-free decoder (matches mlx_lm within {off:.0e})").format(off=off)
+                )
                 return ours
         generic = GenericDecoder(base.model, base.prefix, base.config, self.delta)
-        reason = _("this kind of model has no fast path")
+        reason = _("this model architecture has no fast path")
         if math.isfinite(off):
-            reason = _("the fast path computes this model otherwise (off by {off:.1%})").format(off=off)
+            reason = _("the fast path gives different results for this model (relative error {off:.1%})").format(
+                off=off
+            )
         notes.append(_("✓ Generic path of mlx_lm: {reason}").format(reason=reason))
         self._check_generic(generic, base, tolerance, notes)
         return generic
@@ -120,11 +124,11 @@ class MLXEngine:
         if self_check.packing_error(body, base, {}) <= tolerance:
             return
         self.packs = False
-        notes.append(_("This model does not take packed samples: it trains sample by sample."))
+        notes.append(_("This model does not support packed samples: samples are computed one at a time."))
         alone = self_check.single_error(body, base, {})
         if not alone <= tolerance:
-            what = _("lorafit cannot train this kind of model: it makes its predictions in a way of its own.")
-            found = _("{kind}: off by {off:.1%}").format(kind=base.config.model_type, off=alone)
+            what = _("lorafit cannot train this model type: its outputs are computed in a non-standard way.")
+            found = _("{kind}: relative error {off:.1%}").format(kind=base.config.model_type, off=alone)
             raise ModelError(what, found=found, fix=_("Try --engine torch."))
 
     # --- the adapter
@@ -210,8 +214,8 @@ class MLXEngine:
         if 0 < limit < taken and len(micro.sample_ids) > 1:
             mx.reset_peak_memory()
             mx.clear_cache()
-            found = _("{taken} of {limit}").format(taken=bytes_text(taken), limit=bytes_text(limit))
-            raise OutOfMemory(_("MLX took more memory than may be used."), found=found)
+            found = _("{taken} used, the limit is {limit}").format(taken=bytes_text(taken), limit=bytes_text(limit))
+            raise OutOfMemory(_("MLX used more memory than the limit."), found=found)
 
     def probe(self, micro_batch: MicroBatch) -> Probe:
         began = time.monotonic()
@@ -304,11 +308,11 @@ def _first_notes(base: LoadedBase) -> list[str]:
     """Return notes on the base model and the machine: a slow BLAS, a base that is already quantized."""
     notes = [_slow_blas()] if blas.is_slow() else []
     if base.stored_bits is not None:
-        text = _("✓ The base's weights came quantised for MLX ({bits}-bit): they are trained on as they are")
+        text = _("✓ Base weights already quantized for MLX ({bits}-bit): used unchanged")
         notes.append(text.format(bits=base.stored_bits))
     return notes
 
 
 def _slow_blas() -> str:
-    text = _("⚠️  MLX has only its own slow matrix product here (some 40 times slower): {command}")
+    text = _("⚠️  Matrix multiplication in MLX is about 40 times slower here, without OpenBLAS. Install it: {command}")
     return text.format(command=blas.INSTALL)

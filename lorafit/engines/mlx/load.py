@@ -53,7 +53,8 @@ def load_base(setup: Setup) -> LoadedBase:
         model = _load(setup, facts, config)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         fix = _(
-            "Check that the folder is whole and the installed mlx-lm knows this kind: {command}; or --engine torch."
+            "Check that the folder is complete and that the installed mlx-lm supports this model "
+            "(upgrade: {command}), or use --engine torch."
         )
         raise ModelError(
             _("MLX cannot load the base model."),
@@ -66,7 +67,7 @@ def load_base(setup: Setup) -> LoadedBase:
     _cast(model, DTYPES[setup.precision])
     inner = "language_model" in model
     if not hasattr(model.language_model if inner else model, "model"):
-        what = _("lorafit cannot train this kind of model with MLX.")
+        what = _("lorafit cannot train this model type with MLX.")
         raise ModelError(what, where=setup.folder, found=config.model_type, fix=_("Try --engine torch."))
     prefix = "model.language_model" if inner else "model"
     return LoadedBase(model.language_model if inner else model, prefix, config.get_text_config(), bits)
@@ -80,10 +81,10 @@ def _stored_bits(setup: Setup, facts: dict[str, Any]) -> int | None:
     bits = int(stored["bits"])
     if BITS.get(setup.quantization, bits) != bits:
         raise ModelError(
-            _("The base model is quantised already, in other bits than are asked for."),
+            _("The base model is already quantized to a different number of bits."),
             where=setup.folder,
-            found=_("{bits}-bit, asked: {asked}").format(bits=bits, asked=setup.quantization),
-            fix=_("Leave --quantization out, or take the model as it was before."),
+            found=_("{bits}-bit, requested: {asked}").format(bits=bits, asked=setup.quantization),
+            fix=_("Remove --quantization, or use the unquantized model."),
         )
     return bits
 

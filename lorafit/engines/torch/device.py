@@ -107,9 +107,9 @@ def get_device(name: str) -> Device:
     device = DEVICES[name]
     if not device.available():
         raise HardwareError(
-            _("PyTorch cannot use the device `{name}` here.").format(name=name),
+            _("PyTorch cannot use device `{name}` on this machine.").format(name=name),
             found=f"torch {torch.__version__}",
-            fix=_("`lorafit doctor` says what is missing; --device cpu works everywhere."),
+            fix=_("Run `lorafit doctor` to see what is missing, or use --device cpu, which works everywhere."),
         )
     return device
 
@@ -146,13 +146,16 @@ def translated(device: Device) -> Iterator[None]:
     except (RuntimeError, MemoryError, NotImplementedError) as error:
         text = str(error).lower()
         if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(t in text for t in OUT_OF_MEMORY):
-            fix = _("Close other programs that use this memory, or take a smaller model.")
+            fix = _("Close other programs that use this memory, or use a smaller model.")
             what = _("Out of memory on {device}.").format(device=device.name)
             traceback.clear_frames(error.__traceback__)  # else the frames keep their tensors as long as the error lives
             raise OutOfMemory(what, found=error, fix=fix) from error
         if any(t in text for t in UNSUPPORTED):
-            fix = _("PYTORCH_ENABLE_MPS_FALLBACK=1 in the environment lets the CPU do it, slowly; or --device cpu.")
-            raise EngineError(_("An operation has no kernel on this device."), found=error, fix=fix) from error
+            fix = _(
+                "Set PYTORCH_ENABLE_MPS_FALLBACK=1 in the environment to compute it on the CPU "
+                "(slow), or use --device cpu."
+            )
+            raise EngineError(_("An operation is not supported on this device."), found=error, fix=fix) from error
         if any(t in text for t in BROKEN):
-            raise EngineError(_("The device failed."), found=error, fix=_("Start again with --resume.")) from error
+            raise EngineError(_("The device failed."), found=error, fix=_("Resume with --resume.")) from error
         raise

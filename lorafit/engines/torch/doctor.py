@@ -22,7 +22,7 @@ def try_device(device: str, precision: str) -> str:
     """
     for name in dict.fromkeys(("fp32", precision)):
         self_test(device, DTYPES[name])
-    return _("product, attention and gradient are right in {numbers}").format(
+    return _("matmul, attention and gradient correct in {numbers}").format(
         numbers=listed(dict.fromkeys(("fp32", precision)))
     )
 
@@ -52,12 +52,12 @@ def _try_layer(kind: str, device: str, precision: str) -> str:
     part, off = max(offs.items(), key=lambda item: item[1])
     if not off <= TOLERANCE[kind]:
         raise HardwareError(
-            _("A quantised layer computes wrongly on `{device}`.").format(device=device),
+            _("Quantized layers give wrong results on `{device}`.").format(device=device),
             where=part,
-            found=_("off by {off:.1%}").format(off=off),
+            found=_("relative error {off:.1%}").format(off=off),
             fix=_("Train with --quantization none, or update bitsandbytes and the driver."),
         )
-    return _("a layer and its gradient are right (rounding {off:.1%})").format(off=off)
+    return _("layer and gradient correct (rounding error {off:.1%})").format(off=off)
 
 
 def _quantised(kind: str, weight: Tensor, dtype: torch.dtype) -> nn.Module:

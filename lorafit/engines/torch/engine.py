@@ -108,11 +108,11 @@ class TorchEngine:
             # After the checks, which need as much memory as the optimizer state.
             self._optimizer = TorchOptimizer(self._parameters(), plan, self.device)
         if self.packed is not None and not self.packed.shares_prefixes:
-            notes.append(_("With dropout, what samples begin with is computed for each of them: no two drop the same."))
+            notes.append(_("With dropout, a prefix shared by several samples is computed once per sample (slower)."))
         if plan.compile == "on" and self.packed is None:
             compile_layers(self.model)
         if kinds := untrained_weights(self.model):
-            notes.append(_("Not trained, since no linear layer carries them: {names}.").format(names=listed(kinds)))
+            notes.append(_("Not trained, because they are not in linear layers: {names}.").format(names=listed(kinds)))
         count = sum(p.numel() for p in self._parameters().values())
         shares = self.packed is not None and self.packed.shares_prefixes and self.packed.window is None
         self.facts = EngineFacts(
@@ -149,9 +149,10 @@ class TorchEngine:
             self_check.refuse_unknown_head(self.model, self.head, self.setup.device, tolerance)
         self.model.set_attn_implementation(plain_attention(self.model))
         if not math.isfinite(off):
-            return [_("This model does not take packed samples: it trains sample by sample.")]
+            return [_("This model does not support packed samples: samples are computed one at a time.")]
         text = _(
-            "Packed samples do not equal single ones in this model (off by {off:.1%}): it trains sample by sample."
+            "Packed samples give different results with this model (relative error {off:.1%}): "
+            "samples are computed one at a time."
         )
         return [text.format(off=off)]
 
@@ -168,11 +169,16 @@ class TorchEngine:
             )
             if off <= tolerance:
                 return [_("✓ Attention: one flash kernel for all samples of a micro-batch")]
-            why = _("off by {off:.1%}").format(off=off)
+            why = _("relative error {off:.1%}").format(off=off)
         except Exception as error:  # attention per segment is the fallback; its errors are not caught
             why = f"{type(error).__name__}: {error}".splitlines()[0]
         self.model.set_attn_implementation(SEGMENT_ATTENTION)
-        return [_("Attention: sample by sample, as the kernel for all at once fails here ({why})").format(why=why)]
+        return [
+            _(
+                "Attention: computed sample by sample, because the kernel for whole micro-batches "
+                "does not work here ({why})"
+            ).format(why=why)
+        ]
 
     @contextmanager
     def _without_dropout_and_nonzero_b(self) -> Iterator[None]:
@@ -203,10 +209,12 @@ class TorchEngine:
         loss, found = self._loss_and_gradients(micro)
         off = self_check.worst(abs(loss - wanted_loss) / wanted_loss, self_check.difference_of_all(found, wanted))
         if off <= self_check.TOLERANCE[torch.float32]:
-            return _("✓ Fast path: own packed decoder (equal to transformers' within {off:.0e})").format(off=off)
+            return _("✓ Fast path: lorafit's padding-free decoder (matches transformers within {off:.0e})").format(
+                off=off
+            )
         self.packed = None
         return _("✓ Generic path of transformers: {reason}").format(
-            reason=_("the fast path computes this model otherwise (off by {off:.1%})").format(off=off)
+            reason=_("the fast path gives different results for this model (relative error {off:.1%})").format(off=off)
         )
 
     def _loss_and_gradients(self, micro: MicroBatch) -> tuple[float, list[Tensor]]:

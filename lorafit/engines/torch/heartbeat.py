@@ -127,14 +127,14 @@ class Heartbeat:
         pulse.missed_beats = 0 if fact["beat"] != pulse.beat else pulse.missed_beats + 1
         pulse.beat = fact["beat"]
         if pulse.missed_beats >= PATIENCE_BEATS:
-            self._record_loss(rank, _("it gives no sign of life"))
+            self._record_loss(rank, _("the process does not respond"))
 
     def _record_lost_store(self, error: RuntimeError) -> None:
         """Record rank 0 as lost, since it (or torchrun beside it) keeps the store; rank 0 itself records rank 1."""
         if self.place.leads:
             self._record_loss(1, error)
         elif not self._pulses[0].left:
-            self._record_loss(0, _("the connection to it is closed"))
+            self._record_loss(0, _("the connection to the process is closed"))
 
     def _record_loss(self, rank: int, reason: object, told: bool = False) -> None:
         if self.lost is None and not self._leaving.is_set():

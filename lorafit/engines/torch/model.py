@@ -60,9 +60,10 @@ def load_base(setup: Setup) -> PreTrainedModel:
     try:
         model, info = _load_streamed(setup, options) or _load_with_transformers(setup, options)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        fix = _("Check that the folder is whole and the installed transformers knows this kind: {command}").format(
-            command="pip install -U transformers"
-        )
+        fix = _(
+            "Check that the folder is complete and that the installed transformers supports this "
+            "model (upgrade: {command})."
+        ).format(command="pip install -U transformers")
         raise ModelError(_("The base model cannot be loaded."), where=setup.folder, found=error, fix=fix) from error
     _refuse_gaps(setup.folder, info)
     if arithmetic_dtype(setup) != DTYPES[setup.precision]:
@@ -111,11 +112,11 @@ def _refuse_mlx_folder(folder: Path) -> None:
     stored = facts.get("quantization")
     if isinstance(stored, dict) and "bits" in stored:
         fix = _(
-            "Give `--engine mlx` (where it is not installed: {command}). For PyTorch take the model as it was before, "
-            "with `--quantization 4bit` if it is to be small."
+            "Use `--engine mlx` (if it is not installed: {command}). For PyTorch, use the "
+            "unquantized model, with `--quantization 4bit` to save memory."
         )
         raise ModelError(
-            _("The base model is quantised for MLX; PyTorch cannot read that."),
+            _("The base model is quantized for MLX, which PyTorch cannot read."),
             where=folder,
             found=_("{bits}-bit").format(bits=stored["bits"]),
             fix=fix.format(command="pip install 'lorafit[mlx]'"),
@@ -127,10 +128,10 @@ def _refuse_gaps(folder: Path, info: dict[str, Any]) -> None:
     absent = [*sorted(info["missing_keys"]), *sorted(str(key[0]) for key in info["mismatched_keys"])]
     if absent:
         raise ModelError(
-            _("The weights do not fit the model's config.json: some are missing or of another shape."),
+            _("The weights do not match the model's config.json: some are missing or have another shape."),
             where=folder,
-            found=_("{count}, e.g. {names}").format(count=len(absent), names=listed(absent[:3])),
-            fix=_("Take config.json and weights of the same model; download the folder again."),
+            found=_("weights: {count}, e.g. {names}").format(count=len(absent), names=listed(absent[:3])),
+            fix=_("Use config.json and weights of the same model, or download the folder again."),
         )
 
 
@@ -189,7 +190,7 @@ def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     lists = {prefix + name: m for name, m in decoder.named_modules() if isinstance(m, nn.ModuleList)}
     outer = [(name, m) for name, m in lists.items() if not any(name.startswith(f"{other}.") for other in lists)]
     if not outer:
-        raise ModelError(_("This model has no decoder layers that LoRA could go into."), found=type(model).__name__)
+        raise ModelError(_("This model has no decoder layers that LoRA can be added to."), found=type(model).__name__)
     return max(outer, key=lambda pair: len(pair[1]))
 
 
@@ -208,7 +209,7 @@ def find_targets(model: PreTrainedModel, targets: str) -> list[str]:
     prefix, _layers = decoder_layers(model)
     linears = [name for name, m in model.named_modules() if _is_linear(m) and name.startswith(prefix + ".")]
     if not linears:
-        raise ModelError(_("This model has no linear layers that LoRA could go into."), found=type(model).__name__)
+        raise ModelError(_("This model has no linear layers that LoRA can be added to."), found=type(model).__name__)
     return select_targets(linears, targets)
 
 

@@ -187,10 +187,10 @@ def _rendezvous_store() -> Any:
 
 def _rendezvous_error(error: object) -> EngineError:
     return EngineError(
-        _("The processes did not find each other."),
+        _("The processes could not connect to each other."),
         where="{}:{}".format(os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")),
         found=error,
-        fix=_("Check that all of them were started, and that MASTER_ADDR and MASTER_PORT can be reached from each."),
+        fix=_("Check that all processes were started, and that each can reach MASTER_ADDR and MASTER_PORT."),
     )
 
 

@@ -61,11 +61,9 @@ def self_test(name: str, dtype: torch.dtype = torch.float32) -> None:
     for part, a, b in zip(SELF_TESTS, found, wanted, strict=True):
         if not (off := difference(a, b)) <= TOLERANCE[dtype]:
             raise HardwareError(
-                _("The device `{name}` computes wrongly: its self-test failed.").format(name=device.name),
+                _("Device `{name}` gives wrong results: its self-test failed.").format(name=device.name),
                 where=part,
-                found=_("off by {off:.1%} of the right result (torch {version})").format(
-                    off=off, version=torch.__version__
-                ),
+                found=_("relative error {off:.1%} (torch {version})").format(off=off, version=torch.__version__),
                 fix=_("Update PyTorch and the system, or train with --device cpu."),
             )
 
@@ -161,8 +159,8 @@ def refuse_unknown_head(model: PreTrainedModel, head: LMHead, device: str, toler
         hidden = decoder_of(model)(input_ids=ids_1T, use_cache=False).last_hidden_state
         off = difference(head(hidden[0]), model(input_ids=ids_1T, use_cache=False).logits[0])
     if not off <= tolerance:
-        what = _("lorafit cannot train this kind of model: it makes its predictions in a way of its own.")
-        raise ModelError(what, found=_("{kind}: off by {off:.1%}").format(kind=type(model).__name__, off=off))
+        what = _("lorafit cannot train this model type: its outputs are computed in a non-standard way.")
+        raise ModelError(what, found=_("{kind}: relative error {off:.1%}").format(kind=type(model).__name__, off=off))
 
 
 def _gradients(outputs: Tensor, parameters: Sequence[Tensor], seed: Tensor) -> tuple[Tensor, ...]:

@@ -9,9 +9,12 @@ from lorafit.hardware.catalogue.chip import Chip
 from lorafit.messages import noted
 
 SOURCE = noted(
-    "bandwidth: Apple's technical specifications; FP32 rate: cores x 128 lanes x 2 x clock, community-measured clocks"
+    "bandwidth: Apple's technical specifications; FP32 rate: cores x 128 lanes x 2 x "
+    "clock; clocks measured by the community"
 )
-GUESS = noted("bandwidth: Apple's technical specifications; FP32 rate: M4's per core times 1.1, not measured")
+GUESS = noted(
+    "bandwidth: Apple's technical specifications; FP32 rate: estimated as 1.1 times the M4's per core, not measured"
+)
 
 # name: GPU cores, GB/s, FP32 TFLOP/s, memory sizes in GB
 _SOLD: dict[str, tuple[int, float, float, tuple[int, ...]]] = {

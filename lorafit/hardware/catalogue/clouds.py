@@ -19,9 +19,9 @@ class Instance:
 
 
 AWS = noted("AWS EC2 instance types")
-COLAB = noted("Google Colab, seen in notebooks")
-KAGGLE = noted("Kaggle's documentation of notebooks")
-PAPERSPACE = noted("Paperspace's machine types")
+COLAB = noted("Google Colab, as observed in notebooks")
+KAGGLE = noted("Kaggle's notebook documentation")
+PAPERSPACE = noted("Paperspace machine types")
 
 INSTANCES = [
     Instance("p3.2xlarge", "V100", 16, 1, 61, 8, AWS),

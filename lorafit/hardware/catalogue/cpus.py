@@ -7,10 +7,12 @@ from lorafit.messages import noted
 
 # Part of a CPU's name -> GFLOP/s of one core, and the source.
 MEASURED = {
-    "EPYC": (94.0, noted("measured: one core of a Zen 3 (AVX2, no AMX), products of 1024 x 1024 matrices")),
+    "EPYC": (94.0, noted("measured on one Zen 3 core (AVX2, no AMX): multiplication of 1024 x 1024 matrices")),
 }
 UNKNOWN = 60.0  # GFLOP/s per core
-UNKNOWN_SOURCE = noted("assumed where it is only named (AVX2 at 3 GHz could do 96); measured on the machine itself")
+UNKNOWN_SOURCE = noted(
+    "assumed for a CPU that is only named (AVX2 at 3 GHz could reach 96); on your own machine the rate is measured"
+)
 BYTES_PER_SECOND = 20e9  # main memory bandwidth of one process
 
 

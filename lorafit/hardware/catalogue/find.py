@@ -40,7 +40,7 @@ def machine_named(name: str) -> Machine:
         raise HardwareError(
             _("{chip} was never sold with {memory} GB.").format(chip=chip.name, memory=memory),
             found=name,
-            fix=_("It was sold with {sizes}.").format(sizes=sizes),
+            fix=_("Use one of the sizes it was sold with: {sizes}.").format(sizes=sizes),
         )
     return _mac(chip, memory) if chip.kind == "mps" else _pc(chip, memory)
 
@@ -117,7 +117,7 @@ def _machine(
 def _unknown(name: str) -> HardwareError:
     near = difflib.get_close_matches(name, names(), n=3, cutoff=0.3)
     return HardwareError(
-        _("There is no machine called `{name}` in the catalogue.").format(name=name),
+        _("Unknown machine `{name}`.").format(name=name),
         found=name,
-        fix=_("Near: {names}. `lorafit machines` lists them all.").format(names=listed(near) or "-"),
+        fix=_("Choose a machine from `lorafit machines`; similar names: {names}.").format(names=listed(near) or "-"),
     )

@@ -12,10 +12,10 @@ from lorafit.messages import noted
 OLDEST_CAPABILITY = 7.5
 OLDER_BUILD = "pip install 'torch<2.15' --index-url https://download.pytorch.org/whl/cu126"
 
-SHEETS = noted("NVIDIA's data sheet")
+SHEETS = noted("NVIDIA data sheets")
 PAPERS = {
-    7.5: noted("NVIDIA Turing architecture paper"), 8.6: noted("NVIDIA Ampere GA102 architecture paper"),
-    8.9: noted("NVIDIA Ada architecture paper"), 12.0: noted("NVIDIA RTX Blackwell architecture paper"),
+    7.5: noted("NVIDIA Turing architecture white paper"), 8.6: noted("NVIDIA Ampere GA102 architecture white paper"),
+    8.9: noted("NVIDIA Ada architecture white paper"), 12.0: noted("NVIDIA RTX Blackwell architecture white paper"),
 }  # fmt: skip
 
 # name: compute capability, memory sizes in GB, GB/s, FP32 TFLOP/s, half-precision TFLOP/s

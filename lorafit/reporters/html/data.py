@@ -32,7 +32,7 @@ def data_page(report: DataReport) -> str:
         "subtitle": words.subtitle(report),
         "figures": words.figures(report),
         "listings": words.listings(report),
-        "lengths_title": _("Lengths in tokens, before any cut"),
+        "lengths_title": _("Lengths in tokens, before truncation"),
         "bars": bars(report.lengths, report.max_length) if report.lengths else [],
         "limit": _limit(report.lengths, report.max_length) if report.lengths else None,
         "limit_label": _("max_length {n}").format(n=count_text(report.max_length)),
@@ -43,8 +43,8 @@ def data_page(report: DataReport) -> str:
             for kind, samples in report.samples.items()
             if samples
         ],
-        "legend": _("learned"),
-        "other": _("read only"),
+        "legend": _("in the loss"),
+        "other": _("context only (no loss)"),
     }
     return render("data.html", facts)
 
@@ -67,7 +67,7 @@ def bars(lengths: LengthStats, max_length: int) -> list[Bar]:
                 height=height,
                 beyond=edge >= max_length,
                 label=f"{count_text(edge)}+" if last else count_text(edge) if place in labelled else "",
-                title=_("{span} tokens: {rows} rows").format(span=span, rows=count_text(rows)),
+                title=_("{span} tokens; rows: {rows}").format(span=span, rows=count_text(rows)),
             )
         )
     return drawn

@@ -14,12 +14,12 @@ def check_page(path: Path) -> None:
     """Raise DiskError unless a page can be written to `path`. Call this before computing the page's content."""
     if path.is_dir():
         raise DiskError(
-            _("The report goes to a file; this is a folder."), where=path, fix=_("Name a file with --output.")
+            _("The report cannot be written to a folder."), where=path, fix=_("Give a file name with --output.")
         )
     try:
         ensure_writable(path.parent)
     except DiskError as error:
-        error.fix = _("Name a file in a folder that you may write with --output.")
+        error.fix = _("Use --output to name a file in a folder you can write to.")
         raise
 
 

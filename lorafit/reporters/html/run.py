@@ -55,8 +55,8 @@ class RunPageReporter:
 def run_page(record: Record) -> str:
     """Return the run as HTML."""
     curves, results = history.curves(record), history.results(record)
-    losses = {_("training"): curves.get("loss", []), _("held out"): curves.get("valid_loss", [])}
-    pictures = [make_chart(_("Loss, nats per target token"), losses)]
+    losses = {_("training"): curves.get("loss", []), _("validation set"): curves.get("valid_loss", [])}
+    pictures = [make_chart(_("Loss (nats per token in the loss)"), losses)]
     pictures += [
         make_chart(title, {name: curves.get(name, [])})
         for name, title in (("lr", _("Learning rate")), ("tokens/s", _("Tokens per second")))
@@ -68,12 +68,12 @@ def run_page(record: Record) -> str:
         "figures": _figures(record, results),
         "pictures": [drawn for drawn in pictures if drawn is not None],
         "listings": [listing for listing in _listings(record, results) if listing.rows],
-        "answers_title": _("A question that was held out"),
+        "answers_title": _("A validation question (not trained on)"),
         "answers": [
-            (e.question, ((_("before, the base model"), e.base), (_("after, with the adapter"), e.tuned)))
+            (e.question, ((_("Base model"), e.base), (_("Fine-tuned model"), e.tuned)))
             for e in record.of_kind(Answered)
         ],
-        "use_title": _("Going on"),
+        "use_title": _("Next steps"),
         "use": _next_steps(record),
     }
     return render("run.html", facts)
@@ -90,25 +90,37 @@ def _subtitle(record: Record) -> str:
 
 def _figures(record: Record, results: Results) -> list[Figure]:
     info = record.info
-    steps = _("{step} of {steps} steps").format(step=info.step, steps="?" if info.steps is None else info.steps)
+    steps = _("step {step} of {steps}").format(step=info.step, steps="?" if info.steps is None else info.steps)
     before, after = results.valid_loss_before, results.valid_loss_after
     figures = [Figure(_("state"), state_text(info.state), steps, True if info.state == "finished" else None)]
     if before is not None and after is not None:
         figures.append(
-            Figure(_("held-out loss"), f"{after:.4f}", _("{loss} before").format(loss=f"{before:.4f}"), after < before)
+            Figure(
+                _("validation loss"),
+                f"{after:.4f}",
+                _("{loss} before training").format(loss=f"{before:.4f}"),
+                after < before,
+            )
         )
     if results.best_loss is not None and results.best_step is not None:
         figures.append(
             Figure(
-                _("best held-out loss"), f"{results.best_loss:.4f}", _("at step {step}").format(step=results.best_step)
+                _("best validation loss"),
+                f"{results.best_loss:.4f}",
+                _("at step {step}").format(step=results.best_step),
             )
         )
-    figures.append(Figure(_("time in steps"), seconds_text(results.seconds), _rate(results.tokens_per_second)))
+    figures.append(Figure(_("total step time"), seconds_text(results.seconds), _rate(results.tokens_per_second)))
     if results.peak_bytes is not None:
-        figures.append(Figure(_("memory at the peak"), bytes_text(results.peak_bytes)))
+        figures.append(Figure(_("peak memory"), bytes_text(results.peak_bytes)))
     count = len(record.of_kind(Restarted))
     figures.append(
-        Figure(_("restarts"), count_text(count), _("by itself, after a death") if count else "", not count or None)
+        Figure(
+            _("restarts"),
+            count_text(count),
+            _("automatic, after the training process exited") if count else "",
+            not count or None,
+        )
     )
     return figures
 
@@ -124,9 +136,9 @@ def _listings(record: Record, results: Results) -> list[Listing]:
     ]
     return [
         Listing(_("Predicted and measured"), ("", _("predicted"), _("measured")), _compared(record, results), (1, 2)),
-        Listing(_("What happened"), (_("time"), _("step"), ""), _timeline(record), (1,)),
-        Listing(_("Asked: settings that are not the defaults"), (_("setting"), _("value"), _("default")), asked),
-        Listing(_("Planned, and why"), (_("setting"), _("value"), _("reason")), planned),
+        Listing(_("Events"), (_("time"), _("step"), ""), _timeline(record), (1,)),
+        Listing(_("Non-default settings"), (_("setting"), _("value"), _("default")), asked),
+        Listing(_("Plan and reasons"), (_("setting"), _("value"), _("reason")), planned),
     ]
 
 
@@ -135,8 +147,8 @@ def _compared(record: Record, results: Results) -> list[tuple[str, ...]]:
     plan = record.plan
     whole = results.seconds if record.info.state == "finished" else None
     rows = [
-        (_("memory at the peak"), bytes_text, plan.get("predicted_peak_bytes"), results.peak_bytes),
-        (_("time of all steps"), seconds_text, plan.get("predicted_seconds"), whole),
+        (_("peak memory"), bytes_text, plan.get("predicted_peak_bytes"), results.peak_bytes),
+        (_("total step time"), seconds_text, plan.get("predicted_seconds"), whole),
         (_("tokens per second"), lambda rate: f"{rate:,.0f}", plan.get("predicted_tokens_per_second"), results.tokens_per_second),
     ]  # fmt: skip
     good = [(name, text, p, m) for name, text, p, m in rows if isinstance(p, int | float) and p > 0 and m is not None]
@@ -155,11 +167,11 @@ def _timeline(record: Record) -> list[tuple[str, ...]]:
 def _event_text(event: Event) -> str:
     match event:
         case Started():
-            return _("Training begins.")
+            return _("Training started.")
         case Resumed():
-            return _("Going on after step {step} from {path}.").format(step=event.step, path=event.checkpoint or "-")
+            return _("Resuming from {path} (step {step}).").format(step=event.step, path=event.checkpoint or "-")
         case Stopped():
-            return _("Stopped by signal {signal}; everything is saved.").format(signal=event.signal)
+            return _("Stopped by signal {signal}; all progress is saved.").format(signal=event.signal)
         case Finished():
             return _("Finished.")
         case Restarted() | Shrunk() | Warned() | Paused() | Continued() | Failed():
@@ -172,12 +184,12 @@ def _next_steps(record: Record) -> list[tuple[str, str]]:
     run = str(record.run.path)
     use = []
     if record.info.state in ("stopped", "interrupted"):
-        use.append((_("go on"), next_commands.resume(run)))
+        use.append((_("resume"), next_commands.resume(run)))
     if record.adapter is not None:
-        use.append((_("talk to it"), next_commands.chat(run)))
-        use.append((_("compare it with the base"), next_commands.compare(run)))
-        use.append((_("the adapter, as peft loads it"), str(record.adapter)))
-    use.append((_("see the curves"), next_commands.curves(str(Path(run).parent))))
+        use.append((_("chat with the model"), next_commands.chat(run)))
+        use.append((_("compare with the base model"), next_commands.compare(run)))
+        use.append((_("adapter, ready to load with peft"), str(record.adapter)))
+    use.append((_("view the curves"), next_commands.curves(str(Path(run).parent))))
     return use
 
 

@@ -18,7 +18,7 @@ from lorafit.messages import _
 def write_answers(answers: Iterator[dict[str, str]], total: int, output: str | None, notes: Console) -> None:
     """Write each of `answers` as a line to the file `output` (None: stdout). Raise DiskError."""
     watched = (
-        track(answers, _("Answering"), total, console=notes)
+        track(answers, _("Generating answers"), total, console=notes)
         if notes.is_interactive
         else _with_counts(answers, total, notes)
     )
@@ -34,11 +34,13 @@ def check_output(output: str | None) -> None:
         return
     path = Path(output).expanduser()
     if path.is_dir():
-        raise DiskError(_("Answers go to a file; this is a folder."), where=path, fix=_("Name a file with --output."))
+        raise DiskError(
+            _("The answers cannot be written to a folder."), where=path, fix=_("Give a file name with --output.")
+        )
     try:
         ensure_writable(path.parent)
     except DiskError as error:
-        error.fix = _("Name a file in a folder that you may write with --output.")
+        error.fix = _("Use --output to name a file in a folder you can write to.")
         raise
 
 
@@ -63,4 +65,4 @@ def _with_counts(answers: Iterator[dict[str, str]], total: int, notes: Console) 
     for count, answer in enumerate(answers, 1):
         yield answer
         if count % every == 0 or count == total:
-            notes.print(_("{count}/{total} answered").format(count=count, total=total))
+            notes.print(_("answered: {count}/{total}").format(count=count, total=total))

@@ -17,7 +17,7 @@ def show_machines(catalogue: Catalogue, console: Console) -> None:
     processors = [*catalogue.cpus.items(), (_("any other"), (cpus.UNKNOWN, cpus.UNKNOWN_SOURCE))]
     given = [*(chip.source for chip in catalogue.chips), *(source for _name, (_rate, source) in processors)]
     sources = list(dict.fromkeys([*given, *(one.source for one in catalogue.instances)]))
-    titles = [_("machine"), _("memory in GB"), "GB/s", "fp32", "bf16", "fp16", _("source")]
+    titles = [_("machine"), _("memory (GB)"), "GB/s", "fp32", "bf16", "fp16", _("source")]
     rows = [_head(titles)]
     for chip in catalogue.chips:
         sizes = listed(map(str, chip.memory_gb))
@@ -25,12 +25,12 @@ def show_machines(catalogue: Catalogue, console: Console) -> None:
         source = _mark(sources, chip.source)
         rows.append([Text(chip.name, "bold"), sizes, f"{chip.gigabytes_per_second:g}", *rates, source])
     show_rows(rows, console, (2, 3, 4, 5))
-    console.print(Text(_("fp32, bf16, fp16: TFLOP/s as the maker states them.") + "\n", "dim"))
-    cores = [_head([_("processor"), _("GFLOP/s a core, fp32"), _("source")])]
+    console.print(Text(_("fp32, bf16, fp16: TFLOP/s as published by the manufacturer.") + "\n", "dim"))
+    cores = [_head([_("CPU"), _("GFLOP/s per core (fp32)"), _("source")])]
     cores += [[Text(name, "bold"), f"{rate:g}", _mark(sources, source)] for name, (rate, source) in processors]
     show_rows(cores, console, (1,))
     console.print()
-    rented = [_head([_("rented machine"), "GPU", _("memory in GB"), _("cores"), _("source")])]
+    rented = [_head([_("rented machine"), "GPU", _("memory (GB)"), _("cores"), _("source")])]
     for one in catalogue.instances:
         gpu, source = f"{one.gpus} x {one.chip} {one.gpu_gb} GB", _mark(sources, one.source)
         rented.append([Text(one.name, "bold"), gpu, str(one.memory_gb), str(one.cores), source])
@@ -38,7 +38,7 @@ def show_machines(catalogue: Catalogue, console: Console) -> None:
     show_title(_("Sources"), console)
     show_rows([[_mark(sources, source), translate(source)] for source in sources], console, fold=True)
     console.print()
-    console.print(_("Plan for one of them: {command}").format(command='lorafit plan --machine "M1 Pro 16GB"'))
+    console.print(_("Plan for one of these machines: {command}").format(command='lorafit plan --machine "M1 Pro 16GB"'))
 
 
 def _head(titles: list[str]) -> list[str | Text]:
@@ -51,26 +51,24 @@ def _mark(sources: list[str], source: str) -> Text:
 
 def show_tables(cells: list[ModelOnMachine], times: list[GuideTime], console: Console) -> None:
     """Print the training time of each model on each machine, and lorafit's times beside those of the macOS guide."""
-    show_title(_("How long lawyer_llama_data takes (21,476 rows, 3 epochs), by size of the model"), console)
+    show_title(_("Training time on lawyer_llama_data (21,476 rows, 3 epochs), by model size"), console)
     rows = [_head([_("machine"), *MODELS, _("guide")])]
     for name, guide in GUIDE_MODELS.items():
         own = [cell for cell in cells if cell.machine == name]
         rows.append([Text(name, "bold"), *(_cell(cell) for cell in own), guide])
     show_rows(rows, console, range(1, len(MODELS) + 1))
     notes = [
-        _(
-            "*: with 4-bit base weights. -: does not fit, not even so. guide: the largest that the macOS guide trains there."
-        ),
-        _("Where more fits than the guide says: fewer bits, layers that compute their activations twice, no padding."),
+        _("*: 4-bit base weights. -: does not fit even with 4-bit. guide: largest model the macOS guide trains there."),
+        _("Larger models than the guide's fit thanks to fewer bits, gradient checkpointing and no padding."),
     ]
     _show_notes(notes, console)
-    show_title(_("Llama-3.2-3B beside the guide's times"), console)
-    titles = [_("machine"), _("length"), _("settings"), _("ours"), _("guide"), _("guide / ours"), _("padding")]
+    show_title(_("Llama-3.2-3B: times of lorafit and of the guide"), console)
+    titles = [_("machine"), _("length"), _("settings"), _("lorafit"), _("guide"), _("guide / lorafit"), _("padding")]
     show_rows([_head(titles), *(_guide_row(timed) for timed in times)], console, (1, 3, 4, 5, 6))
     notes = [
-        _("settings: numbers of the base, token_budget, r and how many layers compute their activations twice."),
-        _("padding: of rows padded to the length, as the guide's are, tokens over real ones. Ours are not padded."),
-        _("Times are from the chips' stated speeds, not measured: they may be off by half."),
+        _("settings: precision, tokens per micro-batch, r and the number of recomputed layers."),
+        _("padding: padded tokens per real token in the guide's script; lorafit does not pad."),
+        _("Times are computed from published chip speeds, not measured: expect 0.65 to 1.6 times the figure."),
     ]
     _show_notes(notes, console)
 

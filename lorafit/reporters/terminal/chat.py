@@ -22,7 +22,7 @@ def talk(chat: Chat) -> None:
     """Read questions from stdin and stream the answers to stdout until the end of input, /exit, or Ctrl-C twice."""
     at_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if at_terminal:
-        print(_("Ask away. /help lists the commands, /exit leaves."))
+        print(_("Type a question. /help lists the commands, /exit quits."))
     interrupted = False
     while True:
         try:
@@ -36,7 +36,7 @@ def talk(chat: Chat) -> None:
             if interrupted or not at_terminal:
                 raise
             interrupted = True
-            print("\n" + _("Ctrl-C again leaves."))
+            print("\n" + _("Press Ctrl-C again to quit."))
 
 
 def _prompt(chat: Chat) -> str:
@@ -50,7 +50,7 @@ def _turn(chat: Chat, line: str) -> None:
     name, _space, rest = line.partition(" ")
     command = COMMANDS.get(name)
     if command is None:
-        print(_("There is no command {name}.").format(name=name))
+        print(_("Unknown command {name}.").format(name=name))
         command = _help
     command(chat, rest.strip())
 
@@ -73,12 +73,12 @@ def _answer(chat: Chat, question: str) -> None:
 
 def _reset(chat: Chat, _rest: str) -> None:
     chat.reset()
-    print(_("Forgotten; we begin anew."))
+    print(_("Conversation cleared."))
 
 
 def _base(chat: Chat, _rest: str) -> None:
     if not chat.has_adapter:
-        print(_("There is no adapter here: these are the base model's answers."))
+        print(_("No adapter is loaded: the base model answers."))
         return
     chat.adapter_on = not chat.adapter_on
     print(_("The adapter is on.") if chat.adapter_on else _("The adapter is off: the base model answers."))
@@ -87,7 +87,7 @@ def _base(chat: Chat, _rest: str) -> None:
 def _save(chat: Chat, rest: str) -> None:
     """Append the conversation to a file as a row of training data."""
     if not rest:
-        print(_("Name a file: /save chat.jsonl"))
+        print(_("Give a file name: /save chat.jsonl"))
         return
     try:
         with Path(rest).expanduser().open("a", encoding="utf-8") as file:
@@ -100,11 +100,11 @@ def _save(chat: Chat, rest: str) -> None:
 
 
 def _help(_chat: Chat, _rest: str) -> None:
-    print(_("/reset      forget what was said"))
-    print(_("/base       switch the adapter off and on"))
+    print(_("/reset      clear the conversation"))
+    print(_("/base       switch the adapter off or on"))
     print(_("/save FILE  append the conversation to FILE (JSON Lines)"))
-    print(_("/help       show this"))
-    print(_("/exit       leave (or Ctrl-D)"))
+    print(_("/help       show this help"))
+    print(_("/exit       quit (or Ctrl-D)"))
 
 
 def _exit(_chat: Chat, _rest: str) -> None:

@@ -12,7 +12,7 @@ from lorafit.units import seconds_text
 
 def show_cloud_files(sent: CloudFiles, console: Console) -> None:
     """Print the files, the quotes and the next steps."""
-    head = _("✓ {place}: {folder}: {files}")
+    head = _("✓ {place}: files in {folder}: {files}")
     text = head.format(place=sent.title, folder=sent.folder, files=listed(sent.files))
     console.print(Text(text), soft_wrap=True)
     if sent.quotes:
@@ -23,7 +23,9 @@ def show_cloud_files(sent: CloudFiles, console: Console) -> None:
     console.print()
     for number, step in enumerate(sent.next_steps, 1):
         console.print(Text(f"{number}. {step}"), soft_wrap=True)
-    console.print(Text(_("When it is done: {command}").format(command="lorafit fetch result.zip")), soft_wrap=True)
+    console.print(
+        Text(_("When training is finished: {command}").format(command="lorafit fetch result.zip")), soft_wrap=True
+    )
 
 
 def _table(offers: list[Quote]) -> Table:
@@ -57,4 +59,4 @@ def _prices_note(offers: list[Quote]) -> str:
         if offer.fits and offer.price is not None:
             dates.setdefault(offer.price.source, set()).add(offer.price.read)
     sources = clauses(f"{source} ({listed(sorted(read))})" for source, read in dates.items())
-    return _("Prices: {sources}").format(sources=sources) if sources else ""
+    return _("Price sources: {sources}").format(sources=sources) if sources else ""

@@ -33,7 +33,7 @@ def show_comparison(comparison: Comparison, console: Console) -> None:
     for place in range(shown):
         console.print(show(place, comparison), soft_wrap=piped)
     if shown < asked:
-        console.print(Text("\n" + _("{n} more questions are on the page.").format(n=asked - shown), "dim"))
+        console.print(Text("\n" + _("More questions on the HTML page: {n}").format(n=asked - shown), "dim"))
 
 
 def _figures(comparison: Comparison) -> list[list[str | Text]]:

@@ -22,7 +22,7 @@ def show_data(report: DataReport, console: Console) -> None:
         titles = [Text(column, "dim") for column in listing.columns]
         show_rows([titles, *listing.rows], console, listing.figures, fold=True)
     if report.lengths is not None:
-        _heading(_("Lengths in tokens, before any cut"), console)
+        _heading(_("Lengths in tokens, before truncation"), console)
         show_rows(_bars(report.lengths, report.max_length), console, (0, 1))
     for kind, samples in report.samples.items():
         if samples:
@@ -84,5 +84,5 @@ def _middle(text: str) -> str:
     """Return `text`, without its middle if it is longer than MAX_PIECE."""
     if len(text) <= MAX_PIECE:
         return text
-    left_out = _("… {n} characters …").format(n=count_text(len(text) - MAX_PIECE))
+    left_out = _("… {n} characters omitted …").format(n=count_text(len(text) - MAX_PIECE))
     return f"{text[: MAX_PIECE // 2]} {left_out} {text[-MAX_PIECE // 2 :]}"

@@ -44,31 +44,44 @@ def _fix(finding: Finding, width: int) -> Iterator[list[str | Text]]:
 
 
 def _titles() -> dict[Part, str]:
-    return {"machine": _("This machine"), "packages": _("Packages"), "works": _("What works"), "places": _("Places")}
+    return {
+        "machine": _("This machine"),
+        "packages": _("Packages"),
+        "works": _("Device and engines"),
+        "places": _("Folders and model hub"),
+    }
 
 
 def _verdict(report: Report) -> Text:
     if report.works_on is None:
-        return Text(_("✗ Training cannot work here until what is marked ✗ is mended."), "bold red")
+        return Text(_("✗ Training cannot run here yet: fix the items marked ✗ first."), "bold red")
     device, precision = report.works_on
-    text = _("✓ Training works here: on {device}, in {precision}.").format(device=device, precision=precision)
+    text = _("✓ Training works here: {device}, {precision}.").format(device=device, precision=precision)
     return Text(text, "bold green")
 
 
 def show_calibrations(known: Calibration, console: Console) -> None:
     """Print this machine's measurements: matmul speed, Metal's limit, time and peak memory over their predictions."""
-    console.print(Text(_("Kept in {path}").format(path=calibrate.calibration_file()), "dim"), soft_wrap=True)
+    console.print(Text(_("Stored in {path}").format(path=calibrate.calibration_file()), "dim"), soft_wrap=True)
     if known.core_gflops is not None:
-        console.print(_("float32 products on all cores: {rate:.0f} GFLOP/s").format(rate=known.core_gflops))
+        console.print(
+            _("float32 matrix multiplication on all cores: {rate:.0f} GFLOP/s").format(rate=known.core_gflops)
+        )
     if known.metal is not None:
-        text = _("Metal lets the GPU use {usable} of {memory} ({date})")
+        text = _("Metal lets the GPU use {usable} of {memory} unified memory ({date})")
         usable, memory = bytes_text(known.metal.usable_bytes), bytes_text(known.metal.memory_bytes)
         console.print(text.format(usable=usable, memory=memory, date=known.metal.when))
     if not known.measured:
-        console.print(_("No run has been measured here yet."))
+        console.print(_("No run has been measured on this machine yet."))
         return
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for title in (_("way and shape"), _("time / formula"), _("peak / formula"), _("times"), _("last")):
+    for title in (
+        _("configuration and model"),
+        _("time, measured / predicted"),
+        _("peak, measured / predicted"),
+        _("count"),
+        _("latest"),
+    ):
         table.add_column(title, overflow="fold")
     table.columns[-1].no_wrap = True
     for key, measured in sorted(known.measured.items()):

@@ -23,13 +23,13 @@ def show_record(record: Record, console: Console) -> None:
     show_rows(_facts(record), console)
     for fault in record.faults:
         show_line(Text(f"⚠  {fault}", "yellow"), console)
-    _show_part(_("Settings that are not the defaults"), _setting_rows(record), console)
+    _show_part(_("Non-default settings"), _setting_rows(record), console)
     _show_part(_("Plan"), _plan_rows(record), console)
     _show_part(_("Losses"), _loss_rows(record), console)
     _show_part(_("Curves"), _curve_rows(record), console)
-    _show_part(_("Restarts"), _restart_rows(record), console)
+    _show_part(_("Resumed"), _restart_rows(record), console)
     _show_part(_("Adapter"), [[str(record.adapter)]] if record.adapter else [], console)
-    show_title(_("Going on"), console)
+    show_title(_("Next steps"), console)
     for purpose, command in _next_steps(record).items():
         show_unwrapped(Text.assemble(labelled(purpose, ""), (command, "bold cyan")), console)
 
@@ -43,7 +43,7 @@ def show_difference(one: Record, other: Record, console: Console) -> None:
     planned = [pair for pair in planned if (pair.name, str(pair.one), str(pair.other)) not in told]
     rows: list[Sequence[str | Text]] = [["", *names]]
     for title, pairs in ((_("settings"), settings), (_("plan"), planned)):
-        rows.append([Text(title if pairs else _("{part}: the same").format(part=title), "dim"), "", ""])
+        rows.append([Text(title if pairs else _("{part}: identical").format(part=title), "dim"), "", ""])
         rows += [[f"  {pair.name}", _value(pair.one), _value(pair.other)] for pair in pairs]
     rows.append([Text(_("results"), "dim"), "", ""])
     rows += [[f"  {pair.name}", _value(pair.one), _value(pair.other)] for pair in _result_pairs(one, other)]
@@ -63,7 +63,7 @@ def _show_part(title: str, rows: list[list[str | Text]], console: Console) -> No
 def _facts(record: Record) -> list[list[str | Text]]:
     info, results = record.info, history.results(record)
     begun = history.start_time(record)
-    steps = _("{step} of {steps} steps").format(step=info.step, steps="?" if info.steps is None else info.steps)
+    steps = _("step {step} of {steps}").format(step=info.step, steps="?" if info.steps is None else info.steps)
     where = "/".join(str(record.plan[key]) for key in ("engine", "device", "precision") if key in record.plan)
     model = str(info.model or record.settings.get("model_name", "?"))
     rows: list[list[str | Text]] = [
@@ -71,7 +71,7 @@ def _facts(record: Record) -> list[list[str | Text]]:
         [_("state"), listed([state_text(info.state), steps])],
         [_("model"), aside(model, where) if where else model],
         [_("data"), str(record.settings.get("dataset_name", "?"))],
-        [_("begun"), "?" if begun is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(begun))],
+        [_("started"), "?" if begun is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(begun))],
         [_("training"), _pace_text(results)],
         [_("folder"), aside(str(record.run.path), bytes_text(record.bytes))],
     ]
@@ -85,14 +85,14 @@ def _pace_text(results: history.Results) -> str:
     if results.tokens_per_second is not None:
         parts.append(_("{rate:,.0f} tok/s").format(rate=results.tokens_per_second))
     if results.peak_bytes is not None:
-        parts.append(_("{size} at the peak").format(size=bytes_text(results.peak_bytes)))
+        parts.append(_("peak memory {size}").format(size=bytes_text(results.peak_bytes)))
     return listed(parts)
 
 
 def _setting_rows(record: Record) -> list[list[str | Text]]:
     pairs = history.changed_settings(record.settings)
     return [
-        [p.name, Text(_value(p.one), "bold"), Text(_("default {value}").format(value=_value(p.other)), "dim")]
+        [p.name, Text(_value(p.one), "bold"), Text(_("default: {value}").format(value=_value(p.other)), "dim")]
         for p in pairs
     ]
 
@@ -108,10 +108,10 @@ def _loss_rows(record: Record) -> list[list[str | Text]]:
     if results.best_loss is not None and results.best_step is not None:
         best = _("{loss} at step {step}").format(loss=best, step=results.best_step)
     found = [
-        (_("held out, before"), results.valid_loss_before, _loss(results.valid_loss_before)),
-        (_("held out, after"), results.valid_loss_after, _loss(results.valid_loss_after)),
-        (_("held out, best"), results.best_loss, best),
-        (_("training, last steps"), results.train_loss, _loss(results.train_loss)),
+        (_("validation loss, before"), results.valid_loss_before, _loss(results.valid_loss_before)),
+        (_("validation loss, after"), results.valid_loss_after, _loss(results.valid_loss_after)),
+        (_("validation loss, best"), results.best_loss, best),
+        (_("training loss, last steps"), results.train_loss, _loss(results.train_loss)),
     ]
     return [[name, Text(text, "bold")] for name, loss, text in found if loss is not None]
 
@@ -136,10 +136,10 @@ def _next_steps(record: Record) -> dict[str, str]:
     run = str(record.run.path)
     follow = {}
     if record.info.state in ("stopped", "interrupted"):
-        follow[_("go on")] = next_commands.resume(run)
+        follow[_("resume")] = next_commands.resume(run)
     if record.adapter is not None:
-        follow[_("talk to it")] = next_commands.chat(run)
-    follow[_("see the curves")] = next_commands.curves(str(Path(run).parent))
+        follow[_("chat with the model")] = next_commands.chat(run)
+    follow[_("view the curves")] = next_commands.curves(str(Path(run).parent))
     return follow
 
 
@@ -151,10 +151,10 @@ def _results(record: Record) -> list[tuple[str, str]]:
     info, results = record.info, history.results(record)
     return [
         (_("state"), listed([state_text(info.state), f"{info.step}/{'?' if info.steps is None else info.steps}"])),
-        (_("held out, before"), _loss(results.valid_loss_before)),
-        (_("held out, after"), _loss(results.valid_loss_after)),
-        (_("held out, best"), _loss(results.best_loss)),
-        (_("training, last steps"), _loss(results.train_loss)),
+        (_("validation loss, before"), _loss(results.valid_loss_before)),
+        (_("validation loss, after"), _loss(results.valid_loss_after)),
+        (_("validation loss, best"), _loss(results.best_loss)),
+        (_("training loss, last steps"), _loss(results.train_loss)),
         (_("training"), _pace_text(results)),
     ]
 

@@ -39,7 +39,8 @@ def _invocation(script: str, verb: str) -> list[str]:
 def _program(name: str) -> str:
     """Return `name`, or the program's path if this environment has it and PATH does not lead to it."""
     ours, found = Path(sys.executable).with_name(name), shutil.which(name)
-    if not ours.exists() or (found and Path(found).absolute() == ours.absolute()):
+    # uv and pipx link the programs of an environment into a folder of PATH.
+    if not ours.exists() or (found and ours.absolute() in (Path(found).absolute(), Path(found).resolve())):
         return name
     return _relative(ours)
 

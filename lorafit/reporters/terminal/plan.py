@@ -27,7 +27,7 @@ def show_plan(look: Preview, console: Console) -> None:
     console.print()
     _show_time(look, console)
     if look.others:
-        console.print(Text("\n" + _("Considered and not taken"), "bold"))
+        console.print(Text("\n" + _("Considered but not chosen"), "bold"))
         for other in look.others:
             show_unwrapped(Text(f"  {other.value}"), console)
             show_rows([["  ", Text(other.reason, "dim")]], console, fold=True)
@@ -42,9 +42,9 @@ def _show(choices: Iterable[Choice], console: Console) -> None:
 
 def _show_memory(look: Preview, console: Console) -> None:
     plan, names = look.plan, term_names()
-    text = _("Memory at its peak: {peak} of {available}")
+    text = _("Peak memory: {peak} of {available} available")
     if plan.processes > 1:
-        text = _("Memory of each of {count} processes at its peak: {peak} of {available}")
+        text = _("Peak memory of each of {count} processes: {peak} of {available} available")
     peak, available = bytes_text(plan.predicted_peak_bytes), bytes_text(plan.available_bytes)
     title = Text(text.format(count=plan.processes, peak=peak, available=available), "bold")
     if source := memory_budget.source_text(look.planned.plan_request.machine, plan.device):
@@ -65,7 +65,10 @@ def _show_time(look: Preview, console: Console) -> None:
         source=source_text(expected.source),
     )
     show_line(Text(line, "bold"), console)
-    show_line(_("Begun now it would be done {when}.").format(when=clock_text(time.time(), expected.total)), console)
+    show_line(
+        _("If started now, it would finish around {when}.").format(when=clock_text(time.time(), expected.total)),
+        console,
+    )
 
 
 def clock_text(begun: float, seconds: float) -> str:

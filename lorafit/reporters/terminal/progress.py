@@ -131,7 +131,7 @@ class PlainDisplay:
         if not self._due(event):
             return
         self._last = (event.time, event.step)
-        times = _("{passed} passed").format(passed=seconds_text(event.time - self._began))
+        times = _("{passed} elapsed").format(passed=seconds_text(event.time - self._began))
         if event.step < self._throughput.steps:
             left = seconds_text(self._throughput.seconds_left)
             times = listed([times, _("{left} left").format(left=left)])
@@ -163,7 +163,7 @@ def figures_text(pace: Throughput, event: StepDone) -> str:
 
 def left_text(pace: Throughput) -> str:
     """Return the time left, or "" after the last step."""
-    return _("ETA {time}").format(time=_clock(pace.seconds_left)) if pace.step < pace.steps else ""
+    return _("{time} left").format(time=_clock(pace.seconds_left)) if pace.step < pace.steps else ""
 
 
 def _clock(seconds: float | None) -> str:

@@ -98,7 +98,7 @@ class TerminalReporter:
     def _evaluation(self, event: Evaluating | EvalDone) -> None:
         """Show the progress of an evaluation, then its result."""
         if isinstance(event, Evaluating):
-            text = _("Evaluating on {rows} held-out rows: {share:.0%}")
+            text = _("Evaluating on the validation set ({rows} rows): {share:.0%}")
             self._display.progress(text.format(rows=event.rows, share=event.share))
         else:
             self._display.progress("")
@@ -130,7 +130,10 @@ class TerminalReporter:
         self._display.close()
         self._run = event.run
         self._throughput = Throughput(steps=event.steps, step=event.step)
-        text = _("Training {model} on {device}: {steps} steps, {train} rows, {held} held out, {parameters} parameters.")
+        text = _(
+            "Training {model} on {device}; steps: {steps}, training rows: {train}, validation "
+            "rows: {held}, trainable parameters: {parameters}."
+        )
         self._say(
             text.format(
                 model=event.model,
@@ -142,46 +145,50 @@ class TerminalReporter:
             ),
             "bold",
         )
-        self._say(_("Run: {run}").format(run=event.run))
+        self._say(_("Run folder: {run}").format(run=event.run))
         self._display.start(self._throughput, event.step, event.time)
 
     def _stopped(self, event: Stopped) -> None:
         self._display.close()
-        self._say(_("Stopped after step {step}; everything up to there is saved.").format(step=event.step), "yellow")
-        self._next_commands = {_("go on"): next_commands.resume(self._run)}
+        self._say(_("Stopped after step {step}; all progress is saved.").format(step=event.step), "yellow")
+        self._next_commands = {_("resume"): next_commands.resume(self._run)}
 
     def _failed(self, event: Failed) -> None:
         """Show the last step and the command to resume; show_error() shows the error itself."""
         self._display.close()
-        self._say(_("The run broke off after step {step}.").format(step=event.step), "yellow")
-        self._next_commands = {_("go on from the last checkpoint"): next_commands.resume(self._run)}
+        self._say(_("Training failed after step {step}.").format(step=event.step), "yellow")
+        self._next_commands = {_("resume from the last checkpoint"): next_commands.resume(self._run)}
 
     def _finished(self, event: Finished) -> None:
         self._display.close()
-        self._say(_("✓ Finished: the steps took {time}.").format(time=seconds_text(event.seconds)), "bold green")
+        self._say(
+            _("✓ Training finished; the steps took {time}.").format(time=seconds_text(event.seconds)), "bold green"
+        )
         if event.seconds > 0:
             waited = _("The device waited for data {share:.2%} of the time.")
             self._say(waited.format(share=event.data_seconds / event.seconds))
         if event.predicted_seconds is not None and event.peak_bytes is not None:
-            text = _("Planned: {time} for the steps and {peak} of memory; memory was {found}.")
+            text = _("Predicted: {time} for the steps, peak memory {peak}. Actual peak memory: {found}.")
             peak, found = bytes_text(event.predicted_peak_bytes), bytes_text(event.peak_bytes)
             self._say(text.format(time=seconds_text(event.predicted_seconds), peak=peak, found=found))
         if event.valid_loss_before is not None and event.valid_loss_after is not None:
-            losses = _("Held-out loss: {before:.4f} before, {after:.4f} after.")
+            losses = _("Validation loss: {before:.4f} before training, {after:.4f} after.")
             self._say(losses.format(before=event.valid_loss_before, after=event.valid_loss_after))
         if event.best_loss is not None and event.best_step is not None:
-            self._say(_("Best: {loss:.4f} at step {step}.").format(loss=event.best_loss, step=event.best_step))
+            self._say(
+                _("Best validation loss: {loss:.4f} at step {step}.").format(loss=event.best_loss, step=event.best_step)
+            )
         self._say(_("Adapter: {path}").format(path=Path(self._run) / event.path))
         self._next_commands = {
-            _("talk to it"): next_commands.chat(self._run),
-            _("see the curves"): next_commands.curves(str(Path(self._run).parent)),
+            _("chat with the model"): next_commands.chat(self._run),
+            _("view the curves"): next_commands.curves(str(Path(self._run).parent)),
         }
 
     def _answered(self, event: Answered) -> None:
         """Print both answers: side by side on a terminal, one below the other elsewhere."""
         self._display.close()
-        self._say(_("A question that was held out: {question}").format(question=event.question), "bold")
-        before, after = _("before, the base model"), _("after, with the adapter")
+        self._say(_("A validation question (not trained on): {question}").format(question=event.question), "bold")
+        before, after = _("Base model"), _("Fine-tuned model")
         if not self._console.is_interactive:
             self._say(labelled(before, event.base))
             self._say(labelled(after, event.tuned))
@@ -199,7 +206,7 @@ def line_of(event: Event) -> tuple[str, str]:
         case EvalDone():
             best = _(" (best so far)") if event.best else ""
             loss = "?" if event.loss is None else f"{event.loss:.4f}"
-            return _("step {step}: held-out loss {loss}").format(step=event.step, loss=loss) + best, "cyan"
+            return _("step {step}: validation loss {loss}").format(step=event.step, loss=loss) + best, "cyan"
         case Saved():
             size = bytes_text(event.bytes)
             return _("step {step}: saved {path} ({size})").format(step=event.step, path=event.path, size=size), "dim"
@@ -211,13 +218,13 @@ def line_of(event: Event) -> tuple[str, str]:
         case Rehearsed():
             return _rehearsed_text(event), ""
         case Resumed() if event.checkpoint:
-            return _("Going on after step {step} from {path}.").format(step=event.step, path=event.checkpoint), ""
+            return _("Resuming from {path} (step {step}).").format(step=event.step, path=event.checkpoint), ""
         case _:
             return "", ""
 
 
 def _rehearsed_text(event: Rehearsed) -> str:
-    text = _("✓ Measured: {rate:,.0f} tokens/s, so about {total} in all, done {when}; {peak} at the peak")
+    text = _("✓ Measured: {rate:,.0f} tokens/s. About {total} in total, finishing around {when}; peak memory {peak}")
     return text.format(
         rate=event.tokens_per_second,
         total=seconds_text(event.expected_seconds),

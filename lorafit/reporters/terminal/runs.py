@@ -10,7 +10,7 @@ from lorafit.run_folders.directory import RunInfo
 
 def show_runs(runs: list[RunInfo], console: Console) -> None:
     """Print one line for each of `runs`, in their order."""
-    titles = (_("run"), _("model"), _("state"), _("steps"), _("held-out loss"))
+    titles = (_("run"), _("model"), _("state"), _("steps"), _("validation loss"))
     rows: list[list[str | Text]] = [[Text(title, "dim") for title in titles]]
     for run in runs:
         steps = f"{run.step}/{'?' if run.steps is None else run.steps}"

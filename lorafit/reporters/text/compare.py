@@ -36,16 +36,16 @@ class ComparisonRow:
 def title(comparison: Comparison) -> str:
     """Return the title, with the name of the fine-tuned model if there is only one."""
     only = [comparison.tuned[0].name] if len(comparison.tuned) == 1 else []
-    return " · ".join([_("Base and tuned answers"), *only])
+    return " · ".join([_("Answers before and after fine-tuning"), *only])
 
 
 def subtitle(comparison: Comparison) -> str:
     """Return the base model, the source of the questions and the sampling settings."""
     sampling = comparison.sampling
     how = (
-        _("greedy, at most {n} tokens an answer")
+        _("greedy, at most {n} tokens per answer")
         if sampling.temperature == 0
-        else _("temperature {t:g}, top_p {p:g}, seed {seed}, at most {n} tokens an answer")
+        else _("temperature {t:g}, top_p {p:g}, seed {seed}, at most {n} tokens per answer")
     )
     how = how.format(t=sampling.temperature, p=sampling.top_p, seed=sampling.seed, n=sampling.max_new_tokens)
     return " · ".join([aside(comparison.base_model, comparison.setting), comparison.source, how])
@@ -66,20 +66,20 @@ def _loss_lines(comparison: Comparison) -> list[ComparisonRow]:
     one_base = len({(losses.base, losses.rows) for losses in known}) == 1
     rows, targets = known[0].rows, known[0].base.num_targets
     measured = (
-        _("nats a token; {tokens:,} tokens, {rows} rows").format(tokens=targets, rows=rows)
+        _("nats per token; tokens: {tokens:,}, rows: {rows}").format(tokens=targets, rows=rows)
         if one_base
-        else _("nats a token, on each run's own rows")
+        else _("nats per token, on each run's own validation rows")
     )
-    interval = _("95% by bootstrap; below 0 is better")
+    interval = _("95% bootstrap interval; below 0 is better")
 
     def told(mean: Callable[[float], str]) -> list[ComparisonCell]:
         base = ComparisonCell(mean(known[0].base.mean) if one_base else "")
         return [base, *(_loss_cell(side.losses, mean, one_base) for side in comparison.tuned)]
 
     return [
-        ComparisonRow(_("held-out loss"), measured, told(lambda loss: f"{loss:.4f}")),
+        ComparisonRow(_("validation loss"), measured, told(lambda loss: f"{loss:.4f}")),
         ComparisonRow(
-            _("difference from the base"),
+            _("difference from the base model"),
             interval,
             [ComparisonCell(""), *(_difference(s.losses) for s in comparison.tuned)],
         ),
@@ -116,11 +116,11 @@ def _perplexity(loss: float) -> str:
 def _answer_lines(comparison: Comparison) -> list[ComparisonRow]:
     sides, longest = comparison.results, comparison.sampling.max_new_tokens
     found = [
-        (_("chrF, ROUGE-L"), _("likeness to the references, to 100"), [_likeness(s) for s in sides]),
+        (_("chrF, ROUGE-L"), _("similarity to the references, 0 to 100"), [_likeness(s) for s in sides]),
         (_("cites a statute (《…》第…条)"), "", [_share(s, s.stats.citing) for s in sides]),
-        (_("cites one that the reference cites"), "", [_share(s, s.stats.same_citation) for s in sides]),
+        (_("cites a statute that the reference cites"), "", [_share(s, s.stats.same_citation) for s in sides]),
         (_("mean length in characters"), "", [ComparisonCell(f"{s.stats.characters:,.0f}") for s in sides]),
-        (_("cut off at {n} tokens").format(n=longest), "", [_share(s, s.stats.truncated) for s in sides]),
+        (_("truncated at {n} tokens").format(n=longest), "", [_share(s, s.stats.truncated) for s in sides]),
     ]
     return [ComparisonRow(label, note, cells) for label, note, cells in found if any(cell.text for cell in cells)]
 
@@ -178,17 +178,17 @@ def _cited(statute: str, reference: str | None) -> Kind:
 def answer_note(answer: Answer) -> str:
     """Return a note if the answer is truncated or empty, else ""."""
     if answer.truncated:
-        return _("cut off after {n} tokens").format(n=answer.tokens)
+        return _("truncated after {n} tokens").format(n=answer.tokens)
     return "" if answer.text else _("empty answer")
 
 
 def legend(comparison: Comparison) -> list[tuple[Kind, str]]:
     """Return the kinds of pieces that occur, with their meanings."""
     meanings: dict[Kind, str] = {
-        "agrees": _("statute that the reference cites too"),
-        "differs": _("statute that it does not cite"),
+        "agrees": _("statute that the reference also cites"),
+        "differs": _("statute that the reference does not cite"),
         "cited": _("statute"),
-        "same": _("in the same words as the base"),
+        "same": _("same words as the base model"),
     }
     occurring = {
         kind

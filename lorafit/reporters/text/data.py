@@ -40,7 +40,7 @@ def title(report: DataReport) -> str:
 
 def subtitle(report: DataReport) -> str:
     """Return the model whose tokenizer counts the tokens, and max_length."""
-    text = _("tokens as {model} counts them, max_length {n}")
+    text = _("counted with the tokenizer of {model} (choose yours with --model_name); max_length {n}")
     return text.format(model=report.model_name, n=count_text(report.max_length))
 
 
@@ -61,24 +61,24 @@ def _rows(report: DataReport) -> list[Figure]:
             _("among the rejected") if report.without_answer else "",
             not report.without_answer,
         ),
-        Figure(_("trained on"), count_text(report.train), good=report.train > 0),
-        Figure(_("held out"), count_text(report.valid)),
+        Figure(_("training set"), count_text(report.train), good=report.train > 0),
+        Figure(_("validation set"), count_text(report.valid)),
     ]
 
 
 def _duplicates(report: DataReport) -> list[Figure]:
     twins = report.duplicates
-    near = _("{share:.0%} alike or more; {n} conversations compared").format(
+    near = _("similarity {share:.0%} or more; conversations compared: {n}").format(
         share=MIN_SIMILARITY, n=count_text(twins.compared)
     )
-    across = _("held-out rows with a near copy that is trained on: {n}").format(n=count_text(twins.near_valid))
+    across = _("validation rows with a near-duplicate in the training set: {n}").format(n=count_text(twins.near_valid))
     return [
-        Figure(_("exact copies"), count_text(twins.exact), _("rows that repeat an earlier one"), not twins.exact),
-        Figure(_("near copies"), count_text(twins.near), near, not twins.near),
+        Figure(_("exact duplicates"), count_text(twins.exact), _("rows that repeat an earlier one"), not twins.exact),
+        Figure(_("near-duplicates"), count_text(twins.near), near, not twins.near),
         Figure(
-            _("on both sides"),
+            _("train/validation overlap"),
             count_text(report.leaked_rows),
-            across if twins.near_valid else _("rows trained on whose tokens are those of a held-out row"),
+            across if twins.near_valid else _("training rows identical to a validation row"),
             not report.leaked_rows and not twins.near_valid,
         ),
     ]
@@ -89,9 +89,9 @@ def _tokens(report: DataReport) -> list[Figure]:
         return []
     lengths, per_row = (
         report.lengths,
-        _("a row: median {median:,.0f}, nine of ten up to {most:,.0f}, longest {longest:,}"),
+        _("per row: median {median:,.0f}, 90% up to {most:,.0f}, longest {longest:,}"),
     )
-    lost = _("{tokens} tokens lost; max_length {longest} would lose none")
+    lost = _("{tokens} tokens removed; none with --max_length {longest}")
     return [
         Figure(
             _("tokens"),
@@ -99,12 +99,12 @@ def _tokens(report: DataReport) -> list[Figure]:
             per_row.format(median=lengths.median, most=lengths.ninth_decile, longest=lengths.longest),
         ),
         Figure(
-            _("target share"),
+            _("in the loss"),
             f"{report.target_share:.1%}",
-            _("{n} tokens are learned").format(n=count_text(report.total_targets)),
+            _("{n} tokens count toward the loss").format(n=count_text(report.total_targets)),
         ),
         Figure(
-            _("cut rows"),
+            _("truncated rows"),
             count_text(report.cut_rows),
             lost.format(tokens=count_text(report.cut_tokens), longest=lengths.longest) if report.cut_rows else "",
             not report.cut_rows,
@@ -145,7 +145,7 @@ def _reject_reasons(report: DataReport, several: bool) -> Listing:
         )
         for group in report.reject_reasons[:MAX_ROWS]
     ]
-    return Listing(_("Rejected, by reason"), (_("reason"), _("rows"), _("for example")), rows, (1,))
+    return Listing(_("Rejected, by reason"), (_("reason"), _("rows"), _("examples")), rows, (1,))
 
 
 def _near_duplicates(report: DataReport, several: bool) -> Listing:
@@ -153,7 +153,7 @@ def _near_duplicates(report: DataReport, several: bool) -> Listing:
         (location_text(one, several), location_text(other, several), f"{similar:.0%}")
         for one, other, similar in report.duplicates.examples
     ]
-    return Listing(_("Near copies, for example"), (_("row"), _("its near copy"), _("alike")), rows, (2,))
+    return Listing(_("Near-duplicates, examples"), (_("row"), _("near-duplicate of"), _("similarity")), rows, (2,))
 
 
 def _characters(report: DataReport, several: bool) -> Listing:
@@ -161,7 +161,7 @@ def _characters(report: DataReport, several: bool) -> Listing:
         (f"{c.code} {name_text(c)}", count_text(c.rows), location_text(c.first, several))
         for c in report.strange[:MAX_ROWS]
     ]
-    return Listing(_("Odd characters"), (_("character"), _("rows"), _("first in")), rows, (1,))
+    return Listing(_("Odd characters"), (_("character"), _("rows"), _("first seen")), rows, (1,))
 
 
 def name_text(character: StrangeCharacter) -> str:
@@ -176,12 +176,12 @@ def location_text(place: RowLocation, several: bool) -> str:
 
 def sample_titles() -> dict[str, str]:
     """Return the titles of the sample groups by their keys in the report."""
-    return {"shortest": _("The shortest"), "longest": _("The longest"), "random": _("Drawn at random")}
+    return {"shortest": _("Shortest samples"), "longest": _("Longest samples"), "random": _("Random samples")}
 
 
 def sample_text(sample: ShownSample) -> str:
     """Return a sample's format and its counts of tokens, tokens in the loss, and truncated tokens."""
     parts = [sample.format, _("{n} tokens").format(n=count_text(sample.tokens))]
-    parts.append(_("{n} targets").format(n=count_text(sample.targets)))
-    parts += [_("{n} cut off").format(n=count_text(sample.cut))] if sample.cut else []
+    parts.append(_("{n} in the loss").format(n=count_text(sample.targets)))
+    parts += [_("{n} truncated").format(n=count_text(sample.cut))] if sample.cut else []
     return listed(parts)

@@ -40,11 +40,12 @@ def notebook_platform() -> NotebookPlatform:
     return NotebookPlatform(
         title="Google Colab",
         intro=_(
-            "1. *Runtime > Change runtime type*: choose a GPU (T4 is free; it has no bf16, and the plan knows that).\n"
-            "2. Put `run.zip` and the wheel into the folder `lorafit` of your Google Drive, or upload them when asked.\n"
-            "3. *Runtime > Run all*. Checkpoints go to Drive every ten minutes; when the session ends, open the notebook "
-            "again and run all: it goes on.\n\n"
-            "A model that is gated: add your token as the secret `HF_TOKEN` (the key at the left)."
+            "1. *Runtime > Change runtime type*: choose a GPU (T4 is free; it has no bf16, which "
+            "the plan takes into account).\n2. Put `run.zip` and the wheel into the folder "
+            "`lorafit` of your Google Drive, or upload them when asked.\n3. *Runtime > Run all*. "
+            "Checkpoints are saved to Drive every ten minutes. When the session ends, open the "
+            "notebook again and run all cells: training resumes.\n\nGated model: add your access "
+            "token as the secret `HF_TOKEN` (key icon on the left)."
         ),
         store="/content/drive/MyDrive/lorafit",
         places=("/content",),
@@ -63,7 +64,7 @@ def write(parcel: CloudPackage, folder: Path) -> list[str]:
     path = notebook.write(notebook_platform(), parcel, folder)
     return [
         _("Open https://colab.research.google.com, *File > Upload notebook*: {path}").format(path=path),
-        _("Choose a GPU, run all; when asked, upload {files}.").format(files=notebook.files(parcel)),
+        _("Choose a GPU and run all cells; when asked, upload {files}.").format(files=notebook.files(parcel)),
     ]
 
 

@@ -30,14 +30,15 @@ def notebook_platform() -> NotebookPlatform:
     return NotebookPlatform(
         title="Kaggle",
         intro=_(
-            "1. *Datasets > New Dataset*: upload `run.zip` and the wheel. In the notebook: *Add Input* > that data set.\n"
-            "2. *Session options*: accelerator **GPU T4 x2** (current builds of PyTorch no longer know the P100, whose "
-            "architecture is older than Turing; neither has bf16, and the plan knows that), internet on.\n"
-            "3. *Save Version > Save & Run All*. A session ends after 12 hours, of some accounts after 9; training saves "
-            "and stops before that, and `result.zip` is kept as the version's output.\n"
-            "4. Not finished? *Add Input* > *Notebook Output Files* of this notebook, and save a version again: it goes "
-            "on from there.\n\n"
-            "A model that is gated: add your token as the secret `HF_TOKEN` (*Add-ons > Secrets*)."
+            "1. *Datasets > New Dataset*: upload `run.zip` and the wheel. In the notebook: *Add "
+            "Input* > that dataset.\n2. *Session options*: accelerator **GPU T4 x2**, internet "
+            "on. Current builds of PyTorch do not support the P100, whose architecture is older "
+            "than Turing. Neither GPU has bf16, which the plan takes into account.\n3. *Save "
+            "Version > Save & Run All*. A session ends after 12 hours, for some accounts after "
+            "9. Training saves and stops before that, and `result.zip` is kept as the version's "
+            "output.\n4. Not finished? *Add Input* > *Notebook Output Files* of this notebook, "
+            "then save a version again: training resumes from there.\n\nGated model: add your "
+            "access token as the secret `HF_TOKEN` (*Add-ons > Secrets*)."
         ),
         store="/kaggle/working",
         places=("/kaggle/input",),
@@ -57,9 +58,9 @@ def write(parcel: CloudPackage, folder: Path) -> list[str]:
     """Write the Kaggle notebook into `folder` and return the next steps for the user. Raises DiskError."""
     path = notebook.write(notebook_platform(), parcel, folder)
     return [
-        _("At https://www.kaggle.com make a data set of {files}.").format(files=notebook.files(parcel)),
-        _("*Create > New Notebook > File > Import Notebook*: {path}; add the data set as its input.").format(path=path),
-        _("Choose GPU T4 x2 and internet on, then *Save Version > Save & Run All*."),
+        _("At https://www.kaggle.com, create a dataset from {files}.").format(files=notebook.files(parcel)),
+        _("*Create > New Notebook > File > Import Notebook*: {path}; add the dataset as its input.").format(path=path),
+        _("Choose GPU T4 x2 and turn internet on, then *Save Version > Save & Run All*."),
     ]
 
 

@@ -166,21 +166,21 @@ def _cells(place: NotebookPlatform, parcel: CloudPackage) -> Iterable[dict[str, 
     yield _text(_("## Storage and files"))
     yield _code(place.opening)
     yield _code(place.upload + "\n" + (TAKE_FURTHEST if place.fresh else TAKE))
-    yield _text(_("## Install: PyTorch stays as it is here"))
+    yield _text(_("## Install (keeps the PyTorch of this platform)"))
     yield _code(INSTALL)
-    yield _text(_("## The plan for this GPU"))
+    yield _text(_("## Plan for this GPU"))
     yield _code(LOOK)
-    yield _text(_("## Train, or go on: this cell may be run again at any time, in a new session too"))
+    yield _text(_("## Train or resume: run this cell again at any time, also in a new session"))
     yield _code(TRAIN)
-    yield _text(_("## Try it"))
+    yield _text(_("## Try the fine-tuned model"))
     yield _code(TRY)
-    yield _text(_("## Pack what came of it; at home: `lorafit fetch result.zip`"))
+    yield _text(_("## Save the result; on your own machine: `lorafit fetch result.zip`"))
     yield _code(PACK + place.closing)
 
 
 def _parameters(place: NotebookPlatform, parcel: CloudPackage) -> str:
-    store, places = _("outlives the session: checkpoints and results"), _("where uploaded files may lie")
-    flags, hours = _("more flags of `lorafit train`"), _("training saves and stops after so many; None: never")
+    store, places = _("kept after the session ends: checkpoints and results"), _("folders to search for uploaded files")
+    flags, hours = _("more flags of `lorafit train`"), _("hours after which training saves and stops; `None`: no limit")
     return (
         f"STORE = {place.store!r}  # {store}\n"
         f"PLACES = {list(place.places)!r}  # {places}\n"

@@ -26,11 +26,12 @@ def notebook_platform() -> NotebookPlatform:
     return NotebookPlatform(
         title="Paperspace Gradient",
         intro=_(
-            "1. *Create a notebook* with the template PyTorch and a GPU.\n"
-            "2. Upload `run.zip`, the wheel and this notebook (the folder sign at the left).\n"
-            "3. *Run all*. Checkpoints go to `/storage` every ten minutes; when the session ends (free machines: after 6 "
-            "hours, or what auto-shutdown says), start it again and run all: it goes on.\n\n"
-            "A model that is gated: *Settings > Secrets*, name `HF_TOKEN`; it comes as an environment variable."
+            "1. *Create a notebook* with the PyTorch template and a GPU.\n2. Upload `run.zip`, "
+            "the wheel and this notebook (folder icon on the left).\n3. *Run all*. Checkpoints "
+            "are saved to `/storage` every ten minutes. When the session ends (free machines: "
+            "after 6 hours, or as set by auto-shutdown), start it again and run all cells: "
+            "training resumes.\n\nGated model: add your access token under *Settings > Secrets* as "
+            "`HF_TOKEN`; it becomes an environment variable."
         ),
         store="/storage/lorafit",
         places=("/notebooks", "."),
@@ -48,8 +49,10 @@ def write(parcel: CloudPackage, folder: Path) -> list[str]:
     """Write the Gradient notebook into `folder` and return the next steps for the user. Raises DiskError."""
     path = notebook.write(notebook_platform(), parcel, folder)
     return [
-        _("At https://console.paperspace.com create a notebook with the template PyTorch and a GPU."),
-        _("Upload {path} and {files}, open the notebook, run all.").format(path=path, files=notebook.files(parcel)),
+        _("At https://console.paperspace.com, create a notebook with the PyTorch template and a GPU."),
+        _("Upload {path} and {files}, open the notebook, and run all cells.").format(
+            path=path, files=notebook.files(parcel)
+        ),
     ]
 
 

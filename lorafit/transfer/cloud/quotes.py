@@ -29,7 +29,5 @@ def quote_for(config: TrainConfig, machine: str) -> Quote:
     plan, time = look.plan, look.planned.estimate
     numbers = listed(word for word in (plan.precision, plan.quantization) if word != "none")
     if (gpus[0].compute_capability or OLDEST_CAPABILITY) < OLDEST_CAPABILITY:
-        numbers = _("{numbers}; only with a PyTorch for CUDA 12.6: newer builds begin with Turing").format(
-            numbers=numbers
-        )
+        numbers = _("{numbers}; needs PyTorch for CUDA 12.6: newer builds start with Turing").format(numbers=numbers)
     return Quote(machine, gpu, True, numbers, time.total, time.low, time.high, price_of(machine))

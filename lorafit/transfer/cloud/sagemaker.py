@@ -80,11 +80,11 @@ def write(parcel: CloudPackage, folder: Path) -> list[str]:
             (folder / file).write_text(text.format(**names, install=install, flags=flags), "utf-8")
             (folder / file).chmod(0o755)
     return [
-        _("Look at {file}: the machine (ResourceConfig) and the longest time (StoppingCondition).").format(
+        _("Check {file}: the machine (ResourceConfig) and the time limit (StoppingCondition).").format(
             file=folder / JOB
         ),
-        _("Send it: {command}").format(command=f"{folder / SEND} YOUR-BUCKET YOUR-ROLE-ARN YOUR-REGION"),
-        _("Spot machines need a quota: *Service Quotas > SageMaker > ml.… for spot training job usage*."),
+        _("Upload and start: {command}").format(command=f"{folder / SEND} YOUR-BUCKET YOUR-ROLE-ARN YOUR-REGION"),
+        _("Spot instances need a quota: *Service Quotas > SageMaker > ml.… for spot training job usage*."),
     ]
 
 

@@ -54,10 +54,10 @@ def send(place: str, order: CloudOrder, folder: Path, say: ProgressCallback) -> 
     target: Platform = registry.load(registry.find_entry(registry.CLOUDS, place))
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    say(_("Packing the run"))
+    say(_("Making the bundle"))
     facts = bundle(order.run, order.config, folder / BUNDLE_NAME)
     _check(target, facts, order.base, folder)
-    say(_("Building the program's wheel"))
+    say(_("Building the lorafit wheel"))
     install = build_wheel(folder)
     say(_("Planning for {place}").format(place=target.title))
     flags = ["--model_name", order.base] if order.base is not None else []
@@ -73,13 +73,16 @@ def _check(target: Platform, facts: BundleInfo, base: str | None, folder: Path) 
     if facts.base_is_local and base is None:
         (folder / BUNDLE_NAME).unlink()
         raise ConfigError(
-            _("The base model is a folder on this machine; it does not go along."),
+            _("The base model is a folder on this machine and is not part of the bundle."),
             found=facts.base,
-            fix=_("Say what it is called there: --base_model with a hub id, such as Qwen/Qwen3-0.6B, or a folder."),
+            fix=_(
+                "Name the base model on the platform with --base_model: a model ID, such as "
+                "Qwen/Qwen3-0.6B, or a folder."
+            ),
         )
     if facts.kind == FINISHED:
         (folder / BUNDLE_NAME).unlink()
-        fix = _("To train it further, start a new run with --init_adapter.")
+        fix = _("To train the adapter further, start a new run with --init_adapter.")
         raise ConfigError(_("This run is finished."), where=facts.run, fix=fix)
     target.check(facts)
 

@@ -55,18 +55,20 @@ def check(facts: BundleInfo) -> None:
 def write(parcel: CloudPackage, folder: Path) -> list[str]:
     """Write the task file into `folder` and return the next steps for the user. Raises DiskError."""
     path = folder / TASK
-    note = _("Several nodes: raise num_nodes; several GPUs a node: L4: 8, say. Training is then started by torchrun.")
+    note = _(
+        "Several nodes: raise num_nodes; several GPUs per node: e.g. `L4: 8`. Training is then started by torchrun."
+    )
     with disk_errors(path):
         path.write_text(
             f"# {note}\n" + yaml.dump(task(parcel), Dumper=_Dumper, sort_keys=False, allow_unicode=True), "utf-8"
         )
     go = f"cd {folder} && sky jobs launch {TASK}"
     return [
-        _("Begin: {command} (spot machines; recovered and gone on with by itself)").format(command=go),
-        _("A gated model: add {flag}, with your token in the environment.").format(flag="--secret HF_TOKEN"),
-        _("What came of it lies in the bucket {bucket}: {file}.").format(
-            bucket=bucket(parcel), file=f"{parcel.name}/result.zip"
+        _("Start: {command} (spot instances; resumes by itself after an interruption)").format(command=go),
+        _("Gated model: add {flag}, with your access token in the environment variable HF_TOKEN.").format(
+            flag="--secret HF_TOKEN"
         ),
+        _("Results: {file} in bucket {bucket}").format(bucket=bucket(parcel), file=f"{parcel.name}/result.zip"),
     ]
 
 

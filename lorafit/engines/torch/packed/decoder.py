@@ -128,7 +128,7 @@ def why_unsupported(decoder: Any, head: LMHead, plan: Plan, device: Device) -> s
     if not (known and type(head.linear) in (nn.Linear, LowBitLinear)):
         return generic_reason("architecture")
     if plan.shard:
-        return _("the fast path needs the base whole, and it is shared out over the processes")
+        return _("the fast path needs the whole base model, but its weights are split across the processes")
     halves = plan.precision == "fp16" or (plan.precision == "bf16" and plan.quantization != "none")
     if halves or plan.quantization == "8bit":
         return generic_reason("precision")
