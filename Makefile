@@ -27,7 +27,7 @@ locale: setup ## add new texts to the Chinese catalog (translate the empty entri
 	mkdir -p build
 	$(PY) -m babel.messages.frontend extract -k _ -k what:2 -k how:2 -k Field:2 -k noted --no-location --sort-output --project lorafit -o build/lorafit.pot lorafit
 	$(PY) -m babel.messages.frontend update -i build/lorafit.pot -d $(LOCALE) -D lorafit -l zh_CN -N --ignore-obsolete --ignore-pot-creation-date
-	$(PY) -m babel.messages.frontend compile -d $(LOCALE) -D lorafit -l zh_CN
+	for domain in lorafit lorafit-0.1; do $(PY) -m babel.messages.frontend compile -d $(LOCALE) -D $$domain -l zh_CN; done
 
 pictures: setup ## train the demo in both languages and draw docs/pictures/ from its events (takes minutes)
 	$(PY) scripts/make_pictures.py

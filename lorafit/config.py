@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from lorafit.errors import ConfigError
-from lorafit.messages import _, listed, translate
-from lorafit.units import TEMPLATE_DATE
+from lorafit.messages import _, listed, phrases, sentences, translate
+from lorafit.units import TEMPLATE_DATE, kind_text
 
 
 def what(default: Any, help: str, **limits: Any) -> Any:
@@ -69,7 +69,7 @@ class TrainConfig(BaseModel):
     num_epochs: float = what(3.0, "Number of epochs.", gt=0)
     max_steps: int | None = what(None, "Number of steps (default: by num_epochs).", ge=1)
     effective_batch: int | None = what(
-        None, "Effective batch size: samples per step, over all processes (default: 16).", ge=1
+        None, "Effective batch size: samples per step, over all processes (default: 16; with --demo 8).", ge=1
     )
     batch_size: int | None = how(None, "Highest number of samples in a micro-batch (default: automatic).", ge=1)
     gradient_accumulation_steps: int | None = how(
@@ -147,9 +147,7 @@ class TrainConfig(BaseModel):
     )
     output_dir: str = how("output", "Folder for runs.")
     save_steps: int | None = how(None, "Steps between checkpoints (default: about every ten minutes).", ge=1)
-    eval_steps: int | None = how(
-        None, "Steps between evaluations (default: evaluation takes at most 5% of the time).", ge=1
-    )
+    eval_steps: int | None = how(None, "Steps between evaluations (default: at most a twentieth of the time).", ge=1)
     keep_checkpoints: int = how(2, "Number of latest checkpoints to keep.", ge=1)
 
     # This command
@@ -174,7 +172,7 @@ def sections() -> dict[str, str]:
         "model_name": _("Model and data"),
         "num_epochs": _("Training"),
         "lora_r": _("Adapter"),
-        "device": _("Machine"),
+        "engine": _("Machine"),
         "hub": _("Download and output"),
         "config": _("This command"),
     }
@@ -229,7 +227,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(
             _("The settings file does not consist of names and values."),
             where=path,
-            found=type(settings).__name__,
+            found=kind_text(settings),
             fix=_("Write one setting per line, as in `lora_r: 16`."),
         )
     return {str(key).replace("-", "_"): value for key, value in (settings or {}).items()}
@@ -256,13 +254,14 @@ def make_config(settings: dict[str, Any], where: object) -> TrainConfig:
 def setting_error(kind: type[BaseModel], name: str, value: object, where: object) -> ConfigError:
     """Return the error for a `value` that the setting `name` does not accept."""
     field = kind.model_fields[name]
+    helps = [translate(field.description or "")]
+    if field.default is not None:
+        helps.append(_("Default: {default}.").format(default=field.default))
     return ConfigError(
         _("Invalid value for `{name}`.").format(name=name),
         where=where,
         found=f"{name}: {value!r}",
-        fix=_("Give a valid value ({wanted}). {help} Default: {default}.").format(
-            wanted=accepted_values(field), help=translate(field.description or ""), default=field.default
-        ),
+        fix=sentences([_("Give a valid value ({wanted}).").format(wanted=accepted_values(field)), *helps]),
     )
 
 
@@ -273,7 +272,7 @@ def accepted_values(field: FieldInfo) -> str:
         return listed(few)
     signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
     limits = [f"{sign} {getattr(m, name)}" for m in field.metadata for name, sign in signs.items() if hasattr(m, name)]
-    return " ".join([kinds[without_none(field.annotation)], listed(limits)]).strip()
+    return " ".join([kinds[without_none(field.annotation)], phrases(limits)]).strip()
 
 
 def is_switch(field: FieldInfo) -> bool:

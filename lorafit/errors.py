@@ -15,6 +15,8 @@
 Any other exception is a bug in lorafit and keeps its traceback.
 """
 
+from lorafit.messages import sentences
+
 
 class LorafitError(Exception):
     """An error for the user: `what` happened, `where`, what was `found` there, and how to `fix` it."""
@@ -29,7 +31,7 @@ class LorafitError(Exception):
     @property
     def brief(self) -> str:
         """Return what happened and what was found, in one line."""
-        return " ".join(filter(None, (self.what, self.found)))
+        return sentences(filter(None, (self.what, self.found)))
 
     def __str__(self) -> str:
         return "\n".join(part for part in (self.what, self.where, self.found, self.fix) if part)

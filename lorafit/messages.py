@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 LANGUAGES = ("en", "zh")
+OLDER = "lorafit-0.1"  # the catalog of texts that only the plan.json files of version 0.1 hold
 _catalogues = {"zh": "zh_CN"}
 _translation: gettext.NullTranslations = gettext.NullTranslations()
 _language = "en"
@@ -31,6 +32,8 @@ def set_language(language: str | None = None) -> str:
     folder = Path(__file__).parent / "locale"
     catalogue = _catalogues.get(_language)
     _translation = gettext.translation("lorafit", folder, [catalogue]) if catalogue else gettext.NullTranslations()
+    if catalogue:
+        _translation.add_fallback(gettext.translation(OLDER, folder, [catalogue]))
     return _language
 
 
@@ -55,6 +58,23 @@ def joined(between: str, parts: Iterable[str]) -> str:
 def listed(parts: Iterable[str]) -> str:
     """Return `parts` joined by the language's comma."""
     return joined(_(", "), parts)
+
+
+def phrases(parts: Iterable[str]) -> str:
+    """Return `parts` joined by the comma between clauses, which in Chinese differs from that of listed()."""
+    return _chained(parts, noted("{first}, {second}"))
+
+
+def sentences(parts: Iterable[str]) -> str:
+    """Return whole sentences in a row, with a space between them in English and none in Chinese."""
+    return _chained(parts, noted("{first} {second}"))
+
+
+def _chained(parts: Iterable[str], pair: str) -> str:
+    first, *rest = list(parts) or [""]
+    for part in rest:
+        first = _with_recipe(translate(pair), {"text": pair}).format(first=first, second=part)
+    return first
 
 
 def clauses(parts: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ def bytes_text(size: int | None) -> str:
 
 
 def seconds_text(seconds: float | None) -> str:
-    """Return `seconds` as "45 s", "3 min 20 s", "2 h 05 min" or "1 d 03 h", in the user's language.
+    """Return `seconds` as "45 s", "3 min 20 s", "2 h 5 min" or "1 d 3 h", in the user's language.
 
     None gives a question mark.
     """
@@ -32,6 +32,25 @@ def seconds_text(seconds: float | None) -> str:
     if whole < 86400:
         return _("{hours} h {minutes} min").format(hours=whole // 3600, minutes=whole % 3600 // 60)
     return _("{days} d {hours} h").format(days=whole // 86400, hours=whole % 86400 // 3600)
+
+
+def range_text(low: float, high: float) -> str:
+    """Return two durations in seconds as a range: "3 min 14 s to 4 min 32 s"."""
+    return _("{low} to {high}").format(low=seconds_text(low), high=seconds_text(high))
+
+
+def kind_text(value: object) -> str:
+    """Return the kind of a JSON or YAML value as text for the user: "text", "a list", "null"."""
+    kinds = {
+        type(None): "null",
+        bool: _("true or false"),
+        int: _("a whole number"),
+        float: _("a number"),
+        str: _("text"),
+        list: _("a list"),
+        dict: _("names with values"),
+    }
+    return kinds.get(type(value), type(value).__name__)
 
 
 def count_text(count: int) -> str:

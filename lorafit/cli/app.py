@@ -67,7 +67,7 @@ COMMANDS = {
         lambda: _("prepare a run for Colab, Kaggle, SageMaker and others"),
     ),
     "fetch": Command(
-        Entry("lorafit.cli.transfer:fetch", PACKAGES), lambda: _("import the result of a run on another machine")
+        Entry("lorafit.cli.transfer:fetch", PACKAGES), lambda: _("fetch the result of a run on another machine")
     ),
     "doctor": Command(_face("doctor"), lambda: _("check this machine and report problems")),
 }

@@ -12,13 +12,14 @@ from lorafit.cli.flags import is_word
 from lorafit.config import TrainConfig, choices, is_switch, sections, without_none
 from lorafit.messages import _, labelled, translate
 
+WORDS = {"runs": "RUN", "run": "RUN", "adapter": "RUN", "adapters": "RUN", "files": "FILE", "words": "PLATFORM [RUN]"}
 INDENT, COLUMN = 2, 28  # cells before a flag and before its meaning; the meaning of a longer flag is below it
 
 
 def show_help(settings: BaseModel, command: str, about: str, console: Console, more: str = "") -> None:
     """Print the help of `command`: `about`, the fields of `settings` as its flags, and the sentence `more`."""
     fields = dict(sorted(type(settings).model_fields.items(), key=lambda item: not is_word(item[1])))
-    words = "".join(f" [{name.upper()} ...]" for name, field in fields.items() if is_word(field))
+    words = "".join(f" [{WORDS.get(name, name.upper())}]" for name, field in fields.items() if is_word(field))
     title = Text(labelled(f"lorafit {command}", about) + "\n")
     title.stylize("bold", 0, len(f"lorafit {command}"))
     console.print(title)
@@ -36,7 +37,7 @@ def show_help(settings: BaseModel, command: str, about: str, console: Console, m
 
 def _flag(name: str, field: FieldInfo) -> Text:
     if is_word(field):
-        return Text(name.upper(), "cyan")
+        return Text(WORDS.get(name, name.upper()), "cyan")
     return Text.assemble((f"--{name}", "cyan"), "" if is_switch(field) else f" {_value(field)}")
 
 

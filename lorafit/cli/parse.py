@@ -63,7 +63,10 @@ def train_config(argv: list[str], verb: str = "train") -> TrainConfig:
     if run and rank_info().leads and not set(HELP) & set(argv):  # rank 0 sends the settings to the rest
         output_dir = flag_value(argv, "output_dir") or settings.get("output_dir", "output")
         settings = run_settings(str(run), Path(output_dir)) | settings
-    return parse(TrainConfig, argv, verb, make_config(settings, file or _("the command line")))
+    more = (
+        _("`resume` takes RUN (default: the latest run) and the flags of `lorafit train`.") if verb == "resume" else ""
+    )
+    return parse(TrainConfig, argv, verb, more=more, default=make_config(settings, file or _("the command line")))
 
 
 def run_settings(name: str, output_dir: Path) -> dict[str, Any]:
@@ -72,17 +75,22 @@ def run_settings(name: str, output_dir: Path) -> dict[str, Any]:
 
 
 def parse(
-    kind: type[Settings], argv: list[str], verb: str, default: Settings | None = None, about: str = ""
+    kind: type[Settings],
+    argv: list[str],
+    verb: str,
+    default: Settings | None = None,
+    about: str = "",
+    more: str = "",
 ) -> Settings:
     """Return `argv` parsed as settings of `kind`. If `argv` asks for help, print it and raise SystemExit.
 
     Flags may have hyphens or underscores. Raise ConfigError for an unknown flag, with the nearest name. `about` says what
-    `verb` does; it is needed if `verb` is not a key of COMMANDS.
+    `verb` does; it is needed if `verb` is not a key of COMMANDS. `more` is the last sentence of the help.
     """
     check_arguments(kind, argv, verb)
     default = default or kind()
     if set(HELP) & set(argv):
-        show_help(default, verb, about or COMMANDS[verb].help(), Console(highlight=False))
+        show_help(default, verb, about or COMMANDS[verb].help(), Console(highlight=False), more)
         raise SystemExit(OK)
     os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")
     return tyro.cli(kind, args=argv, default=default, prog=f"lorafit {verb}", use_underscores=True)

@@ -12,6 +12,7 @@ from lorafit import api
 from lorafit.cli.app import OK
 from lorafit.cli.flags import split_flags
 from lorafit.cli.parse import parse, train_config
+from lorafit.messages import _
 from lorafit.reporters.terminal.catalogue import show_machines, show_tables
 from lorafit.reporters.terminal.plan import show_plan
 from lorafit.reporters.terminal.status import status_line
@@ -45,7 +46,8 @@ class MachinesFlags(BaseModel):
 def plan(argv: list[str]) -> int:
     """Run `plan [--machine NAME] [--table] [--json] [flags of train]` and return the exit code."""
     words, own, others = split_flags(PlanFlags, argv)
-    flags = parse(PlanFlags, own, "plan")
+    more = _("Besides these, `plan` takes all flags of `lorafit train`.")
+    flags = parse(PlanFlags, own, "plan", more=more)
     config = train_config([*words, *others], "plan")
     console = Console(highlight=False)
     if flags.table:

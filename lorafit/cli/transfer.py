@@ -58,13 +58,13 @@ class CloudFlags(TransferFlags):
 class FetchFlags(TransferFlags):
     """Check and import the result of another machine: result.zip, model.tar.gz, or a folder."""
 
-    source: tyro.conf.Positional[list[str]] = Field([], description="Result to import: a zip, a tar.gz, or a folder.")
+    source: tyro.conf.Positional[list[str]] = Field([], description="Result to fetch: a zip, a tar.gz, or a folder.")
 
 
 def bundle(argv: list[str]) -> int:
     """Run `bundle [RUN] -o run.zip`, or `bundle [flags of train] -o run.zip`."""
     words, own, others = split_flags(BundleFlags, argv)
-    request = parse(BundleFlags, own, "bundle", BundleFlags.model_validate({"run": words}))
+    request = parse(BundleFlags, own, "bundle", BundleFlags.model_validate({"run": words}), more=_train_flags_too())
     name = named_run(words, others, "bundle")
     target = Path(request.output).expanduser()
     config = training_settings(name, others, "bundle")
@@ -80,7 +80,7 @@ def bundle(argv: list[str]) -> int:
 def cloud(argv: list[str]) -> int:
     """Run `cloud PLATFORM [RUN] [-o DIR]`, or `cloud PLATFORM [flags of train] [-o DIR]`."""
     words, own, others = split_flags(CloudFlags, argv)
-    request = parse(CloudFlags, own, "cloud", CloudFlags.model_validate({"words": words}))
+    request = parse(CloudFlags, own, "cloud", CloudFlags.model_validate({"words": words}), more=_train_flags_too())
     if not words or words[0] not in CLOUDS:
         near = difflib.get_close_matches(words[0] if words else "", CLOUDS, n=1)
         raise ConfigError(
@@ -103,12 +103,12 @@ def fetch(argv: list[str]) -> int:
     words, flags = split_words(FetchFlags, argv)
     request = parse(FetchFlags, flags, "fetch", FetchFlags.model_validate({"source": words}))
     if len(words) != 1:
-        fix = _("Name the result to import, e.g. {command}").format(command="lorafit fetch result.zip")
+        fix = _("Name the result to fetch, e.g. {command}").format(command="lorafit fetch result.zip")
         raise ConfigError(_("Expected exactly one file or folder."), found=" ".join(words) or None, fix=fix)
     console = Console(highlight=False)
     for fetched in api.fetch(Path(words[0]).expanduser(), Path(request.output_dir)):
         run = str(fetched.run.path)
-        _say(console, _("✓ imported: {path}"), path=run)
+        _say(console, _("✓ fetched: {path}"), path=run)
         if not fetched.finished:
             _say(console, _("Not finished. Resume: {command}"), command=next_commands.resume(run))
             continue
@@ -134,6 +134,10 @@ def named_run(words: list[str], flags: list[str], verb: str) -> str | None:
             fix=usage,
         )
     return words[0] if words else None
+
+
+def _train_flags_too() -> str:
+    return _("Instead of RUN, the flags of `lorafit train` describe a new training.")
 
 
 def training_settings(name: str | None, flags: list[str], verb: str) -> TrainConfig:

@@ -239,7 +239,7 @@ class _Writer:
         self.dropped += int(made.dropped.sum())
         self.formats.update(FORMAT_NAMES[number] for number in made.formats)
         for place, reason in made.rejects:
-            self.rejects.write(Reject(share[place].file, share[place].line, reason).to_line())
+            self.rejects.write(Reject(share[place].file, share[place].line, reason).to_cache_line())
         self._keep_smallest(good, made.keys)
 
     def _keep_smallest(self, good: list[Row], keys: bytes) -> None:

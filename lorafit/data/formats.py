@@ -13,6 +13,7 @@ from typing import Any
 
 from lorafit.data.readers.row import Broken
 from lorafit.messages import _, clauses, listed
+from lorafit.units import kind_text
 
 TEXT, TOOLS = "text", "tools"  # additional roles: a plain text; the callable functions, as JSON
 # Names of speakers in data sets, and the role that chat templates use.
@@ -71,7 +72,7 @@ def recognize_format(
     if isinstance(value, list) and len(value) == 1:  # the form of rows in some lawyer-llama files
         value = value[0]
     if not isinstance(value, dict):
-        raise BadRow(_("found: {kind}; expected: an object with keys").format(kind=type(value).__name__))
+        raise BadRow(_("found: {kind}; expected: an object with keys").format(kind=kind_text(value)))
     row = {key: field for key, field in _renamed(value, field_map or {}).items() if field is not None}
     for name, read in FORMATS.items():
         if (conversation := read(row)) is not None:
@@ -194,7 +195,7 @@ def _pair(row: Fields, question: str, answer: str) -> Conversation | None:
 
 def _dialogue(row: Fields, key: str) -> Conversation:
     if not isinstance(row[key], list):
-        raise BadRow(_("`{key}`: expected a list, found {kind}").format(key=key, kind=type(row[key]).__name__))
+        raise BadRow(_("`{key}`: expected a list, found {kind}").format(key=key, kind=kind_text(row[key])))
     turns = [_message(key, number, turn) for number, turn in enumerate(row[key], 1)]
     if turns and turns[0].role != "system":
         turns = [*_system(row), *turns]
@@ -214,7 +215,7 @@ def _answered(turns: Conversation, key: str) -> Conversation:
 
 def _message(key: str, number: int, turn: object) -> Message:
     if not isinstance(turn, dict):
-        kind = type(turn).__name__
+        kind = kind_text(turn)
         raise BadRow(_("message {number}: expected role and content, found: {found}").format(number=number, found=kind))
     who, said = ("role", "content") if "role" in turn else ("from", "value")
     calls = turn.get("tool_calls") or None
@@ -263,7 +264,7 @@ def _tools(row: Fields) -> Iterator[Message]:
     if tools := row.get("tools"):
         described = _from_json(tools, "tools")
         if not isinstance(described, list) or not all(isinstance(tool, dict) for tool in described):
-            raise BadRow(_("`{key}`: expected a list, found {kind}").format(key="tools", kind=type(described).__name__))
+            raise BadRow(_("`{key}`: expected a list, found {kind}").format(key="tools", kind=kind_text(described)))
         if described:
             yield Message(TOOLS, _as_json(described, "tools"))
 
@@ -297,7 +298,7 @@ def _text(row: Fields, key: str, may_be_empty: bool = False) -> str:
     """Return the text under `key`. Raises BadRow if it is not a string, is empty, or contains a lone surrogate."""
     text = row[key]
     if not isinstance(text, str):
-        raise BadRow(_("`{key}`: expected text, found {kind}").format(key=key, kind=type(text).__name__))
+        raise BadRow(_("`{key}`: expected text, found {kind}").format(key=key, kind=kind_text(text)))
     if not text.strip() and not may_be_empty:
         raise BadRow(_("`{key}` is empty").format(key=key))
     try:

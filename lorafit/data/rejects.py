@@ -1,5 +1,6 @@
 """Rejected rows as JSON lines with file, line and reason, and the check that they are not too many."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -9,7 +10,8 @@ from itertools import islice
 from pathlib import Path
 
 from lorafit.errors import DataError
-from lorafit.messages import _
+from lorafit.messages import _, recipe_of, retranslate
+from lorafit.units import count_text
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,25 @@ class Reject:
     reason: str
 
     def to_line(self) -> str:
-        return json.dumps(asdict(self), ensure_ascii=False).encode("utf-8", "backslashreplace").decode() + "\n"
+        """Return the line for the user: file, line and reason."""
+        return _json_line(asdict(self))
+
+    def to_cache_line(self) -> str:
+        """Return the line for the cache, which other languages read: with the recipe of the reason."""
+        return _json_line({**asdict(self), "again": recipe_of(self.reason)})
+
+    @classmethod
+    def read(cls, line: str) -> "Reject":
+        """Return the reject of a line, with its reason in the current language if the line has the recipe."""
+        facts = json.loads(line)
+        again = facts.pop("again", None)
+        with contextlib.suppress(LookupError, TypeError, ValueError):
+            facts["reason"] = facts["reason"] if again is None else str(retranslate(again))
+        return cls(**facts)
+
+
+def _json_line(facts: dict[str, object]) -> str:
+    return json.dumps(facts, ensure_ascii=False).encode("utf-8", "backslashreplace").decode() + "\n"
 
 
 @dataclass(frozen=True)
@@ -43,7 +63,7 @@ class RejectFile:
     def __iter__(self) -> Iterator[Reject]:
         with self.path.open(encoding="utf-8") as file:
             for line in file:
-                reject = Reject(**json.loads(line))
+                reject = Reject.read(line)
                 yield replace(reject, file=self.renamed.get(reject.file, reject.file))
 
     def current_file(self) -> Path:
@@ -75,9 +95,9 @@ def check_rejects(rejects: RejectFile, good_rows: int, most: float) -> None:
     more = _("Or accept more bad rows: --max_rejects {share} (now {most:g})")
     fix = ways.format(path=rejects.current_file())
     if good_rows:
-        fix += " " + more.format(share=min(1.0, len(rejects) / rows + 0.01).__format__(".2f"), most=most)
+        fix += "\n" + more.format(share=min(1.0, len(rejects) / rows + 0.01).__format__(".2f"), most=most)
     raise DataError(
-        _("Too many rejected rows: {bad} of {all}.").format(bad=len(rejects), all=rows),
+        _("Too many rejected rows: {bad} of {all}.").format(bad=count_text(len(rejects)), all=count_text(rows)),
         where=rejects[0].file if rejects else None,
         found="\n".join(first) or None,
         fix=fix,

@@ -11,7 +11,7 @@ from lorafit.diagnostics.finding import Finding
 from lorafit.errors import HardwareError
 from lorafit.hardware import detect
 from lorafit.hardware.detect import Gpu, Machine, Run
-from lorafit.messages import _, listed
+from lorafit.messages import _, phrases
 from lorafit.units import bytes_text
 
 # Environment variables that affect where and how training runs. None of them holds a secret.
@@ -26,7 +26,7 @@ def machine_findings(
 ) -> Iterator[Finding]:
     """Yield processor, system, memory, GPUs, NVIDIA driver and Python. Bad if no PyTorch exists for this machine."""
     cores = _("cores: {count}").format(count=machine.cores)
-    yield Finding("machine", _("CPU"), listed([machine.chip, cores, machine.arch]))
+    yield Finding("machine", _("CPU"), phrases([machine.chip, cores, machine.arch]))
     yield Finding("machine", _("system"), f"macOS {machine.macos or '?'}" if machine.macos else machine.system)
     memory = _("{total}, {available} available (without swap)")
     sizes = {"total": bytes_text(machine.memory_bytes), "available": bytes_text(machine.available_bytes)}
@@ -82,4 +82,4 @@ def _gpu_text(gpu: Gpu) -> str:
         parts.append(_("{size} available").format(size=bytes_text(gpu.available_bytes)))
     if gpu.compute_capability is not None:
         parts.append(_("compute capability {number}").format(number=gpu.compute_capability))
-    return listed(parts)
+    return phrases(parts)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lorafit.diagnostics.finding import Finding, Mark
 from lorafit.diagnostics.machine import pip_install, pip_reinstall_torch
 from lorafit.hardware.detect import Gpu, Machine
-from lorafit.messages import _, listed
+from lorafit.messages import _, aside, listed, phrases
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -93,9 +93,9 @@ def package_findings(machine: Machine, driver: str | None, packages: Packages) -
 def _build_text(name: str, version: str, machine: Machine, packages: Packages) -> str:
     if name == "torch":
         cuda = _("for CUDA {version}").format(version=machine.torch_cuda) if machine.torch_cuda else _("without CUDA")
-        return listed([version, cuda]) if machine.system != "Darwin" else version
+        return phrases([version, cuda]) if machine.system != "Darwin" else version
     if name == "mlx-metal":
-        return f"{version} ({listed(packages.tags(name)) or '?'})"
+        return aside(version, listed(packages.tags(name)) or "?")
     return version
 
 

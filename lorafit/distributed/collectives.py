@@ -18,9 +18,13 @@ class RankLost(EngineError):
 
     def __init__(self, rank: int, count: int, found: object, told: bool = False) -> None:
         super().__init__(
-            _("Process {rank} of 0 to {last} is lost, so the others stop too.").format(rank=rank, last=count - 1),
+            _("Process {rank} (of 0 to {last}) exited or does not respond, so the others stop.").format(
+                rank=rank, last=count - 1
+            ),
             found=found,
-            fix=_("Go on from the last checkpoint with --resume; another number of processes learns the same."),
+            fix=_(
+                "Resume from the last checkpoint with --resume; a different number of processes gives the same result."
+            ),
         )
         self.rank, self.self_reported = rank, told  # told: the lost process itself reported why, before it left
 

@@ -53,10 +53,10 @@ def rank_info(environ: Mapping[str, str] = os.environ) -> RankInfo:
         with contextlib.suppress(ValueError):
             return RankInfo(*(int(environ[name]) for name in NAMES[:4]))
     raise ConfigError(
-        _("RANK is set, but not all that processes need to find each other."),
+        _("RANK is set, but the variables of a distributed run are incomplete or invalid."),
         where=listed(NAMES),
         found=_("missing: {names}").format(names=listed(missing)) if missing else None,
-        fix=_("Start with `torchrun --nproc_per_node N train.py ...` or `--processes N`; or unset RANK."),
+        fix=_("Start with `torchrun --nproc_per_node N train.py ...` or `--processes N`, or unset RANK."),
     )
 
 
@@ -126,9 +126,9 @@ def launch_ranks(count: int, port: int, command: Sequence[str] = FOLLOWER) -> It
 
 def _exit_text(code: int) -> str:
     if code >= 0:
-        return _("it ended with code {code}").format(code=code)
+        return _("the process exited with code {code}").format(code=code)
     try:
         name = signal.Signals(-code).name
     except ValueError:
         name = str(-code)
-    return _("it was ended by signal {name}").format(name=name)
+    return _("the process was ended by signal {name}").format(name=name)

@@ -18,7 +18,7 @@ from lorafit.errors import DataError, LorafitError
 from lorafit.evaluation.chat import ChatTokens, text_pieces
 from lorafit.evaluation.metrics import Float64, LossDifference, ReferenceScores, bootstrap, citations, reference_scores
 from lorafit.evaluation.validation import ValidationRows
-from lorafit.messages import _, listed
+from lorafit.messages import _, phrases
 from lorafit.progress import ProgressCallback
 from lorafit.sampling import Sampling
 from lorafit.units import seconds_text
@@ -151,8 +151,8 @@ def _answer_progress(say: ProgressCallback, name: str, sides: int) -> Callable[[
         told = _("Answers, {name}: {count}/{total}").format(name=name, count=done, total=total)
         if done and (more := total - done + sides * total):
             left = seconds_text((time.monotonic() - began) / done * more)
-            told = listed([told, _("about {left} left").format(left=left)])
-        say(f"{told} ...")
+            told = phrases([told, _("about {left} left").format(left=left)])
+        say(told)
 
     return tell
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from lorafit.errors import ModelError
 from lorafit.messages import _, listed
+from lorafit.units import kind_text
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
@@ -265,10 +266,7 @@ def _config(folder: Path) -> dict[str, Any]:
             _("The model folder has no config.json."),
             where=folder,
             found=_names(folder),
-            fix=_(
-                "Give this adapter to `--init_adapter`, or to inference.py with `--lora_weights`: it "
-                "is not a base model."
-            )
+            fix=_("Give this adapter to `--init_adapter`, or chat with it by `lorafit chat`: it is not a base model.")
             if adapter
             else _("Give the folder that contains config.json, *.safetensors and the tokenizer."),
         )
@@ -277,7 +275,7 @@ def _config(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise _broken(_("The model's config.json cannot be read as JSON."), path, error) from None
     if not isinstance(config, dict):
-        raise _broken(_("The model's config.json cannot be read as JSON."), path, type(config).__name__)
+        raise _broken(_("The model's config.json cannot be read as JSON."), path, kind_text(config))
     return config
 
 
@@ -336,4 +334,4 @@ def _broken(what: str, where: Path, found: object) -> ModelError:
 def _names(folder: Path) -> str:
     """Return the names of the first twelve files in `folder`, for an error message."""
     names = sorted(path.name for path in folder.iterdir())
-    return listed(names[:12]) + (" ..." if len(names) > 12 else "") if names else _("the folder is empty")
+    return listed([*names[:12], *(["..."] if len(names) > 12 else [])]) if names else _("the folder is empty")

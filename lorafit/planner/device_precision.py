@@ -9,7 +9,7 @@ from lorafit.config import TrainConfig
 from lorafit.errors import ConfigError, HardwareError
 from lorafit.hardware.catalogue.nvidia import OLDER_BUILD, OLDEST_CAPABILITY
 from lorafit.hardware.detect import Gpu, Machine
-from lorafit.messages import _, clauses, joined, listed
+from lorafit.messages import _, aside, clauses
 from lorafit.planner.plan import Choice
 from lorafit.units import bytes_text
 
@@ -239,9 +239,8 @@ def _automatic_quantization(device: str, engine: str) -> Choice:
     if device == "cuda":
         return Choice("quantization", "4bit", _("✓ 4-bit NF4 base weights (bitsandbytes)"))
     if device == "mps":
-        off = _("⚠️  4-bit is off by default with PyTorch's MPS")
-        today = _("    (`--quantization 4bit` tries bitsandbytes' MPS operators)")
-        return Choice("quantization", "none", joined("\n", [off, today]))
+        text = _("⚠️  4-bit is off with PyTorch's MPS (`--quantization 4bit` tries bitsandbytes' MPS operators)")
+        return Choice("quantization", "none", text)
     text = _("✓ Base weights not quantized (`--quantization 4bit` saves memory at a small cost in quality)")
     return Choice("quantization", "none", text)
 
@@ -252,7 +251,7 @@ def _cuda_precision(machine: Machine) -> str:
 
 
 def _gpu_text(gpu: Gpu) -> str:
-    return listed([gpu.name, bytes_text(gpu.memory_bytes)])
+    return aside(gpu.name, bytes_text(gpu.memory_bytes))
 
 
 def _found(machine: Machine) -> str:

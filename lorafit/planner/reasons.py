@@ -11,7 +11,7 @@ from lorafit.planner.memory_budget import MARGIN, available_bytes
 from lorafit.planner.memory_budget import source_text as room_source
 from lorafit.planner.plan import Choice
 from lorafit.planner.search import Candidate, PlanRequest
-from lorafit.units import bytes_text, count_text, seconds_text
+from lorafit.units import bytes_text, count_text, range_text, seconds_text
 
 SHOWN_TERMS = 3
 MOST_OTHERS = 4
@@ -51,6 +51,8 @@ def _memory(question: PlanRequest, chosen: Candidate) -> Choice:
         )
     elif source := room_source(question.machine, device):
         text, facts["source"] = _("✓ Memory: about {peak} of {available} ({source}); largest parts: {terms}"), source
+    elif device == "cuda":
+        text = _("✓ GPU memory: about {peak} of {available}; largest parts: {terms}")
     else:
         text = _("✓ Memory: about {peak} of {available}; largest parts: {terms}")
     return Choice("memory", facts["peak"], text.format(**facts))
@@ -86,10 +88,9 @@ def _split(question: PlanRequest, chosen: Candidate) -> Iterator[Choice]:
 
 
 def _time(expected: Estimate) -> Choice:
-    text = _("{low} to {high}, {rate:,.0f} tokens/s, {source}")
+    text = _("{range}, {rate:,.0f} tokens/s, {source}")
     spread = text.format(
-        low=seconds_text(expected.low),
-        high=seconds_text(expected.high),
+        range=range_text(expected.low, expected.high),
         rate=expected.tokens_per_second,
         source=source_text(expected.source),
     )

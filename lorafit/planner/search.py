@@ -109,10 +109,15 @@ def best_candidate(found: list[Candidate]) -> Candidate:
 
 def anything_fits(question: PlanRequest) -> bool:
     """Return whether any candidate fits, without estimating speeds."""
+    return smallest_peak(question) <= question.max_bytes
+
+
+def smallest_peak(question: PlanRequest) -> int:
+    """Return the lowest peak memory in bytes of all candidates, without estimating speeds."""
     layers, asked = question.spec.layers, question.config.recompute
     ways = (0, _most_recomputed(question)) if asked is None else (min(asked, layers),)
-    return any(
-        _peak(question, replace(layout, recompute=recompute)) <= question.max_bytes
+    return min(
+        _peak(question, replace(layout, recompute=recompute))
         for budget in budgets(question)
         for layout in _layouts(question, budget)
         for recompute in ways

@@ -19,8 +19,8 @@ from lorafit.planner.fast_path import path_of
 from lorafit.planner.memory import terms
 from lorafit.planner.memory_budget import MARGIN, available_bytes, per_process
 from lorafit.planner.reasons import term_names
-from lorafit.planner.search import Candidate, PlanRequest, anything_fits, budgets
-from lorafit.units import bytes_text
+from lorafit.planner.search import Candidate, PlanRequest, anything_fits, budgets, smallest_peak
+from lorafit.units import bytes_text, count_text
 
 WORTH_A_TRY = 1.3  # times the available memory: the formula is not off by more
 SHORTER = (1024, 512, 384, 256, 128)
@@ -34,17 +34,24 @@ def does_not_fit(question: PlanRequest, nearest: Candidate, in_4bit: Candidate |
     """
     names, layout = term_names(), nearest.layout
     parts = [f"{names[name]} {bytes_text(size)}" for name, size in terms(question.spec, layout).items() if size]
+    total = []
     if in_4bit is not None:
-        parts.append(_("Total with 4-bit base weights: {need}").format(need=bytes_text(in_4bit.peak_bytes)))
+        total = [_("Total with 4-bit base weights: {need}").format(need=bytes_text(in_4bit.peak_bytes))]
     available = available_bytes(question.machine, layout.device)
+    text = _("Not enough memory: training needs {need}, the limit is {limit} ({share:.0%} of {available}).")
+    if layout.device == "cuda":
+        text = _("Not enough GPU memory: training needs {need}, the limit is {limit} ({share:.0%} of {available}).")
     return DoesNotFit(
-        _("Not enough memory: training needs {need}, the limit is {share:.0%} of {available}.").format(
-            need=bytes_text(nearest.peak_bytes), share=MARGIN, available=bytes_text(available)
+        text.format(
+            need=bytes_text(nearest.peak_bytes),
+            limit=bytes_text(int(MARGIN * available)),
+            share=MARGIN,
+            available=bytes_text(available),
         ),
         where=_("{device}, {precision}, longest sample: {longest} tokens").format(
-            device=layout.device, precision=layout.precision, longest=layout.longest
+            device=layout.device, precision=layout.precision, longest=count_text(layout.longest)
         ),
-        found=listed(parts),
+        found="\n".join([listed(parts), *total]),
         fix="\n".join(remedies(question, nearest)),
     )
 
@@ -84,7 +91,9 @@ def _fewer_processes(question: PlanRequest) -> Iterator[str]:
 
 def _flags(question: PlanRequest, packs: bool) -> Iterator[str]:
     if packs and fits(question, quantization="4bit"):
-        yield _("--quantization 4bit: base weights take about a quarter of their float32 memory")
+        yield _("--quantization 4bit: {need} in total").format(
+            need=bytes_text(smallest_peak(_changed(question, quantization="4bit")))
+        )
     shorter = [n for n in SHORTER if n < question.data.longest]
     alone = next((n for n in shorter if fits(question, longest=n)), None)
     if alone:
@@ -97,13 +106,17 @@ def _flags(question: PlanRequest, packs: bool) -> Iterator[str]:
 
 def fits(question: PlanRequest, longest: int | None = None, **changes: Any) -> bool:
     """Return whether anything fits with `changes` to the layout and samples truncated to `longest` tokens."""
+    return anything_fits(_changed(question, longest, **changes))
+
+
+def _changed(question: PlanRequest, longest: int | None = None, **changes: Any) -> PlanRequest:
     base = replace(question.base, **changes)
     data = question.data
     if longest is not None:
         cut = np.minimum(data.train_lengths, longest)
         data, base = replace(data, train_lengths=cut), replace(base, longest=longest)
     base = replace(base, path=path_of(question.spec, base.longest, base.quantization, base.device))
-    return anything_fits(replace(question, base=base, data=data))
+    return replace(question, base=base, data=data)
 
 
 def _smaller_model(question: PlanRequest) -> str | None:

@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 from lorafit.errors import AdapterError
 from lorafit.messages import _, listed
 from lorafit.models.spec import LAYER, ModelSpec
-from lorafit.units import TEMPLATE_DATE
+from lorafit.units import TEMPLATE_DATE, kind_text
 
 CONFIG, WEIGHTS, CHAT = "adapter_config.json", "adapter_model.safetensors", "lorafit.json"
 KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
@@ -132,7 +132,7 @@ def check_shapes(folder: Path, spec: ModelSpec) -> None:
     config, tensors = read_adapter(folder)
     layers = max((int(part[3]) for name in tensors if (part := LAYER.search(name))), default=-1) + 1
     if layers > spec.layers:
-        found = _("{theirs} layers in the adapter, {ours} in the model").format(theirs=layers, ours=spec.layers)
+        found = _("layers in the adapter: {theirs}, in the model: {ours}").format(theirs=layers, ours=spec.layers)
         raise wrong_base_error(folder, config.base_model, found)
     sizes = {linear.name: (linear.in_features, linear.out_features) for linear in spec.linears}
     modules = {parts[0] for name in tensors if (parts := parse_lora_name(name))}
@@ -159,12 +159,10 @@ def read_matching_adapter(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -
 def wrong_base_error(folder: Path, trained_on: str | None, found: str) -> AdapterError:
     """Return the error for an adapter on a base model that it was not trained on."""
     return AdapterError(
-        _("This adapter was trained on another base model: {name}.").format(name=trained_on or "?"),
+        _("This adapter was trained on a different base model: {name}.").format(name=trained_on or "?"),
         where=folder,
         found=found,
-        fix=_(
-            "Give that base (training: --model_name, inference.py: --base_model, or leave it out), or another adapter."
-        ),
+        fix=_("Use that base model (training: --model_name; chat: --base_model, or omit it), or another adapter."),
     )
 
 
@@ -172,10 +170,10 @@ def wrong_layers_error(folder: Path, config: AdapterConfig, found: str) -> Adapt
     """Return the error for an adapter on more or fewer layers than are trained."""
     targets = ",".join(sorted({name.rpartition(".")[2] for name in config.target_modules}))
     return AdapterError(
-        _("This adapter sits on other layers than those that are trained here."),
+        _("This adapter covers different layers than this run trains."),
         where=folder,
         found=found,
-        fix=_("Give its own: {flags} (its base is {name}), or another adapter.").format(
+        fix=_("Use the adapter's own settings: {flags} (base model: {name}), or use another adapter.").format(
             flags=f"--lora_targets {targets}", name=config.base_model or "?"
         ),
     )
@@ -223,15 +221,15 @@ def _read_json(path: Path) -> dict[str, Any]:
         facts = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise AdapterError(
-            _("There is no adapter here."),
+            _("No adapter found."),
             where=path.parent,
             found=_("{file} is missing").format(file=path.name),
-            fix=_("Give a run, its final_model, or one of its checkpoints."),
+            fix=_("Give a run folder, its final_model, or a checkpoint."),
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise _broken(path, error) from error
     if not isinstance(facts, dict):
-        raise _broken(path, type(facts).__name__)
+        raise _broken(path, kind_text(facts))
     return facts
 
 
@@ -245,10 +243,10 @@ def _refuse_unsupported(facts: dict[str, Any], path: Path) -> None:
         strange["init_lora_weights"] = facts["init_lora_weights"]
     if strange:
         raise AdapterError(
-            _("This adapter is of a kind that lorafit cannot apply."),
+            _("lorafit does not support this kind of adapter."),
             where=path,
             found=listed(f"{name}: {value!r}" for name, value in strange.items()),
-            fix=_("Use `peft` itself to merge it into its base, and take the merged folder as --model_name."),
+            fix=_("Merge it into its base model with `peft`, and give the merged folder as --model_name."),
         )
 
 
@@ -298,10 +296,12 @@ def _require_weights(path: Path) -> None:
     raise AdapterError(
         _("The adapter's weights are missing."),
         where=path,
-        found=_("{file}, a pickle, which could run any code").format(file=path.with_suffix(".bin").name)
+        found=_("{file} is a pickle file, which can run any code").format(file=path.with_suffix(".bin").name)
         if pickled
         else None,
-        fix=_("Save it as safetensors with `peft`.") if pickled else _("Copy the whole folder of the adapter."),
+        fix=_("Save the adapter as safetensors with `peft`.")
+        if pickled
+        else _("Copy the whole folder of the adapter."),
     )
 
 
@@ -310,19 +310,19 @@ def _check_pairs(tensors: dict[str, NDArray[np.float32]], r: int, path: Path) ->
     for name, tensor in tensors.items():
         parts = parse_lora_name(name)
         if parts is None:
-            raise _broken(path, _("a tensor that is neither lora_A nor lora_B: {name}").format(name=name))
+            raise _broken(path, _("tensor that is neither lora_A nor lora_B: {name}").format(name=name))
         if not set(lora_names(parts[0])) <= tensors.keys():
-            raise _broken(path, _("{name} lacks its counterpart").format(name=name))
+            raise _broken(path, _("{name} has no matching lora_A or lora_B").format(name=name))
         if tensor.ndim != 2 or tensor.shape["AB".index(parts[1])] != r:
-            raise _broken(path, _("{name} has shape {shape}, and r is {r}").format(name=name, shape=tensor.shape, r=r))
+            raise _broken(path, _("{name} has shape {shape}, but r is {r}").format(name=name, shape=tensor.shape, r=r))
     if not tensors:
-        raise _broken(path, _("no tensor in it"))
+        raise _broken(path, _("the file has no tensors"))
 
 
 def _broken(path: Path, found: object) -> AdapterError:
     return AdapterError(
-        _("The adapter's files are damaged, or not what they should be."),
+        _("The adapter files are damaged or not valid."),
         where=path,
         found=found,
-        fix=_("Copy or save the adapter again, or take another checkpoint."),
+        fix=_("Copy or save the adapter again, or choose another checkpoint."),
     )

@@ -129,7 +129,7 @@ def _numbered(checkpoints: Path) -> list[tuple[int, Path]]:
 
 
 def _state_fault(path: Path, step: int) -> str | None:
-    return None if step_of(path) == step else _("{file} is not that of step {step}").format(file=STATE, step=step)
+    return None if step_of(path) == step else _("{file} is not from step {step}").format(file=STATE, step=step)
 
 
 def _delete(path: Path) -> None:

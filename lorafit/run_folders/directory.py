@@ -149,10 +149,10 @@ class RunDir:
             if not _try_lock(file.fileno()):
                 file.seek(0)
                 raise RunError(
-                    _("Another process is writing this run."),
+                    _("Another process is writing to this run folder."),
                     where=self.path,
                     found=_("process {pid}").format(pid=file.read(20).strip() or "?"),
-                    fix=_("Wait for it, or stop it with Ctrl-C where it runs."),
+                    fix=_("Wait until that process has finished, or press Ctrl-C in its terminal."),
                 )
             file.truncate(0)
             file.write(f"{owner or os.getpid()}\n")
@@ -218,7 +218,7 @@ def find_run(name: str, output_dir: Path) -> RunDir:
     if name in ("", LATEST):
         newest = latest_run(output_dir)
         if newest is None:
-            raise RunError(_("There is no run yet."), where=output_dir, fix=_("Start one with `lorafit train`."))
+            raise RunError(_("No runs yet."), where=output_dir, fix=_("Start a run with `lorafit train`."))
         return newest
     for path in (Path(name).expanduser(), output_dir / name):
         if _is_run(path):
@@ -226,10 +226,12 @@ def find_run(name: str, output_dir: Path) -> RunDir:
     names = [run.name for run in all_runs(output_dir)]
     near = difflib.get_close_matches(Path(name).name, names, n=3, cutoff=0.5)
     raise RunError(
-        _("There is no such run."),
+        _("Run not found."),
         where=name,
-        found=_("not a run's folder, which holds a config.yaml") if Path(name).expanduser().exists() else None,
-        fix=_("Did you mean {names}?").format(names=listed(near)) if near else _("`lorafit runs` lists all runs."),
+        found=_("not a run folder (it would contain config.yaml)") if Path(name).expanduser().exists() else None,
+        fix=_("Did you mean {names}?").format(names=listed(near))
+        if near
+        else _("Run `lorafit runs` to list all runs."),
     )
 
 

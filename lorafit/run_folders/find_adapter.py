@@ -41,12 +41,12 @@ def find_adapter(name: str | Path, output_dir: Path) -> Path:
         else difflib.get_close_matches(path.name, [r.name for r in all_runs(output_dir)], cutoff=0.5)
     )
     raise AdapterError(
-        _("There is no adapter here."),
+        _("No adapter found."),
         where=path,
         found=clauses(labelled(p.name, why) for p, why in bad) or (None if path.is_dir() else _("no such folder")),
         fix=_("Did you mean {names}?").format(names=listed(near))
         if near
-        else _("Give a run, its final_model, or one of its checkpoints: a folder with adapter_config.json."),
+        else _("Give a run folder, its final_model, a checkpoint, or another folder with adapter_config.json."),
     )
 
 

@@ -17,6 +17,7 @@ from lorafit.planner.plan import Choice
 from lorafit.run_folders import directory
 from lorafit.run_folders.directory import LIVE, RunDir, RunInfo
 from lorafit.run_folders.find_adapter import find_adapter
+from lorafit.units import kind_text
 
 Kind = TypeVar("Kind", bound=Event)
 Points = list[tuple[int, float]]  # step, value
@@ -172,14 +173,17 @@ def check_removable(record: Record) -> None:
         )
     if run.path.is_symlink():
         raise RunError(
-            _("This is a link to a run."), where=run.path, found=run.path.resolve(), fix=_("Name the folder itself.")
+            _("This folder is only a link to a run, so it was not removed."),
+            where=run.path,
+            found=run.path.resolve(),
+            fix=_("Name the folder that the link points to."),
         )
     if foreign := run.foreign_files():
         raise RunError(
-            _("Other things than a run's lie in this folder, so it is not removed."),
+            _("This folder holds files that no run wrote, so it was not removed."),
             where=run.path,
             found=listed(sorted(path.name for path in foreign)[:5]),
-            fix=_("Move them elsewhere first, or delete the folder yourself."),
+            fix=_("Move these files elsewhere first, or delete the folder yourself."),
         )
 
 
@@ -207,7 +211,7 @@ def _read_plan(path: Path) -> Settings:
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(_("Not a plan.json written by lorafit."), where=path, found=error) from None
     if not isinstance(plan, dict):
-        raise RunError(_("Not a plan.json written by lorafit."), where=path, found=type(plan).__name__)
+        raise RunError(_("Not a plan.json written by lorafit."), where=path, found=kind_text(plan))
     return plan
 
 

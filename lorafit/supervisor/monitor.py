@@ -107,10 +107,10 @@ class Monitor:
     def _look_at_clocks(self) -> Iterator[Order]:
         before, self._clocks = self._clocks, self._sensors.clocks()
         if slept := slept_seconds(before, self._clocks):
-            text = _("The machine slept for {time} (a closed lid?); training goes on where it was.")
+            text = _("The machine slept for {time} (lid closed?); training continues where it stopped.")
             yield Order("say", text=text.format(time=seconds_text(slept)))
         if by := clock_set_seconds(before, self._clocks):
-            text = _("The clock was set by {time}; training does not depend on it.")
+            text = _("The system clock was changed by {time}; training does not depend on it.")
             yield Order("say", text=text.format(time=("-" if by < 0 else "+") + seconds_text(abs(by))))
 
     def _look_at_power(self) -> Iterator[Order]:
@@ -118,11 +118,11 @@ class Monitor:
         order = power.battery_order(found, self._pause_battery, BATTERY in self._pauses)
         if order == "pause":
             text = _(
-                "On battery at {percent:.0f} percent: saved and paused until there is power again (--pause_battery)."
+                "On battery at {percent:.0f}%: training is saved and paused until there is power (--pause_battery)."
             )
             yield self.pause(BATTERY, text.format(percent=found[0] if found else 0))
         elif order == "go_on":
-            yield self.go_on(BATTERY, _("There is power again: training goes on."))
+            yield self.go_on(BATTERY, _("Power is back: training continues."))
 
     def _look_at_memory(self, now: float) -> Iterator[Order]:
         self._readings.append(self._sensors.memory())

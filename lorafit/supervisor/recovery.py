@@ -51,23 +51,29 @@ def choose_recovery(deaths: Sequence[PastDeath], system: str, relaxed: bool) -> 
     if last.cause in FINAL or len(row) > MAX_DEATHS:
         return Recovery(False, advice(last.cause))
     if last.cause in MEMORY:
-        return Recovery(True, _("It goes on with less memory at a time."), shrink=True)
+        return Recovery(True, _("Training continues with smaller micro-batches."), shrink=True)
     if last.cause == "watchdog" and not relaxed:
-        text = _("It goes on with AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1: macOS waits longer, and the display may stutter.")
+        text = _(
+            "Training continues with AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1: macOS waits longer, and the display may stutter."
+        )
         return Recovery(True, text, environ=RELAXED_WATCHDOG)
     if last.cause == "watchdog":
-        return Recovery(True, _("It goes on with smaller pieces of work."), shrink=True)
+        return Recovery(
+            True, _("Training continues with smaller micro-batches, so that each GPU task is shorter."), shrink=True
+        )
     if alike > (1 if last.cause == "metal_bug" else MAX_DEATHS_OF_ONE_CAUSE):
         return Recovery(False, advice(last.cause))
     if last.cause == "handles":
         every = max((last.step - last.saved) // 2, 1)
         return Recovery(
-            True, _("It goes on in a new process, and in another every {n} steps.").format(n=every), recycle_every=every
+            True,
+            _("Training continues in a new process. Steps between further restarts: {n}.").format(n=every),
+            recycle_every=every,
         )
     suspect = last.cause == "command_buffer" or (last.cause == "killed" and system == "Darwin")
     if suspect and alike > 1:  # macOS gives no reason when it kills for lack of memory
-        return Recovery(True, _("It goes on with less memory at a time."), shrink=True)
-    return Recovery(True, _("It goes on in a new process."))
+        return Recovery(True, _("Training continues with smaller micro-batches."), shrink=True)
+    return Recovery(True, _("Training continues in a new process."))
 
 
 def deaths_since_checkpoint(deaths: Sequence[PastDeath]) -> list[PastDeath]:
@@ -83,19 +89,24 @@ def deaths_since_checkpoint(deaths: Sequence[PastDeath]) -> list[PastDeath]:
 def advice(cause: str) -> str:
     """Return what the user can do after `cause` if no restart helps."""
     memory = _(
-        "Close other programs that use memory; or go on with --recompute 999, or take a smaller model or --max_length."
+        "Close other programs that use memory, or add --recompute 999, and resume with "
+        "--resume; or start a new run with a smaller model or --max_length."
     )
     known = {
         "oom_killer": memory,
         "memory": memory,
         "metal_memory": memory,
-        "watchdog": _("Let the display sleep while it trains: `pmset displaysleepnow`, then go on with --resume."),
-        "metal_bug": _("Go on with --device cpu, or with a newer PyTorch or macOS."),
-        "cuda": _("Look at `nvidia-smi` and `dmesg`; after a restart of the machine go on with --resume."),
-        "disk": _("Make room, then go on with --resume."),
-        "asked": _("Go on with --resume."),
-        "hung": _("Where it hung stands in worker.log in the run's folder; go on with --resume."),
+        "watchdog": _("Resume with --resume, and let the display sleep during training: `pmset displaysleepnow`."),
+        "metal_bug": _("Resume with --resume and --device cpu, or with a newer PyTorch or macOS."),
+        "cuda": _("Check `nvidia-smi` and `dmesg`; after restarting the machine, resume with --resume."),
+        "disk": _("Free disk space, then resume with --resume."),
+        "asked": _("Resume with --resume."),
+        "hung": _("Resume with --resume; worker.log in the run folder shows where the process hung."),
     }
     return known.get(
-        cause, _("What it said last stands in worker.log in the run's folder; go on with --resume, or report it.")
+        cause,
+        _(
+            "Resume with --resume, or report the problem; the last output of the process is in "
+            "worker.log in the run folder."
+        ),
     )

@@ -20,7 +20,7 @@ from lorafit.errors import EngineError, LorafitError
 from lorafit.events import Event, EventLog, Failed, Finished, Restarted, Resumed, Started, StepDone, Warned
 from lorafit.ipc.protocol import Beat, Bug, Order, RunFolder, Start, WorkerDone
 from lorafit.ipc.signals import handle_signals
-from lorafit.messages import _, language
+from lorafit.messages import _, language, sentences
 from lorafit.planner.plan import SAVE_SECONDS
 from lorafit.run_folders import directory
 from lorafit.run_folders.checkpoint import discard_from, latest_good, step_of
@@ -218,8 +218,8 @@ def _recover(watch: Watch, worker: Worker, life: WorkerState) -> Generator[Event
     watch.environ |= found.environ
     watch.recycle_every = found.recycle_every or watch.recycle_every
     watch.step, watch.failed = saved, None
-    where = _("It goes on after step {step}; {lost} steps are done again.").format(step=saved, lost=done - saved)
-    text = " ".join((death.text, found.text, where))
+    where = _("Resuming after step {step}; steps to repeat: {lost}.").format(step=saved, lost=done - saved)
+    text = sentences(filter(None, (death.text, found.text, where)))
     event = Restarted(step=saved, text=text, cause=death.cause, lost_steps=done - saved)
     _note(watch, event)
     yield event

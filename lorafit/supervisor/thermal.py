@@ -53,7 +53,7 @@ class ThrottlingDetector:
         before, self._throttled = self._throttled, _throttled()
         if self._command is not None and (words := throttling_text(self._command, _output_of(self._command))):
             return words
-        return _("The processor is hot and slows down.") if self._throttled > before else None
+        return _("The CPU is hot and slows down.") if self._throttled > before else None
 
 
 def _throttled() -> int:

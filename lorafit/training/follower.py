@@ -52,10 +52,10 @@ def _train_by_orders(orders: dict[str, Any], ranks: Collectives) -> None:
     data = exhaust(prepare_cached(config, model.folder, load, template))
     if data.digest != plan.data_digest:
         raise DataError(
-            _("This process reads other data than the first one does."),
+            _("This process reads different data than the first process."),
             where=config.dataset_name,
             found=f"{data.digest[:16]} != {plan.data_digest[:16]}",
-            fix=_("Give every machine the same files of data and model."),
+            fix=_("Use the same data and model files on every machine."),
         )
     start = orders["start"] and Path(orders["start"])
     engine = open_engine(config, model, plan, ranks, start)

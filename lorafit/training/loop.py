@@ -32,6 +32,7 @@ from lorafit.planner.plan import SAVE_SECONDS, Plan
 from lorafit.planner.schedule import lr_at, step_samples, stream_length
 from lorafit.run_folders.checkpoint import make_room, prune, save_checkpoint, write_step
 from lorafit.run_folders.directory import RunDir
+from lorafit.units import count_text
 
 Result = TypeVar("Result")
 Compute = Callable[[Sequence[MicroBatch], StepBatch], Result]
@@ -165,7 +166,7 @@ def _compute_with_retry(
             samples, rows, budget, job.plan.max_micro_batch, here.count, job.engine.facts.shares_prefixes
         )
         if job.ranks.all_reduce_max(int(job.link.take_shrink())):
-            less = _shrink(job, progress, budget, data, _("Memory is short"))
+            less = _shrink(job, progress, budget, data, _("Memory is tight"))
             if less is None and job.link.must_shrink:
                 raise _sample_too_long_error(None, data)
             ran_out, job.link.must_shrink = job.link.must_shrink, False
@@ -176,7 +177,7 @@ def _compute_with_retry(
         try:
             return data, compute(data.for_rank(here.rank), data)
         except OutOfMemory as error:
-            less = _shrink(job, progress, budget, data, _("Memory ran out"))
+            less = _shrink(job, progress, budget, data, _("Out of memory"))
             if less is None:
                 raise _sample_too_long_error(error, data) from error
             job.engine.release()
@@ -187,11 +188,15 @@ def _shrink(job: Job, progress: Progress, budget: int, data: StepBatch, why: str
     """Lower the token budget; if no micro-batch can be split, recompute all layers. None: neither is possible."""
     if any(len(micro.sample_ids) > 1 for micro in data.micro_batches):
         progress.token_budget = _smaller_budget(budget, data)
-        text = _("{why}: from here on {budget} tokens at a time.").format(why=why, budget=progress.token_budget)
+        text = _("{why}: from now on {budget} tokens per micro-batch.").format(
+            why=why, budget=count_text(progress.token_budget)
+        )
     elif progress.recompute is None:
         progress.recompute = ALL_LAYERS
         job.engine.set_recompute(ALL_LAYERS)
-        text = _("{why}: from here on each layer computes its activations twice.").format(why=why)
+        text = _(
+            "{why}: from now on gradient checkpointing on every layer, which takes less memory but more time."
+        ).format(why=why)
     else:
         return None
     return Shrunk(step=progress.done, text=text, token_budget=progress.token_budget, recompute=progress.recompute)
@@ -210,12 +215,12 @@ def _sample_too_long_error(error: OutOfMemory | None, data: StepBatch) -> OutOfM
     """Return the OutOfMemory error for a single sample that does not fit into memory."""
     longest = max(micro.num_tokens for micro in data.micro_batches)
     return OutOfMemory(
-        _("Memory ran out over a single sample of {tokens} tokens: it cannot be split.").format(tokens=longest),
+        _("Out of memory on a single sample of {tokens} tokens, which cannot be split.").format(tokens=longest),
         where=error and error.what,
         found=error and error.found,
         fix=_(
-            "Begin a new run with a smaller `--max_length`, `--quantization 4bit` or a smaller model; or close other "
-            "programs that use this memory, and go on."
+            "Start a new run with a smaller `--max_length`, `--quantization 4bit` or a smaller "
+            "model; or close other programs that use this memory, and resume with --resume."
         ),
     )
 
@@ -253,7 +258,7 @@ def _evaluate(job: Job, progress: Progress, step: int) -> Iterator[Event]:
     """Measure the validation loss; save the adapter to best_model/ if it is the lowest loss after step 0."""
     if not len(job.valid_set):
         return
-    yield Stage(step=step, text=_("Evaluating on {rows} held-out rows").format(rows=len(job.valid_set)))
+    yield Stage(step=step, text=_("Evaluating on the validation set ({rows} rows)").format(rows=len(job.valid_set)))
     began = time.monotonic()
     rows = range(len(job.valid_set))
 

@@ -22,7 +22,8 @@ def add_chat_files(folder: Path, config: TrainConfig, base_model: str, run: str,
 def model_card(config: TrainConfig, base_model: str, run: str) -> str:
     """Return a README.md with the YAML front matter that model hubs read."""
     rows = "\n".join(f"| {name} | {getattr(config, name)} |" for name in SETTINGS)
-    how = _("A LoRA adapter for `{base}`, trained by lorafit {version} (run `{run}`).")
+    use = _("Chat with the fine-tuned model, in the folder of this file:")
+    how = _("A LoRA adapter for `{base}`, trained with lorafit {version} (run `{run}`).")
     return f"""---
 base_model: {base_model}
 library_name: peft
@@ -32,7 +33,9 @@ tags: [lora, lorafit]
 
 {how.format(base=base_model, version=__version__, run=run)}
 
-    python inference.py --lora_weights {run} --interactive
+{use}
+
+    lorafit chat .
 
 | | |
 |---|---|

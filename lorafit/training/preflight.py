@@ -41,29 +41,31 @@ def check_processes(config: TrainConfig, machine: Machine, local: int) -> None:
     """Raise ConfigError if `local` processes cannot train together on `machine`."""
     if (config.processes or 1) == 1:
         if config.shard == "on":
-            fix = _("Add --processes N, or start with torchrun; or leave --shard out.")
-            raise ConfigError(_("One process has nobody to share weights with."), where="--shard on", fix=fix)
+            fix = _("Add --processes N, start with torchrun, or remove --shard.")
+            raise ConfigError(
+                _("Splitting the base weights needs at least two processes."), where="--shard on", fix=fix
+            )
         return
     device = device_precision.choose_device(config, machine).value
     gpus = sum(1 for gpu in machine.gpus if gpu.kind == "cuda")
     if device == "mps" or device_precision.choose_engine(config, machine, device).value != "torch":
         raise ConfigError(
-            _("A Mac's GPU, and MLX, are used by one process alone."),
+            _("Apple GPUs and MLX support only one training process."),
             where=f"--processes {config.processes}",
-            fix=_("Leave --processes out; or add --device cpu --engine torch."),
+            fix=_("Remove --processes, or use --device cpu --engine torch."),
         )
     if device == "cuda" and local > gpus:
         raise ConfigError(
-            _("Each process takes a GPU of its own, and there are not so many."),
+            _("Not enough GPUs: each process needs its own."),
             where=f"--processes {local}",
-            found=_("{count} GPUs").format(count=gpus),
-            fix=_("Give --processes {count} at most, or --device cpu.").format(count=gpus),
+            found=_("GPUs: {count}").format(count=gpus),
+            fix=_("Set --processes to at most {count}, or use --device cpu.").format(count=gpus),
         )
     if config.shard == "on" and config.quantization in ("4bit", "8bit"):
         raise ConfigError(
-            _("Weights that are shared out over processes are not quantised."),
+            _("Weights that are split across the processes cannot be quantized."),
             where=f"--shard on --quantization {config.quantization}",
-            fix=_("Leave one of the two out: quantised weights take less room by themselves."),
+            fix=_("Remove one of the two: quantized weights already take less memory."),
         )
 
 
@@ -93,12 +95,12 @@ def _check_start(config: TrainConfig, folder: Path) -> None:
     if adapter.r == config.lora_r and adapter.scale == config.lora_alpha / config.lora_r:
         return
     raise AdapterError(
-        _("The adapter to start from has another rank or scale than the run would have."),
+        _("The adapter to start from has a different rank or scale than this run."),
         where=folder,
-        found=_("lora_r {r}, lora_alpha {alpha:g}; the run has lora_r {run_r}, lora_alpha {run_alpha:g}").format(
+        found=_("adapter: lora_r {r}, lora_alpha {alpha:g}; this run: lora_r {run_r}, lora_alpha {run_alpha:g}").format(
             r=adapter.r, alpha=adapter.alpha, run_r=config.lora_r, run_alpha=config.lora_alpha
         ),
-        fix=_("Give its own: {flags}").format(flags=_flags(adapter)),
+        fix=_("Use the adapter's own settings: {flags}").format(flags=_flags(adapter)),
     )
 
 

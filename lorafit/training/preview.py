@@ -79,7 +79,10 @@ def find_spec(config: TrainConfig) -> tuple[ModelSpec, list[str]]:
             raise
     assert stand_in is not None
     return stand_in, [
-        _("The model is not here and no hub was reached: its shape is the catalogue's (from its owner's config.json).")
+        _(
+            "Model not on this disk and no hub reachable: its architecture is taken from "
+            "lorafit's catalog (from its owner's config.json)."
+        )
     ]
 
 
@@ -94,18 +97,18 @@ def find_data(config: TrainConfig, say: ProgressCallback = ignore_progress) -> t
     if folder is None:
         if stand_in is None:
             raise _no_tokenizer(config)
-        return stand_in, [_("The model's tokenizer is not here: the rows' lengths are the catalogue's, an estimate.")]
+        return stand_in, [_("The model's tokenizer is not on this disk: row lengths are estimates from the catalog.")]
     template = read_template(config.chat_template)
     try:
         found = load_cached(config, folder, template)
         if found is None:
-            say(_("Counting the tokens of {name}, once").format(name=config.dataset_name))
+            say(_("Counting the tokens of {name} (once)").format(name=config.dataset_name))
             fill_cache(config, folder)
             found = load_cached(config, folder, template)
     except (HubError, DataError):
         if stand_in is None:
             raise
-        text = _("The data are not here and no hub was reached: the rows' lengths are the catalogue's, an estimate.")
+        text = _("Data not on this disk and no hub reachable: row lengths are estimates from the catalog.")
         return stand_in, [text]
     assert found is not None
     return data_stats(found), []
@@ -124,11 +127,11 @@ def _from_catalogue(config: TrainConfig) -> DataStats | None:
 
 def _no_tokenizer(config: TrainConfig) -> ConfigError:
     return ConfigError(
-        _("The rows' lengths in tokens cannot be told: the model's tokenizer is not on this disk."),
+        _("Row lengths in tokens are unknown: the model's tokenizer is not on this disk."),
         where=f"{config.model_name}, {config.dataset_name}",
-        fix=_("Fetch it first: `lorafit train --demo --dry_run` does.")
+        fix=_("Download it first: `lorafit train --demo --dry_run`")
         if config.model_name == "demo"
-        else _("Fetch the model first (`lorafit train --dry_run` does), or plan with `--model_name demo`."),
+        else _("Download the model first with `lorafit train --dry_run`, or plan with `--model_name demo`."),
     )
 
 
@@ -137,21 +140,21 @@ def preview_facts(look: Preview) -> list[Choice]:
     machine, spec, lengths = look.machine, look.spec, look.data.train_lengths
     counted = Counter(f"{gpu.name} {bytes_text(gpu.memory_bytes)}" for gpu in machine.gpus)
     gpus = listed(f"{count} x {name}" if count > 1 else name for name, count in counted.items()) or _("no GPU")
-    known = _("{cores} cores, {memory} memory, {available} of it free; {gpus}")
+    known = _("cores: {cores}, memory: {memory}, available: {available}; {gpus}")
     if machine.described and machine.chip not in (instance.name for instance in INSTANCES):  # not an instance
-        known = _("{memory} memory, {available} of it free; {gpus}")
+        known = _("memory: {memory}, available: {available}; {gpus}")
     memory = known.format(
         cores=machine.cores, memory=bytes_text(machine.memory_bytes), available=bytes_text(machine.available_bytes),
         gpus=gpus,
     )  # fmt: skip
-    model = _("{layers} layers, {parameters} parameters, {size} in its files").format(
+    model = _("layers: {layers}, parameters: {parameters}, weight files: {size}").format(
         layers=spec.layers, parameters=count_text(spec.parameters), size=bytes_text(spec.weight_bytes)
     )
-    data = _("{mean:.0f} tokens a row, longest {longest}; {share:.0%} of the tokens are learned").format(
+    data = _("per row: mean {mean:.0f} tokens, longest {longest}; tokens in the loss: {share:.0%}").format(
         mean=float(lengths.mean()), longest=int(lengths.max()), share=look.data.target_share
     )
     return [
         Choice("machine", machine.chip, memory),
         Choice("model", look.model, model),
-        Choice("data", _("{rows} rows").format(rows=count_text(len(lengths))), data),
+        Choice("data", _("rows: {rows}").format(rows=count_text(len(lengths))), data),
     ]

@@ -1,5 +1,6 @@
 """Resuming an interrupted run: its settings, its latest valid checkpoint, and the changes that are refused."""
 
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,8 +38,8 @@ def read_interrupted(config: TrainConfig) -> Interrupted:
     run = find_run(config.resume or LATEST, Path(config.output_dir))
     run.wait_for_orphan()
     if any(isinstance(event, Finished) for event in read_events(run.events)):
-        fix = _("Try it: {command}. To train it further, start a new run with --init_adapter {adapter}.")
-        command = f"python inference.py --lora_weights {run.path} --interactive"
+        fix = _("To train it further, start a new run (--init_adapter {adapter}). Try the fine-tuned model: {command}")
+        command = f"lorafit chat {shlex.quote(str(run.path))}"
         raise RunError(
             _("This run is finished."), where=run.path, fix=fix.format(command=command, adapter=run.final_model)
         )
@@ -61,12 +62,10 @@ def refuse_concurrent_resume(old: Interrupted, config: TrainConfig) -> None:
     now = read_interrupted(config.model_copy(update={"resume": str(old.run.path)}))
     if (now.checkpoint, now.progress) != (old.checkpoint, old.progress):
         raise RunError(
-            _("Another process went on with this run in the meantime."),
+            _("Another process resumed this run in the meantime."),
             where=old.run.path,
-            found=_("it has done {now} steps, and had done {before}").format(
-                now=now.progress.done, before=old.progress.done
-            ),
-            fix=_("Give the command again."),
+            found=_("steps done: {now}, previously {before}").format(now=now.progress.done, before=old.progress.done),
+            fix=_("Run the command again."),
         )
 
 
@@ -89,10 +88,10 @@ def refuse_other_data(run: RunDir, before: str, now: str) -> None:
 
 def _changed(run: RunDir, name: str, before: object, now: object) -> RunError:
     return RunError(
-        _("A resumed run learns the same as before: `{name}` may not change.").format(name=name),
+        _("`{name}` cannot change when a run is resumed: the result must stay the same.").format(name=name),
         where=run.path,
-        found=_("it was {before}, now it is {now}").format(before=before, now=now),
-        fix=_("Leave it as it was, or start a new run (with --init_adapter to go on from this one's weights)."),
+        found=_("before: {before}; now: {now}").format(before=before, now=now),
+        fix=_("Restore the previous value, or start a new run (with --init_adapter to start from this run's weights)."),
     )
 
 
@@ -113,10 +112,10 @@ def plan_for(run: RunDir, machine: Machine, config: TrainConfig, fresh: Plan) ->
 def _moved(before: Plan, now: Plan) -> list[Choice]:
     """Return the choice that tells the user that the run resumes on another machine."""
     then = " ".join(bits for bits in (before.device, before.precision, before.quantization) if bits != "none")
-    text = _("goes on from another machine, where it was {then}; plan made anew, learned state kept").format(then=then)
+    text = _("resumed from another machine ({then} there); new plan, training state unchanged").format(then=then)
     if before.quantization != now.quantization:
         text = _(
-            "⚠️  goes on from another machine, where it was {then}: from here on it learns with another base"
+            "⚠️  resumed from another machine ({then} there): from now on the base weights are quantized differently"
         ).format(then=then)
     return [Choice("moved", now.device, text)]
 

@@ -91,7 +91,10 @@ def run_probe(engine: Engine, samples: Samples, expected: Prediction) -> Generat
             note_ceiling(expected, plan.token_budget)
             engine.release()
             engine.set_recompute(plan.recompute)
-            text = _("Memory ran out in the rehearsal: {budget} tokens at a time, {recompute} layers recomputed.")
+            text = _(
+                "Out of memory in the preflight check: now {budget} tokens per micro-batch, "
+                "recomputed layers: {recompute}."
+            )
             yield Warned(text=text.format(budget=plan.token_budget, recompute=plan.recompute))
     memory = None if peak is None else peak / expected.plan.predicted_peak_bytes
     calibrate.save_measurement(
@@ -196,8 +199,8 @@ def _smaller_plan(plan: Plan, expected: Prediction) -> Plan:
     if plan.recompute < layers:
         return replace(plan, recompute=min(layers, plan.recompute + max(1, layers // 4)))
     raise OutOfMemory(
-        _("Memory ran out over a single sample of {tokens} tokens: it cannot be split.").format(tokens=longest),
-        fix=_("Begin with a smaller `--max_length`, `--quantization 4bit` or a smaller model; close other programs."),
+        _("Out of memory on a single sample of {tokens} tokens, which cannot be split.").format(tokens=longest),
+        fix=_("Use a smaller `--max_length`, `--quantization 4bit` or a smaller model, or close other programs."),
     )
 
 
@@ -254,7 +257,10 @@ def compare_with_plan(events: Iterator[Event], expected: Prediction, whole: bool
         yield event
         if not said and planned and steps == SETTLED_STEPS and seconds / steps > SLOW_RATIO * planned:
             said = True
-            text = _("Slower than planned: {ratio:.1f} times the time a step. Is something else using this machine?")
+            text = _(
+                "Slower than planned: each step takes {ratio:.1f} times as long. Check whether "
+                "another program is using this machine."
+            )
             yield Warned(step=event.step, text=text.format(ratio=seconds / steps / planned))
 
 

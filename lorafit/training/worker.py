@@ -197,7 +197,7 @@ def _with_metal_limit(machine: Machine, device: str, engine: str) -> Machine:
 
 def _plan_events(ready: PreparedRun) -> Iterator[Event]:
     if ready.tokenizer.uses_default_template:
-        text = _("The model has no chat template: it is given a plain one (ChatML), which is kept beside the adapter.")
+        text = _("The model has no chat template: a plain one (ChatML) is used and saved next to the adapter.")
         yield Warned(text=text)
     for line in summary_lines(ready.data):
         yield Stage(text=line)
@@ -229,7 +229,7 @@ def _run(ready: PreparedRun, run: RunDir, old: Interrupted | None, progress: Pro
 
 def _rehearsed(ready: PreparedRun, run: RunDir, engine: Engine) -> Generator[Event, None, PreparedRun]:
     """Run the warm-up probe; return `ready` with the corrected plan, which is saved as the run's plan."""
-    yield Stage(text=_("Measuring a few micro-batches"))
+    yield Stage(text=_("Preflight check: measuring a few micro-batches"))
     plan = yield from run_probe(engine, ready.data.train, ready.expected)
     with disk_errors(run.path), atomic_file(run.plan) as path:
         plan.save(path)
@@ -312,7 +312,7 @@ def _restore(engine: Engine, ranks: Collectives, old: Interrupted) -> Iterator[E
     if recompute is not None:
         engine.set_recompute(recompute)
     if budget is not None or recompute is not None:
-        text = _("Memory ran out before: the run goes on with less at a time.")
+        text = _("Out of memory earlier: training continues with lower memory use.")
         yield Shrunk(step=done, text=text, token_budget=budget, recompute=recompute)
 
 

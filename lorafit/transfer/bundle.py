@@ -68,7 +68,7 @@ def bundle(run: RunDir | None, config: TrainConfig, target: Path) -> BundleInfo:
                 facts = _stage(run, config, beside)
         except FileNotFoundError as error:  # a run in progress deletes its old checkpoints
             what = _("A file disappeared while the bundle was being made.")
-            raise RunError(what, where=run and run.path, found=error, fix=_("Give the command again.")) from None
+            raise RunError(what, where=run and run.path, found=error, fix=_("Run the command again.")) from None
         archive.pack(folder, target)
     return facts
 

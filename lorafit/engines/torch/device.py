@@ -147,7 +147,8 @@ def translated(device: Device) -> Iterator[None]:
         text = str(error).lower()
         if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(t in text for t in OUT_OF_MEMORY):
             fix = _("Close other programs that use this memory, or use a smaller model.")
-            what = _("Out of memory on {device}.").format(device=device.name)
+            what = _("Out of GPU memory.") if device.name == "cuda" else _("Out of memory on {device}.")
+            what = what.format(device=device.name)
             traceback.clear_frames(error.__traceback__)  # else the frames keep their tensors as long as the error lives
             raise OutOfMemory(what, found=error, fix=fix) from error
         if any(t in text for t in UNSUPPORTED):

@@ -45,8 +45,8 @@ def _try_layer(kind: str, device: str, precision: str) -> str:
         product = _quantised(kind, weight, DTYPES[precision]).to(device)(inputs)
         (gradient,) = torch.autograd.grad(product, inputs, torch.ones_like(product))
     wanted: dict[str, tuple[Tensor, Tensor]] = {
-        "product": (product, x @ weight.T),
-        "gradient": (gradient, torch.ones(16, 64) @ weight),
+        _("matmul"): (product, x @ weight.T),
+        _("gradient"): (gradient, torch.ones(16, 64) @ weight),
     }
     offs = {part: difference(found, right) for part, (found, right) in wanted.items()}
     part, off = max(offs.items(), key=lambda item: item[1])

@@ -86,7 +86,7 @@ class ShardedPath(GenericPath):
                 yield
         except OutOfMemory as error:
             place = self.ranks.own_rank
-            raise RankLost(place.rank, place.count, f"{error.what} {error.found}") from error
+            raise RankLost(place.rank, place.count, error.brief) from error
 
 
 class Shards:

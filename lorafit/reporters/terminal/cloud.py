@@ -4,10 +4,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lorafit.messages import _, aside, clauses, listed
+from lorafit.messages import _, aside, clauses, listed, translate
 from lorafit.transfer.cloud.base import Quote
 from lorafit.transfer.cloud.send import CloudFiles
-from lorafit.units import seconds_text
+from lorafit.units import range_text, seconds_text
 
 
 def show_cloud_files(sent: CloudFiles, console: Console) -> None:
@@ -39,9 +39,9 @@ def _table(offers: list[Quote]) -> Table:
 
 
 def _time(offer: Quote) -> str:
-    if offer.seconds is None:
+    if offer.seconds is None or offer.low is None or offer.high is None:
         return ""
-    return aside(seconds_text(offer.seconds), f"{seconds_text(offer.low)} - {seconds_text(offer.high)}")
+    return aside(seconds_text(offer.seconds), range_text(offer.low, offer.high))
 
 
 def _price(offer: Quote) -> str:
@@ -49,7 +49,7 @@ def _price(offer: Quote) -> str:
         return "?" if offer.fits else ""
     if offer.price.dollars == 0:
         return _("free")
-    return f"$ {offer.dollars:.2f} ($ {offer.price.dollars:.2f}/h)"
+    return aside(f"$ {offer.dollars:.2f}", f"$ {offer.price.dollars:.2f}/h")
 
 
 def _prices_note(offers: list[Quote]) -> str:
@@ -58,5 +58,5 @@ def _prices_note(offers: list[Quote]) -> str:
     for offer in offers:
         if offer.fits and offer.price is not None:
             dates.setdefault(offer.price.source, set()).add(offer.price.read)
-    sources = clauses(f"{source} ({listed(sorted(read))})" for source, read in dates.items())
+    sources = clauses(aside(translate(source), listed(sorted(read))) for source, read in dates.items())
     return _("Price sources: {sources}").format(sources=sources) if sources else ""

@@ -5,7 +5,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lorafit.evaluation.compare import Comparison, ModelResult
-from lorafit.messages import _, aside
+from lorafit.messages import _, aside, labelled
 from lorafit.reporters.terminal.columns import show_rows
 from lorafit.reporters.text import compare as words
 
@@ -84,4 +84,4 @@ def _lines(place: int, comparison: Comparison) -> RenderableType:
     told = [] if question.reference is None else [(_("reference"), Text(question.reference))]
     told += [(side.name, Text(" ").join(_answer(comparison, side, place))) for side in comparison.results]
     asked = Text("\n" + words.question_text(place + 1, question))
-    return Group(asked, *(Text.assemble(f"{label}: ", text) for label, text in told))
+    return Group(asked, *(Text.assemble(labelled(label, ""), text) for label, text in told))

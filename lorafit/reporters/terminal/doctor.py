@@ -83,7 +83,7 @@ def show_calibrations(known: Calibration, console: Console) -> None:
         _("latest"),
     ):
         table.add_column(title, overflow="fold")
-    table.columns[-1].no_wrap = True
+    table.columns[0].no_wrap = table.columns[-1].no_wrap = True
     for key, measured in sorted(known.measured.items()):
         memory = "?" if measured.memory is None else f"{measured.memory:.2f}"
         table.add_row(

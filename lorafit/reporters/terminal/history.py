@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from lorafit.messages import _, aside, labelled, listed
+from lorafit.messages import _, aside, labelled, phrases
 from lorafit.reporters.terminal import next_commands
 from lorafit.reporters.terminal.columns import show_line, show_rows, show_title, show_unwrapped
 from lorafit.reporters.terminal.runs import state_text
@@ -68,7 +68,7 @@ def _facts(record: Record) -> list[list[str | Text]]:
     model = str(info.model or record.settings.get("model_name", "?"))
     rows: list[list[str | Text]] = [
         [_("run"), Text(info.name, "bold")],
-        [_("state"), listed([state_text(info.state), steps])],
+        [_("state"), phrases([state_text(info.state), steps])],
         [_("model"), aside(model, where) if where else model],
         [_("data"), str(record.settings.get("dataset_name", "?"))],
         [_("started"), "?" if begun is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(begun))],
@@ -86,7 +86,7 @@ def _pace_text(results: history.Results) -> str:
         parts.append(_("{rate:,.0f} tok/s").format(rate=results.tokens_per_second))
     if results.peak_bytes is not None:
         parts.append(_("peak memory {size}").format(size=bytes_text(results.peak_bytes)))
-    return listed(parts)
+    return phrases(parts)
 
 
 def _setting_rows(record: Record) -> list[list[str | Text]]:
@@ -150,7 +150,7 @@ def _result_pairs(one: Record, other: Record) -> list[SettingDifference]:
 def _results(record: Record) -> list[tuple[str, str]]:
     info, results = record.info, history.results(record)
     return [
-        (_("state"), listed([state_text(info.state), f"{info.step}/{'?' if info.steps is None else info.steps}"])),
+        (_("state"), phrases([state_text(info.state), f"{info.step}/{'?' if info.steps is None else info.steps}"])),
         (_("validation loss, before"), _loss(results.valid_loss_before)),
         (_("validation loss, after"), _loss(results.valid_loss_after)),
         (_("validation loss, best"), _loss(results.best_loss)),

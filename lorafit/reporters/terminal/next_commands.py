@@ -8,7 +8,8 @@ from pathlib import Path
 
 def chat(run: str) -> str:
     """Return the command that starts a chat with the model that `run` trained."""
-    return shlex.join([*_invocation("inference.py", "chat"), "--lora_weights", _relative(Path(run)), "--interactive"])
+    script, run = _invocation("inference.py", "chat"), _relative(Path(run))
+    return shlex.join([*script, run] if script[-1] == "chat" else [*script, "--lora_weights", run, "--interactive"])
 
 
 def resume(run: str) -> str:

@@ -9,7 +9,7 @@ from rich.status import Status
 from rich.text import Text
 
 from lorafit.events import StepDone
-from lorafit.messages import _, listed
+from lorafit.messages import _, phrases
 from lorafit.reporters.terminal.throughput import Throughput
 from lorafit.units import bytes_text, seconds_text
 
@@ -107,6 +107,12 @@ def progress_bar(console: Console, disable: bool = False, clock: Callable[[], fl
     )  # fmt: skip
 
 
+def ongoing(text: str) -> str:
+    """Return the text of a stage with the ellipsis of its language at its end."""
+    bare = text.removesuffix("...").removesuffix("……").rstrip()
+    return _("{stage} ...").format(stage=bare)
+
+
 class PlainDisplay:
     """Plain lines about every ten seconds, less often in long runs, so that logs stay short."""
 
@@ -119,7 +125,7 @@ class PlainDisplay:
         """Print the stage, but not between the first and the last step, where step lines suffice."""
         if self._last is not None:
             return
-        self._console.print(Text(text.removesuffix(" ...") + " ..."), soft_wrap=True)
+        self._console.print(Text(ongoing(text)), soft_wrap=True)
 
     def progress(self, text: str) -> None:
         pass
@@ -134,7 +140,7 @@ class PlainDisplay:
         times = _("{passed} elapsed").format(passed=seconds_text(event.time - self._began))
         if event.step < self._throughput.steps:
             left = seconds_text(self._throughput.seconds_left)
-            times = listed([times, _("{left} left").format(left=left)])
+            times = phrases([times, _("{left} left").format(left=left)])
         head = _("step {step}/{steps}").format(step=event.step, steps=self._throughput.steps)
         self._console.print(Text(f"{head}  {figures_text(self._throughput, event)}  {times}"), soft_wrap=True)
 

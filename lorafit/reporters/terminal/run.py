@@ -161,16 +161,15 @@ class TerminalReporter:
 
     def _finished(self, event: Finished) -> None:
         self._display.close()
-        self._say(
-            _("✓ Training finished; the steps took {time}.").format(time=seconds_text(event.seconds)), "bold green"
-        )
+        took = seconds_text(event.seconds)
+        self._say(_("✓ Training finished; the steps took {time}.").format(time=took), "bold green")
         if event.seconds > 0:
             waited = _("The device waited for data {share:.2%} of the time.")
             self._say(waited.format(share=event.data_seconds / event.seconds))
         if event.predicted_seconds is not None and event.peak_bytes is not None:
-            text = _("Predicted: {time} for the steps, peak memory {peak}. Actual peak memory: {found}.")
+            text = _("Predicted: {time}, peak memory {peak}. Actual: {took}, {found}.")
             peak, found = bytes_text(event.predicted_peak_bytes), bytes_text(event.peak_bytes)
-            self._say(text.format(time=seconds_text(event.predicted_seconds), peak=peak, found=found))
+            self._say(text.format(time=seconds_text(event.predicted_seconds), peak=peak, took=took, found=found))
         if event.valid_loss_before is not None and event.valid_loss_after is not None:
             losses = _("Validation loss: {before:.4f} before training, {after:.4f} after.")
             self._say(losses.format(before=event.valid_loss_before, after=event.valid_loss_after))

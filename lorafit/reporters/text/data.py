@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lorafit.data.findings import DataReport, RowLocation, ShownSample, StrangeCharacter
 from lorafit.data.near_duplicates import MIN_SIMILARITY
-from lorafit.messages import _, labelled, listed
+from lorafit.messages import _, labelled, listed, phrases
 from lorafit.units import count_text
 
 MAX_ROWS = 20  # the most rows that a table shows
@@ -35,7 +35,7 @@ class Listing:
 def title(report: DataReport) -> str:
     """Return the names of the first three files."""
     names = [Path(name).name for name in report.files]
-    return listed(names[:3]) + (" …" if len(names) > 3 else "")
+    return listed([*names[:3], *(["..."] if len(names) > 3 else [])])
 
 
 def subtitle(report: DataReport) -> str:
@@ -89,7 +89,7 @@ def _tokens(report: DataReport) -> list[Figure]:
         return []
     lengths, per_row = (
         report.lengths,
-        _("per row: median {median:,.0f}, 90% up to {most:,.0f}, longest {longest:,}"),
+        _("per row: median {median:,.0f}, 90th percentile {most:,.0f}, longest {longest:,}"),
     )
     lost = _("{tokens} tokens removed; none with --max_length {longest}")
     return [
@@ -184,4 +184,4 @@ def sample_text(sample: ShownSample) -> str:
     parts = [sample.format, _("{n} tokens").format(n=count_text(sample.tokens))]
     parts.append(_("{n} in the loss").format(n=count_text(sample.targets)))
     parts += [_("{n} truncated").format(n=count_text(sample.cut))] if sample.cut else []
-    return listed(parts)
+    return phrases(parts)

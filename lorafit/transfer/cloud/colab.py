@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lorafit.messages import _
+from lorafit.messages import _, noted
 from lorafit.transfer.bundle import BundleInfo
 from lorafit.transfer.cloud import notebook
 from lorafit.transfer.cloud.base import CloudPackage, Platform
@@ -12,11 +12,11 @@ OPENING = """\
 try:
     from google.colab import drive, files, userdata
 except ImportError:
-    drive = None  # not on Colab
+    drive = None
 if drive:
     drive.mount("/content/drive")
     try:
-        os.environ["HF_TOKEN"] = userdata.get("HF_TOKEN")  # a secret of yours, the key at the left; gated models want it
+        os.environ["HF_TOKEN"] = userdata.get("HF_TOKEN")  # access token for gated models: key icon on the left
     except Exception:
         pass
 STORE.mkdir(parents=True, exist_ok=True)
@@ -52,6 +52,7 @@ def notebook_platform() -> NotebookPlatform:
         opening=OPENING,
         upload=UPLOAD,
         closing=CLOSING,
+        notes=(noted("access token for gated models: key icon on the left"), noted("choose the bundle and the wheel")),
     )
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lorafit.messages import _
+from lorafit.messages import _, noted
 from lorafit.transfer.bundle import BundleInfo
 from lorafit.transfer.cloud import notebook
 from lorafit.transfer.cloud.base import CloudPackage, Platform
@@ -12,7 +12,7 @@ OPENING = """\
 try:
     from kaggle_secrets import UserSecretsClient
 
-    os.environ["HF_TOKEN"] = UserSecretsClient().get_secret("HF_TOKEN")  # Add-ons > Secrets; gated models want it
+    os.environ["HF_TOKEN"] = UserSecretsClient().get_secret("HF_TOKEN")  # access token for gated models: Add-ons > Secrets
 except Exception:
     pass
 STORE.mkdir(parents=True, exist_ok=True)
@@ -20,7 +20,7 @@ STORE.mkdir(parents=True, exist_ok=True)
 
 UPLOAD = """\
 if not (find("*.zip") or find("bundle.json")):
-    raise SystemExit("Add the data set with run.zip and the wheel: Add Input, at the right.")
+    raise SystemExit("Add the dataset with run.zip and the wheel: Add Input, on the right.")
 
 """
 
@@ -44,9 +44,14 @@ def notebook_platform() -> NotebookPlatform:
         places=("/kaggle/input",),
         opening=OPENING,
         upload=UPLOAD,
-        closing="shutil.rmtree(OUTPUT)  # it is all in result.zip, the one file to fetch\n",
+        closing="shutil.rmtree(OUTPUT)  # result.zip holds everything\n",
         hours=8.0,
         fresh=True,
+        notes=(
+            noted("access token for gated models: Add-ons > Secrets"),
+            noted("Add the dataset with run.zip and the wheel: Add Input, on the right."),
+            noted("result.zip holds everything"),
+        ),
     )
 
 

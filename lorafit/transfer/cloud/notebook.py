@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from lorafit.atomic import disk_errors
-from lorafit.messages import _
+from lorafit.messages import _, listed, noted, translate
 from lorafit.transfer.cloud.base import CloudPackage
 
 NAME = "lorafit.ipynb"
 QUESTION = "公司拖欠工资怎么办？"
 
-HELPERS = '''\
+HELPERS = """\
 import importlib.metadata, json, os, pathlib, shutil, signal, subprocess, sys, threading, zipfile
 
 STORE = pathlib.Path(STORE)
@@ -26,8 +26,8 @@ LORAFIT = [sys.executable, "-m", "lorafit"]
 
 
 def run(*command, hours=None, good=(0,)):
-    """Run a command, its output in this cell. After `hours`, or when the cell is stopped, it may save before it ends."""
-    plain = {**os.environ, "FORCE_COLOR": "", "TERM": "dumb"}  # lines, no moving signs: a cell is no terminal
+    # Run a command with its output in this cell. After `hours`, or if you stop the cell, training saves and ends.
+    plain = {**os.environ, "FORCE_COLOR": "", "TERM": "dumb"}
     process = subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                text=True, errors="replace", bufsize=1, start_new_session=True, env=plain)
     timer = threading.Timer((hours or 0) * 3600, process.send_signal, [signal.SIGINT])
@@ -42,15 +42,14 @@ def run(*command, hours=None, good=(0,)):
     finally:
         timer.cancel()
     if process.wait() not in good:
-        raise RuntimeError(f"It ended with code {process.returncode}: what went wrong stands above.")
+        raise RuntimeError(f"The command failed (exit code {process.returncode}); the reason is above.")
 
 
 def find(pattern):
-    """All files of that name in the places where they may lie, the newest last."""
     paths = [path for place in (STORE, *PLACES) for path in pathlib.Path(place).glob(f"**/{pattern}")]
     return sorted({path.resolve() for path in paths if OUTPUT.resolve() not in path.resolve().parents},
                   key=lambda path: path.stat().st_mtime)
-'''
+"""
 
 TAKE = """\
 if not find(BUNDLE) or (WHEEL.endswith(".whl") and not find(WHEEL)):
@@ -68,7 +67,7 @@ def facts(path):
         return json.loads(inside.read("bundle.json")) if "bundle.json" in inside.namelist() else {"kind": None}
 
 
-for inside in find("bundle.json"):  # the place may have unpacked the zip: it is packed again, its digests still hold
+for inside in find("bundle.json"):  # the platform may have unpacked the zip: pack it again
     shutil.make_archive(STORE / f"again-{len(find('again-*.zip'))}", "zip", inside.parent)
 bundles = [path for path in find("*.zip") if facts(path)["kind"] in ("begin", "go_on")]
 bundle = max(bundles, key=lambda path: facts(path)["step"])
@@ -77,11 +76,11 @@ print(bundle, facts(bundle))
 
 INSTALL = """\
 wheel = find(WHEEL)[-1] if WHEEL.endswith(".whl") else WHEEL
-kept = STORE / "keep.txt"  # this place's own PyTorch, which fits its driver, stays
+kept = STORE / "keep.txt"  # keep the PyTorch of this platform, which fits its driver
 kept.write_text(f"torch=={importlib.metadata.version('torch')}\\n")
 pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
 run(*pip, "-c", kept, wheel)
-run(*pip, "--no-deps", "--force-reinstall", wheel)  # the newest wheel, where an older one of this version was here
+run(*pip, "--no-deps", "--force-reinstall", wheel)  # replace an older wheel of the same version
 """
 
 LOOK = """\
@@ -98,7 +97,7 @@ def finished():
 if not finished():
     run(*LORAFIT, "train", bundle, "--output_dir", OUTPUT, *FLAGS, hours=HOURS, good=(0, 128 + signal.SIGINT))
 RUN = sorted(OUTPUT.glob("*/config.yaml"))[-1].parent
-print(RUN, "is finished" if finished() else "is saved: the next session goes on from there")
+print(RUN, "(finished)" if finished() else "(saved; the next session resumes from here)")
 """
 
 TRY = """\
@@ -109,6 +108,19 @@ PACK = """\
 result = STORE / "result.zip"
 run(*LORAFIT, "bundle", RUN, "-o", result)
 """
+
+# Texts in the code of the cells, translated by _code().
+NOTES = (
+    noted(
+        "Run a command with its output in this cell. After `hours`, or if you stop the cell, training saves and ends."
+    ),
+    noted("The command failed (exit code {process.returncode}); the reason is above."),
+    noted("the platform may have unpacked the zip: pack it again"),
+    noted("keep the PyTorch of this platform, which fits its driver"),
+    noted("replace an older wheel of the same version"),
+    noted("(finished)"),
+    noted("(saved; the next session resumes from here)"),
+)
 
 
 @dataclass(frozen=True)
@@ -129,6 +141,7 @@ class NotebookPlatform:
     closing: str
     hours: float | None = None
     fresh: bool = False
+    notes: tuple[str, ...] = ()  # texts in the cells, marked by noted()
 
 
 def write(place: NotebookPlatform, parcel: CloudPackage, folder: Path) -> Path:
@@ -140,8 +153,8 @@ def write(place: NotebookPlatform, parcel: CloudPackage, folder: Path) -> Path:
 
 
 def files(parcel: CloudPackage) -> str:
-    """Return the names of the files to upload, separated by a comma."""
-    return f"{parcel.bundle}, {parcel.install}" if parcel.has_wheel else parcel.bundle
+    """Return the names of the files to upload, as a list in the user's language."""
+    return listed([parcel.bundle, parcel.install] if parcel.has_wheel else [parcel.bundle])
 
 
 def notebook(place: NotebookPlatform, parcel: CloudPackage) -> dict[str, Any]:
@@ -161,21 +174,22 @@ def notebook(place: NotebookPlatform, parcel: CloudPackage) -> dict[str, Any]:
 
 def _cells(place: NotebookPlatform, parcel: CloudPackage) -> Iterable[dict[str, Any]]:
     yield _text(f"# lorafit: {place.title}\n\n{place.intro}")
-    yield _code(_parameters(place, parcel), "parameters")
-    yield _code(HELPERS)
+    yield _code(_parameters(place, parcel), (), "parameters")
+    notes = (*NOTES, *place.notes)
+    yield _code(HELPERS, notes)
     yield _text(_("## Storage and files"))
-    yield _code(place.opening)
-    yield _code(place.upload + "\n" + (TAKE_FURTHEST if place.fresh else TAKE))
+    yield _code(place.opening, notes)
+    yield _code(place.upload + "\n" + (TAKE_FURTHEST if place.fresh else TAKE), notes)
     yield _text(_("## Install (keeps the PyTorch of this platform)"))
-    yield _code(INSTALL)
+    yield _code(INSTALL, notes)
     yield _text(_("## Plan for this GPU"))
-    yield _code(LOOK)
+    yield _code(LOOK, notes)
     yield _text(_("## Train or resume: run this cell again at any time, also in a new session"))
-    yield _code(TRAIN)
+    yield _code(TRAIN, notes)
     yield _text(_("## Try the fine-tuned model"))
-    yield _code(TRY)
+    yield _code(TRY, notes)
     yield _text(_("## Save the result; on your own machine: `lorafit fetch result.zip`"))
-    yield _code(PACK + place.closing)
+    yield _code(PACK + place.closing, notes)
 
 
 def _parameters(place: NotebookPlatform, parcel: CloudPackage) -> str:
@@ -195,7 +209,9 @@ def _text(source: str) -> dict[str, Any]:
     return {"cell_type": "markdown", "metadata": {}, "source": source.splitlines(keepends=True)}
 
 
-def _code(source: str, *tags: str) -> dict[str, Any]:
+def _code(source: str, notes: Iterable[str], *tags: str) -> dict[str, Any]:
+    for note in notes:
+        source = source.replace(note, translate(note))
     metadata = {"tags": list(tags)} if tags else {}
     lines = source.rstrip().splitlines(keepends=True)
     return {"cell_type": "code", "metadata": metadata, "source": lines, "outputs": [], "execution_count": None}

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lorafit.messages import _
+from lorafit.messages import _, noted
 from lorafit.transfer.bundle import BundleInfo
 from lorafit.transfer.cloud import notebook
 from lorafit.transfer.cloud.base import CloudPackage, Platform
@@ -11,12 +11,12 @@ from lorafit.transfer.cloud.notebook import NotebookPlatform
 OPENING = """\
 STORE.mkdir(parents=True, exist_ok=True)
 if STORE.is_relative_to("/storage"):
-    os.environ.setdefault("HF_HOME", "/storage/huggingface")  # the model is fetched once, not in every session
+    os.environ.setdefault("HF_HOME", "/storage/huggingface")  # download the model once, not in every session
 """
 
 UPLOAD = """\
 def upload():
-    raise SystemExit("Upload the bundle and the wheel beside this notebook (the folder sign at the left), then run all.")
+    raise SystemExit("Upload the bundle and the wheel next to this notebook (folder icon on the left), then run all cells.")
 
 """
 
@@ -37,7 +37,14 @@ def notebook_platform() -> NotebookPlatform:
         places=("/notebooks", "."),
         opening=OPENING,
         upload=UPLOAD,
-        closing="shutil.copy(result, pathlib.Path.cwd())  # in the file list: right click > Download\n",
+        closing="shutil.copy(result, pathlib.Path.cwd())  # in the file list: right-click > Download\n",
+        notes=(
+            noted("download the model once, not in every session"),
+            noted(
+                "Upload the bundle and the wheel next to this notebook (folder icon on the left), then run all cells."
+            ),
+            noted("in the file list: right-click > Download"),
+        ),
     )
 
 

@@ -5,17 +5,19 @@ Spot prices are not listed: they change by the hour and the region. SkyPilot and
 
 from dataclasses import dataclass
 
+from lorafit.messages import noted
+
 
 @dataclass(frozen=True)
 class Price:
-    """A price in dollars per hour; None if unknown. `source` can hold a remark, such as a free tier."""
+    """A price in dollars per hour; None if unknown. `source` is a msgid; it can hold a remark, such as a free tier."""
 
     dollars: float | None
     source: str
     read: str  # year and month in which the source was read
 
 
-EC2 = "AWS EC2 on demand, us-east-1; SageMaker asks more"
+EC2 = noted("AWS EC2 on demand, us-east-1; SageMaker costs more")
 # Keys: machine names in hardware/catalogue/clouds.py.
 PRICES: dict[str, Price] = {
     "g4dn.xlarge": Price(0.526, EC2, "2025-11"),
@@ -27,13 +29,13 @@ PRICES: dict[str, Price] = {
     "p4de.24xlarge": Price(27.45, EC2, "2025-11"),
     "p5.48xlarge": Price(55.04, EC2, "2025-11"),
     # 1.07 compute units per hour (read 2026-09), 9.99 dollars for 100 units; the free tier costs nothing.
-    "colab-t4": Price(0.11, "Colab compute units; free where the free tier gives one", "2026-09"),
-    "colab-l4": Price(None, "Colab shows compute units an hour under Resources", "2026-09"),
-    "colab-a100": Price(None, "Colab shows compute units an hour under Resources", "2026-09"),
-    "kaggle-p100": Price(0.0, "Kaggle: free, about 30 GPU hours a week", "2026-09"),
-    "kaggle-t4x2": Price(0.0, "Kaggle: free, about 30 GPU hours a week", "2026-09"),
+    "colab-t4": Price(0.11, noted("Colab compute units; free in the free tier"), "2026-09"),
+    "colab-l4": Price(None, noted("Colab shows compute units per hour under Resources"), "2026-09"),
+    "colab-a100": Price(None, noted("Colab shows compute units per hour under Resources"), "2026-09"),
+    "kaggle-p100": Price(0.0, noted("Kaggle: free, about 30 GPU hours per week"), "2026-09"),
+    "kaggle-t4x2": Price(0.0, noted("Kaggle: free, about 30 GPU hours per week"), "2026-09"),
     "paperspace-a4000": Price(0.76, "www.paperspace.com/pricing", "2026-09"),
-    "paperspace-a100": Price(None, "www.paperspace.com/pricing names only a price with a commitment", "2026-09"),
+    "paperspace-a100": Price(None, noted("www.paperspace.com/pricing lists only prices with a commitment"), "2026-09"),
 }
 
 

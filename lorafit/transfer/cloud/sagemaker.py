@@ -23,7 +23,7 @@ DISK_GB = 100
 
 TRAIN = """\
 #!/usr/bin/env bash
-# What the training job runs. Begun again after an interruption, it goes on from the newest checkpoint.
+# {about}
 set -euo pipefail
 code=${{SM_CHANNEL_CODE:-/opt/ml/input/data/code}}
 checkpoints=${{CHECKPOINTS:-/opt/ml/checkpoints}}
@@ -31,16 +31,16 @@ model=${{SM_MODEL_DIR:-/opt/ml/model}}
 python=${{PYTHON:-python3}}
 
 keep=$(mktemp)
-"$python" -c 'import importlib.metadata as m; print("torch==" + m.version("torch"))' > "$keep"  # it fits the driver
+"$python" -c 'import importlib.metadata as m; print("torch==" + m.version("torch"))' > "$keep"
 "$python" -m pip install --quiet -c "$keep" {install}
 
-# A spot machine gets SIGTERM two minutes before it goes: handed on, so that training saves.
+# {spot}
 "$python" -m lorafit train "$code/{bundle}" --output_dir "$checkpoints/{name}" {flags}${{FLAGS:-}} &
 training=$!
 trap 'kill -TERM $training 2> /dev/null || true' TERM
 done=0
 wait "$training" || done=$?
-if kill -0 "$training" 2> /dev/null; then  # `wait` was cut short by the signal: wait for the end itself
+if kill -0 "$training" 2> /dev/null; then
     done=0
     wait "$training" || done=$?
 fi
@@ -52,7 +52,7 @@ mkdir -p "$model"
 
 SENDING = """\
 #!/usr/bin/env bash
-# Send it: ./send.sh BUCKET ROLE_ARN REGION   (the AWS command line, logged in)
+# {usage} ./send.sh BUCKET ROLE_ARN REGION
 set -euo pipefail
 bucket=$1 role=$2 region=$3
 here=$(cd "$(dirname "${{BASH_SOURCE[0]}}")" && pwd)
@@ -61,7 +61,7 @@ aws s3 cp "$here" "s3://$bucket/lorafit/{name}/code" --recursive --exclude "*" \
 job=$(mktemp)
 sed -e "s|BUCKET|$bucket|g" -e "s|ROLE|$role|g" -e "s|REGION|$region|g" "$here/{job}" > "$job"
 aws sagemaker create-training-job --cli-input-json "file://$job" --region "$region"
-echo "When it is done: aws s3 cp s3://$bucket/lorafit/{name}/output . --recursive && lorafit fetch $(pwd)"
+echo "{finished} aws s3 cp s3://$bucket/lorafit/{name}/output . --recursive && lorafit fetch $(pwd)"
 """
 
 
@@ -73,7 +73,13 @@ def write(parcel: CloudPackage, folder: Path) -> list[str]:
     """Write job, train.sh and send.sh into `folder` and return the next steps for the user. Raises DiskError."""
     install = f'"$code/{parcel.install}"' if parcel.has_wheel else parcel.install
     flags = "".join(f"{shlex.quote(flag)} " for flag in parcel.flags)
-    names = {"name": parcel.name, "bundle": parcel.bundle, "script": SCRIPT, "job": JOB}
+    texts = {
+        "about": _("The script of the training job. After an interruption it resumes from the newest checkpoint."),
+        "spot": _("A spot instance sends SIGTERM two minutes before it ends; training then saves."),
+        "usage": _("Upload and start, with the AWS command line logged in:"),
+        "finished": _("When the job is finished:"),
+    }
+    names = {**texts, "name": parcel.name, "bundle": parcel.bundle, "script": SCRIPT, "job": JOB}
     with disk_errors(folder):
         (folder / JOB).write_text(json.dumps(training_job(parcel), indent=1) + "\n", "utf-8")
         for file, text in ((SCRIPT, TRAIN), (SEND, SENDING)):
