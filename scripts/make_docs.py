@@ -17,7 +17,7 @@ from lorafit.cli.app import COMMANDS
 from lorafit.cli.completion import SETTINGS
 from lorafit.cli.flags import is_word
 from lorafit.config import TrainConfig, is_switch
-from lorafit.messages import labelled, set_language, translate
+from lorafit.messages import labelled, listed, set_language, translate
 
 ROOT = Path(__file__).parents[1]
 
@@ -147,7 +147,7 @@ def cli_page(language: str) -> str:
 
 
 def _section(kind: type[BaseModel], commands: list[str], words: Words) -> str:
-    text = f"\n## {', '.join(f'`lorafit {command}`' for command in commands)}\n\n"
+    text = f"\n## {listed(f'`lorafit {command}`' for command in commands)}\n\n"
     about = [(f"`lorafit {command}`", COMMANDS[command].help()) for command in commands if command in COMMANDS]
     text += "".join(f"- {labelled(command, does)}\n" for command, does in about)
     text += words.train if kind is TrainConfig else ""

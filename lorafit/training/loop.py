@@ -166,7 +166,7 @@ def _compute_with_retry(
             samples, rows, budget, job.plan.max_micro_batch, here.count, job.engine.facts.shares_prefixes
         )
         if job.ranks.all_reduce_max(int(job.link.take_shrink())):
-            less = _shrink(job, progress, budget, data, _("Memory is tight"))
+            less = _shrink(job, progress, budget, data, _memory_tight(job.plan.device))
             if less is None and job.link.must_shrink:
                 raise _sample_too_long_error(None, data)
             ran_out, job.link.must_shrink = job.link.must_shrink, False
@@ -177,11 +177,19 @@ def _compute_with_retry(
         try:
             return data, compute(data.for_rank(here.rank), data)
         except OutOfMemory as error:
-            less = _shrink(job, progress, budget, data, _("Out of memory"))
+            less = _shrink(job, progress, budget, data, _out_of_memory(job.plan.device))
             if less is None:
                 raise _sample_too_long_error(error, data) from error
             job.engine.release()
             yield less
+
+
+def _memory_tight(device: str) -> str:
+    return _("GPU memory is tight") if device == "cuda" else _("Memory is tight")
+
+
+def _out_of_memory(device: str) -> str:
+    return _("Out of GPU memory") if device == "cuda" else _("Out of memory")
 
 
 def _shrink(job: Job, progress: Progress, budget: int, data: StepBatch, why: str) -> Shrunk | None:

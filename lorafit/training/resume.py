@@ -83,7 +83,14 @@ def refuse_changes(run: RunDir, saved: TrainConfig, config: TrainConfig) -> None
 def refuse_other_data(run: RunDir, before: str, now: str) -> None:
     """Raise RunError if the digests of the tokenized data differ: `before` at the run's start, `now` at present."""
     if before != now:
-        raise _changed(run, "data_digest", before[:16], now[:16])
+        raise RunError(
+            _("The training data have changed since the run started: the result would not be that of one training."),
+            where=saved_config(run).dataset_name,
+            found=_("sha256 of the tokenized data: {before} at the start, {now} now").format(
+                before=before[:16], now=now[:16]
+            ),
+            fix=_("Restore the data files, or start a new run (with --init_adapter to start from this run's weights)."),
+        )
 
 
 def _changed(run: RunDir, name: str, before: object, now: object) -> RunError:

@@ -47,6 +47,7 @@ NOT_RUN = {
     r"python train\.py --hub modelscope .*": "needs the package modelscope and its hub",
     r"(cd skypilot|\./sagemaker/).*": "needs another program and an account",
     r"lorafit cloud .*": "builds a wheel; tested in test_cloud.py and test_notebooks.py",
+    r"lorafit runs (stop|pause|continue)": "needs a training that is running",
     r"lorafit fetch .*": "needs the result of a cloud platform; tested in test_fetch.py",
     r"lorafit train --processes 2": "other processes do not see the hub cache of this test; tested in tests/distributed",
     r"lorafit (bundle|cloud|fetch)": "names a command in a text",

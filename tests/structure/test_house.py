@@ -135,7 +135,15 @@ def test_a_face_without_the_package_says_what_to_do_in_both_languages(face: str)
     assert "请先运行" in done.stderr
 
 
-def test_the_pages_of_settings_and_of_the_layout_are_up_to_date() -> None:
+def test_the_pages_of_settings_in_both_languages_and_of_the_layout_are_up_to_date() -> None:
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "scripts/make_docs.py", "--check"], cwd=ROOT, env=environ)
     assert done.returncode == 0, "run `make docs`"
+
+
+def test_the_pages_of_settings_have_the_same_flags_and_no_python_none() -> None:
+    pages = [(ROOT / name).read_text("utf-8") for name in ("docs/cli.md", "docs/zh/cli.md")]
+    english, chinese = ([line.split(" | ")[0] for line in page.splitlines() if line[:3] == "| `"] for page in pages)
+    assert english == chinese
+    assert len(english) > 100
+    assert not [page for page in pages if "None" in page or "[]" in page]

@@ -26,6 +26,7 @@ from lorafit.reporters.terminal import next_commands
 from lorafit.reporters.terminal.runs import state_text
 from lorafit.reporters.text.data import Figure, Listing
 from lorafit.reporters.text.marks import LEADING
+from lorafit.reporters.text.settings import choice_name
 from lorafit.run_folders import history
 from lorafit.run_folders.directory import RunDir
 from lorafit.run_folders.history import Record, Results
@@ -132,7 +133,8 @@ def _rate(rate: float | None) -> str:
 def _listings(record: Record, results: Results) -> list[Listing]:
     asked = [(p.name, _value(p.one), _value(p.other)) for p in history.changed_settings(record.settings)]
     planned = [
-        (row["setting"], row["value"], row["reason"].lstrip(LEADING)) for row in history.plan_choices(record.plan)
+        (choice_name(row["setting"]), row["value"], row["reason"].lstrip(LEADING))
+        for row in history.plan_choices(record.plan)
     ]
     return [
         Listing(_("Predicted and measured"), ("", _("predicted"), _("measured")), _compared(record, results), (1, 2)),

@@ -11,6 +11,7 @@ from lorafit.planner import memory_budget
 from lorafit.planner.plan import Choice
 from lorafit.planner.reasons import source_text, term_names
 from lorafit.reporters.terminal.columns import show_line, show_rows, show_unwrapped
+from lorafit.reporters.text.settings import choice_name
 from lorafit.training.preview import Preview, preview_facts
 from lorafit.units import bytes_text, seconds_text
 
@@ -35,7 +36,7 @@ def show_plan(look: Preview, console: Console) -> None:
 
 def _show(choices: Iterable[Choice], console: Console) -> None:
     rows: list[list[str | Text]] = [
-        [choice.setting, Text(choice.value, "bold"), Text(choice.reason, "dim")] for choice in choices
+        [choice_name(choice.setting), Text(choice.value, "bold"), Text(choice.reason, "dim")] for choice in choices
     ]
     show_rows(rows, console, fold=True)
 
@@ -43,6 +44,8 @@ def _show(choices: Iterable[Choice], console: Console) -> None:
 def _show_memory(look: Preview, console: Console) -> None:
     plan, names = look.plan, term_names()
     text = _("Peak memory: {peak} of {available} available")
+    if plan.device == "cuda":
+        text = _("Peak GPU memory: {peak} of {available} available")
     if plan.processes > 1:
         text = _("Peak memory of each of {count} processes: {peak} of {available} available")
     peak, available = bytes_text(plan.predicted_peak_bytes), bytes_text(plan.available_bytes)

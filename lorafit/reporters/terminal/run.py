@@ -36,6 +36,7 @@ from lorafit.reporters.terminal.plan import clock_text
 from lorafit.reporters.terminal.progress import Display, open_display
 from lorafit.reporters.terminal.throughput import Throughput
 from lorafit.reporters.text.marks import SENTENCE_MARKS
+from lorafit.reporters.text.settings import choice_name
 from lorafit.units import bytes_text, count_text, seconds_text
 
 
@@ -111,7 +112,7 @@ class TerminalReporter:
             if choice["reason"].startswith(SENTENCE_MARKS):
                 self._say(choice["reason"], "yellow" if choice["reason"].startswith("⚠") else "")
         rows = [
-            (choice["setting"], choice["value"], choice["reason"])
+            (choice_name(choice["setting"]), choice["value"], choice["reason"])
             for choice in event.choices
             if not choice["reason"].startswith(SENTENCE_MARKS)
         ]
