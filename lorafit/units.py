@@ -48,7 +48,7 @@ def kind_text(value: object) -> str:
         float: _("a number"),
         str: _("text"),
         list: _("a list"),
-        dict: _("names with values"),
+        dict: _("an object"),
     }
     return kinds.get(type(value), type(value).__name__)
 

@@ -148,7 +148,11 @@ def cli_page(language: str) -> str:
 
 def _section(kind: type[BaseModel], commands: list[str], words: Words) -> str:
     text = f"\n## {listed(f'`lorafit {command}`' for command in commands)}\n\n"
-    about = [(f"`lorafit {command}`", COMMANDS[command].help()) for command in commands if command in COMMANDS]
+    about = [
+        (f"`lorafit {command}`", COMMANDS[command].help().replace("`", ""))
+        for command in commands
+        if command in COMMANDS
+    ]
     text += "".join(f"- {labelled(command, does)}\n" for command, does in about)
     text += words.train if kind is TrainConfig else ""
     columns = words.columns if kind is TrainConfig else (*words.columns[:2], words.columns[3])

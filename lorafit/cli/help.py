@@ -22,7 +22,7 @@ def show_help(settings: BaseModel, command: str, about: str, console: Console, m
     words = "".join(f" [{WORDS.get(name, name.upper())}]" for name, field in fields.items() if is_word(field))
     title = Text(labelled(f"lorafit {command}", about) + "\n")
     title.stylize("bold", 0, len(f"lorafit {command}"))
-    console.print(title)
+    _print_wrapped(title, console)
     console.print(Text(_("usage: {usage} [flags]").format(usage=f"lorafit {command}{words}")))
     titles = sections() if isinstance(settings, TrainConfig) else {next(iter(fields)): _("Flags")}
     for name, field in fields.items():
@@ -31,8 +31,14 @@ def show_help(settings: BaseModel, command: str, about: str, console: Console, m
         meaning = _meaning(field, getattr(settings, name))
         console.print(*_lines(_flag(name, field), meaning, console), sep="\n")
     if more:
-        console.print(Text("\n" + more))
+        _print_wrapped(Text("\n" + more), console)
     console.print(Text("\n" + _("Underscores and hyphens are equivalent; --no_FLAG turns a switch off.")))
+
+
+def _print_wrapped(text: Text, console: Console) -> None:
+    for line in text.wrap(console, console.width):
+        line.rstrip()
+        console.print(line)
 
 
 def _flag(name: str, field: FieldInfo) -> Text:

@@ -59,7 +59,7 @@ def test_one_row_is_trained_on_and_the_lack_of_validation_rows_is_reported(
     flags: Callable[..., Words], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(flags("--dry_run", max_samples=1, lang="en")) == 0
-    assert "nothing is held out" in capsys.readouterr().out
+    assert "no validation set" in capsys.readouterr().out
 
 
 def test_a_val_size_above_the_rows_takes_half_of_them_and_reports_it(

@@ -86,7 +86,7 @@ def test_help_of_train_names_every_setting_with_its_help(capsys: Output) -> None
     assert main(["train", "--help"]) == 0
     text = capsys.readouterr().out
     assert all(f"--{name}" in text for name in TrainConfig.model_fields)
-    assert "Rank of the adapter." in text
+    assert "Rank (r) of the adapter." in text
 
 
 def test_version_and_python_m(capsys: Output) -> None:

@@ -71,7 +71,7 @@ def test_rows_that_equal_a_held_out_row_once_cut_are_not_trained_on(tokenizer: C
     train, valid = texts_of(data, tokenizer)
     assert any("甲" in text for text in valid)
     assert not any("甲" in text for text in train)
-    assert any("equal a held-out row once they are cut" in note for note in data.notes)
+    assert any("Rows identical to a validation row after truncation" in note for note in data.notes)
     with pytest.raises(DataError) as error:
         prepare(rows_of(long), tokenizer, TrainConfig(val_size=6, max_length=64))
     assert "--max_length" in str(error.value.fix)
@@ -179,7 +179,7 @@ def test_the_note_on_cut_rows_says_what_it_would_cost_to_cut_nothing(tokenizer: 
     assert not whole.notes
     longest = int(whole.train.lengths.max())
     more = whole.total_tokens / data.total_tokens - 1
-    assert f"--max_length {longest} would lose nothing, for {more:.0%} more tokens" in data.notes[0]
+    assert f"--max_length {longest} removes none, for {more:.0%} more tokens" in data.notes[0]
     assert data.truncated_tokens == whole.total_tokens - data.total_tokens
     enough = prepare(rows_of(values), tokenizer, TrainConfig(max_length=longest, val_size=0))
     assert enough.digest == whole.digest

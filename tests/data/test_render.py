@@ -171,7 +171,7 @@ def test_a_template_whose_turns_cannot_be_placed_is_refused(demo_folder: Path, t
 
 
 def test_a_conversation_that_begins_with_the_assistant_is_refused(chatml: ChatTokenizer) -> None:
-    with pytest.raises(BadRow, match="begins with the assistant"):
+    with pytest.raises(BadRow, match="starts with an assistant message"):
         render(SINGLE[1:], chatml, 512, DATE)
 
 

@@ -133,12 +133,12 @@ def test_the_demo_data_is_read_by_its_name() -> None:
 
 
 UNREADABLE: dict[str, tuple[str, bytes, str, str]] = {
-    "no such file": ("b.json", b"", "no such data file", "a.json"),
+    "no such file": ("b.json", b"", "Data file not found", "a.json"),
     "empty file": ("a.json", b"", "is empty", ""),
     "only spaces": ("a.json", b" \n", "no row", ""),
     "empty array": ("a.json", b"[]", "no row", ""),
     "header only": ("a.csv", b"question,answer\n", "no row", ""),
-    "unknown extension": ("a.parq", b"x", "Unknown kind", ".json, .jsonl"),
+    "unknown extension": ("a.parq", b"x", "Unsupported data file format", ".json, .jsonl"),
     "a bare word": ("a.json", b"hello", "neither", "a.json:1"),
     "two equal columns": ("a.csv", b"q,q\n1,2\n", "same name", "a.csv:1"),
     "no parquet": ("a.parquet", b"PAR1 x", "cannot be opened", "a.parquet"),
@@ -161,8 +161,8 @@ def test_a_file_without_any_row_is_an_error_with_a_remedy(
 
 # File name, content, good values, and for each broken row its line and a part of the error text.
 BROKEN: dict[str, tuple[str, bytes, list[object], list[tuple[int, str]]]] = {
-    "cut array": ("a.json", b'[\n{"a": 1},\n{"a": 2', [{"a": 1}], [(3, "a comma is missing")]),
-    "cut behind an element": ("a.json", b'[\n{"a": 1},\n', [{"a": 1}], [(3, "the end of the file")]),
+    "cut array": ("a.json", b'[\n{"a": 1},\n{"a": 2', [{"a": 1}], [(3, "missing comma")]),
+    "cut behind an element": ("a.json", b'[\n{"a": 1},\n', [{"a": 1}], [(3, "end of file")]),
     "missing comma": ("a.json", b'[{"a": 1}\n{"a": 2}]', [{"a": 1}, {"a": 2}], []),
     "broken element": ("a.json", b'[{"a": 1},\n{"a": \n nul},\n{"a": 3}]', [{"a": 1}, {"a": 3}], [(2, "in line 3")]),
     "open string": ("a.json", b'[{"a": 1},\n{"a": "x},\n{"a": 3}]', [{"a": 1}, {"a": 3}], [(2, "control character")]),
@@ -176,7 +176,7 @@ BROKEN: dict[str, tuple[str, bytes, list[object], list[tuple[int, str]]]] = {
     "twice a key inside": ("a.jsonl", b'{"x": [{"a": 1, "a": 2}]}\n1', [1], [(1, "the key `a` twice")]),
     "NUL bytes": ("a.jsonl", b'{"a": "x\0y"}\n{"a": 1}\n\0\n', [{"a": 1}], [(1, "control"), (3, "is missing")]),
     "broken line": ("a.jsonl", b'{"a": 1}\n{"a": \n2', [{"a": 1}, 2], [(2, "a value is missing or not JSON in line 2")]),
-    "more in a line": ("a.jsonl", b"1 2\n3", [3], [(1, "more behind")]),
+    "more in a line": ("a.jsonl", b"1 2\n3", [3], [(1, "extra text after the value")]),
     "deep line": ("a.jsonl", b"1\n" + b"[" * 100_000 + b"\n2", [1, 2], [(2, "recursion")]),
     "short record": ("a.csv", b"q,a\n1,2\n3\n5,6\n", [{"q": "1", "a": "2"}, {"q": "5", "a": "6"}], [(3, "1 fields")]),
     "open quote": ("a.csv", b'q,a\n1,2\n3,"4\n5,6\n', [{"q": "1", "a": "2"}, {"q": "5", "a": "6"}], [(3, "end of data")]),
@@ -228,10 +228,10 @@ def test_bytes_that_are_no_text_spoil_only_their_own_row(tmp_path: Path) -> None
     (tmp_path / "a.jsonl").write_bytes(good + good.replace("有".encode(), b"\xff\xe6") + good)
     first, second, third = read_rows(str(tmp_path / "a.jsonl"), "train")
     assert first.value == third.value == {"question": "合同", "answer": "有效"}
-    with pytest.raises(BadRow, match="broken character"):
+    with pytest.raises(BadRow, match="invalid character"):
         recognize_format(second.value)
     (tmp_path / "b.csv").write_bytes("question,answer\né,b\n".encode("latin-1"))
-    with pytest.raises(BadRow, match="broken character"):
+    with pytest.raises(BadRow, match="invalid character"):
         recognize_format(values(tmp_path / "b.csv")[0])
 
 

@@ -109,7 +109,7 @@ def test_without_torch_it_names_the_packages_to_install_and_ends_with_2(tmp_path
     assert code == 2
     assert re.search(r"✗ +torch +not installed\n +.*python.* -m pip install 'torch>=", text)
     assert re.search(r"✗ +torch +not installed: torch\n +\S*python\S* -m pip install torch transformers\n", text)
-    assert "✗ Training cannot work here" in text
+    assert "✗ Training cannot run here yet" in text
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]| $", text, re.M), "plain lines in a pipe"
 
 
@@ -218,10 +218,17 @@ def test_a_card_is_described_with_memory_capability_and_driver(tmp_path: Path) -
         ("RTX 3090", 8.6, None, "580.95", "poor", ["without CUDA", "install torch"]),
         ("RTX 3090", 8.6, None, "550.54", "poor", ["without CUDA", "whl/cu126"]),
         ("Tesla P100-PCIE-16GB", None, None, "580.95", "poor", ["without CUDA", "whl/cu126"]),
-        ("Tesla P100-PCIE-16GB", None, "13.0", "580.95", "bad", ["start at Turing", "torch<2.15", "whl/cu126"]),
-        ("Tesla V100-SXM2-32GB", 7.0, "12.8", "580.95", "bad", ["start at Turing", "whl/cu126"]),
+        (
+            "Tesla P100-PCIE-16GB",
+            None,
+            "13.0",
+            "580.95",
+            "bad",
+            ["support only Turing and newer", "torch<2.15", "whl/cu126"],
+        ),
+        ("Tesla V100-SXM2-32GB", 7.0, "12.8", "580.95", "bad", ["support only Turing and newer", "whl/cu126"]),
         ("RTX 3090", 8.6, "13.0", "535.161", "bad", ["driver from 580 on; this one is 535.161", "whl/cu126"]),
-        ("NVIDIA B200", 10.0, "12.6", "580.95", "bad", ["too old for it", "install torch"]),
+        ("NVIDIA B200", 10.0, "12.6", "580.95", "bad", ["too old to support", "install torch"]),
         ("Tesla V100-SXM2-32GB", 7.0, "12.6", "580.95", None, []),
         ("Tesla T4", 7.5, "13.2", "580.95", None, []),
         ("RTX 3090", 8.6, "12.6", None, None, []),

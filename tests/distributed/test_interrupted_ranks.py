@@ -174,7 +174,7 @@ def test_a_sharded_run_from_the_command_line_learns_the_same_and_is_planned_alik
     model: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     output = run_to_the_end(TRAIN, ["--processes", "2", "--shard", "on", *flags(model, tmp_path)])
-    assert "each process holds its share of the base" in output
+    assert "each process holds a part of the base model" in output
     assert b_distance(tmp_path, uninterrupted) < 1e-3
     run = RunDir(the_run(tmp_path))
     preview, used = preview_run(TrainConfig(**read_yaml(run.config)), None).plan, Plan.load(run.plan)

@@ -43,7 +43,6 @@ NOT_RUN = {
     r"tensorboard .*": "a server; what it reads is tested in test_reporters",
     r"\./run_(train|tests)\.sh.*": "creates an environment and downloads packages, then runs `python train.py`",
     r"lorafit (train|resume|chat|compare|data|runs|runs (list|show|diff|remove))": "names a command in a text",
-    r"lorafit resume '\[RUN\]'": "a pattern",
     r"python train\.py --hub modelscope .*": "needs the package modelscope and its hub",
     r"(cd skypilot|\./sagemaker/).*": "needs another program and an account",
     r"lorafit cloud .*": "builds a wheel; tested in test_cloud.py and test_notebooks.py",

@@ -43,7 +43,7 @@ def test_a_rank_without_a_heartbeat_is_lost() -> None:
     first.leave(None)
     assert lost.rank == 1
     assert not lost.self_reported
-    assert "no sign of life" in str(lost)
+    assert "does not respond" in str(lost)
 
 
 @pytest.mark.usefixtures("quick")

@@ -52,7 +52,7 @@ def settings(folder: Path, output: Path) -> dict[str, object]:
 def test_a_folder_that_mlx_lm_quantised_is_trained_as_it_is_with_a_note(quantised: Path, tmp_path: Path) -> None:
     events: list[Event] = list(train_in_process(TrainConfig(**settings(quantised, tmp_path), engine="mlx")))  # type: ignore[arg-type]
     notes = [event.text for event in events if isinstance(event, Warned)]
-    assert any("came quantised for MLX (4-bit)" in note for note in notes)
+    assert any("came quantized for MLX (4-bit)" in note for note in notes)
     assert any("Fast path" in note for note in notes)
     assert len([event for event in events if isinstance(event, StepDone)]) == 2
     assert any(isinstance(event, Finished) for event in events)
@@ -61,12 +61,12 @@ def test_a_folder_that_mlx_lm_quantised_is_trained_as_it_is_with_a_note(quantise
 def test_pytorch_refuses_it_and_says_what_to_do(quantised: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError) as error:
         list(train_in_process(TrainConfig(**settings(quantised, tmp_path), engine="torch")))  # type: ignore[arg-type]
-    assert "quantised for MLX" in error.value.what
+    assert "quantized for MLX" in error.value.what
     assert "--engine mlx" in str(error.value.fix)
 
 
 def test_other_bits_than_it_has_are_refused(quantised: Path) -> None:
-    with pytest.raises(ModelError, match="in other bits"):
+    with pytest.raises(ModelError, match="different number of bits"):
         MLX.open(quantised, replace(PLAN, quantization="8bit"))
     assert MLX.open(quantised, replace(PLAN, quantization="4bit")).facts.supports_packing
 

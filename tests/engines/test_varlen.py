@@ -171,7 +171,7 @@ def test_a_wrong_kernel_or_one_that_raises_leaves_segments_and_a_note(
     engine = open_with_flash(models / "llama")
     assert engine.model.config._attn_implementation == SEGMENT_ATTENTION
     assert engine.generic.packs
-    (note,) = [note for note in engine.facts.notes if note.startswith("Attention: sample by sample")]
+    (note,) = [note for note in engine.facts.notes if note.startswith("Attention: computed sample by sample")]
     assert why in note
     assert "\n" not in note
 

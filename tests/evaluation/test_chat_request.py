@@ -106,7 +106,7 @@ def test_an_adapter_for_another_base_is_refused_with_the_remedy(base: Path, tmp_
     other = make_adapter(tmp_path / "other", base, width=48)
     assert main(["chat", "--lora_weights", str(other), "--prompt", "你好"]) == 2
     text = capsys.readouterr().err
-    assert "was trained on another base model" in text
+    assert "was trained on a different base model" in text
     assert "--base_model" in text
     assert "Traceback" not in text
 
@@ -118,7 +118,7 @@ def test_an_adapter_without_a_base_asks_for_one(tmp_path: Path) -> None:
 
 
 def test_without_adapter_and_base_model_the_request_is_refused() -> None:
-    with pytest.raises(ConfigError, match="Which model"):
+    with pytest.raises(ConfigError, match="No model given"):
         open_chat(ChatRequest())
 
 

@@ -169,7 +169,7 @@ def test_an_adapter_without_its_run_only_answers(run: Path, tmp_path: Path) -> N
     found = api.compare(CompareRequest(adapters=[str(away)], prompt="你好", max_new_tokens=4))
     assert found.tuned[0].losses is None
     assert "no loss" in found.notes[0]
-    with pytest.raises(ConfigError, match="no held-out questions"):
+    with pytest.raises(ConfigError, match="No validation questions"):
         api.compare(CompareRequest(adapters=[str(away)]))
 
 
@@ -184,7 +184,7 @@ def test_the_loss_is_left_out_where_the_data_are_missing_or_changed(
     data.write_text(rows(30), "utf-8")
     other = api.compare(request)
     assert other.tuned[0].losses is None
-    assert "no longer what the run was trained with" in other.notes[0]
+    assert "changed after training" in other.notes[0]
     data.unlink()
     gone = api.compare(request)
     assert gone.tuned[0].losses is None
@@ -211,9 +211,9 @@ def test_validation_rows_of_their_own_and_a_template_of_the_users_are_found_agai
 def test_runs_with_other_validation_rows_get_a_note(shared_run: Path, chat_model: Path, tmp_path: Path) -> None:
     other = trained(chat_model, tmp_path, val_size=3)
     found = api.compare(CompareRequest(adapters=[str(shared_run), str(other)], prompt="你好", max_new_tokens=4))
-    assert "held out different rows" in found.notes[0]
+    assert "different validation rows" in found.notes[0]
     assert [side.losses.rows for side in found.tuned if side.losses] == [5, 3]
-    held_out = next(line for line in lines(found) if line.label == "held-out loss")
+    held_out = next(line for line in lines(found) if line.label == "validation loss")
     assert held_out.cells[0].text == ""
     assert all("→" in cell.text for cell in held_out.cells[1:])
 
@@ -237,7 +237,7 @@ def test_a_file_with_answers_has_references_and_a_text_file_has_none(run: Path, 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ([], ["Which runs"]),
+        ([], ["No run or adapter given"]),
         (["no/such/run"], ["no/such/run"]),
         (["RUN", "--prompt", "a", "--test_file", "b"], ["Only one of --prompt, --test_file"]),
         (["RUN", "--test_file", "no/such.jsonl"], ["no/such.jsonl"]),

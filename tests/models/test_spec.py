@@ -141,7 +141,7 @@ def broken_index(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "words", "remedy"),
     [
-        (shutil.rmtree, "no such model folder", "demo"),
+        (shutil.rmtree, "Model folder not found", "demo"),
         (delete("config.json"), "no config.json", "Give the folder"),
         (an_adapter, "adapter_config.json", "--init_adapter"),
         (broken_config, "cannot be read as JSON", "download"),
@@ -149,9 +149,9 @@ def broken_index(folder: Path) -> None:
         (delete("model.safetensors"), "no safetensors weights", "Download"),
         (only_pickles, "pytorch_model.bin", "save_pretrained"),
         (delete("tokenizer.json"), "no tokenizer", "tokenizer.json"),
-        (cut_in_the_tensors, "cut short", "download"),
-        (cut_in_the_header, "cut short", "download"),
-        (empty_weights, "cut short", "download"),
+        (cut_in_the_tensors, "incomplete", "download"),
+        (cut_in_the_header, "incomplete", "download"),
+        (empty_weights, "incomplete", "download"),
         (not_safetensors, "model.safetensors", "git lfs pull"),
         (broken_index, "index", "download"),
     ],

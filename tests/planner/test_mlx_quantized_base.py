@@ -83,7 +83,7 @@ def test_it_is_planned_for_mlx_in_the_bits_that_it_has(folder: Path) -> None:
     plan = plan_for(mac, spec)
     assert (plan.engine, plan.quantization) == ("mlx", "4bit")
     assert plan.memory_terms["weights"] == spec.weight_bytes
-    assert "as their files have them" in reason(plan, "quantization")
+    assert "as stored in the model files" in reason(plan, "quantization")
     assert plan_for(cpu, spec).engine == "mlx"
     assert choose_backend(AnswerRequest(), cpu, spec).engine == "mlx"
 
@@ -93,8 +93,8 @@ def test_it_is_planned_for_mlx_in_the_bits_that_it_has(folder: Path) -> None:
     [
         (cuda(T4_GPU), {}, "PyTorch cannot read"),
         (replace(M2_MAX, described=True), {"engine": "torch"}, "PyTorch cannot read"),
-        (replace(M2_MAX, described=True), {"quantization": "8bit"}, "in other bits"),
-        (replace(M2_MAX, described=True), {"quantization": "none"}, "in other bits"),
+        (replace(M2_MAX, described=True), {"quantization": "8bit"}, "different number of bits"),
+        (replace(M2_MAX, described=True), {"quantization": "none"}, "different number of bits"),
     ],
 )
 def test_what_cannot_be_done_with_it_is_refused_before_anything_is_loaded(

@@ -84,8 +84,8 @@ def test_where_so_many_processes_do_not_fit_it_is_said_how_many_do() -> None:
 
 def test_planning_refuses_what_training_would() -> None:
     config = TrainConfig(demo=True, processes=2)
-    with pytest.raises(ConfigError, match="GPU of its own"):
+    with pytest.raises(ConfigError, match="each process needs its own"):
         preview_run(config, "T4")
-    with pytest.raises(ConfigError, match="one process alone"):
+    with pytest.raises(ConfigError, match="only one training process"):
         preview_run(config, "M3 Max 64GB")
     assert planned(replace(cuda(T4_GPU), gpus=(T4_GPU, T4_GPU)), 2).plan.processes == 2

@@ -117,7 +117,7 @@ def test_save_appends_a_row_that_training_reads(tmp_path: Path, monkeypatch: pyt
 
 def test_save_reports_an_error_and_the_chat_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = piped(f"/save\n/save {tmp_path}/no/such/folder.jsonl\na\n", monkeypatch)
-    assert "Name a file" in lines[0]
+    assert "Use --output to name a file" in lines[0]
     assert "Not saved" in lines[1]
     assert lines[2] == "1:A"
 

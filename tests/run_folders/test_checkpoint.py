@@ -95,8 +95,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a folder for a file": (lambda f: ((f / "a.bin").unlink(), (f / "a.bin").mkdir()), "a.bin"),
     "no manifest": (lambda f: (f / "manifest.json").unlink(), "manifest.json is missing"),
     "an empty manifest": (lambda f: (f / "manifest.json").write_text(""), "manifest.json cannot be read"),
-    "a manifest of another type": (lambda f: (f / "manifest.json").write_text("[1]"), "no list of files"),
-    "a manifest without files": (lambda f: (f / "manifest.json").write_text('{"files": {}}'), "no list of files"),
+    "a manifest of another type": (lambda f: (f / "manifest.json").write_text("[1]"), "list of files is missing"),
+    "a manifest without files": (
+        lambda f: (f / "manifest.json").write_text('{"files": {}}'),
+        "list of files is missing",
+    ),
     "an endless manifest": (lambda f: (f / "manifest.json").write_text("[" * 100_000), "manifest.json cannot be read"),
     "a manifest that looks outside": (
         lambda f: (f / "manifest.json").write_text('{"files": {"../x": {"bytes": 1, "sha256": ""}}}'),
@@ -332,7 +335,7 @@ def test_space_for_the_next_checkpoint_is_checked_before_each_save_and_made_by_d
     make_room(run)
     assert [one.path.is_dir() for one in saved] == [False, True]
     set_free_bytes(size // 2)
-    with pytest.raises(DiskError, match="has not the room") as raised:
+    with pytest.raises(DiskError, match="Not enough disk space") as raised:
         make_room(run)
     assert "--keep_checkpoints 1" in (raised.value.fix or "")
     assert latest_good(run) == (saved[1].path, [])

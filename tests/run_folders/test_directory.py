@@ -127,7 +127,7 @@ def test_a_run_is_found_by_path_by_name_and_as_the_latest(tmp_path: Path, monkey
 
 
 def test_a_missing_run_raises_an_error_with_similar_names(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="no run yet"):
+    with pytest.raises(RunError, match="No runs yet"):
         find_run("", tmp_path)
     make_run(tmp_path, "llama-lora-20260101_000000")
     with pytest.raises(RunError, match="Did you mean llama-lora-20260101_000000"):
@@ -244,7 +244,7 @@ def test_the_adapter_of_a_run_is_the_final_else_the_best_else_that_of_the_newest
     tmp_path: Path,
 ) -> None:
     run = make_run(tmp_path, "run")
-    with pytest.raises(AdapterError, match="no adapter here"):
+    with pytest.raises(AdapterError, match="No adapter found"):
         find_adapter(run.path, tmp_path)
     older, newer = (save_checkpoint(run, s, lambda folder: (adapter_in(folder), None)[1]).path for s in (1, 2))
     assert find_adapter(run.path, tmp_path) == newer

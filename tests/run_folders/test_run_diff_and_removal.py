@@ -129,7 +129,7 @@ def test_a_run_that_is_being_written_is_not_removed(tmp_path: Path, capsys: Outp
     run = make_run(tmp_path, stop_after=5)
     with run.lock():
         assert main(["runs", "remove", str(run.path), "--yes"]) == 2
-    assert "going on" in capsys.readouterr().err
+    assert "still running" in capsys.readouterr().err
     assert run.events.exists()
 
 
@@ -137,7 +137,7 @@ def test_a_folder_that_is_no_run_is_not_removed(tmp_path: Path, capsys: Output) 
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("precious")
     assert main(["runs", "remove", str(tmp_path / "thesis"), "--yes"]) == 2
-    assert "no such run" in capsys.readouterr().err
+    assert "Run not found" in capsys.readouterr().err
     assert (tmp_path / "thesis" / "chapter.txt").exists()
 
 
@@ -195,7 +195,7 @@ def test_no_file_of_a_run_counts_as_foreign(tmp_path: Path) -> None:
         (["diff", "one"], "diff RUN RUN"),
         (["remove"], "remove RUN"),
         (["show", "a", "b"], "show RUN"),
-        (["show", "nothing"], "no such run"),
+        (["show", "nothing"], "Run not found"),
         (["show", "--polt", "x"], "--plot"),
     ],
 )

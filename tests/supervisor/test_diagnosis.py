@@ -48,7 +48,7 @@ EXITS = [
     (WorkerExit(2, error=RankLost(1, 2, "Out of memory on cuda.")), "memory"),
     (WorkerExit(2, error=RankLost(1, 2, "it was ended by signal SIGKILL"), oom_kills=1), "memory"),
     (WorkerExit(2, error=DiskError("The disk is full.")), "error"),
-    (WorkerExit(2, error=OutOfMemory("Memory ran out over a single sample", found="CUDA out of memory")), "error"),
+    (WorkerExit(2, error=OutOfMemory("Out of memory on a single sample", found="CUDA out of memory")), "error"),
     (WorkerExit(1, bug="MemoryError"), "memory"),
     (WorkerExit(1, bug="RuntimeError: CUDA error: unspecified launch failure"), "cuda"),
     (WorkerExit(1, bug="ZeroDivisionError: of our own"), "bug"),

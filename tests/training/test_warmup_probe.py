@@ -174,9 +174,9 @@ def test_the_next_run_does_not_start_with_a_budget_that_ran_out_of_memory(when: 
 
     assert expected.plan.token_budget > 512
     assert next_plan(24).token_budget == 512
-    assert "memory ran out" in budget_reason(next_plan(24))
+    assert "ran out of memory" in budget_reason(next_plan(24))
     assert next_plan(30).token_budget == expected.plan.token_budget  # more memory is available now
-    assert "memory ran out" not in budget_reason(next_plan(30))
+    assert "ran out of memory" not in budget_reason(next_plan(30))
 
 
 def test_a_peak_above_the_plan_leads_to_the_plan_that_a_second_run_makes() -> None:

@@ -105,7 +105,7 @@ def test_a_finished_run_is_bundled_as_its_result_and_not_resumed(finished: RunDi
     assert bundle(finished, saved_config(finished), path).kind == "result"
     names = zipfile.ZipFile(path).namelist()
     assert not [name for name in names if "checkpoints" in name or "inputs" in name]
-    with pytest.raises(RunError, match="nothing to go on with"):
+    with pytest.raises(RunError, match="nothing to resume"):
         unpack_bundle(path, tmp_path / "there", None)
     run = RunDir(tmp_path / "there" / finished.name)
     assert weights(run.final_model) == weights(finished.final_model)
@@ -144,7 +144,7 @@ def test_fp32_on_a_mac_may_become_4bit_elsewhere_and_the_plan_says_so(
     (planned,) = [event for event in events if isinstance(event, Planned)]
     (moved,) = [choice["reason"] for choice in planned.choices if choice["setting"] == "moved"]
     assert "cpu fp32" in moved
-    assert "another base" in moved
+    assert "different base" in moved
     plan = json.loads(RunDir(Path(str(config.resume))).plan.read_text())
     assert plan["quantization"] == "4bit"
 
@@ -156,7 +156,7 @@ def test_on_the_same_machine_the_base_may_not_change(home: Path, stopped: RunDir
 
 
 def test_a_base_model_that_is_not_in_the_bundle_must_be_named(run_zip: Path, tmp_path: Path, capsys: Output) -> None:
-    with pytest.raises(ConfigError, match="not in the bundle"):
+    with pytest.raises(ConfigError, match="not part of the bundle"):
         unpack_bundle(run_zip, tmp_path / "there", None)
     assert main(["train", str(run_zip), "--output_dir", str(tmp_path / "there")]) == 2
     assert "--model_name" in capsys.readouterr().err
@@ -178,19 +178,19 @@ def tampered(path: Path, scratch: Path, name: str, change: Callable[[str], str],
 
 
 @pytest.mark.parametrize(("name", "old", "new", "found"), [
-    ("run/events.jsonl", "loss", "l0ss", "digest differs"),
+    ("run/events.jsonl", "loss", "l0ss", "checksum differs"),
     ("bundle.json", '"layout": 1', '"layout": 7', "layout is 7"),
     ("bundle.json", '"run": "', '"run": "../', "'../llama-lora"),
     ("bundle.json", "{", "[", "Expecting"),
-    ("run/config.yaml", "inputs/dataset_name", "/etc", "leads out of the bundle: /etc"),
-    ("run/config.yaml", "inputs/dataset_name", "inputs/../../..", "leads out of the bundle"),
+    ("run/config.yaml", "inputs/dataset_name", "/etc", "points outside the bundle: /etc"),
+    ("run/config.yaml", "inputs/dataset_name", "inputs/../../..", "points outside the bundle"),
     ("run/config.yaml", "chat_template: null", "chat_template: /etc/passwd", "/etc/passwd"),
     ("run/config.yaml", "lora_r: 4", "lora_r: [", "YAML"),
 ])  # fmt: skip
 def test_a_tampered_bundle_is_refused_and_leaves_nothing(
     run_zip: Path, tmp_path: Path, name: str, old: str, new: str, found: str
 ) -> None:
-    sealed = found != "digest differs"
+    sealed = found != "checksum differs"
     path = tampered(run_zip, tmp_path, name, lambda text: text.replace(old, new, 1), sealed)
     with pytest.raises(LorafitError) as raised:
         unbundle(path, tmp_path / "there")

@@ -241,7 +241,7 @@ def test_the_cheapest_machine_that_fits_is_chosen_with_enough_time() -> None:
 
 def test_a_local_base_model_must_be_given_its_name_on_the_platform(tmp_path: Path, demo_folder: Path) -> None:
     config = TrainConfig(model_name=str(demo_folder), dataset_name="demo")
-    with pytest.raises(ConfigError, match="does not go along"):
+    with pytest.raises(ConfigError, match="not part of the bundle"):
         api.cloud("colab", tmp_path / "out", api.cloud_order(None, config, tmp_path, None))
     assert list((tmp_path / "out").iterdir()) == []
 
