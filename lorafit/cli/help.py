@@ -20,6 +20,8 @@ def show_help(settings: BaseModel, command: str, about: str, console: Console, m
     """Print the help of `command`: `about`, the fields of `settings` as its flags, and the sentence `more`."""
     fields = dict(sorted(type(settings).model_fields.items(), key=lambda item: not is_word(item[1])))
     words = "".join(f" [{WORDS.get(name, name.upper())}]" for name, field in fields.items() if is_word(field))
+    if command == "resume":  # it gives its word to --resume
+        words = " [RUN]"
     title = Text(labelled(f"lorafit {command}", about) + "\n")
     title.stylize("bold", 0, len(f"lorafit {command}"))
     _print_wrapped(title, console)

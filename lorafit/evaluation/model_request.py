@@ -61,8 +61,7 @@ def base_name(request: AnswerRequest, adapter: Path | None) -> str:
         raise ConfigError(
             _("No model given."),
             fix=_(
-                "Name an adapter, e.g. --lora_weights output/RUN (`lorafit runs` lists them), or a "
-                "base model with --base_model."
+                "Name a run, e.g. `lorafit chat latest` (`lorafit runs` lists them), or a base model with --base_model."
             ),
         )
     base_model = read_adapter_config(adapter).base_model

@@ -20,7 +20,8 @@ LEFT_OUT = "…"  # stands for a part of a quoted message
 
 def sections(page: Path) -> Iterator[tuple[int, str]]:
     """Yield each section of `page`: the level of its heading (0: the text before it), and its text."""
-    inside, level, lines = False, 0, []
+    inside, level = False, 0
+    lines: list[str] = []
     for line in page.read_text("utf-8").splitlines():
         inside ^= line.lstrip().startswith("```")
         if not inside and (heading := re.match(r"#+ ", line)):

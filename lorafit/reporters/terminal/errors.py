@@ -12,7 +12,7 @@ from lorafit.messages import _, labelled
 def show_error(error: LorafitError, console: Console) -> None:
     """Print `error` as a panel, or as plain lines if the console is not interactive."""
     parts = [(_("where"), error.where), (_("details"), error.found), (_("fix"), error.fix)]
-    rows = [(label, text) for label, text in parts if text and text not in error.what]
+    rows = [(label, text) for label, text in parts if text and text.lstrip("-") not in error.what]
     if not console.is_interactive:
         console.print(Text(_("Error: {what}").format(what=error.what)), soft_wrap=True)
         for label, text in rows:
