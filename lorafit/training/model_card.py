@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from lorafit import __version__
-from lorafit.config import TrainConfig
+from lorafit.config import TrainConfig, resolve_effective_batch
 from lorafit.engines.tokenizer import ChatTokenizer
 from lorafit.messages import _
 from lorafit.run_folders.adapter import ChatSettings, write_chat_settings
@@ -21,7 +21,8 @@ def add_chat_files(folder: Path, config: TrainConfig, base_model: str, run: str,
 
 def model_card(config: TrainConfig, base_model: str, run: str) -> str:
     """Return a README.md with the YAML front matter that model hubs read."""
-    rows = "\n".join(f"| {name} | {getattr(config, name)} |" for name in SETTINGS)
+    values = {**config.model_dump(include=set(SETTINGS)), "effective_batch": resolve_effective_batch(config)}
+    rows = "\n".join(f"| {name} | {_('automatic') if values[name] is None else values[name]} |" for name in SETTINGS)
     use = _("Chat with the fine-tuned model, in the folder of this file:")
     how = _("A LoRA adapter for `{base}`, trained with lorafit {version} (run `{run}`).")
     return f"""---

@@ -26,7 +26,7 @@ from lorafit.reporters.terminal import next_commands
 from lorafit.reporters.terminal.runs import state_text
 from lorafit.reporters.text.data import Figure, Listing
 from lorafit.reporters.text.marks import LEADING
-from lorafit.reporters.text.settings import choice_name
+from lorafit.reporters.text.settings import choice_name, value_text
 from lorafit.run_folders import history
 from lorafit.run_folders.directory import RunDir
 from lorafit.run_folders.history import Record, Results
@@ -131,7 +131,7 @@ def _rate(rate: float | None) -> str:
 
 
 def _listings(record: Record, results: Results) -> list[Listing]:
-    asked = [(p.name, _value(p.one), _value(p.other)) for p in history.changed_settings(record.settings)]
+    asked = [(p.name, value_text(p.one), value_text(p.other)) for p in history.changed_settings(record.settings)]
     planned = [
         (choice_name(row["setting"]), row["value"], row["reason"].lstrip(LEADING))
         for row in history.plan_choices(record.plan)
@@ -193,7 +193,3 @@ def _next_steps(record: Record) -> list[tuple[str, str]]:
         use.append((_("adapter, ready to load with peft"), str(record.adapter)))
     use.append((_("view the curves"), next_commands.curves(str(Path(run).parent))))
     return use
-
-
-def _value(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)

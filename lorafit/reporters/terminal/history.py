@@ -13,6 +13,7 @@ from lorafit.reporters.terminal.columns import show_line, show_rows, show_title,
 from lorafit.reporters.terminal.runs import state_text
 from lorafit.reporters.terminal.sparkline import sparkline
 from lorafit.reporters.text.marks import LEADING
+from lorafit.reporters.text.settings import choice_name, value_text
 from lorafit.run_folders import history
 from lorafit.run_folders.history import Record, SettingDifference
 from lorafit.units import bytes_text, seconds_text
@@ -44,9 +45,9 @@ def show_difference(one: Record, other: Record, console: Console) -> None:
     rows: list[Sequence[str | Text]] = [["", *names]]
     for title, pairs in ((_("settings"), settings), (_("plan"), planned)):
         rows.append([Text(title if pairs else _("{part}: identical").format(part=title), "dim"), "", ""])
-        rows += [[f"  {pair.name}", _value(pair.one), _value(pair.other)] for pair in pairs]
+        rows += [[f"  {pair.name}", value_text(pair.one), value_text(pair.other)] for pair in pairs]
     rows.append([Text(_("results"), "dim"), "", ""])
-    rows += [[f"  {pair.name}", _value(pair.one), _value(pair.other)] for pair in _result_pairs(one, other)]
+    rows += [[f"  {pair.name}", value_text(pair.one), value_text(pair.other)] for pair in _result_pairs(one, other)]
     show_rows(rows, console)
     for record in (one, other):
         for fault in record.faults:
@@ -92,14 +93,17 @@ def _pace_text(results: history.Results) -> str:
 def _setting_rows(record: Record) -> list[list[str | Text]]:
     pairs = history.changed_settings(record.settings)
     return [
-        [p.name, Text(_value(p.one), "bold"), Text(_("default: {value}").format(value=_value(p.other)), "dim")]
+        [p.name, Text(value_text(p.one), "bold"), Text(_("default: {value}").format(value=value_text(p.other)), "dim")]
         for p in pairs
     ]
 
 
 def _plan_rows(record: Record) -> list[list[str | Text]]:
     rows = history.plan_choices(record.plan)
-    return [[row["setting"], Text(row["value"], "bold"), Text(row["reason"].lstrip(LEADING), "dim")] for row in rows]
+    return [
+        [choice_name(row["setting"]), Text(row["value"], "bold"), Text(row["reason"].lstrip(LEADING), "dim")]
+        for row in rows
+    ]
 
 
 def _loss_rows(record: Record) -> list[list[str | Text]]:
@@ -157,10 +161,6 @@ def _results(record: Record) -> list[tuple[str, str]]:
         (_("training loss, last steps"), _loss(results.train_loss)),
         (_("training"), _pace_text(results)),
     ]
-
-
-def _value(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _loss(loss: float | None) -> str:
