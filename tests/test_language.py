@@ -1,13 +1,14 @@
 """Every text for users follows the glossary: words, punctuation and spacing, in both languages."""
 
 import re
+import shlex
 from collections.abc import Iterator
 
 import pytest
 from babel.messages.pofile import read_po
 from support.paths import ROOT
 
-from lorafit.cli.app import COMMANDS
+from lorafit.cli.app import COMMANDS, main
 from lorafit.cli.completion import SETTINGS
 from lorafit.cli.runs import ALIASES, SUBCOMMANDS
 
@@ -76,3 +77,16 @@ def test_every_command_and_flag_in_a_text_exists() -> None:
                 if verb not in COMMANDS or (verb == "runs" and sub and sub not in {**SUBCOMMANDS, **ALIASES}):
                     wrong.append(f"lorafit {verb} {sub}: {text}")
     assert not wrong
+
+
+def test_every_command_in_a_text_runs_with_help(capsys: pytest.CaptureFixture[str]) -> None:
+    found = {
+        command
+        for pair in texts()
+        for text in pair
+        for command in re.findall(r"`(lorafit [a-z][^`{|…]*)`", text)
+        if command.isascii() and not command.split()[-1].startswith("--")  # a flag alone is named, not run
+    }
+    assert len(found) > 10
+    wrong = [command for command in sorted(found) if main([*shlex.split(command)[1:], "--help", "--lang", "en"]) != 0]
+    assert not wrong, capsys.readouterr().err
