@@ -260,7 +260,7 @@ def setting_error(kind: type[BaseModel], name: str, value: object, where: object
     return ConfigError(
         _("Invalid value for `{name}`.").format(name=name),
         where=where,
-        found=f"{name}: {value!r}",
+        found=f"{name}: {'null' if value is None else repr(value)}",
         fix=sentences([_("Give a valid value ({wanted}).").format(wanted=accepted_values(field)), *helps]),
     )
 

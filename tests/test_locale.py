@@ -10,12 +10,14 @@ from babel.messages.mofile import read_mo
 from babel.messages.pofile import read_po
 from support.paths import ROOT
 
+from lorafit.messages import OLDER
+
 FOLDER = ROOT / "lorafit/locale/zh_CN/LC_MESSAGES"
 
 
-def catalogue() -> Catalog:
-    """Return the written catalog."""
-    with (FOLDER / "lorafit.po").open("rb") as file:
+def catalogue(name: str = "lorafit") -> Catalog:
+    """Return the written catalog `name`."""
+    with (FOLDER / f"{name}.po").open("rb") as file:
         return read_po(file, locale="zh_CN")
 
 
@@ -69,8 +71,10 @@ def test_each_translation_has_the_same_placeholders() -> None:
             assert set(placeholders(str(message.string))) == set(placeholders(str(message.id))), message.id
 
 
-def test_the_compiled_catalogue_equals_the_written_one() -> None:
+@pytest.mark.parametrize("name", ["lorafit", OLDER])
+def test_the_compiled_catalogue_equals_the_written_one(name: str) -> None:
     # The bytes may differ: the header of a compiled catalog names the version of Babel.
-    with (FOLDER / "lorafit.mo").open("rb") as file:
+    with (FOLDER / f"{name}.mo").open("rb") as file:
         compiled = {message.id: message.string for message in read_mo(file) if message.id}
-    assert compiled == {message.id: message.string for message in catalogue() if message.id}, "run `make locale`"
+    assert compiled == {message.id: message.string for message in catalogue(name) if message.id}, "run `make locale`"
+    assert compiled

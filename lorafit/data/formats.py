@@ -7,7 +7,7 @@ tests/data/formats.jsonl.
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +50,8 @@ class BadRow(Exception):
     """A row that cannot be used for training; `reason` says what was found and what was expected."""
 
     def __init__(self, reason: str) -> None:
-        self.reason = reason.encode("utf-8", "backslashreplace").decode()  # a key may contain a lone surrogate
+        clean = reason.encode("utf-8", "backslashreplace").decode()  # a key may contain a lone surrogate
+        self.reason = reason if clean == reason else clean  # an unchanged reason keeps its recipe
         super().__init__(self.reason)
 
 
@@ -77,9 +78,15 @@ def recognize_format(
     for name, read in FORMATS.items():
         if (conversation := read(row)) is not None:
             return name, _with_context(row, conversation, context) if context else conversation
-    found = listed(str(key) if value[key] is not None else f"{key} (null)" for key in value) or _("no keys")
+    found = _keys_text(str(key) if value[key] is not None else f"{key} (null)" for key in value)
     wanted = clauses(WANTED.values())
-    raise BadRow(_("keys found: {found}; expected one of: {wanted}").format(found=found[:300], wanted=wanted))
+    raise BadRow(_("keys found: {found}; expected one of: {wanted}").format(found=found, wanted=wanted))
+
+
+def _keys_text(keys: Iterable[str]) -> str:
+    """Return `keys` as a list of at most 300 characters; a shorter one keeps its recipe."""
+    found = listed(keys) or _("no keys")
+    return found if len(found) <= 300 else found[:300]
 
 
 def _renamed(row: dict[Any, Any], field_map: Mapping[str, str]) -> dict[Any, Any]:
@@ -220,7 +227,7 @@ def _message(key: str, number: int, turn: object) -> Message:
     who, said = ("role", "content") if "role" in turn else ("from", "value")
     calls = turn.get("tool_calls") or None
     if who not in turn or (said not in turn and not calls):
-        found = listed(map(str, turn))[:300] or _("no keys")
+        found = _keys_text(map(str, turn))
         raise BadRow(
             _("message {number}: expected role and content, found: {found}").format(number=number, found=found)
         )
@@ -228,8 +235,8 @@ def _message(key: str, number: int, turn: object) -> Message:
     role = SPEAKERS.get(speaker.lower()) if isinstance(speaker, str) else None
     if role is None:
         known = "system, user, assistant, tool"
-        raise BadRow(_("message {number}: role {role!r:.40}, expected one of {known}").format(
-            number=number, role=speaker, known=known))  # fmt: skip
+        raise BadRow(_("message {number}: role {role}, expected one of {known}").format(
+            number=number, role=f"{speaker!r:.40}", known=known))  # fmt: skip
     place = f"{key}[{number}]"
     if speaker in CALLS:
         return Message(role, "", _calls(turn[said], f"{place}.{said}"))

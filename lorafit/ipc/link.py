@@ -52,9 +52,12 @@ class Link:
                 self.recycle = True
             case "shrink":
                 self._shrink = True
-            case "pause" | "go_on":
-                self.paused = order.name == "pause"
+            case "pause":
+                self.paused = True  # before its event is due: the loop saves first
                 self._orders.append(order)
+            case "go_on":
+                self._orders.append(order)
+                self.paused = False
             case "say":
                 self._orders.append(order)
 

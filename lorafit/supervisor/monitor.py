@@ -122,7 +122,8 @@ class Monitor:
             )
             yield self.pause(BATTERY, text.format(percent=found[0] if found else 0))
         elif order == "go_on":
-            yield self.go_on(BATTERY, _("Power is back: training continues."))
+            held = _("Power is back; the training stays paused by the user.")
+            yield self.go_on(BATTERY, held if self.paused_by_user else _("Power is back: training continues."))
 
     def _look_at_memory(self, now: float) -> Iterator[Order]:
         self._readings.append(self._sensors.memory())

@@ -110,10 +110,10 @@ def _events(job: Job, progress: Progress) -> Iterator[Event]:
         yield from _step(job, progress, step)
         if step == plan.steps or (plan.eval_steps > 0 and step % plan.eval_steps == 0):
             yield from _evaluate(job, progress, step)
-        yield from _order_events(job.link, step)
         pause = job.link.paused and step < plan.steps
         if pause:
             yield from _pause(job, step)
+        yield from _order_events(job.link, step)
         leave = int(job.ranks.all_reduce_max(job.link.stop_code)) if step < plan.steps else 0
         due = not pause and (leave or _save_due(job, step, time.monotonic() - saved_at))
         if job.ranks.own_rank.leads and due:
@@ -139,8 +139,8 @@ def _pause(job: Job, step: int) -> Iterator[Event]:
     if job.ranks.own_rank.leads:
         yield _save(job, step)
     while job.link.paused and not job.link.stop_code:
+        yield from _order_events(job.link, step)
         time.sleep(PAUSE_SECONDS)
-    yield from _order_events(job.link, step)
 
 
 def _save_due(job: Job, step: int, seconds: float) -> bool:

@@ -66,4 +66,4 @@ def test_a_val_size_above_the_rows_takes_half_of_them_and_reports_it(
     flags: Callable[..., Words], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(flags("--dry_run", val_size=100, lang="en")) == 0
-    assert "Half of the rows, 10, are held out" in capsys.readouterr().out
+    assert "the validation set is limited to half of them, 10." in capsys.readouterr().out

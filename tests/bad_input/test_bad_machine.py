@@ -97,6 +97,6 @@ def test_a_gradient_that_is_not_a_number_ends_with_an_error(
     assert main(flags(learning_rate=1e30, lr_scheduler="constant", val_size=0, max_steps=4, lang="en")) == 2
     text = capsys.readouterr().err
     assert "Traceback" not in text
-    assert re.search(r"The gradient of step [234] is not a number", text)
+    assert re.search(r"The gradient of step [234] is not finite", text)
     assert "--learning_rate" in text
     assert isinstance(read_events(the_run(tmp_path / "output").events)[-1], Failed)

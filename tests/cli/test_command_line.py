@@ -174,6 +174,17 @@ def test_the_language_is_set_before_any_output(monkeypatch: pytest.MonkeyPatch) 
     assert language() == "en"
 
 
+def test_the_help_of_the_program_takes_the_language_before_or_behind_it(capsys: Output) -> None:
+    shown = []
+    for argv in (["--lang", "zh", "--help"], ["--lang=zh", "--help"], ["--help", "--lang", "zh"]):
+        assert main(argv) == 0
+        shown.append(capsys.readouterr().out)
+    assert "用法：lorafit" in shown[0]
+    assert shown == [shown[0]] * 3
+    assert main(["--lang", "en", "--help"]) == 0
+    assert "usage: lorafit" in capsys.readouterr().out
+
+
 # wrong input
 
 
@@ -234,7 +245,7 @@ def test_a_missing_run_is_named(tmp_path: Path, capsys: Output) -> None:
 
 def test_two_things_at_once_are_refused(capsys: Output) -> None:
     assert main(["chat", "--prompt", "a", "--test_file", "b"]) == 2
-    assert "Only one of --prompt, --test_file" in capsys.readouterr().err
+    assert "--prompt, --test_file cannot be used together" in capsys.readouterr().err
 
 
 def test_questions_are_looked_at_before_any_model(tmp_path: Path, capsys: Output) -> None:

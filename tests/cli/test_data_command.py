@@ -96,9 +96,9 @@ def test_in_a_pipe_the_report_is_plain_and_fits_80_columns(report: DataReport) -
     assert max(cell_len(line) for line in head.splitlines()) <= 80
     assert "question_answer 21, alpaca 3" in text
     assert re.search(r"rejected +2 +7\.7% of the rows", text)
-    assert re.search(r"exact copies +1 ", text)
+    assert re.search(r"exact duplicates +1 ", text)
     assert re.search(r"without an answer +1 ", text)
-    assert re.search(r"cut rows +1 ", text)
+    assert re.search(r"truncated rows +1 ", text)
     assert "line 23: {" in text
     assert re.search(r"U\+200B zero width space +1 +line 25", text)
     assert "⟦可以起诉0。<|im_end|>⟧" in text
@@ -219,7 +219,7 @@ def test_a_page_of_bad_rows_only_is_a_page(tmp_path: Path, demo_folder: Path) ->
     (tmp_path / "bad.jsonl").write_text('{"a": 1}\n' * 3)
     request = DataRequest.model_validate({"files": [str(tmp_path / "bad.jsonl")], "model_name": str(demo_folder)})
     report = api.data_report(request)
-    assert "found the keys: a" in Page(data_page(report)).text
+    assert "keys found: a;" in Page(data_page(report)).text
     assert "rejected" in printed(report)
 
 

@@ -7,6 +7,7 @@ from rich.cells import cell_len
 
 from lorafit.cli.app import COMMANDS, main
 from lorafit.cli.completion import SETTINGS
+from lorafit.cli.help import WORDS
 from lorafit.messages import set_language, translate
 
 Output = pytest.CaptureFixture[str]
@@ -50,7 +51,8 @@ def test_every_flag_stands_with_its_meaning(command: str, language: str, capsys:
     text = "".join(help_of(command, language, capsys).split())
     set_language(language)
     for name, field in SETTINGS[command].model_fields.items():
-        assert name in text or name.upper() in text
+        shown = "".join(WORDS[name].split()) if name in WORDS else f"--{name}"
+        assert shown in text
         assert "".join(translate(field.description or "").split()) in text
 
 

@@ -19,12 +19,15 @@ from support.rows import questions, rows_of
 from lorafit.config import TrainConfig
 from lorafit.data import tokenize
 from lorafit.data.dataset import load_cached, prepare, prepare_cached
+from lorafit.data.formats import BadRow, to_conversation
 from lorafit.data.preprocessing import preprocessing_of
+from lorafit.data.rejects import Reject, RejectFile
 from lorafit.data.render import Tokenizer
 from lorafit.data.sources import read_rows
 from lorafit.data.store import digest as store_digest
 from lorafit.engines.tokenizer import ChatTokenizer, load_tokenizer, shared_tokenizer
 from lorafit.errors import DataError
+from lorafit.messages import set_language
 from lorafit.progress import exhaust
 
 
@@ -83,6 +86,55 @@ def test_the_second_time_no_row_is_read_and_no_tokenizer_loaded(
     assert count_entries(cache) == 1
 
 
+def reasons_of_bad_rows(values: list[object]) -> list[str]:
+    reasons = []
+    for value in values:
+        with pytest.raises(BadRow) as caught:
+            to_conversation(value)
+        reasons.append(str(caught.value.reason))
+    return reasons
+
+
+@pytest.mark.parametrize(("filled", "read"), [("zh", "en"), ("en", "zh"), ("zh", "zh"), ("en", "en")])
+def test_reasons_of_a_cache_are_in_the_language_of_its_reader(
+    demo_folder: Path, tokenizer: ChatTokenizer, cache: Path, tmp_path: Path, filled: str, read: str
+) -> None:
+    cases = map(json.loads, (TESTS / "data" / "formats.jsonl").read_text("utf-8").splitlines())
+    bad = [case["row"] for case in cases if "reason" in case and "surrogate" not in case["reason"]]
+    path = write_rows(tmp_path / "a.jsonl", [*bad, *questions(5)])
+    config = TrainConfig(dataset_name=str(path), max_rejects=0.99)
+    set_language(filled)
+    fresh = exhaust(prepare_cached(config, demo_folder, lambda: tokenizer))
+    assert [reject.reason for reject in fresh.rejects] == reasons_of_bad_rows(bad)
+    set_language(read)
+    again = load_cached(config, demo_folder)
+    assert again is not None
+    assert [reject.reason for reject in again.rejects] == reasons_of_bad_rows(bad)
+    with pytest.raises(DataError) as caught:
+        load_cached(config.model_copy(update={"max_rejects": 0.0}), demo_folder)
+    assert f"{path}:1: {reasons_of_bad_rows(bad[:1])[0]}" in str(caught.value.found)
+    listed = RejectFile(next(cache.glob("*/rejects.jsonl")), {str(path): "b.jsonl"}).current_file()
+    written = [json.loads(line) for line in listed.read_text("utf-8").splitlines()]
+    assert [reject["reason"] for reject in written] == reasons_of_bad_rows(bad)
+
+
+@pytest.mark.parametrize(
+    "again", [None, {"no": "text"}, {"text": "{x}", "with": {}}], ids=["missing", "other", "wrong"]
+)
+def test_a_cached_reject_without_a_recipe_keeps_its_words(
+    demo_folder: Path, tokenizer: ChatTokenizer, cache: Path, tmp_path: Path, again: object
+) -> None:
+    config = TrainConfig(dataset_name=str(write_rows(tmp_path / "a.jsonl", [{"q": 1}, *questions(40)])))
+    exhaust(prepare_cached(config, demo_folder, lambda: tokenizer))
+    (file,) = cache.glob("*/rejects.jsonl")
+    line = {"file": "a.jsonl", "line": 1, "reason": "as it was", **({} if again is None else {"again": again})}
+    file.write_text(json.dumps(line) + "\n", "utf-8")
+    set_language("zh")
+    found = load_cached(config, demo_folder)
+    assert found is not None
+    assert list(found.rejects) == [Reject("a.jsonl", 1, "as it was")]
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -123,7 +175,7 @@ def test_a_failed_build_leaves_nothing_and_bad_data_are_reported_again_at_once(
 ) -> None:
     config = TrainConfig(dataset_name=str(write_rows(tmp_path / "a.jsonl", [{"q": 1}])))
     for load in (lambda: tokenizer, refuse_to_load):
-        with pytest.raises(DataError, match="1 of 1 rows") as caught:
+        with pytest.raises(DataError, match="rejected rows: 1 of 1\\.") as caught:
             exhaust(prepare_cached(config, demo_folder, load))
     listed = Path(str(caught.value.fix).split(": ")[1].removesuffix("."))
     assert json.loads(listed.read_text("utf-8"))["line"] == 1

@@ -130,7 +130,7 @@ def test_bad_rows_are_named_and_too_many_stop(tokenizer: ChatTokenizer, tmp_path
         prepare(rows_of([{"q": 1}] * 6 + good), tokenizer, TrainConfig())
     assert "6 of 101" in caught.value.what
     assert str(caught.value.found).count("f.jsonl:") == 3
-    with pytest.raises(DataError, match="1 of 1 rows"):
+    with pytest.raises(DataError, match=r"rejected rows: 1 of 1\."):
         prepare(rows_of([{"q": 1}]), tokenizer, TrainConfig())
 
 
@@ -141,7 +141,7 @@ def test_cut_rows_are_counted_and_rows_without_an_answer_left_rejected(tokenizer
     assert data.truncated_rows == 1
     assert (data.train.lengths.max(), data.train.lengths[0]) == (50, 50)
     assert "max_length 50" in data.rejects[0].reason
-    assert f"{data.truncated_tokens} tokens" in data.notes[0]
+    assert f"Tokens removed: {data.truncated_tokens}," in data.notes[0]
     assert all(sample.num_targets for sample in data.train)
 
 
@@ -187,11 +187,11 @@ def test_the_note_on_cut_rows_says_what_it_would_cost_to_cut_nothing(tokenizer: 
 
 def test_more_rejects_are_let_through_when_asked_for(tokenizer: ChatTokenizer) -> None:
     values: list[object] = [{"q": 1}] * 30 + questions(70)
-    with pytest.raises(DataError, match="30 of 100 rows") as caught:
+    with pytest.raises(DataError, match=r"rejected rows: 30 of 100\.") as caught:
         prepare(rows_of(values), tokenizer, TrainConfig())
     assert "--max_rejects 0.31" in str(caught.value.fix)
     assert prepare(rows_of(values), tokenizer, TrainConfig(max_rejects=0.31)).rows == 70
-    with pytest.raises(DataError, match="1 of 101 rows"):
+    with pytest.raises(DataError, match=r"rejected rows: 1 of 101\."):
         prepare(rows_of([{"q": 1}, *questions(100)]), tokenizer, TrainConfig(max_rejects=0))
 
 
@@ -200,6 +200,6 @@ def test_a_validation_set_of_its_own_shares_no_row_with_the_training_rows(tokeni
     train, valid = texts_of(data, tokenizer)
     assert (len(data.train), len(data.valid), len(train & valid)) == (25, 15, 0)
     assert len(data.valid_conversations) == 15
-    assert "5 training rows" in data.notes[0]
+    assert data.notes[0] == "Training rows that are also in the validation data, not used for training: 5."
     with pytest.raises(DataError, match="All training rows"):
         prepare(rows_of(questions(5)), tokenizer, TrainConfig(), rows_of(questions(6)))

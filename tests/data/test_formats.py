@@ -39,7 +39,7 @@ def test_keys_are_renamed_by_the_map_which_wins_over_keys_of_the_same_name() -> 
     row = {"题目": "q", "解析": "a", "output": "other"}
     name, turns = recognize_format(row, {"题目": "instruction", "解析": "output"})
     assert (name, turns) == ("alpaca", [Message("user", "q"), Message("assistant", "a")])
-    with pytest.raises(BadRow, match="found the keys: 题目, 解析"):
+    with pytest.raises(BadRow, match="keys found: 题目, 解析"):
         recognize_format({"题目": "q", "解析": "a"}, {"题目": "instruction"})
 
 
@@ -50,7 +50,7 @@ def test_a_context_goes_before_the_first_question() -> None:
     for laws in ([], None, "", [" "]):
         assert recognize_format({**row, "laws": laws}, context="laws") == recognize_format(row)
     assert recognize_format({**row, "laws": "甲"}, context="laws")[1][1].content == "甲\n\nq"
-    with pytest.raises(BadRow, match="`laws` is int"):
+    with pytest.raises(BadRow, match="`laws`: expected text, found a whole number"):
         recognize_format({**row, "laws": [1]}, context="laws")
 
 

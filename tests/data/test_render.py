@@ -157,12 +157,18 @@ def test_an_eos_behind_the_whole_conversation_is_not_learned(demo_folder: Path) 
 @pytest.mark.parametrize(
     ("template", "reason"),
     [
-        ("{% for m in messages %}{{ m.content }}{{ loop.revindex }};{% endfor %}", "changes what turn 2 says"),
-        ("{% for m in messages %}{{ m.content if loop.last or m.role == 'user' }};{% endfor %}", "changes what turn 2"),
-        ("{% for m in messages %}{{ m.content[0].text }}<|im_end|>{% endfor %}", "changes what turn 2 says"),
-        ("{% for m in messages %}{{ m.role + m.content.split('气')[0] }};{% endfor %}", "changes what turn 4 says"),
-        ("{{ messages[0].content + 1 }}", "refuses"),
-        ("{% for %}", "refuses"),
+        ("{% for m in messages %}{{ m.content }}{{ loop.revindex }};{% endfor %}", "changes the text of message 2"),
+        (
+            "{% for m in messages %}{{ m.content if loop.last or m.role == 'user' }};{% endfor %}",
+            "changes the text of message 2",
+        ),
+        ("{% for m in messages %}{{ m.content[0].text }}<|im_end|>{% endfor %}", "changes the text of message 2"),
+        (
+            "{% for m in messages %}{{ m.role + m.content.split('气')[0] }};{% endfor %}",
+            "changes the text of message 4",
+        ),
+        ("{{ messages[0].content + 1 }}", "rejected by the chat template: "),
+        ("{% for %}", "rejected by the chat template: "),
     ],
 )
 def test_a_template_whose_turns_cannot_be_placed_is_refused(demo_folder: Path, template: str, reason: str) -> None:

@@ -316,8 +316,6 @@ def test_the_summary_has_rows_formats_copies_rejects_cuts_and_targets() -> None:
     rows = [Row(value, "f.jsonl", line) for line, value in enumerate(values, 1)]
     prepared = prepare(rows, Letters(), TrainConfig(max_length=64))
     first, second = summary_lines(prepared)
-    assert first == "✓ data: 42 rows (question_answer 40, alpaca 1); 1 repeat an earlier one, 1 are rejected"
+    assert first == "✓ data: 42 rows (question_answer 40, alpaca 1); exact duplicates: 1, rejected: 1"
     share = prepared.total_targets / prepared.total_tokens
-    assert (
-        second == f"✓ tokens: {prepared.total_tokens}, of which {share:.0%} are learned; 1 rows are cut to max_length"
-    )
+    assert second == f"✓ tokens: {prepared.total_tokens}, {share:.0%} of them in the loss; truncated rows: 1"

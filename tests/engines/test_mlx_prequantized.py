@@ -52,7 +52,7 @@ def settings(folder: Path, output: Path) -> dict[str, object]:
 def test_a_folder_that_mlx_lm_quantised_is_trained_as_it_is_with_a_note(quantised: Path, tmp_path: Path) -> None:
     events: list[Event] = list(train_in_process(TrainConfig(**settings(quantised, tmp_path), engine="mlx")))  # type: ignore[arg-type]
     notes = [event.text for event in events if isinstance(event, Warned)]
-    assert any("came quantized for MLX (4-bit)" in note for note in notes)
+    assert any("already quantized for MLX (4-bit)" in note for note in notes)
     assert any("Fast path" in note for note in notes)
     assert len([event for event in events if isinstance(event, StepDone)]) == 2
     assert any(isinstance(event, Finished) for event in events)

@@ -105,7 +105,7 @@ def test_the_packing_check_sees_attention_that_leaks_between_samples(models: Pat
     engine = tiny.open_engine(models / "llama", tiny.make_plan())
     assert engine.generic.packs
     engine.model.set_attn_implementation(leaking_attention)
-    assert any("sample by sample" in note for note in engine._check_packing())
+    assert any("computed one at a time" in note for note in engine._check_packing())
     assert not engine.generic.packs
 
 

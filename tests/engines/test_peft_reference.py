@@ -136,7 +136,7 @@ def test_a_model_that_packs_wrongly_trains_sample_by_sample_and_says_so(
     engine.model.set_attn_implementation(leaking_attention)
     notes = engine._check_packing()
     assert not engine.generic.packs
-    assert any("sample by sample" in note for note in notes)
+    assert any("computed one at a time" in note for note in notes)
     assert_equals_reference(engine, models / "qwen3", tiny.make_samples(32), plan, tmp_path)
 
 
@@ -147,7 +147,7 @@ def test_a_model_that_cannot_be_packed_learns_as_a_plain_peft_loop_does(
     plan = tiny.make_plan(steps=3)
     engine = tiny.open_engine(models / family, plan)
     assert not engine.generic.packs
-    assert any("sample by sample" in note for note in engine.facts.notes)
+    assert any("computed one at a time" in note for note in engine.facts.notes)
     assert_equals_reference(engine, models / family, tiny.make_samples(32), plan, tmp_path)
 
 

@@ -159,16 +159,51 @@ def test_several_adapters_are_compared_with_one_base(run: Path, tmp_path: Path, 
     assert main(["compare", str(run), str(away), str(run / "best_model"), *flags]) == 0
     text = capsys.readouterr().out
     assert f"{run.name}/best_model" in text
-    assert "away lies in no run's folder" in text
+    assert "away is not in a run folder" in text
     html = (tmp_path / "new" / "page.html").read_text("utf-8")
     assert html.count("<h4>") == 2 * 4
+
+
+def test_a_bare_run_name_and_latest_mean_a_run_of_the_output_folder(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    asked = {"temperature": 0, "max_new_tokens": 6}
+    wanted = api.open_chat(ChatRequest(lora_weights=str(run), **asked)).answer("你好")
+    for name in (run.name, "latest", f"{run.name}/final_model"):
+        chat = api.open_chat(ChatRequest(adapter=[name], output_dir=str(tmp_path), **asked))
+        assert chat.has_adapter
+        assert chat.answer("你好") == wanted
+    assert main(["chat", run.name, "--output_dir", str(tmp_path), "--prompt", "你好", "--max_new_tokens", "4"]) == 0
+    capsys.readouterr()
+    with pytest.raises(AdapterError, match="No adapter found"):
+        api.open_chat(ChatRequest(adapter=[run.name], **asked))  # its output folder is another one
+    with pytest.raises(AdapterError) as caught:
+        api.open_chat(ChatRequest(adapter=[f"{run.name}x"], output_dir=str(tmp_path), **asked))
+    assert run.name in str(caught.value.fix)
+
+
+def test_the_page_of_a_run_compared_by_its_bare_name_does_not_stop_its_removal(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    folder = ["--output_dir", str(tmp_path)]
+    assert main(["compare", run.name, *folder, *SHORT]) == 0
+    done = capsys.readouterr()
+    assert f"validation set of {run.name}" in done.out
+    assert (run / "compare.html").is_file()
+    assert not list(Path().iterdir())
+    assert main(["runs", "remove", run.name, "--yes", *folder]) == 0, capsys.readouterr().err
+    assert not run.exists()
 
 
 def test_an_adapter_without_its_run_only_answers(run: Path, tmp_path: Path) -> None:
     away = shutil.copytree(run / "final_model", tmp_path / "away")
     found = api.compare(CompareRequest(adapters=[str(away)], prompt="你好", max_new_tokens=4))
     assert found.tuned[0].losses is None
-    assert "no loss" in found.notes[0]
+    assert "no validation loss" in found.notes[0]
     with pytest.raises(ConfigError, match="No validation questions"):
         api.compare(CompareRequest(adapters=[str(away)]))
 
@@ -239,7 +274,7 @@ def test_a_file_with_answers_has_references_and_a_text_file_has_none(run: Path, 
     [
         ([], ["No run or adapter given"]),
         (["no/such/run"], ["no/such/run"]),
-        (["RUN", "--prompt", "a", "--test_file", "b"], ["Only one of --prompt, --test_file"]),
+        (["RUN", "--prompt", "a", "--test_file", "b"], ["--prompt, --test_file cannot be used together"]),
         (["RUN", "--test_file", "no/such.jsonl"], ["no/such.jsonl"]),
         (["RUN", "--test_file", "empty.txt"], ["no question", "empty.txt"]),
         (["RUN", "--test_file", "empty.jsonl"], ["empty"]),

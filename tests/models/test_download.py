@@ -40,7 +40,7 @@ def test_what_is_downloaded_is_reported_with_the_time_left(tmp_path: Path) -> No
 def test_without_a_total_size_the_downloaded_bytes_are_reported(tmp_path: Path) -> None:
     reports: list[str] = []
     download_with_progress(lambda: fetch_into(tmp_path), tmp_path, None, reports.append)
-    assert "2 MiB so far" in reports
+    assert "2 MiB downloaded" in reports
 
 
 def test_an_error_of_the_download_is_raised_unchanged_even_a_timeout(tmp_path: Path) -> None:

@@ -213,7 +213,7 @@ def test_a_data_set_on_the_hub_loads_through_the_endpoint_and_its_errors_are_tra
         done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=environ, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("答1\n"), done.stderr
-    assert "no data set `acme/lore`" in done.stdout
+    assert "Dataset `acme/lore` not found" in done.stdout
     assert "`acme/shut` is gated" in done.stdout
 
 

@@ -222,12 +222,12 @@ def test_a_limit_that_metal_reported_to_a_run_is_used_and_named_by_later_plans(
     config = TrainConfig(demo=True, engine="torch")
     before = preview_run(config, None).plan
     assert before.available_bytes == 64 * GIB * 2 // 3
-    assert "a guess" in reason(before, "memory")
+    assert "an estimate: two thirds of the memory" in reason(before, "memory")
     during = plan_on(worker._with_metal_limit(here, "mps", "torch"))
-    assert "Metal's limit" in reason(during, "memory")
+    assert "(Metal's limit)" in reason(during, "memory")
     after = preview_run(config, None).plan
     assert after.available_bytes == METAL_LIMIT
-    assert "Metal's limit of 20" in reason(after, "memory")
+    assert "Metal's limit, read on 20" in reason(after, "memory")
     assert calibrate.with_metal_limit(mac("Apple M4 Max", 128), load_calibration(here)) == mac("Apple M4 Max", 128)
 
 

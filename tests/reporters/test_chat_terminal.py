@@ -104,7 +104,7 @@ def test_reset_forgets_and_exit_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_base_switches_the_adapter_off_and_on(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = piped("/base\na\n/base\nb\n", monkeypatch)
     assert [lines[1], lines[3]] == ["1:a", "3:B"]
-    assert "no adapter" in piped("/base\n", monkeypatch, make_chat(has_adapter=False))[0]
+    assert "No adapter is loaded" in piped("/base\n", monkeypatch, make_chat(has_adapter=False))[0]
 
 
 def test_save_appends_a_row_that_training_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +117,7 @@ def test_save_appends_a_row_that_training_reads(tmp_path: Path, monkeypatch: pyt
 
 def test_save_reports_an_error_and_the_chat_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = piped(f"/save\n/save {tmp_path}/no/such/folder.jsonl\na\n", monkeypatch)
-    assert "Use --output to name a file" in lines[0]
+    assert "Give a file name: /save chat.jsonl" in lines[0]
     assert "Not saved" in lines[1]
     assert lines[2] == "1:A"
 

@@ -54,12 +54,12 @@ def test_a_log_gets_plain_lines_with_every_fact() -> None:
         "✓ No GPU found",
         "steps = 100: 800 rows, 16 a step, num_epochs 2",
         "memory = 3.0 GiB: predicted peak; 16.0 GiB available",
-        "100 steps, 800 rows, 20 held out, 4,884,480 parameters",
-        "step 50: held-out loss 1.7500 (best so far)",
+        "Training demo on cpu; steps: 100, training rows: 800, validation rows: 20, trainable parameters: 4,884,480.",
+        "step 50: validation loss 1.7500 (best so far)",
         "step 50: saved checkpoints/step-000050 (32 MiB)",
         "the battery is low",
         "step 100/100  loss 2.000  300 tok/s  2.0 GiB",
-        "2.5000 before, 1.5000 after",
+        "2.5000 before training, 1.5000 after",
         "1.2500 at step 80",
         f"{RUN}/final_model",
     ):
@@ -101,7 +101,7 @@ def test_the_next_commands_are_last_and_never_broken_over_lines() -> None:
     question = Answered(step=100, question="能退定金吗？", base="不知道", tuned="不能")
     for live in (False, True):
         lines = without_codes(output_of([started(run=run), step_done(100), finished(), question], live)).splitlines()
-        assert lines[-2].endswith(f"--lora_weights {run} --interactive")
+        assert lines[-2].endswith(f"lorafit chat {run}")
         assert lines[-1].endswith("tensorboard --logdir output")
 
 
@@ -167,10 +167,10 @@ def next_command(name: str, run: str, program: Path | str, folder: Path) -> list
     ("program", "chat", "resume"),
     [
         ("train.py", ["inference.py", "--lora_weights", "a b", "--interactive"], ["train.py", "--resume", "a b"]),
-        ("lorafit", ["chat", "--lora_weights", "a b", "--interactive"], ["resume", "a b"]),
+        ("lorafit", ["lorafit", "chat", "a b"], ["resume", "a b"]),
         (
             "lorafit/__main__.py",
-            ["-m", "lorafit", "chat", "--lora_weights", "a b", "--interactive"],
+            ["-m", "lorafit", "chat", "a b"],
             ["lorafit", "resume", "a b"],
         ),
     ],
@@ -209,7 +209,7 @@ def test_commands_are_relative_to_the_working_directory(tmp_path: Path) -> None:
 
 def test_a_failed_run_ends_with_the_command_that_resumes_it() -> None:
     text = output_of([started(), step_done(1), Failed(step=1, text="The disk is full.")])
-    assert "broke off after step 1" in text
+    assert "failed after step 1" in text
     assert f"resume {RUN}" in text
 
 

@@ -143,7 +143,7 @@ def test_the_command_is_run_once_at_the_end_with_no_shell_between(tmp_path: Path
     notifier.on_event(started(run))
     notifier.on_event(Failed(step=3, text="x"))
     notifier.close()
-    assert (tmp_path / "arguments").read_text() == f"$HOME|lorafit|Broke off after step 3: {run.name}|"
+    assert (tmp_path / "arguments").read_text() == f"$HOME|lorafit|Training failed after step 3: {run.name}|"
 
 
 def test_a_run_without_an_end_and_a_command_that_fails_do_no_harm(
@@ -170,5 +170,5 @@ def test_short_runs_are_silent_and_long_ones_notify_the_desktop(
         notifier.on_event(Failed(step=3, text="x"))
         notifier._began -= seconds
         notifier.close()
-        assert (tmp_path / "arguments").read_text().count("Broke off after step 3") == notifications
+        assert (tmp_path / "arguments").read_text().count("Training failed after step 3") == notifications
     assert notify.LONG_SECONDS > 0

@@ -256,7 +256,7 @@ def test_tensors_that_make_no_pairs_raise_an_adapter_error(folder: Path) -> None
     turned = tensors | {first: np.ascontiguousarray(tensors[first].T)}
     for bad, words in (
         (tensors | strange, "neither"),
-        (halves, "counterpart"),
+        (halves, "has no matching lora_A or lora_B"),
         (turned, "has shape"),
         ({}, "no tensor"),
     ):

@@ -89,7 +89,7 @@ def flip_a_bit(folder: Path) -> None:
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "a flipped bit": (flip_a_bit, "sub/b.bin has changed"),
+    "a flipped bit": (flip_a_bit, "sub/b.bin was changed: its SHA-256 checksum differs"),
     "a truncation": (lambda f: (f / "a.bin").write_text("weight"), "a.bin has 6 bytes instead of 7"),
     "a missing file": (lambda f: (f / "a.bin").unlink(), "a.bin is missing"),
     "a folder for a file": (lambda f: ((f / "a.bin").unlink(), (f / "a.bin").mkdir()), "a.bin"),

@@ -4,6 +4,8 @@
 finished adapter, the calibrations, the data cache, the rows, and the base model.
 """
 
+import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +21,9 @@ from lorafit.cli.app import main
 from lorafit.data.cache import data_cache
 from lorafit.data.dataset import load_cached
 from lorafit.events import Finished, StepDone, read_events
+from lorafit.messages import set_language
 from lorafit.planner.calibrate import load_calibration
+from lorafit.planner.plan import Plan
 from lorafit.run_folders.adapter import read_adapter
 from lorafit.run_folders.checkpoint import latest_good, step_of
 from lorafit.run_folders.directory import RunDir, saved_config
@@ -61,6 +65,20 @@ def test_a_run_is_listed_and_shown(run: RunDir, capsys: pytest.CaptureFixture[st
     assert (info.name, info.step, info.steps) == (run.name, 4, 6)
     assert main(["runs", "show", run.name]) == 0
     assert "4 of 6" in capsys.readouterr().out
+
+
+def test_the_reasons_of_its_plan_are_shown_in_chinese(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    english = {choice["reason"] for choice in json.loads(run.plan.read_text("utf-8"))["choices"]}
+    assert main(["runs", "show", run.name, "--lang", "zh"]) == 0
+    text = capsys.readouterr().out
+    set_language("zh")
+    reasons = {choice.reason for choice in Plan.load(run.plan).choices}
+    set_language("en")
+    untranslated = english & reasons
+    assert untranslated == {"✓ PyTorch"}
+    for reason in reasons - untranslated:
+        assert re.search("[\u4e00-\u9fff]", reason), reason
+        assert re.search(r"\s*".join(map(re.escape, reason.removeprefix("✓ ").replace(" ", ""))), text), reason
 
 
 def test_a_checkpoint_is_found_and_its_adapter_read(run: RunDir) -> None:

@@ -43,7 +43,7 @@ def test_two_runs_are_shown_side_by_side_with_their_differences(tmp_path: Path, 
     assert "lora_r" not in text
     assert text.count("learning_rate") == 1, "the plan does not repeat it"
     losses = [f"{history.results(read_record(run)).valid_loss_after:.4f}" for run in (one, two)]
-    assert re.search(rf"held out, after +{losses[0]} +{losses[1]}\n", text)
+    assert re.search(rf"validation loss, after +{losses[0]} +{losses[1]}\n", text)
     assert losses[0] > losses[1]
 
 
@@ -51,8 +51,8 @@ def test_runs_that_differ_in_nothing_say_so(tmp_path: Path, capsys: Output) -> N
     run = make_run(tmp_path)
     assert main(["runs", "diff", str(run.path), str(run.path)]) == 0
     text = capsys.readouterr().out
-    assert "settings: the same" in text
-    assert "plan: the same" in text
+    assert "settings: identical" in text
+    assert "plan: identical" in text
 
 
 def test_a_plan_that_differs_under_equal_settings_is_shown(tmp_path: Path, capsys: Output) -> None:

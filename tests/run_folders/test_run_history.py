@@ -39,21 +39,21 @@ def test_a_run_is_shown_with_settings_plan_losses_curves_and_next_steps(tmp_path
     text = capsys.readouterr().out
     results = history.results(read_record(run))
     for pattern in (
-        r"state +finished, 10 of 10 steps",
+        r"state +finished, step 10 of 10\n",
         r"model +demo \(torch/cpu/fp32\)",
-        r"lora_r +8 +default 32",
-        r"learning_rate +0.0002 +default 0.0001",
+        r"lora_r +8 +default: 32",
+        r"learning_rate +0.0002 +default: 0.0001",
         r"device +cpu +No GPU found",
         r"steps +10 +32 rows, 16 a step",
-        rf"held out, before +{results.valid_loss_before:.4f}",
-        rf"held out, after +{results.valid_loss_after:.4f}",
-        rf"held out, best +{results.best_loss:.4f} at step 10",
+        rf"validation loss, before +{results.valid_loss_before:.4f}",
+        rf"validation loss, after +{results.valid_loss_after:.4f}",
+        rf"validation loss, best +{results.best_loss:.4f} at step 10",
         rf"\nloss +[{BARS}]{{10}} ",
         rf"\nvalid_loss +[{BARS}]{{5}} ",
         rf"\nlr +[{BARS}]{{10}} ",
         rf"\ntokens/s +[{BARS}]{{10}} ",
         rf"{re.escape(str(run.final_model))}\n",
-        rf"chat --lora_weights {re.escape(str(run.path))} --interactive",
+        rf"chat {re.escape(str(run.path))}\n",
     ):
         assert re.search(pattern, text), pattern
     assert "lora_alpha" not in text, "a default needs no line"
@@ -74,13 +74,13 @@ def test_a_stopped_run_shows_how_to_resume_and_a_resumed_one_its_restart(tmp_pat
     run = make_run(tmp_path, stop_after=5)
     assert main(["runs", "show", str(run.path)]) == 0
     text = capsys.readouterr().out
-    assert re.search(r"state +stopped, 5 of 10 steps", text)
+    assert re.search(r"state +stopped, step 5 of 10\n", text)
     assert re.search(rf"resume.* {re.escape(str(run.path))}\n", text)
     assert str(run.checkpoints / "step-000005") in text or str(run.best_model) in text, "its adapter so far"
     go_on(run)
     assert main(["runs", "show", str(run.path)]) == 0
     text = capsys.readouterr().out
-    assert re.search(r"state +finished, 10 of 10 steps", text)
+    assert re.search(r"state +finished, step 10 of 10\n", text)
     assert re.search(r"Restarts\nafter step 5 +step-000005", text)
     assert [e.step for e in read_record(run).of_kind(StepDone)] == list(range(1, 11))
 
@@ -136,14 +136,14 @@ def drop_adapter(run: RunDir) -> None:
     [
         (damage_config, ["config.yaml", "No GPU found"]),
         (drop_config, ["config.yaml", "No GPU found"]),
-        (damage_plan, ["plan.json", "default 32"]),
-        (drop_plan, ["plan.json", "default 32"]),
-        (plan_is_a_list, ["plan.json", "default 32"]),
-        (plan_has_odd_choices, ["default 32", "finished", "as it was"]),
-        (drop_events, ["default 32", "interrupted", "final_model"]),
-        (tear_events, ["default 32", "valid_loss", "final_model"]),
-        (events_of_odd_types, ["default 32", "valid_loss", "final_model"]),
-        (drop_adapter, ["default 32", "finished"]),
+        (damage_plan, ["plan.json", "default: 32"]),
+        (drop_plan, ["plan.json", "default: 32"]),
+        (plan_is_a_list, ["plan.json", "default: 32"]),
+        (plan_has_odd_choices, ["default: 32", "finished", "as it was"]),
+        (drop_events, ["default: 32", "interrupted", "final_model"]),
+        (tear_events, ["default: 32", "valid_loss", "final_model"]),
+        (events_of_odd_types, ["default: 32", "valid_loss", "final_model"]),
+        (drop_adapter, ["default: 32", "finished"]),
     ],
 )
 def test_a_damaged_run_is_shown_as_far_as_possible(

@@ -1,5 +1,6 @@
 """Tests of the monitor, its sensors and its orders, on described machines; of this machine only that sensors answer."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from lorafit.supervisor import battery as power
 from lorafit.supervisor import memory_pressure, thermal
 from lorafit.supervisor.clock_drift import Clocks, clock_set_seconds, read_clocks, slept_seconds
 from lorafit.supervisor.memory_pressure import MemoryReading
-from lorafit.supervisor.monitor import Monitor, Sensors
+from lorafit.supervisor.monitor import USER, Monitor, Sensors
 from lorafit.supervisor.watchdog import BUSY_PATIENCE, Watchdog
 
 # watchdog
@@ -221,7 +222,42 @@ def test_memory_that_stays_short_gives_shrink_orders_ever_more_rarely() -> None:
 def test_a_low_battery_pauses_with_a_text_and_power_ends_the_pause() -> None:
     power_over_time = chain([(50.0, False), (10.0, False), (9.0, False)], repeat((9.0, True)))
     monitor = Monitor(20.0, 300.0, sensors(batteries=power_over_time))
-    assert [order.name for _now, order in orders(monitor, 200)] == ["pause", "go_on"]
+    assert [(order.name, order.text) for _now, order in orders(monitor, 200)] == [
+        ("pause", "On battery at 10%: training is saved and paused until there is power (--pause_battery)."),
+        ("go_on", "Power is back: training continues."),
+    ]
+
+
+def test_a_user_who_has_paused_keeps_the_pause_when_power_is_back() -> None:
+    power_over_time = chain([(10.0, False)], repeat((9.0, True)))
+    monitor = Monitor(20.0, 300.0, sensors(batteries=power_over_time))
+    assert monitor.pause(USER, "by me") == Order("pause", text="by me")
+    given = [(order.name, order.text) for _now, order in orders(monitor, 100)]
+    assert [name for name, _text in given] == ["pause", "say"], "the worker goes on waiting"
+    assert given[1][1] == "Power is back; the training stays paused by the user."
+    assert monitor.paused
+    assert monitor.paused_by_user
+    assert monitor.go_on(USER, "on") == Order("go_on", text="on")
+    assert not monitor.paused
+
+
+@pytest.mark.parametrize("user_paused_too", [False, True])
+def test_the_users_order_to_continue_overrides_the_battery(user_paused_too: bool) -> None:
+    monitor = Monitor(20.0, 300.0, sensors(batteries=repeat((9.0, False))))
+    if user_paused_too:
+        monitor.pause(USER, "by me")
+    assert [order.name for _now, order in orders(monitor, 100)] == ["pause"]
+    assert monitor.go_on(USER, "on") == Order("go_on", text="on")
+    assert not monitor.paused
+    assert orders(monitor, 600) == [], "the battery does not pause again"
+    monitor.pause(USER, "by me")
+    assert monitor.paused_by_user
+
+
+def test_a_paused_worker_does_not_hang() -> None:
+    monitor = Monitor(20.0, 10.0, sensors())
+    monitor.pause(USER, "by me")
+    assert not any([monitor.hangs(os.getpid(), float(now)) for now in range(0, 1000, 5)])
 
 
 def test_heat_is_reported() -> None:

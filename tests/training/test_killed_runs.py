@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 from support import tiny
-from support.commands import train_flags
+from support.commands import run_folder, start_training, train_flags, wait_for_step
 from support.paths import SUPPORT
 
 from lorafit.cli.app import main
@@ -44,11 +44,6 @@ def run(script: list[str], *words: str) -> subprocess.CompletedProcess[str]:
 def train(*words: str) -> None:
     done = run(["-m", "lorafit", "train"], *words)
     assert done.returncode == 0, done.stderr + done.stdout
-
-
-def run_folder(output: Path) -> Path:
-    (path,) = output.iterdir()
-    return path
 
 
 def adapter_bytes(output: Path) -> bytes:
@@ -103,21 +98,6 @@ def test_killed_at_a_chosen_moment_it_ends_with_the_same_bytes(
     train("--resume", "--output_dir", str(tmp_path))
     assert adapter_bytes(tmp_path) == adapter_bytes(undisturbed)
     check_events(tmp_path, undisturbed)
-
-
-def start_training(words: list[str]) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "lorafit", "train", *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def wait_for_step(output: Path, step: int) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        paths = list(output.glob("*/events.jsonl"))
-        if paths and any(isinstance(e, StepDone) and e.step >= step for e in read_events(paths[0])):
-            return
-        time.sleep(0.01)
-    raise AssertionError(f"step {step} was not reached in time")
 
 
 @contextmanager

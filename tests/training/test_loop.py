@@ -12,7 +12,7 @@ from support.fake_jobs import SAMPLES, adapter_bytes, make_job, of
 from lorafit.data.micro_batch import MicroBatch, Sample
 from lorafit.engines.base import LossSum, OutOfMemory
 from lorafit.engines.fake import FakeEngine
-from lorafit.events import EvalDone, Evaluating, Finished, Saved, Shrunk, StepDone, Stopped
+from lorafit.events import Continued, EvalDone, Evaluating, Event, Finished, Paused, Saved, Shrunk, StepDone, Stopped
 from lorafit.ipc.link import Link
 from lorafit.ipc.protocol import Message, Order
 from lorafit.planner.schedule import step_samples
@@ -82,6 +82,46 @@ def test_a_step_reads_its_own_samples_only_and_reports_how_long_it_waited_for_th
             done.append(event)
         elif isinstance(event, Finished):
             assert event.data_seconds == pytest.approx(sum(step.data_seconds for step in done))
+
+
+def test_a_pause_saves_waits_and_gives_the_same_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plans.make_plan(eval_steps=2, valid_samples=8)
+    whole = make_job(tmp_path / "whole", plan)
+    expected = list(training_loop(whole, Progress()))
+    events: list[Event] = []
+    link = Link()
+    waits: list[Order | None] = [None, Order("pause", text="again"), None, Order("go_on", text="on")]
+
+    def wait(_seconds: float) -> None:
+        assert len(of(StepDone, events)) == 3, "no step while paused"
+        if order := waits.pop(0):
+            link.take(order)
+
+    monkeypatch.setattr("lorafit.training.loop.time.sleep", wait)
+    job = make_job(tmp_path / "paused", plan, link=link)
+    for event in training_loop(job, Progress()):
+        events.append(event)
+        if isinstance(event, StepDone) and event.step == 3:
+            link.take(Order("pause", text="pause"))
+    assert waits == []
+    (at,) = [index for index, event in enumerate(events) if isinstance(event, Saved) and event.step == 3]
+    shown = [(type(event), event.text) for event in events if isinstance(event, Paused | Continued)]
+    assert shown == [(Paused, "pause"), (Paused, "again"), (Continued, "on")]
+    assert all(isinstance(event, Paused | Continued) for event in events[at + 1 : at + 4]), (
+        "saved before Paused is said"
+    )
+    assert [(e.step, e.loss) for e in of(StepDone, events)] == [(e.step, e.loss) for e in of(StepDone, expected)]
+    assert adapter_bytes(job.run.final_model) == adapter_bytes(whole.run.final_model)
+
+
+def test_a_paused_run_that_is_stopped_saves_once_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    link = Link()
+    monkeypatch.setattr("lorafit.training.loop.time.sleep", lambda _seconds: link.take(Order("stop", signal=15)))
+    link.take(Order("pause", text="pause"))
+    job = make_job(tmp_path / "run", plans.make_plan(valid_samples=8), link=link)
+    events = list(training_loop(job, Progress()))
+    assert [type(event) for event in events[-3:]] == [Saved, Paused, Stopped]
+    assert [event.step for event in events[-3:]] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("stop_after", [1, 5, 9])

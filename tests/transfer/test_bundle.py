@@ -144,7 +144,7 @@ def test_fp32_on_a_mac_may_become_4bit_elsewhere_and_the_plan_says_so(
     (planned,) = [event for event in events if isinstance(event, Planned)]
     (moved,) = [choice["reason"] for choice in planned.choices if choice["setting"] == "moved"]
     assert "cpu fp32" in moved
-    assert "different base" in moved
+    assert "the base weights are quantized differently" in moved
     plan = json.loads(RunDir(Path(str(config.resume))).plan.read_text())
     assert plan["quantization"] == "4bit"
 
@@ -179,7 +179,7 @@ def tampered(path: Path, scratch: Path, name: str, change: Callable[[str], str],
 
 @pytest.mark.parametrize(("name", "old", "new", "found"), [
     ("run/events.jsonl", "loss", "l0ss", "checksum differs"),
-    ("bundle.json", '"layout": 1', '"layout": 7', "layout is 7"),
+    ("bundle.json", '"layout": 1', '"layout": 7', "format version 7, expected 1"),
     ("bundle.json", '"run": "', '"run": "../', "'../llama-lora"),
     ("bundle.json", "{", "[", "Expecting"),
     ("run/config.yaml", "inputs/dataset_name", "/etc", "points outside the bundle: /etc"),
@@ -246,7 +246,7 @@ def test_other_zips_are_no_bundles(tmp_path: Path, capsys: Output) -> None:
 def test_the_command_takes_a_run_or_flags_and_not_both(stopped: RunDir, tmp_path: Path, capsys: Output) -> None:
     path = str(tmp_path / "a.zip")
     assert main(["bundle", str(stopped.path), "-o", path]) == 0
-    assert f"run {stopped.name} after 4 steps" in capsys.readouterr().out
+    assert f"run {stopped.name} up to step 4" in capsys.readouterr().out
     assert main(["bundle", "--demo", "--max_steps=2", f"-o={path}"]) == 0
     assert "lorafit train a.zip" in capsys.readouterr().out
     for wrong in ([], [str(stopped.path), "--max_steps", "2"], ["one", "two"], ["--demo", "-o", "a.tar"]):

@@ -33,7 +33,7 @@ def test_a_result_becomes_a_run_that_can_be_chatted_with(
     run = RunDir(tmp_path / finished.name)
     assert weights(run.final_model) == weights(finished.final_model)
     text = capsys.readouterr().out
-    assert f"--lora_weights {run.path}" in text
+    assert f"lorafit chat {run.path}\n" in text
     assert "--base_model FOLDER" not in text, "a model ID is looked up on the hub"
 
 

@@ -35,8 +35,8 @@ def show_data(report: DataReport, console: Console) -> None:
 
 def show_figures(report: DataReport, console: Console) -> None:
     """Print only the title and the figures of the report."""
-    console.print(Text(words.title(report), "bold"))
-    console.print(Text(words.subtitle(report), "dim"))
+    heads = [[Text(words.title(report), "bold")], [Text(words.subtitle(report), "dim")]]
+    show_rows(heads, console, fold=True)
     _blank(console)
     show_rows(_figures(report), console, (2,), fold=True)
 
