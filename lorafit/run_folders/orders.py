@@ -37,7 +37,7 @@ def write_order(run: RunDir, order: str) -> None:
 
 def take_order(run: RunDir, owner: int) -> str | None:
     """Remove the order file and return its order; None without a file, and for an order to another process."""
-    taken = hidden_path(run.order, "tmp")
+    taken = hidden_path(run.order, "old")  # atomic_file() in this process uses "tmp"
     try:
         run.order.rename(taken)  # an order that is written from now on stays
         facts = json.loads(taken.read_text("utf-8"))

@@ -121,18 +121,11 @@ def test_reasons_of_a_cache_are_in_the_language_of_its_reader(
 @pytest.mark.parametrize(
     "again", [None, {"no": "text"}, {"text": "{x}", "with": {}}], ids=["missing", "other", "wrong"]
 )
-def test_a_cached_reject_without_a_recipe_keeps_its_words(
-    demo_folder: Path, tokenizer: ChatTokenizer, cache: Path, tmp_path: Path, again: object
-) -> None:
-    config = TrainConfig(dataset_name=str(write_rows(tmp_path / "a.jsonl", [{"q": 1}, *questions(40)])))
-    exhaust(prepare_cached(config, demo_folder, lambda: tokenizer))
-    (file,) = cache.glob("*/rejects.jsonl")
+def test_a_cached_reject_without_a_recipe_keeps_its_words(tmp_path: Path, again: object) -> None:
     line = {"file": "a.jsonl", "line": 1, "reason": "as it was", **({} if again is None else {"again": again})}
-    file.write_text(json.dumps(line) + "\n", "utf-8")
+    file = write_rows(tmp_path / "rejects.jsonl", [line])
     set_language("zh")
-    found = load_cached(config, demo_folder)
-    assert found is not None
-    assert list(found.rejects) == [Reject("a.jsonl", 1, "as it was")]
+    assert list(RejectFile(file)) == [Reject("a.jsonl", 1, "as it was")]
 
 
 @pytest.mark.parametrize(

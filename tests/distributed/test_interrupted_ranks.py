@@ -108,7 +108,7 @@ def test_a_lost_process_ends_a_run_with_an_error_and_one_process_resumes_it(
     process = start(TRAIN, ["--no_supervisor", "--processes", "2", *flags(model, tmp_path)])
     output = kill_second(process, tmp_path, 3)
     assert process.returncode == 2, output
-    assert "Process 1 of 0 to 1 is lost" in output
+    assert "Process 1 (of 0 to 1) exited or does not respond, so the others stop." in output
     assert "SIGKILL" in output
     assert "--resume" in output
     events = read_events(the_run(tmp_path) / "events.jsonl")
@@ -144,7 +144,7 @@ def test_a_lost_process_of_torchrun_ends_all_and_torchrun_resumes_the_run(
     model: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     output = kill_second(start(TORCHRUN, flags(model, tmp_path, save_steps=2)), tmp_path, 5)
-    assert "Process 1 of 0 to 1 is lost" in output
+    assert "Process 1 (of 0 to 1) exited or does not respond, so the others stop." in output
     run_to_the_end(TORCHRUN, ["--resume", "--output_dir", str(tmp_path)])
     assert b_distance(tmp_path, uninterrupted) < 1e-3
 

@@ -167,7 +167,7 @@ def next_command(name: str, run: str, program: Path | str, folder: Path) -> list
     ("program", "chat", "resume"),
     [
         ("train.py", ["inference.py", "--lora_weights", "a b", "--interactive"], ["train.py", "--resume", "a b"]),
-        ("lorafit", ["lorafit", "chat", "a b"], ["resume", "a b"]),
+        ("lorafit", ["chat", "a b"], ["resume", "a b"]),
         (
             "lorafit/__main__.py",
             ["-m", "lorafit", "chat", "a b"],

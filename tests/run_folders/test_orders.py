@@ -13,7 +13,7 @@ from support.plans import make_plan
 
 from lorafit import api
 from lorafit.config import TrainConfig, write_yaml
-from lorafit.errors import RunError
+from lorafit.errors import DiskError, RunError
 from lorafit.events import Continued, Event, EventLog, Finished, Paused, Stopped
 from lorafit.ipc.link import Link, follow_order_file
 from lorafit.run_folders.directory import RunDir, info_of
@@ -62,7 +62,7 @@ def test_an_order_appears_whole_or_not_at_all(live: RunDir, monkeypatch: pytest.
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", replace_and_look)
-    with pytest.raises(Exception, match="full|space"):
+    with pytest.raises(DiskError, match=r"The disk is full\."):
         write_order(live, STOP)
     assert seen == [(before, {"order": STOP, "process": os.getpid()})], "the old order stays until the new one is whole"
     assert take_order(live, os.getpid()) == PAUSE

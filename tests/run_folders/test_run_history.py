@@ -58,7 +58,7 @@ def test_a_run_is_shown_with_settings_plan_losses_curves_and_next_steps(tmp_path
         assert re.search(pattern, text), pattern
     assert "lora_alpha" not in text, "a default needs no line"
     assert "effective_batch" not in text, "16 is the default"
-    assert "Restarts" not in text
+    assert "Resumed" not in text
     assert "resume" not in text
 
 
@@ -81,7 +81,7 @@ def test_a_stopped_run_shows_how_to_resume_and_a_resumed_one_its_restart(tmp_pat
     assert main(["runs", "show", str(run.path)]) == 0
     text = capsys.readouterr().out
     assert re.search(r"state +finished, step 10 of 10\n", text)
-    assert re.search(r"Restarts\nafter step 5 +step-000005", text)
+    assert re.search(r"Resumed\nafter step 5 +step-000005", text)
     assert [e.step for e in read_record(run).of_kind(StepDone)] == list(range(1, 11))
 
 
