@@ -208,6 +208,8 @@ def _attempt(faults: list[str], read: Callable[[], Settings]) -> Settings:
 def _read_plan(path: Path) -> Settings:
     try:
         plan = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise RunError(_("The run has no plan yet."), where=path) from None
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(_("Not a plan.json written by lorafit."), where=path, found=error) from None
     if not isinstance(plan, dict):

@@ -198,7 +198,7 @@ def test_an_unknown_flag_is_answered_with_the_near_one(capsys: Output) -> None:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--lora_r", "many"], ["--lora_r", "many"]),
+        (["--lora_r", "many"], ["Invalid value for `lora_r`.", "lora_r: 'many'"]),
         (["--lora_r", "0"], ["lora_r", "'0'", "a whole number >= 1"]),
         (["--device", "tpu"], ["tpu", "cuda", "mps", "cpu"]),
     ],

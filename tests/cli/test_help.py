@@ -7,6 +7,7 @@ from rich.cells import cell_len
 
 from lorafit.cli.app import COMMANDS, main
 from lorafit.cli.completion import SETTINGS
+from lorafit.cli.flags import is_word
 from lorafit.cli.help import WORDS
 from lorafit.messages import set_language, translate
 

@@ -117,7 +117,7 @@ def test_a_backend_that_ends_its_process_does_not_end_the_doctor(tmp_path: Path)
     code, text = run_doctor(tmp_path, deadly=("torch",))
     assert code == 2
     assert re.search(r"✗ +torch +the process ended with SIGABRT", text)
-    assert "runs" in text.split("Places")[1]
+    assert "runs" in text.split("Folders and model hub")[1]
 
 
 def test_exit_code_and_language_follow_the_report(monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
@@ -197,8 +197,8 @@ def test_an_m1_is_described_in_words() -> None:
     found = {f.what: f.found for f in machine_findings(mac(M1), None, {"HF_ENDPOINT": "x", "HF_TOKEN": TOKEN})}
     assert found["CPU"] == "Apple M1, cores: 4, arm64"
     assert found["system"] == "macOS 15.6.1"
-    assert found["memory"] == "8.0 GiB, 1.7 GiB available (swap not counted)"
-    assert found["GPU"] == "Apple M1, mps, shares the memory"
+    assert found["memory"] == "8.0 GiB, 1.7 GiB available (without swap)"
+    assert found["GPU"] == "Apple M1, mps, unified memory"
     assert found["environment"] == "HF_ENDPOINT=x"
 
 
