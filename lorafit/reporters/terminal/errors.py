@@ -1,5 +1,7 @@
 """Terminal output of an error: what happened, where, what was found and how to fix it; no traceback."""
 
+import re
+
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
@@ -9,10 +11,15 @@ from lorafit.errors import LorafitError
 from lorafit.messages import _, labelled
 
 
+def _repeats(first: str, text: str) -> bool:
+    """Return whether the first line has `text` already, as whole words."""
+    return re.search(rf"(?<!\w){re.escape(text.lstrip('-'))}(?!\w)", first) is not None
+
+
 def show_error(error: LorafitError, console: Console) -> None:
     """Print `error` as a panel, or as plain lines if the console is not interactive."""
     parts = [(_("where"), error.where), (_("details"), error.found), (_("fix"), error.fix)]
-    rows = [(label, text) for label, text in parts if text and text.lstrip("-") not in error.what]
+    rows = [(label, text) for label, text in parts if text and not _repeats(error.what, text)]
     if not console.is_interactive:
         console.print(Text(_("Error: {what}").format(what=error.what)), soft_wrap=True)
         for label, text in rows:
