@@ -87,7 +87,7 @@ def test_the_plan_is_made_again_on_another_machine_and_kept_on_the_same(tmp_path
         plan_for(run, cuda(RTX_3090), config, fresh).token_budget == 256
     )  # only chip, memory and PyTorch are compared
     assert plan_for(run, M2_MAX, config, fresh).token_budget == 512
-    with pytest.raises(RunError, match="data_digest"):
+    with pytest.raises(RunError, match="training data have changed"):
         plan_for(run, CPU, config, plans.make_plan(data_digest="other"))
 
 
