@@ -59,7 +59,7 @@ with warnings.catch_warnings():  # the field `json` shadows a deprecated method 
 
         json: bool = Field(  # type: ignore[assignment]
             False,
-            description="Print everything as JSON, for a bug report; contains no user names, paths or access tokens.",
+            description="Print everything as JSON, for a bug report; contains no user names, home folders or access tokens.",
         )
         calibrations: bool = Field(
             False, description="Show the measurements of earlier runs on this machine, which plans use."
