@@ -8,7 +8,7 @@ tests/data/formats.jsonl.
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lorafit.data.readers.row import Broken
@@ -35,11 +35,17 @@ class Message:
     """One message of a conversation.
 
     `role` is system, user, assistant, tool, TEXT or TOOLS. `calls` is empty or JSON: a list of {name, arguments}.
+    `thought` is the reasoning that a row keeps apart from the content. `name` is the function whose result a tool's
+    message is. `learned`: an assistant's message is a target. `place` is where the row has the message: "messages[3]".
     """
 
     role: str
     content: str
     calls: str = ""
+    thought: str = ""
+    name: str = ""
+    learned: bool = True
+    place: str = field(default="", compare=False)
 
 
 Conversation = list[Message]

@@ -1,25 +1,27 @@
 """Spans of the assistant messages in the text of a chat template.
 
-Each span is found by rendering the conversation up to its message, so no markers of any template are needed. A template
-may write a message, or the prompt before it, differently if more messages follow: a thought only in the last message,
-an EOS token only at the end. In this case the message's text must follow the prompt. BadRow is raised for a message
-that cannot be located.
+Each span is found by rendering the conversation up to its message, so no markers of any template are needed: the span
+begins where the prompt for the message ends. A template may write a message, or the prompt before it, differently if
+more messages follow: a thought only in the last message, an EOS token only at the end. In this case, or if the message
+is not found in this way, the marks of marked_text.py give the positions. BadRow is raised for a message that cannot be
+located, and for a span that contains text of another role.
 """
 
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from os.path import commonprefix
 from typing import Protocol
 
 from lorafit.data.formats import TOOLS, BadRow, Conversation, Message
+from lorafit.data.marked_text import END_OF_THOUGHT, MarkedText, Piece, render_marked, split_thought
 from lorafit.messages import _
 
 Span = tuple[int, int]  # first character, and one past the last
 NAME = re.compile(r'"name": "([^"]+)"')
-THOUGHT = "</think>"  # end of a thought, which some templates move or leave out
+END = re.compile(r"\s*\S+|")  # white space and a word: the end of a turn, as the template writes it behind a text
 
 
 class TemplateRefused(Exception):
@@ -36,7 +38,11 @@ class Tokenizer(Protocol):
 
     @property
     def end_of_turn(self) -> str:
-        """The text that the template writes after an answer, up to the first white space."""
+        """The text that the template writes after an answer, up to the second white space."""
+        ...
+
+    def special_token_at(self, text: str, at: int) -> str:
+        """Return the special token that begins at character `at` of `text`, or an empty string."""
         ...
 
     def render_text(self, messages: Conversation, add_generation_prompt: bool, date_string: str) -> str:
@@ -70,121 +76,193 @@ class TargetSpan:
 
 
 def target_spans(turns: Conversation, tokenizer: Tokenizer, date_string: str) -> tuple[str, list[TargetSpan], bool]:
-    """Return the whole text, the spans of its assistant messages, and whether the template omits a thought.
+    """Return the whole text, the spans of the learned messages, and whether the template omits part of an answer.
 
     Raises BadRow or TemplateRefused.
     """
-    text = tokenizer.render_text(turns, False, date_string)
+    whole = _Whole(turns, tokenizer, date_string)
     spans: list[TargetSpan] = []
-    dropped = False
+    cursor, dropped = 0, False
     for i, turn in enumerate(turns):
         if turn.role != "assistant":
             continue
         if all(before.role in ("system", TOOLS) for before in turns[:i]):
             raise BadRow(_("the conversation starts with an assistant message, expected a question first"))
-        place = _MessageSearch(text, turns, i, tokenizer, date_string, spans[-1].end if spans else 0)
-        span = _calls_span(place) if turn.calls else _words_span(place)
-        if span is None:
-            raise BadRow(_("the chat template leaves out or changes the text of message {number}").format(number=i + 1))
-        spans.append(span)
-        dropped |= THOUGHT in turn.content and _thought(turn.content) not in text[span.begin : span.end]
-    return text, spans, dropped
+        search = _MessageSearch(whole, i, cursor)
+        span = search.from_prompt() or search.from_marks()
+        if span is None or span.begin < cursor:
+            where = f"`{turn.place}`" if turn.place else _("message {number}").format(number=i + 1)
+            raise BadRow(_("the chat template leaves out or changes the text of {place}").format(place=where))
+        span, cursor = search.with_next_token(span), span.end
+        dropped |= not _says_all(turn, whole.text[span.begin : span.end])
+        if turn.learned:
+            spans.append(span)
+    return whole.text, spans, dropped
+
+
+def _says_all(turn: Message, said: str) -> bool:
+    """Return whether `said` contains the thoughts of the message, and the words before its calls."""
+    thoughts = [turn.thought, *(text for text, kind in split_thought(turn.content) if kind == "thought")]
+    words = [text for text, kind in split_thought(turn.content) if kind == "words" and turn.calls]
+    return all(text.strip() in said for text in thoughts + words)
+
+
+class _Whole:
+    """A conversation and its text."""
+
+    def __init__(self, turns: Conversation, tokenizer: Tokenizer, date_string: str) -> None:
+        self.turns, self.tokenizer, self.date_string = turns, tokenizer, date_string
+        self.text = self.render(turns)
+
+    def render(self, turns: Conversation, prompt: bool = False) -> str:
+        return self.tokenizer.render_text(turns, prompt, self.date_string)
+
+    def marked(self, count: int, prompt: bool = False) -> MarkedText | None:
+        """Return the first `count` messages as marked text, or None if the template reads the marks as text."""
+        try:
+            return render_marked(self.turns[:count], lambda turns: self.render(turns, prompt))
+        except TemplateRefused:
+            return None
+
+    @cached_property
+    def pieces(self) -> list[Piece]:
+        """The pieces of the whole text; none if the marks change the text."""
+        marked = self.marked(len(self.turns))
+        return marked.pieces if marked and marked.text == self.text else []
 
 
 @dataclass(frozen=True)
 class _MessageSearch:
-    """The search for message `i` of `turns` in `text`, from the character `cursor` on."""
+    """The search for message `i` of `whole`, from the character `cursor` on."""
 
-    text: str
-    turns: Conversation
+    whole: _Whole
     i: int
-    tokenizer: Tokenizer
-    date_string: str
     cursor: int
+
+    @property
+    def turn(self) -> Message:
+        return self.whole.turns[self.i]
 
     @cached_property
     def prompt_text(self) -> str:
         """The prompt that asks for the message."""
-        return self.tokenizer.render_text(self.turns[: self.i], True, self.date_string)
+        return self.whole.render(self.whole.turns[: self.i], prompt=True)
 
     @cached_property
     def text_through_message(self) -> str:
         """The whole text of a conversation that ends with this message."""
-        if self.i + 1 == len(self.turns):
-            return self.text
-        return self.tokenizer.render_text(self.turns[: self.i + 1], False, self.date_string)
-
-    @cached_property
-    def generation_prompt(self) -> str:
-        """The text that the prompt adds after the earlier messages."""
-        head = self.tokenizer.render_text(self.turns[: self.i], False, self.date_string)
-        return self.prompt_text[len(commonprefix([head, self.prompt_text])) :]  # noqa: RUF071 (by character, as is wanted)
-
-    @property
-    def turn(self) -> Message:
-        return self.turns[self.i]
+        if self.i + 1 == len(self.whole.turns):
+            return self.whole.text
+        return self.whole.render(self.whole.turns[: self.i + 1])
 
     @cached_property
     def begin(self) -> TargetSpan | None:
         """An empty span where the message begins, or None if text and prompt differ before it."""
-        if self.text.startswith(self.prompt_text):
-            return TargetSpan(len(self.prompt_text), len(self.prompt_text))
-        common = len(commonprefix([self.prompt_text, self.text]))  # noqa: RUF071
-        in_this_turn = common > len(self.prompt_text) - len(self.generation_prompt) and common >= self.cursor
+        text, prompt = self.whole.text, self.prompt_text
+        if text.startswith(prompt):
+            return TargetSpan(len(prompt), len(prompt))
+        head = self.whole.render(self.whole.turns[: self.i])
+        common = _common(prompt, text)
+        in_this_turn = common > _common(head, prompt) and common >= self.cursor
         return TargetSpan(common, common, unlike_prompt=True) if in_this_turn else None
 
-
-def _words_span(place: _MessageSearch) -> TargetSpan | None:
-    """Return the span from the end of the prompt to the end-of-turn token after the message's text, or None."""
-    end_of_turn = place.tokenizer.end_of_turn
-    answers = [words + end_of_turn for words in _wordings(place.turn.content)]
-    begin = place.begin
-    if begin is not None and place.text.startswith(place.text_through_message):
-        for answer in answers:
+    def from_prompt(self) -> TargetSpan | None:
+        """Return the span if the text equals the prompt, then the message; None in all other cases."""
+        text, begin, end = self.whole.text, self.begin, len(self.text_through_message)
+        if begin is None or not text.startswith(self.text_through_message):
+            return None
+        if self.turn.calls:
+            end = begin.begin + len(self._call_in(text[begin.begin : end]))
+            return replace(begin, end=end) if self._names_in(text[begin.begin : end]) else None
+        for words in _wordings(self.turn.content):
+            answer = words + self.whole.tokenizer.end_of_turn
             # A template may put an empty thought before the message's text; the thought is part of the target.
-            at = place.text.rfind(answer, max(begin.begin - 1, 0), len(place.text_through_message))
+            at = text.rfind(answer, max(begin.begin - 1, 0), end)
             if at >= 0 and (at >= begin.begin or begin.unlike_prompt):
                 return TargetSpan(min(begin.begin, at), at + len(answer), begin.unlike_prompt)
         return None
-    for answer in answers:
-        starts = [] if begin is None else [begin.begin]
-        if begin is None and (at := place.text.find(place.generation_prompt + answer, place.cursor)) >= 0:
-            starts = [at + len(place.generation_prompt)]
-        for start in starts:
-            if place.text.startswith(answer, start):
-                return TargetSpan(start, start + len(answer), begin is not None and begin.unlike_prompt)
-    return None
+
+    def _call_in(self, said: str) -> str:
+        """Return `said`, the text of calls and what follows them, up to the end of the turn."""
+        end_of_turn = self.whole.tokenizer.end_of_turn
+        at = said.rfind(end_of_turn) if end_of_turn else -1
+        return said[: at + len(end_of_turn)] if at >= 0 else said.rstrip()
+
+    def _names_in(self, said: str) -> bool:
+        return all(call["name"] in said for call in json.loads(self.turn.calls))
+
+    def from_marks(self) -> TargetSpan | None:
+        """Return the span between the marks of the message's texts, or None if it cannot be told."""
+        own = [piece for piece in self.whole.pieces if piece.message == self.i]
+        if not own or (not self.turn.calls and all(piece.kind == "thought" for piece in own)):
+            return None
+        begin, end = self._begin_before(own[0]), self._end_behind(own[-1])
+        if begin is None or end is None:
+            return None
+        foreign = any(
+            piece.begin < end and piece.end > begin.begin for piece in self.whole.pieces if piece.message != self.i
+        )
+        complete = not self.turn.calls or self._names_in(self.whole.text[begin.begin : end])
+        return replace(begin, end=end) if complete and not foreign else None
+
+    def _begin_before(self, first: Piece) -> TargetSpan | None:
+        """Return an empty span where the message begins: behind the prompt's end, as far as the text has it."""
+        prompt, head = self.whole.marked(self.i, prompt=True), self.whole.marked(self.i)
+        if not prompt or not prompt.pieces or not head:
+            return None
+        last = prompt.pieces[-1]
+        before = [p for p in self.whole.pieces if (p.message, p.kind) == (last.message, last.kind) and p.end <= first.begin]
+        heads = head.of(last.message)
+        if not before or not heads:
+            return None
+        ending, start = prompt.text[last.end :], before[-1].end
+        common = _common(ending, self.whole.text[start : first.begin])
+        if common < len(ending) and common <= _common(ending, head.text[heads[-1].end :]):
+            return None  # the text differs before the prompt for the answer begins
+        return TargetSpan(start + common, start + common, unlike_prompt=common < len(ending))
+
+    def _end_behind(self, last: Piece) -> int | None:
+        """Return the end of the turn behind the message's last text."""
+        alone = self.whole.marked(self.i + 1)
+        pieces = alone.of(self.i) if alone else []
+        if not alone or not pieces:
+            return None
+        text = self.whole.text
+        ending = alone.text[pieces[-1].end :]
+        if self.turn.calls:
+            ending = self._call_in(ending)
+        else:
+            space = self.turn.content[len(self.turn.content.rstrip()) :]
+            space = space if ending.startswith(space) else ""
+            ending = space + (END.match(ending, len(space)) or [""])[0]
+        if text.startswith(ending, last.end):
+            return last.end + len(ending)
+        token = self.whole.tokenizer.special_token_at(text, last.end)
+        return last.end + len(token) if token else None
+
+    def with_next_token(self, span: TargetSpan) -> TargetSpan:
+        """Return `span` with the special token that follows it, if the template writes no end of turn.
+
+        The model stops by that token: for GLM-4.5, <|user|> or <|observation|>.
+        """
+        following = self.whole.turns[self.i + 1 : self.i + 2]
+        if self.whole.tokenizer.end_of_turn or not following or following[0].role == "assistant":
+            return span
+        token = self.whole.tokenizer.special_token_at(self.whole.text, span.end)
+        return replace(span, end=span.end + len(token))
 
 
-def _calls_span(place: _MessageSearch) -> TargetSpan | None:
-    """Return the span from the end of the prompt to the next end-of-turn token, or None.
-
-    The span must contain the names of the called functions and the message's text.
-    """
-    end_of_turn, begin = place.tokenizer.end_of_turn, place.begin
-    if begin is None:
-        at = place.text.find(place.generation_prompt, place.cursor)
-        begin = TargetSpan(at + len(place.generation_prompt), 0) if at >= 0 and place.generation_prompt else None
-    if begin is None or not end_of_turn:
-        return None
-    at = place.text.find(end_of_turn, begin.begin)
-    said = place.text[begin.begin : at]
-    names = [call["name"] for call in json.loads(place.turn.calls)]
-    whole = all(name in said for name in names) and _wordings(place.turn.content)[-1] in said
-    return TargetSpan(begin.begin, at + len(end_of_turn), begin.unlike_prompt) if at >= 0 and whole else None
+def _common(one: str, other: str) -> int:
+    return len(commonprefix([one, other]))  # noqa: RUF071 (by character, as is wanted)
 
 
 def _wordings(content: str) -> list[str]:
     """Return the forms of a message's text that a template may write: unchanged, stripped, or without the thought."""
     wordings = [content, content.strip()]
-    if THOUGHT in content:
-        behind = content.rpartition(THOUGHT)[2]
+    if END_OF_THOUGHT in content:
+        behind = content.rpartition(END_OF_THOUGHT)[2]
         wordings += [behind, behind.lstrip("\n"), behind.strip()]
     return list(dict.fromkeys(wordings))
-
-
-def _thought(content: str) -> str:
-    return content.rpartition(THOUGHT)[0].rpartition("<think>")[2].strip()
 
 
 def content_spans(turns: Conversation, text: str) -> tuple[list[Span], bool]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from lorafit.data.formats import TOOLS, Conversation, Message
 from lorafit.data.render import Span, TemplateRefused, place_system
+from lorafit.data.target_spans import END
 from lorafit.errors import ConfigError, ModelError
 from lorafit.messages import _
 from lorafit.units import TEMPLATE_DATE
@@ -24,6 +25,7 @@ CHATML = r"""{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.conten
 CLOCK = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
 GENERATION_CONFIG = "generation_config.json"
 PROBE = "a1b2c3"
+THOUGHT_KEYS = ("reasoning_content", "thinking", "reasoning")  # of a message; templates differ in the name
 
 
 def load_tokenizer(folder: Path, *, template: str | None = None, trust_remote_code: bool = False) -> "ChatTokenizer":
@@ -80,7 +82,7 @@ class ChatTokenizer:
             try:
                 return str(
                     self.inner.apply_chat_template(
-                        [_message_dict(message, as_text) for message in messages if message.role != TOOLS],
+                        [self._message_dict(message, as_text) for message in messages if message.role != TOOLS],
                         tools=tools,
                         tokenize=False,
                         add_generation_prompt=add_generation_prompt,
@@ -170,28 +172,46 @@ class ChatTokenizer:
 
     @cached_property
     def end_of_turn(self) -> str:
-        """Text that the template writes after an answer, up to the first white space; "" if it cannot be found."""
+        """Text that the template writes after an answer, up to the second white space; "" if it cannot be found."""
         try:
             text = self.render_text([Message("user", "?"), Message("assistant", PROBE)], False, TEMPLATE_DATE)
         except TemplateRefused:
             return ""
-        return re.split(r"\s", text.partition(PROBE)[2])[0]
+        return (END.match(text.partition(PROBE)[2]) or [""])[0]
+
+    @cached_property
+    def _special_tokens(self) -> re.Pattern[str]:
+        words = sorted((token.content for token in self.inner.added_tokens_decoder.values()), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, filter(None, words))) or r"(?!)")
+
+    def special_token_at(self, text: str, at: int) -> str:
+        """Return the special token that begins at character `at` of `text`, or an empty string."""
+        found = self._special_tokens.match(text, at)
+        return found[0] if found else ""
+
+    @cached_property
+    def _thought_keys(self) -> list[str]:
+        """The keys under which the template reads a message's thought; most templates read none."""
+        return [key for key in THOUGHT_KEYS if re.search(rf"[.'\"]{key}\b", self.inner.get_chat_template())]
+
+    def _message_dict(self, message: Message, arguments_as_text: bool) -> dict[str, Any]:
+        """Return a message as the dict that templates read."""
+        turn: dict[str, Any] = {"role": message.role, "content": message.content}
+        if message.name:
+            turn["name"] = message.name
+        if message.thought:
+            turn |= dict.fromkeys(self._thought_keys, message.thought)
+        if message.calls:
+            calls = json.loads(message.calls)
+            if arguments_as_text:
+                calls = [call | {"arguments": json.dumps(call["arguments"], ensure_ascii=False)} for call in calls]
+            turn["tool_calls"] = [{"type": "function", "function": call} for call in calls]
+        return turn
 
     def _end_of_turn_ids(self) -> list[int]:
         """Return the first token of `end_of_turn` if it is a special token."""
-        first = self.encode_with_offsets(self.end_of_turn)[0][:1]
+        first = self.encode_with_offsets(self.end_of_turn.strip())[0][:1]
         return first if first and first[0] in self.inner.added_tokens_decoder else []
-
-
-def _message_dict(message: Message, arguments_as_text: bool) -> dict[str, Any]:
-    """Return a message as the dict that templates read."""
-    turn: dict[str, Any] = {"role": message.role, "content": message.content}
-    if message.calls:
-        calls = json.loads(message.calls)
-        if arguments_as_text:
-            calls = [call | {"arguments": json.dumps(call["arguments"], ensure_ascii=False)} for call in calls]
-        turn["tool_calls"] = [{"type": "function", "function": call} for call in calls]
-    return turn
 
 
 def read_template(given: str | None) -> str | None:

@@ -20,6 +20,9 @@ class Letters:
     def encode_many(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
         return [self.encode_with_offsets(text) for text in texts]
 
+    def special_token_at(self, text: str, at: int) -> str:
+        return ""
+
     def plain_text(self, text: str) -> str:
         return text
 
