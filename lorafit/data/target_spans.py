@@ -91,8 +91,7 @@ def target_spans(turns: Conversation, tokenizer: Tokenizer, date_string: str) ->
         search = _MessageSearch(whole, i, cursor)
         span = search.from_prompt() or search.from_marks()
         if span is None or span.begin < cursor:
-            where = f"`{turn.place}`" if turn.place else _("message {number}").format(number=i + 1)
-            raise BadRow(_("the chat template leaves out or changes the text of {place}").format(place=where))
+            raise BadRow(search.reason())
         span, cursor = search.with_next_token(span), span.end
         dropped |= not _says_all(turn, whole.text[span.begin : span.end])
         if turn.learned:
@@ -143,6 +142,13 @@ class _MessageSearch:
     def turn(self) -> Message:
         return self.whole.turns[self.i]
 
+    def reason(self) -> str:
+        """Return the reason why the message cannot be learned."""
+        place = f"`{self.turn.place}`" if self.turn.place else _("message {number}").format(number=self.i + 1)
+        if self.own and self.foreign_in(self.own[0].begin, self.own[-1].end):
+            return _("the chat template writes the text of another message inside {place}").format(place=place)
+        return _("the chat template leaves out or changes the text of {place}").format(place=place)
+
     @cached_property
     def prompt_text(self) -> str:
         """The prompt that asks for the message."""
@@ -191,19 +197,24 @@ class _MessageSearch:
     def _names_in(self, said: str) -> bool:
         return all(call["name"] in said for call in json.loads(self.turn.calls))
 
+    @cached_property
+    def own(self) -> list[Piece]:
+        """The pieces of the message in the whole text."""
+        return [piece for piece in self.whole.pieces if piece.message == self.i]
+
+    def foreign_in(self, begin: int, end: int) -> bool:
+        """Return whether the characters from `begin` to before `end` contain text of another message."""
+        return any(p.begin < end and p.end > begin for p in self.whole.pieces if p.message != self.i)
+
     def from_marks(self) -> TargetSpan | None:
         """Return the span between the marks of the message's texts, or None if it cannot be told."""
-        own = [piece for piece in self.whole.pieces if piece.message == self.i]
-        if not own or (not self.turn.calls and all(piece.kind == "thought" for piece in own)):
+        if not self.own or (not self.turn.calls and all(piece.kind == "thought" for piece in self.own)):
             return None
-        begin, end = self._begin_before(own[0]), self._end_behind(own[-1])
-        if begin is None or end is None:
+        begin, end = self._begin_before(self.own[0]), self._end()
+        if begin is None or end is None or self.foreign_in(begin.begin, end):
             return None
-        foreign = any(
-            piece.begin < end and piece.end > begin.begin for piece in self.whole.pieces if piece.message != self.i
-        )
         complete = not self.turn.calls or self._names_in(self.whole.text[begin.begin : end])
-        return replace(begin, end=end) if complete and not foreign else None
+        return replace(begin, end=end) if complete else None
 
     def _begin_before(self, first: Piece) -> TargetSpan | None:
         """Return an empty span where the message begins: behind the prompt's end, as far as the text has it."""
@@ -221,24 +232,23 @@ class _MessageSearch:
             return None  # the text differs before the prompt for the answer begins
         return TargetSpan(start + common, start + common, unlike_prompt=common < len(ending))
 
-    def _end_behind(self, last: Piece) -> int | None:
-        """Return the end of the turn behind the message's last text."""
+    def _end(self) -> int | None:
+        """Return the end of the turn behind the message's last text, which a conversation up to here ends with."""
         alone = self.whole.marked(self.i + 1)
         pieces = alone.of(self.i) if alone else []
         if not alone or not pieces:
             return None
-        text = self.whole.text
-        ending = alone.text[pieces[-1].end :]
-        if self.turn.calls:
-            ending = self._call_in(ending)
-        else:
-            space = self.turn.content[len(self.turn.content.rstrip()) :]
-            space = space if ending.startswith(space) else ""
-            ending = space + (END.match(ending, len(space)) or [""])[0]
-        if text.startswith(ending, last.end):
-            return last.end + len(ending)
-        token = self.whole.tokenizer.special_token_at(text, last.end)
-        return last.end + len(token) if token else None
+        text, last, ending = self.whole.text, pieces[-1], alone.text[pieces[-1].end :]
+        space = self.turn.content[len(self.turn.content.rstrip()) :] if last.kind == "words" else ""
+        space = space if ending.startswith(space) else ""
+        ending = self._call_in(ending) if self.turn.calls else space + (END.match(ending, len(space)) or [""])[0]
+        alike = [p.end for p in self.own if text[p.begin : p.end] == alone.text[last.begin : last.end]]
+        for at in alike:
+            if text.startswith(ending, at):
+                return at + len(ending)
+            if token := self.whole.tokenizer.special_token_at(text, at + len(space)):
+                return at + len(space) + len(token)
+        return None
 
     def with_next_token(self, span: TargetSpan) -> TargetSpan:
         """Return `span` with the special token that follows it, if the template writes no end of turn.
