@@ -24,7 +24,8 @@ import numpy as np
 
 from ending import report_figures
 from lorafit.config import TrainConfig, make_config, read_yaml, write_yaml
-from lorafit.data.formats import BadRow, to_conversation
+from lorafit.data.conversation import BadRow
+from lorafit.data.formats import to_conversation
 from lorafit.data.sources import read_rows
 from lorafit.errors import LorafitError
 from lorafit.events import EventLog, StepDone, read_events

@@ -16,7 +16,7 @@ import pytest
 from lorafit.atomic import MANIFEST, verify
 from lorafit.cli.app import main
 from lorafit.config import TrainConfig, read_yaml, write_yaml
-from lorafit.data.formats import Message
+from lorafit.data.conversation import Message
 from lorafit.data.sources import read_rows
 from lorafit.engines.tokenizer import load_tokenizer
 from lorafit.errors import LorafitError

@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 
 from lorafit import __version__
 from lorafit.atomic import MANIFEST, atomic_folder
-from lorafit.data.formats import Conversation, Message
+from lorafit.data.conversation import Conversation, Message
 from lorafit.data.micro_batch import Int32
 from lorafit.data.preprocessing import Preprocessing
 from lorafit.data.readers.row import Row
+from lorafit.data.readings import Readings
 from lorafit.data.rejects import Reject, RejectFile
 from lorafit.data.sources import Source
 from lorafit.data.split import KEY, MAX_VALID_ROWS, Keys, as_keys
@@ -37,7 +38,7 @@ from lorafit.messages import _
 from lorafit.paths import cache_folder
 from lorafit.units import count_text
 
-LAYOUT = 1  # version of the folder's layout; a change invalidates all older folders
+LAYOUT = 2  # version of the folder's layout; a change invalidates all older folders
 COLUMNS: dict[str, Any] = {
     "input_ids": np.int32, "target_mask": np.bool_,  # one value per token; below: one value per row
     "lengths": np.int32, "whole_lengths": np.int32, "targets_cut": np.int32, "dropped": np.bool_, "formats": np.uint8,
@@ -66,6 +67,7 @@ class CacheEntry:
     copies: int  # rows that repeat an earlier row
     num_targets: int
     dropped_rows: int  # rows of which the chat template omits some text
+    readings: Readings
     content: str  # sha256 of the samples
     rejects: RejectFile
 
@@ -197,6 +199,7 @@ class _Writer:
         self.file_places = {file: place for place, file in enumerate(dict.fromkeys(files))}
         self.formats: Counter[str] = Counter()
         self.targets, self.dropped = 0, 0
+        self.readings = Readings()
         self.smallest: dict[bytes, Conversation] = {}
         self.highest = b"\xff" * 32  # a larger key is not among the smallest
 
@@ -225,6 +228,7 @@ class _Writer:
             "targets": self.targets,
             "dropped": self.dropped,
             "content": content,
+            "readings": self.readings.to_json(),
         }
         (self.folder / "meta.json").write_text(json.dumps(meta), "utf-8")
 
@@ -237,6 +241,7 @@ class _Writer:
         self.rows += len(good)
         self.targets += int(made.target_mask.sum())
         self.dropped += int(made.dropped.sum())
+        self.readings.add(made.readings)
         self.formats.update(FORMAT_NAMES[number] for number in made.formats)
         for place, reason in made.rejects:
             self.rejects.write(Reject(share[place].file, share[place].line, reason).to_cache_line())
@@ -246,7 +251,7 @@ class _Writer:
         for i, row in enumerate(good):
             key = keys[32 * i : 32 * i + 32]
             if key < self.highest and key not in self.smallest:
-                self.smallest[key] = self.recipe.read(row.value)[1]
+                self.smallest[key] = self.recipe.read(row.value).conversation
         if len(self.smallest) > 2 * MAX_VALID_ROWS:
             self.smallest = dict(sorted(self.smallest.items())[:MAX_VALID_ROWS])
             self.highest = max(self.smallest)
@@ -276,6 +281,7 @@ def open_entry(folder: Path, files: list[str] | None = None) -> CacheEntry:
         copies=meta["copies"],
         num_targets=meta["targets"],
         dropped_rows=meta["dropped"],
+        readings=Readings.from_json(meta["readings"]),
         content=meta["content"],
         rejects=RejectFile(folder / "rejects.jsonl", renamed),
     )

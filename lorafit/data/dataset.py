@@ -23,7 +23,7 @@ from lorafit.data.cache import (
     tokenizer_digest,
     write_entry,
 )
-from lorafit.data.formats import Conversation
+from lorafit.data.conversation import Conversation
 from lorafit.data.micro_batch import Bool
 from lorafit.data.preprocessing import Preprocessing, preprocessing_of
 from lorafit.data.readers.registry import Row
@@ -164,11 +164,11 @@ def split_train_valid(entry: CacheEntry, valid: CacheEntry | None, config: Train
         held_out_N, notes = validation_mask(entry.keys, config.val_size)
         samples = entry.samples.select(np.flatnonzero(held_out_N))
         conversations = entry.conversations(key_bytes(entry.keys[held_out_N]))
-        twins_N = _same_once_cut(entry, held_out_N)
+        twins_N = _same_tokens(entry, held_out_N)
         kept_N = ~held_out_N & ~twins_N
         notes += _twins_note(int(twins_N.sum()))
         if not kept_N.any():
-            what = _("No training rows left: truncated to max_length {n}, all are identical to validation rows.")
+            what = _("No training rows left: with max_length {n}, all have the same tokens as validation rows.")
             raise DataError(what.format(n=config.max_length), fix=_("Use a larger --max_length, or --val_size 0."))
     else:
         check_rejects(valid.rejects, len(valid.samples), config.max_rejects)
@@ -192,14 +192,14 @@ def split_train_valid(entry: CacheEntry, valid: CacheEntry | None, config: Train
     )
 
 
-def _same_once_cut(entry: CacheEntry, held_out_N: Bool) -> Bool:
-    """Return a mask [N] of the truncated training rows that have the same tokens as a validation row.
+def _same_tokens(entry: CacheEntry, held_out_N: Bool) -> Bool:
+    """Return a mask [N] of the training rows that have the same tokens as a validation row.
 
-    Their conversations differ only in the tokens that truncation removed.
+    Their conversations differ only in text that truncation removed, or that the template does not write.
     """
     samples, lengths = entry.samples, entry.samples.lengths
     seen = {samples[int(row)].input_ids.tobytes() for row in np.flatnonzero(held_out_N)}
-    maybe = np.flatnonzero(~held_out_N & (entry.whole_lengths > lengths) & np.isin(lengths, lengths[held_out_N]))
+    maybe = np.flatnonzero(~held_out_N & np.isin(lengths, lengths[held_out_N]))
     alike = np.isin(_fingerprints(samples, maybe), _fingerprints(samples, np.flatnonzero(held_out_N)))
     twins_N = np.zeros(len(lengths), np.bool_)
     for row in maybe[alike]:
@@ -218,7 +218,7 @@ def _fingerprints(samples: SampleStore, rows: NDArray[np.int64]) -> NDArray[np.u
 
 
 def _twins_note(rows: int) -> list[str]:
-    text = _("Rows identical to a validation row after truncation, not used for training: {n}.")
+    text = _("Rows with the same tokens as a validation row, not used for training: {n}.")
     return [text.format(n=count_text(rows))] if rows else []
 
 
@@ -240,6 +240,7 @@ def _without_copies(entry: CacheEntry, valid: CacheEntry) -> tuple[Bool, list[st
 
 
 def _notes(entry: CacheEntry, config: TrainConfig) -> Iterator[str]:
+    yield from entry.readings.notes()
     if entry.dropped_rows:
         text = _("Rows of which the chat template leaves out a part (e.g. earlier reasoning): {n}.")
         yield text.format(n=count_text(entry.dropped_rows))

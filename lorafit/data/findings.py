@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from lorafit.data.readings import Readings
+
 
 @dataclass(frozen=True)
 class RowLocation:
@@ -103,6 +105,9 @@ class DataReport:
     total_targets: int
     cut_rows: int
     cut_tokens: int
+    cut_targets: int  # of the cut tokens, those that are targets
+    dropped_rows: int  # rows of which the chat template leaves out a part
+    readings: Readings
     strange_rows: int
     strange: list[StrangeCharacter]  # most frequent first
     samples: dict[str, list[ShownSample]]  # keys: "shortest", "longest", "random"

@@ -10,9 +10,8 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from lorafit.data.formats import TOOLS, Conversation, Message
+from lorafit.data.conversation import END_OF_THOUGHT, TOOLS, Conversation, Message
 
-END_OF_THOUGHT = "</think>"
 PLANES = (0x100000, 0xF0000)  # private use; the second is used if the conversation contains characters of the first
 PLANE_SIZE = 0xFFFD
 CLOSE = PLANE_SIZE - 1  # offset of the mark behind a text

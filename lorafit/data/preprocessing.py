@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from lorafit.config import TrainConfig
-from lorafit.data.formats import KEYS, Conversation, recognize_format
+from lorafit.data.conversation import Conversation
+from lorafit.data.formats import KEYS, ReadRow, recognize_format
 from lorafit.data.render import Rendered, TemplatedText, Tokenizer, TrainOn, apply_template, render
 from lorafit.errors import ConfigError
 from lorafit.messages import _, listed
@@ -25,8 +26,8 @@ class Preprocessing:
     field_map: Mapping[str, str] | None = None
     context_field: str = ""
 
-    def read(self, value: object) -> tuple[str, Conversation]:
-        """Return the row's format and conversation. Raises BadRow."""
+    def read(self, value: object) -> ReadRow:
+        """Return the row as a conversation. Raises BadRow."""
         return recognize_format(value, self.field_map, self.context_field)
 
     def apply_template_to(self, conversation: Conversation, tokenizer: Tokenizer) -> TemplatedText:

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lorafit.data.formats import TEXT, BadRow, Conversation, Message
+from lorafit.data.conversation import TEXT, BadRow, Conversation, Message
 from lorafit.data.micro_batch import Bool, Sample
 from lorafit.data.target_spans import Span, TargetSpan, TemplateRefused, Tokenizer, content_spans, target_spans
 from lorafit.data.truncate import truncation_mask
@@ -39,7 +39,8 @@ class TemplatedText:
 
     text: str
     targets: list[TargetSpan]
-    contents: list[Span]  # texts of the other roles, which truncation may shorten
+    questions: list[Span]  # texts that are not learned, which truncation may shorten
+    systems: list[Span]  # texts of system messages
     dropped: bool = False
 
 
@@ -80,14 +81,17 @@ def apply_template(
     """Return the conversation as text of the chat template, with the spans of its targets. Raises BadRow."""
     if conversation[0].role == TEXT:
         text = tokenizer.plain_text(conversation[0].content)
-        return TemplatedText(text, [TargetSpan(0, len(text))], [])
+        return TemplatedText(text, [TargetSpan(0, len(text))], [], [])
     turns = place_system(conversation, system_prompt, tokenizer.takes_system)
     try:
         text, targets, dropped = target_spans(turns, tokenizer, date_string)
     except TemplateRefused as refusal:
         raise BadRow(_("rejected by the chat template: {reason}").format(reason=refusal)) from None
-    contents, missing = content_spans(turns, text)
-    return TemplatedText(text, targets[-1:] if train_on == "last" else targets, contents, dropped or missing)
+    chosen = [span for span in targets if span.learned][-1:] if train_on == "last" else targets
+    learned = [span for span in chosen if span.learned]
+    questions, systems, missing = content_spans(turns, text, targets)
+    questions += [(span.begin, span.end) for span in targets if span not in learned]
+    return TemplatedText(text, learned, questions, systems, dropped or missing)
 
 
 def to_sample(spelled: TemplatedText, ids: Sequence[int], offsets: Iterable[Span], max_length: int) -> Rendered:
@@ -96,7 +100,7 @@ def to_sample(spelled: TemplatedText, ids: Sequence[int], offsets: Iterable[Span
     ids_T, mask_T = np.asarray(ids, np.int32), target_mask(offsets_T2, spelled.targets)
     targets = int(mask_T.sum())
     if len(ids_T) > max_length:
-        kept_T = truncation_mask(mask_T, offsets_T2, spelled.contents, max_length)
+        kept_T = truncation_mask(mask_T, offsets_T2, spelled.questions, spelled.systems, max_length)
         ids_T, mask_T = ids_T[kept_T], mask_T[kept_T]
         mask_T[:1] = False
     if not mask_T.any():

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from lorafit.config import TrainConfig
 from lorafit.data import near_duplicates
+from lorafit.data.conversation import BadRow, Conversation
 from lorafit.data.dataset import PreparedData, content_key, validation_keys
 from lorafit.data.findings import (
     DataReport,
@@ -30,10 +31,11 @@ from lorafit.data.findings import (
     ShownSample,
     StrangeCharacter,
 )
-from lorafit.data.formats import BadRow, Conversation
+from lorafit.data.formats import ReadRow
 from lorafit.data.micro_batch import Sample
 from lorafit.data.preprocessing import preprocessing_of
 from lorafit.data.readers.row import Row
+from lorafit.data.readings import Readings
 from lorafit.data.render import Rendered, Tokenizer
 from lorafit.data.text_checks import excerpt, lacks_answer, strange_characters, visible
 from lorafit.hashing import UInt32
@@ -58,12 +60,12 @@ def make_report(rows: Iterable[Row], tokenizer: DecodingTokenizer, config: Train
     seen, recipe = _Seen(config.seed), preprocessing_of(config)
     for row in rows:
         try:
-            name, conversation = recipe.read(row.value)
-            rendered = recipe.render(conversation, tokenizer)
+            content = recipe.read(row.value)
+            rendered = recipe.render(content.conversation, tokenizer)
         except BadRow as bad:
             seen.refuse(row, bad.reason)
             continue
-        seen.add(row, name, conversation, rendered)
+        seen.add(row, content, rendered)
         if len(seen.keys) == config.max_samples:
             break
     return _report(seen, tokenizer, config)
@@ -106,6 +108,9 @@ class _Seen:
     targets: int = 0
     cut_rows: int = 0
     cut_tokens: int = 0
+    cut_targets: int = 0
+    dropped_rows: int = 0
+    readings: Readings = field(default_factory=Readings)
     strange_rows: int = 0
     strange: dict[str, StrangeCharacter] = field(default_factory=dict)
     compared: dict[bytes, tuple[RowLocation, UInt32]] = field(default_factory=dict)
@@ -127,7 +132,11 @@ class _Seen:
             examples.append((RowLocation(row.file, row.line), excerpt(row.value)))
         self.refused[kind] = RejectReason(group.reason, group.rows + 1, examples)
 
-    def add(self, row: Row, name: str, conversation: Conversation, rendered: Rendered) -> None:
+    def add(self, row: Row, content: ReadRow, rendered: Rendered) -> None:
+        conversation, name = content.conversation, content.format
+        self.readings.add([(content.unused, content.pair)])
+        self.dropped_rows += rendered.dropped
+        self.cut_targets += rendered.targets_cut
         place, sample, key = RowLocation(row.file, row.line), rendered.sample, content_key(conversation)
         self._count(row, good=True)
         self.formats[name] += 1
@@ -192,6 +201,9 @@ def _report(seen: _Seen, tokenizer: DecodingTokenizer, config: TrainConfig) -> D
         total_targets=seen.targets,
         cut_rows=seen.cut_rows,
         cut_tokens=seen.cut_tokens,
+        cut_targets=seen.cut_targets,
+        dropped_rows=seen.dropped_rows,
+        readings=seen.readings,
         strange_rows=seen.strange_rows,
         strange=sorted(seen.strange.values(), key=lambda found: -found.rows),
         samples={kind: [_shown(entry, tokenizer) for entry in entries] for kind, entries in kept.items()},

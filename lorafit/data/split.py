@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from lorafit.data.formats import Conversation
+from lorafit.data.conversation import Conversation
 from lorafit.data.micro_batch import Bool
 from lorafit.messages import _
 
@@ -22,12 +22,13 @@ Keys = NDArray[np.bytes_]
 
 
 def content_key(conversation: Conversation) -> bytes:
-    """Return the sha256 of the roles, contents and calls of all messages.
+    """Return the sha256 of the roles, contents, calls and thoughts of all messages, and of those that are not learned.
 
     Rows with equal keys must be on the same side of a split.
     """
     turns = [
-        (turn.role, turn.content, turn.calls) if turn.calls else (turn.role, turn.content) for turn in conversation
+        (turn.role, turn.content, *filter(None, (turn.calls, turn.thought, "" if turn.learned else "not learned")))
+        for turn in conversation
     ]
     return hashlib.sha256(json.dumps(turns, ensure_ascii=False).encode()).digest()
 

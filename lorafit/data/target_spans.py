@@ -15,8 +15,8 @@ from functools import cached_property
 from os.path import commonprefix
 from typing import Protocol
 
-from lorafit.data.formats import TOOLS, BadRow, Conversation, Message
-from lorafit.data.marked_text import END_OF_THOUGHT, MarkedText, Piece, render_marked, split_thought
+from lorafit.data.conversation import END_OF_THOUGHT, TOOLS, BadRow, Conversation, Message
+from lorafit.data.marked_text import MarkedText, Piece, render_marked, split_thought
 from lorafit.messages import _
 
 Span = tuple[int, int]  # first character, and one past the last
@@ -64,19 +64,20 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class TargetSpan:
-    """Characters whose tokens are targets.
+    """Characters of an assistant message, whose tokens are targets.
 
     `unlike_prompt`: the prompt for this message differs from the text from `begin` on, so a token that lies across
-    `begin` is a target too.
+    `begin` is a target too. `learned` is False for a message that the row marks as not to be learned.
     """
 
     begin: int
     end: int
     unlike_prompt: bool = False
+    learned: bool = True
 
 
 def target_spans(turns: Conversation, tokenizer: Tokenizer, date_string: str) -> tuple[str, list[TargetSpan], bool]:
-    """Return the whole text, the spans of the learned messages, and whether the template omits part of an answer.
+    """Return the whole text, the spans of all assistant messages, and whether the template omits part of them.
 
     Raises BadRow or TemplateRefused.
     """
@@ -94,8 +95,7 @@ def target_spans(turns: Conversation, tokenizer: Tokenizer, date_string: str) ->
             raise BadRow(search.reason())
         span, cursor = search.with_next_token(span), span.end
         dropped |= not _says_all(turn, whole.text[span.begin : span.end])
-        if turn.learned:
-            spans.append(span)
+        spans.append(replace(span, learned=turn.learned))
     return whole.text, spans, dropped
 
 
@@ -222,7 +222,9 @@ class _MessageSearch:
         if not prompt or not prompt.pieces or not head:
             return None
         last = prompt.pieces[-1]
-        before = [p for p in self.whole.pieces if (p.message, p.kind) == (last.message, last.kind) and p.end <= first.begin]
+        before = [
+            p for p in self.whole.pieces if (p.message, p.kind) == (last.message, last.kind) and p.end <= first.begin
+        ]
         heads = head.of(last.message)
         if not before or not heads:
             return None
@@ -275,9 +277,16 @@ def _wordings(content: str) -> list[str]:
     return list(dict.fromkeys(wordings))
 
 
-def content_spans(turns: Conversation, text: str) -> tuple[list[Span], bool]:
-    """Return the spans of the non-assistant messages in `text`, and whether some of their text is missing."""
-    spans, missing, cursor = [], False, 0
+def content_spans(
+    turns: Conversation, text: str, targets: Sequence[TargetSpan]
+) -> tuple[list[Span], list[Span], bool]:
+    """Return the spans of user and tool messages, those of system messages, and whether some of their text is missing.
+
+    A text that is found inside one of `targets` only is left out.
+    """
+    questions: list[Span] = []
+    systems: list[Span] = []
+    missing, cursor = False, 0
     for turn in turns:
         if turn.role == TOOLS:
             missing = missing or any(name not in text for name in NAME.findall(turn.content))
@@ -288,6 +297,8 @@ def content_spans(turns: Conversation, text: str) -> tuple[list[Span], bool]:
         if at < 0:
             missing = missing or words not in text  # some templates move the system message
             continue
-        cursor = at + len(words)
-        spans.append((at, cursor))
-    return spans, missing
+        end = at + len(words)
+        if not any(at < target.end and target.begin < end for target in targets):
+            cursor = end
+            (systems if turn.role == "system" else questions).append((at, end))
+    return questions, systems, missing

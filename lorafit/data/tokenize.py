@@ -19,10 +19,12 @@ from types import ModuleType
 import numpy as np
 from numpy.typing import NDArray
 
-from lorafit.data.formats import FORMATS, BadRow, Conversation
+from lorafit.data.conversation import BadRow
+from lorafit.data.formats import FORMATS, ReadRow
 from lorafit.data.micro_batch import Bool, Int32
 from lorafit.data.preprocessing import Preprocessing
 from lorafit.data.readers.row import Row
+from lorafit.data.readings import Reading
 from lorafit.data.render import Rendered, TemplatedText, Tokenizer, to_sample
 from lorafit.data.split import content_key
 
@@ -45,6 +47,7 @@ class TokenizedRows:
     formats: NDArray[np.uint8]  # indices into FORMAT_NAMES
     row_indices: Int32  # indices of the good rows in the batch
     keys: bytes  # 32 bytes per good row (`content_key`)
+    readings: list[Reading]  # of the good rows
     rejects: list[tuple[int, str]] = field(default_factory=list)  # index and reason of each bad row
 
     def first(self, count: int) -> "TokenizedRows":
@@ -62,6 +65,7 @@ class TokenizedRows:
             formats=self.formats[:count],
             row_indices=self.row_indices[:count],
             keys=self.keys[: 32 * count],
+            readings=self.readings[:count],
             rejects=[(place, reason) for place, reason in self.rejects if place < last],
         )
 
@@ -69,25 +73,25 @@ class TokenizedRows:
 def tokenize_rows(rows: list[Row], recipe: Preprocessing, tokenizer: Tokenizer) -> TokenizedRows:
     """Tokenize a batch: return the samples of the good rows and the reasons for the bad rows."""
     rejects: list[tuple[int, str]] = []
-    read: list[tuple[int, str, Conversation, TemplatedText]] = []
+    read: list[tuple[int, ReadRow, TemplatedText]] = []
     for place, row in enumerate(rows):
         try:
-            name, conversation = recipe.read(row.value)
-            read.append((place, name, conversation, recipe.apply_template_to(conversation, tokenizer)))
+            content = recipe.read(row.value)
+            read.append((place, content, recipe.apply_template_to(content.conversation, tokenizer)))
         except BadRow as bad:
             rejects.append((place, bad.reason))
-    made: list[tuple[int, str, Conversation, Rendered]] = []
-    encoded = tokenizer.encode_many([spelled.text for _place, _name, _said, spelled in read])
-    for (place, name, conversation, spelled), (ids, offsets) in zip(read, encoded, strict=True):
+    made: list[tuple[int, ReadRow, Rendered]] = []
+    encoded = tokenizer.encode_many([spelled.text for _place, _content, spelled in read])
+    for (place, content, spelled), (ids, offsets) in zip(read, encoded, strict=True):
         try:
-            made.append((place, name, conversation, to_sample(spelled, ids, offsets, recipe.max_length)))
+            made.append((place, content, to_sample(spelled, ids, offsets, recipe.max_length)))
         except BadRow as bad:
             rejects.append((place, bad.reason))
     return _joined(made, sorted(rejects))
 
 
-def _joined(made: list[tuple[int, str, Conversation, Rendered]], rejects: list[tuple[int, str]]) -> TokenizedRows:
-    rendered = [one for _place, _name, _said, one in made]
+def _joined(made: list[tuple[int, ReadRow, Rendered]], rejects: list[tuple[int, str]]) -> TokenizedRows:
+    rendered = [one for _place, _content, one in made]
     return TokenizedRows(
         input_ids=np.concatenate([np.empty(0, np.int32), *(one.sample.input_ids for one in rendered)]),
         target_mask=np.concatenate([np.empty(0, np.bool_), *(one.sample.target_mask for one in rendered)]),
@@ -95,9 +99,10 @@ def _joined(made: list[tuple[int, str, Conversation, Rendered]], rejects: list[t
         whole_lengths=np.array([len(one.sample) + one.tokens_cut for one in rendered], np.int32),
         targets_cut=np.array([one.targets_cut for one in rendered], np.int32),
         dropped=np.array([one.dropped for one in rendered], np.bool_),
-        formats=np.array([FORMAT_NAMES.index(name) for _place, name, _said, _one in made], np.uint8),
-        row_indices=np.array([place for place, _name, _said, _one in made], np.int32),
-        keys=b"".join(content_key(said) for _place, _name, said, _one in made),
+        formats=np.array([FORMAT_NAMES.index(content.format) for _place, content, _one in made], np.uint8),
+        row_indices=np.array([place for place, _content, _one in made], np.int32),
+        keys=b"".join(content_key(content.conversation) for _place, content, _one in made),
+        readings=[(content.unused, content.pair) for _place, content, _one in made],
         rejects=rejects,
     )
 

@@ -10,7 +10,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from lorafit.data.formats import TOOLS, Conversation, Message
+from lorafit.data.conversation import TOOLS, Conversation, Message
 from lorafit.data.render import Span, TemplateRefused, place_system
 from lorafit.data.target_spans import END
 from lorafit.errors import ConfigError, ModelError
@@ -82,7 +82,7 @@ class ChatTokenizer:
             try:
                 return str(
                     self.inner.apply_chat_template(
-                        [self._message_dict(message, as_text) for message in messages if message.role != TOOLS],
+                        [self.message_dict(message, as_text) for message in messages if message.role != TOOLS],
                         tools=tools,
                         tokenize=False,
                         add_generation_prompt=add_generation_prompt,
@@ -194,7 +194,7 @@ class ChatTokenizer:
         """The keys under which the template reads a message's thought; most templates read none."""
         return [key for key in THOUGHT_KEYS if re.search(rf"[.'\"]{key}\b", self.inner.get_chat_template())]
 
-    def _message_dict(self, message: Message, arguments_as_text: bool) -> dict[str, Any]:
+    def message_dict(self, message: Message, arguments_as_text: bool) -> dict[str, Any]:
         """Return a message as the dict that templates read."""
         turn: dict[str, Any] = {"role": message.role, "content": message.content}
         if message.name:

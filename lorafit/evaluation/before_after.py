@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from lorafit.config import TrainConfig
-from lorafit.data.formats import Conversation
+from lorafit.data.conversation import Conversation
 from lorafit.engines.base import Engine
 from lorafit.engines.tokenizer import ChatTokenizer
 from lorafit.evaluation.chat import Chat

@@ -4,7 +4,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import replace
 from typing import Protocol
 
-from lorafit.data.formats import Conversation, Message
+from lorafit.data.conversation import Conversation, Message
 from lorafit.engines.base import Engine
 from lorafit.sampling import Sampling
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lorafit.data.formats import BadRow, Conversation, Message, to_conversation
+from lorafit.data.conversation import BadRow, Conversation, Message
+from lorafit.data.formats import to_conversation
 from lorafit.data.micro_batch import Sample, pack
 from lorafit.data.sources import read_rows
 from lorafit.engines.base import Engine, LossSum

@@ -5,8 +5,8 @@ from functools import partial
 from pathlib import Path
 
 from lorafit.config import TrainConfig
+from lorafit.data.conversation import Conversation
 from lorafit.data.dataset import prepare_cached
-from lorafit.data.formats import Conversation
 from lorafit.data.store import SampleStore, digest
 from lorafit.engines.tokenizer import read_template, shared_tokenizer
 from lorafit.errors import RunError

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from support.rows import ROWS, as_csv
 
-from lorafit.data.formats import BadRow, recognize_format
+from lorafit.data.conversation import BadRow
+from lorafit.data.formats import recognize_format
 from lorafit.data.sources import read_rows
 from lorafit.errors import DataError
 

@@ -45,7 +45,7 @@ def test_real_rows_become_the_samples_that_render_gives_one_by_one(tokenizer: Ch
     for row in rows:
         if row.line in rejected:
             continue
-        conversation = recognize_format(row.value)[1]
+        conversation = recognize_format(row.value).conversation
         sample = next(valid if content_key(conversation) in held_out else train)
         expected = render(conversation, tokenizer, 1024, config.date_string).sample
         assert np.array_equal(sample.input_ids, expected.input_ids)
@@ -71,7 +71,7 @@ def test_rows_that_equal_a_held_out_row_once_cut_are_not_trained_on(tokenizer: C
     train, valid = texts_of(data, tokenizer)
     assert any("甲" in text for text in valid)
     assert not any("甲" in text for text in train)
-    assert any("Rows identical to a validation row after truncation" in note for note in data.notes)
+    assert any("Rows with the same tokens as a validation row" in note for note in data.notes)
     with pytest.raises(DataError) as error:
         prepare(rows_of(long), tokenizer, TrainConfig(val_size=6, max_length=64))
     assert "--max_length" in str(error.value.fix)
@@ -82,7 +82,7 @@ def test_what_is_held_out_stays_held_out_when_rows_are_added(tokenizer: ChatToke
     smallest = sorted(map(content_key, more.valid_conversations))
     assert smallest == [content_key(c) for c in more.valid_conversations]
     assert set(smallest[:5]) - {content_key(c) for c in fewer.valid_conversations} <= {
-        content_key(recognize_format(q)[1]) for q in questions(120)[100:]
+        content_key(recognize_format(q).conversation) for q in questions(120)[100:]
     }
 
 

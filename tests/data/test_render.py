@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lorafit.data.formats import BadRow, Conversation, Message
+from lorafit.data.conversation import BadRow, Conversation, Message
 from lorafit.data.render import place_system, render, target_mask
 from lorafit.data.target_spans import TargetSpan
 from lorafit.engines.tokenizer import ChatTokenizer, load_tokenizer

@@ -17,7 +17,8 @@ from support.paths import LAWYER_LLAMA
 from support.rows import ROWS, as_csv
 
 from lorafit.data import sources
-from lorafit.data.formats import BadRow, recognize_format
+from lorafit.data.conversation import BadRow
+from lorafit.data.formats import recognize_format
 from lorafit.data.readers.json_reader import CHUNK
 from lorafit.data.readers.row import Broken
 from lorafit.data.sources import read_rows
@@ -129,7 +130,7 @@ def test_a_hub_out_of_reach_is_a_hub_error() -> None:
 def test_the_demo_data_is_read_by_its_name() -> None:
     rows = list(read_rows("demo", "train"))
     assert len(rows) >= 200
-    assert all(recognize_format(row.value)[0] == "alpaca" for row in rows)
+    assert all(recognize_format(row.value).format == "alpaca" for row in rows)
 
 
 UNREADABLE: dict[str, tuple[str, bytes, str, str]] = {

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lorafit.data.formats import BadRow, Conversation, Message
+from lorafit.data.conversation import BadRow, Conversation, Message
 from lorafit.data.render import render
 from lorafit.engines.tokenizer import ChatTokenizer, load_tokenizer
 

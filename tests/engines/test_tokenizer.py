@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lorafit.data.formats import Message
+from lorafit.data.conversation import Message
 from lorafit.data.render import render
 from lorafit.engines.tokenizer import load_tokenizer, read_template
 from lorafit.errors import ConfigError, ModelError

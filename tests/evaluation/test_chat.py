@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorafit.data.formats import Conversation, Message
+from lorafit.data.conversation import Conversation, Message
 from lorafit.engines.base import Engine
 from lorafit.errors import EngineError
 from lorafit.evaluation.chat import BROKEN, WINDOW, Chat, text_pieces

@@ -11,7 +11,7 @@ from typing import cast
 import pytest
 from rich.console import Console
 
-from lorafit.data.formats import Conversation
+from lorafit.data.conversation import Conversation
 from lorafit.engines.base import Engine
 from lorafit.errors import DiskError
 from lorafit.evaluation.chat import Chat

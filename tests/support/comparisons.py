@@ -1,6 +1,6 @@
 """A small comparison of a base model and one adapter."""
 
-from lorafit.data.formats import Message
+from lorafit.data.conversation import Message
 from lorafit.engines.base import LossSum
 from lorafit.evaluation.compare import (
     Answer,

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from lorafit.data.formats import Conversation
+from lorafit.data.conversation import Conversation
 
 
 class Letters:
