@@ -238,7 +238,7 @@ def data_report(request: "DataRequest", say: ProgressCallback = ignore_progress)
         model.folder, template=read_template(config.chat_template), trust_remote_code=config.trust_remote_code
     )
     say(_("Reading {name}").format(name=names))
-    return make_report(rows, tokenizer, config)
+    return make_report(rows, tokenizer, config, all_samples=request.json)
 
 
 def bundle(

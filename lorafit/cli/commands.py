@@ -39,6 +39,7 @@ from lorafit.reporters.terminal.data import show_data, show_figures
 from lorafit.reporters.terminal.doctor import show_calibrations, show_report
 from lorafit.reporters.terminal.run import TerminalReporter
 from lorafit.reporters.terminal.status import status_line
+from lorafit.reporters.text.data_json import data_json
 from lorafit.run_folders.directory import LATEST
 
 Reporter = TerminalReporter | TensorBoardReporter | RunPageReporter | Notifier
@@ -145,7 +146,7 @@ def compare(argv: list[str]) -> int:
 
 
 def data(argv: list[str]) -> int:
-    """Run `data FILE... [flags]`. With -o FILE, write the report as a page and print only the figures."""
+    """Run `data FILE... [--json] [flags]`. With -o FILE, write the report as a page and print only the figures."""
     argv = [re.sub(r"^-o(=|$)", r"--output\1", word) for word in argv]
     files, flags = split_words(DataRequest, argv)
     request = parse(DataRequest, flags, "data", DataRequest.model_validate({"files": files}))
@@ -155,7 +156,9 @@ def data(argv: list[str]) -> int:
     with status_line(Console(stderr=True, highlight=False)) as say:
         report = api.data_report(request, say)
     console = Console(highlight=False)
-    if page is None:
+    if request.json:
+        print(data_json(report))
+    elif page is None:
         show_data(report, console)
     else:
         write_page(data_page.data_page(report), page)

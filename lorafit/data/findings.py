@@ -110,7 +110,7 @@ class DataReport:
     readings: Readings
     strange_rows: int
     strange: list[StrangeCharacter]  # most frequent first
-    samples: dict[str, list[ShownSample]]  # keys: "shortest", "longest", "random"
+    samples: dict[str, list[ShownSample]]  # keys: "shortest", "longest", "random"; on request "all", the first 1,000
 
     @property
     def good(self) -> int:

@@ -45,6 +45,7 @@ from lorafit.units import count_text
 EXAMPLES = 3
 COMPARED = 100_000  # conversations compared for near-duplicates: those with the smallest keys
 BINS = 30
+ALL_SAMPLES = 1000  # shown on request
 
 
 class DecodingTokenizer(Tokenizer, Protocol):
@@ -55,9 +56,14 @@ class DecodingTokenizer(Tokenizer, Protocol):
         ...
 
 
-def make_report(rows: Iterable[Row], tokenizer: DecodingTokenizer, config: TrainConfig) -> DataReport:
-    """Return the report on `rows`, up to max_samples good rows, preprocessed as for a training run with `config`."""
-    seen, recipe = _Seen(config.seed), preprocessing_of(config)
+def make_report(
+    rows: Iterable[Row], tokenizer: DecodingTokenizer, config: TrainConfig, all_samples: bool = False
+) -> DataReport:
+    """Return the report on `rows`, up to max_samples good rows, preprocessed as for a training run with `config`.
+
+    With `all_samples`, the first ALL_SAMPLES samples are in the report, in order.
+    """
+    seen, recipe = _Seen(config.seed, ALL_SAMPLES if all_samples else 0), preprocessing_of(config)
     for row in rows:
         try:
             content = recipe.read(row.value)
@@ -68,7 +74,10 @@ def make_report(rows: Iterable[Row], tokenizer: DecodingTokenizer, config: Train
         seen.add(row, content, rendered)
         if len(seen.keys) == config.max_samples:
             break
-    return _report(seen, tokenizer, config)
+    report = _report(seen, tokenizer, config)
+    if all_samples:
+        report.samples["all"] = [_shown(kept, tokenizer) for kept in seen.first]
+    return report
 
 
 @dataclass(frozen=True)
@@ -98,6 +107,8 @@ class _Seen:
     """Results collected during the pass over the rows."""
 
     seed: int
+    keep_first: int = 0  # samples kept in `first`
+    first: list[_KeptRows] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
     prints: "array[int]" = field(default_factory=lambda: array("q"))  # hash of each sample's tokens
     lengths: "array[int]" = field(default_factory=lambda: array("q"))  # tokens before truncation
@@ -148,6 +159,8 @@ class _Seen:
         self.cut_tokens += rendered.tokens_cut
         self._look_at_text(place, key, conversation)
         kept = _KeptRows(place, name, rendered)
+        if len(self.first) < self.keep_first:
+            self.first.append(kept)
         ranks = {"shortest": len(sample), "longest": -self.lengths[-1], "random": self.random.random()}
         for kind, rank in ranks.items():
             self.few[kind].offer(rank, key, kept)

@@ -1,6 +1,7 @@
 """A request for a data report: the files, and the settings of a training that decide what becomes of their rows."""
 
 import copy
+import warnings
 from typing import Any, Literal
 
 import tyro
@@ -14,30 +15,38 @@ def _same(name: str) -> Any:
     return copy.copy(TrainConfig.model_fields[name])
 
 
-class DataRequest(BaseModel):
-    """Look at data as a training would: formats, rejects, copies, lengths, and samples with what is learned marked."""
+with warnings.catch_warnings():  # the field `json` shadows a deprecated method of pydantic
+    warnings.simplefilter("ignore", UserWarning)
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    class DataRequest(BaseModel):
+        """Look at data as a training would: formats, rejects, copies, lengths, and samples with what is learned marked."""
 
-    files: tyro.conf.Positional[list[str]] = Field([], description="Data files, folders, dataset IDs, or `demo`.")
-    output: str | None = Field(None, description="HTML page to write the report to, also -o (default: the terminal).")
-    model_name: str = Field("demo", description="Model whose tokenizer and chat template are used.")
-    dataset_split: str = _same("dataset_split")
-    max_samples: int | None = _same("max_samples")
-    val_size: float = _same("val_size")
-    max_length: int = _same("max_length")
-    field_map: str | None = _same("field_map")
-    context_field: str | None = _same("context_field")
-    train_on: Literal["all", "last"] = _same("train_on")
-    chat_template: str | None = _same("chat_template")
-    system_prompt: str | None = _same("system_prompt")
-    date_string: str = _same("date_string")
-    seed: int = Field(42, description="Random seed for choosing the rows that are shown.", ge=0, lt=2**32)
-    trust_remote_code: bool = _same("trust_remote_code")
-    hub: Literal["huggingface", "modelscope"] = _same("hub")
-    hf_endpoint: str | None = _same("hf_endpoint")
-    lang: Literal["en", "zh"] | None = _same("lang")
+        model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
-    def as_config(self) -> TrainConfig:
-        """Return the settings of a training with these values."""
-        return TrainConfig(**self.model_dump(exclude={"files", "output"}))
+        files: tyro.conf.Positional[list[str]] = Field([], description="Data files, folders, dataset IDs, or `demo`.")
+        output: str | None = Field(
+            None, description="HTML page to write the report to, also -o (default: the terminal)."
+        )
+        json: bool = Field(  # type: ignore[assignment]
+            False, description="Print the report as JSON: counts, reasons, unused keys, and the text in the loss."
+        )
+        model_name: str = Field("demo", description="Model whose tokenizer and chat template are used.")
+        dataset_split: str = _same("dataset_split")
+        max_samples: int | None = _same("max_samples")
+        val_size: float = _same("val_size")
+        max_length: int = _same("max_length")
+        field_map: str | None = _same("field_map")
+        context_field: str | None = _same("context_field")
+        train_on: Literal["all", "last"] = _same("train_on")
+        chat_template: str | None = _same("chat_template")
+        system_prompt: str | None = _same("system_prompt")
+        date_string: str = _same("date_string")
+        seed: int = Field(42, description="Random seed for choosing the rows that are shown.", ge=0, lt=2**32)
+        trust_remote_code: bool = _same("trust_remote_code")
+        hub: Literal["huggingface", "modelscope"] = _same("hub")
+        hf_endpoint: str | None = _same("hf_endpoint")
+        lang: Literal["en", "zh"] | None = _same("lang")
+
+        def as_config(self) -> TrainConfig:
+            """Return the settings of a training with these values."""
+            return TrainConfig(**self.model_dump(exclude={"files", "output", "json"}))

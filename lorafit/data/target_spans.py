@@ -277,9 +277,7 @@ def _wordings(content: str) -> list[str]:
     return list(dict.fromkeys(wordings))
 
 
-def content_spans(
-    turns: Conversation, text: str, targets: Sequence[TargetSpan]
-) -> tuple[list[Span], list[Span], bool]:
+def content_spans(turns: Conversation, text: str, targets: Sequence[TargetSpan]) -> tuple[list[Span], list[Span], bool]:
     """Return the spans of user and tool messages, those of system messages, and whether some of their text is missing.
 
     A text that is found inside one of `targets` only is left out.

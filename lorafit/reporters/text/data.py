@@ -54,6 +54,10 @@ def _rows(report: DataReport) -> list[Figure]:
     share = _("{share:.1%} of the rows").format(share=report.rejected / max(report.rows, 1))
     return [
         Figure(_("rows"), count_text(report.rows), formats),
+        *(
+            Figure(_("read as question, answer"), count_text(rows), f"{question}, {answer}")
+            for (question, answer), rows in report.readings.pairs.items()
+        ),
         Figure(_("rejected"), count_text(report.rejected), share if report.rejected else "", not report.rejected),
         Figure(
             _("without an answer"),
@@ -91,7 +95,7 @@ def _tokens(report: DataReport) -> list[Figure]:
         report.lengths,
         _("per row: median {median:,.0f}, 90th percentile {most:,.0f}, longest {longest:,}"),
     )
-    lost = _("{tokens} tokens removed; none with --max_length {longest}")
+    lost = _("tokens removed: {tokens}, of which {targets} in the loss; none with --max_length {longest}")
     return [
         Figure(
             _("tokens"),
@@ -106,8 +110,20 @@ def _tokens(report: DataReport) -> list[Figure]:
         Figure(
             _("truncated rows"),
             count_text(report.cut_rows),
-            lost.format(tokens=count_text(report.cut_tokens), longest=lengths.longest) if report.cut_rows else "",
+            lost.format(
+                tokens=count_text(report.cut_tokens), targets=count_text(report.cut_targets), longest=lengths.longest
+            )
+            if report.cut_rows
+            else "",
             not report.cut_rows,
+        ),
+        Figure(
+            _("left out by the template"),
+            count_text(report.dropped_rows),
+            _("rows of which the chat template writes only a part, e.g. no earlier reasoning")
+            if report.dropped_rows
+            else "",
+            not report.dropped_rows,
         ),
     ]
 
@@ -122,7 +138,12 @@ def listings(report: DataReport) -> list[Listing]:
     several = len(report.files) > 1
     tables = [_files(report)] if several else []
     tables += [_formats(report)] if len(report.formats) > 1 else []
-    tables += [_reject_reasons(report, several), _near_duplicates(report, several), _characters(report, several)]
+    tables += [
+        _unused_keys(report),
+        _reject_reasons(report, several),
+        _near_duplicates(report, several),
+        _characters(report, several),
+    ]
     return [table for table in tables if table.rows]
 
 
@@ -134,6 +155,12 @@ def _files(report: DataReport) -> Listing:
 def _formats(report: DataReport) -> Listing:
     rows = [(name, count_text(count)) for name, count in report.formats.items()]
     return Listing(_("Formats"), (_("format"), _("rows")), rows, (1,))
+
+
+def _unused_keys(report: DataReport) -> Listing:
+    readings = report.readings
+    rows = [(key, count_text(count), readings.flag_for(key)) for key, count in list(readings.unused.items())[:MAX_ROWS]]
+    return Listing(_("Keys that are not used"), (_("key"), _("rows"), _("flag that uses it")), rows, (1,))
 
 
 def _reject_reasons(report: DataReport, several: bool) -> Listing:
