@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from lorafit.hardware.catalogue import cpus
-from lorafit.hardware.catalogue.find import chip_of
+from lorafit.hardware.catalogue.find import chip_in
 from lorafit.hardware.detect import Machine
 from lorafit.planner.fast_path import FAST
 from lorafit.planner.memory import Layout
@@ -49,7 +49,7 @@ def rates(machine: Machine, layout: Layout, core_gflops: float | None = None) ->
     if layout.device == "cpu":
         return _cpu(machine, layout, core_gflops)
     gpu = machine.gpu(layout.device)
-    chip = chip_of(gpu.name) if gpu else None
+    chip = chip_in(gpu) if gpu else None
     share = EFFICIENCY.get((layout.engine, layout.device), 0.5)
     if layout.quantization != "none":
         share *= QUANTISED_SHARE.get((layout.engine, layout.device), 1.0)
