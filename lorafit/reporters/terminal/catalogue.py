@@ -45,6 +45,7 @@ def show_machines(catalogue: Catalogue, console: Console) -> None:
     show_rows([[_mark(sources, source), translate(source)] for source in sources], console, fold=True)
     console.print()
     console.print(_("Plan for one of these machines: {command}").format(command='lorafit plan --machine "M1 Pro 16GB"'))
+    console.print(_("For any other GPU: {command}").format(command='lorafit plan --machine "24GB 165TFLOPS 1008GB/s"'))
 
 
 def _show_chips(title: str, chips: Sequence[Chip], sources: list[str], console: Console) -> None:
