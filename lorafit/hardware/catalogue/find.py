@@ -106,7 +106,7 @@ def _joined(words: str) -> str:
 def _chips(words: str) -> list[Chip]:
     """Return the chips whose name is all that `words` hold besides memory sizes and words of COMMON and FORM.
 
-    So "RTX 3080 Ti" is not an RTX 3080, and "RTX A600" is neither an A6000 nor unknown letters after a known name.
+    So an "RTX 3080 Ti" is not an RTX 3080, a "T400" is not a T4, and a part of an A100 (MIG) is not an A100.
     """
     bare = COMMON.sub(" ", SIZE.sub(" ", re.sub(r"[^a-z0-9. ]", " ", words)))
     bare = re.sub(r"\bmobile\b", "laptop", bare)
