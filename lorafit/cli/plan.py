@@ -28,7 +28,8 @@ with warnings.catch_warnings():  # the field `json` shadows a deprecated method 
 
         machine: str | None = Field(
             None,
-            description="Machine to plan for, e.g. `M1 Pro 16GB`, `RTX 3090`, `p3.2xlarge` (default: this machine).",
+            description="Machine to plan for, e.g. `M1 Pro 16GB`, `RTX 3090`, `p3.2xlarge`, or the figures of its GPU: "
+            "`24GB 165TFLOPS 1008GB/s` (default: this machine).",
         )
         table: bool = Field(
             False,

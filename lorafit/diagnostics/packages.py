@@ -25,7 +25,7 @@ ARCHS = {"arm64": ("arm64", "aarch64", "universal2"), "aarch64": ("aarch64",), "
 MIN_DRIVER = {11: 450, 12: 525, 13: 580}
 TURING, BLACKWELL = 7.5, 10.0
 BLACKWELL_CUDA = (12, 8)  # builds from this CUDA version on support Blackwell, but not Pascal and Volta
-BEFORE_TURING = re.compile(r"\b(K80|M40|M60|P4|P40|P100|V100|GTX (9|10)\d\d|TITAN (X|V))\b", re.I)
+BEFORE_TURING = re.compile(r"\b(K80|M40|M60|P4|P40|P100|V100S?|GTX (9|10)\d\d|TITAN (X|V))\b", re.I)
 OLD_GPU_TORCH = (
     "torch<2.15",
     "--index-url",

@@ -37,6 +37,8 @@ class Gpu:
     available_bytes: int | None = None
     compute_capability: float | None = None  # CUDA, e.g. 8.6
     told_on: str | None = None  # date of the saved Metal limit, if `available_bytes` was not read in this run
+    teraflops: float | None = None  # of 16-bit matmuls: only of a GPU that the user described, like the next
+    gigabytes_per_second: float | None = None
 
 
 @dataclass(frozen=True)

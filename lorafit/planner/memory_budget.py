@@ -16,13 +16,14 @@ MARGIN = 0.9  # share of the available memory that a plan may use; the rest cove
 def available_bytes(machine: Machine, device: str) -> int:
     """Return the bytes that `device` can still allocate.
 
-    For MPS this is two thirds of the RAM, a guess, until the engine has read Metal's limit.
+    For MPS this is two thirds of the RAM, a guess, until the engine has read Metal's limit. A CUDA GPU that reports no free
+    memory shares the machine's, for example GB10.
     """
     gpu = machine.gpu(device)
     if gpu is None:
         return machine.available_bytes
     shared = device == "mps"
-    given = gpu.available_bytes or (gpu.memory_bytes * 2 // 3 if shared else gpu.memory_bytes)
+    given = gpu.available_bytes or (gpu.memory_bytes * 2 // 3 if shared else machine.available_bytes)
     # A Mac's GPU shares memory with all programs, and Metal's limit does not count the memory that they use.
     return min(given, machine.available_bytes) if shared and machine.pressed else given
 

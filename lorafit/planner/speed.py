@@ -5,7 +5,7 @@ linears, A parameters of the adapter.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lorafit.models.spec import ModelSpec
 from lorafit.planner.fast_path import FAST
@@ -152,10 +152,10 @@ def step_seconds(spec: ModelSpec, layout: Layout, rate: DeviceRates, shares: Seq
 def evaluation_seconds(spec: ModelSpec, layout: Layout, rate: DeviceRates, share: MicroBatchShape) -> float:
     """Return the seconds of one micro-batch of an evaluation: the forward pass only.
 
-    A forward pass takes a third to a half of the operations of a training pass without recompute; half is assumed.
+    A forward pass takes a third to a half of the operations of a training pass without recompute; half is assumed. It
+    also reads, gathers and unpacks the weights once, where that training pass does so twice.
     """
-    plain = flops(spec, layout, share) - recompute_flops(spec, layout, share)
-    return matmul_seconds(spec, rate, plain / 2, layout.tokens) + rate.launch_seconds * spec.layers
+    return micro_batch_seconds(spec, replace(layout, recompute=0), rate, share) / 2
 
 
 def load_seconds(spec: ModelSpec) -> float:

@@ -3,15 +3,15 @@
 from dataclasses import dataclass
 
 from lorafit.hardware.catalogue import cpus
-from lorafit.hardware.catalogue.find import chip_of
+from lorafit.hardware.catalogue.find import chip_in
 from lorafit.hardware.detect import Machine
 from lorafit.planner.fast_path import FAST
 from lorafit.planner.memory import Layout
 
 GIGA, TERA = 1e9, 1e12
 # Share of the stated rate that an engine reaches in the matmuls of training. CPU: measured against 1024 x 1024 matmuls
-# (generic path 56-60%; fast path fitted with the two half-rate constants below). CUDA: from a published LoRA
-# run on an A100, within 20%. Apple: assumed from matmuls alone (55-70% of the table). MLX's 4-bit matmuls lose a third.
+# (generic path 56-60%; fast path fitted with the two half-rate constants below). CUDA: from published LoRA
+# runs on ten cards (docs/speed-model.md). Apple: assumed from matmuls alone (55-70% of the table). MLX's 4-bit matmuls lose a third.
 EFFICIENCY = {("torch", "cpu"): 0.60, ("torch", "cuda"): 0.60, ("torch", "mps"): 0.45, ("mlx", "mps"): 0.60}
 FAST_EFFICIENCY = 1.0
 # Hidden size at which the fast path reaches half its rate: in narrow layers, attention, adapters and everything between
@@ -23,9 +23,9 @@ LEAN_SHARE = 0.91
 QUANTISED_SHARE = {("mlx", "mps"): 0.67}  # of the efficiency, in matmuls with packed weights
 # Launch overhead in seconds per layer and pass, for dozens of kernels. CPU measured, others assumed.
 LAUNCH_SECONDS = {"cpu": 0.3e-3, "cuda": 0.4e-3, "mps": 1.0e-3}
-# Tokens of a micro-batch at which matmuls reach half their rate, since small matmuls do not fill the device.
-# CPU fitted, others assumed.
-HALF_RATE_TOKENS = {"cpu": 50, "cuda": 400, "mps": 150}
+# Tokens of a micro-batch at which matmuls reach half their rate, since small matmuls do not fill the device. CPU fitted;
+# CUDA from others' runs of 512 to 8192 tokens (docs/speed-model.md), rounded; MPS assumed.
+HALF_RATE_TOKENS = {"cpu": 50, "cuda": 100, "mps": 150}
 UNKNOWN_GPU = {"cuda": (15.0, 400.0), "mps": (3.0, 100.0)}  # TFLOP/s in half precision and GB/s, conservative
 
 
@@ -49,7 +49,7 @@ def rates(machine: Machine, layout: Layout, core_gflops: float | None = None) ->
     if layout.device == "cpu":
         return _cpu(machine, layout, core_gflops)
     gpu = machine.gpu(layout.device)
-    chip = chip_of(gpu.name) if gpu else None
+    chip = chip_in(gpu) if gpu else None
     share = EFFICIENCY.get((layout.engine, layout.device), 0.5)
     if layout.quantization != "none":
         share *= QUANTISED_SHARE.get((layout.engine, layout.device), 1.0)

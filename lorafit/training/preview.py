@@ -141,7 +141,8 @@ def preview_facts(look: Preview) -> list[Choice]:
     counted = Counter(f"{gpu.name} {bytes_text(gpu.memory_bytes)}" for gpu in machine.gpus)
     gpus = listed(f"{count} x {name}" if count > 1 else name for name, count in counted.items()) or _("no GPU")
     known = _("cores: {cores}, memory: {memory}, available: {available}; {gpus}")
-    if machine.described and machine.chip not in (instance.name for instance in INSTANCES):  # not an instance
+    # Only a GPU was named: the number of cores is assumed.
+    if machine.described and machine.gpus and machine.chip not in (instance.name for instance in INSTANCES):
         known = _("memory: {memory}, available: {available}; {gpus}")
     memory = known.format(
         cores=machine.cores, memory=bytes_text(machine.memory_bytes), available=bytes_text(machine.available_bytes),

@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import cuda
 from card import fit, report
+from lorafit.planner.throughput import HALF_RATE_TOKENS
 
 # Not on the machines that the benchmark is for.
 ABSENT = ("pydantic", "tyro", "datasets", "trl", "bitsandbytes", "pytest")
@@ -104,7 +105,7 @@ def passes(flops: float, launch: float) -> list[dict[str, Any]]:
     for tokens, recompute in ((512, 0), (1024, 0), (4096, 0), (16384, 0), (4096, -1)):
         one = tokens * 1e-5 * (1.5 if recompute else 1.0)
         launches, moved = (48.0 if recompute else 32.0), 0.1 * one
-        seconds = flops * one * (1 + 400 / tokens) + launch * launches + moved
+        seconds = flops * one * (1 + HALF_RATE_TOKENS["cuda"] / tokens) + launch * launches + moved
         memory = {"predicted_tensor_bytes": 3000, "layer_bytes": 100, "terms": {"activations": 800, "work": 200}}
         peaks = {"peak_allocated_bytes": 3100, "peak_reserved_bytes": 3200}
         facts = {"tokens": tokens, "recompute": recompute, "chunk": 256, "quantization": "none", "seconds": seconds}
@@ -131,7 +132,7 @@ def test_the_constants_behind_the_seconds_and_the_bytes_are_found() -> None:
         "EFFICIENCY": "0.48", "LAUNCH_SECONDS": "0.30 ms", "USEFUL_TOKENS": "16384",
         "UNPACK_SLOWNESS": "2.0", "BASE_BYTES": "600 MiB", "DEVICE_SLACK": "0.10 (largest)", "GENERIC_WORK": "3.0 (3.0 to 3.0)",
     }  # fmt: skip
-    assert fit.fitted(passes(flops=2.0, launch=-1e-5), 400) == (pytest.approx(2.0, rel=0.1), 0.0)
+    assert fit.fitted(passes(flops=2.0, launch=-1e-5), HALF_RATE_TOKENS["cuda"]) == (pytest.approx(2.0, rel=0.1), 0.0)
 
 
 def test_the_page_of_a_card_has_its_constants_and_says_where_the_fast_path_fails() -> None:

@@ -127,7 +127,8 @@ def test_a_pipe_gets_lines_without_control_characters_or_spaces_at_their_ends(
     assert text.strip()
     assert not CONTROL.search(text)
     assert not [line for line in text.splitlines() if line != line.rstrip()]
-    assert len(text.splitlines()) < 150, "a pipe gets a few progress lines only"
+    most = 250 if name == "machines" else 150  # one line for each chip of the catalog
+    assert len(text.splitlines()) < most, "a pipe gets a few progress lines only"
 
 
 @pytest.mark.parametrize("terminal", [80, 140], indirect=True)

@@ -41,7 +41,7 @@ def test_a_process_on_each_gpu_divides_the_time_of_steps_and_evaluations() -> No
     one, four = planned(machine, 1, facts(valid=300)), planned(machine, 4, facts(valid=300))
     assert four.plan.available_bytes == one.plan.available_bytes  # each process has its own GPU
     assert 2 < one.estimate.step / four.estimate.step <= 4
-    assert 3.5 < one.estimate.evaluation / four.estimate.evaluation <= 4
+    assert 3.2 < one.estimate.evaluation / four.estimate.evaluation <= 4  # smaller micro-batches unpack more often
     assert "GPU" in reason(four.plan, "processes")
 
 

@@ -78,7 +78,7 @@ def test_a_tokenizer_that_is_not_here_is_told_with_the_way_to_get_it(
 @pytest.mark.parametrize(
     ("reported", "chip"),
     [("NVIDIA GeForce RTX 3080 Ti", "RTX 3080 Ti"), ("Tesla P100-PCIE-16GB", "P100"), ("NVIDIA L40S", "L40S"),
-     ("Apple M2 Max", "Apple M2 Max"), ("NVIDIA A100-SXM4-80GB", "A100"), ("NVIDIA GB10", None)],
+     ("Apple M2 Max", "Apple M2 Max"), ("NVIDIA A100-SXM4-80GB", "A100"), ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None)],
 )  # fmt: skip
 def test_a_chip_is_known_by_the_name_that_the_machine_reports(reported: str, chip: str | None) -> None:
     assert getattr(chip_of(reported), "name", None) == chip

@@ -1,6 +1,6 @@
 """Machines by name, for example "M1 Pro 16GB", "RTX 3090", "p3.2xlarge" or "EPYC 8 cores 32GB".
 
-The result is a `Machine` as detect_machine() would return it there.
+The result is a `Machine` as detect_machine() would return it there. described.py reads machines by their figures.
 """
 
 import difflib
@@ -10,44 +10,83 @@ from lorafit.errors import HardwareError
 from lorafit.hardware.catalogue.apple import APPLE, usable_share
 from lorafit.hardware.catalogue.chip import Chip
 from lorafit.hardware.catalogue.clouds import INSTANCES, Instance
-from lorafit.hardware.catalogue.nvidia import NVIDIA, USABLE_SHARE
+from lorafit.hardware.catalogue.described import (
+    CORES,
+    FREE_SHARE,
+    PC_MEMORY_GB,
+    described_chip,
+    described_machine,
+    gives_figures,
+    make_machine,
+)
+from lorafit.hardware.catalogue.geforce import GEFORCE, LAPTOP
+from lorafit.hardware.catalogue.nvidia import DATA_CENTER, USABLE_SHARE, WORKSTATION
+from lorafit.hardware.catalogue.unified import UNIFIED
 from lorafit.hardware.detect import Gpu, Machine
-from lorafit.messages import _, listed
+from lorafit.messages import _, listed, noted
 from lorafit.units import GIB
 
-CHIPS = APPLE + NVIDIA
-FREE_SHARE = 0.75  # of a described machine's main memory; the system and a browser use the rest
-# Words that people and devices put before and after the name of a chip.
-COMMON = r"(?:apple|i?mac|book|air|pro|mini|studio|chip|with|memory|unified|nvidia|geforce|tesla|gpu|pcie|sxm\d?|nvl|hbm\de?)*"
-PC_MEMORY_GB = 32  # main memory of a machine whose name gives none
+GROUPS = (
+    (noted("Apple Silicon"), APPLE),
+    (noted("NVIDIA, data center"), DATA_CENTER),
+    (noted("NVIDIA, workstation"), WORKSTATION),
+    (noted("NVIDIA GeForce"), GEFORCE),
+    (noted("NVIDIA GeForce, laptop"), LAPTOP),
+    (noted("NVIDIA, memory shared with the CPU"), UNIFIED),
+)
+CHIPS = [chip for _title, chips in GROUPS for chip in chips]
+SIZE = re.compile(r"(?<![\w.])(\d+) ?gi?b?(?!\w)")
+# Words that people, drivers and systems put before and after the name of a chip.
+COMMON = re.compile(
+    r"\b(?:macbook(?: pro| air)?|imac(?: pro)?|mac(?: mini| studio| pro)?|apple|chip|with|unified|memory|virtual|nvidia|"
+    r"geforce|tesla|jetson|gpu|nvgpu|dgx spark|generation|blackwell|workstation|edition)\b"
+)
+FORM = re.compile(r"\b(?:pcie|sxm\d?|nvl|hbm\de?|active|ac)\b")  # not in the name of a chip that has one form only
 
 
 def machine_named(name: str) -> Machine:
-    """Return the machine named `name`. Raise HardwareError, with similar names or sizes, for an unknown one."""
+    """Return the machine that `name` names or describes.
+
+    Raise HardwareError, with similar names or sizes, for an unknown one, and for figures that no machine has.
+    """
     wanted = _plain(name)
     for instance in INSTANCES:
         if _plain(instance.name) == wanted:
             return _rented(instance)
-    size = re.search(r"(?<!\w)(\d+)\s*gi?b$", wanted)
+    if gives_figures(name):
+        return described_machine(name)
+    size = SIZE.search(wanted)
     if cores := re.search(r"(?<!\w)(\d+)\s*cores?(?!\w)", wanted):
         return _processor(name[: cores.start()].strip(), int(cores[1]), int(size[1]) if size else PC_MEMORY_GB)
-    chip = _chip(words := wanted[: size.start()] if size else wanted)
-    if chip is None or not _says_no_more(words, chip):
+    chips = _chips(wanted)
+    if not chips:
         raise _unknown(name)
-    memory = int(size[1]) if size else chip.memory_gb[0]
-    if memory not in chip.memory_gb:
-        sizes = listed(f"{gb} GB" for gb in chip.memory_gb)
+    sizes = [gb for chip in chips if chip.name == chips[0].name for gb in chip.memory_gb]
+    memory = int(size[1]) if size else min(sizes)
+    if not any(memory in chip.memory_gb for chip in chips):
         raise HardwareError(
-            _("{chip} was never sold with {memory} GB.").format(chip=chip.name, memory=memory),
+            _("{chip} was never sold with {memory} GB.").format(chip=chips[0].name, memory=memory),
             found=name,
-            fix=_("Use one of the sizes it was sold with: {sizes}.").format(sizes=sizes),
+            fix=_("Use one of the sizes it was sold with: {sizes}.").format(sizes=listed(f"{gb} GB" for gb in sizes)),
         )
+    chip = _nearest(chips, memory)
     return _mac(chip, memory) if chip.kind == "mps" else _pc(chip, memory)
 
 
-def chip_of(name: str) -> Chip | None:
-    """Return the chip for a device name such as "NVIDIA GeForce RTX 3090", "Tesla T4" or "Apple M2 Max", or None."""
-    return _chip(_plain(name))
+def chip_of(name: str, memory_bytes: int | None = None) -> Chip | None:
+    """Return the chip for a device name such as "NVIDIA GeForce RTX 3090", "Tesla T4" or "Apple M2 Max", or None.
+
+    `memory_bytes` tells apart versions with one name, such as the RTX 3060 with 8 and 12 GB.
+    """
+    chips = _chips(_plain(name))
+    if not chips:
+        return None
+    return chips[0] if memory_bytes is None else _nearest(chips, memory_bytes / GIB)
+
+
+def chip_in(gpu: Gpu) -> Chip | None:
+    """Return the chip of `gpu`: its described figures, else the catalogue's, else None."""
+    return described_chip(gpu) or chip_of(gpu.name, gpu.memory_bytes)
 
 
 def names() -> list[str]:
@@ -60,58 +99,59 @@ def _plain(name: str) -> str:
     return re.sub(r"[\s_]+", " ", name.strip().lower())
 
 
-def _chip(words: str) -> Chip | None:
-    """Return the chip with the longest name contained in `words`: "RTX 3080 Ti" does not match RTX 3080."""
-    joined = re.sub(rf"^{COMMON}(?=m\d)", "", re.sub(r"[^a-z0-9]", "", words))
-    for chip in sorted(CHIPS, key=lambda chip: -len(chip.name)):
-        plain = _joined(chip)
-        if re.search(rf"(?<![a-z]){plain}(?!\d)" if plain[0] in "m" else re.escape(plain), joined):
-            return chip
-    return None
+def _joined(words: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", words)
 
 
-def _joined(chip: Chip) -> str:
-    return re.sub(r"[^a-z0-9]", "", chip.name.lower().removeprefix("apple "))
+def _chips(words: str) -> list[Chip]:
+    """Return the chips whose name is all that `words` hold besides memory sizes and words of COMMON and FORM.
+
+    So an "RTX 3080 Ti" is not an RTX 3080, a "T400" is not a T4, and a part of an A100 (MIG) is not an A100.
+    """
+    bare = COMMON.sub(" ", SIZE.sub(" ", re.sub(r"[^a-z0-9. ]", " ", words)))
+    bare = re.sub(r"\bmobile\b", "laptop", bare)
+    for key in (_joined(bare), _joined(FORM.sub(" ", bare))):
+        if found := [chip for chip in CHIPS if key in _keys(chip)]:
+            return found
+    return []
 
 
-def _says_no_more(words: str, chip: Chip) -> bool:
-    """Return whether `words` holds only the chip's name and words of COMMON: "M1 Prro" is not an M1."""
-    rest = re.sub(r"[^a-z0-9]", "", words).replace(_joined(chip), "", 1)
-    return re.fullmatch(COMMON, rest) is not None
+def _keys(chip: Chip) -> set[str]:
+    """Return the names of `chip` without spaces: "RTX" and "GTX" may be left out."""
+    full = _joined(COMMON.sub(" ", chip.name.lower()))
+    return {full, re.sub(r"^[rg]tx", "", full), chip.reported.lower()} - {""}
+
+
+def _nearest(chips: list[Chip], memory_gb: float) -> Chip:
+    """Return the chip with the memory size nearest to `memory_gb`; the last of several, which is the slowest."""
+    return min(reversed(chips), key=lambda chip: min(abs(gb - memory_gb) for gb in chip.memory_gb))
 
 
 def _mac(chip: Chip, memory_gb: int) -> Machine:
     total = memory_gb * GIB
     gpu = Gpu(chip.name, "mps", total, int(total * usable_share(memory_gb)))
     facts = {"system": "Darwin", "arch": "arm64", "macos": "15"}
-    return _machine(chip.name, total, (gpu,), cores=8, **facts)
+    return make_machine(chip.name, total, (gpu,), CORES, **facts)
 
 
 def _pc(chip: Chip, memory_gb: int) -> Machine:
-    gpu = Gpu(chip.name, "cuda", memory_gb * GIB, int(memory_gb * GIB * USABLE_SHARE), chip.capability)
-    return _machine("PC", PC_MEMORY_GB * GIB, (gpu,), cores=8)
+    size = memory_gb * GIB
+    if chip.unified:  # the GPU takes what the system leaves of the main memory
+        gpu = Gpu(chip.name, "cuda", size, int(size * FREE_SHARE), chip.capability)
+        return make_machine(chip.name, size, (gpu,), CORES, arch="aarch64")
+    gpu = Gpu(chip.name, "cuda", size, int(size * USABLE_SHARE), chip.capability)
+    return make_machine("PC", PC_MEMORY_GB * GIB, (gpu,), CORES)
 
 
 def _processor(chip: str, cores: int, memory_gb: int) -> Machine:
-    return _machine(chip or "CPU", memory_gb * GIB, (), cores)
+    return make_machine(chip or "CPU", memory_gb * GIB, (), cores)
 
 
 def _rented(instance: Instance) -> Machine:
-    chip = next(chip for chip in CHIPS if chip.name == instance.chip)
+    chip = _nearest([chip for chip in CHIPS if chip.name == instance.chip], instance.gpu_gb)
     total = instance.gpu_gb * GIB
     gpu = Gpu(chip.name, "cuda", total, int(total * USABLE_SHARE), chip.capability)
-    return _machine(instance.name, instance.memory_gb * GIB, (gpu,) * instance.gpus, instance.cores)
-
-
-def _machine(
-    name: str, memory: int, gpus: tuple[Gpu, ...], cores: int, system: str = "Linux", arch: str = "x86_64",
-    macos: str | None = None,
-) -> Machine:  # fmt: skip
-    return Machine(
-        system=system, arch=arch, chip=name, cores=cores, memory_bytes=memory,
-        available_bytes=int(memory * FREE_SHARE), cpu_bf16=False, gpus=gpus, rosetta=False, macos=macos,
-        python="?", torch_version=None, torch_cuda="13" if gpus and gpus[0].kind == "cuda" else None, described=True,
-    )  # fmt: skip
+    return make_machine(instance.name, instance.memory_gb * GIB, (gpu,) * instance.gpus, instance.cores)
 
 
 def _unknown(name: str) -> HardwareError:
@@ -119,5 +159,8 @@ def _unknown(name: str) -> HardwareError:
     return HardwareError(
         _("Unknown machine `{name}`.").format(name=name),
         found=name,
-        fix=_("Choose a machine from `lorafit machines`; similar names: {names}.").format(names=listed(near) or "-"),
+        fix=_(
+            "Choose a machine from `lorafit machines`; similar names: {names}. Or describe it by the memory, matmul rate "
+            "and bandwidth of its GPU: {example}"
+        ).format(names=listed(near) or "-", example='--machine "24GB 165TFLOPS 1008GB/s"'),
     )

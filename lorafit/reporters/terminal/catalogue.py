@@ -1,10 +1,13 @@
 """Tables of the machine catalog and of the models that each machine trains: one line for each machine, 80 columns."""
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.text import Text
 
 from lorafit.hardware.catalogue import cpus
 from lorafit.hardware.catalogue.catalogue import Catalogue
+from lorafit.hardware.catalogue.chip import Chip
 from lorafit.messages import _, listed, translate
 from lorafit.planner.table import GUIDE_MODELS, MODELS, GuideTime, ModelOnMachine, settings_text
 from lorafit.reporters.terminal.columns import show_line, show_rows, show_title
@@ -17,15 +20,18 @@ def show_machines(catalogue: Catalogue, console: Console) -> None:
     processors = [*catalogue.cpus.items(), (_("any other"), (cpus.UNKNOWN, cpus.UNKNOWN_SOURCE))]
     given = [*(chip.source for chip in catalogue.chips), *(source for _name, (_rate, source) in processors)]
     sources = list(dict.fromkeys([*given, *(one.source for one in catalogue.instances)]))
-    titles = [_("machine"), _("memory (GB)"), "GB/s", "fp32", "bf16", "fp16", _("source")]
-    rows = [_head(titles)]
-    for chip in catalogue.chips:
-        sizes = listed(map(str, chip.memory_gb))
-        rates = [f"{chip.teraflops[p]:g}" if p in chip.teraflops else "-" for p in ("fp32", "bf16", "fp16")]
-        source = _mark(sources, chip.source)
-        rows.append([Text(chip.name, "bold"), sizes, f"{chip.gigabytes_per_second:g}", *rates, source])
-    show_rows(rows, console, (2, 3, 4, 5))
-    console.print(Text(_("fp32, bf16, fp16: TFLOP/s as published by the manufacturer.") + "\n", "dim"))
+    for title, chips in catalogue.groups:
+        _show_chips(translate(title), chips, sources, console)
+    console.print()
+    show_line(
+        Text(_("fp32, 16 bits: TFLOP/s as published by the manufacturer, dense, with float32 accumulation."), "dim"),
+        console,
+    )
+    show_line(
+        Text(_("-: no faster unit for 16 bits. bf16 needs Ampere (A or RTX 30) or newer, or an Apple chip."), "dim"),
+        console,
+    )
+    console.print()
     cores = [_head([_("CPU"), _("GFLOP/s per core (fp32)"), _("source")])]
     cores += [[Text(name, "bold"), f"{rate:g}", _mark(sources, source)] for name, (rate, source) in processors]
     show_rows(cores, console, (1,))
@@ -39,6 +45,20 @@ def show_machines(catalogue: Catalogue, console: Console) -> None:
     show_rows([[_mark(sources, source), translate(source)] for source in sources], console, fold=True)
     console.print()
     console.print(_("Plan for one of these machines: {command}").format(command='lorafit plan --machine "M1 Pro 16GB"'))
+    console.print(_("For any other GPU: {command}").format(command='lorafit plan --machine "24GB 165TFLOPS 1008GB/s"'))
+
+
+def _show_chips(title: str, chips: Sequence[Chip], sources: list[str], console: Console) -> None:
+    """Print a table of `chips`: one line for each, versions with other memory on lines of their own."""
+    rows = [_head([title, _("memory (GB)"), "GB/s", "fp32", _("16 bits"), _("source")])]
+    for chip in chips:
+        sizes = listed(map(str, chip.memory_gb))
+        half = chip.teraflops.get("fp16")
+        rates = [f"{chip.teraflops['fp32']:g}", "-" if half is None else f"{half:g}"]
+        bandwidth, source = f"{chip.gigabytes_per_second:g}", _mark(sources, chip.source)
+        rows.append([Text(chip.name, "bold"), sizes, bandwidth, *rates, source])
+    console.print()
+    show_rows(rows, console, (2, 3, 4))
 
 
 def _head(titles: list[str]) -> list[str | Text]:
