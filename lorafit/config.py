@@ -102,7 +102,8 @@ class TrainConfig(BaseModel):
     lora_alpha: float = what(64.0, "Alpha of the adapter, which is scaled by lora_alpha / lora_r.", gt=0)
     lora_dropout: float = what(0.0, "Dropout rate before the adapter.", ge=0, lt=1)
     lora_targets: Annotated[str, AfterValidator(canonical_targets)] = what(
-        ALL_LINEAR, "Linear layers that get an adapter: `all-linear`, `attention`, `mlp` or names, e.g. `attention,up_proj`."
+        ALL_LINEAR,
+        "Linear layers that get an adapter: `all-linear`, `attention`, `mlp` or names, e.g. `attention,up_proj`.",
     )
 
     # Machine
@@ -221,10 +222,10 @@ def resolve_effective_batch(config: TrainConfig) -> int:
     return size * accumulation
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, encoding: str = "utf-8") -> dict[str, Any]:
     """Return the settings in a YAML file; hyphens in keys become underscores. Raise ConfigError."""
     try:
-        settings = yaml.safe_load(path.read_text("utf-8"))
+        settings = yaml.safe_load(path.read_text(encoding))
     except FileNotFoundError:
         raise ConfigError(
             _("Settings file not found."), where=path, fix=_("Check the path given to --config.")

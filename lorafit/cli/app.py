@@ -18,6 +18,7 @@ import lorafit
 from lorafit.errors import ConfigError, LorafitError
 from lorafit.messages import LANGUAGES, _, listed, set_language
 from lorafit.registry import Entry, load
+from lorafit.reporters.terminal.encoding import use_fallbacks
 from lorafit.reporters.terminal.errors import show_error
 
 OK, BUG, USER = 0, 1, 2
@@ -78,6 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     language = flag_value(argv, "lang")
     set_language(language if language in LANGUAGES else None)
+    use_fallbacks()
     try:
         return _command(argv)
     except LorafitError as error:
