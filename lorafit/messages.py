@@ -114,6 +114,11 @@ def use_utf8() -> None:
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
+def utf8_words(words: Iterable[str]) -> list[bytes]:
+    """Return the words of a command in UTF-8: Python itself fails on a translated word where the locale is ASCII."""
+    return [word.encode("utf-8", "surrogateescape") for word in words]
+
+
 class TranslatedText(str):
     """A text in one language, with the `recipe` that makes it in another language."""
 

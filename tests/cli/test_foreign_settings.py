@@ -316,6 +316,13 @@ def test_every_rule_gives_known_settings_or_a_note() -> None:
             assert outcome.settings.keys() <= TrainConfig.model_fields.keys(), name
 
 
+@pytest.mark.parametrize("value", [None, True, -1, "", "x", [], ["x"], [{}], {}, {"x": {}}])
+def test_no_rule_fails_on_a_value_of_another_type(value: object) -> None:
+    for tool in TOOLS:
+        for name, rule in tool.rules.items():
+            rule(value, dict.fromkeys(tool.rules, value) | {name: value})
+
+
 def test_the_defaults_of_each_tool_are_keys_that_it_knows() -> None:
     for tool in TOOLS:
         assert tool.defaults.keys() <= tool.rules.keys()

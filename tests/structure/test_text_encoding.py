@@ -28,7 +28,9 @@ def without_encoding(tree: ast.AST) -> Iterator[int]:
             mode = node.args[1] if len(node.args) > 1 else given.get("mode", ast.Constant("r"))
             if isinstance(mode, ast.Constant) and "b" not in str(mode.value):
                 yield node.lineno
-        elif (name == "open" and of_path and node.args and text_mode(node.args[0])) or (name in STARTERS and "text" in given):
+        elif (name == "open" and of_path and node.args and text_mode(node.args[0])) or (
+            name in STARTERS and "text" in given
+        ):
             yield node.lineno
 
 

@@ -51,7 +51,9 @@ def lora_parameters(value: Any, keys: Keys) -> Outcome:
 
 def optimizer(value: Any, keys: Keys) -> Outcome:
     """Convert adam (AdamW without weight decay) or adamw, whose weight decay is 0.01 there."""
-    given = (keys.get("optimizer_config") or {}).get(value) or {}
+    every = keys.get("optimizer_config")
+    given = every.get(str(value)) if isinstance(every, dict) else None
+    given = given if isinstance(given, dict) else {}
     names = {"weight_decay": "weight_decay", "eps": "adam_epsilon"}
     if value not in ("adam", "adamw") or set(given) - {*names, "betas", "bias_correction"}:
         return Outcome({}, rules.OPTIMIZERS, refused=True)

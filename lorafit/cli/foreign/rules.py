@@ -175,7 +175,7 @@ def adapter_scale(rank: str, alpha: str, rslora: str) -> Rule:
     def rule(value: Any, keys: Keys) -> Outcome:
         r = number(keys.get(rank) or 8)
         theirs = number(keys.get(alpha) or 2 * r)
-        return Outcome({"lora_alpha": whole(theirs * (math.sqrt(r) if on(keys.get(rslora)) else 1.0))})
+        return Outcome({"lora_alpha": whole(theirs * (r**0.5 if r > 0 and on(keys.get(rslora)) else 1.0))})
 
     return rule
 

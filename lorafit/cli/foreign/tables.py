@@ -5,10 +5,11 @@ Sources: LLaMA-Factory's `hparams/*_args.py`, Axolotl's `utils/schemas/`, mlx-lm
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 from lorafit.cli.foreign import datasets, rules
 from lorafit.cli.foreign.mlx import MLX_LM
-from lorafit.cli.foreign.rules import Rule, refused_unless, said, same
+from lorafit.cli.foreign.rules import Keys, Outcome, Rule, refused_unless, said, same
 from lorafit.messages import noted
 
 
@@ -75,9 +76,9 @@ LLAMA_FACTORY: dict[str, Rule] = {
     **_adapter("lora_rank", "lora_alpha", "use_rslora"),
     "lora_dropout": same("lora_dropout"),
     "lora_target": rules.targets,
-    "quantization_bit": lambda value, keys: rules.Outcome({"quantization": f"{value}bit"}),
-    "use_modelscope_hub": lambda value, keys: rules.Outcome({"hub": "modelscope"} if rules.on(value) else {}),
-    "mask_history": lambda value, keys: rules.Outcome({"train_on": "last"} if rules.on(value) else {}, rules.SAME),
+    "quantization_bit": lambda value, keys: Outcome({"quantization": f"{value}bit"}),
+    "use_modelscope_hub": lambda value, keys: Outcome({"hub": "modelscope"} if rules.on(value) else {}),
+    "mask_history": lambda value, keys: Outcome({"train_on": "last"} if rules.on(value) else {}, rules.SAME),
     "stage": refused_unless(rules.SFT_ONLY, "sft"),
     "finetuning_type": refused_unless(rules.LORA_ONLY, "lora"),
     "train_on_prompt": refused_unless(rules.ANSWERS_ONLY),
@@ -112,15 +113,25 @@ LLAMA_FACTORY_DEFAULTS = {
     "num_train_epochs": 3.0, "lr_scheduler_type": "linear", "warmup_ratio": 0.0, "val_size": 0.0, "optim": "adamw_torch",
 }  # fmt: skip
 
+NOT_OF_AXOLOTL = ("per_device_train_batch_size", "num_train_epochs", "lr_scheduler_type", "optim")
+
+
+def _plugins(value: Any, keys: Keys) -> Outcome:
+    """Accept the plugins that change only the speed."""
+    names = value if isinstance(value, list) else [value]
+    fast = all(any(word in str(name) for word in ("liger", "cut_cross_entropy")) for name in names)
+    return Outcome({}, rules.PLANNED) if fast else Outcome({}, rules.UNSUPPORTED, refused=True)
+
+
 AXOLOTL: dict[str, Rule] = {
-    **TRAINER,
+    **{name: rule for name, rule in TRAINER.items() if name not in NOT_OF_AXOLOTL},
     "base_model": same("model_name"),
     "datasets": datasets.axolotl("dataset_name", "dataset_split"),
     "test_datasets": datasets.axolotl("valid_dataset", "valid_split"),
     "lora_model_dir": same("init_adapter"),
     "adapter": lambda value, keys: (
-        rules.Outcome({"quantization": "4bit"} if value == "qlora" else {}, rules.SAME)
-        if value in ("lora", "qlora") else rules.Outcome({}, rules.LORA_ONLY, refused=True)
+        Outcome({"quantization": "4bit"} if value == "qlora" else {}, rules.SAME)
+        if value in ("lora", "qlora") else Outcome({}, rules.LORA_ONLY, refused=True)
     ),
     "load_in_4bit": rules.quantization("4bit"),
     "load_in_8bit": rules.quantization("8bit"),
@@ -134,7 +145,7 @@ AXOLOTL: dict[str, Rule] = {
     **_adapter("lora_r", "lora_alpha", "peft_use_rslora"),
     "lora_dropout": same("lora_dropout"),
     "lora_target_modules": rules.targets,
-    "lora_target_linear": lambda value, keys: rules.Outcome({"lora_targets": "all-linear"} if rules.on(value) else {}),
+    "lora_target_linear": lambda value, keys: Outcome({"lora_targets": "all-linear"} if rules.on(value) else {}),
     "default_system_message": same("system_prompt"),
     "chat_template_jinja": same("chat_template"),
     "chat_template": refused_unless(
@@ -148,22 +159,25 @@ AXOLOTL: dict[str, Rule] = {
     **_each("unfrozen_parameters freeze_mm_modules", refused_unless(rules.LORA_ONLY)),
     **_each("loraplus_lr_ratio relora relora_steps peft_layers_to_transform peft_layers_pattern lora_target_parameters "
             "embedding_lr lr_groups cosine_min_lr_ratio cosine_constant_lr_ratio noisy_embedding_alpha dataset_exact_deduplication "
-            "tokens added_tokens_overrides revision_of_model gptq "
+            "tokens tokenizer_config curriculum_sampling added_tokens_overrides revision_of_model gptq "
             "batch_size s2_attention overrides_of_model_config", refused_unless(rules.UNSUPPORTED)),
     "shuffle_merged_datasets": rules.only(rules.UNSUPPORTED, True),
     "special_tokens": lambda value, keys: (
-        rules.Outcome({}, rules.SAME) if not isinstance(value, dict) or not set(value) - {"pad_token", "eos_token", "bos_token"}
-        else rules.Outcome({}, rules.UNSUPPORTED, refused=True)
+        Outcome({}, rules.SAME)
+        if isinstance(value, dict) and not {name for name, one in value.items() if one} - {"pad_token"}
+        else Outcome({}, rules.UNSUPPORTED, refused=True)
     ),
+    "plugins": _plugins,
+    "eot_tokens": said(rules.TEMPLATE),
     **_each("sample_packing eval_sample_packing pad_to_sequence_len sample_packing_group_size sample_packing_bin_size "
-            "multipack_real_batches curriculum_sampling", said(rules.PACKED)),
-    **_each("flash_attention sdp_attention xformers_attention flex_attention eager_attention plugins cut_cross_entropy "
+            "multipack_real_batches", said(rules.PACKED)),
+    **_each("flash_attention sdp_attention xformers_attention flex_attention eager_attention cut_cross_entropy "
             "liger_rope liger_rms_norm liger_glu_activation liger_layer_norm liger_fused_linear_cross_entropy "
             "lora_mlp_kernel lora_qkv_kernel lora_o_kernel unsloth_lora_mlp unsloth_lora_qkv unsloth_lora_o "
             "unsloth_cross_entropy_loss eval_batch_size lora_fan_in_fan_out lora_on_cpu low_cpu_mem_usage "
             "gpu_memory_limit device_map float32 bfloat16 float16 gc_steps", said(rules.PLANNED)),
-    **_each("model_type tokenizer_type tokenizer_config processor_type tokenizer_use_fast is_llama_derived_model "
-            "is_mistral_derived_model is_qwen_derived_model is_falcon_derived_model strict debug eot_tokens "
+    **_each("model_type tokenizer_type processor_type tokenizer_use_fast is_llama_derived_model "
+            "is_mistral_derived_model is_qwen_derived_model is_falcon_derived_model strict debug "
             "sequence_parallel_degree context_parallel_size loss_watchdog_threshold loss_watchdog_patience eval_table_size "
             "eval_max_new_tokens save_first_step auto_resume_from_checkpoints mlflow_tracking_uri", said(rules.NOT_TRAINING)),
     **_each("dataset_prepared_path dataset_processes dataset_keep_in_memory", said(rules.PREPARED)),

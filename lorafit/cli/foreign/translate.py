@@ -121,5 +121,5 @@ def _refused(tool: Tool, faults: list[str], path: Path) -> ConfigError:
         _("Keys of this {tool} file have no counterpart: {count}.").format(tool=tool.name, count=len(faults)),
         where=path,
         found="\n".join(faults),
-        fix=_("Change or remove these keys; the page docs/coming-from.md lists all that are known."),
+        fix=_("Change or remove these keys."),
     )
