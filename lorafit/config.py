@@ -6,10 +6,10 @@ learned and are kept on resume. Settings of kind *how* may change (docs/architec
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from lorafit.errors import ConfigError
@@ -25,6 +25,15 @@ def what(default: Any, help: str, **limits: Any) -> Any:
 def how(default: Any, help: str, **limits: Any) -> Any:
     """Declare a setting that decides only how training is computed, saved or shown."""
     return Field(default, description=help, json_schema_extra={"kind": "how"}, **limits)
+
+
+ALL_LINEAR = "all-linear"
+
+
+def canonical_targets(targets: str) -> str:
+    """Return `lora_targets` without spaces, and with `all-linear` for `all`, so that equal selections compare equal."""
+    words = [word.strip() for word in targets.split(",")]
+    return ",".join(ALL_LINEAR if word == "all" else word for word in words if word)
 
 
 class TrainConfig(BaseModel):
@@ -92,8 +101,9 @@ class TrainConfig(BaseModel):
     lora_r: int = what(32, "Rank (r) of the adapter.", ge=1)
     lora_alpha: float = what(64.0, "Alpha of the adapter, which is scaled by lora_alpha / lora_r.", gt=0)
     lora_dropout: float = what(0.0, "Dropout rate before the adapter.", ge=0, lt=1)
-    lora_targets: str = what(
-        "all-linear", "Linear layers that get an adapter: `all-linear`, or names, e.g. `q_proj,v_proj`."
+    lora_targets: Annotated[str, AfterValidator(canonical_targets)] = what(
+        ALL_LINEAR,
+        "Linear layers that get an adapter: `all-linear`, `attention`, `mlp` or names, e.g. `attention,up_proj`.",
     )
 
     # Machine
@@ -212,10 +222,10 @@ def resolve_effective_batch(config: TrainConfig) -> int:
     return size * accumulation
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, encoding: str = "utf-8") -> dict[str, Any]:
     """Return the settings in a YAML file; hyphens in keys become underscores. Raise ConfigError."""
     try:
-        settings = yaml.safe_load(path.read_text("utf-8"))
+        settings = yaml.safe_load(path.read_text(encoding))
     except FileNotFoundError:
         raise ConfigError(
             _("Settings file not found."), where=path, fix=_("Check the path given to --config.")

@@ -5,7 +5,9 @@ a recipe (JSON), from which retranslate() makes the text again in another langua
 """
 
 import gettext
+import io
 import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -103,6 +105,18 @@ def translate(text: str) -> str:
 def noted(text: str) -> str:
     """Return `text` unchanged. The call marks it for the catalog, so that translate() can translate it later."""
     return text
+
+
+def use_utf8() -> None:
+    """Let stdin, stdout and stderr use UTF-8 in a process that another process of lorafit reads and writes."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
+def utf8_words(words: Iterable[str]) -> list[bytes]:
+    """Return the words of a command in UTF-8: Python itself fails on a translated word where the locale is ASCII."""
+    return [word.encode("utf-8", "surrogateescape") for word in words]
 
 
 class TranslatedText(str):

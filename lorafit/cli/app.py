@@ -18,9 +18,11 @@ import lorafit
 from lorafit.errors import ConfigError, LorafitError
 from lorafit.messages import LANGUAGES, _, listed, set_language
 from lorafit.registry import Entry, load
+from lorafit.reporters.terminal.encoding import use_fallbacks
 from lorafit.reporters.terminal.errors import show_error
 
 OK, BUG, USER = 0, 1, 2
+TEXT_FLAGS = {"--system_prompt", "--system-prompt", "--prompt", "--field_map", "--field-map"}
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,10 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (without the program's name; None: sys.argv) and return the exit code."""
-    argv = sys.argv[1:] if argv is None else argv
+    argv = _decoded(sys.argv[1:] if argv is None else argv)
     language = flag_value(argv, "lang")
     set_language(language if language in LANGUAGES else None)
+    use_fallbacks()
     try:
         return _command(argv)
     except LorafitError as error:
@@ -122,6 +125,16 @@ def _command(argv: list[str]) -> int:
         if near
         else _("Use one of these commands: {names}.").format(names=listed(COMMANDS)),
     )
+
+
+def _decoded(argv: list[str]) -> list[str]:
+    """Return `argv` with the values of TEXT_FLAGS in UTF-8 where the locale is ASCII; paths stay as they are."""
+
+    def text(word: str) -> str:
+        return word if word.isprintable() else word.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+    pairs = zip(["", *argv], argv, strict=False)
+    return [text(word) if {before, word.partition("=")[0]} & TEXT_FLAGS else word for before, word in pairs]
 
 
 def _language_last(argv: list[str]) -> list[str]:

@@ -37,6 +37,7 @@ from lorafit.reporters.terminal.chat import stream, talk
 from lorafit.reporters.terminal.compare import show_comparison
 from lorafit.reporters.terminal.data import show_data, show_figures
 from lorafit.reporters.terminal.doctor import show_calibrations, show_report
+from lorafit.reporters.terminal.encoding import writable_json
 from lorafit.reporters.terminal.run import TerminalReporter
 from lorafit.reporters.terminal.status import status_line
 from lorafit.reporters.text.data_json import data_json
@@ -179,7 +180,7 @@ def doctor(argv: list[str]) -> int:
     with notes.status(_("Checking this machine ...")) if notes.is_interactive else contextlib.nullcontext():
         report = api.doctor(Path(flags.output_dir))
     if flags.json:
-        print(report.to_json())
+        print(writable_json(report.to_json(), sys.stdout))
     else:
         show_report(report, Console(highlight=False))
     return OK if report.well else USER

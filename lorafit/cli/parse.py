@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from rich.console import Console
 
 from lorafit.cli.app import COMMANDS, OK, PACKAGES, flag_value
+from lorafit.cli.config_file import read_config_file
 from lorafit.cli.flags import HELP, check_arguments
 from lorafit.cli.help import show_help
 from lorafit.config import DEMO_PRESET, TrainConfig, make_config, read_yaml
@@ -56,11 +57,13 @@ def train_config(argv: list[str], verb: str = "train") -> TrainConfig:
     check_arguments(TrainConfig, argv, verb)
     argv = unpack_resumed_bundle(argv)
     file = flag_value(argv, "config")
-    written = read_yaml(Path(file)) if file else {}
+    leads = rank_info().leads and not set(HELP) & set(argv)
+    console = Console(stderr=True, highlight=False) if leads else None
+    written = read_config_file(Path(file).expanduser(), console) if file else {}
     demo = flag_value(argv, "demo") is not None or written.get("demo") is True
     settings = (DEMO_PRESET if demo else {}) | written
     run = flag_value(argv, "resume") or written.get("resume")
-    if run and rank_info().leads and not set(HELP) & set(argv):  # rank 0 sends the settings to the rest
+    if run and leads:  # rank 0 sends the settings to the rest
         output_dir = flag_value(argv, "output_dir") or settings.get("output_dir", "output")
         settings = run_settings(str(run), Path(output_dir)) | settings
     more = (

@@ -1,6 +1,7 @@
 """The commands `lorafit plan` and `lorafit machines`."""
 
 import json as as_json
+import sys
 import warnings
 from dataclasses import asdict
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from lorafit.cli.flags import split_flags
 from lorafit.cli.parse import parse, train_config
 from lorafit.messages import _
 from lorafit.reporters.terminal.catalogue import show_machines, show_tables
+from lorafit.reporters.terminal.encoding import writable_json
 from lorafit.reporters.terminal.plan import show_plan
 from lorafit.reporters.terminal.status import status_line
 from lorafit.training.preview import Preview
@@ -57,7 +59,7 @@ def plan(argv: list[str]) -> int:
     with status_line(Console(stderr=True, highlight=False)) as say:
         look = api.plan(config, flags.machine, say)
     if flags.json:
-        print(as_json.dumps(preview_json(look), ensure_ascii=False, indent=1))
+        print(writable_json(as_json.dumps(preview_json(look), ensure_ascii=False, indent=1), sys.stdout))
     else:
         show_plan(look, console)
     return OK

@@ -133,7 +133,9 @@ def find_cache_entry(key: str, files: list[str]) -> CacheEntry | None:
     """
     folder = data_cache() / key
     try:
-        sizes = {name: facts["bytes"] for name, facts in json.loads((folder / MANIFEST).read_text())["files"].items()}
+        sizes = {
+            name: facts["bytes"] for name, facts in json.loads((folder / MANIFEST).read_text("utf-8"))["files"].items()
+        }
         if any((folder / name).stat().st_size != size for name, size in sizes.items()):
             return None
         entry = open_entry(folder, files)

@@ -48,7 +48,13 @@ class SelfTestProcess:
         self.device = device
         command = [sys.executable, "-m", "lorafit.diagnostics.self_test", device, precision, language()]
         self._process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
         )
 
     def findings(self) -> Iterator[Finding]:

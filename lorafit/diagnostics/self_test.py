@@ -11,7 +11,7 @@ from importlib.util import find_spec
 
 from lorafit import registry
 from lorafit.errors import LorafitError
-from lorafit.messages import _, set_language
+from lorafit.messages import _, set_language, use_utf8
 from lorafit.registry import Entry
 
 Trial = Callable[[str, str], str]  # (device, precision) -> result text; raises on failure
@@ -19,6 +19,7 @@ Trial = Callable[[str, str], str]  # (device, precision) -> result text; raises 
 
 def main(device: str, precision: str, language: str) -> None:
     """Test every engine, then every quantization, and print the results."""
+    use_utf8()
     set_language(language)
     for kind, trials in (("engine", registry.SELF_TESTS), ("quantization", registry.QUANTIZATIONS)):
         for name, entry in trials.items():

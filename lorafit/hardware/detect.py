@@ -83,7 +83,7 @@ class Machine:
 def command_output(cmd: list[str]) -> str | None:
     """Return the output of `cmd`, or None if `cmd` is missing, fails, or takes longer than five seconds."""
     try:
-        done = subprocess.run(cmd, capture_output=True, text=True, timeout=5, stdin=subprocess.DEVNULL)
+        done = subprocess.run(cmd, capture_output=True, encoding="utf-8", timeout=5, stdin=subprocess.DEVNULL)
     except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

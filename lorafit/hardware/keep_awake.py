@@ -9,7 +9,7 @@ import platform
 import subprocess
 from collections.abc import Iterator
 
-from lorafit.messages import _
+from lorafit.messages import _, utf8_words
 
 
 def command(system: str, pid: int) -> list[str] | None:
@@ -40,7 +40,7 @@ def _start(cmd: list[str] | None) -> subprocess.Popen[bytes] | None:
     stdin = subprocess.PIPE if cmd[-1] == "cat" else subprocess.DEVNULL
     quiet = subprocess.DEVNULL
     try:
-        return subprocess.Popen(cmd, stdin=stdin, stdout=quiet, stderr=quiet, start_new_session=True)
+        return subprocess.Popen(utf8_words(cmd), stdin=stdin, stdout=quiet, stderr=quiet, start_new_session=True)
     except OSError:
         return None
 

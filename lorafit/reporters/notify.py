@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lorafit.errors import ConfigError
 from lorafit.events import Event, Failed, Finished, Started, Stopped
-from lorafit.messages import _
+from lorafit.messages import _, utf8_words
 
 LONG_SECONDS = 60.0  # for a shorter run, the user is still watching the terminal
 WAIT_SECONDS = 10.0  # time limit of a notification command
@@ -82,7 +82,7 @@ def _run(command: Sequence[str]) -> bool:
     """Run `command` and return whether it exits with 0 within WAIT_SECONDS; a missing program counts as a failure."""
     quiet = subprocess.DEVNULL
     try:
-        done = subprocess.run(list(command), stdin=quiet, stdout=quiet, stderr=quiet, timeout=WAIT_SECONDS)
+        done = subprocess.run(utf8_words(command), stdin=quiet, stdout=quiet, stderr=quiet, timeout=WAIT_SECONDS)
     except (OSError, subprocess.SubprocessError):
         return False
     return done.returncode == 0

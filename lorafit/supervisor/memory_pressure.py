@@ -87,7 +87,7 @@ def oom_kills() -> int:
 def _macos_level() -> int | None:
     cmd = ["sysctl", "-n", "kern.memorystatus_vm_pressure_level"]
     with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError):
-        return int(subprocess.run(cmd, capture_output=True, text=True, timeout=5).stdout)
+        return int(subprocess.run(cmd, capture_output=True, encoding="utf-8", timeout=5).stdout)
     return None
 
 

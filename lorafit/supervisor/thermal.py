@@ -59,14 +59,21 @@ class ThrottlingDetector:
 def _throttled() -> int:
     """Return how often the CPU has throttled since boot; 0 if unknown."""
     try:
-        return int(THROTTLED.read_text())
+        return int(THROTTLED.read_text("ascii"))
     except (OSError, ValueError):
         return 0
 
 
 def _output_of(cmd: Sequence[str]) -> str:
     try:
-        done = subprocess.run(list(cmd), capture_output=True, text=True, timeout=ASK_SECONDS, start_new_session=True)
+        done = subprocess.run(
+            list(cmd),
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=ASK_SECONDS,
+            start_new_session=True,
+        )
         return done.stdout
     except (OSError, subprocess.SubprocessError):
         return ""

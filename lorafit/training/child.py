@@ -15,7 +15,7 @@ from lorafit.errors import LorafitError
 from lorafit.events import Event
 from lorafit.ipc.link import Link, receive_orders
 from lorafit.ipc.protocol import Message, WorkerDone, message_line, read_start, to_bug
-from lorafit.messages import set_language
+from lorafit.messages import set_language, use_utf8
 from lorafit.training.worker import train_in_process
 
 
@@ -24,6 +24,7 @@ def main(work: Callable[[TrainConfig, Link], Iterator[Event]]) -> int:
 
     The last message is `WorkerDone` or the error. Return 0, 2 after a LorafitError, 1 after any other exception.
     """
+    use_utf8()
     send = _sender()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     faulthandler.enable()

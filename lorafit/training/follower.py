@@ -18,7 +18,7 @@ from lorafit.distributed.launch import rank_info
 from lorafit.engines.tokenizer import read_template, shared_tokenizer
 from lorafit.errors import DataError, LorafitError
 from lorafit.ipc.link import Link
-from lorafit.messages import _, set_language
+from lorafit.messages import _, set_language, use_utf8
 from lorafit.models.hub import find_model
 from lorafit.planner.plan import Plan
 from lorafit.progress import exhaust
@@ -76,6 +76,7 @@ def _train_by_orders(orders: dict[str, Any], ranks: Collectives) -> None:
 
 def main() -> int:
     """Run `follow` and return the exit code. SIGINT and SIGHUP are ignored: the first process handles them."""
+    use_utf8()
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     try:

@@ -10,7 +10,8 @@ from support.refusals import Refused, Words
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (["--lora_rank", "8"], ["--lora_rank", "`--lora_r`"]),
+        (["--lora_rank", "8"], ["--lora_rank", "`--lora_r 8"]),
+        (["--lora_rnk", "8"], ["--lora_rnk", "`--lora_r`"]),
         (["--learning-rte", "1"], ["--learning-rte", "`--learning_rate`"]),
         (["--zzz"], ["--zzz", "lorafit train --help"]),
         (["stray"], ["stray", "lorafit train --help"]),
@@ -35,7 +36,7 @@ def test_a_wrong_flag_of_chat_is_named_with_the_near_one(refused: Refused) -> No
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("lora_rank: 8\n", ["lora_rank", "`lora_r`"]),
+        ("lora_rank: 8\n", ["lora_rank", "`lora_r: 8"]),
         ("lora_r: many\n", ["lora_r", "'many'", "32"]),
         ("model_name: 5\n", ["model_name", "5"]),
         ("lora_r:\n", ["lora_r", "null"]),

@@ -216,11 +216,11 @@ def test_an_unknown_command_is_answered_with_the_near_one(capsys: Output) -> Non
 
 
 def test_an_unknown_yaml_key_is_answered_with_the_near_one(tmp_path: Path, capsys: Output) -> None:
-    file = yaml_file(tmp_path, "lora_rank: 8\nlerning_rate: 1.0e-4\n")
+    file = yaml_file(tmp_path, "lora_rr: 8\nlerning_rate: 1.0e-4\n")
     assert main(["train", "--config", file]) == 2
     text = capsys.readouterr().err
-    assert "lora_rank" in text
-    assert "Did you mean `lora_r" in text
+    assert "`lora_rr`: Did you mean `lora_r`?" in text
+    assert "`lerning_rate`: Did you mean `learning_rate`?" in text
     assert file in text
 
 

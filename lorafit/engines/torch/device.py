@@ -40,7 +40,7 @@ class Device:
 def _cpu_peak_bytes() -> int | None:
     """Return the peak resident bytes of this process: VmHWM on Linux, ru_maxrss (bytes there) on macOS, else None."""
     if sys.platform == "linux":
-        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text("utf-8"))
         return int(found[1]) * 1024 if found else None
     if sys.platform == "darwin":
         import resource

@@ -31,11 +31,11 @@ class LossScale:
     def save(self, folder: Path) -> None:
         """Write the scale to `folder` if scaling is enabled."""
         if self.enabled:
-            (folder / FILE).write_text(json.dumps({"scale": self.value, "good_steps": self.good_steps}))
+            (folder / FILE).write_text(json.dumps({"scale": self.value, "good_steps": self.good_steps}), "utf-8")
 
     def load(self, folder: Path) -> None:
         """Read the scale from `folder` if one was saved; fp16 after fp32 starts from the initial scale."""
         path = folder / FILE
         if self.enabled and path.is_file():
-            facts = json.loads(path.read_text())
+            facts = json.loads(path.read_text("utf-8"))
             self.value, self.good_steps = float(facts["scale"]), int(facts["good_steps"])

@@ -13,6 +13,7 @@ from rich.progress import track
 from lorafit.atomic import disk_errors, ensure_writable
 from lorafit.errors import DiskError
 from lorafit.messages import _
+from lorafit.reporters.terminal.encoding import writable_json
 
 
 def write_answers(answers: Iterator[dict[str, str]], total: int, output: str | None, notes: Console) -> None:
@@ -24,7 +25,7 @@ def write_answers(answers: Iterator[dict[str, str]], total: int, output: str | N
     )
     with _open_output(output) as file:
         for answer in watched:
-            file.write(json.dumps(answer, ensure_ascii=False) + "\n")
+            file.write(writable_json(json.dumps(answer, ensure_ascii=False), file) + "\n")
             file.flush()
 
 

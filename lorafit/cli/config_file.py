@@ -1,0 +1,53 @@
+"""The file of --config: its encoding, and its settings, translated if the file is one of another tool."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from lorafit.cli.foreign.hints import fixes
+from lorafit.cli.foreign.translate import Translated, recognize, translate_file
+from lorafit.config import TrainConfig, read_yaml
+from lorafit.data.readers.text import encoding_of
+from lorafit.errors import ConfigError
+from lorafit.messages import _, listed
+from lorafit.reporters.terminal.columns import show_line, show_rows
+
+
+def read_config_file(path: Path, console: Console | None = None) -> dict[str, Any]:
+    """Return the settings in the file `path`. Raise ConfigError with all its unknown keys.
+
+    `console` shows the encoding, if it is not UTF-8, and the translation of another tool's file.
+    """
+    encoding = encoding_of(path) if path.is_file() else "utf-8"
+    keys = read_yaml(path, encoding)
+    if console and not encoding.startswith("utf-8"):
+        show_line(
+            Text(_("{path}: read as {encoding}, not UTF-8").format(path=path, encoding=encoding.upper())), console
+        )
+    tool = recognize(keys)
+    if tool is not None:
+        translated = translate_file(tool, keys, path)
+        if console:
+            show_translation(translated, path, console)
+        return translated.settings
+    unknown = [key for key in keys if key not in TrainConfig.model_fields]
+    if unknown:
+        raise ConfigError(
+            _("Unknown setting `{name}`.").format(name=unknown[0])
+            if len(unknown) == 1
+            else _("Unknown settings: {names}.").format(names=listed(f"`{name}`" for name in unknown)),
+            where=path,
+            fix=fixes(TrainConfig, unknown, keys, _("Run `lorafit train --help` for the list of settings."), ""),
+        )
+    return keys
+
+
+def show_translation(translated: Translated, path: Path, console: Console) -> None:
+    """Print what each key of another tool's file is here."""
+    title = _("{path} is a file of {tool}. Its settings here:").format(path=path, tool=translated.tool)
+    show_line(Text(title, "bold"), console)
+    head = [_("key"), _("value there"), _("here")]
+    show_rows([[Text(word, "dim") for word in head], *translated.rows], console, fold=True)
+    console.print()
