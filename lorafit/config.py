@@ -72,7 +72,9 @@ class TrainConfig(BaseModel):
     )
     system_prompt: str | None = what(None, "System prompt for conversations without one (default: the template's own).")
     date_string: str = what(TEMPLATE_DATE, "Date that chat templates with a date write into every sample.")
-    init_adapter: str | None = what(None, "Adapter whose weights training starts from (default: new weights).")
+    init_adapter: str | None = what(
+        None, "Adapter that training starts from, with its rank, alpha and layers (default: new weights)."
+    )
 
     # Training
     num_epochs: float = what(3.0, "Number of epochs.", gt=0)

@@ -69,7 +69,15 @@ def train_config(argv: list[str], verb: str = "train") -> TrainConfig:
     more = (
         _("`resume` takes RUN (default: the latest run) and the flags of `lorafit train`.") if verb == "resume" else ""
     )
-    return parse(TrainConfig, argv, verb, more=more, default=make_config(settings, file or _("the command line")))
+    default = make_config(settings, file or _("the command line"))
+    return _as_given(parse(TrainConfig, argv, verb, more=more, default=default), argv, settings)
+
+
+def _as_given(config: TrainConfig, argv: list[str], settings: dict[str, Any]) -> TrainConfig:
+    """Return `config` with only the settings in its `model_fields_set` that are in `argv` or `settings`, or differ."""
+    names = [name for name in TrainConfig.model_fields if flag_value(argv, name) is not None or name in settings]
+    given = {name: getattr(config, name) for name in names}
+    return TrainConfig.model_validate(config.model_dump(exclude_defaults=True) | given)
 
 
 def run_settings(name: str, output_dir: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from lorafit.distributed.collectives import SINGLE_PROCESS, Collectives
 from lorafit.errors import EngineError
 from lorafit.messages import _
 from lorafit.planner.plan import Plan
+from lorafit.run_folders.adapter import AdapterConfig
 from lorafit.sampling import Sampling
 
 DEFAULT_CHUNK = 128  # targets whose logits an engine without a plan computes at once
@@ -147,6 +148,19 @@ class Engine(Protocol):
     def peak_bytes(self) -> int | None:
         """Return the peak memory of the process or device since opening; None where the backend cannot measure it."""
         ...
+
+
+def planned_adapter(setup: Setup, plan: Plan, modules: list[str]) -> AdapterConfig:
+    """Return the config of the adapter that `plan` trains on `modules`."""
+    return AdapterConfig(
+        setup.model_name,
+        plan.lora_r,
+        plan.lora_alpha,
+        plan.lora_dropout,
+        modules,
+        rank_pattern=plan.rank_pattern,
+        alpha_pattern=plan.alpha_pattern,
+    )
 
 
 def diverged_error(step: int, norm: float) -> EngineError:

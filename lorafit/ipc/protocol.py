@@ -65,7 +65,7 @@ Message = Event | Beat | RunFolder | WorkerDone | Bug | LorafitError
 
 def start_line(start: Start) -> str:
     """Return `start` as a line of JSON."""
-    return json.dumps({**vars(start), "config": start.config.model_dump()}, ensure_ascii=True)
+    return json.dumps({**vars(start), "config": start.config.model_dump(exclude_unset=True)}, ensure_ascii=True)
 
 
 def read_start(line: str) -> Start:

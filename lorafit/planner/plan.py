@@ -96,6 +96,9 @@ class Plan:
     predicted_range: tuple[float, float] = (0.0, 0.0)
     predicted_tokens_per_second: float = 0.0
     memory_terms: dict[str, int] = field(default_factory=dict)  # bytes
+    # The modules whose rank or alpha differs from lora_r and lora_alpha, as in PEFT (run_folders/module_pattern.py).
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write the plan to `path` as JSON."""

@@ -1,16 +1,17 @@
 """Adapters on disk in PEFT's layout and names, whichever engine made them, so that `peft` can load them.
 
 adapter_model.safetensors holds lora_A [r, in] and lora_B [out, r] of each module; adapter_config.json holds the rest.
-lorafit.json beside them holds the chat settings. Adapters of a kind that lorafit would compute wrongly are refused.
+lorafit.json beside them holds the chat settings. Adapters of mlx-lm are read too. Adapters of a kind that lorafit would
+compute wrongly are refused by name (foreign_adapter.py).
 """
 
 import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,25 +21,20 @@ from safetensors.numpy import save_file
 from lorafit.errors import AdapterError
 from lorafit.messages import _, listed
 from lorafit.models.spec import LAYER, ModelSpec
+from lorafit.run_folders import foreign_adapter, module_pattern
 from lorafit.units import TEMPLATE_DATE, kind_text
 
 CONFIG, WEIGHTS, CHAT = "adapter_config.json", "adapter_model.safetensors", "lorafit.json"
 KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 DTYPES = {"F32": np.float32, "F16": np.float16, "F64": np.float64}
-# Settings of adapters that compute something other than W + scale * B @ A.
-UNSUPPORTED_SETTINGS = (
-    "use_dora", "lora_bias", "rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication", "target_parameters",
-    "trainable_token_indices", "use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config", "kasa_config",
-    "velora_config", "monteclora_config", "megatron_config",
-)  # fmt: skip
-SUPPORTED_INITS = (None, True, False, "gaussian", "eva", "orthogonal")  # any other init changes the base weights too
 
 
 @dataclass(frozen=True)
 class AdapterConfig:
     """The content of adapter_config.json.
 
-    `target_modules` are short names ("q_proj") or full names ("model.layers.0.self_attn.q_proj").
+    `target_modules` are short names ("q_proj") or full names ("model.layers.0.self_attn.q_proj"). The patterns have the
+    ranks and alphas of some modules (module_pattern.py); the others have `r` and `alpha`.
     """
 
     base_model: str | None
@@ -47,11 +43,38 @@ class AdapterConfig:
     dropout: float
     target_modules: list[str]
     use_rslora: bool = False
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
 
-    @property
-    def scale(self) -> float:
-        """Factor before B @ A: alpha / r, with rsLoRA alpha / sqrt(r) (arXiv 2312.03732)."""
-        return self.alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
+    def rank_of(self, module: str) -> int:
+        """Return the rank of `module`."""
+        return module_pattern.value_of(self.rank_pattern, module, self.r)
+
+    def alpha_of(self, module: str) -> float:
+        """Return the alpha of `module` in plain LoRA, whose scale is alpha / rank."""
+        alpha = module_pattern.value_of(self.alpha_pattern, module, self.alpha)
+        return alpha * math.sqrt(self.rank_of(module)) if self.use_rslora else alpha
+
+    def scale_of(self, module: str) -> float:
+        """Return the factor before B @ A: alpha / rank, with rsLoRA alpha / sqrt(rank) (arXiv 2312.03732)."""
+        return self.alpha_of(module) / self.rank_of(module)
+
+    def as_plain(self, modules: Iterable[str]) -> "AdapterConfig":
+        """Return the config without rsLoRA that gives `modules` the same ranks and scales.
+
+        Its `r` and `alpha` are those of the module with the highest rank. The patterns hold the values that differ.
+        """
+        ranks = {module: self.rank_of(module) for module in modules}
+        alphas = {module: self.alpha_of(module) for module in ranks}
+        r, alpha = max((ranks[module], alphas[module]) for module in ranks)
+        return replace(
+            self,
+            r=r,
+            alpha=alpha,
+            use_rslora=False,
+            rank_pattern=module_pattern.make_pattern(ranks, r),
+            alpha_pattern=module_pattern.make_pattern(alphas, alpha),
+        )
 
 
 @dataclass(frozen=True)
@@ -75,6 +98,11 @@ def parse_lora_name(name: str) -> tuple[str, str] | None:
     return (parts[1], parts[2]) if parts else None
 
 
+def modules_of(tensors: Iterable[str]) -> list[str]:
+    """Return the names of the modules that `tensors`, names in the weights file, belong to."""
+    return sorted({parts[0] for name in tensors if (parts := parse_lora_name(name))})
+
+
 def target_names(trained: Iterable[str], every_module: Iterable[str]) -> list[str]:
     """Return the target_modules with which PEFT selects exactly `trained` from the modules `every_module` of a model.
 
@@ -96,32 +124,26 @@ def write_adapter(folder: Path, config: AdapterConfig, tensors: dict[str, NDArra
 
 def read_adapter_config(folder: Path) -> AdapterConfig:
     """Return the config of the adapter in `folder`. Raises AdapterError if it is missing, damaged or not supported."""
-    facts = _read_json(folder / CONFIG)
-    _refuse_unsupported(facts, folder / CONFIG)
-    try:
-        return AdapterConfig(
-            base_model=_text(facts.get("base_model_name_or_path")),
-            r=_positive(int, facts, "r"),
-            alpha=_positive(float, facts, "lora_alpha"),
-            dropout=float(facts.get("lora_dropout") or 0.0),
-            target_modules=_targets(facts, folder),
-            use_rslora=bool(facts.get("use_rslora")),
-        )
-    except (TypeError, ValueError) as error:
-        raise _broken(folder / CONFIG, error) from error
+    return _open(folder).config
 
 
 def read_adapter(folder: Path) -> tuple[AdapterConfig, dict[str, NDArray[np.float32]]]:
-    """Return the adapter's config, and its tensors as float32 by their names in the file. Raises AdapterError."""
-    config = read_adapter_config(folder)
-    path = folder / WEIGHTS
-    _require_weights(path)
+    """Return the adapter's config, and its tensors as float32 by PEFT's names. Raises AdapterError."""
+    config, path, names = _open(folder)
     try:
-        tensors = {name: _array(facts) for name, facts in deserialize(path.read_bytes())}
+        stored = {name: _array(facts) for name, facts in deserialize(path.read_bytes())}
     except (OSError, SafetensorError, ValueError) as error:
         raise _broken(path, error) from error
-    _check_pairs(tensors, config.r, path)
+    tensors = {name: stored[own].T if path.name == foreign_adapter.MLX_WEIGHTS else stored[own] for name, own in names}
+    _check_pairs(tensors, config, path)
     return config, tensors
+
+
+def read_plain_config(folder: Path) -> AdapterConfig:
+    """Return the config of the adapter in `folder` with its modules as full names and without rsLoRA."""
+    config, _path, names = _open(folder)
+    modules = modules_of(name for name, _own in names)
+    return replace(config.as_plain(modules), target_modules=modules)
 
 
 def check_shapes(folder: Path, spec: ModelSpec) -> None:
@@ -135,8 +157,9 @@ def check_shapes(folder: Path, spec: ModelSpec) -> None:
         found = _("layers in the adapter: {theirs}, in the model: {ours}").format(theirs=layers, ours=spec.layers)
         raise wrong_base_error(folder, config.base_model, found)
     sizes = {linear.name: (linear.in_features, linear.out_features) for linear in spec.linears}
-    modules = {parts[0] for name in tensors if (parts := parse_lora_name(name))}
-    for module in sorted(modules & sizes.keys()):
+    for module in modules_of(tensors):
+        if module not in sizes:
+            continue
         a, b = (tensors[name] for name in lora_names(module))
         if (a.shape[1], b.shape[0]) != sizes[module]:
             found = _("{module}: {theirs} in the adapter, {ours} in the model").format(
@@ -168,7 +191,7 @@ def wrong_base_error(folder: Path, trained_on: str | None, found: str) -> Adapte
 
 def wrong_layers_error(folder: Path, config: AdapterConfig, found: str) -> AdapterError:
     """Return the error for an adapter on more or fewer layers than are trained."""
-    targets = ",".join(sorted({name.rpartition(".")[2] for name in config.target_modules}))
+    targets = ",".join(config.target_modules)
     return AdapterError(
         _("This adapter covers different layers than this run trains."),
         where=folder,
@@ -213,6 +236,8 @@ def _peft_config(config: AdapterConfig) -> dict[str, Any]:
         "fan_in_fan_out": False,
         "modules_to_save": None,
         "inference_mode": True,
+        **({"rank_pattern": config.rank_pattern} if config.rank_pattern else {}),
+        **({"alpha_pattern": config.alpha_pattern} if config.alpha_pattern else {}),
     }
 
 
@@ -233,38 +258,64 @@ def _read_json(path: Path) -> dict[str, Any]:
     return facts
 
 
-def _refuse_unsupported(facts: dict[str, Any], path: Path) -> None:
-    strange = {name: facts[name] for name in UNSUPPORTED_SETTINGS if facts.get(name)}
-    if facts.get("peft_type") != "LORA":
-        strange["peft_type"] = facts.get("peft_type")
-    if facts.get("bias", "none") != "none":
-        strange["bias"] = facts["bias"]
-    if facts.get("init_lora_weights") not in SUPPORTED_INITS:
-        strange["init_lora_weights"] = facts["init_lora_weights"]
-    if strange:
-        raise AdapterError(
-            _("lorafit does not support this kind of adapter."),
-            where=path,
-            found=listed(f"{name}: {value!r}" for name, value in strange.items()),
-            fix=_("Merge it into its base model with `peft`, and give the merged folder as --model_name."),
-        )
+class _Opened(NamedTuple):
+    """An adapter's config and weights file, and the names of its tensors: PEFT's and the file's."""
+
+    config: AdapterConfig
+    path: Path
+    names: list[tuple[str, str]]
 
 
-def _targets(facts: dict[str, Any], folder: Path) -> list[str]:
-    """Return the config's list of module names.
+def _open(folder: Path) -> _Opened:
+    """Read the adapter's settings and the names of its tensors. Raises AdapterError."""
+    settings = _read_json(folder / CONFIG)
+    foreign_adapter.refuse_settings(settings, folder / CONFIG)
+    mlx = foreign_adapter.is_mlx(settings)
+    path = folder / (foreign_adapter.MLX_WEIGHTS if mlx else WEIGHTS)
+    _require_weights(path)
+    try:
+        with safe_open(path, "numpy") as file:
+            stored = list(file.keys())
+    except (OSError, SafetensorError) as error:
+        raise _broken(path, error) from error
+    parts = {name: foreign_adapter.mlx_part(name) if mlx else parse_lora_name(name) for name in stored}
+    modules = sorted({part[0] for part in parts.values() if part})
+    others = [name for name, part in parts.items() if part is None]
+    foreign_adapter.refuse_tensors(others, modules, path)
+    if others:
+        raise _broken(path, _("tensor that is neither lora_A nor lora_B: {name}").format(name=others[0]))
+    if not modules:
+        raise _broken(path, _("the file has no tensors"))
+    try:
+        config = _config(foreign_adapter.mlx_as_peft(settings) if mlx else settings, modules)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _broken(folder / CONFIG, error) from error
+    return _Opened(config, path, [(lora_names(p[0])["AB".index(p[1])], name) for name, p in parts.items() if p])
 
-    If the config has no plain list or narrows it, return the full names in the weights file.
-    """
+
+def _config(facts: dict[str, Any], modules: list[str]) -> AdapterConfig:
+    """Return the config of PEFT's settings `facts` for the trained `modules`. Raise TypeError or ValueError."""
+    return AdapterConfig(
+        base_model=_text(facts.get("base_model_name_or_path")),
+        r=_positive(int, facts, "r"),
+        alpha=_positive(float, facts, "lora_alpha"),
+        dropout=float(facts.get("lora_dropout") or 0.0),
+        target_modules=_targets(facts, modules),
+        use_rslora=bool(facts.get("use_rslora")),
+        rank_pattern=_positive_pattern(int, facts, "rank_pattern"),
+        alpha_pattern=_positive_pattern(float, facts, "alpha_pattern"),
+    )
+
+
+def _targets(facts: dict[str, Any], modules: list[str]) -> list[str]:
+    """Return the config's module names that select `modules`; the full names if it has no plain list or narrows it."""
     names = facts.get("target_modules")
     narrowed = facts.get("layers_to_transform") is not None or facts.get("exclude_modules")
-    if isinstance(names, list) and all(isinstance(name, str) for name in names) and not narrowed:
-        return sorted(names)
-    _require_weights(folder / WEIGHTS)
-    try:
-        with safe_open(folder / WEIGHTS, "numpy") as file:
-            return sorted({parts[0] for name in file.keys() if (parts := parse_lora_name(name))})  # noqa: SIM118 (no mapping)
-    except (OSError, SafetensorError) as error:
-        raise _broken(folder / WEIGHTS, error) from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or narrowed:
+        return modules
+    used = {name: [module for module in modules if f".{module}".endswith(f".{name}")] for name in names}
+    complete = set(modules) == {module for found in used.values() for module in found}
+    return sorted(name for name, found in used.items() if found) if complete else modules
 
 
 def _positive(kind: type[Any], facts: dict[str, Any], name: str) -> Any:
@@ -272,6 +323,12 @@ def _positive(kind: type[Any], facts: dict[str, Any], name: str) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | kind) or not value > 0:
         raise ValueError(f"{name}: {value!r}")
     return value
+
+
+def _positive_pattern(kind: type[Any], facts: dict[str, Any], name: str) -> dict[str, Any]:
+    pattern = facts.get(name) or {}
+    module_pattern.check_keys(pattern, name)
+    return {key: _positive(kind, pattern, key) for key in pattern}
 
 
 def _text(value: object) -> str | None:
@@ -305,18 +362,15 @@ def _require_weights(path: Path) -> None:
     )
 
 
-def _check_pairs(tensors: dict[str, NDArray[np.float32]], r: int, path: Path) -> None:
+def _check_pairs(tensors: dict[str, NDArray[np.float32]], config: AdapterConfig, path: Path) -> None:
     """Raise AdapterError unless every tensor is a lora_A [r, in] or lora_B [out, r] of a module that has both."""
     for name, tensor in tensors.items():
-        parts = parse_lora_name(name)
-        if parts is None:
-            raise _broken(path, _("tensor that is neither lora_A nor lora_B: {name}").format(name=name))
-        if not set(lora_names(parts[0])) <= tensors.keys():
+        module, which = parse_lora_name(name) or ("", "A")
+        r = config.rank_of(module)
+        if not set(lora_names(module)) <= tensors.keys():
             raise _broken(path, _("{name} has no matching lora_A or lora_B").format(name=name))
-        if tensor.ndim != 2 or tensor.shape["AB".index(parts[1])] != r:
+        if tensor.ndim != 2 or tensor.shape["AB".index(which)] != r:
             raise _broken(path, _("{name} has shape {shape}, but r is {r}").format(name=name, shape=tensor.shape, r=r))
-    if not tensors:
-        raise _broken(path, _("the file has no tensors"))
 
 
 def _broken(path: Path, found: object) -> AdapterError:

@@ -5,7 +5,7 @@ from pathlib import Path
 from lorafit.atomic import ensure_disk_space, ensure_writable
 from lorafit.config import TrainConfig, resolve_effective_batch
 from lorafit.data.sources import check_source
-from lorafit.errors import AdapterError, ConfigError
+from lorafit.errors import ConfigError
 from lorafit.hardware.detect import Machine
 from lorafit.messages import _
 from lorafit.models.lora_targets import select_targets
@@ -13,17 +13,12 @@ from lorafit.models.spec import ModelSpec
 from lorafit.planner import device_precision
 from lorafit.planner.memory import adapter_parameters
 from lorafit.planner.plan import Plan
-from lorafit.run_folders.adapter import AdapterConfig, check_shapes, read_adapter_config
-from lorafit.run_folders.find_adapter import find_adapter
 
 MOMENTS_TOO = 3  # a checkpoint is three times the adapter: the weights and AdamW's two moments
 
 
-def check_settings(config: TrainConfig, machine: Machine, folder: Path, start: Path | None) -> None:
-    """Check everything that does not need the model. Raises LorafitErrors.
-
-    `folder` is where the run will be written, `start` the folder of the adapter to start from.
-    """
+def check_settings(config: TrainConfig, machine: Machine, folder: Path) -> None:
+    """Check everything that does not need the model. Raises LorafitErrors. `folder` is where the run will be written."""
     resolve_effective_batch(config)
     device = device_precision.choose_device(config, machine).value
     device_precision.precisions(config, machine, device)
@@ -33,8 +28,6 @@ def check_settings(config: TrainConfig, machine: Machine, folder: Path, start: P
     ensure_writable(folder)
     if config.plan is not None:
         Plan.load(Path(config.plan))
-    if start is not None:
-        _check_start(config, start)
 
 
 def check_processes(config: TrainConfig, machine: Machine, local: int) -> None:
@@ -69,43 +62,17 @@ def check_processes(config: TrainConfig, machine: Machine, local: int) -> None:
         )
 
 
-def check_model(config: TrainConfig, spec: ModelSpec, folder: Path, start: Path | None) -> None:
+def check_model(config: TrainConfig, spec: ModelSpec, folder: Path) -> None:
     """Check everything that needs the model's architecture but not the data. Raises LorafitErrors.
 
-    The free space of the disk is checked too. `folder` and `start` are those of `check_settings`.
+    The free space of the disk is checked too. `folder` is that of `check_settings`.
     """
     _check_targets(config.lora_targets, spec)
-    if start is not None:
-        check_shapes(start, spec)
     size = 4 * adapter_parameters(spec, config.lora_r, config.lora_targets)
     # While a checkpoint is written there is one more than are kept; a resumed run has the others already.
     # The 2 below are best_model and final_model.
     checkpoints = 1 if config.resume else config.keep_checkpoints + 1
     ensure_disk_space(folder, size * (MOMENTS_TOO * checkpoints + 2))
-
-
-def init_adapter(config: TrainConfig) -> Path | None:
-    """Return the folder of the adapter that --init_adapter names, or None. Raises AdapterError."""
-    return None if config.init_adapter is None else find_adapter(config.init_adapter, Path(config.output_dir))
-
-
-def _check_start(config: TrainConfig, folder: Path) -> None:
-    """Raise AdapterError if rank or scale differ: the shapes would not match, or the weights would act differently."""
-    adapter = read_adapter_config(folder)
-    if adapter.r == config.lora_r and adapter.scale == config.lora_alpha / config.lora_r:
-        return
-    raise AdapterError(
-        _("The adapter to start from has a different rank or scale than this run."),
-        where=folder,
-        found=_("adapter: lora_r {r}, lora_alpha {alpha:g}; this run: lora_r {run_r}, lora_alpha {run_alpha:g}").format(
-            r=adapter.r, alpha=adapter.alpha, run_r=config.lora_r, run_alpha=config.lora_alpha
-        ),
-        fix=_("Use the adapter's own settings: {flags}").format(flags=_flags(adapter)),
-    )
-
-
-def _flags(adapter: AdapterConfig) -> str:
-    return f"--lora_r {adapter.r} --lora_alpha {adapter.scale * adapter.r:g}"
 
 
 def _check_targets(targets: str, spec: ModelSpec) -> None:

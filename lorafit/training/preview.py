@@ -5,7 +5,7 @@ come from lorafit's catalogue, and a note says so.
 """
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lorafit.config import TrainConfig
 from lorafit.data.dataset import load_cached
@@ -27,6 +27,7 @@ from lorafit.planner.memory_budget import per_process
 from lorafit.planner.plan import Choice, Plan
 from lorafit.planner.planner import PlanResult, alternatives, make_plan_result
 from lorafit.progress import ProgressCallback, ignore_progress
+from lorafit.training.initial_adapter import init_adapter, with_patterns, with_rank, with_targets
 from lorafit.training.measure_lengths import fill_cache
 from lorafit.training.preflight import check_processes
 from lorafit.units import bytes_text, count_text
@@ -56,8 +57,13 @@ def preview_run(config: TrainConfig, machine_name: str | None, say: ProgressCall
     machine = calibrate.with_metal_limit(machine, known)
     check_processes(config, machine, config.processes or 1)
     spec, notes = find_spec(config)
+    start = None if config.resume else init_adapter(config)
+    if start is not None:
+        config = with_targets(with_rank(config, start), start, spec)
     data, more = find_data(config, say)
     planned = make_plan_result(config, per_process(machine, config.processes or 1), spec, data, known)
+    if start is not None:
+        planned = replace(planned, plan=with_patterns(planned.plan, start, new=True))
     return Preview(machine, config.model_name, spec, data, planned, alternatives(planned, known), [*notes, *more])
 
 

@@ -41,10 +41,12 @@ from lorafit.planner.memory_budget import per_process
 from lorafit.planner.plan import Plan
 from lorafit.planner.planner import make_plan_result
 from lorafit.run_folders import directory
+from lorafit.run_folders.adapter import check_shapes
 from lorafit.run_folders.directory import RunDir
+from lorafit.training.initial_adapter import init_adapter, with_patterns, with_rank, with_targets
 from lorafit.training.loop import Job, Progress, training_loop
 from lorafit.training.model_card import add_chat_files
-from lorafit.training.preflight import check_model, check_processes, check_settings, init_adapter
+from lorafit.training.preflight import check_model, check_processes, check_settings
 from lorafit.training.progress import as_stage_events, stage_texts
 from lorafit.training.resume import (
     Interrupted,
@@ -149,9 +151,9 @@ def _get_ready(config: TrainConfig, old: Interrupted | None, ranks: Collectives)
     from_checkpoint = old is not None and old.checkpoint is not None
     start = None if from_checkpoint else init_adapter(config)
     if start is not None:  # the saved settings do not depend on the working directory, nor on which run is the latest
-        config = config.model_copy(update={"init_adapter": str(start.absolute())})
+        config = with_rank(config.model_copy(update={"init_adapter": str(start.absolute())}), start)
     folder = old.run.path if old else Path(config.output_dir)
-    check_settings(config, machine, folder, start)
+    check_settings(config, machine, folder)
     check_processes(config, machine, ranks.own_rank.local_count)
     device = choose_device(config, machine).value
     machine = _with_metal_limit(machine, device, choose_engine(config, machine, device).value)
@@ -159,7 +161,10 @@ def _get_ready(config: TrainConfig, old: Interrupted | None, ranks: Collectives)
     find = partial(find_model, config.model_name, hub=config.hub, endpoint=config.hf_endpoint)
     model = yield from stage_texts(lambda say: find(say=say))
     spec = read_spec(model.folder)
-    check_model(config, spec, folder, start)
+    if start is not None:
+        check_shapes(start, spec)
+        config = with_targets(config, start, spec)
+    check_model(config, spec, folder)
     yield Stage(text=_("Reading {name}").format(name=config.dataset_name))
     template = read_template(config.chat_template)
     load = partial(shared_tokenizer, model.folder, template, config.trust_remote_code)
@@ -176,6 +181,9 @@ def _get_ready(config: TrainConfig, old: Interrupted | None, ranks: Collectives)
     plan = planned.plan
     if config.plan is not None:
         plan = plan.computed_as(Plan.load(Path(config.plan)))
+    adapter = start or (old and old.checkpoint)
+    if adapter:
+        plan = with_patterns(plan, adapter, new=start is not None)
     if old is not None:
         fresh, plan = plan, plan_for(old.run, machine, config, plan)
         if plan is fresh:  # the old limits are those of another machine or other settings

@@ -31,6 +31,8 @@ from lorafit.run_folders.adapter import CHAT, CONFIG, read_adapter
 from lorafit.run_folders.checkpoint import latest_good, step_of
 from lorafit.run_folders.directory import RunDir
 from lorafit.run_folders.find_adapter import find_adapter
+from lorafit.run_folders.foreign_adapter import MLX_SETTINGS, is_mlx
+from lorafit.training.initial_adapter import with_rank, with_targets
 from lorafit.transfer import archive
 
 BUNDLE, RUN, INPUTS, LAYOUT = "bundle.json", "run", "inputs", 1
@@ -108,6 +110,9 @@ def portable(config: TrainConfig, folder: Path, kind: str, has_checkpoint: bool)
 
     A finished run (`kind` FINISHED) needs no inputs. The initial adapter is needed only if there is no checkpoint.
     """
+    start = None if config.init_adapter is None else find_adapter(config.init_adapter, Path(config.output_dir))
+    if start is not None and kind == NEW_RUN:
+        config = with_targets(with_rank(config, start), start)
     settings = {name: getattr(config, name) for name in PORTABLE_SETTINGS}
     settings |= {"effective_batch": resolve_effective_batch(config), "model_name": base_name(config.model_name)}
     carried = kind != FINISHED  # a finished run needs no data
@@ -116,8 +121,7 @@ def portable(config: TrainConfig, folder: Path, kind: str, has_checkpoint: bool)
             settings[name] = ",".join(_data(settings[name], split, name, folder if carried else None))
     if settings["chat_template"] is not None:
         settings["chat_template"] = read_template(settings["chat_template"])
-    if settings["init_adapter"] is not None:
-        start = find_adapter(settings["init_adapter"], Path(config.output_dir))
+    if start is not None:
         settings["init_adapter"] = f"{INPUTS}/init_adapter"
         if carried and not has_checkpoint:
             copy_adapter(start, folder / settings["init_adapter"], settings["model_name"], {})
@@ -243,6 +247,7 @@ def copy_adapter(source: Path, target: Path, base: str, names: dict[str, str]) -
                 _carry_file(path, copy, names)
         if named_by_place:
             _rename_base(folder, base)
+        _drop_paths_of_mlx(folder / CONFIG)
 
 
 def _carry_file(path: Path, copy: Path, names: dict[str, str]) -> None:
@@ -255,9 +260,18 @@ def _carry_file(path: Path, copy: Path, names: dict[str, str]) -> None:
     copy.write_text(scrub(text), "utf-8")
 
 
+def _drop_paths_of_mlx(config: Path) -> None:
+    """Keep only the settings of an adapter of mlx-lm that lorafit reads: the others hold paths of its author."""
+    facts: dict[str, Any] = json.loads(config.read_text("utf-8"))
+    if is_mlx(facts):
+        kept = {name: facts[name] for name in MLX_SETTINGS if name in facts}
+        config.write_text(json.dumps(kept, ensure_ascii=False, indent=2) + "\n", "utf-8")
+
+
 def _rename_base(folder: Path, base: str) -> None:
     for file, key in ((CONFIG, "base_model_name_or_path"), (CHAT, "base_model")):
         path = folder / file
         if path.is_file():
             facts: dict[str, Any] = json.loads(path.read_text("utf-8"))
+            key = "model" if is_mlx(facts) else key
             path.write_text(json.dumps({**facts, key: base}, ensure_ascii=False, indent=2) + "\n", "utf-8")

@@ -51,7 +51,7 @@ def test_an_init_adapter_of_another_rank_or_scale_gives_the_flags_to_paste(
 def test_an_init_adapter_on_other_layers_gives_the_flag_to_paste(
     flags: Callable[..., Words], refused: Refused, adapter: Path
 ) -> None:
-    refused(flags(init_adapter=adapter), adapter, "--lora_targets q_proj,v_proj")
+    refused(flags(init_adapter=adapter, lora_targets="q_proj,o_proj"), adapter, "--lora_targets q_proj,v_proj")
 
 
 def test_an_init_adapter_that_does_not_exist_is_reported_before_the_model_is_looked_for(

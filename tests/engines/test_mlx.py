@@ -123,7 +123,7 @@ def test_an_adapter_of_ours_converted_gives_mlx_lms_own_model_the_same_logits(tm
         transposed[f"{module}.lora_{which.lower()}"] = np.ascontiguousarray(tensor.T)
     save_file(transposed, mlx_folder / "adapters.safetensors")
     keys = sorted({re.sub(r"^model\.layers\.\d+\.", "", name).rpartition(".")[0] for name in transposed})
-    facts = {"rank": config.r, "dropout": 0.0, "scale": config.scale, "keys": keys}
+    facts = {"rank": config.r, "dropout": 0.0, "scale": config.scale_of("q_proj"), "keys": keys}
     (mlx_folder / "adapter_config.json").write_text(
         json.dumps({"fine_tune_type": "lora", "num_layers": 3, "lora_parameters": facts})
     )

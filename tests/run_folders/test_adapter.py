@@ -110,7 +110,7 @@ def test_peft_loads_a_written_adapter_and_computes_w_plus_scale_b_a(
     config = AdapterConfig("tiny", 4, 6.0, 0.1, short, use_rslora)
     tensors = random_adapter(model, modules_of(model, short), 4)
     write_adapter(tmp_path, config, tensors)
-    assert config.scale == (6.0 / 2.0 if use_rslora else 6.0 / 4.0)
+    assert config.scale_of("q_proj") == (6.0 / 2.0 if use_rslora else 6.0 / 4.0)
     tuned = PeftModel.from_pretrained(model, str(tmp_path)).eval()
     wrapped = {name for name, m in tuned.base_model.model.named_modules() if hasattr(m, "lora_A")}
     assert wrapped == set(modules_of(tiny_llama(), short))
@@ -118,7 +118,7 @@ def test_peft_loads_a_written_adapter_and_computes_w_plus_scale_b_a(
         logits = tuned(IDS).logits
         with tuned.disable_adapter():
             base = tuned(IDS).logits
-    reference = logits_by_hand(tensors, config.scale)
+    reference = logits_by_hand(tensors, config.scale_of("q_proj"))
     assert (logits - reference).norm() < 1e-6 * reference.norm()
     assert (base - tiny_llama()(IDS).logits).abs().max() < 1e-6
     assert (base - reference).abs().max() > 0.1
@@ -133,10 +133,10 @@ def test_an_adapter_saved_by_peft_is_read_back(tmp_path: Path, use_rslora: bool)
     tuned.save_pretrained(str(tmp_path))
     config, tensors = read_adapter(tmp_path)
     assert (config.r, config.alpha, config.dropout, config.target_modules) == (4, 10, 0.05, sorted(SHORT))
-    assert config.scale == pytest.approx(10 / math.sqrt(4) if use_rslora else 10 / 4)
+    assert config.scale_of("q_proj") == pytest.approx(10 / math.sqrt(4) if use_rslora else 10 / 4)
     assert sum(t.size for t in tensors.values()) == tuned.get_nb_trainable_parameters()[0]
     with torch.no_grad():
-        reference = logits_by_hand(tensors, config.scale)
+        reference = logits_by_hand(tensors, config.scale_of("q_proj"))
         assert (tuned(IDS).logits - reference).norm() < 1e-6 * reference.norm()
     assert read_chat_settings(tmp_path) == ChatSettings()
 
@@ -190,8 +190,7 @@ def test_full_names_make_peft_attach_to_those_modules_alone(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "changes",
     [
-        {"use_dora": True}, {"bias": "all"}, {"rank_pattern": {"q_proj": 8}}, {"alpha_pattern": {"q_proj": 8}}, {"peft_type": "IA3"},
-        {"peft_type": None}, {"modules_to_save": ["lm_head"]}, {"lora_bias": True}, {"init_lora_weights": "pissa"},
+        {"use_dora": True}, {"peft_type": "IA3"}, {"peft_type": None}, {"modules_to_save": ["lm_head"]}, {"lora_bias": True}, {"init_lora_weights": "pissa"},
         {"trainable_token_indices": [1]}, {"target_parameters": ["experts.w"]}, {"layer_replication": [[0, 2]]},
     ],
 )  # fmt: skip
@@ -213,6 +212,12 @@ def test_an_adapter_type_that_lorafit_cannot_compute_is_refused_by_name(folder: 
         {"lora_alpha": -1},
         {"lora_dropout": "x"},
         {"r": 5},
+        {"rank_pattern": {"q_proj": 8}},
+        {"rank_pattern": {"q_proj": "4"}},
+        {"rank_pattern": ["q_proj"]},
+        {"alpha_pattern": {"q_proj": 0}},
+        {"alpha_pattern": {"(q_proj": 8}},
+        {"alpha_pattern": {"(?i)q_proj": 8}},
     ],
 )
 def test_invalid_numbers_raise_an_adapter_error(folder: Path, changes: dict[str, Any]) -> None:
@@ -251,7 +256,7 @@ def test_missing_files_raise_an_adapter_error_and_a_pickle_is_never_opened(folde
 def test_tensors_that_make_no_pairs_raise_an_adapter_error(folder: Path) -> None:
     config, tensors = read_adapter(folder)
     first = next(iter(tensors))
-    strange = {"base_model.model.lm_head.weight": np.zeros((2, 2), np.float32)}
+    strange = {"base_model.model.lm_head.lora_C": np.zeros((2, 2), np.float32)}
     halves = {name: t for name, t in tensors.items() if name != first}
     turned = tensors | {first: np.ascontiguousarray(tensors[first].T)}
     for bad, words in (

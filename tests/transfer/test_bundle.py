@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from support.stopped_runs import weights
 
 from lorafit.atomic import atomic_folder
@@ -17,6 +19,7 @@ from lorafit.config import TrainConfig, read_yaml
 from lorafit.errors import ConfigError, LorafitError, RunError
 from lorafit.events import Finished, Planned, read_events
 from lorafit.hardware.detect import Machine
+from lorafit.run_folders.adapter import read_adapter_config
 from lorafit.run_folders.directory import RunDir, saved_config
 from lorafit.training.resume import read_interrupted
 from lorafit.training.worker import train_in_process
@@ -132,6 +135,30 @@ def test_data_of_every_kind_are_in_the_bundle(home: Path, finished: RunDir, tmp_
     assert [p.name for p in Path(now.valid_dataset).rglob("*") if p.is_file()] == ["test.jsonl"]
     assert now.chat_template == template.read_text()
     assert weights(Path(str(now.init_adapter))) == weights(finished.final_model)
+
+
+def test_an_initial_adapter_of_mlx_lm_travels_with_its_rank_and_without_its_authors_paths(
+    home: Path, tmp_path: Path
+) -> None:
+    adapter = home / "mlx-adapter"
+    adapter.mkdir()
+    module = "model.layers.1.mlp.up_proj"
+    pair = {f"{module}.lora_a": np.ones((32, 3), np.float32), f"{module}.lora_b": np.ones((3, 64), np.float32)}
+    save_file(pair, adapter / "adapters.safetensors")
+    lora = {"rank": 3, "scale": 2.0, "dropout": 0.0}
+    facts = {
+        "fine_tune_type": "lora",
+        "num_layers": 2,
+        "lora_parameters": lora,
+        "model": str(home / "models/Tiny-Llama"),
+    }
+    (adapter / "adapter_config.json").write_text(json.dumps({**facts, "data": str(home), "adapter_path": str(adapter)}))
+    config = TrainConfig(model_name="demo", dataset_name="demo", init_adapter=str(adapter))
+    bundle(None, config, tmp_path / "run.zip")
+    assert str(home) not in texts(tmp_path / "run.zip")
+    now = saved_config(unbundle(tmp_path / "run.zip", tmp_path / "there").run)
+    assert (now.lora_r, now.lora_alpha, now.lora_targets) == (3, 6.0, module)
+    assert read_adapter_config(Path(str(now.init_adapter))).base_model == "demo"
 
 
 def test_fp32_on_a_mac_may_become_4bit_elsewhere_and_the_plan_says_so(

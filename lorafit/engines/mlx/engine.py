@@ -26,6 +26,7 @@ from lorafit.engines.base import (
     StepResult,
     answers_one_by_one,
     diverged_error,
+    planned_adapter,
 )
 from lorafit.engines.mlx import blas, device, self_check
 from lorafit.engines.mlx.decoder import DecoderInput, MLXDecoder, layer_facts
@@ -41,7 +42,7 @@ from lorafit.planner.plan import Plan
 from lorafit.run_folders.adapter import (
     AdapterConfig,
     lora_names,
-    parse_lora_name,
+    modules_of,
     read_adapter,
     read_matching_adapter,
     target_names,
@@ -137,18 +138,25 @@ class MLXEngine:
         self.chunk, self.seed = plan.loss_chunk, plan.seed
         self.delta.dropout = plan.lora_dropout
         names = select_targets(list(self.body.modules), plan.lora_targets)
-        self.adapter = AdapterConfig(self.setup.model_name, plan.lora_r, plan.lora_alpha, plan.lora_dropout, names)
-        self.delta.scale = self.adapter.scale
+        self._attach(planned_adapter(self.setup, plan, names))
         for name in names:
-            outputs, inputs = self._shape(name)
-            a, b = lora_names(name)
-            self.params[a] = mx.array(initial_lora_a(name, plan.lora_r, inputs, plan.seed))
-            self.params[b] = mx.zeros((outputs, plan.lora_r))
+            a, _b = lora_names(name)
+            r, inputs = self.params[a].shape
+            self.params[a] = mx.array(initial_lora_a(name, r, inputs, plan.seed))
         self._optimizer = MLXOptimizer(self.params, plan)
         self.set_recompute(plan.recompute)
         with device.translated():
             mx.eval(self.params, self.optimizer.moments)
         self.facts = replace(self.facts, trainable_parameters=self._count(), target_modules=names)
+
+    def _attach(self, config: AdapterConfig) -> None:
+        """Add an adapter of zeros on the modules that `config` names in full."""
+        self.adapter = config
+        for name in config.target_modules:
+            (outputs, inputs), r = self._shape(name), config.rank_of(name)
+            a, b = lora_names(name)
+            self.params |= {a: mx.zeros((r, inputs)), b: mx.zeros((outputs, r))}
+            self.delta.scales[name] = config.scale_of(name)
 
     def _shape(self, name: str) -> tuple[int, int]:
         """Return [out, in] of a linear layer. A quantized layer packs several numbers into 32 bits."""
@@ -259,15 +267,10 @@ class MLXEngine:
     def load_adapter(self, folder: Path) -> None:
         if self.adapter is None:
             config, tensors = read_adapter(folder)
-            modules = sorted({parts[0] for name in tensors if (parts := parse_lora_name(name))})
+            modules = modules_of(tensors)
             if missing := [m for m in modules if m not in self.body.modules]:
                 raise wrong_base_error(folder, config.base_model, missing[0])
-            for module in modules:
-                outputs, inputs = self._shape(module)
-                a, b = lora_names(module)
-                self.params |= {a: mx.zeros((config.r, inputs)), b: mx.zeros((outputs, config.r))}
-            self.adapter = replace(config, target_modules=modules)
-            self.delta.scale = config.scale
+            self._attach(replace(config, target_modules=modules))
             self.facts = replace(self.facts, trainable_parameters=self._count(), target_modules=modules)
         self._copy_weights(folder)
 

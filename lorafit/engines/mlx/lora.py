@@ -6,7 +6,7 @@ Letters: T tokens, I inputs, O outputs, R rank.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 
 import mlx.core as mx
@@ -23,9 +23,12 @@ Params = dict[str, mx.array]  # lora_A [R,I] and lora_B [O,R], fp32, by name
 
 @dataclass
 class MLXLoRADelta:
-    """State that all adapters of a model share: scale, on or off, dropout rate, and the micro-batch's dropout keys."""
+    """State that all adapters of a model share: on or off, dropout rate, and the micro-batch's dropout keys.
 
-    scale: float = 1.0
+    `scales` has the scale of each module's adapter.
+    """
+
+    scales: dict[str, float] = field(default_factory=dict)
     on: bool = True
     dropout: float = 0.0
     keys_T: mx.array | None = None  # one key per token; None: no dropout
@@ -78,13 +81,14 @@ class LinearGroup:
             return [self.delta.dropped(x_TI, name, keys_T) @ a.T for name, a in zip(names, downs, strict=True)]
         if len(downs) < 2:
             return [x_TI @ a.T for a in downs]
-        return mx.split(x_TI @ mx.concatenate(downs).T, len(downs), axis=-1)
+        cuts = list(accumulate(len(a) for a in downs))[:-1]
+        return mx.split(x_TI @ mx.concatenate(downs).T, cuts, axis=-1)
 
     def _added(self, params: Params, out: mx.array, name: str, low_TR: mx.array | None) -> mx.array:
         if low_TR is None:
             return out
         up = params[lora_names(name)[1]].astype(low_TR.dtype)
-        return mx.addmm(out, low_TR, up.T, alpha=self.delta.scale)
+        return mx.addmm(out, low_TR, up.T, alpha=self.delta.scales[name])
 
 
 def initial_lora_a(module: str, r: int, inputs: int, seed: int) -> NDArray[np.float32]:

@@ -11,7 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from lorafit.data.micro_batch import MicroBatch
-from lorafit.engines.base import DEFAULT_CHUNK, EngineFacts, LossSum, Probe, Setup, StepResult, diverged_error
+from lorafit.engines.base import (
+    DEFAULT_CHUNK,
+    EngineFacts,
+    LossSum,
+    Probe,
+    Setup,
+    StepResult,
+    diverged_error,
+    planned_adapter,
+)
 from lorafit.engines.torch import self_check
 from lorafit.engines.torch.attention import SEGMENT_ATTENTION, VARLEN_ATTENTION, plain_attention, supports_varlen
 from lorafit.engines.torch.device import DTYPES, arithmetic_dtype, get_device, translated
@@ -32,19 +41,20 @@ from lorafit.engines.torch.model import (
 )
 from lorafit.engines.torch.optimizer import TorchOptimizer
 from lorafit.engines.torch.packed.decoder import PackedDecoder, why_unsupported
-from lorafit.messages import _, listed
+from lorafit.messages import _, labelled, listed
 from lorafit.planner.fast_path import generic_reason
 from lorafit.planner.plan import Plan
 from lorafit.run_folders.adapter import (
     AdapterConfig,
     lora_names,
-    parse_lora_name,
+    modules_of,
     read_adapter,
     read_matching_adapter,
     target_names,
     write_adapter,
     wrong_base_error,
 )
+from lorafit.run_folders.foreign_adapter import unsupported_error
 from lorafit.sampling import Sampling
 
 
@@ -99,7 +109,7 @@ class TorchEngine:
         self.generic.chunk = plan.loss_chunk
         self.dropout.p, self.dropout.seed = plan.lora_dropout, plan.seed
         names = find_targets(self.model, plan.lora_targets)
-        self._attach(AdapterConfig(self.setup.model_name, plan.lora_r, plan.lora_alpha, plan.lora_dropout, names))
+        self._attach(planned_adapter(self.setup, plan, names))
         for layer in self.layers.values():
             layer.reset(plan.seed)
         self.set_recompute(plan.recompute)
@@ -121,7 +131,7 @@ class TorchEngine:
 
     def _attach(self, config: AdapterConfig) -> None:
         self.adapter = config
-        self.layers = add_lora(self.model, config.target_modules, config.r, config.scale, self.dropout)
+        self.layers = add_lora(self.model, config, self.dropout)
 
     def _parameters(self) -> dict[str, nn.Parameter]:
         """Return all trainable parameters by their names in PEFT's files."""
@@ -330,13 +340,20 @@ class TorchEngine:
         """Load the adapter in `folder`; attach LoRA layers if there are none. Raise AdapterError if it does not fit."""
         if not self.layers:
             config, tensors = read_adapter(folder)
-            modules = sorted({parts[0] for name in tensors if (parts := parse_lora_name(name))})
-            known = set(self._linear_names())
+            modules, known = modules_of(tensors), set(self._linear_names())
             if missing := [m for m in modules if m not in known]:
+                self._refuse_other_kinds(folder, missing)
                 raise wrong_base_error(folder, config.base_model, missing[0])
             self._attach(replace(config, target_modules=modules))
             self.facts = EngineFacts(sum(p.numel() for p in self._parameters().values()), modules, self.generic.packs)
         self._copy_weights(folder)
+
+    def _refuse_other_kinds(self, folder: Path, names: list[str]) -> None:
+        """Raise AdapterError if the model has modules called `names` that are no linear layers."""
+        named = dict(self.model.named_modules())
+        if kinds := {type(named[name]).__name__ for name in names if name in named}:
+            found = labelled(_("LoRA on layers that are not linear"), listed(sorted(kinds)))
+            raise unsupported_error(folder, found)
 
     def _copy_weights(self, folder: Path) -> None:
         parameters = self._parameters()

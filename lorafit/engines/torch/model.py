@@ -22,6 +22,7 @@ from lorafit.engines.torch.weights import lazy_weights, read_weights
 from lorafit.errors import ModelError
 from lorafit.messages import _, listed
 from lorafit.models.lora_targets import select_targets
+from lorafit.run_folders.adapter import AdapterConfig
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
@@ -225,12 +226,11 @@ def untrained_weights(model: PreTrainedModel) -> list[str]:
     return sorted({re.sub(r"^.*?\.\d+\.", "", name) for name in named})
 
 
-def add_lora(
-    model: PreTrainedModel, names: list[str], r: int, scale: float, dropout: DropoutKeys
-) -> dict[str, LoRALinear]:
-    """Put a LoRALinear around each linear layer in `names`; return the new layers by name."""
+def add_lora(model: PreTrainedModel, config: AdapterConfig, dropout: DropoutKeys) -> dict[str, LoRALinear]:
+    """Put a LoRALinear around each linear layer that `config` names in full; return the new layers by name."""
     layers = {}
-    for name in names:
+    for name in config.target_modules:
+        r, scale = config.rank_of(name), config.scale_of(name)
         parent, _dot, attribute = name.rpartition(".")
         owner = model.get_submodule(parent)
         layers[name] = LoRALinear(getattr(owner, attribute), name, r, scale, dropout)
