@@ -201,9 +201,12 @@ def _pair(row: Fields, question: str, answer: str) -> Conversation | None:
 
 
 def _dialogue(row: Fields, key: str) -> Conversation:
-    if not isinstance(row[key], list):
-        raise BadRow(_("`{key}`: expected a list, found {kind}").format(key=key, kind=kind_text(row[key])))
-    turns = [_message(key, number, turn) for number, turn in enumerate(row[key], 1)]
+    said = row[key]
+    if isinstance(said, str) and said.lstrip().startswith(("[", "{")):  # a cell of a table
+        said = _from_json(said, key)
+    if not isinstance(said, list):
+        raise BadRow(_("`{key}`: expected a list, found {kind}").format(key=key, kind=kind_text(said)))
+    turns = [_message(key, number, turn) for number, turn in enumerate(said, 1)]
     if turns and turns[0].role != "system":
         turns = [*_system(row), *turns]
     return [*_tools(row), *_answered(turns, key)]

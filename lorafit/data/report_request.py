@@ -23,6 +23,7 @@ class DataRequest(BaseModel):
     output: str | None = Field(None, description="HTML page to write the report to, also -o (default: the terminal).")
     model_name: str = Field("demo", description="Model whose tokenizer and chat template are used.")
     dataset_split: str = _same("dataset_split")
+    encoding: str | None = _same("encoding")
     max_samples: int | None = _same("max_samples")
     val_size: float = _same("val_size")
     max_length: int = _same("max_length")
