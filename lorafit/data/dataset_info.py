@@ -29,7 +29,7 @@ Entries = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Entry:
+class DatasetEntry:
     """A data set of dataset_info.json: a file or folder, and how its rows are renamed.
 
     `keys` maps keys of the rows to ours. `roles` maps roles of messages to ours; None for rows without messages.
@@ -91,6 +91,7 @@ def read_entries(folder: Path) -> Entries:
     path = folder / NAME
     try:
         entries = json.loads(path.read_text("utf-8-sig"))
+        json.dumps(entries, ensure_ascii=False).encode()  # refuses halves of surrogate pairs, which no path may contain
     except OSError:
         return {}
     except (ValueError, RecursionError) as error:
@@ -101,7 +102,7 @@ def read_entries(folder: Path) -> Entries:
     return entries if any(key in entry for entry in entries.values() for key in ("file_name", *ELSEWHERE)) else {}
 
 
-def find_entry(folder: Path, name: str) -> Entry | None:
+def find_entry(folder: Path, name: str) -> DatasetEntry | None:
     """Return the entry `name` of the folder's dataset_info.json; None without such a file. Raises DataError.
 
     With an empty `name`, the only entry is meant.
@@ -116,17 +117,17 @@ def find_entry(folder: Path, name: str) -> Entry | None:
         fix = _("Name one or several of these: {names}.").format(names=listed(str(folder / one) for one in near))
         found = name or _("data sets: {count}").format(count=len(entries))
         raise DataError(_("No such data set in dataset_info.json."), where=folder / NAME, found=found, fix=fix)
-    return _Reader(folder, name, entries[name]).entry()
+    return _EntryReader(folder, name, entries[name]).entry()
 
 
-class _Reader:
+class _EntryReader:
     """The checks of one entry. Raises DataError for what is not read."""
 
     def __init__(self, folder: Path, name: str, entry: dict[str, Any]) -> None:
         self.folder, self.name, self.facts = folder, name, entry
         self.columns, self.tags = self._texts("columns"), self._texts("tags")
 
-    def entry(self) -> Entry:
+    def entry(self) -> DatasetEntry:
         path, form = self._path(), self.facts.get("formatting", "alpaca")
         if form not in ("alpaca", "sharegpt", "openai"):
             raise self._error(_("Unknown formatting of a data set."), str(form), "alpaca, sharegpt, openai")
@@ -146,7 +147,7 @@ class _Reader:
         roles = None
         if form != "alpaca":
             roles = {self.tags.get(tag, default): ours for tag, (default, ours) in ROLES.items()}
-        return Entry(
+        return DatasetEntry(
             folder=self.folder,
             name=self.name,
             path=path,
@@ -202,7 +203,14 @@ class _Reader:
         ):
             fix = _("Give a path inside the folder, or name the file itself: --dataset_name FILE.")
             raise self._error(_("The entry's file is outside the folder of dataset_info.json."), name, fix)
-        return self.folder / name
+        path = self.folder / name
+        try:
+            path.stat()
+        except FileNotFoundError:
+            pass  # found out when the file is opened, with its neighbors
+        except OSError as error:  # such as a name that is too long
+            raise self._error(_("The file cannot be read."), f"{error.strerror}: {name}", None) from None
+        return path
 
     def _error(self, what: str, found: str, fix: str | None) -> DataError:
         fix = fix or _("Choose another entry, or change this one.")

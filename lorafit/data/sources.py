@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from lorafit.data.dataset_info import NAME as DATASET_INFO
-from lorafit.data.dataset_info import Entry, find_entry, read_entries
+from lorafit.data.dataset_info import DatasetEntry, find_entry, read_entries
 from lorafit.data.hub_data import load_split
 from lorafit.data.readers.encoding import parse_encoding
 from lorafit.data.readers.reading import Reading
@@ -125,7 +125,7 @@ class EntryPart:
     """A file of an entry in dataset_info.json."""
 
     inner: FilePart
-    entry: Entry
+    entry: DatasetEntry
 
     @property
     def file(self) -> str:
@@ -261,7 +261,7 @@ def _is_hub_id(name: str) -> bool:
     return Path(name).suffix.lower() != ZIP and not read_entries(Path(name).parent)
 
 
-def _entry_of(name: str) -> Entry | None:
+def _entry_of(name: str) -> DatasetEntry | None:
     """Return the entry of dataset_info.json that `name` means: `folder/entry`, or a folder with one entry."""
     path = Path(name).expanduser()
     if path.is_dir():
@@ -270,7 +270,7 @@ def _entry_of(name: str) -> Entry | None:
     return None if is_file else find_entry(path.parent, path.name)
 
 
-def _entry_files(entry: Entry, split: str) -> list[FilePart]:
+def _entry_files(entry: DatasetEntry, split: str) -> list[FilePart]:
     if entry.path.is_dir():
         return _folder(entry.path, split)
     _check_file(entry.path)

@@ -119,7 +119,9 @@ class _Window:
             try:
                 value, end = self.decoder.raw_decode(self.text, self.pos)
                 if self.ended or end < len(self.text) - EDGE_CHARACTERS:
-                    self.like, self.longest = value, max(self.longest, end - self.pos)
+                    self.like = value
+                    if end - self.pos > self.longest:
+                        self.longest = end - self.pos
                     self.advance(end)
                     return value
             except json.JSONDecodeError as error:
@@ -218,10 +220,11 @@ def _read_array(window: _Window, path: Path) -> Iterator[Row]:
     open_line = window.line
     window.take("[")
     while following := window.peek():
-        if window.take("]"):
-            return
         if following == ",":
             window.take(",")
+        elif following == "]":
+            window.take("]")
+            return
         else:
             row = _next_row(window, path)
             yield row
@@ -301,7 +304,7 @@ def _is_message(window: _Window, at: int) -> bool:
 def _read_wrapped(window: _Window, path: Path, reading: Reading, key: str, at: int) -> Iterator[Row]:
     """Yield the elements of the list at `at`. Raises DataError if the object has another list of objects."""
     text = _("the rows are the list under the key `{key}`; other keys beside it are not used")
-    reading.say(path, text.format(key=key))
+    reading.say(path, text.format(key=key.encode("utf-8", "backslashreplace").decode()))
     window.advance(at)
     yield from _read_array(window, path)
     while following := window.peek():

@@ -4,6 +4,7 @@ Cells become text, as in a CSV file: numbers as they are stored, dates as 2024-0
 spreadsheet program stored with it.
 """
 
+import warnings
 import zipfile
 from collections.abc import Iterator
 from datetime import date, datetime, time, timedelta
@@ -74,6 +75,7 @@ def _unreadable(where: object, error: Exception) -> DataError:
 def _first_sheet(path: Path, reading: Reading, data_only: bool) -> Iterator[Any]:
     import openpyxl  # takes 0.2 s to import
 
+    warnings.filterwarnings("ignore", module="openpyxl")  # on parts of a book that are not read
     book = openpyxl.load_workbook(path, read_only=True, data_only=data_only)
     try:
         if not book.worksheets:
