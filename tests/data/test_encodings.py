@@ -47,6 +47,20 @@ def test_an_encoding_of_several_bytes_is_detected_and_noted(tmp_path: Path, enco
     assert "--encoding" in text
 
 
+@pytest.mark.parametrize("end", range(14, 50, 4))
+@pytest.mark.parametrize("encoding", TEXTS)
+def test_short_texts_are_never_read_as_other_letters(tmp_path: Path, encoding: str, end: int) -> None:
+    text = TEXTS[encoding][:end]
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(json.dumps({"question": text, "answer": text}, ensure_ascii=False).encode(encoding))
+    error = None
+    try:
+        assert answers(open_source(str(path), "train")) == {text}
+    except DataError as refusal:  # too short to decide
+        error = refusal
+    assert error is None or f"--encoding {encoding}: " in str(error.fix)
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_unicode_is_read_without_a_note(tmp_path: Path, encoding: str) -> None:
     source = source_of(tmp_path / "a.jsonl", TEXTS["cp949"], encoding)
@@ -73,6 +87,15 @@ def test_a_few_letters_that_fit_two_languages_are_refused_with_both(tmp_path: Pa
         list(open_source(str(path), "train").rows())
     assert "--encoding cp949: " in str(caught.value.fix)
     assert "--encoding gb18030: " in str(caught.value.fix)
+
+
+@pytest.mark.parametrize("encoding", SINGLE)
+def test_a_few_accents_are_never_read_as_characters_of_several_bytes(tmp_path: Path, encoding: str) -> None:
+    for start in range(0, len(SINGLE[encoding]) - 30, 5):
+        text = SINGLE[encoding][start : start + 30]
+        if not text.isascii():
+            with pytest.raises(DataError, match="--encoding"):
+                list(source_of(tmp_path / "a.jsonl", text, encoding).rows())
 
 
 def test_a_damaged_chinese_file_is_refused_and_read_row_by_row_with_its_encoding(tmp_path: Path) -> None:

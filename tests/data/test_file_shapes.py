@@ -261,7 +261,7 @@ def save_zip(path: Path, members: dict[str, bytes]) -> Path:
 
 def test_a_zip_of_data_files_is_read_like_a_folder(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.Table.from_pylist(PAIRS), tmp_path / "c.parquet")
-    korean = as_csv([{"question": "도서관은 몇 시에 문을 닫나요?", "answer": "저녁 여덟 시에 닫습니다."}]).encode(
+    korean = as_csv([{"question": "도서관은 몇 시에 문을 닫나요?", "answer": "저녁 여덟 시에 닫습니다."}] * 9).encode(
         "cp949"
     )
     members = {"in/b.csv": korean, "a.jsonl": b"1\n2", "c.parquet": (tmp_path / "c.parquet").read_bytes()}

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 SHARE = 0.9  # of the letters must be of the language's script; other text does not reach this share by chance
 KANA_SHARE = 0.15  # of the letters of a Japanese text
-ENOUGH_LETTERS = 20  # fewer letters may fit two languages by chance
+FEWEST_LETTERS, FOR_TWO_LANGUAGES = 8, 50  # fewer letters may fit a language, or two of them, by chance
+RUN_SHARE = 0.7  # of the letters stand beside another; letters with accents do not
 DAMAGED_SHARE = 0.02  # of the characters that cannot be decoded, up to which an encoding is still suggested
 EXAMINED = 50_000  # characters beyond ASCII that are examined for their script
 GUESSED_BYTES = 1 << 16  # bytes that are examined for suggestions
@@ -34,6 +35,7 @@ CLOSE = 0.06  # difference in the figures of charset-normalizer that says nothin
 SHOWN = 60  # characters of a decoded line
 BEYOND_ASCII = re.compile(r"[^\x00-\x7f]+")
 UNDECODED = re.compile("[\udc80-\udcff]")  # bytes that were no UTF-8
+HANGUL, KANA, HAN, ITERATION = ("가", "힣"), ("ぁ", "ヿ"), ("一", "鿿"), ("々", "々")  # first and last characters
 # Encodings that are read as a larger one that contains them, as browsers do.
 LARGER = {"gb2312": "gb18030", "gbk": "gb18030", "euc_kr": "cp949", "shift_jis": "cp932", "big5": "cp950"}
 NOT_TEXT = ("idna", "punycode", "undefined", "unicode_escape", "raw_unicode_escape")
@@ -77,8 +79,8 @@ def encoding_of(sample: bytes, is_cut: bool, path: Path, reading: Reading) -> st
     if _decoded(sample, "utf-8", is_cut) is not None or _is_damaged_utf8(sample):
         return "utf-8"
     fitting = [name for name in SCRIPTS if _fits(_decoded(sample, name, is_cut), name)]
-    certain = _letters(sample.decode(fitting[0], "ignore")) if fitting else ""
-    if not fitting or (len(fitting) > 1 and len(certain) < ENOUGH_LETTERS):
+    letters = _letters(sample.decode(fitting[0], "ignore")) if fitting else ""
+    if len(letters) < (FEWEST_LETTERS if len(fitting) == 1 else FOR_TWO_LANGUAGES):
         raise _refusal(sample, path, fitting)
     text = _("not UTF-8; read as {encoding} ({language}); to read it otherwise, set --encoding")
     reading.say(path, text.format(encoding=fitting[0], language=translate(SCRIPTS[fitting[0]][0])))
@@ -109,19 +111,20 @@ def _letters(text: str) -> str:
     return "".join(filter(str.isalpha, "".join(BEYOND_ASCII.findall(text))[:EXAMINED]))
 
 
-def _share(letters: str, *ranges: str) -> float:
+def _share(letters: str, *ranges: tuple[str, str]) -> float:
     """Return the share of the letters in `ranges`, each given by its first and its last character."""
-    inside = sum(1 for letter in letters for first, last in ranges if first <= letter <= last)
+    inside = sum(any(first <= letter <= last for first, last in ranges) for letter in letters)
     return inside / max(len(letters), 1)
 
 
 def _is_korean(letters: str) -> bool:
-    common = letters.encode("euc_kr", "ignore").decode("euc_kr")  # cp949 has many more, which hardly any word contains
-    return _share(common, "가힣") * len(common) >= SHARE * len(letters)
+    # cp949 has many syllables beyond euc_kr that hardly any word contains; euc_kr spells them with 8 bytes.
+    common = [letter for letter in letters if len(letter.encode("euc_kr", "ignore")) == 2]
+    return _share("".join(common), HANGUL) * len(common) >= SHARE * len(letters)
 
 
 def _is_japanese(letters: str) -> bool:
-    return _share(letters, "ぁヿ") >= KANA_SHARE and _share(letters, "ぁヿ", "一鿿", "々々") >= SHARE
+    return _share(letters, KANA) >= KANA_SHARE and _share(letters, KANA, HAN, ITERATION) >= SHARE
 
 
 def _is_chinese(letters: str) -> bool:
@@ -147,7 +150,9 @@ SCRIPTS: dict[str, tuple[str, Callable[[str], bool]]] = {
 
 def _fits(text: str | None, encoding: str) -> bool:
     letters = _letters(text or "")
-    return bool(letters) and SCRIPTS[encoding][1](letters)
+    runs = [len(run) for run in BEYOND_ASCII.findall(text or "")]
+    in_runs = sum(length for length in runs if length > 1)
+    return bool(letters) and in_runs >= RUN_SHARE * sum(runs) and SCRIPTS[encoding][1](letters)
 
 
 # Refusal
@@ -184,6 +189,8 @@ def _suggestions(sample: bytes) -> Iterator[str]:
         text = sample.decode(name, "replace")
         if text.count("\ufffd") <= DAMAGED_SHARE * len(text) and _fits(text.replace("\ufffd", ""), name):
             yield name
+    if _share(_letters(_decoded(sample, "gb18030", True) or ""), HAN) >= SHARE:  # characters in rare use
+        yield "gb18030"
     guesses = [name for name in _guesses(sample) if name not in SCRIPTS]
     if guesses and _is_latin(_letters(sample.decode(guesses[0], "ignore"))) and _decodes(sample, WESTERN):
         yield WESTERN  # by far the most frequent of the encodings of Latin letters
