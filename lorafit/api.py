@@ -8,6 +8,7 @@ that `lorafit plan` does not load the code of training, chat and transfer.
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -220,7 +221,7 @@ def data_report(request: "DataRequest", say: ProgressCallback = ignore_progress)
         print(report.rows, report.duplicates.exact)
     """
     from lorafit.data.report import make_report
-    from lorafit.data.sources import read_rows
+    from lorafit.data.sources import open_source
     from lorafit.engines.tokenizer import load_tokenizer, read_template
     from lorafit.errors import ConfigError
     from lorafit.models.hub import find_model
@@ -232,13 +233,16 @@ def data_report(request: "DataRequest", say: ProgressCallback = ignore_progress)
         raise ConfigError(_("No data given."), fix=fix)
     config = request.as_config()
     names = ",".join(request.files)
-    rows = read_rows(names, config.dataset_split, hub=config.hub, endpoint=config.hf_endpoint)
+    source = open_source(
+        names, config.dataset_split, hub=config.hub, endpoint=config.hf_endpoint, encoding=config.encoding
+    )
     model = find_model(config.model_name, hub=config.hub, endpoint=config.hf_endpoint, say=say)
     tokenizer = load_tokenizer(
         model.folder, template=read_template(config.chat_template), trust_remote_code=config.trust_remote_code
     )
     say(_("Reading {name}").format(name=names))
-    return make_report(rows, tokenizer, config, all_samples=request.json)
+    report = make_report(source.rows(), tokenizer, config, all_samples=request.json)
+    return replace(report, reading_notes=list(source.reading.notes))
 
 
 def bundle(

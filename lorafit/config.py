@@ -47,10 +47,14 @@ class TrainConfig(BaseModel):
     )
     dataset_name: str = what(
         "Skepsun/lawyer_llama_data",
-        "Training data: a file (JSON, JSONL, CSV, TSV, Parquet, Arrow; .gz, .zst), a folder, "
+        "Training data: a file (JSON, JSONL, CSV, TSV, XLSX, Parquet, Arrow; .gz, .zst, .zip), a folder, "
         "a dataset ID, or `demo`; separate several with commas.",
     )
     dataset_split: str = what("train", "Split and slice of the data, e.g. `train[:1000]` or `train[10%:20%]`.")
+    encoding: str | None = what(
+        None,
+        "Encoding of text files that are not UTF-8, e.g. `cp1252` (default: detected for Chinese, Japanese, Korean).",
+    )
     valid_dataset: str | None = what(
         None, "Separate validation data, written like dataset_name (default: split off by val_size)."
     )

@@ -9,7 +9,6 @@ from rich.text import Text
 from lorafit.cli.foreign.hints import fixes
 from lorafit.cli.foreign.translate import Translated, recognize, translate_file
 from lorafit.config import TrainConfig, read_yaml
-from lorafit.data.readers.text import encoding_of
 from lorafit.errors import ConfigError
 from lorafit.messages import _, listed
 from lorafit.reporters.terminal.columns import show_line, show_rows
@@ -20,7 +19,7 @@ def read_config_file(path: Path, console: Console | None = None) -> dict[str, An
 
     `console` shows the encoding, if it is not UTF-8, and the translation of another tool's file.
     """
-    encoding = encoding_of(path) if path.is_file() else "utf-8"
+    encoding = _encoding(path)
     keys = read_yaml(path, encoding)
     if console and not encoding.startswith("utf-8"):
         show_line(
@@ -42,6 +41,24 @@ def read_config_file(path: Path, console: Console | None = None) -> dict[str, An
             fix=fixes(TrainConfig, unknown, keys, _("Run `lorafit train --help` for the list of settings."), ""),
         )
     return keys
+
+
+def _encoding(path: Path) -> str:
+    """Return "gb2312" for a file in GBK, else "utf-8".
+
+    A settings file has too few letters to tell other encodings apart. In GB2312, both bytes of a character are high, so
+    that no text in Latin-1 passes by chance.
+    """
+    try:
+        text = path.read_bytes()
+        text.decode("gb2312")
+    except (OSError, UnicodeDecodeError):
+        return "utf-8"
+    try:
+        text.decode("utf-8")
+    except UnicodeDecodeError:
+        return "gb2312"
+    return "utf-8"
 
 
 def show_translation(translated: Translated, path: Path, console: Console) -> None:

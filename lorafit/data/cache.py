@@ -26,7 +26,7 @@ from lorafit.atomic import MANIFEST, atomic_folder
 from lorafit.data.conversation import Conversation, Message
 from lorafit.data.micro_batch import Int32
 from lorafit.data.preprocessing import Preprocessing
-from lorafit.data.readers.row import Row
+from lorafit.data.readers.row import Row, rows_in
 from lorafit.data.readings import Readings
 from lorafit.data.rejects import Reject, RejectFile
 from lorafit.data.sources import Source
@@ -34,7 +34,7 @@ from lorafit.data.split import KEY, MAX_VALID_ROWS, Keys, as_keys
 from lorafit.data.store import NpyWriter, SampleStore, open_mapped
 from lorafit.data.tokenize import FORMAT_NAMES, LoadTokenizer, TokenizedRows, tokenize_all
 from lorafit.errors import DiskError
-from lorafit.messages import _
+from lorafit.messages import _, recipe_of, retranslate
 from lorafit.paths import cache_folder
 from lorafit.units import count_text
 
@@ -70,6 +70,7 @@ class CacheEntry:
     readings: Readings
     content: str  # sha256 of the samples
     rejects: RejectFile
+    reading_notes: list[tuple[str, str]]  # files, each with a text on how it was read
 
     def conversations(self, wanted: set[bytes] | None = None) -> list[Conversation]:
         """Return the stored conversations, sorted by key; only those with a key in `wanted`, unless it is None.
@@ -179,6 +180,7 @@ def write_entry(
     """
     rows, files = (source.rows(), source.files) if isinstance(source, Source) else (source, [])
     with _Writer(folder, recipe, files) as writer:
+        writer.notes = source.reading.notes if isinstance(source, Source) else {}
         began = said = 0.0
         for share, made in tokenize_all(rows, recipe, load):
             writer.add(share, made if max_samples is None else made.first(max_samples - writer.rows))
@@ -202,6 +204,7 @@ class _Writer:
         self.formats: Counter[str] = Counter()
         self.targets, self.dropped = 0, 0
         self.readings = Readings()
+        self.notes: dict[tuple[str, str], None] = {}
         self.smallest: dict[bytes, Conversation] = {}
         self.highest = b"\xff" * 32  # a larger key is not among the smallest
 
@@ -231,6 +234,7 @@ class _Writer:
             "dropped": self.dropped,
             "content": content,
             "readings": self.readings.to_json(),
+            "notes": [[file, recipe_of(text)] for file, text in self.notes],
         }
         (self.folder / "meta.json").write_text(json.dumps(meta), "utf-8")
 
@@ -246,7 +250,8 @@ class _Writer:
         self.readings.add(made.readings)
         self.formats.update(FORMAT_NAMES[number] for number in made.formats)
         for place, reason in made.rejects:
-            self.rejects.write(Reject(share[place].file, share[place].line, reason).to_cache_line())
+            row = share[place]
+            self.rejects.write(Reject(row.file, row.line, reason, rows_in(row.value)).to_cache_line())
         self._keep_smallest(good, made.keys)
 
     def _keep_smallest(self, good: list[Row], keys: bytes) -> None:
@@ -286,6 +291,7 @@ def open_entry(folder: Path, files: list[str] | None = None) -> CacheEntry:
         readings=Readings.from_json(meta["readings"]),
         content=meta["content"],
         rejects=RejectFile(folder / "rejects.jsonl", renamed),
+        reading_notes=[(renamed.get(file, file), str(retranslate(text))) for file, text in meta.get("notes", [])],
     )
 
 

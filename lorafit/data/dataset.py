@@ -7,6 +7,7 @@ import hashlib
 import tempfile
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -35,7 +36,7 @@ from lorafit.data.store import SampleStore
 from lorafit.data.tokenize import LoadTokenizer
 from lorafit.errors import DataError
 from lorafit.hashing import fold
-from lorafit.messages import _
+from lorafit.messages import _, labelled
 from lorafit.progress import exhaust
 from lorafit.units import count_text
 
@@ -96,11 +97,11 @@ class DataSources:
 def resolve_sources(config: TrainConfig, model_folder: Path, template: str | None = None) -> DataSources:
     """Resolve the data that `config` names, before any row is read. Raises ConfigError, DataError or HubError."""
     recipe, digest = preprocessing_of(config), tokenizer_digest(model_folder, template)
-    hub, endpoint = config.hub, config.hf_endpoint
-    source = open_source(config.dataset_name, config.dataset_split, hub=hub, endpoint=endpoint)
+    open_data = partial(open_source, hub=config.hub, endpoint=config.hf_endpoint, encoding=config.encoding)
+    source = open_data(config.dataset_name, config.dataset_split)
     valid = None
     if config.valid_dataset is not None:
-        valid = open_source(config.valid_dataset, config.valid_split, hub=hub, endpoint=endpoint)
+        valid = open_data(config.valid_dataset, config.valid_split)
     return DataSources(source, valid, recipe, digest, config.max_samples)
 
 
@@ -188,7 +189,7 @@ def split_train_valid(entry: CacheEntry, valid: CacheEntry | None, config: Train
         total_tokens=len(entry.samples.input_ids),
         total_targets=entry.num_targets,
         digest=digest.hexdigest(),
-        notes=[*notes, *_notes(entry, config)],
+        notes=[*_reading_notes(entry, valid), *notes, *_notes(entry, config)],
     )
 
 
@@ -237,6 +238,11 @@ def _without_copies(entry: CacheEntry, valid: CacheEntry) -> tuple[Bool, list[st
         raise DataError(_("All training rows are also in the validation data."), where="valid_dataset", fix=fix)
     text = _("Training rows that are also in the validation data, not used for training: {n}.")
     return kept_N, [text.format(n=count_text(left_out))] if left_out else []
+
+
+def _reading_notes(*entries: CacheEntry | None) -> list[str]:
+    found = [note for entry in entries if entry is not None for note in entry.reading_notes]
+    return [labelled(file, text) for file, text in dict.fromkeys(found)]
 
 
 def _notes(entry: CacheEntry, config: TrainConfig) -> Iterator[str]:

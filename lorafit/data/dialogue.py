@@ -30,7 +30,7 @@ def dialogue(row: Fields, *keys: str) -> Conversation:
     tools = _ToolNames()
     for key in keys:
         found = row[key]
-        if isinstance(found, str) and found.lstrip().startswith("["):  # in a cell of a table
+        if isinstance(found, str) and found.lstrip().startswith(("[", "{")):  # in a cell of a table
             found = row.from_json(key)
         if not isinstance(found, list):
             raise BadRow(_("`{key}`: expected a list, found {kind}").format(key=key, kind=kind_text(found)))

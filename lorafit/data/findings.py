@@ -1,6 +1,6 @@
 """Results of the data report as plain data, made by report.py and shown by the reporters."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lorafit.data.readings import Readings
 
@@ -111,6 +111,7 @@ class DataReport:
     strange_rows: int
     strange: list[StrangeCharacter]  # most frequent first
     samples: dict[str, list[ShownSample]]  # keys: "shortest", "longest", "random"; on request "all", the first 1,000
+    reading_notes: list[tuple[str, str]] = field(default_factory=list)  # files, each with how it was read
 
     @property
     def good(self) -> int:

@@ -16,19 +16,29 @@ from lorafit.units import count_text
 
 @dataclass(frozen=True)
 class Reject:
-    """A row that is not used for training. `reason` says what was found and what was expected."""
+    """A row, or a damaged stretch of `rows` rows, that is not used for training.
+
+    `reason` says what was found and what was expected.
+    """
 
     file: str
     line: int
     reason: str
+    rows: int = 1
 
     def to_line(self) -> str:
         """Return the line for the user: file, line and reason."""
-        return _json_line(asdict(self))
+        return _json_line(self._facts())
 
     def to_cache_line(self) -> str:
         """Return the line for the cache, which other languages read: with the recipe of the reason."""
-        return _json_line({**asdict(self), "again": recipe_of(self.reason)})
+        return _json_line({**self._facts(), "again": recipe_of(self.reason)})
+
+    def _facts(self) -> dict[str, object]:
+        facts = asdict(self)
+        if self.rows == 1:
+            del facts["rows"]
+        return facts
 
     @classmethod
     def read(cls, line: str) -> "Reject":
@@ -56,6 +66,12 @@ class RejectFile:
     def _count(self) -> int:
         with self.path.open("rb") as file:
             return sum(1 for _line in file)
+
+    @cached_property
+    def rows(self) -> int:
+        """The number of rows that were lost: one reject may stand for many."""
+        with self.path.open("rb") as file:
+            return sum(json.loads(line).get("rows", 1) if b'"rows": ' in line else 1 for line in file)
 
     def __len__(self) -> int:
         return self._count
@@ -87,17 +103,18 @@ class RejectFile:
 
 def check_rejects(rejects: RejectFile, good_rows: int, most: float) -> None:
     """Raise DataError if no row is good or the share of bad rows exceeds `most`."""
-    rows = good_rows + len(rejects)
-    if good_rows and len(rejects) <= most * rows:
+    lost = rejects.rows
+    rows = good_rows + lost
+    if good_rows and lost <= most * rows:
         return
     first = [f"{reject.file}:{reject.line}: {reject.reason}" for reject in islice(rejects, 3)]
     ways = _("Fix or delete these rows (if they are too long, raise --max_length). Full list: {path}")
     more = _("Or accept more bad rows: --max_rejects {share} (now {most:g})")
     fix = ways.format(path=rejects.current_file())
     if good_rows:
-        fix += "\n" + more.format(share=min(1.0, len(rejects) / rows + 0.01).__format__(".2f"), most=most)
+        fix += "\n" + more.format(share=min(1.0, lost / rows + 0.01).__format__(".2f"), most=most)
     raise DataError(
-        _("Too many rejected rows: {bad} of {all}.").format(bad=count_text(len(rejects)), all=count_text(rows)),
+        _("Too many rejected rows: {bad} of {all}.").format(bad=count_text(lost), all=count_text(rows)),
         where=rejects[0].file if rejects else None,
         found="\n".join(first) or None,
         fix=fix,

@@ -34,7 +34,7 @@ from lorafit.data.findings import (
 from lorafit.data.formats import ReadRow
 from lorafit.data.micro_batch import Sample
 from lorafit.data.preprocessing import preprocessing_of
-from lorafit.data.readers.row import Row
+from lorafit.data.readers.row import Row, rows_in
 from lorafit.data.readings import Readings
 from lorafit.data.render import Rendered, Tokenizer
 from lorafit.data.text_checks import excerpt, lacks_answer, strange_characters, visible
@@ -141,7 +141,7 @@ class _Seen:
         examples = group.examples
         if len(examples) < EXAMPLES:
             examples.append((RowLocation(row.file, row.line), excerpt(row.value)))
-        self.refused[kind] = RejectReason(group.reason, group.rows + 1, examples)
+        self.refused[kind] = RejectReason(group.reason, group.rows + rows_in(row.value), examples)
 
     def add(self, row: Row, content: ReadRow, rendered: Rendered) -> None:
         conversation, name = content.conversation, content.format
@@ -167,7 +167,7 @@ class _Seen:
 
     def _count(self, row: Row, good: bool) -> None:
         counts = self.files.setdefault(row.file, [0, 0])
-        counts[0] += 1
+        counts[0] += rows_in(row.value)
         counts[1] += good
 
     def _look_at_text(self, place: RowLocation, key: bytes, conversation: Conversation) -> None:
@@ -280,7 +280,7 @@ def summary_lines(prepared: PreparedData) -> list[str]:
     The notes of `prepared` give the details of truncation.
     """
     formats = listed(f"{name} {count_text(rows)}" for name, rows in prepared.formats.items())
-    rows, rejects = count_text(prepared.rows + len(prepared.rejects)), count_text(len(prepared.rejects))
+    rows, rejects = count_text(prepared.rows + prepared.rejects.rows), count_text(prepared.rejects.rows)
     text = _("✓ data: {rows} rows ({formats}); exact duplicates: {copies}, rejected: {rejects}")
     data = text.format(rows=rows, formats=formats, copies=count_text(prepared.copies), rejects=rejects)
     share, cut = prepared.total_targets / max(prepared.total_tokens, 1), count_text(prepared.truncated_rows)

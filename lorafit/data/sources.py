@@ -1,4 +1,4 @@
-"""Data sources: files, folders, `demo` or dataset IDs of a hub, or several of them, with a slice of the rows.
+"""Data sources: files, folders, zip archives, names in dataset_info.json, `demo`, dataset IDs, with a slice of the rows.
 
 The readers package reads the files; formats.py interprets the rows.
 """
@@ -6,16 +6,22 @@ The readers package reads the files; formats.py interprets the rows.
 import difflib
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
+from lorafit.data.dataset_info import NAME as DATASET_INFO
+from lorafit.data.dataset_info import DatasetEntry, find_entry, read_entries
+from lorafit.data.hub_data import load_split
+from lorafit.data.readers.encoding import parse_encoding
+from lorafit.data.readers.reading import Reading
 from lorafit.data.readers.registry import Row, is_data_file, read_file, supported_extensions
+from lorafit.data.readers.zip_reader import ZIP, member_path, read_member, zip_members
 from lorafit.errors import DataError
 from lorafit.messages import _, listed
 from lorafit.models.demo import data_path
-from lorafit.models.hub import ensure_reachable, fetch_modelscope_data, is_local, translate, use_endpoint
+from lorafit.models.hub import fetch_modelscope_data, is_local
 
 BOUND = r"(-?\d+%?)?"
 SPLIT = re.compile(rf"([\w.-]+)(?:\[{BOUND}:{BOUND}\])?")
@@ -23,6 +29,7 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Words in paths that mark a split: test.jsonl, law_train-00000-of-00002.parquet, data/validation/a.json.
 SPLIT_WORDS = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation",
                "dev": "validation", "test": "test", "eval": "test"}  # fmt: skip
+Name = TypeVar("Name", str, Path)
 FileDigest = Callable[[Path], str]  # returns a file's digest
 
 
@@ -71,7 +78,7 @@ class SourcePart(Protocol):
         """The value of `Row.file` in its rows."""
         ...
 
-    def rows(self) -> Iterator[Row]: ...
+    def rows(self, reading: Reading) -> Iterator[Row]: ...
 
     def content(self, content_of: FileDigest) -> str:
         """Return a string that identifies the content."""
@@ -88,11 +95,48 @@ class FilePart:
     def file(self) -> str:
         return str(self.path)
 
-    def rows(self) -> Iterator[Row]:
-        return read_file(self.path)
+    def rows(self, reading: Reading) -> Iterator[Row]:
+        return read_file(self.path, reading)
 
     def content(self, content_of: FileDigest) -> str:
         return content_of(self.path)
+
+
+@dataclass(frozen=True)
+class ZipPart:
+    """A file in a zip archive."""
+
+    path: Path
+    member: str
+
+    @property
+    def file(self) -> str:
+        return member_path(self.path, self.member)
+
+    def rows(self, reading: Reading) -> Iterator[Row]:
+        return read_member(self.path, self.member, reading)
+
+    def content(self, content_of: FileDigest) -> str:
+        return f"{content_of(self.path)} {self.member}"
+
+
+@dataclass(frozen=True)
+class EntryPart:
+    """A file of an entry in dataset_info.json."""
+
+    inner: FilePart
+    entry: DatasetEntry
+
+    @property
+    def file(self) -> str:
+        return self.inner.file
+
+    def rows(self, reading: Reading) -> Iterator[Row]:
+        for row in islice(self.inner.rows(reading), self.entry.num_samples):
+            yield Row(self.entry.row(row.value), row.file, row.line)
+
+    def content(self, content_of: FileDigest) -> str:
+        return f"{self.inner.content(content_of)} {self.entry.recipe}"
 
 
 @dataclass(frozen=True)
@@ -102,7 +146,7 @@ class HubPart:
     file: str
     table: Any
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self, _reading: Reading) -> Iterator[Row]:
         return (Row(self.table[i], self.file, i + 1) for i in range(len(self.table)))
 
     def content(self, content_of: FileDigest) -> str:
@@ -116,6 +160,7 @@ class Source:
     name: str
     parts: tuple[SourcePart, ...]
     slice: Slice
+    reading: Reading = field(default_factory=Reading)
 
     def rows(self) -> Iterator[Row]:
         """Yield the rows. Broken rows count in the slice too. Raises DataError if there are no rows."""
@@ -135,40 +180,65 @@ class Source:
 
     def content(self, content_of: FileDigest) -> list[str]:
         """Return strings that identify the rows."""
-        return [*(part.content(content_of) for part in self.parts), str(self.slice.start), str(self.slice.stop)]
+        bounds = [str(self.slice.start), str(self.slice.stop)]
+        encoding = [self.reading.encoding] if self.reading.encoding else []
+        return [*(part.content(content_of) for part in self.parts), *bounds, *encoding]
 
     def _all(self) -> Iterator[Row]:
         for part in self.parts:
-            yield from part.rows()
+            yield from part.rows(self.reading)
 
 
-def open_source(name: str, split: str, *, hub: str = "huggingface", endpoint: str | None = None) -> Source:
+def open_source(
+    name: str, split: str, *, hub: str = "huggingface", endpoint: str | None = None, encoding: str | None = None
+) -> Source:
     """Return the source that `name` (one or several, separated by commas) and `split` select.
 
-    Raises DataError or HubError.
+    Raises ConfigError, DataError or HubError.
     """
-    part = parse_split(split)
+    part, reading = parse_split(split), Reading(parse_encoding(encoding))
     parts = [found for one in _names(name) for found in _parts(one, part.name, hub, endpoint)]
-    return Source(name, tuple(parts), part)
+    return Source(name, tuple(parts), part, reading)
 
 
-def check_source(name: str, split: str) -> None:
-    """Raise DataError for the faults of `name` and `split` that can be found without a hub."""
+def check_source(name: str, split: str, encoding: str | None = None) -> None:
+    """Raise ConfigError or DataError for the faults of the settings that can be found without a hub."""
     part = parse_split(split)
+    parse_encoding(encoding)
     for one in _names(name):
         if not _is_hub_id(one):
             _local_parts(one, part.name)
 
 
-def local_files(name: str, split: str) -> Iterator[tuple[str, list[Path]]]:
-    """Yield each of the names in `name` with its files on disk: no files for `demo` and for dataset IDs.
+@dataclass(frozen=True)
+class LocalData:
+    """The files of one of the names in a setting. None for `demo` and for dataset IDs.
 
-    Raises DataError.
+    `root` is the folder that holds the files; `inside` is what names the data in that folder.
     """
+
+    name: str
+    files: list[Path]
+    root: Path = Path()
+    inside: str = ""
+
+
+def local_files(name: str, split: str) -> Iterator[LocalData]:
+    """Yield each of the names in `name` with its files on disk. Raises DataError."""
     part = parse_split(split)
     for one in _names(name):
-        parts = [] if one == "demo" or _is_hub_id(one) else _local_parts(one, part.name)
-        yield one, [found.path for found in parts if isinstance(found, FilePart)]
+        if one == "demo" or _is_hub_id(one):
+            yield LocalData(one, [])
+            continue
+        path, entry = Path(one).expanduser(), _entry_of(one)
+        if entry is not None:
+            files = [found.path for found in _entry_files(entry, part.name)]
+            yield LocalData(one, [entry.folder / DATASET_INFO, *files], entry.folder, entry.name)
+        elif path.is_dir():
+            yield LocalData(one, [found.path for found in _folder(path, part.name)], path, ".")
+        else:
+            _local_parts(one, part.name)
+            yield LocalData(one, [path], path.parent, path.name)
 
 
 def read_rows(name: str, split: str, *, hub: str = "huggingface", endpoint: str | None = None) -> Iterator[Row]:
@@ -186,48 +256,89 @@ def _names(name: str) -> list[str]:
 
 
 def _is_hub_id(name: str) -> bool:
-    return name != "demo" and not is_local(name) and HUB_ID.fullmatch(name) is not None and not is_data_file(Path(name))
+    if name == "demo" or is_local(name) or HUB_ID.fullmatch(name) is None or is_data_file(Path(name)):
+        return False
+    return Path(name).suffix.lower() != ZIP and not read_entries(Path(name).parent)
+
+
+def _entry_of(name: str) -> DatasetEntry | None:
+    """Return the entry of dataset_info.json that `name` means: `folder/entry`, or a folder with one entry."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return find_entry(path, "")
+    is_file = path.exists() or is_data_file(path) or path.suffix.lower() == ZIP
+    return None if is_file else find_entry(path.parent, path.name)
+
+
+def _entry_files(entry: DatasetEntry, split: str) -> list[FilePart]:
+    if entry.path.is_dir():
+        return _folder(entry.path, split)
+    _check_file(entry.path)
+    _check_only_split(entry.path, split)
+    return [FilePart(entry.path)]
 
 
 def _parts(name: str, split: str, hub: str, endpoint: str | None) -> list[SourcePart]:
     if not _is_hub_id(name):
         return _local_parts(name, split)
     if hub == "modelscope":
-        return _folder(fetch_modelscope_data(name), split)
-    return [HubPart(f"{name}:{split}", _load(name, split, endpoint))]
+        return list(_folder(fetch_modelscope_data(name), split))
+    return [HubPart(f"{name}:{split}", load_split(name, split, endpoint))]
 
 
 def _local_parts(name: str, split: str) -> list[SourcePart]:
-    path = data_path() if name == "demo" else Path(name).expanduser()
-    if path.is_dir():
-        return _folder(path, split)
+    if name == "demo":
+        return _file(data_path(), split)
+    path = Path(name).expanduser()
+    if (entry := _entry_of(name)) is not None:
+        return [EntryPart(part, entry) for part in _entry_files(entry, split)]
+    return list(_folder(path, split)) if path.is_dir() else _file(path, split)
+
+
+def _file(path: Path, split: str) -> list[SourcePart]:
     _check_file(path)
-    if split != "train":
-        fix = _("Use `train`, with or without a slice.")
-        raise DataError(_("A file has only one split: train."), where=path, found=split, fix=fix)
+    if path.suffix.lower() == ZIP:
+        names = _of_split({name: _split_of(Path(name)) for name in zip_members(path)}, split, path)
+        return [ZipPart(path, name) for name in names]
+    _check_only_split(path, split)
     return [FilePart(path)]
 
 
-def _folder(folder: Path, split: str) -> list[SourcePart]:
-    """Return the data files in `folder` and its subfolders, sorted by path. Raises DataError.
+def _check_only_split(path: Path, split: str) -> None:
+    if split != "train":
+        fix = _("Use `train`, with or without a slice.")
+        raise DataError(_("A file has only one split: train."), where=path, found=split, fix=fix)
 
-    If file or folder names mark splits, the files of `split` are returned. Otherwise all files form the split `train`.
-    """
-    inside = (p for p in folder.rglob("*") if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+
+def _folder(folder: Path, split: str) -> list[FilePart]:
+    """Return the data files in `folder` and its subfolders, sorted by path. Raises DataError."""
+    inside = (
+        p
+        for p in folder.rglob("*")
+        if not any(part.startswith((".", "~$")) for part in p.relative_to(folder).parts) and p.name != DATASET_INFO
+    )
     files = sorted(p for p in inside if p.is_file() and is_data_file(p) and p.stat().st_size)
     if not files:
         fix = _("Give a folder with data files: {known}.").format(known=supported_extensions())
         found = listed(sorted(p.name for p in folder.iterdir())[:10]) or _("empty folder")
         raise DataError(_("The folder contains no data file."), where=folder, found=found, fix=fix)
     named = {path: _split_of(path.relative_to(folder)) for path in files}
+    return [FilePart(path) for path in _of_split(named, split, folder)]
+
+
+def _of_split(named: dict[Name, str | None], split: str, where: Path) -> list[Name]:
+    """Return the files of `split`, by the splits that their names mark. Raises DataError if there are none.
+
+    If no name marks a split, all files form the split `train`.
+    """
     splits = set(named.values()) - {None}
     if not splits and split == "train":
-        return [FilePart(path) for path in files]
-    chosen: list[SourcePart] = [FilePart(path) for path, own in named.items() if own == SPLIT_WORDS.get(split, split)]
+        return list(named)
+    chosen = [name for name, own in named.items() if own == SPLIT_WORDS.get(split, split)]
     if not chosen:
         known = listed(sorted(map(str, splits))) or "train"
         fix = _("Set --dataset_split to one of these: {known}.").format(known=known)
-        raise DataError(_("The folder has no such split."), where=folder, found=split, fix=fix)
+        raise DataError(_("No such split in these files."), where=where, found=split, fix=fix)
     return chosen
 
 
@@ -244,7 +355,7 @@ def _check_file(path: Path) -> None:
     """Raise DataError unless `path` is a data file that is not empty."""
     if not path.is_file():
         raise DataError(_("Data file not found."), where=path, fix=_near(path))
-    if not is_data_file(path):
+    if not is_data_file(path) and path.suffix.lower() != ZIP:
         fix = _("Convert it to one of these formats: {known}.").format(known=supported_extensions())
         raise DataError(_("Unsupported data file format."), where=path, found=path.suffix or _("no extension"), fix=fix)
     if path.stat().st_size == 0:
@@ -258,42 +369,3 @@ def _near(path: Path) -> str:
     if near := difflib.get_close_matches(path.name, names, n=3):
         return _("Did you mean {names}?").format(names=listed(str(path.with_name(name)) for name in near))
     return _("Give an existing file, a dataset ID like `owner/name`, or `demo`.")
-
-
-def _load(name: str, split: str, endpoint: str | None) -> Any:
-    """Load the whole split with `datasets`: from its cache if possible, else from the hub.
-
-    The split is stored on disk and memory-mapped. Raises DataError or HubError.
-    """
-    use_endpoint(endpoint)
-    import datasets  # takes a second to import; only dataset IDs need it
-
-    if (table := _cached(name, split)) is not None:
-        return table
-    ensure_reachable(endpoint, name, "dataset")
-    try:
-        return datasets.load_dataset(name, split=split)
-    except ValueError as error:
-        if "split" not in str(error):
-            raise translate(error, name, "dataset") from None
-        fix = _("Set --dataset_split to one of the splits listed above.")
-        raise DataError(_("The dataset has no such split."), where=f"{name}:{split}", found=error, fix=fix) from None
-    except Exception as error:  # the hub client, its builders and the network raise dozens of types
-        raise translate(error, name, "dataset") from None
-
-
-def _cached(name: str, split: str) -> Any:
-    """Return the split from the cache of `datasets`, without a request to a hub, or None."""
-    import datasets
-
-    config, logging = vars(datasets.config), datasets.utils.logging
-    offline, config["HF_HUB_OFFLINE"] = config["HF_HUB_OFFLINE"], True
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()  # suppresses a warning about the offline mode
-    try:
-        return datasets.load_dataset(name, split=split)
-    except Exception:  # absent or incomplete; the type of the error depends on the version
-        return None
-    finally:
-        config["HF_HUB_OFFLINE"] = offline
-        logging.set_verbosity(level)

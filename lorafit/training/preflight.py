@@ -24,7 +24,7 @@ def check_settings(config: TrainConfig, machine: Machine, folder: Path) -> None:
     device_precision.precisions(config, machine, device)
     device_precision.choose_quantization(config, device)
     device_precision.choose_optimizer(config, device)
-    check_source(config.dataset_name, config.dataset_split)
+    check_source(config.dataset_name, config.dataset_split, config.encoding)
     ensure_writable(folder)
     if config.plan is not None:
         Plan.load(Path(config.plan))

@@ -130,18 +130,17 @@ def portable(config: TrainConfig, folder: Path, kind: str, has_checkpoint: bool)
 
 def _data(name: str, split: str, field: str, folder: Path | None) -> Iterator[str]:
     """Yield the bundle path or hub ID of each data set in `name`. Copy local files to `folder` unless it is None."""
-    for place, (one, files) in enumerate(local_files(name, split)):
-        if not files:
-            yield one
+    for place, data in enumerate(local_files(name, split)):
+        if not data.files:
+            yield data.name
             continue
-        root = Path(one).expanduser()
         inside = Path(INPUTS, field, str(place))
-        for path in files:
+        for path in data.files:
             if folder is not None:
-                target = folder / inside / (path.relative_to(root) if root.is_dir() else path.name)
+                target = folder / inside / path.relative_to(data.root)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, target)
-        yield (inside if root.is_dir() else inside / root.name).as_posix()
+        yield (inside / data.inside).as_posix()
 
 
 def base_name(name: str) -> str:

@@ -122,9 +122,10 @@ def test_only_the_models_own_text_is_learned(name: str) -> None:
             assert all(word in said for word in re.findall("find|十九|二十", turn.calls)), (kind, said)
             others = {other.content.strip() for other in turns if other.role != "assistant" and other is not TOOLS}
             assert kind == "equal answers" or not any(other in said for other in others), (kind, said)
-            assert not re.search(
-                r"user|User|system|Find a law", said.removesuffix("<|user|>").removeprefix(" to=user")
-            ), (kind, said)
+            assert not re.search(r"user|User|system|Find a law", re.sub(r"<\|user\|>$| to=user(?=<)", "", said)), (
+                kind,
+                said,
+            )
     assert refused == REFUSED.get(name.removesuffix("_training"), set())
 
 

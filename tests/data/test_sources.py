@@ -142,6 +142,7 @@ UNREADABLE: dict[str, tuple[str, bytes, str, str]] = {
     "unknown extension": ("a.parq", b"x", "Unsupported data file format", ".json, .jsonl"),
     "a bare word": ("a.json", b"hello", "neither", "a.json:1"),
     "two equal columns": ("a.csv", b"q,q\n1,2\n", "same name", "a.csv:1"),
+    "no good row behind a damaged one": ("a.json", b'[{"a": 1}, ' + b"[" * 100_000, "cannot be read", "recursion"),
     "no parquet": ("a.parquet", b"PAR1 x", "cannot be opened", "a.parquet"),
     "no arrow": ("a.arrow", b"x" * 100, "cannot be opened", "a.arrow"),
 }  # fmt: skip
@@ -171,7 +172,6 @@ BROKEN: dict[str, tuple[str, bytes, list[object], list[tuple[int, str]]]] = {
     "first element": ("a.json", b'[{"a" 1}, {"a": 2}]', [{"a": 2}], [(1, "missing colon")]),
     "inner object": ("a.json", b'[{"a": 1},\n{"a":\n[,\n{"r": 1}]},\n{"a": 3}]', [{"a": 1}, {"a": 3}], [(2, "missing value")]),
     "rest behind the array": ("a.json", b"[1]\n]", [1], [(2, "missing value")]),
-    "deep nesting": ("a.json", b'[{"a": 1}, ' + b"[" * 100_000, [{"a": 1}], [(1, "recursion")]),
     "huge number": ("a.json", b'[{"a": 1' + b"1" * 5000 + b'}, {"a": 2}]', [{"a": 2}], [(1, "4300")]),
     "twice a key": ("a.json", b'[{"a": 1, "a": 2}, {"a": 3}]', [{"a": 3}], [(1, "repeated key `a`")]),
     "twice a key inside": ("a.jsonl", b'{"x": [{"a": 1, "a": 2}]}\n1', [1], [(1, "repeated key `a`")]),
@@ -231,9 +231,6 @@ def test_bytes_that_are_no_text_spoil_only_their_own_row(tmp_path: Path) -> None
     assert first.value == third.value == {"question": "合同", "answer": "有效"}
     with pytest.raises(BadRow, match="invalid character"):
         recognize_format(second.value)
-    (tmp_path / "b.csv").write_bytes("question,answer\né,b\n".encode("latin-1"))
-    with pytest.raises(BadRow, match="invalid character"):
-        recognize_format(values(tmp_path / "b.csv")[0])
 
 
 def compress(data: bytes, suffix: str) -> bytes:
@@ -305,7 +302,7 @@ def test_a_folder_with_files_named_by_split_gives_the_split_asked_for(tmp_path: 
     write(tmp_path / "dev.jsonl", "2")
     write(tmp_path / "test/a.jsonl", "3")
     assert [values(tmp_path, split) for split in ("train", "validation", "test")] == [[1], [2], [3]]
-    with pytest.raises(DataError, match="no such split") as caught:
+    with pytest.raises(DataError, match="No such split") as caught:
         values(tmp_path, "extra")
     assert "test, train, validation" in str(caught.value.fix)
 

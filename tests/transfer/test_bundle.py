@@ -16,6 +16,7 @@ from support.stopped_runs import weights
 from lorafit.atomic import atomic_folder
 from lorafit.cli.app import main
 from lorafit.config import TrainConfig, read_yaml
+from lorafit.data.sources import read_rows
 from lorafit.errors import ConfigError, LorafitError, RunError
 from lorafit.events import Finished, Planned, read_events
 from lorafit.hardware.detect import Machine
@@ -121,15 +122,25 @@ def test_data_of_every_kind_are_in_the_bundle(home: Path, finished: RunDir, tmp_
     (folder / "train").mkdir(parents=True)
     shutil.copy(home / "law.jsonl", folder / "train/a b.jsonl")
     shutil.copy(home / "law.jsonl", folder / "test.jsonl")
+    (tmp_path / "info").mkdir()
+    shutil.copy(home / "law.jsonl", tmp_path / "info/rows.jsonl")
+    (tmp_path / "info/dataset_info.json").write_text('{"law": {"file_name": "rows.jsonl"}, "b": {"hf_hub_url": "a/b"}}')
+    with zipfile.ZipFile(tmp_path / "law.zip", "w") as packed:
+        packed.write(home / "law.jsonl", "law.jsonl")
     template = tmp_path / "t.jinja"
     template.write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
-    config = TrainConfig(model_name="demo", dataset_name=f"{home / 'law.jsonl'},demo,owner/data", chat_template=str(template),
+    names = f"{home / 'law.jsonl'},demo,owner/data,{tmp_path / 'info/law'},{tmp_path / 'law.zip'}"
+    config = TrainConfig(model_name="demo", dataset_name=names, chat_template=str(template),
                          valid_dataset=str(folder), valid_split="test", init_adapter=str(finished.path))  # fmt: skip
     bundle(None, config, tmp_path / "run.zip")
     run = unbundle(tmp_path / "run.zip", tmp_path / "there").run
     now = saved_config(run)
     data = run.path / "inputs/dataset_name/0/law.jsonl"
-    assert now.dataset_name == f"{data},demo,owner/data"
+    inputs = run.path / "inputs/dataset_name"
+    assert now.dataset_name == f"{data},demo,owner/data,{inputs / '3/law'},{inputs / '4/law.zip'}"
+    assert len(list(read_rows(f"{inputs / '3/law'},{inputs / '4/law.zip'}", "train"))) == 2 * len(
+        list(read_rows(str(data), "train"))
+    )
     assert data.read_bytes() == (home / "law.jsonl").read_bytes()
     assert now.valid_dataset is not None
     assert [p.name for p in Path(now.valid_dataset).rglob("*") if p.is_file()] == ["test.jsonl"]

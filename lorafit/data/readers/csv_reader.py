@@ -4,19 +4,22 @@ Reading continues after a broken record.
 """
 
 import csv
+import re
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
+from lorafit.data.readers.reading import Reading
 from lorafit.data.readers.row import Broken, Row
+from lorafit.data.readers.table import Table, is_blank
 from lorafit.data.readers.text import kind_of, open_text
-from lorafit.errors import DataError
-from lorafit.messages import _, listed
+from lorafit.messages import _
 
 LONGEST_FIELD = 1 << 26  # characters; some contracts exceed the default of 128 KiB
 LONGEST_RECORD = 10_000  # lines; limits the damage of a quote that is never closed
 DELIMITERS = ",;\t"
+TOLD_DELIMITER = re.compile(r'"?sep=([^\w\s"]|\t)"?[\r\n]*', re.IGNORECASE)  # the first line in files for Excel
 
 
 class _Lines:
@@ -46,30 +49,35 @@ class _Lines:
         self.number -= len(self.taken) - 1
 
 
-def read_csv(path: Path) -> Iterator[Row]:
+def read_csv(path: Path, reading: Reading) -> Iterator[Row]:
     """Yield the records of a table with a header; quoted fields may contain line breaks.
 
-    Raises DataError if two columns have the same name.
+    A first line such as `sep=;` sets the separator. Raises DataError if two columns have the same name.
     """
     csv.field_size_limit(LONGEST_FIELD)
-    delimiter = "\t" if kind_of(path) == ".tsv" else _delimiter(path)
-    with open_text(path, newline="") as file:
-        lines, header = _Lines(file), list[str]()
+    with open_text(path, reading, newline="") as file:
+        first = file.readline(LONGEST_FIELD)
+    told = TOLD_DELIMITER.fullmatch(first)
+    delimiter = told[1] if told else "\t" if kind_of(path) == ".tsv" else _delimiter(first)
+    with open_text(path, reading, newline="") as file:
+        lines, table = _Lines(file), None
+        if told:
+            next(lines)
         while True:
             lines.taken = []
             record = _record(lines, delimiter)
             if record is None:
                 return
-            if isinstance(record, list) and not record:
+            if isinstance(record, list) and is_blank(record):
                 continue
             line = lines.number + 1 - len(lines.taken)
             if isinstance(record, Broken):
                 lines.push_back()
                 yield Row(record, str(path), line)
-            elif not header:
-                header = _header(path, line, record)
+            elif table is None:
+                table = Table(path, line, record, reading)
             else:
-                yield Row(_object(header, record), str(path), line)
+                yield Row(table.row(record), str(path), line)
 
 
 def _record(lines: _Lines, delimiter: str) -> list[str] | Broken | None:
@@ -80,25 +88,6 @@ def _record(lines: _Lines, delimiter: str) -> list[str] | Broken | None:
         return Broken(str(error), _("a record with quotes in pairs"), "".join(lines.taken)[:200])
 
 
-def _delimiter(path: Path) -> str:
+def _delimiter(first: str) -> str:
     """Return the most frequent delimiter in the first line; in some countries, spreadsheets do not write commas."""
-    with open_text(path, newline="") as file:
-        first = file.readline(LONGEST_FIELD)
     return max(DELIMITERS, key=first.count)
-
-
-def _header(path: Path, line: int, record: list[str]) -> list[str]:
-    names = [name.strip() for name in record]
-    if len(set(names)) < len(names):
-        fix = _("Give each column a different name.")
-        raise DataError(
-            _("Two columns have the same name."), where=f"{path}:{line}", found=listed(names)[:300], fix=fix
-        )
-    return names
-
-
-def _object(header: list[str], record: list[str]) -> object:
-    if len(record) == len(header):
-        return dict(zip(header, record, strict=True))
-    wanted = _("field count {n}, as in the header").format(n=len(header))
-    return Broken(_("field count {n}").format(n=len(record)), wanted, ",".join(record)[:200])

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 class Broken:
     """Placeholder for an unreadable value.
 
-    `found` is the fault, `wanted` the expected form, and `text` the beginning of the unreadable text.
+    `found` is the fault, `wanted` the expected form, and `text` the beginning of the unreadable text. `rows` is the
+    number of rows that were lost; for damage over a longer stretch, an estimate.
     """
 
     found: str
     wanted: str
     text: str = ""
+    rows: int = 1
 
     def __str__(self) -> str:
         return self.text
@@ -25,3 +27,8 @@ class Row:
     value: object
     file: str
     line: int
+
+
+def rows_in(value: object) -> int:
+    """Return how many rows of the file `value` stands for: 1, or for Broken the number of lost rows."""
+    return value.rows if isinstance(value, Broken) else 1

@@ -1,4 +1,4 @@
-"""Text of data files: decompression by extension, and automatic detection of the encoding."""
+"""Text of data files: decompression by extension, and decoding."""
 
 import gzip
 import io
@@ -9,10 +9,11 @@ from typing import BinaryIO, TextIO, cast
 
 import zstandard
 
+from lorafit.data.readers.encoding import encoding_of
+from lorafit.data.readers.reading import Reading
+
 SAMPLE = 1 << 22  # bytes that the detection of the encoding examines
 CHUNK = 1 << 18  # bytes per read
-BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
-CHINESE_SHARE = 0.9  # of the non-ASCII characters; other text does not reach this share by chance
 DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError)  # errors of a damaged compressed file
 
 
@@ -79,43 +80,16 @@ def open_bytes(path: Path) -> BinaryIO:
     return path.open("rb") if unpack is None else unpack(path)
 
 
-def open_text(path: Path, newline: str | None = None) -> TextIO:
+def open_text(path: Path, reading: Reading, newline: str | None = None) -> TextIO:
     """Open the file as text.
 
-    Bytes that cannot be decoded become lone surrogates. formats.py rejects the rows that contain them.
-    """
-    encoding = encoding_of(path)
-    return io.TextIOWrapper(open_bytes(path), encoding=encoding, errors="surrogateescape", newline=newline)
-
-
-def encoding_of(path: Path) -> str:
-    """Return the encoding of the file, detected from its first SAMPLE bytes.
-
-    The order is: the encoding of a byte order mark; UTF-8 if the sample is valid UTF-8; GB18030 if the sample decodes
-    to Chinese; else UTF-8, with errors.
+    Bytes that cannot be decoded become lone surrogates. formats.py rejects the rows that contain them. Raises DataError
+    if the encoding is unknown.
     """
     with open_bytes(path) as file:
         try:
             sample = file.read(SAMPLE)
         except DAMAGED:  # reported when the rows are read
-            return "utf-8"
-    for mark, encoding in BYTE_ORDER_MARKS.items():
-        if sample.startswith(mark):
-            return encoding
-    return "utf-8" if _decoded(sample, "utf-8") is not None or not _is_gb18030(sample) else "gb18030"
-
-
-def _decoded(sample: bytes, encoding: str) -> str | None:
-    """Return the sample as text, without a character cut at its end; None if it is not in this encoding."""
-    try:
-        return sample.decode(encoding)
-    except UnicodeDecodeError as error:
-        cut = len(sample) == SAMPLE and error.start >= len(sample) - 4
-        return sample[: error.start].decode(encoding) if cut else None
-
-
-def _is_gb18030(sample: bytes) -> bool:
-    text = _decoded(sample, "gb18030")
-    beyond = [character for character in text or "" if character > "\x7f"]
-    common = "".join(beyond).encode("gb2312", "ignore")  # two bytes per character in common use
-    return len(common) >= 2 * CHINESE_SHARE * len(beyond) > 0
+            sample = b""
+    encoding = encoding_of(sample, len(sample) == SAMPLE, path, reading)
+    return io.TextIOWrapper(open_bytes(path), encoding=encoding, errors="surrogateescape", newline=newline)

@@ -136,7 +136,7 @@ def _strange(report: DataReport) -> Figure:
 def listings(report: DataReport) -> list[Listing]:
     """Return the report's tables that are not empty."""
     several = len(report.files) > 1
-    tables = [_files(report)] if several else []
+    tables = [_reading_notes(report), *([_files(report)] if several else [])]
     tables += [_formats(report)] if len(report.formats) > 1 else []
     tables += [
         _unused_keys(report),
@@ -145,6 +145,10 @@ def listings(report: DataReport) -> list[Listing]:
         _characters(report, several),
     ]
     return [table for table in tables if table.rows]
+
+
+def _reading_notes(report: DataReport) -> Listing:
+    return Listing(_("How the files were read"), (_("file"), _("note")), report.reading_notes[:MAX_ROWS])
 
 
 def _files(report: DataReport) -> Listing:
