@@ -147,6 +147,11 @@ class _MessageSearch:
         place = f"`{self.turn.place}`" if self.turn.place else _("message {number}").format(number=self.i + 1)
         if self.own and self.foreign_in(self.own[0].begin, self.own[-1].end):
             return _("the chat template writes the text of another message inside {place}").format(place=place)
+        if self.turn.calls and not any(piece.kind == "call" for piece in self.own):
+            text = _(
+                "the chat template does not write function calls, such as {place}; use a model whose template does"
+            )
+            return text.format(place=place)
         return _("the chat template leaves out or changes the text of {place}").format(place=place)
 
     @cached_property

@@ -133,14 +133,14 @@ MARKED: dict[str, dict[str, str]] = {
         "system": CHATML_SYSTEM + CHATML_ASK + CHATML_END,
         "multi": SMOL + CHATML_MULTI,
         "thought": SMOL + CHATML_THOUGHT,
-        "tools": "leaves out or changes the text of message 3",
+        "tools": "does not write function calls, such as message 3",
     },
     "llama3": {
         "single": BOS + LLAMA_ASK + LLAMA_END,
         "system": BOS + "<|start_header_id|>system<|end_header_id|>\n\n你是律师。<|eot_id|>" + LLAMA_ASK + LLAMA_END,
         "multi": BOS + LLAMA_MULTI,
         "thought": BOS + LLAMA_THOUGHT,
-        "tools": "leaves out or changes the text of message 3",
+        "tools": "does not write function calls, such as message 3",
     },
     "llama3_2": {
         "single": LLAMA_32 + "<|eot_id|>" + LLAMA_ASK + LLAMA_END,
@@ -175,10 +175,10 @@ MARKED: dict[str, dict[str, str]] = {
         "multi": PHI_ASK + "⟦不超过六个月。<|end|>⟧\n<|user|>\n谢谢<|end|>\n<|assistant|>\n⟦不客气<|end|>⟧\n" + EOS,
         "thought": PHI_ASK + "⟦<think>\n查法条\n</think>\n\n不超过六个月。<|end|>⟧\n<|user|>\n谢谢<|end|>\n<|assistant|>\n"
         "⟦<think>\n告别\n</think>\n\n不客气<|end|>⟧\n" + EOS,
-        "tools": "leaves out or changes the text of message 3",
+        "tools": "does not write function calls, such as message 3",
     },
     "deepseekv3": DEEPSEEK | {"tools": BOS + DEEPSEEK_ASK + DEEPSEEK_CALL + DEEPSEEK_END},
-    "deepseek_r1_distill": DEEPSEEK | {"tools": "leaves out or changes the text of message 3"},
+    "deepseek_r1_distill": DEEPSEEK | {"tools": "does not write function calls, such as message 3"},
 }  # fmt: skip
 MARKERS = {
     "llama": ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],

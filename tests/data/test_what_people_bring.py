@@ -108,7 +108,7 @@ CASES = {
     "conversation in a cell": Case([{"messages": json.dumps([ASK, ANSWER])}], [["半年以上要。"]]),
     "calls that the template leaves out": Case(
         [chat(ASK, said("assistant", None, function_call=CALL), said("function", "第 707 条", name="find"), ANSWER)],
-        reason=("leaves out or changes the text of `messages[2]`", "`messages[2]`"),
+        reason=("does not write function calls, such as `messages[2]`", "不会写出函数调用，例如 `messages[2]`"),
     ),
 }  # fmt: skip
 

@@ -16,6 +16,7 @@ def data_json(report: DataReport) -> str:
         "train": report.train,
         "valid": report.valid,
         "files": {name: {"rows": read, "good": good} for name, (read, good) in report.files.items()},
+        "notes": [{"file": file, "text": text} for file, text in report.reading_notes],
         "formats": report.formats,
         "rejected": {
             "rows": report.rejected,
