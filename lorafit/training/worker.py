@@ -23,7 +23,7 @@ from lorafit.distributed.launch import rank_info
 from lorafit.engines import allocator
 from lorafit.engines.base import Engine, Setup
 from lorafit.engines.tokenizer import ChatTokenizer, read_template, shared_tokenizer
-from lorafit.errors import LorafitError
+from lorafit.errors import LorafitError, RunError
 from lorafit.evaluation.before_after import show_answers
 from lorafit.events import Event, EventLog, Failed, Planned, Resumed, Shrunk, Stage, Started, Warned
 from lorafit.hardware import detect
@@ -134,6 +134,8 @@ def _logged(run: RunDir, progress: Progress, events: Iterator[Event]) -> Iterato
         try:
             for event in events:
                 with disk_errors(run.events):
+                    if log.is_gone:
+                        raise _gone_error(run)
                     log.write(event)
                 yield event
         except LorafitError as error:
@@ -143,6 +145,12 @@ def _logged(run: RunDir, progress: Progress, events: Iterator[Event]) -> Iterato
             if progress.done > 0:
                 yield failed
             raise
+
+
+def _gone_error(run: RunDir) -> RunError:
+    """Return the error for a run whose folder a user removed or moved while it trains: nothing can be saved there."""
+    fix = _("Start the training again. `lorafit runs stop` ends a training; `lorafit runs remove` deletes a run.")
+    return RunError(_("The run's folder was removed or moved during the training."), where=run.path, fix=fix)
 
 
 def _get_ready(config: TrainConfig, old: Interrupted | None, ranks: Collectives) -> Generator[Event, None, PreparedRun]:

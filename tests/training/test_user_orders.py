@@ -116,3 +116,23 @@ def test_a_run_is_paused_continued_stopped_and_resumed_to_the_same_losses(
     assert done.returncode == 0, done.stdout + done.stderr
     assert isinstance(events_in(tmp_path)[-1], Finished)
     assert losses(tmp_path) == losses(undisturbed)
+
+
+@pytest.mark.parametrize(("more", "lang", "words"), [
+    ([], "en", "The run's folder was removed or moved during the training."),
+    (["--no_supervisor"], "zh", "训练期间，训练记录的文件夹被删除或移走了。"),
+], ids=["supervisor", "no_supervisor"])  # fmt: skip
+def test_a_run_whose_folder_is_removed_says_so_and_ends_with_2(
+    model: Path, tmp_path: Path, more: list[str], lang: str, words: str
+) -> None:
+    process = start_training([*flags(model, tmp_path), *more, "--lang", lang])
+    try:
+        wait_for_step(tmp_path, 1)
+        folder = run_folder(tmp_path)
+        folder.rename(tmp_path / "moved")
+        printed, _none = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 2, printed
+    assert words in printed
+    assert not folder.exists(), "nothing is written to a new folder of the same name"

@@ -108,7 +108,7 @@ def _figures(record: Record, results: Results) -> list[Figure]:
             Figure(
                 _("best validation loss"),
                 f"{results.best_loss:.4f}",
-                _("at step {step}").format(step=results.best_step),
+                _("at step {step}").format(step=results.best_step) if record.run.best_model.is_dir() else "",
             )
         )
     figures.append(Figure(_("total step time"), seconds_text(results.seconds), _rate(results.tokens_per_second)))

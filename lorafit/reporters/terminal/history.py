@@ -109,7 +109,7 @@ def _plan_rows(record: Record) -> list[list[str | Text]]:
 def _loss_rows(record: Record) -> list[list[str | Text]]:
     results = history.results(record)
     best = _loss(results.best_loss)
-    if results.best_loss is not None and results.best_step is not None:
+    if results.best_loss is not None and results.best_step is not None and record.run.best_model.is_dir():
         best = _("{loss} at step {step}").format(loss=best, step=results.best_step)
     found = [
         (_("validation loss, before"), results.valid_loss_before, _loss(results.valid_loss_before)),

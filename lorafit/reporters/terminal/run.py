@@ -174,7 +174,7 @@ class TerminalReporter:
         if event.valid_loss_before is not None and event.valid_loss_after is not None:
             losses = _("Validation loss: {before:.4f} before training, {after:.4f} after.")
             self._say(losses.format(before=event.valid_loss_before, after=event.valid_loss_after))
-        if event.best_loss is not None and event.best_step is not None:
+        if event.best_loss is not None and event.best_step is not None and (Path(self._run) / "best_model").is_dir():
             self._say(
                 _("Best validation loss: {loss:.4f} at step {step}.").format(loss=event.best_loss, step=event.best_step)
             )
