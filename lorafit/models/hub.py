@@ -244,12 +244,12 @@ def _alternatives(name: str, kind: Kind) -> str:
     if kind == "dataset":
         return _(
             "Or use a mirror: `--hf_endpoint https://hf-mirror.com`; your own file: "
-            "`--dataset_name FILE.jsonl`; or `--demo`, which needs no hub."
+            "`--dataset_name FILE.jsonl`; or `lorafit train --demo`, which needs no hub."
         )
     modelscope = f"--hub modelscope --model_name {UNGATED_COPIES.get(name, (name, name))[0]}"
     return _(
         "Or use a mirror: `--hf_endpoint https://hf-mirror.com`; another hub: "
-        "`{modelscope}`; a folder: `--model_name FOLDER`; or `--demo`, which needs no hub."
+        "`{modelscope}`; a folder: `--model_name FOLDER`; or `lorafit train --demo`, which needs no hub."
     ).format(modelscope=modelscope)
 
 

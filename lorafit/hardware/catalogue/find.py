@@ -119,5 +119,7 @@ def _unknown(name: str) -> HardwareError:
     return HardwareError(
         _("Unknown machine `{name}`.").format(name=name),
         found=name,
-        fix=_("Choose a machine from `lorafit machines`; similar names: {names}.").format(names=listed(near) or "-"),
+        fix=_("Choose a machine from `lorafit machines`; similar names: {names}.").format(names=listed(near))
+        if near
+        else _("Choose a machine from `lorafit machines`."),
     )
