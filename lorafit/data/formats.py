@@ -234,7 +234,7 @@ def _message(key: str, number: int, turn: object) -> Message:
     speaker = turn[who]
     role = SPEAKERS.get(speaker.lower()) if isinstance(speaker, str) else None
     if role is None:
-        known = "system, user, assistant, tool"
+        known = listed(("system", "user", "assistant", "tool"))
         raise BadRow(_("message {number}: role {role}, expected one of {known}").format(
             number=number, role=f"{speaker!r:.40}", known=known))  # fmt: skip
     place = f"{key}[{number}]"
