@@ -31,7 +31,7 @@ stands() { # succeeds if .venv is complete and was built from these files
 take_turns() { # file descriptor 9 holds the lock until it is closed
   exec 9<"$root/scripts/setup.sh"
   if command -v flock >/dev/null 2>&1 && ! flock -n 9; then
-    say "Another set-up is at work here; waiting for it." "另一个安装正在进行，请稍候。"
+    say "Another installation is running here; waiting for it." "另一个安装正在进行，请稍候。"
     flock 9
   fi
 }
@@ -42,19 +42,19 @@ build() { # build KIND STAMP
   if [ "$1" = dev ]; then packages=(-c constraints.txt -e '.[dev]'); fi
   if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
     find_python
-    say "Making .venv with $python ..." "正在用 $python 创建 .venv ..."
+    say "Making .venv with $python ..." "正在用 $python 创建 .venv……"
     "$python" -m venv --clear "$venv"
   fi
-  say "Installing what is needed into .venv (only now; minutes, and up to some GB with CUDA) ..." \
-    "正在把所需软件包安装到 .venv（仅此一次；需几分钟，含 CUDA 时可达数 GB）..."
+  say "Installing the packages into .venv (only this once; takes minutes, downloads up to some GB with CUDA) ..." \
+    "正在把所需软件包安装到 .venv（仅此一次；需几分钟，含 CUDA 时需下载数 GB）……"
   # The paths in requirements.txt are relative to the working folder.
   if ! (cd "$root" && "$venv/bin/python" -m pip install --quiet --no-input --disable-pip-version-check "${packages[@]}"); then
-    say "Installing failed; run again to go on. For a mirror of the package index set PIP_INDEX_URL." \
+    say "Installing failed. Run the command again to continue; for a mirror of the package index, set PIP_INDEX_URL." \
       "安装失败；再次运行即可继续。如需使用软件源镜像，请设置 PIP_INDEX_URL。"
     exit 1
   fi
   printf '%s' "$2" >"$venv/.lorafit-$1"
-  say "Ready after $((SECONDS - start)) s." "安装完成，用时 $((SECONDS - start)) 秒。"
+  say "Packages installed in $((SECONDS - start)) s." "安装完成，用时 $((SECONDS - start)) 秒。"
 }
 
 find_python() { # sets $python; runs each candidate, because an existing name may be a shim that fails
@@ -79,6 +79,6 @@ TEXT
 refuse_intel_mac() { # under Rosetta an Apple Silicon Mac also reports x86_64; lorafit itself reports that case
   [ "$(uname -s)" = Darwin ] && [ "$(uname -m)" = x86_64 ] || return 0
   [ "$(sysctl -n sysctl.proc_translated 2>/dev/null || true)" != 1 ] || return 0
-  say "PyTorch has had no version for Intel Macs since 2.2: nothing can be trained here. Use Colab or Kaggle with the same commands." \
+  say "PyTorch has had no version for Intel Macs since 2.2, so training cannot run here. Use Colab or Kaggle with the same commands." \
     "PyTorch 自 2.2 起不再支持 Intel Mac，本机无法训练。请在 Colab 或 Kaggle 上使用相同的命令。"
 }

@@ -38,7 +38,7 @@ class ListFlags(FolderFlags):
 class ShowFlags(FolderFlags):
     """The flags of `runs show`."""
 
-    runs: tyro.conf.Positional[list[str]] = Field([], description="RUN: name, folder, or `latest` (the default).")
+    runs: tyro.conf.Positional[list[str]] = Field([], description="Name or folder of a run, or `latest` (the default).")
     plot: str | None = Field(
         None, description="Image file to draw the curves into, e.g. curves.png (default: no image)."
     )
@@ -47,20 +47,20 @@ class ShowFlags(FolderFlags):
 class DiffFlags(FolderFlags):
     """The flags of `runs diff`."""
 
-    runs: tyro.conf.Positional[list[str]] = Field([], description="RUN RUN: names, folders, or `latest`.")
+    runs: tyro.conf.Positional[list[str]] = Field([], description="Two runs: names, folders, or `latest`.")
 
 
 class RemoveFlags(FolderFlags):
     """The flags of `runs remove`."""
 
-    runs: tyro.conf.Positional[list[str]] = Field([], description="RUN: name, folder, or `latest`.")
+    runs: tyro.conf.Positional[list[str]] = Field([], description="Name or folder of a run, or `latest`.")
     yes: bool = Field(False, description="Remove without asking.")
 
 
 class OrderFlags(FolderFlags):
     """The flags of `runs stop`, `runs pause` and `runs continue`."""
 
-    runs: tyro.conf.Positional[list[str]] = Field([], description="RUN: its name, its folder, or `latest` (default).")
+    runs: tyro.conf.Positional[list[str]] = Field([], description="Name or folder of a run, or `latest` (the default).")
 
 
 def runs(argv: list[str]) -> int:

@@ -34,9 +34,7 @@ class TransferFlags(BaseModel):
 class BundleFlags(TransferFlags):
     """Pack a run, or the settings of a new run, for another machine. `lorafit train run.zip` starts it there."""
 
-    run: tyro.conf.Positional[list[str]] = Field(
-        [], description="RUN: name, folder, or `latest`; or, without RUN, the flags of `lorafit train`."
-    )
+    run: tyro.conf.Positional[list[str]] = Field([], description="Name or folder of a run, or `latest`.")
     output: str = Field("run.zip", description="Zip file to write, also -o.")
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from lorafit.data.conversation import END_OF_THOUGHT, TOOLS, BadRow, Conversation, Message
 from lorafit.data.fields import Fields, as_json, checked_text, from_json, is_blank, keys_text
-from lorafit.messages import _
+from lorafit.messages import _, listed
 from lorafit.units import kind_text
 
 # Names of speakers in data sets, and the role that chat templates use.
@@ -94,7 +94,7 @@ def _message(row: Fields, key: str, number: int, value: object, tools: _ToolName
     role = SPEAKERS.get(speaker.strip().lower()) if isinstance(speaker, str) else None
     if role is None:
         raise BadRow(_("message {number}: role {role}, expected one of {known}").format(
-            number=number, role=f"{speaker!r:.40}", known="system, user, assistant, tool"))  # fmt: skip
+            number=number, role=f"{speaker!r:.40}", known=listed(("system", "user", "assistant", "tool"))))  # fmt: skip
     if role == "system" and turn.is_blank(said):
         return None
     made = _assistant(turn, said, speaker, tools) if role == "assistant" else _other(turn, said, role, tools)

@@ -29,7 +29,9 @@ def hub_finding() -> Finding:
     if reason is None:
         return Finding("places", _("model hub"), _("{address} responds").format(address=address), "good")
     found = _("{address} cannot be reached: {reason}").format(address=address, reason=str(reason).splitlines()[0])
-    fix = _("Use cached files, local folders or `--demo`, which need no hub, or a mirror: --hf_endpoint {mirror}")
+    fix = _(
+        "Use cached files, local folders or `lorafit train --demo`, which need no hub, or a mirror: --hf_endpoint {mirror}"
+    )
     return Finding("places", _("model hub"), found, "poor", fix.format(mirror="https://hf-mirror.com"))
 
 

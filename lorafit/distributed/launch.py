@@ -56,7 +56,9 @@ def rank_info(environ: Mapping[str, str] = os.environ) -> RankInfo:
         _("RANK is set, but the variables of a distributed run are incomplete or invalid."),
         where=listed(NAMES),
         found=_("missing: {names}").format(names=listed(missing)) if missing else None,
-        fix=_("Start with `torchrun --nproc_per_node N train.py ...` or `--processes N`, or unset RANK."),
+        fix=_(
+            "Unset RANK (several processes: add `--processes N`), or start with `torchrun --nproc_per_node N train.py ...`."
+        ),
     )
 
 

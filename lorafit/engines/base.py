@@ -168,10 +168,7 @@ def diverged_error(step: int, norm: float) -> EngineError:
     return EngineError(
         _("The gradient of step {step} is not finite.").format(step=step),
         found=norm,
-        fix=_(
-            "Start a new run from the last checkpoint (--init_adapter) with a lower "
-            "--learning_rate, or check the data of this step."
-        ),
+        fix=_("Start a new run with a lower --learning_rate, or check the data of this step."),
     )
 
 

@@ -27,7 +27,7 @@ class ChatRequest(AnswerRequest):
 
     adapter: tyro.conf.Positional[list[str]] = Field(
         [],
-        description="RUN: its name, its folder, or `latest`; or an adapter's folder (default: the base model alone).",
+        description="Name or folder of a run, `latest`, or an adapter's folder (default: the base model alone).",
     )
     lora_weights: str | None = Field(None, description="Same as an adapter given without a flag.")
     interactive: bool = Field(False, description="Interactive chat (the default without --prompt and --test_file).")

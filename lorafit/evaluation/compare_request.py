@@ -117,9 +117,7 @@ def compare(request: CompareRequest, say: ProgressCallback) -> Comparison:
 
 def _check(request: CompareRequest) -> None:
     if not request.adapter_names:
-        fix = _("Name one or more: {command} (`lorafit runs` lists them).").format(
-            command="lorafit compare output/RUN ..."
-        )
+        fix = _("Name one or more, e.g. `lorafit compare latest` (`lorafit runs` lists them).")
         raise ConfigError(_("No run or adapter given."), fix=fix)
     if request.prompt is not None and request.test_file is not None:
         given = "--prompt, --test_file"

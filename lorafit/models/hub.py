@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lorafit.errors import DiskError, HubError, ModelError
-from lorafit.messages import _
+from lorafit.messages import _, clauses
 from lorafit.models.demo import demo_model
 from lorafit.models.download import download_with_progress
 from lorafit.models.spec import require_folder, weight_files
@@ -27,6 +27,7 @@ from lorafit.progress import ProgressCallback, ignore_progress
 Kind = Literal["model", "dataset"]
 
 HUGGING_FACE, MODELSCOPE = "https://huggingface.co", "https://www.modelscope.cn"
+MIRROR = "https://hf-mirror.com"
 REACH_SECONDS = 8.0  # for name lookup, connection and answer together; the name lookup has no timeout of its own
 ALLOW = ["*.json", "*.safetensors", "tokenizer*", "*.jinja", "*.model", "merges.txt", "*.tiktoken"]
 IGNORE = ["original/*", "onnx/*", "consolidated*"]  # copies of the weights in other formats
@@ -73,7 +74,7 @@ def find_model(
     except Exception as error:  # both hub clients raise their own errors, those of their HTTP client and OSError
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             raise _disk(name, error) from None
-        raise translate(error, name, "model", MODELSCOPE if hub == "modelscope" else None) from error
+        raise translate(error, name, "model", modelscope_address() if hub == "modelscope" else None) from error
 
 
 def is_local(name: str) -> bool:
@@ -84,6 +85,11 @@ def is_local(name: str) -> bool:
 def endpoint_of(endpoint: str | None = None) -> str:
     """Return the address of the Hugging Face hub: `endpoint`, else HF_ENDPOINT, else huggingface.co."""
     return (endpoint or os.environ.get("HF_ENDPOINT") or HUGGING_FACE).rstrip("/")
+
+
+def modelscope_address() -> str:
+    """Return the address of ModelScope, by the variable that its client reads too."""
+    return (os.environ.get("MODELSCOPE_ENDPOINT") or MODELSCOPE).rstrip("/")
 
 
 def use_endpoint(endpoint: str | None) -> None:
@@ -156,7 +162,7 @@ def translate(error: Exception, name: str, kind: Kind, address: str | None = Non
         _("The response of the hub cannot be used."),
         where=name,
         found=f"{type(error).__name__}: {error}",
-        fix=_("Try again later. {ways}").format(ways=_alternatives(name, kind)),
+        fix=_("Try again later. {ways}").format(ways=_alternatives(address, name, kind)),
     )
 
 
@@ -200,11 +206,11 @@ def _total_bytes(name: str, address: str) -> int | None:
 def fetch_modelscope_data(name: str) -> Path:
     """Download the data set `name` from ModelScope and return its folder. Raises HubError."""
     download = _modelscope(name).dataset_snapshot_download
-    _require_answer(MODELSCOPE, name, "dataset")
+    _require_answer(modelscope_address(), name, "dataset")
     try:
         return Path(download(name))
     except Exception as error:  # any error, as in find_model()
-        raise translate(error, name, "dataset", MODELSCOPE) from error
+        raise translate(error, name, "dataset", modelscope_address()) from error
 
 
 def _modelscope(name: str) -> Any:
@@ -225,8 +231,8 @@ def _from_modelscope(name: str, endpoint: str | None, say: ProgressCallback) -> 
         weight_files(Path(folder))
         return folder
     except Exception:  # not in the cache, or incomplete; the error class depends on the version
-        _require_answer(MODELSCOPE, name, "model")
-    say(_("Downloading {name} from {address} ...").format(name=name, address=MODELSCOPE))
+        _require_answer(modelscope_address(), name, "model")
+    say(_("Downloading {name} from {address} ...").format(name=name, address=modelscope_address()))
     return str(download(name, allow_patterns=ALLOW, ignore_patterns=IGNORE))
 
 
@@ -235,22 +241,26 @@ def _unreachable(address: str, found: object, name: str, kind: Kind) -> HubError
         _("The hub cannot be reached, and `{name}` is not in the local cache.").format(name=name),
         where=address,
         found=found,
-        fix=_("Check the network. {ways}").format(ways=_alternatives(name, kind)),
+        fix=_("Check the network. {ways}").format(ways=_alternatives(address, name, kind)),
     )
 
 
-def _alternatives(name: str, kind: Kind) -> str:
-    """Return the text on flags that avoid this hub."""
+def _alternatives(address: str, name: str, kind: Kind) -> str:
+    """Return the text on flags that avoid the hub at `address`."""
+    ways = []
+    if address == modelscope_address():
+        ways.append(_("another hub: `{flags}`").format(flags="--hub huggingface"))
+    elif address != MIRROR:
+        ways.append(_("a mirror: `{flags}`").format(flags=f"--hf_endpoint {MIRROR}"))
     if kind == "dataset":
-        return _(
-            "Or use a mirror: `--hf_endpoint https://hf-mirror.com`; your own file: "
-            "`--dataset_name FILE.jsonl`; or `--demo`, which needs no hub."
-        )
-    modelscope = f"--hub modelscope --model_name {UNGATED_COPIES.get(name, (name, name))[0]}"
-    return _(
-        "Or use a mirror: `--hf_endpoint https://hf-mirror.com`; another hub: "
-        "`{modelscope}`; a folder: `--model_name FOLDER`; or `--demo`, which needs no hub."
-    ).format(modelscope=modelscope)
+        ways.append(_("your own file: `--dataset_name FILE.jsonl`"))
+    else:
+        if address != modelscope_address():
+            flags = f"--hub modelscope --model_name {UNGATED_COPIES.get(name, (name, name))[0]}"
+            ways.append(_("another hub: `{flags}`").format(flags=flags))
+        ways.append(_("a folder: `--model_name FOLDER`"))
+    ways.append(_("the demo, which needs no hub: `lorafit train --demo`"))
+    return _("Or choose another way: {ways}.").format(ways=clauses(ways))
 
 
 def _gated(address: str, name: str, kind: Kind) -> HubError:
@@ -285,8 +295,8 @@ def _unknown(address: str, name: str, kind: Kind, error: Exception) -> HubError:
         found=str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,
         fix=_(
             "Check the spelling: OWNER/NAME, as on its page. Write a local folder or file as "
-            "`./{name}`. If it is private, run `hf auth login` first."
-        ).format(name=name),
+            "`./{name}`. If it is private, run `{login}` first."
+        ).format(name=name, login="modelscope login" if address == modelscope_address() else "hf auth login"),
     )
 
 

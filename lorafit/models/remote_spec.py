@@ -14,10 +14,10 @@ from lorafit.models.demo import FILES, FOLDER
 from lorafit.models.hub import (
     ALLOW,
     IGNORE,
-    MODELSCOPE,
     endpoint_of,
     ensure_reachable,
     is_local,
+    modelscope_address,
     translate,
     use_endpoint,
 )
@@ -81,13 +81,13 @@ def remote_spec(name: str, hub: str = "huggingface", endpoint: str | None = None
     except LorafitError:
         raise
     except Exception as error:  # errors of the hub client and of damaged files
-        raise translate(error, name, "model", MODELSCOPE if hub == "modelscope" else None) from error
+        raise translate(error, name, "model", modelscope_address() if hub == "modelscope" else None) from error
     return spec_from(config, headers, Path(name))
 
 
 def _remote(name: str, hub: str, endpoint: str | None) -> RemoteModel:
     if hub == "modelscope":
-        return RemoteModel(name, f"{MODELSCOPE}/models/{name}/resolve/master/", {})
+        return RemoteModel(name, f"{modelscope_address()}/models/{name}/resolve/master/", {})
     ensure_reachable(endpoint, name, "model")
     use_endpoint(endpoint)
     from huggingface_hub import utils

@@ -72,7 +72,8 @@ def remedies(question: PlanRequest, nearest: Candidate) -> Iterator[str]:
         yield _("--model_name NAME: a smaller model (`demo` is the smallest)")
     machine = _larger_machine(question)
     if machine:
-        yield _('another machine, for example {name}: see `lorafit plan --machine "{name}"`').format(name=machine)
+        text = _('another machine, for example {name}: `lorafit plan --machine "{name}"` with your model and data')
+        yield text.format(name=machine)
     if nearest.peak_bytes < WORTH_A_TRY * available_bytes(question.machine, question.base.device):
         yield _("--token_budget {budget}: start anyway; it may run out of memory").format(budget=budgets(question)[-1])
 
@@ -90,7 +91,8 @@ def _fewer_processes(question: PlanRequest) -> Iterator[str]:
 
 
 def _flags(question: PlanRequest, packs: bool) -> Iterator[str]:
-    if packs and fits(question, quantization="4bit"):
+    quantized = packs and fits(question, quantization="4bit")
+    if quantized:
         yield _("--quantization 4bit: {need} in total").format(
             need=bytes_text(smallest_peak(_changed(question, quantization="4bit")))
         )
@@ -98,6 +100,7 @@ def _flags(question: PlanRequest, packs: bool) -> Iterator[str]:
     alone = next((n for n in shorter if fits(question, longest=n)), None)
     if alone:
         yield _("--max_length {length}: truncate longer samples").format(length=alone)
+    if alone or quantized:
         return
     both = next((n for n in shorter if packs and fits(question, longest=n, quantization="4bit")), None)
     if both:

@@ -46,7 +46,7 @@ def find_adapter(name: str | Path, output_dir: Path) -> Path:
         found=clauses(labelled(p.name, why) for p, why in bad) or (None if path.is_dir() else _("no such folder")),
         fix=_("Did you mean {names}?").format(names=listed(near))
         if near
-        else _("Give a run folder, its final_model, a checkpoint, or another folder with adapter_config.json."),
+        else _("Name a run (`lorafit runs` lists them), or a folder with adapter_config.json, such as a checkpoint."),
     )
 
 

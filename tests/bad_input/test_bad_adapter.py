@@ -62,7 +62,7 @@ def test_an_init_adapter_that_does_not_exist_is_reported_before_the_model_is_loo
 
 
 def test_a_run_to_chat_with_that_does_not_exist_is_named(refused: Refused, tmp_path: Path) -> None:
-    refused(["chat", "--lora_weights", str(tmp_path / "nothing")], tmp_path / "nothing", "final_model")
+    refused(["chat", "--lora_weights", str(tmp_path / "nothing")], tmp_path / "nothing", "lorafit runs")
 
 
 # runs

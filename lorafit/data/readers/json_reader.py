@@ -186,7 +186,7 @@ def _problem(message: str) -> str:
         "Expecting ':' delimiter": _("missing colon"),
         "Expecting property name enclosed in double quotes": _("missing key in double quotes"),
         "Unterminated string starting at": _("text without a closing quote"),
-        "Invalid control character at": _("control character in a text"),
+        "Invalid control character at": _("line break or control character in a text"),
     }
     return words.get(message, message)
 

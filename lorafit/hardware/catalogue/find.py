@@ -23,7 +23,7 @@ from lorafit.hardware.catalogue.geforce import GEFORCE, LAPTOP
 from lorafit.hardware.catalogue.nvidia import DATA_CENTER, USABLE_SHARE, WORKSTATION
 from lorafit.hardware.catalogue.unified import UNIFIED
 from lorafit.hardware.detect import Gpu, Machine
-from lorafit.messages import _, listed, noted
+from lorafit.messages import _, listed, noted, sentences
 from lorafit.units import GIB
 
 GROUPS = (
@@ -159,8 +159,14 @@ def _unknown(name: str) -> HardwareError:
     return HardwareError(
         _("Unknown machine `{name}`.").format(name=name),
         found=name,
-        fix=_(
-            "Choose a machine from `lorafit machines`; similar names: {names}. Or describe it by the memory, matmul rate "
-            "and bandwidth of its GPU: {example}"
-        ).format(names=listed(near) or "-", example='--machine "24GB 165TFLOPS 1008GB/s"'),
+        fix=sentences(
+            [
+                _("Choose a machine from `lorafit machines`; similar names: {names}.").format(names=listed(near))
+                if near
+                else _("Choose a machine from `lorafit machines`."),
+                _("Or describe it by the memory, matmul rate and bandwidth of its GPU: {example}").format(
+                    example='`--machine "24GB 165TFLOPS 1008GB/s"`'
+                ),
+            ]
+        ),
     )

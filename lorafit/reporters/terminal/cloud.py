@@ -5,6 +5,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lorafit.messages import _, aside, clauses, listed, translate
+from lorafit.reporters.terminal.columns import show_line
 from lorafit.transfer.cloud.base import Quote
 from lorafit.transfer.cloud.send import CloudFiles
 from lorafit.units import range_text, seconds_text
@@ -14,10 +15,15 @@ def show_cloud_files(sent: CloudFiles, console: Console) -> None:
     """Print the files, the quotes and the next steps."""
     head = _("✓ {place}: files in {folder}: {files}")
     text = head.format(place=sent.title, folder=sent.folder, files=listed(sent.files))
-    console.print(Text(text), soft_wrap=True)
+    show_line(Text(text), console)
     if sent.quotes:
         console.print()
-        console.print(_table(sent.quotes))
+        if reason := _common_reason(sent.quotes):
+            text = _("✗ No plan for {machines}: {reason}")
+            names = listed(offer.machine for offer in sent.quotes)
+            show_line(Text(text.format(machines=names, reason=reason)), console)
+        else:
+            console.print(_table(sent.quotes))
         if note := _prices_note(sent.quotes):
             console.print(Text(note, "dim"))
     console.print()
@@ -26,6 +32,12 @@ def show_cloud_files(sent: CloudFiles, console: Console) -> None:
     console.print(
         Text(_("When training is finished: {command}").format(command="lorafit fetch result.zip")), soft_wrap=True
     )
+
+
+def _common_reason(offers: list[Quote]) -> str | None:
+    """Return the reason why no machine has a plan, if it is the same for all."""
+    reasons = {None if offer.fits else offer.details for offer in offers}
+    return reasons.pop() if len(reasons) == 1 else None
 
 
 def _table(offers: list[Quote]) -> Table:

@@ -59,10 +59,11 @@ def _figures(report: DataReport) -> list[list[str | Text]]:
 
 
 def _bars(lengths: LengthStats, max_length: int) -> list[list[str | Text]]:
-    """Return a row for each bin; bins that start at or above `max_length` have another color."""
+    """Return a row for each bin from the first that is not empty; from `max_length` on, bins have another color."""
     most = max(lengths.rows)
-    bars: list[list[str | Text]] = []
-    for edge, rows in zip(lengths.edges, lengths.rows, strict=True):
+    bars: list[list[str | Text]] = [[Text(_("tokens"), "dim"), Text(_("rows"), "dim"), ""]]
+    first = next((place for place, rows in enumerate(lengths.rows) if rows), 0)
+    for edge, rows in zip(lengths.edges[first:], lengths.rows[first:], strict=True):
         style = "yellow" if edge >= max_length else "cyan"
         bar = "█" * round(BAR * rows / most) or ("▏" if rows else "")
         last = edge == lengths.edges[-1]

@@ -23,7 +23,7 @@ def show_error(error: LorafitError, console: Console) -> None:
     if not console.is_interactive:
         console.print(Text(_("Error: {what}").format(what=error.what)), soft_wrap=True)
         for label, text in rows:
-            console.print(Text(labelled(label, text)), soft_wrap=True)
+            console.print(Text(labelled(label, text).replace("\n", "\n  ")), soft_wrap=True)
         return
     table = Table.grid(padding=(0, 2, 0, 0))
     for label, text in rows:

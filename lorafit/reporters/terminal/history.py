@@ -13,7 +13,7 @@ from lorafit.reporters.terminal.columns import show_line, show_rows, show_title,
 from lorafit.reporters.terminal.runs import state_text
 from lorafit.reporters.terminal.sparkline import sparkline
 from lorafit.reporters.text.marks import LEADING
-from lorafit.reporters.text.settings import choice_name, value_text
+from lorafit.reporters.text.settings import choice_name, field_name, field_text, value_text
 from lorafit.run_folders import history
 from lorafit.run_folders.history import Record, SettingDifference
 from lorafit.units import bytes_text, seconds_text
@@ -45,7 +45,7 @@ def show_difference(one: Record, other: Record, console: Console) -> None:
     rows: list[Sequence[str | Text]] = [["", *names]]
     for title, pairs in ((_("settings"), settings), (_("plan"), planned)):
         rows.append([Text(title if pairs else _("{part}: identical").format(part=title), "dim"), "", ""])
-        rows += [[f"  {pair.name}", value_text(pair.one), value_text(pair.other)] for pair in pairs]
+        rows += [[f"  {field_name(p.name)}", field_text(p.name, p.one), field_text(p.name, p.other)] for p in pairs]
     rows.append([Text(_("results"), "dim"), "", ""])
     rows += [[f"  {pair.name}", value_text(pair.one), value_text(pair.other)] for pair in _result_pairs(one, other)]
     show_rows(rows, console)
@@ -159,7 +159,9 @@ def _results(record: Record) -> list[tuple[str, str]]:
         (_("validation loss, after"), _loss(results.valid_loss_after)),
         (_("validation loss, best"), _loss(results.best_loss)),
         (_("training loss, last steps"), _loss(results.train_loss)),
-        (_("training"), _pace_text(results)),
+        (_("training time"), seconds_text(results.seconds)),
+        ("tokens/s", _figure("tokens/s", results.tokens_per_second)),
+        (_("peak memory"), bytes_text(results.peak_bytes)),
     ]
 
 
@@ -167,8 +169,10 @@ def _loss(loss: float | None) -> str:
     return "?" if loss is None else f"{loss:.4f}"
 
 
-def _figure(name: str, value: float) -> str:
+def _figure(name: str, value: float | None) -> str:
     """Return a value of the curve `name`: losses with four decimals, tokens/s as integers, others with three digits."""
+    if value is None:
+        return "?"
     if name.endswith("loss"):
         return f"{value:.4f}"
     return f"{value:,.0f}" if name == "tokens/s" else f"{value:.3g}"

@@ -172,11 +172,16 @@ def _reject_reasons(report: DataReport, several: bool) -> Listing:
         (
             group.reason,
             count_text(group.rows),
-            "\n".join(labelled(location_text(p, several), row) for p, row in group.examples),
+            "\n".join(_located(p, row, several) for p, row in group.examples),
         )
         for group in report.reject_reasons[:MAX_ROWS]
     ]
     return Listing(_("Rejected, by reason"), (_("reason"), _("rows"), _("examples")), rows, (1,))
+
+
+def _located(place: RowLocation, row: str, several: bool) -> str:
+    where = location_text(place, several)
+    return labelled(where, row) if row.strip() else where
 
 
 def _near_duplicates(report: DataReport, several: bool) -> Listing:

@@ -70,6 +70,10 @@ def send(place: str, order: CloudOrder, folder: Path, say: ProgressCallback) -> 
 
 def _check(target: Platform, facts: BundleInfo, base: str | None, folder: Path) -> None:
     """Raise ConfigError for a finished run, a base model that stays here, or a bundle that `target` refuses."""
+    if facts.kind == FINISHED:
+        (folder / BUNDLE_NAME).unlink()
+        fix = _("To train the adapter further, start a new run with --init_adapter.")
+        raise ConfigError(_("This run is finished."), where=facts.run, fix=fix)
     if facts.base_is_local and base is None:
         (folder / BUNDLE_NAME).unlink()
         raise ConfigError(
@@ -80,10 +84,6 @@ def _check(target: Platform, facts: BundleInfo, base: str | None, folder: Path) 
                 "Qwen/Qwen3-0.6B, or a folder."
             ),
         )
-    if facts.kind == FINISHED:
-        (folder / BUNDLE_NAME).unlink()
-        fix = _("To train the adapter further, start a new run with --init_adapter.")
-        raise ConfigError(_("This run is finished."), where=facts.run, fix=fix)
     target.check(facts)
 
 

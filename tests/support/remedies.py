@@ -1,0 +1,79 @@
+"""Remedies in the texts for users: what a fix tells the user to type, and the command that follows from it."""
+
+import ast
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from string import Formatter
+
+from support.paths import ROOT
+
+# A value behind a flag in prose: a placeholder in capitals, a number, a path or ID, or a word that flags accept.
+VALUE = (
+    r"(?:cpu|torch|mlx|adamw|fp32|bf16|4bit|none|demo|\w+_proj(?:,\w+)*|[A-Z]+(?:\.\w+)?|[\w./-]*[\w-]/[\w./-]*\w|\d+(?:\.\d+)?)"
+    r"(?=[\s,;:)`]|\.\s|\.?$)"
+)
+FLAG = rf"--[a-z_]+(?: {VALUE})?"
+DEED = re.compile(
+    rf"`(?P<code>(?:lorafit |--)[^`]+)`|`[^`]*`|(?P<command>lorafit [a-z]+(?: [\w./-]*\w)*)|(?P<remove>[Rr]emove )?(?P<flags>{FLAG}(?: {FLAG})*)"
+)
+
+
+def texts_with_a_remedy() -> set[str]:
+    """Return each text of the code that names a flag or a command of lorafit; help texts of flags are left out."""
+    found = set()
+    for path in (ROOT / "lorafit").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("_", "noted"):
+                text = node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else ""
+                if re.search(r"--[a-z{]|`lorafit ", text):
+                    found.add(text)
+    return found
+
+
+def deeds(fix: str) -> list[str]:
+    """Return what `fix` tells the user to type: "lorafit …", "--flag value", or "remove --flag"."""
+    found = []
+    for match in DEED.finditer(fix):
+        words = match["code"] or match["command"] or match["flags"]
+        if words:  # else another program's command
+            found.append(f"remove {words}" if match["remove"] else words)
+    return found
+
+
+def printed_from(text: str, printed: str) -> bool:
+    """Return whether `printed` contains `text` with something in the place of each of its placeholders."""
+    parts = [
+        re.escape(literal) + (".+?" if name is not None else "") for literal, name, _s, _c in Formatter().parse(text)
+    ]
+    return re.search("".join(parts), printed, re.DOTALL) is not None
+
+
+def carried_out(deed: str, argv: Sequence[str]) -> list[str]:
+    """Return the command that a user types next: the one that `deed` names, or `argv` with its flags changed."""
+    words = shlex.split(deed)
+    if words[0] == "remove":
+        return without_flag(argv, words[1])
+    if words[0] == "lorafit":
+        return words[1:]
+    changed = list(argv)
+    for flag, values in _flags(words):
+        changed = [*without_flag(changed, flag), flag, *values]
+    return changed
+
+
+def without_flag(argv: Sequence[str], flag: str) -> list[str]:
+    """Return `argv` without `flag` and its value."""
+    if flag not in argv:
+        return list(argv)
+    start = argv.index(flag)
+    end = start + 1
+    while end < len(argv) and not argv[end].startswith("--") and end == start + 1:
+        end += 1
+    return [*argv[:start], *argv[end:]]
+
+
+def _flags(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    starts = [place for place, word in enumerate(words) if word.startswith("--")]
+    for start, end in zip(starts, [*starts[1:], len(words)], strict=True):
+        yield words[start], list(words[start + 1 : end])

