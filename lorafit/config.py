@@ -99,7 +99,7 @@ class TrainConfig(BaseModel):
     adam_epsilon: float = what(1e-8, "Epsilon of AdamW.", gt=0)
     max_grad_norm: float = what(1.0, "Norm that the gradient of each step is clipped to; 0: no clipping.", ge=0)
     max_length: int = what(
-        512, "Longest sample in tokens; longer ones are truncated, first in the middle of the question.", ge=8
+        512, "Longest sample in tokens; of longer ones, the longer of question and answer is truncated.", ge=8
     )
     seed: int = what(42, "Random seed of order, initialization and dropout.", ge=0, lt=2**32)
 
