@@ -150,6 +150,14 @@ class Continued(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Moved(Event):
+    """The run's folder was moved while the training runs; it is now `run`."""
+
+    name: ClassVar[str] = "moved"
+    run: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Resumed(Event):
     """Training continues after `step`; earlier events with a greater step, and an earlier `Finished`, are void."""
 
@@ -274,15 +282,9 @@ class EventLog:
     """Writer that appends events to a run's events.jsonl. It first terminates an incomplete line left by a crash."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
         self._torn = path.is_file() and path.stat().st_size > 0 and path.read_bytes()[-1:] != b"\n"
         # Unbuffered: after a full disk, close() would write the buffer again, and fail again.
         self._file = path.open("ab", buffering=0)
-
-    @property
-    def is_gone(self) -> bool:
-        """Whether the file was removed or moved since it was opened."""
-        return not self._path.exists()
 
     def write(self, event: Event) -> None:
         """Append `event` and pass it to the operating system at once. Raise OSError if the line is incomplete."""

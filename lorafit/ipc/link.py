@@ -20,6 +20,10 @@ RECYCLE = 1000  # the value of `stop_code` for a restart in a new process; no si
 HANG_UP = 1  # SIGHUP: a vanished supervisor counts as this signal
 
 
+class LeaveNow(Exception):
+    """The user asked twice to stop: the running step or evaluation is abandoned."""
+
+
 def _drop_message(_message: Message) -> None:
     pass
 
@@ -34,6 +38,9 @@ class Link:
         self.send = send
         self.owner = owner or os.getpid()  # the process that a user stops with Ctrl-C
         self.stop_signal: int | None = None
+        self.haste = False  # stop without finishing the step, if `may_leave`
+        self.may_leave = False  # a step is done, and no other process waits for this one
+        self.run: RunDir | None = None  # the run, once its folder was moved
         self.recycle = False
         self.paused = False
         self.save_seconds: float | None = None  # seconds between checkpoints; None: the loop's own default
@@ -48,6 +55,8 @@ class Link:
         match order.name:
             case "stop":
                 self.stop_signal = order.signal
+            case "haste":
+                self.haste = True
             case "recycle":
                 self.recycle = True
             case "shrink":
@@ -84,11 +93,17 @@ class Link:
     def with_beats(
         self, items: Sequence[Item], message: Callable[[float], Message] = lambda _share: BEAT
     ) -> Sequence[Item]:
-        """Return `items` as a sequence that sends a beat at each access.
+        """Return `items` as a sequence that sends a beat at each access, or raises LeaveNow.
 
         `message` gets the share of the items (0 to 1) before the accessed one.
         """
-        return _BeatingSequence(items, lambda index: self.beat(message(index / max(len(items), 1))))
+
+        def access(index: int) -> None:
+            if self.haste and self.may_leave:
+                raise LeaveNow
+            self.beat(message(index / max(len(items), 1)))
+
+        return _BeatingSequence(items, access)
 
 
 class _BeatingSequence(Sequence[Item]):
@@ -122,11 +137,11 @@ def follow_order_file(link: Link, run: RunDir) -> Iterator[None]:
 
     def follow() -> None:
         while not over.wait(POLL_SECONDS):
-            order = take_order(run, link.owner)
+            order = take_order(link.run or run, link.owner)
             if order == STOP:
                 link.stop_signal = link.stop_signal or signal.SIGTERM
             elif order is not None:
-                link.take(Order("pause" if order == PAUSE else "go_on", text=order_text(order, run)))
+                link.take(Order("pause" if order == PAUSE else "go_on", text=order_text(order, link.run or run)))
 
     threading.Thread(target=follow, daemon=True).start()
     try:

@@ -29,9 +29,9 @@ class Start:
 
 @dataclass(frozen=True)
 class Order:
-    """An order to a running worker. `signal` belongs to "stop". `text` belongs to "say", "pause" and "go_on"."""
+    """An order to a running worker. `signal` belongs to "stop". "haste" asks to stop without finishing the step. `text` belongs to "say", "pause" and "go_on"."""
 
-    name: str  # stop | recycle | shrink | pause | go_on | say
+    name: str  # stop | haste | recycle | shrink | pause | go_on | say
     signal: int = 0
     text: str = ""
 

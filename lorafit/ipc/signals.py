@@ -1,12 +1,34 @@
 """Handlers for the signals that ask a program to stop."""
 
+import math
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 ASK_TO_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+ONE_REQUEST_SECONDS = 1.5  # `timeout`, and a terminal that closes, deliver one stop as several signals
+
+
+class StopRequests:
+    """The user's requests to stop, counted from signals.
+
+    Signals within ONE_REQUEST_SECONDS of a request's first signal belong to it.
+    """
+
+    def __init__(self) -> None:
+        self._count, self._since = 0, -math.inf
+
+    def hear(self) -> int:
+        """Note a signal; return the number of the request that it belongs to: 1, 2 and so on."""
+        now = time.monotonic()
+        if now - self._since > ONE_REQUEST_SECONDS:
+            self._count, self._since = self._count + 1, now
+        return self._count
 
 
 @contextmanager

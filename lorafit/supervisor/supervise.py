@@ -19,7 +19,7 @@ from lorafit.config import TrainConfig
 from lorafit.errors import EngineError, LorafitError
 from lorafit.events import Event, EventLog, Failed, Finished, Restarted, Resumed, Started, StepDone, Warned
 from lorafit.ipc.protocol import Beat, Bug, Order, RunFolder, Start, WorkerDone
-from lorafit.ipc.signals import handle_signals
+from lorafit.ipc.signals import StopRequests, handle_signals
 from lorafit.messages import _, language, sentences
 from lorafit.planner.plan import SAVE_SECONDS
 from lorafit.run_folders import directory
@@ -148,20 +148,23 @@ def _check_worker(watch: Watch, worker: Worker, life: WorkerState) -> None:
     """Send the orders that are due; kill the worker if it hangs or computes wrong values."""
     if life.fatal_line is not None:
         worker.signal(signal.SIGKILL)
-    if not watch.training:
-        return
     now = time.monotonic()
+    if watch.training:
+        _send_orders(watch, worker, life, now)
+    if (watch.training or watch.finished) and life.silent_seconds is None and life.monitor.hangs(worker.pid, now):
+        life.silent_seconds = life.monitor.watchdog.silent_seconds
+        worker.signal(signal.SIGUSR1)  # it writes its stack traces, if it still can
+        _read_until_exit(worker, STACKS_SECONDS)
+        worker.signal(signal.SIGKILL)
+
+
+def _send_orders(watch: Watch, worker: Worker, life: WorkerState, now: float) -> None:
     _obey_user(watch, worker, life, now)
     for order in life.monitor.orders(now):
         worker.send_order(order)
     if watch.recycle_every and watch.step - life.start_step >= watch.recycle_every and not life.recycled:
         life.recycled = True
         worker.send_order(Order("recycle"))
-    if life.silent_seconds is None and life.monitor.hangs(worker.pid, now):
-        life.silent_seconds = life.monitor.watchdog.silent_seconds
-        worker.signal(signal.SIGUSR1)  # it writes its stack traces, if it still can
-        _read_until_exit(worker, STACKS_SECONDS)
-        worker.signal(signal.SIGKILL)
 
 
 def _obey_user(watch: Watch, worker: Worker, life: WorkerState, now: float) -> None:
@@ -204,7 +207,8 @@ def _recover(watch: Watch, worker: Worker, life: WorkerState) -> Generator[Event
     kills = memory_pressure.oom_kills() - life.oom_kills
     death = diagnose(WorkerExit(worker.code, worker.tail, error, bug, kills, life.silent_seconds, life.fatal_line))
     if watch.finished:
-        yield Warned(step=watch.step, text=death.text)
+        if life.silent_seconds is None:  # else it was only slow to end
+            yield Warned(step=watch.step, text=death.text)
         return Recovery(False, "")
     done, saved = watch.step, _last_good(watch, life)
     watch.deaths.append(PastDeath(death.cause, done, saved))
@@ -320,17 +324,19 @@ def _discard_empty(watch: Watch) -> None:
 def _signals(watch: Watch) -> Iterator[None]:
     """Turn a signal within the block into an order to finish the step, save and stop.
 
-    A second Ctrl-C, or a signal before training, ends the program at once.
+    A second one abandons the step. A third one, or a signal before training, ends the program at once.
     """
+    requests = StopRequests()
 
     def note(number: int, _frame: FrameType | None) -> None:
+        request = requests.hear() if watch.training else 3
         if watch.training and watch.stop_signal is None and watch.worker is not None:
             watch.stop_signal = number
             watch.worker.send_order(Order("stop", number))
-        elif number == signal.SIGINT:
-            raise KeyboardInterrupt
-        elif not watch.training:
-            raise SystemExit(128 + number)
+        elif request == 2 and watch.worker is not None:
+            watch.worker.send_order(Order("haste"))
+        elif request > 2:
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
     with handle_signals(note):
         yield

@@ -34,7 +34,8 @@ class Watchdog:
         `cpu_seconds` is the CPU time that the worker has used until `now`.
         """
         if self._looked is not None and not stopped:
-            passed = min(now - self._looked, MOST_TICK_SECONDS)
+            passed = now - self._looked
+            passed = passed if passed <= MOST_TICK_SECONDS else 0.0
             busy = cpu_seconds - self._cpu > IDLE_SHARE * passed
             self.silent_seconds += passed / BUSY_PATIENCE if busy else passed
         self._looked, self._cpu = now, cpu_seconds

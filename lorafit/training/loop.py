@@ -1,6 +1,7 @@
 """The training loop: executes a plan and yields events. It prints nothing."""
 
 import math
+import shlex
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,12 +13,14 @@ from lorafit.data.batching import Samples, StepBatch, build_step_batch
 from lorafit.data.micro_batch import MicroBatch
 from lorafit.distributed.collectives import SINGLE_PROCESS, Collectives, RankLost
 from lorafit.engines.base import Engine, LossSum, OutOfMemory, StepResult
+from lorafit.errors import LorafitError, RunError
 from lorafit.events import (
     Continued,
     EvalDone,
     Evaluating,
     Event,
     Finished,
+    Moved,
     Paused,
     Saved,
     Shrunk,
@@ -26,12 +29,14 @@ from lorafit.events import (
     Stopped,
     Warned,
 )
-from lorafit.ipc.link import RECYCLE, Link
+from lorafit.ipc.link import RECYCLE, LeaveNow, Link
+from lorafit.ipc.protocol import RunFolder
 from lorafit.messages import _
 from lorafit.planner.plan import SAVE_SECONDS, Plan
 from lorafit.planner.schedule import lr_at, step_samples, stream_length
 from lorafit.run_folders.checkpoint import make_room, prune, save_checkpoint, write_step
 from lorafit.run_folders.directory import RunDir
+from lorafit.run_folders.place import RunPlace
 from lorafit.units import count_text
 
 Result = TypeVar("Result")
@@ -45,6 +50,7 @@ class Progress:
     """The state of a run. It is rebuilt from the run's events, so a checkpoint stores only the step number."""
 
     done: int = 0  # completed steps
+    saved: int = 0  # the step of the newest checkpoint
     seconds: float = 0.0  # spent in steps
     token_budget: int | None = None  # below the plan's after memory was short; None: the plan's
     recompute: int | None = None  # more layers than the plan's, if a lower budget does not help; None: the plan's
@@ -59,6 +65,8 @@ class Progress:
         if isinstance(event, StepDone):
             self.done, self.seconds = event.step, self.seconds + event.seconds
             self.data_seconds += event.data_seconds
+        elif isinstance(event, Saved):
+            self.saved = event.step
         elif isinstance(event, EvalDone):
             self.last_loss = event.loss
             if event.step == 0:
@@ -69,9 +77,9 @@ class Progress:
             self.token_budget, self.recompute = event.token_budget, event.recompute
 
 
-@dataclass(frozen=True)
+@dataclass
 class Job:
-    """Everything that the training loop needs.
+    """Everything that the training loop needs. `run` changes if its folder is moved, which `place` finds out.
 
     `add_chat_files(folder)` adds to an adapter's folder the files that chatting needs. `link` carries the supervisor's
     orders. With several `ranks`, every rank has its own job, and only the leader writes files.
@@ -85,21 +93,31 @@ class Job:
     add_chat_files: Callable[[Path], None]
     link: Link
     ranks: Collectives = SINGLE_PROCESS
+    place: RunPlace | None = None
 
 
 def training_loop(job: Job, progress: Progress) -> Iterator[Event]:
     """Run all steps after `progress.done`, with evaluations and checkpoints, and write final_model/ at the end.
 
-    Raises RankLost after the leader has saved a checkpoint.
+    Raises RankLost after the leader has saved a checkpoint, and RunError if the run's folder was deleted.
     """
+    progress.saved = progress.done
     try:
         for event in _events(job, progress):
             progress.on_event(event)
             yield event
+    except LeaveNow:
+        yield Warned(step=progress.done, text=_("Stopped at once: the step that was being computed is not saved."))
+        if progress.saved < progress.done:
+            yield _save(job, progress.done)
+        yield Stopped(step=progress.done, signal=job.link.stop_code)
     except RankLost:
         if progress.done > 0 and job.ranks.own_rank.leads:
             yield _save(job, progress.done)
         raise
+    finally:
+        if job.place is not None:
+            job.place.close()
 
 
 def _events(job: Job, progress: Progress) -> Iterator[Event]:
@@ -107,7 +125,9 @@ def _events(job: Job, progress: Progress) -> Iterator[Event]:
     if progress.done == 0 and progress.first_loss is None:
         yield from _evaluate(job, progress, 0)
     for step in range(progress.done + 1, plan.steps + 1):
+        job.link.may_leave = progress.done > 0 and job.ranks.own_rank.count == 1
         yield from _step(job, progress, step)
+        yield from _find_folder(job, step)
         if step == plan.steps or (plan.eval_steps > 0 and step % plan.eval_steps == 0):
             yield from _evaluate(job, progress, step)
         pause = job.link.paused and step < plan.steps
@@ -125,6 +145,31 @@ def _events(job: Job, progress: Progress) -> Iterator[Event]:
                 yield Stopped(step=step, signal=leave)
             return
     yield _finish(job, progress)
+
+
+def _find_folder(job: Job, step: int) -> Iterator[Event]:
+    """Follow the run's folder if it was moved. If it was deleted, save the adapter beside it and raise RunError."""
+    if job.place is None:
+        return
+    found = job.place.find()
+    if found is None:
+        raise _folder_gone_error(job, step)
+    if found != job.run.path:
+        job.run = job.link.run = RunDir(found)
+        job.link.send(RunFolder(str(found.absolute())))
+        yield Moved(step=step, run=str(found.absolute()))
+
+
+def _folder_gone_error(job: Job, step: int) -> RunError:
+    beside = job.run.path.with_name(f"{job.run.path.name}-rescued")
+    what = _("The run's folder was deleted during the training.")
+    try:
+        save_adapter(job, beside, step)
+    except (OSError, LorafitError) as error:
+        return RunError(what, where=job.run.path, found=_("the adapter cannot be saved: {why}").format(why=error))
+    found = _("the adapter after step {step} is saved: {path}").format(step=step, path=beside)
+    fix = _("Start a new run from it: {flags}").format(flags=f"`--init_adapter {shlex.quote(str(beside))}`")
+    return RunError(what, where=job.run.path, found=found, fix=fix)
 
 
 def _order_events(link: Link, step: int) -> Iterator[Event]:

@@ -23,14 +23,14 @@ from lorafit.distributed.launch import rank_info
 from lorafit.engines import allocator
 from lorafit.engines.base import Engine, Setup
 from lorafit.engines.tokenizer import ChatTokenizer, read_template, shared_tokenizer
-from lorafit.errors import LorafitError, RunError
+from lorafit.errors import LorafitError
 from lorafit.evaluation.before_after import show_answers
 from lorafit.events import Event, EventLog, Failed, Planned, Resumed, Shrunk, Stage, Started, Warned
 from lorafit.hardware import detect
 from lorafit.hardware.detect import Machine
 from lorafit.ipc.link import Link, follow_order_file
-from lorafit.ipc.protocol import RunFolder
-from lorafit.ipc.signals import handle_signals
+from lorafit.ipc.protocol import Order, RunFolder
+from lorafit.ipc.signals import StopRequests, handle_signals
 from lorafit.messages import _, language
 from lorafit.models.hub import FoundModel, find_model
 from lorafit.models.spec import ModelSpec, read_spec
@@ -43,6 +43,7 @@ from lorafit.planner.planner import make_plan_result
 from lorafit.run_folders import directory
 from lorafit.run_folders.adapter import check_shapes
 from lorafit.run_folders.directory import RunDir
+from lorafit.run_folders.place import RunPlace
 from lorafit.training.initial_adapter import init_adapter, with_patterns, with_rank, with_targets
 from lorafit.training.loop import Job, Progress, training_loop
 from lorafit.training.model_card import add_chat_files
@@ -134,8 +135,6 @@ def _logged(run: RunDir, progress: Progress, events: Iterator[Event]) -> Iterato
         try:
             for event in events:
                 with disk_errors(run.events):
-                    if log.is_gone:
-                        raise _gone_error(run)
                     log.write(event)
                 yield event
         except LorafitError as error:
@@ -145,12 +144,6 @@ def _logged(run: RunDir, progress: Progress, events: Iterator[Event]) -> Iterato
             if progress.done > 0:
                 yield failed
             raise
-
-
-def _gone_error(run: RunDir) -> RunError:
-    """Return the error for a run whose folder a user removed or moved while it trains: nothing can be saved there."""
-    fix = _("Start the training again. `lorafit runs stop` ends a training; `lorafit runs remove` deletes a run.")
-    return RunError(_("The run's folder was removed or moved during the training."), where=run.path, fix=fix)
 
 
 def _get_ready(config: TrainConfig, old: Interrupted | None, ranks: Collectives) -> Generator[Event, None, PreparedRun]:
@@ -351,20 +344,26 @@ def _job(ready: PreparedRun, run: RunDir, engine: Engine, link: Link) -> Job:
     def dress_folder(folder: Path) -> None:
         add_chat_files(folder, ready.config, ready.model.name, run.name, ready.tokenizer)
 
-    return Job(engine, ready.data.train, ready.data.valid, run, ready.plan, dress_folder, link, ready.ranks)
+    place = RunPlace(run.path) if ready.ranks.own_rank.leads else None
+    return Job(engine, ready.data.train, ready.data.valid, run, ready.plan, dress_folder, link, ready.ranks, place)
 
 
 @contextmanager
 def stop_signals(link: Link) -> Iterator[None]:
-    """Turn a signal within the block into an order to stop; a second Ctrl-C raises KeyboardInterrupt.
+    """Turn a signal within the block into an order to stop, and a second one into haste; a third one ends the process.
 
     Ignored signals stay ignored: a child process leaves Ctrl-C to its supervisor.
     """
 
+    requests = StopRequests()
+
     def note(number: int, _frame: FrameType | None) -> None:
-        if link.stop_signal and number == signal.SIGINT:
-            raise KeyboardInterrupt
+        request = requests.hear()
         link.stop_signal = link.stop_signal or number
+        if request == 2:
+            link.take(Order("haste"))
+        elif request > 2:
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
     with handle_signals(note):
         yield

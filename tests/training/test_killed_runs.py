@@ -23,6 +23,7 @@ from support.paths import SUPPORT
 
 from lorafit.cli.app import main
 from lorafit.events import Finished, Saved, StepDone, Stopped, read_events
+from lorafit.ipc.signals import ONE_REQUEST_SECONDS
 
 STEPS = 16
 
@@ -111,17 +112,24 @@ def worker_suspended(process: subprocess.Popen[str]) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+    ("numbers", "code"),
+    [
+        ([signal.SIGINT], 130),
+        ([signal.SIGINT, signal.SIGINT], 130),  # as `timeout -s INT` delivers it
+        ([signal.SIGHUP, signal.SIGINT, signal.SIGTERM], 129),
+        pytest.param([signal.SIGTERM], 143, marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_finishes_the_step_saves_and_prints_how_to_resume(
-    model: Path, undisturbed: Path, tmp_path: Path, number: signal.Signals, code: int
+    model: Path, undisturbed: Path, tmp_path: Path, numbers: list[signal.Signals], code: int
 ) -> None:
     process = start_training(flags(model, tmp_path, save_steps=1000))
     wait_for_step(tmp_path, 2)
     with worker_suspended(process):  # else the run of two seconds may end before the supervisor reads the first events
         time.sleep(1)
-        process.send_signal(number)
-        time.sleep(0.5)
+        for number in numbers:
+            process.send_signal(number)
+            time.sleep(0.3)
     output, _none = process.communicate(timeout=60)
     assert process.returncode == code, output
     assert "resume" in output
@@ -130,6 +138,25 @@ def test_a_signal_finishes_the_step_saves_and_prints_how_to_resume(
     assert any(isinstance(e, Saved) and e.step == stopped.step for e in events)
     train("--resume", "--output_dir", str(tmp_path))
     assert adapter_bytes(tmp_path) == adapter_bytes(undisturbed)
+
+
+@pytest.mark.parametrize("more", [[], ["--no_supervisor"]], ids=["supervisor", "no_supervisor"])
+def test_a_third_request_to_stop_ends_the_program_at_once(model: Path, tmp_path: Path, more: list[str]) -> None:
+    process = start_training([*flags(model, tmp_path, save_steps=1000, max_steps=5000), *more])
+    wait_for_step(tmp_path, 2)
+    process.send_signal(signal.SIGSTOP)  # so that no signal is obeyed before the last one is sent
+    program = psutil.Process(process.pid)
+    children = program.children()
+    for child in children:
+        child.suspend()
+    program.resume()
+    for _request in range(3):
+        process.send_signal(signal.SIGINT)
+        time.sleep(ONE_REQUEST_SECONDS + 0.2)
+    output, _none = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    psutil.wait_procs(children, timeout=10)
+    assert not any(child.is_running() for child in children)
 
 
 def test_when_the_output_pipe_closes_the_step_is_finished_and_saved(model: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from lorafit.data.micro_batch import MicroBatch, Sample
 from lorafit.engines.base import LossSum, OutOfMemory
 from lorafit.engines.fake import FakeEngine
 from lorafit.events import Continued, EvalDone, Evaluating, Event, Finished, Paused, Saved, Shrunk, StepDone, Stopped
-from lorafit.ipc.link import Link
+from lorafit.ipc.link import BEAT, Link
 from lorafit.ipc.protocol import Message, Order
 from lorafit.planner.schedule import step_samples
 from lorafit.run_folders.checkpoint import latest_good
@@ -122,6 +122,42 @@ def test_a_paused_run_that_is_stopped_saves_once_and_ends(tmp_path: Path, monkey
     events = list(training_loop(job, Progress()))
     assert [type(event) for event in events[-3:]] == [Saved, Paused, Stopped]
     assert [event.step for event in events[-3:]] == [1, 1, 1]
+
+
+class AskedTwice(Link):
+    """A link whose user asks for haste at the access number `at` to a micro-batch."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__(self._count)
+        self.accesses, self.at = 0, at
+
+    def _count(self, _message: Message) -> None:
+        pass
+
+    def beat(self, message: Message = BEAT) -> None:
+        self.accesses += 1
+        if self.accesses == self.at:
+            self.take(Order("stop", 2))
+            self.take(Order("haste"))
+
+
+@pytest.mark.parametrize("at", [1, 20, 23, 41])
+def test_a_user_who_asks_twice_leaves_a_step_or_evaluation_and_loses_no_finished_step(tmp_path: Path, at: int) -> None:
+    plan = plans.make_plan(eval_steps=2, valid_samples=8)
+    whole = make_job(tmp_path / "whole", plan)
+    list(training_loop(whole, Progress()))
+    job = make_job(tmp_path / "run", plan, link=AskedTwice(at))
+    events = list(training_loop(job, Progress()))
+    stopped = events[-1]
+    assert isinstance(stopped, Stopped)
+    assert stopped.signal == 2
+    assert stopped.step == max(1, of(StepDone, events)[-1].step)  # at step 0 there is nothing to save yet
+    assert of(Saved, events)[-1].step == stopped.step
+    progress = Progress(done=stopped.step)
+    job = make_job(tmp_path / "run", plan)
+    job.engine.load(job.run.checkpoints / f"step-{stopped.step:06d}")
+    list(training_loop(job, progress))
+    assert adapter_bytes(job.run.final_model) == adapter_bytes(whole.run.final_model)
 
 
 @pytest.mark.parametrize("stop_after", [1, 5, 9])

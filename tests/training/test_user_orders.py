@@ -5,6 +5,7 @@ The tests start real processes with a tiny model and the demo's tokenizer.
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -15,7 +16,8 @@ from support import tiny
 from support.commands import run_folder, start_training, train_flags, wait_for_step
 
 from lorafit.cli.app import main
-from lorafit.events import Continued, Event, Finished, Paused, Saved, StepDone, Stopped, read_events
+from lorafit.events import Continued, Event, Finished, Moved, Paused, Saved, StepDone, Stopped, read_events
+from lorafit.run_folders.adapter import read_adapter
 from lorafit.run_folders.directory import RunDir, info_of
 
 STEPS = 60  # the run must outlast the time until an order is read
@@ -119,20 +121,52 @@ def test_a_run_is_paused_continued_stopped_and_resumed_to_the_same_losses(
 
 
 @pytest.mark.parametrize(("more", "lang", "words"), [
-    ([], "en", "The run's folder was removed or moved during the training."),
-    (["--no_supervisor"], "zh", "训练期间，训练记录的文件夹被删除或移走了。"),
+    ([], "en", "The run's folder was deleted during the training."),
+    (["--no_supervisor"], "zh", "训练期间，训练记录的文件夹被删除了。"),
 ], ids=["supervisor", "no_supervisor"])  # fmt: skip
-def test_a_run_whose_folder_is_removed_says_so_and_ends_with_2(
+def test_a_run_whose_folder_is_deleted_saves_the_adapter_beside_it_and_ends_with_2(
     model: Path, tmp_path: Path, more: list[str], lang: str, words: str
 ) -> None:
     process = start_training([*flags(model, tmp_path), *more, "--lang", lang])
     try:
         wait_for_step(tmp_path, 1)
         folder = run_folder(tmp_path)
-        folder.rename(tmp_path / "moved")
+        shutil.rmtree(folder)
         printed, _none = process.communicate(timeout=60)
     finally:
         process.kill()
+    rescued = tmp_path / f"{folder.name}-rescued"
     assert process.returncode == 2, printed
     assert words in printed
-    assert not folder.exists(), "nothing is written to a new folder of the same name"
+    assert f"--init_adapter {rescued}" in printed
+    assert "resume" not in printed
+    assert [path.name for path in tmp_path.iterdir()] == [rescued.name], (
+        "nothing is written to a folder of the old name"
+    )
+    assert read_adapter(rescued)[0].r == 4
+
+
+@pytest.mark.parametrize("more", [[], ["--no_supervisor"]], ids=["supervisor", "no_supervisor"])
+def test_a_run_whose_folder_is_moved_goes_on_in_the_new_place_with_the_same_losses(
+    model: Path, undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str]
+) -> None:
+    process = start_training([*flags(model, tmp_path / "a"), *more])
+    try:
+        wait_for_step(tmp_path / "a", 1)
+        (tmp_path / "b").mkdir()
+        run_folder(tmp_path / "a").rename(tmp_path / "b/llama-lora-20260101_000000")
+        order("pause", tmp_path / "b", capsys)
+        order("continue", tmp_path / "b", capsys)
+        printed, _none = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    assert process.returncode == 0, printed
+    assert not list((tmp_path / "a").iterdir())
+    assert losses(tmp_path / "b") == losses(undisturbed)
+    run = RunDir(run_folder(tmp_path / "b"))
+    assert [event.run for event in events_in(tmp_path / "b") if isinstance(event, Moved)] == [str(run.path)]
+    assert (run.final_model / "adapter_model.safetensors").read_bytes() == (
+        RunDir(run_folder(undisturbed)).final_model / "adapter_model.safetensors").read_bytes()  # fmt: skip
+    assert f"training continues in {run.path}" in printed
+    assert str(run.final_model) in printed
+    assert run.report.is_file()

@@ -11,6 +11,7 @@ from lorafit.events import (
     Event,
     Failed,
     Finished,
+    Moved,
     Paused,
     Restarted,
     Resumed,
@@ -32,7 +33,7 @@ from lorafit.run_folders.directory import RunDir
 from lorafit.run_folders.history import Record, Results
 from lorafit.units import bytes_text, count_text, seconds_text
 
-TIMELINE_EVENTS = (Started, Restarted, Resumed, Shrunk, Warned, Paused, Continued, Stopped, Failed, Finished)
+TIMELINE_EVENTS = (Started, Restarted, Resumed, Shrunk, Warned, Paused, Continued, Moved, Stopped, Failed, Finished)
 
 
 class RunPageReporter:
@@ -43,7 +44,7 @@ class RunPageReporter:
 
     def on_event(self, event: Event) -> None:
         """Record the run's folder."""
-        if isinstance(event, Started):
+        if isinstance(event, Started | Moved):
             self._run = RunDir(Path(event.run))
 
     def close(self) -> None:
@@ -174,6 +175,8 @@ def _event_text(event: Event) -> str:
             return _("Resuming from {path} (step {step}).").format(step=event.step, path=event.checkpoint or "-")
         case Stopped():
             return _("Stopped by signal {signal}; all progress is saved.").format(signal=event.signal)
+        case Moved():
+            return _("The run's folder was moved to {path}.").format(path=event.run)
         case Finished():
             return _("Finished.")
         case Restarted() | Shrunk() | Warned() | Paused() | Continued() | Failed():

@@ -15,6 +15,7 @@ from lorafit.events import (
     Event,
     Failed,
     Finished,
+    Moved,
     Paused,
     Planned,
     Rehearsed,
@@ -52,6 +53,7 @@ class TerminalReporter:
 
     def on_event(self, event: Event) -> None:
         """Show `event`."""
+        self._run = getattr(event, "run", self._run)  # of Started and Moved
         match event:
             case Stage():
                 self._stage(event)
@@ -129,7 +131,6 @@ class TerminalReporter:
 
     def _started(self, event: Started) -> None:
         self._display.close()
-        self._run = event.run
         self._throughput = Throughput(steps=event.steps, step=event.step)
         text = _(
             "Training {model} on {device}; steps: {steps}, training rows: {train}, validation "
@@ -158,6 +159,8 @@ class TerminalReporter:
         """Show the last step and the command to resume; show_error() shows the error itself."""
         self._display.close()
         self._say(_("Training failed after step {step}.").format(step=event.step), "yellow")
+        if not Path(self._run).is_dir():  # the user deleted it
+            return
         self._next_commands = {_("resume from the last checkpoint"): next_commands.resume(self._run)}
 
     def _finished(self, event: Finished) -> None:
@@ -212,6 +215,8 @@ def line_of(event: Event) -> tuple[str, str]:
             return _("step {step}: saved {path} ({size})").format(step=event.step, path=event.path, size=size), "dim"
         case Continued():
             return f"✓ {event.text}", ""
+        case Moved():
+            return _("⚠  The run's folder was moved; training continues in {path}").format(path=event.run), "yellow"
         case Warned() | Shrunk() | Restarted() | Paused():
             text = event.text if event.text.startswith(SENTENCE_MARKS) else f"⚠  {event.text}"
             return text, "" if text.startswith("✓") else "yellow"
