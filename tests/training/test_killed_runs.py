@@ -140,9 +140,8 @@ def test_a_signal_finishes_the_step_saves_and_prints_how_to_resume(
     assert adapter_bytes(tmp_path) == adapter_bytes(undisturbed)
 
 
-@pytest.mark.parametrize("more", [[], ["--no_supervisor"]], ids=["supervisor", "no_supervisor"])
-def test_a_third_request_to_stop_ends_the_program_at_once(model: Path, tmp_path: Path, more: list[str]) -> None:
-    process = start_training([*flags(model, tmp_path, save_steps=1000, max_steps=5000), *more])
+def test_a_third_request_to_stop_ends_the_program_at_once(model: Path, tmp_path: Path) -> None:
+    process = start_training(flags(model, tmp_path, save_steps=1000, max_steps=5000))
     wait_for_step(tmp_path, 2)
     process.send_signal(signal.SIGSTOP)  # so that no signal is obeyed before the last one is sent
     program = psutil.Process(process.pid)
