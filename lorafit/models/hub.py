@@ -249,18 +249,18 @@ def _alternatives(address: str, name: str, kind: Kind) -> str:
     """Return the text on flags that avoid the hub at `address`."""
     ways = []
     if address == modelscope_address():
-        ways.append(_("another hub: `{flags}`").format(flags="--hub huggingface"))
+        ways.append(_("another hub, `{flags}`").format(flags="--hub huggingface"))
     elif address != MIRROR:
-        ways.append(_("a mirror: `{flags}`").format(flags=f"--hf_endpoint {MIRROR}"))
+        ways.append(_("a mirror, `{flags}`").format(flags=f"--hf_endpoint {MIRROR}"))
     if kind == "dataset":
-        ways.append(_("your own file: `--dataset_name FILE.jsonl`"))
+        ways.append(_("your own file, `--dataset_name FILE.jsonl`"))
     else:
         if address != modelscope_address():
             flags = f"--hub modelscope --model_name {UNGATED_COPIES.get(name, (name, name))[0]}"
-            ways.append(_("another hub: `{flags}`").format(flags=flags))
-        ways.append(_("a folder: `--model_name FOLDER`"))
-    ways.append(_("the demo, which needs no hub: `lorafit train --demo`"))
-    return _("Or choose another way: {ways}.").format(ways=clauses(ways))
+            ways.append(_("another hub, `{flags}`").format(flags=flags))
+        ways.append(_("a folder, `--model_name FOLDER`"))
+    ways.append(_("`lorafit train --demo`, which needs no hub"))
+    return _("Or use one of these: {ways}.").format(ways=clauses(ways))
 
 
 def _gated(address: str, name: str, kind: Kind) -> HubError:

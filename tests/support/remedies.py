@@ -25,8 +25,9 @@ def texts_with_a_remedy() -> set[str]:
     for path in (ROOT / "lorafit").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("_", "noted"):
-                text = node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else ""
-                if re.search(r"--[a-z{]|`lorafit ", text):
+                first = node.args[0] if node.args else None
+                text = first.value if isinstance(first, ast.Constant) else ""
+                if isinstance(text, str) and re.search(r"--[a-z{]|`lorafit ", text):
                     found.add(text)
     return found
 

@@ -160,7 +160,7 @@ def _results(record: Record) -> list[tuple[str, str]]:
         (_("validation loss, best"), _loss(results.best_loss)),
         (_("training loss, last steps"), _loss(results.train_loss)),
         (_("training time"), seconds_text(results.seconds)),
-        ("tokens/s", _figure("tokens/s", results.tokens_per_second)),
+        (_("tokens/s"), _figure("tokens/s", results.tokens_per_second)),
         (_("peak memory"), bytes_text(results.peak_bytes)),
     ]
 

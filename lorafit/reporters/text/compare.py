@@ -9,7 +9,7 @@ from typing import Literal
 
 from lorafit.evaluation.compare import Answer, Comparison, ModelResult, Question, ValidationLosses
 from lorafit.evaluation.metrics import CITATION, citations
-from lorafit.messages import _, aside
+from lorafit.messages import _, aside, listed
 
 Kind = Literal["plain", "same", "cited", "agrees", "differs"]
 SAME_CHARACTERS = 6  # shorter matches between two answers are not marked
@@ -127,7 +127,7 @@ def _answer_lines(comparison: Comparison) -> list[ComparisonRow]:
 
 def _likeness(side: ModelResult) -> ComparisonCell:
     found = side.stats.likeness
-    return ComparisonCell("" if found is None else f"{found.chrf:.1f}, {found.rouge_l:.1f}")
+    return ComparisonCell("" if found is None else listed([f"{found.chrf:.1f}", f"{found.rouge_l:.1f}"]))
 
 
 def _share(side: ModelResult, count: int | None) -> ComparisonCell:
