@@ -226,13 +226,13 @@ def data_report(request: "DataRequest", say: ProgressCallback = ignore_progress)
     from lorafit.errors import ConfigError
     from lorafit.models.hub import find_model
 
-    if not request.files:
+    names = request.data_names
+    if not names:
         fix = _("Give data files, a dataset ID like `owner/name`, or `demo`: {command}").format(
             command="lorafit data FILE ..."
         )
         raise ConfigError(_("No data given."), fix=fix)
     config = request.as_config()
-    names = ",".join(request.files)
     source = open_source(
         names, config.dataset_split, hub=config.hub, endpoint=config.hf_endpoint, encoding=config.encoding
     )

@@ -24,6 +24,7 @@ with warnings.catch_warnings():  # the field `json` shadows a deprecated method 
         model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
         files: tyro.conf.Positional[list[str]] = Field([], description="Data files, folders, dataset IDs, or `demo`.")
+        dataset_name: str | None = Field(None, description="Same as data given without a flag.")
         output: str | None = Field(
             None, description="HTML page to write the report to, also -o (default: the terminal)."
         )
@@ -48,6 +49,11 @@ with warnings.catch_warnings():  # the field `json` shadows a deprecated method 
         hf_endpoint: str | None = _same("hf_endpoint")
         lang: Literal["en", "zh"] | None = _same("lang")
 
+        @property
+        def data_names(self) -> str:
+            """The data of --dataset_name and of the positional arguments, separated by commas."""
+            return ",".join([*([self.dataset_name] if self.dataset_name else []), *self.files])
+
         def as_config(self) -> TrainConfig:
             """Return the settings of a training with these values."""
-            return TrainConfig(**self.model_dump(exclude={"files", "output", "json"}))
+            return TrainConfig(**self.model_dump(exclude={"files", "dataset_name", "output", "json"}))

@@ -86,7 +86,7 @@ def unsupported_error(path: Path, found: str) -> AdapterError:
     """Return the error for an adapter with the part `found`, which lorafit does not apply."""
     fix = _(
         "Merge it into its base model with `peft` (merge_and_unload), and give the merged folder, with the tokenizer, "
-        "as --model_name (chat: --base_model)."
+        "as --model_name (chat: --base_model) instead of the adapter."
     )
     return AdapterError(_("lorafit does not support this kind of adapter."), where=path, found=found, fix=fix)
 
@@ -97,7 +97,7 @@ def _refuse_mlx(settings: dict[str, Any], path: Path) -> None:
     if kind != "lora":
         fix = _(
             "Merge it into its base model with `mlx_lm.fuse`, and give the merged folder as --model_name "
-            "(chat: --base_model)."
+            "(chat: --base_model) instead of the adapter."
         )
         raise AdapterError(what, where=path, found=f"fine_tune_type: {kind!r}", fix=fix)
     if isinstance(lora, dict) and lora.get("alpha") is not None:

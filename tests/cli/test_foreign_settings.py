@@ -169,6 +169,7 @@ def test_flags_win_over_a_file_of_another_tool(tool: str, tmp_path: Path) -> Non
         ("Axolotl", "datasets: [{path: a.jsonl, type: completion}]", "alpaca"),
         ("mlx-lm", "num_layers: 16", "-1"),
         ("mlx-lm", "fine_tune_type: dora", "LoRA"),
+        ("mlx-lm", "resume_adapter_file: adapters/0000100_adapters.safetensors", "--init_adapter"),
         ("mlx-lm", "mask_prompt: false", "answers"),
         ("mlx-lm", "lr_schedule: {name: exponential_decay, arguments: [1e-5, 0.9]}", "cosine_decay"),
     ],
@@ -236,6 +237,11 @@ def test_a_data_folder_of_mlx_with_a_validation_file(tmp_path: Path) -> None:
     config = train_config(["--config", write(tmp_path, MLX.replace("data: law", f"data: {tmp_path}"))])
     assert (config.dataset_name, config.valid_dataset) == (str(tmp_path), str(tmp_path))
     assert (config.dataset_split, config.valid_split) == ("train", "validation")
+
+
+def test_the_weights_that_mlx_resumes_are_the_adapter_to_start_from(tmp_path: Path) -> None:
+    text = MLX + "resume_adapter_file: before/adapters.safetensors\n"
+    assert train_config(["--config", write(tmp_path, text)]).init_adapter == "before"
 
 
 def test_the_saved_settings_of_a_run_are_ours(tmp_path: Path, capsys: Output) -> None:

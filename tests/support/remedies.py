@@ -10,35 +10,43 @@ from support.paths import ROOT
 
 # A value behind a flag in prose: a placeholder in capitals, a number, a path or ID, or a word that flags accept.
 VALUE = (
-    r"(?:cpu|torch|mlx|adamw|fp32|bf16|4bit|none|demo|\w+_proj(?:,\w+)*|[A-Z]+(?:\.\w+)?|[\w./-]*[\w-]/[\w./-]*\w|\d+(?:\.\d+)?)"
-    r"(?=[\s,;:)`]|\.\s|\.?$)"
+    r"(?:cpu|torch|mlx|adamw|fp32|bf16|4bit|none|demo|utf-8|cp\d+|\w+_proj(?:,\w+)*|\w+=\w+(?:,\w+=\w+)*"
+    r"|[A-Z]+(?:\.\w+)?|[\w./-]*[\w-]/[\w./-]*\w|\d+(?:\.\d+)?)(?=[\s,;:)`]|\.\s|\.?$)"
 )
 FLAG = rf"--[a-z_]+(?: {VALUE})?"
 DEED = re.compile(
-    rf"`(?P<code>(?:lorafit |--)[^`]+)`|`[^`]*`|(?P<command>lorafit [a-z]+(?: [\w./-]*\w)*)|(?P<remove>[Rr]emove )?(?P<flags>{FLAG}(?: {FLAG})*)"
+    r"(?:Instead of )?`(?P<old>--\w+)`(?: is a name of [^`]+)?: `(?P<new>--[^`]+)`"
+    r"|(?:[Rr]emove|Leave out) (?P<gone>`--\w+`|--\w+(?:, --\w+)*)"
+    r"|`(?P<code>(?:lorafit |--)[^`]+)`|`[^`]*`|(?P<command>lorafit [a-z]+(?: [\w./-]*\w)*)"
+    rf"|(?P<flags>{FLAG}(?: {FLAG})*)"
 )
+# Placeholders that stand for flags or a command.
+TYPED = re.compile(r"\{(?:command|flags?|own|ways?|example)\}|`\{ours\}`")
 
 
 def texts_with_a_remedy() -> set[str]:
-    """Return each text of the code that names a flag or a command of lorafit; help texts of flags are left out."""
+    """Return each text of the code that names a flag or a command, or has a placeholder of TYPED; no help of flags."""
     found = set()
     for path in (ROOT / "lorafit").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("_", "noted"):
                 first = node.args[0] if node.args else None
-                text = first.value if isinstance(first, ast.Constant) else ""
-                if isinstance(text, str) and re.search(r"--[a-z{]|`lorafit ", text):
+                text = str(first.value) if isinstance(first, ast.Constant) else ""
+                if re.search(r"--[a-z{]|`lorafit ", text) or TYPED.search(text):
                     found.add(text)
     return found
 
 
 def deeds(fix: str) -> list[str]:
-    """Return what `fix` tells the user to type: "lorafit …", "--flag value", or "remove --flag"."""
+    """Return what `fix` tells the user to type: "lorafit …", "--flag value", "--new instead of --old", "remove --flag"."""
     found = []
     for match in DEED.finditer(fix):
-        words = match["code"] or match["command"] or match["flags"]
-        if words:  # else another program's command
-            found.append(f"remove {words}" if match["remove"] else words)
+        if match["old"]:
+            found.append(f"{match['new']} instead of {match['old']}")
+        elif match["gone"]:
+            found.append(f"remove {match['gone'].strip('`')}")
+        elif words := match["code"] or match["command"] or match["flags"]:  # else another program's command
+            found.append(words)
     return found
 
 
@@ -52,26 +60,26 @@ def printed_from(text: str, printed: str) -> bool:
 
 def carried_out(deed: str, argv: Sequence[str]) -> list[str]:
     """Return the command that a user types next: the one that `deed` names, or `argv` with its flags changed."""
-    words = shlex.split(deed)
-    if words[0] == "remove":
-        return without_flag(argv, words[1])
+    deed, _instead, old = deed.partition(" instead of ")
+    words, changed = shlex.split(deed), without_flag(argv, old)
     if words[0] == "lorafit":
         return words[1:]
-    changed = list(argv)
+    if words[0] == "remove":
+        for flag in words[1:]:
+            changed = without_flag(changed, flag.strip(","))
+        return changed
     for flag, values in _flags(words):
         changed = [*without_flag(changed, flag), flag, *values]
     return changed
 
 
 def without_flag(argv: Sequence[str], flag: str) -> list[str]:
-    """Return `argv` without `flag` and its value."""
+    """Return `argv` without `flag` and its value, wherever it stands."""
     if flag not in argv:
         return list(argv)
     start = argv.index(flag)
-    end = start + 1
-    while end < len(argv) and not argv[end].startswith("--") and end == start + 1:
-        end += 1
-    return [*argv[:start], *argv[end:]]
+    is_switch = not argv[start + 1 : start + 2] or argv[start + 1].startswith("--")
+    return without_flag([*argv[:start], *argv[start + (1 if is_switch else 2) :]], flag)
 
 
 def _flags(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:

@@ -3,6 +3,9 @@
 NOT_FOLLOWED = {
     "no fix: a first line, a heading, a note or help that names a flag": (
         "--notify needs a valid command to run.",
+        "Unknown flag `{flag}`.",
+        "Unknown flags: {flags}.",
+        "{flags} cannot be used together.",
         "--output works only with --test_file.",
         "`--{name}` needs a value.",
         "`--hub modelscope` needs a package that is not installed.",
@@ -20,6 +23,27 @@ NOT_FOLLOWED = {
         "On battery at {percent:.0f}%: training is saved and paused until there is power (--pause_battery).",
         "⚠️  Memory: about {peak} needed, more than the usable part of {available}; continuing because --token_budget is set",
     ),
+    "no error: what to do next, after a command that succeeded": (
+        "For any other GPU: {command}",
+        "Gated model: add {flag}, with your access token in the environment variable HF_TOKEN.",
+        "No runs in {folder} yet. Start one: {command}",
+        "Not finished. Resume: {command}",
+        "On the other machine, run: {command}",
+        "Paused by the user. Continue: {command}",
+        "Plan for one of these machines: {command}",
+        "Start: {command} (spot instances; resumes by itself after an interruption)",
+        "Upload and start: {command}",
+        "When training is finished: {command}",
+        "✓ Paused after step {step}. Continue: {command}",
+        "✓ Stopped after step {step}. Resume: {command}",
+        "✓ The run finished first. Try the result: {command}",
+        "✓ Training continues after step {step}: {command}",
+    ),
+    "no error: a note on how data or settings were read; REMEDIES follows the flags where an error names them": (
+        "To put one of these texts before the question: {flags}.",
+        "dataset_dir has no dataset_info.json here; `--dataset_name` names files",
+        "not UTF-8; read as {encoding} ({language}); to read it otherwise, set --encoding",
+    ),
     "no error: a choice of the plan with the flag that changes it; tests/planner tests the flags": (
         "not measured on this device (`--compile on` tries it)",
         "⚠️  4-bit base weights ({how}): nothing else fits in memory. To stop instead, add `--quantization none`",
@@ -33,7 +57,7 @@ NOT_FOLLOWED = {
         "--max_length {longest} removes none, for {more} more tokens.",
         "counted with the tokenizer of {model} (choose yours with --model_name); max_length {n}",
         "no answer left within max_length {n}; a larger --max_length keeps it",
-        "{tokens} tokens removed; none with --max_length {longest}",
+        "tokens removed: {tokens}, of which {targets} in the loss; none with --max_length {longest}",
     ),
     "needs the failure of a GPU, a Mac or MLX in the middle of a run": (
         "Check `nvidia-smi` and `dmesg`; after restarting the machine, resume with --resume.",
@@ -49,6 +73,9 @@ NOT_FOLLOWED = {
         "Use --device cpu.",
     ),
     "needs a Mac with an old PyTorch, or a GPU that PyTorch cannot use": (
+        "⚠️  Using PyTorch's MPS: MLX, the fastest engine on Apple Silicon, is not installed ({command})",
+        "⚠️  {gpu}: current PyTorch CUDA builds support only Turing and newer; install one that still supports it with "
+        "`{command}`, or use a T4 or L4",
         "Run `lorafit doctor` to see what is missing, or use --device cpu, which works everywhere.",
         "Run `pip install -U 'torch>=2.14'`, or use --device cpu.",
     ),
@@ -80,6 +107,11 @@ NOT_FOLLOWED = {
         "Check the network, or set PIP_INDEX_URL to a mirror of the index. If pip is missing, run `python -m ensurepip`. "
         "Or train a model you already have: `--model_name FOLDER`.",
         "Download it first: `lorafit train --demo --dry_run`",
+        "If you trust it, read it by its ID: {flags}",
+        "Install it: {command}",
+        "Try again later. {ways}",
+        "slow: install OpenBLAS ({command})",
+        "⚠️  Matrix multiplication in MLX is about 40 times slower here, without OpenBLAS. Install it: {command}",
         "Find it on ModelScope ({page}) and use the model ID there: `--hub modelscope --model_name OWNER/NAME`; or use an "
         "ungated copy, often `--model_name unsloth/{short}`.",
         "Set --dataset_split to one of the splits listed above.",
@@ -90,8 +122,20 @@ NOT_FOLLOWED = {
         "Check the data and --dataset_split.",
         "Restore the data files, or start a new run (with --init_adapter to start from this run's weights).",
     ),
-    "needs another program: a notebook of a platform, or peft": (
+    "names a file or a program that only the user has": (
+        "Give a program and its arguments, e.g. {example}.",
+        "Use the plan.json of a run, e.g. {example}.",
+    ),
+    "needs another program: a notebook of a platform, pip, or Python": (
+        "Check that the folder is complete and that the installed transformers supports this model (upgrade: {command}).",
+        "Use a safetensors version of the model: pickled weights are never loaded, because they can run code. If you trust "
+        "the author, convert them: {command}",
         "## Save the result; on your own machine: `lorafit fetch result.zip`",
-        "Merge it into its base model with `peft`, and give the merged folder as --model_name.",
+    ),
+    "needs a running training; tests/training/test_user_orders.py stops one": (
+        "Wait until it has finished, or stop it: {command}",
+    ),
+    "needs a model whose layers have other names in its files than in the engine": (
+        "Use the adapter's own settings: {flags} (base model: {name}), or use another adapter.",
     ),
 }  # fmt: skip

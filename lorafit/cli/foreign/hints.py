@@ -53,7 +53,9 @@ def _hint(kind: type[BaseModel], name: str, given: Mapping[str, Any], dashes: st
 def _sentence(tool: str, name: str, outcome: Outcome, dashes: str) -> str:
     if not outcome.settings:
         name, why = aside(name, tool) if tool else name, translate(outcome.note)
-        text = _("{name} has no counterpart: {why}.") if outcome.refused else _("Leave out {name}: {why}.")
+        text = (
+            _("Remove {name}, which has no counterpart: {why}.") if outcome.refused else _("Leave out {name}: {why}.")
+        )
         return text.format(name=name, why=why)
     ours = flags_text(outcome.settings) if dashes else ", ".join(map("{0[0]}: {0[1]}".format, outcome.settings.items()))
     if not tool:

@@ -1,16 +1,18 @@
 """The keys of mlx-lm's `lora.py`. Its iterations are micro-batches, and it neither clips nor masks by default."""
 
 import math
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from lorafit.cli.foreign import rules
 from lorafit.cli.foreign.rules import Keys, Outcome, Rule, number, refused_unless, said, same, whole
 from lorafit.messages import noted
+from lorafit.run_folders.foreign_adapter import MLX_WEIGHTS
 
 LAYERS = noted("all layers get an adapter (num_layers: -1)")
 ALL_TOKENS = noted("only answers count toward the loss (mask_prompt: true)")
 SCHEDULE = noted("only cosine_decay and linear_schedule that end at 0 with the last step are supported")
+ADAPTER_FOLDER = noted("`--init_adapter` takes the folder of adapters.safetensors and adapter_config.json")
 VALIDATION = noted("the file valid in the data folder is the validation set; without it there is none")
 
 
@@ -81,6 +83,14 @@ def schedule(value: Any, keys: Keys) -> Outcome:
     return Outcome({"learning_rate": peak, "lr_scheduler": ours, "warmup_ratio": warmup / total})
 
 
+def resume_adapter_file(value: Any, keys: Keys) -> Outcome:
+    """Convert the file of the last weights to its folder. The files of earlier steps have no settings of their own."""
+    path = PurePath(str(value))
+    if path.name != MLX_WEIGHTS:
+        return Outcome({}, ADAPTER_FOLDER, refused=True)
+    return Outcome({"init_adapter": str(path.parent)})
+
+
 def _mask_prompt(value: Any, keys: Keys) -> Outcome:
     return Outcome({}, rules.SAME) if rules.on(value) else Outcome({}, ALL_TOKENS, refused=True)
 
@@ -105,10 +115,8 @@ MLX_LM: dict[str, Rule] = {
     "lr_schedule": schedule,
     "fine_tune_type": refused_unless(rules.LORA_ONLY, "lora"),
     "use_dora": refused_unless(rules.DORA),
-    "hf_dataset": refused_unless(noted("name the dataset with data, and its keys with `--field_map`")),
-    "resume_adapter_file": refused_unless(
-        noted("`--init_adapter` starts from an adapter in PEFT's format; mlx-lm writes its own")
-    ),
+    "hf_dataset": refused_unless(noted("`--dataset_name` names the dataset, and `--field_map` its keys")),
+    "resume_adapter_file": resume_adapter_file,
     "adapter_path": same("output_dir"),
     "save_every": rules.steps_or("save_steps", rules.CHECKPOINTS),
     "steps_per_eval": rules.steps_or("eval_steps", rules.EVALUATIONS),

@@ -123,5 +123,5 @@ def _unreadable(name: str, why: str) -> HardwareError:
         fix=_(
             "Write memory, matmul rate and bandwidth of one GPU, for example {example}. After them can stand: {more}. "
             "The rate is that of dense 16-bit matmuls with float32 accumulation."
-        ).format(example=f'--machine "{EXAMPLE}"', more=listed(("sm89", "cuda", "mps", "2x", "64GB RAM"))),
+        ).format(example=f'`--machine "{EXAMPLE}"`', more=listed(("sm89", "cuda", "mps", "2x", "64GB RAM"))),
     )
