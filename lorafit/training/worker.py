@@ -115,8 +115,6 @@ def _lead(config: TrainConfig, link: Link, ranks: Collectives, follows: bool) ->
     `follows`: read the user's orders from the run's folder, because no supervisor does.
     """
     old = None if config.resume is None else read_interrupted(config)
-    if old is not None:
-        config = with_known_base(old.run, old.checkpoint, config)
     ready = yield from _get_ready(config, old, ranks)
     if config.dry_run:
         yield from _plan_events(ready)
@@ -169,6 +167,7 @@ def _get_ready(config: TrainConfig, old: Interrupted | None, ranks: Collectives)
     detect.check_machine(machine)
     from_checkpoint = old is not None and old.checkpoint is not None
     if old is not None:
+        config = with_known_base(old.run, old.checkpoint, config)
         require_places(old.run, config, needs_adapter=not from_checkpoint)
     start = None if from_checkpoint else init_adapter(config)
     if start is not None:  # the saved settings do not depend on the working directory, nor on which run is the latest
