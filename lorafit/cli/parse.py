@@ -81,8 +81,11 @@ def _as_given(config: TrainConfig, argv: list[str], settings: dict[str, Any]) ->
 
 
 def run_settings(name: str, output_dir: Path) -> dict[str, Any]:
-    """Return the saved settings of the run `name` ("latest": the newest in `output_dir`). Raise RunError."""
-    return read_yaml(find_run(name, output_dir).config)
+    """Return the saved settings of the run `name` ("latest": the newest in `output_dir`). Raise RunError.
+
+    `output_dir` replaces the saved one, because the folder of runs may have moved.
+    """
+    return read_yaml(find_run(name, output_dir).config) | {"output_dir": str(output_dir)}
 
 
 def parse(

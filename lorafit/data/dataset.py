@@ -6,7 +6,7 @@ The samples come from the cache (cache.py), which builds them if necessary. This
 import hashlib
 import tempfile
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -18,6 +18,7 @@ from lorafit.config import TrainConfig
 from lorafit.data.cache import (
     CacheEntry,
     entry_key,
+    file_sha256,
     find_cache_entry,
     find_or_build,
     open_entry,
@@ -30,7 +31,7 @@ from lorafit.data.preprocessing import Preprocessing, preprocessing_of
 from lorafit.data.readers.registry import Row
 from lorafit.data.rejects import Reject, RejectFile, check_rejects, write_rejects
 from lorafit.data.render import Tokenizer
-from lorafit.data.sources import Source, open_source
+from lorafit.data.sources import HubPart, Source, open_source
 from lorafit.data.split import content_key, key_bytes, validation_keys, validation_mask
 from lorafit.data.store import SampleStore
 from lorafit.data.tokenize import LoadTokenizer
@@ -44,6 +45,19 @@ __all__ = ["PreparedData", "Reject", "content_key", "prepare", "prepare_cached",
 
 T = TypeVar("T")
 PROBES = 4  # tokens per fingerprint, evenly spaced from the first to the last
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A data file that `setting` names, by its absolute path; or the split of a hub's data set, by its name.
+
+    `rows` are the rows that became samples. `content` identifies the content.
+    """
+
+    setting: str
+    file: str
+    rows: int
+    content: str
 
 
 @dataclass(frozen=True)
@@ -66,6 +80,7 @@ class PreparedData:
     total_targets: int
     digest: str
     notes: list[str]
+    files: list[DataFile] = field(default_factory=list)  # empty without the cache
 
     @property
     def rows(self) -> int:
@@ -117,7 +132,18 @@ def prepare_cached(
     valid = None
     if wanted.valid_source is not None and wanted.valid_key is not None:
         valid = yield from find_or_build(wanted.valid_key, wanted.valid_source, wanted.recipe, load, None)
-    return split_train_valid(entry, valid, config)
+    return replace(split_train_valid(entry, valid, config), files=[*_files(wanted, entry, valid)])
+
+
+def _files(wanted: DataSources, entry: CacheEntry, valid: CacheEntry | None) -> Iterator[DataFile]:
+    pairs = (("dataset_name", wanted.source, entry), ("valid_dataset", wanted.valid_source, valid))
+    for setting, source, cached in pairs:
+        if source is None or cached is None:
+            continue
+        rows = np.bincount(cached.files, minlength=len(cached.file_names)).tolist()
+        for part in dict(zip(source.files, source.parts, strict=True)).values():
+            file = part.file if isinstance(part, HubPart) else str(Path(part.file).absolute())
+            yield DataFile(setting, file, rows[cached.file_names.index(part.file)], part.content(file_sha256))
 
 
 def load_cached(config: TrainConfig, model_folder: Path, template: str | None = None) -> PreparedData | None:

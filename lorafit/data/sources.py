@@ -241,6 +241,12 @@ def local_files(name: str, split: str) -> Iterator[LocalData]:
             yield LocalData(one, [path], path.parent, path.name)
 
 
+def named_paths(name: str) -> list[tuple[str, Path | None]]:
+    """Return each of the names in `name` with its path; None for `demo` and for dataset IDs. Raises DataError."""
+    local = {one: one != "demo" and not _is_hub_id(one) for one in _names(name)}
+    return [(one, Path(one).expanduser() if local[one] else None) for one in _names(name)]
+
+
 def read_rows(name: str, split: str, *, hub: str = "huggingface", endpoint: str | None = None) -> Iterator[Row]:
     """Return an iterator over the rows of data set `name`.
 

@@ -14,6 +14,7 @@ from lorafit.messages import _
 from lorafit.planner.plan import Plan
 from lorafit.progress import ProgressCallback, exhaust
 from lorafit.run_folders.directory import RunDir, saved_config
+from lorafit.run_folders.origins import data_changes, data_origins
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def load_validation_rows(
         raise RunError(
             _("The data changed after training, so the validation rows may include rows that were trained on."),
             where=where,
-            found=f"{data.digest[:16]} != {trained.plan.data_digest[:16]}",
+            found=data_changes(trained.run, data_origins(model_folder, data), (trained.plan.data_digest, data.digest)),
         )
     if not len(data.valid):
         raise RunError(_("The run has no validation rows."), where=where)

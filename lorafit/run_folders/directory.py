@@ -65,6 +65,11 @@ class RunDir:
         return self.path / "machine.json"
 
     @property
+    def origins(self) -> Path:
+        """The digests of the base model, the data and the other inputs (origins.py)."""
+        return self.path / "origins.json"
+
+    @property
     def events(self) -> Path:
         return self.path / "events.jsonl"
 
@@ -122,6 +127,7 @@ class RunDir:
             self.config,
             self.plan,
             self.machine,
+            self.origins,
             self.events,
             self.rejects,
             self.report,

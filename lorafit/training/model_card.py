@@ -4,6 +4,7 @@ from pathlib import Path
 
 from lorafit import __version__
 from lorafit.config import TrainConfig, resolve_effective_batch
+from lorafit.data.sources import named_paths
 from lorafit.engines.tokenizer import ChatTokenizer
 from lorafit.messages import _
 from lorafit.run_folders.adapter import ChatSettings, write_chat_settings
@@ -21,7 +22,12 @@ def add_chat_files(folder: Path, config: TrainConfig, base_model: str, run: str,
 
 def model_card(config: TrainConfig, base_model: str, run: str) -> str:
     """Return a README.md with the YAML front matter that model hubs read."""
-    values = {**config.model_dump(include=set(SETTINGS)), "effective_batch": resolve_effective_batch(config)}
+    data = ",".join(name if path is None else path.name for name, path in named_paths(config.dataset_name))
+    values = {
+        **config.model_dump(include=set(SETTINGS)),
+        "effective_batch": resolve_effective_batch(config),
+        "dataset_name": data,
+    }
     rows = "\n".join(f"| {name} | {_('automatic') if values[name] is None else values[name]} |" for name in SETTINGS)
     use = _("Chat with the fine-tuned model, in the folder of this file:")
     how = _("A LoRA adapter for `{base}`, trained with lorafit {version} (run `{run}`).")

@@ -6,15 +6,27 @@ from pathlib import Path
 
 from lorafit.atomic import restore_set_aside
 from lorafit.config import COMMAND_FIELDS, SUPERVISOR_FIELDS, TrainConfig, what_fields
+from lorafit.engines.tokenizer import read_template
 from lorafit.errors import ConfigError, RunError
 from lorafit.events import Finished, Shrunk, read_events
 from lorafit.hardware.detect import Machine, detect_machine
-from lorafit.messages import _
+from lorafit.messages import _, clauses
 from lorafit.planner import device_precision
 from lorafit.planner.plan import Choice, Plan
 from lorafit.run_folders.checkpoint import latest_good, step_of
 from lorafit.run_folders.directory import LATEST, RunDir, find_run, saved_config
+from lorafit.run_folders.find_adapter import find_adapter
+from lorafit.run_folders.origins import (
+    PLACES,
+    Origins,
+    adapter_digest,
+    base_changes,
+    places,
+    read_origins,
+    template_digest,
+)
 from lorafit.training.loop import Progress
+from lorafit.training.same_inputs import other_machine, refuse_other_data
 
 # Settings that may differ on another machine: the base model's name there, and the quantization with which it fits.
 MOVABLE_SETTINGS = ("model_name", "quantization")
@@ -76,21 +88,36 @@ def refuse_changes(run: RunDir, saved: TrainConfig, config: TrainConfig) -> None
     """
     for name in what_fields() if run.plan.is_file() else []:
         before, now = getattr(saved, name), getattr(config, name)
-        if before != now and not (name in MOVABLE_SETTINGS and _other_machine(run, detect_machine())):
+        if before == now or _may_have_another_name(run, name, before, config):
+            continue
+        if not (name in MOVABLE_SETTINGS and other_machine(run, detect_machine())):
             raise _changed(run, name, before, now)
 
 
-def refuse_other_data(run: RunDir, before: str, now: str) -> None:
-    """Raise RunError if the digests of the tokenized data differ: `before` at the run's start, `now` at present."""
-    if before != now:
-        raise RunError(
-            _("The training data have changed since the run started: the result would not be that of one training."),
-            where=saved_config(run).dataset_name,
-            found=_("sha256 of the tokenized data: {before} at the start, {now} now").format(
-                before=before[:16], now=now[:16]
-            ),
-            fix=_("Restore the data files, or start a new run (with --init_adapter to start from this run's weights)."),
-        )
+def _may_have_another_name(run: RunDir, name: str, before: str | None, config: TrainConfig) -> bool:
+    """Return whether the setting `name` may differ from `before`, because the content that it names decides.
+
+    The content is compared here, or for the data and the base model once it is read.
+    """
+    now = getattr(config, name)
+    if name not in PLACES or before is None or now is None:
+        return False
+    origins = read_origins(run)
+    if name == "model_name":
+        return origins is not None or _same_place(name, before, now)
+    if name == "chat_template":
+        known = origins.template if origins else None
+        return template_digest(read_template(now) or "") == known or _same_place(name, before, now)
+    if name == "init_adapter":
+        folder = find_adapter(now, Path(config.output_dir))
+        same = origins is not None and origins.adapter is not None and adapter_digest(folder) == origins.adapter
+        return same or _same_place(name, before, str(folder))
+    return True  # the digest of the data in the plan decides
+
+
+def _same_place(setting: str, before: str, now: str) -> bool:
+    found = [[path and path.resolve() for _name, path in places(setting, value)] for value in (before, now)]
+    return None not in found[0] and found[0] == found[1]
 
 
 def _changed(run: RunDir, name: str, before: object, now: object) -> RunError:
@@ -102,17 +129,17 @@ def _changed(run: RunDir, name: str, before: object, now: object) -> RunError:
     )
 
 
-def plan_for(run: RunDir, machine: Machine, config: TrainConfig, fresh: Plan) -> Plan:
+def plan_for(run: RunDir, machine: Machine, config: TrainConfig, fresh: Plan, origins: Origins | None = None) -> Plan:
     """Return the run's own plan, or `fresh` on another machine or with other settings of how to compute.
 
-    Raises RunError if the data have changed.
+    Raises RunError if the data have changed. `origins` are the present ones.
     """
     if not run.plan.is_file():
         return fresh
     before = Plan.load(run.plan)
-    refuse_other_data(run, before.data_digest, fresh.data_digest)
-    if _other_machine(run, machine):
-        return replace(fresh, choices=[*fresh.choices, *_moved(before, fresh)])
+    refuse_other_data(run, before.data_digest, fresh.data_digest, origins)
+    if other_machine(run, machine):
+        return replace(fresh, choices=[*fresh.choices, *_moved(before, fresh), *_other_base(run, origins)])
     return before if _how_settings(saved_config(run)) == _how_settings(config) else fresh
 
 
@@ -125,6 +152,18 @@ def _moved(before: Plan, now: Plan) -> list[Choice]:
             "⚠️  resumed from another machine ({then} there): from now on the base weights are quantized differently"
         ).format(then=then)
     return [Choice("moved", now.device, text)]
+
+
+def _other_base(run: RunDir, now: Origins | None) -> list[Choice]:
+    """Return the choice that tells the user that the base model's files differ from those at the start."""
+    before = read_origins(run)
+    lines = [*base_changes(before.base_files, now.base_files)] if before is not None and now is not None else []
+    if not lines or now is None:
+        return []
+    text = _(
+        "⚠️  the base model's files differ from those at the start ({files}): use another copy of the same model only"
+    )
+    return [Choice("base", now.base, text.format(files=clauses(lines)))]
 
 
 def with_resolved_settings(run: RunDir, machine: Machine, config: TrainConfig) -> TrainConfig:
@@ -148,12 +187,3 @@ def with_resolved_settings(run: RunDir, machine: Machine, config: TrainConfig) -
 
 def _how_settings(config: TrainConfig) -> dict[str, object]:
     return config.model_dump(exclude={*what_fields(), *COMMAND_FIELDS, *SUPERVISOR_FIELDS, "output_dir", "demo"})
-
-
-def _other_machine(run: RunDir, machine: Machine) -> bool:
-    try:
-        before = Machine.from_json(run.machine.read_text("utf-8"))
-    except (OSError, ValueError, TypeError, KeyError):
-        return True
-    same = ("system", "arch", "chip", "cores", "memory_bytes", "torch_version")
-    return any(getattr(before, name) != getattr(machine, name) for name in same)

@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -32,8 +32,8 @@ from lorafit.ipc.link import Link, follow_order_file
 from lorafit.ipc.protocol import Order, RunFolder
 from lorafit.ipc.signals import StopRequests, handle_signals
 from lorafit.messages import _, language
-from lorafit.models.hub import FoundModel, find_model
-from lorafit.models.spec import ModelSpec, read_spec
+from lorafit.models.hub import FoundModel
+from lorafit.models.spec import ModelSpec
 from lorafit.planner import calibrate
 from lorafit.planner.data_stats import data_stats
 from lorafit.planner.device_precision import choose_device, choose_engine
@@ -43,18 +43,26 @@ from lorafit.planner.planner import make_plan_result
 from lorafit.run_folders import directory
 from lorafit.run_folders.adapter import check_shapes
 from lorafit.run_folders.directory import RunDir
+from lorafit.run_folders.origins import Origins, origins_of, with_absolute_paths
 from lorafit.run_folders.place import RunPlace
 from lorafit.training.initial_adapter import init_adapter, with_patterns, with_rank, with_targets
 from lorafit.training.loop import Job, Progress, training_loop
 from lorafit.training.model_card import add_chat_files
 from lorafit.training.preflight import check_model, check_processes, check_settings
-from lorafit.training.progress import as_stage_events, stage_texts
+from lorafit.training.progress import as_stage_events
 from lorafit.training.resume import (
     Interrupted,
     plan_for,
     read_interrupted,
     refuse_concurrent_resume,
     with_resolved_settings,
+)
+from lorafit.training.same_inputs import (
+    FullDigests,
+    check_template_and_adapter,
+    find_base,
+    require_places,
+    with_known_base,
 )
 from lorafit.training.warmup_probe import Prediction, compare_with_plan, run_probe
 
@@ -73,6 +81,7 @@ class PreparedRun:
     start: Path | None  # folder of the adapter to start from
     expected: Prediction
     ranks: Collectives = SINGLE_PROCESS
+    origins: Origins = field(default_factory=Origins)
 
 
 def train_in_process(config: TrainConfig, link: Link | None = None) -> Iterator[Event]:
@@ -150,6 +159,9 @@ def _get_ready(config: TrainConfig, old: Interrupted | None, ranks: Collectives)
     machine = detect.detect_machine()
     detect.check_machine(machine)
     from_checkpoint = old is not None and old.checkpoint is not None
+    if old is not None:
+        config = with_known_base(old.run, old.checkpoint, config)
+        require_places(old.run, config, needs_adapter=not from_checkpoint)
     start = None if from_checkpoint else init_adapter(config)
     if start is not None:  # the saved settings do not depend on the working directory, nor on which run is the latest
         config = with_rank(config.model_copy(update={"init_adapter": str(start.absolute())}), start)
@@ -158,18 +170,18 @@ def _get_ready(config: TrainConfig, old: Interrupted | None, ranks: Collectives)
     check_processes(config, machine, ranks.own_rank.local_count)
     device = choose_device(config, machine).value
     machine = _with_metal_limit(machine, device, choose_engine(config, machine, device).value)
-    yield Stage(text=_("Looking for the model {name}").format(name=config.model_name))
-    find = partial(find_model, config.model_name, hub=config.hub, endpoint=config.hf_endpoint)
-    model = yield from stage_texts(lambda say: find(say=say))
-    spec = read_spec(model.folder)
+    model, spec, base = yield from find_base(config, machine, old.run if old else None)
     if start is not None:
         check_shapes(start, spec)
         config = with_targets(config, start, spec)
     check_model(config, spec, folder)
     yield Stage(text=_("Reading {name}").format(name=config.dataset_name))
     template = read_template(config.chat_template)
+    if old is not None:
+        check_template_and_adapter(old.run, template, start)
     load = partial(shared_tokenizer, model.folder, template, config.trust_remote_code)
     data = yield from as_stage_events(prepare_cached(config, model.folder, load, template))
+    origins = origins_of(model, base, data, template, start)
     share = per_process(machine, ranks.own_rank.local_count)
     known = calibrate.load_calibration(share, measure=calibrate.measure_matmul_gflops)
     planned = make_plan_result(
@@ -186,10 +198,11 @@ def _get_ready(config: TrainConfig, old: Interrupted | None, ranks: Collectives)
     if adapter:
         plan = with_patterns(plan, adapter, new=start is not None)
     if old is not None:
-        fresh, plan = plan, plan_for(old.run, machine, config, plan)
+        fresh, plan = plan, plan_for(old.run, machine, config, plan, origins)
         if plan is fresh:  # the old limits are those of another machine or other settings
             old.progress.token_budget = old.progress.recompute = None
-    return PreparedRun(config, machine, model, spec, load(), data, plan, start, Prediction(planned, known, plan), ranks)
+    expected = Prediction(planned, known, plan)
+    return PreparedRun(config, machine, model, spec, load(), data, plan, start, expected, ranks, origins)
 
 
 def _with_metal_limit(machine: Machine, device: str, engine: str) -> Machine:
@@ -228,7 +241,7 @@ def _run(ready: PreparedRun, run: RunDir, old: Interrupted | None, progress: Pro
     elif not ready.config.no_preflight and ready.ranks.own_rank.count == 1:
         ready = yield from _rehearsed(ready, run, engine)
     yield _started(ready, run, engine, progress.done)
-    with stop_signals(link):
+    with stop_signals(link), FullDigests(run, ready.origins, ready.model.folder):
         training = training_loop(_job(ready, run, engine, link), progress)
         yield from compare_with_plan(training, ready.expected, whole=old is None and ready.ranks.own_rank.count == 1)
     if ready.config.demo and progress.done == ready.plan.steps and not ready.plan.shard:
@@ -261,7 +274,8 @@ def _orders(ready: PreparedRun, run: RunDir | None, old: Interrupted | None) -> 
 
 def _write_facts(ready: PreparedRun, run: RunDir) -> None:
     effective = resolve_effective_batch(ready.config)
-    settled = ready.config.model_copy(update={"effective_batch": effective, "gradient_accumulation_steps": None})
+    changes = {"effective_batch": effective, "gradient_accumulation_steps": None, "output_dir": str(run.path.parent)}
+    settled = with_absolute_paths(ready.config.model_copy(update=changes))
     with disk_errors(run.path):
         with atomic_file(run.config) as path:
             write_yaml(settled, path)
@@ -269,6 +283,8 @@ def _write_facts(ready: PreparedRun, run: RunDir) -> None:
             ready.plan.save(path)
         with atomic_file(run.machine) as path:
             path.write_text(ready.machine.to_json(), "utf-8")
+        with atomic_file(run.origins) as path:
+            ready.origins.save(path)
         write_rejects(run.rejects, ready.data.rejects)
 
 

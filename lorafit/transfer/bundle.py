@@ -32,6 +32,7 @@ from lorafit.run_folders.checkpoint import latest_good, step_of
 from lorafit.run_folders.directory import RunDir
 from lorafit.run_folders.find_adapter import find_adapter
 from lorafit.run_folders.foreign_adapter import MLX_SETTINGS, is_mlx
+from lorafit.run_folders.origins import read_origins
 from lorafit.training.initial_adapter import with_rank, with_targets
 from lorafit.transfer import archive
 
@@ -86,7 +87,10 @@ def _stage(run: RunDir | None, config: TrainConfig, folder: Path) -> BundleInfo:
     if run is not None:
         step = (checkpoint and step_of(checkpoint)) or (Plan.load(run.plan).steps if kind == FINISHED else 0)
         names = renamed_paths(config, settled)
-        _stage_run(run, inside, step, names)
+        _stage_run(run, inside, step, settled.model_name)
+        origins = read_origins(run) if kind == UNFINISHED else None
+        if origins is not None:
+            origins.portable(settled.model_name).save(inside.origins)
         for source in _adapters(run, kind, checkpoint):
             copy_adapter(source, inside.path / source.relative_to(run.path), settled.model_name, names)
     facts = BundleInfo(
@@ -195,7 +199,7 @@ def _checkpoint(run: RunDir) -> Path | None:
     return latest_good(run)[0]
 
 
-def _stage_run(run: RunDir, inside: RunDir, step: int, names: dict[str, str]) -> None:
+def _stage_run(run: RunDir, inside: RunDir, step: int, base: str) -> None:
     """Copy plan, machine and numeric events up to `step`.
 
     The reasons in the plan (`choices`) are left out, because they describe this machine.
@@ -207,13 +211,11 @@ def _stage_run(run: RunDir, inside: RunDir, step: int, names: dict[str, str]) ->
     with EventLog(inside.events) as log:
         for event in read_events(run.events):
             if isinstance(event, NUMERIC_EVENTS) and event.step <= step:
-                log.write(_without_paths(event, run, names))
+                log.write(_without_paths(event, run, base))
 
 
-def _without_paths(event: Event, run: RunDir, names: dict[str, str]) -> Event:
-    if not isinstance(event, Started):
-        return event
-    return replace(event, run=run.name, model=names.get(event.model, event.model))
+def _without_paths(event: Event, run: RunDir, base: str) -> Event:
+    return replace(event, run=run.name, model=base) if isinstance(event, Started) else event
 
 
 def _adapters(run: RunDir, kind: str, checkpoint: Path | None) -> Iterator[Path]:

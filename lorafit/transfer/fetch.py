@@ -24,7 +24,7 @@ from lorafit.transfer.bundle import PORTABLE_SETTINGS, copy_adapter
 from lorafit.transfer.unbundle import is_bundle, unbundle
 
 ADAPTERS = ("final_model", "best_model")
-TEXTS = ("plan.json", "machine.json", "events.jsonl", "report.html")
+TEXTS = ("plan.json", "machine.json", "origins.json", "events.jsonl", "report.html")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from support.stopped_runs import weights
 
 from lorafit.atomic import atomic_folder
@@ -185,6 +185,28 @@ def test_fp32_on_a_mac_may_become_4bit_elsewhere_and_the_plan_says_so(
     assert "the base weights are quantized differently" in moved
     plan = json.loads(RunDir(Path(str(config.resume))).plan.read_text())
     assert plan["quantization"] == "4bit"
+
+
+def test_another_model_is_refused_on_the_same_machine_and_named_by_the_plan_on_another(
+    home: Path, stopped: RunDir, tmp_path: Path
+) -> None:
+    other = shutil.copytree(home / "models/Tiny-Llama", tmp_path / "other")
+    arrays = {name: array + np.float32(0.01) for name, array in load_file(other / "model.safetensors").items()}
+    save_file(arrays, other / "model.safetensors", {"format": "pt"})
+    for elsewhere in (False, True):
+        if elsewhere:
+            pretend_other_machine(stopped)
+        bundle(stopped, saved_config(stopped), tmp_path / f"{elsewhere}.zip")
+        run, _notes = unpack_bundle(tmp_path / f"{elsewhere}.zip", tmp_path / f"{elsewhere}", str(other))
+        config = saved_config(run).model_copy(update={"resume": str(run.path), "dry_run": True})
+        if not elsewhere:
+            with pytest.raises(RunError, match="base model changed") as raised:
+                list(train_in_process(config))
+            assert "model.safetensors: " in str(raised.value.found)
+            continue
+        (planned,) = [event for event in train_in_process(config) if isinstance(event, Planned)]
+        (reason,) = [choice["reason"] for choice in planned.choices if choice["setting"] == "base"]
+        assert "model.safetensors: " in reason
 
 
 def test_on_the_same_machine_the_base_may_not_change(home: Path, stopped: RunDir) -> None:
