@@ -171,6 +171,13 @@ def test_the_functions_of_openais_older_form_are_described() -> None:
     assert json.loads(call.calls) == [{"name": "find", "arguments": {"law": "707"}}]
 
 
+@pytest.mark.parametrize("content", [None, float("nan"), ""])
+@pytest.mark.parametrize("role", ["user", "assistant"])
+def test_a_message_without_content_is_refused(role: str, content: object) -> None:
+    with pytest.raises(BadRow, match=r"`messages\[2\].content`|no assistant message"):
+        recognize_format(chat(ASK, said(role, content), ASK, ANSWER))
+
+
 @pytest.mark.parametrize("row", [{"messages": "not a list"}, {"messages": "[1"}, {"prompt": ["q"], "completion": "a"}])
 def test_lists_that_are_none_are_refused(row: dict[str, Any]) -> None:
     with pytest.raises(BadRow):
