@@ -105,9 +105,9 @@ def _may_have_another_name(run: RunDir, name: str, before: str | None, config: T
     origins = read_origins(run)
     if name == "model_name":
         return origins is not None or _same_place(name, before, now)
-    if name == "chat_template":
-        known = origins.template if origins else None
-        return template_digest(read_template(now) or "") == known or _same_place(name, before, now)
+    if name == "chat_template":  # a run without origins: the digest of the data, which the template renders, decides
+        text = read_template(now) or ""
+        return origins is None or template_digest(text) == origins.template or _same_place(name, before, now)
     if name == "init_adapter":
         folder = find_adapter(now, Path(config.output_dir))
         same = origins is not None and origins.adapter is not None and adapter_digest(folder) == origins.adapter

@@ -57,8 +57,10 @@ def require_places(run: RunDir, config: TrainConfig, needs_adapter: bool) -> Non
     fix = _("Restore it, or give its new place, with the same content: `{command}`")
     if not all(path.is_absolute() for path in paths):  # saved by an earlier version
         fix = _("Run the command in the folder where the run was started, or give the new place: `{command}`")
+    elif read_origins(run) is None and gone.keys() & {"model_name", "init_adapter"}:
+        fix = _("Put it back in its place: the run is of an earlier version, which recorded no digest of its content.")
     raise RunError(
-        _("A file or folder that this run was started with is not in its place."),
+        _("A file or folder that this run needs is missing."),
         where=listed(str(path) for path in paths),
         found=listed(gone),
         fix=fix.format(command=f"lorafit resume {shlex.quote(str(run.path))} {flags}"),
@@ -75,7 +77,8 @@ def with_known_base(run: RunDir, checkpoint: Path | None, config: TrainConfig) -
     An earlier version saved a relative path in the settings, which elsewhere would be a model ID.
     """
     name = config.model_name
-    if run.origins.is_file() or checkpoint is None or name == "demo" or name != saved_config(run).model_name:
+    is_complete = name == "demo" or Path(name).expanduser().is_absolute()
+    if is_complete or run.origins.is_file() or checkpoint is None or name != saved_config(run).model_name:
         return config
     try:
         base = read_adapter_config(checkpoint).base_model

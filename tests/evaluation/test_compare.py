@@ -220,6 +220,7 @@ def test_the_loss_is_left_out_where_the_data_are_missing_or_changed(
     other = api.compare(request)
     assert other.tuned[0].losses is None
     assert "changed after training" in other.notes[0]
+    assert f"{data}: rows: 24, sha256 " in other.notes[0]
     data.unlink()
     gone = api.compare(request)
     assert gone.tuned[0].losses is None

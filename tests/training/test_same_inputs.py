@@ -229,12 +229,19 @@ def test_elsewhere_a_run_of_an_earlier_version_takes_the_base_that_its_adapter_n
     text = capsys.readouterr().err
     assert "in the folder where the run was started" in text
     assert "model_name" not in text
-    assert resume(older, "--dataset_name", str(home / DATA), "--chat_template", str(home / TEMPLATE)) == 2
-    assert "`chat_template` cannot change" in capsys.readouterr().err
-    shutil.copy(home / TEMPLATE, TEMPLATE)
-    assert resume(older, "--dataset_name", str(home / DATA)) == 0
+    assert resume(older, "--dataset_name", str(home / DATA), "--chat_template", str(home / TEMPLATE)) == 0
     assert_as_if_never_stopped(older, home)
     assert saved_config(older).model_name == str(made / BASE)
+
+
+def test_without_a_record_a_base_that_is_gone_must_be_put_back(home: Path, older: RunDir, capsys: Output) -> None:
+    (home / BASE).rename(home / "moved")
+    settings = {"model_name": str(home / BASE), "dataset_name": str(home / DATA), "chat_template": None}
+    write_yaml(saved_config(older).model_copy(update=settings), older.config)
+    assert resume(older) == 2
+    text = capsys.readouterr().err
+    assert str(home / BASE) in text
+    assert "--model_name" not in text
 
 
 def test_a_changed_first_adapter_is_refused_only_if_training_starts_from_it_again(
