@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from lorafit.data.readers.row import Broken
+from lorafit.data.readers.row import Broken, Renamed
 from lorafit.errors import DataError
 from lorafit.messages import _, listed
 from lorafit.units import kind_text
@@ -55,7 +55,7 @@ class DatasetEntry:
         made = {ours: value[key] for key, ours in self.keys.items() if key in value}
         if self.roles is not None:
             made["messages"] = self._messages(made["messages"], self.roles)
-        return made
+        return Renamed(made, {key: field for key, field in value.items() if key not in self.keys})
 
     def _messages(self, turns: object, roles: Mapping[str, str]) -> object:
         if isinstance(turns, str):  # a cell of a table

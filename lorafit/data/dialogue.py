@@ -19,8 +19,11 @@ SPEAKERS = {
     "function_call": "assistant", "tool_call": "assistant",
 }  # fmt: skip
 CALLS = ("function_call", "tool_call")  # speakers whose text is a call
+FRAME_KEYS = ("id", "type", "index", "function")  # keys of an object around a call
+CALL_KEYS = ("id", "type", "index", "name", "arguments")
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # keys of the reasoning before an answer
 MARKS = ("loss", "train", "trainable", "weight")  # keys that say whether a message is learned
+ONE_OR_ZERO = {"1": 1, "1.0": 1, "0": 0, "0.0": 0}  # marks as text
 MEDIA = ("image", "images", "image_url", "video", "videos", "audio", "audios", "input_audio")
 
 
@@ -104,7 +107,7 @@ def _message(row: Fields, key: str, number: int, value: object, tools: _ToolName
 
 def _other(turn: Fields, said: str, role: str, tools: _ToolNames) -> Message:
     refuse_media(turn)
-    if any(turn.row.get(mark) is True for mark in MARKS):
+    if any(truth(turn.row.get(mark)) for mark in MARKS):
         raise BadRow(_("`{key}` is to be learned, but only an assistant's messages can be").format(key=turn.path))
     turn.used.update(MARKS)
     name = tools.name_for(turn) if role == "tool" else ""
@@ -117,13 +120,13 @@ def _other(turn: Fields, said: str, role: str, tools: _ToolNames) -> Message:
 def _assistant(turn: Fields, said: str, speaker: str, tools: _ToolNames) -> Message:
     refuse_media(turn)
     learned = learned_mark(turn)
-    if speaker in CALLS:
-        calls = _calls(turn[said], turn.place(said), tools)
+    if said in turn and speaker.strip().lower() in CALLS:
+        calls = _calls(turn, said, tools)
         return Message("assistant", "", calls, learned=learned, place=turn.path)
     thought = thought_of(turn, turn.row.get(said))
     for key in ("tool_calls", "function_call"):
-        if (found := turn.optional(key)) is not None:
-            calls = _calls(found, turn.place(key), tools)
+        if turn.optional(key) is not None:
+            calls = _calls(turn, key, tools)
             content = "" if turn.is_blank(said) else _spoken(turn, said)
             turn.used.add(said)
             return Message("assistant", content, calls, thought, learned=learned, place=turn.path)
@@ -132,17 +135,28 @@ def _assistant(turn: Fields, said: str, speaker: str, tools: _ToolNames) -> Mess
     return Message("assistant", text, "", thought, learned=learned, place=turn.path)
 
 
+def truth(value: object) -> bool | None:
+    """Return whether `value` is true or false, also as text; None for any other value."""
+    if isinstance(value, str):
+        return {"true": True, "false": False}.get(value.strip().lower())
+    return value if isinstance(value, bool) else None
+
+
 def learned_mark(turn: Fields) -> bool:
     """Return whether the marks of a message or row let it be learned. Raises BadRow for a weight between 0 and 1."""
     learned = True
     for mark in MARKS:
         value = turn.row.get(mark)
-        if isinstance(value, bool) or (mark == "weight" and isinstance(value, int | float)):
-            turn.used.add(mark)
+        value = ONE_OR_ZERO.get(value, value) if isinstance(value, str) else value
+        meant = truth(value)
+        if meant is None and isinstance(value, int | float) and (mark == "weight" or value in (0, 1)):
             if value not in (0, 1):
                 what = _("`{key}` is {value:g}, expected 0 (not learned) or 1 (learned)")
                 raise BadRow(what.format(key=turn.place(mark), value=value))
-            learned = learned and bool(value)
+            meant = bool(value)
+        if meant is not None:
+            turn.used.add(mark)
+            learned = learned and meant
     return learned
 
 
@@ -191,16 +205,26 @@ def _spoken(turn: Fields, key: str) -> str:
     return "".join(texts)
 
 
-def _calls(found: object, place: str, tools: _ToolNames) -> str:
-    """Return function calls as JSON: a list of {name, arguments}. Raises BadRow."""
-    calls = from_json(found, place)
+def _calls(turn: Fields, key: str, tools: _ToolNames) -> str:
+    """Return the function calls under `key` as JSON: a list of {name, arguments}. Raises BadRow."""
+    place = turn.place(key)
+    calls = from_json(turn[key], place)
     made, ids = [], []
     for call in calls if isinstance(calls, list) else [calls]:
         inner: Any = call.get("function", call) if isinstance(call, dict) else call
         if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
             raise BadRow(_("`{key}` is not a function call, expected name and arguments").format(key=place))
-        arguments = from_json(inner.get("arguments", {}), f"{place}.arguments")
-        made.append({"name": inner["name"], "arguments": arguments})
+        arguments = inner.get("arguments")
+        if isinstance(arguments, str):
+            arguments = from_json(arguments, f"{place}.arguments") if arguments.strip() else None
+        further = {name: value for name, value in inner.items() if name not in CALL_KEYS}
+        further |= {} if inner is call else {name: value for name, value in call.items() if name not in FRAME_KEYS}
+        unused = dict(Fields(further).rest())
+        if unused and arguments is None:
+            what = _("`{key}` has no arguments, but other keys: {found}; expected name and arguments")
+            raise BadRow(what.format(key=place, found=keys_text(unused)))
+        turn.unused_inside |= {f"{key}[].{name}": long for name, long in unused.items()}
+        made.append({"name": inner["name"], "arguments": {} if arguments is None else arguments})
         ids.append((call.get("id"), inner["name"]))
     tools.called(ids)
     return as_json(made, place)
@@ -212,8 +236,11 @@ def _tools(row: Fields) -> Iterator[Message]:
     if row.optional(key) is None:
         return
     described = row.from_json(key)
-    if not isinstance(described, list) or not all(isinstance(tool, dict) for tool in described):
+    if not isinstance(described, list):
         raise BadRow(_("`{key}`: expected a list, found {kind}").format(key=key, kind=kind_text(described)))
+    if wrong := [tool for tool in described if not isinstance(tool, dict)]:
+        what = _("`{key}`: expected a list of objects, found in it: {kind}")
+        raise BadRow(what.format(key=key, kind=kind_text(wrong[0])))
     if key == "functions":
         described = [{"type": "function", "function": tool} for tool in described]
     if not is_blank(described):

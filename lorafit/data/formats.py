@@ -13,17 +13,19 @@ from typing import Any
 from lorafit.data.conversation import TEXT, BadRow, Conversation, Message
 from lorafit.data.dialogue import (
     MARKS,
+    ONE_OR_ZERO,
     SPEAKERS,
     dialogue,
     learned_mark,
     refuse_media,
     system,
     thought_of,
+    truth,
     up_to_last_answer,
 )
 from lorafit.data.fields import Fields, checked_text, from_json, keys_text
 from lorafit.data.pairs import find_pair
-from lorafit.data.readers.row import Broken
+from lorafit.data.readers.row import Broken, Renamed
 from lorafit.messages import _, clauses
 from lorafit.units import kind_text
 
@@ -62,12 +64,13 @@ def recognize_format(value: object, field_map: Mapping[str, str] | None = None, 
         value = value[0]
     if not isinstance(value, dict):
         raise BadRow(_("found: {kind}; expected: an object with keys").format(kind=kind_text(value)))
-    row = Fields(_renamed(value, field_map or {}))
+    renamed = _renamed(value, field_map or {})
+    row, others = Fields(renamed), Fields(renamed.others)
     _refuse_by_meaning(row)
     name, conversation, pair = _read(row, value)
     if context:
-        conversation = _with_context(row, conversation, context)
-    return ReadRow(name, conversation, tuple(row.rest()), pair)
+        conversation = _with_context(row if context in row else others, conversation, context)
+    return ReadRow(name, conversation, tuple({**dict(others.rest()), **dict(row.rest())}.items()), pair)
 
 
 def _read(row: Fields, value: dict[Any, Any]) -> tuple[str, Conversation, tuple[str, str] | None]:
@@ -75,8 +78,9 @@ def _read(row: Fields, value: dict[Any, Any]) -> tuple[str, Conversation, tuple[
     for fields in (row, _documented_spelling(row)):
         for name, read in FORMATS.items():
             if (conversation := read(fields)) is not None:
-                row.used |= {key for key in row.row if _plain(key) in fields.used}
-                row.unused_inside |= fields.unused_inside
+                if fields is not row:
+                    row.used |= {key for key in row.row if _plain(key) in fields.used}
+                    row.unused_inside |= fields.unused_inside
                 return name, conversation, None
     if (pair := find_pair(row)) is not None:
         conversation = _asked_and_answered(row, pair.question, pair.answer, pair.input)
@@ -103,30 +107,36 @@ def _refuse_by_meaning(row: Fields) -> None:
         raise BadRow(_("`chosen` and `rejected`: a pair for preference tuning; to learn the chosen answers only: {way}").format(
             way=way if isinstance(row.row["chosen"], str) else _("put each at the end of its conversation")))  # fmt: skip
     for key in VERDICTS:
-        verdict = row.row.get(key)
-        if verdict is False or (isinstance(verdict, str) and verdict.casefold() == "false"):
+        verdict = truth(row.row.get(key))
+        if verdict is False:
             raise BadRow(_("`{key}` is false: a bad answer, for preference tuning; delete such rows").format(key=key))
         row.used.update([key] if verdict is True else [])
-    marks = {key: value for key, value in row.row.items() if key in MARKS and (value is True or value is False)}
-    marks |= {"weight": row.row["weight"]} if row.row.get("weight") in (0, 1) else {}
+    marks = {key: row.row[key] for key in MARKS if truth(row.row.get(key)) is not None}
+    weight = row.row.get("weight")
+    marks |= {"weight": weight} if isinstance(weight, str | int | float) and weight in (0, 1, *ONE_OR_ZERO) else {}
     if not learned_mark(Fields(marks)):
         raise BadRow(_("the row is marked as not to be learned: {found}").format(found=keys_text(map(str, marks))))
     row.used.update(marks)
     refuse_media(row)
 
 
-def _renamed(row: dict[Any, Any], field_map: Mapping[str, str]) -> dict[Any, Any]:
+def _renamed(row: dict[Any, Any], field_map: Mapping[str, str]) -> Renamed:
     """Return `row` with its keys renamed. A renamed key replaces an existing key of the same name."""
+    if not field_map:
+        return row if isinstance(row, Renamed) else Renamed(row, {})
     new = {field_map[key]: field for key, field in row.items() if key in field_map}
-    return {key: field for key, field in row.items() if key not in field_map and key not in new} | new
+    kept = {key: field for key, field in row.items() if key not in field_map}
+    replaced = {key: field for key, field in kept.items() if key in new}
+    others = row.others if isinstance(row, Renamed) else {}
+    return Renamed({**kept, **new}, {**others, **replaced})
 
 
 def _with_context(row: Fields, turns: Conversation, key: str) -> Conversation:
     """Return the messages with the text under `key` and an empty line before the first user message's text."""
-    found = row.optional(key)
+    at = next((i for i, turn in enumerate(turns) if turn.role == "user"), None)
+    found = None if at is None else row.optional(key)
     parts = found if isinstance(found, list) else [] if found is None else [found]
     text = "\n".join(checked_text(part, key, may_be_empty=True) for part in parts)
-    at = next((i for i, turn in enumerate(turns) if turn.role == "user"), None)
     if not text.strip() or at is None:
         return turns
     asked = Message("user", f"{text}\n\n{turns[at].content}", place=turns[at].place)
@@ -231,7 +241,13 @@ def tagged_history(row: Fields) -> Conversation | None:
 
 def plain_text(row: Fields) -> Conversation | None:
     """Parse `text`: all its tokens are targets; no chat template is applied."""
-    return [Message(TEXT, row.text("text"), place="text")] if "text" in row else None
+    if "text" not in row:
+        return None
+    for key in ("role", "from"):
+        if _plain(row.row.get(key)) in SPEAKERS:
+            what = _("`text` is one message, with `{key}` {role!r}; put the conversation into a list under `messages`")
+            raise BadRow(what.format(key=key, role=row.row[key]))
+    return [Message(TEXT, row.text("text"), place="text")]
 
 
 def _pair(row: Fields, question: str, answer: str) -> Conversation | None:

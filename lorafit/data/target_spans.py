@@ -9,17 +9,22 @@ located, and for a span that contains text of another role.
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from os.path import commonprefix
 from typing import Protocol
 
 from lorafit.data.conversation import END_OF_THOUGHT, TOOLS, BadRow, Conversation, Message
-from lorafit.data.marked_text import MarkedText, Piece, render_marked, split_thought
+from lorafit.data.marked_text import MarkedText, Piece, render_marked
 from lorafit.messages import _
+from lorafit.units import count_text
 
 Span = tuple[int, int]  # first character, and one past the last
+MANY = 32  # messages from which equal surroundings of messages are searched once
+MOST = 20_000  # messages of a conversation
+TAG = re.compile("</?think>")
+WORD = re.compile(r"\w+")
 NAME = re.compile(r'"name": "([^"]+)"')
 END = re.compile(r"\s*\S+|")  # white space and a word: the end of a turn, as the template writes it behind a text
 
@@ -81,7 +86,11 @@ def target_spans(turns: Conversation, tokenizer: Tokenizer, date_string: str) ->
 
     Raises BadRow or TemplateRefused.
     """
+    if len(turns) > MOST:
+        text = _("the conversation has {n} messages, at most {most}; split it into several rows")
+        raise BadRow(text.format(n=count_text(len(turns)), most=count_text(MOST)))
     whole = _Whole(turns, tokenizer, date_string)
+    alike = _AlikeMessages(whole)
     spans: list[TargetSpan] = []
     cursor, dropped = 0, False
     for i, turn in enumerate(turns):
@@ -90,9 +99,10 @@ def target_spans(turns: Conversation, tokenizer: Tokenizer, date_string: str) ->
         if all(before.role in ("system", TOOLS) for before in turns[:i]):
             raise BadRow(_("the conversation starts with an assistant message, expected a question first"))
         search = _MessageSearch(whole, i, cursor)
-        span = search.from_prompt() or search.from_marks()
+        span = alike.span_of(search) or search.from_prompt() or search.from_marks()
         if span is None or span.begin < cursor:
             raise BadRow(search.reason())
+        alike.add(i, span)
         span, cursor = search.with_next_token(span), span.end
         dropped |= not _says_all(turn, whole.text[span.begin : span.end])
         spans.append(replace(span, learned=turn.learned))
@@ -100,10 +110,20 @@ def target_spans(turns: Conversation, tokenizer: Tokenizer, date_string: str) ->
 
 
 def _says_all(turn: Message, said: str) -> bool:
-    """Return whether `said` contains the thoughts of the message, and the words before its calls."""
-    thoughts = [turn.thought, *(text for text, kind in split_thought(turn.content) if kind == "thought")]
-    words = [text for text, kind in split_thought(turn.content) if kind == "words" and turn.calls]
-    return all(text.strip() in said for text in thoughts + words)
+    """Return whether `said` contains the thoughts of the message, and the words before its thoughts and calls."""
+    if not turn.calls and END_OF_THOUGHT not in turn.content:
+        return turn.thought.strip() in said
+    return all(text.strip() in said for text in (turn.thought, *TAG.split(turn.content)))
+
+
+def _texts_in(value: object) -> Iterator[str]:
+    """Yield the words of all texts in a function call, keys of arguments included."""
+    if isinstance(value, str):
+        yield from WORD.findall(value)
+    elif isinstance(value, dict):
+        yield from (word for both in value.items() for one in both for word in _texts_in(one))
+    elif isinstance(value, list):
+        yield from (word for one in value for word in _texts_in(one))
 
 
 class _Whole:
@@ -183,8 +203,11 @@ class _MessageSearch:
         if begin is None or not text.startswith(self.text_through_message):
             return None
         if self.turn.calls:
+            mark = self.whole.tokenizer.end_of_turn.strip()
+            if mark and mark in self.turn.calls + self.turn.content:
+                return None  # the end of the turn cannot be told from the text of the message
             end = begin.begin + len(self._call_in(text[begin.begin : end]))
-            return replace(begin, end=end) if self._names_in(text[begin.begin : end]) else None
+            return replace(begin, end=end) if self._has_calls(text[begin.begin : end]) else None
         for words in _wordings(self.turn.content):
             answer = words + self.whole.tokenizer.end_of_turn
             # A template may put an empty thought before the message's text; the thought is part of the target.
@@ -199,8 +222,10 @@ class _MessageSearch:
         at = said.rfind(end_of_turn) if end_of_turn else -1
         return said[: at + len(end_of_turn)] if at >= 0 else said.rstrip()
 
-    def _names_in(self, said: str) -> bool:
-        return all(call["name"] in said for call in json.loads(self.turn.calls))
+    def _has_calls(self, said: str) -> bool:
+        calls = json.loads(self.turn.calls)
+        words = (word for call in calls for word in _texts_in(call["arguments"]))
+        return all(call["name"] in said for call in calls) and all(word in said for word in words)
 
     @cached_property
     def own(self) -> list[Piece]:
@@ -218,8 +243,11 @@ class _MessageSearch:
         begin, end = self._begin_before(self.own[0]), self._end()
         if begin is None or end is None or self.foreign_in(begin.begin, end):
             return None
-        complete = not self.turn.calls or self._names_in(self.whole.text[begin.begin : end])
-        return replace(begin, end=end) if complete else None
+        return self.checked(replace(begin, end=end))
+
+    def checked(self, span: TargetSpan) -> TargetSpan | None:
+        """Return `span` unless a call of the message is incomplete in it."""
+        return span if not self.turn.calls or self._has_calls(self.whole.text[span.begin : span.end]) else None
 
     def _begin_before(self, first: Piece) -> TargetSpan | None:
         """Return an empty span where the message begins: behind the prompt's end, as far as the text has it."""
@@ -269,6 +297,46 @@ class _MessageSearch:
         return replace(span, end=span.end + len(token))
 
 
+class _AlikeMessages:
+    """Spans of the messages that were found, by the text around them, for conversations of at least MANY messages.
+
+    A message between the same texts as an earlier one has its span at the same distances from its own texts. Without
+    this, the time for a long conversation is quadratic: the search renders the conversation for each message.
+    """
+
+    def __init__(self, whole: _Whole) -> None:
+        self.whole = whole
+        self.own: dict[int, list[int]] = {}  # message -> places of its pieces in `whole.pieces`
+        self.found: dict[tuple[object, ...], tuple[int, int, bool]] = {}  # surroundings -> distances of the span
+        for place, piece in enumerate(whole.pieces if len(whole.turns) >= MANY else []):
+            self.own.setdefault(piece.message, []).append(place)
+
+    def _surroundings(self, i: int) -> tuple[Span, tuple[object, ...]] | None:
+        """Return the characters from the first to the last text of message `i`, and what is around them."""
+        own, pieces, text, turns = self.own.get(i), self.whole.pieces, self.whole.text, self.whole.turns
+        if not own or own[-1] - own[0] + 1 != len(own):
+            return None
+        begin, end = pieces[own[0]].begin, pieces[own[-1]].end
+        before, behind = pieces[max(0, own[0] - 1) : own[0]], pieces[own[-1] + 1 : own[-1] + 2]
+        head = text[before[0].end if before else 0 : begin]
+        tail = text[end : behind[0].begin if behind else len(text)]
+        near = [(one.message - i, one.kind, turns[one.message].role) for one in (*before, *behind)]
+        return (begin, end), (head, tail, *near, bool(behind), *(pieces[place].kind for place in own))
+
+    def add(self, i: int, span: TargetSpan) -> None:
+        if around := self._surroundings(i):
+            (begin, end), key = around
+            if span.begin <= begin and end <= span.end:
+                self.found[key] = (begin - span.begin, span.end - end, span.unlike_prompt)
+
+    def span_of(self, search: "_MessageSearch") -> TargetSpan | None:
+        """Return the span of a message between the same texts as an earlier one, or None."""
+        if (around := self._surroundings(search.i)) is None or around[1] not in self.found:
+            return None
+        (begin, end), (before, behind, unlike_prompt) = around[0], self.found[around[1]]
+        return search.checked(TargetSpan(begin - before, end + behind, unlike_prompt))
+
+
 def _common(one: str, other: str) -> int:
     return len(commonprefix([one, other]))  # noqa: RUF071 (by character, as is wanted)
 
@@ -297,11 +365,18 @@ def content_spans(turns: Conversation, text: str, targets: Sequence[TargetSpan])
             continue
         words = turn.content.strip()
         at = text.find(words, cursor)
+        if at < 0 and words not in text:  # some templates write the results of functions as JSON
+            words = json.dumps(words, ensure_ascii=False)[1:-1]
+            at = text.find(words, cursor)
+        while at >= 0 and (target := _overlapping(at, at + len(words), targets)):
+            at = text.find(words, target.end)
         if at < 0:
             missing = missing or words not in text  # some templates move the system message
             continue
-        end = at + len(words)
-        if not any(at < target.end and target.begin < end for target in targets):
-            cursor = end
-            (systems if turn.role == "system" else questions).append((at, end))
+        cursor = at + len(words)
+        (systems if turn.role == "system" else questions).append((at, cursor))
     return questions, systems, missing
+
+
+def _overlapping(begin: int, end: int, targets: Sequence[TargetSpan]) -> TargetSpan | None:
+    return next((target for target in targets if begin < target.end and target.begin < end), None)

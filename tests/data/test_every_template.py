@@ -16,6 +16,7 @@ import pytest
 
 from lorafit.data.conversation import BadRow, Conversation, Message
 from lorafit.data.render import apply_template, render
+from lorafit.data.target_spans import MANY
 from lorafit.engines.tokenizer import ChatTokenizer, load_tokenizer
 from lorafit.models.demo import demo_model
 
@@ -162,3 +163,81 @@ def trl_mask(tokenizer: ChatTokenizer, turns: Conversation) -> np.ndarray:
         return_assistant_tokens_mask=True,
     )
     return np.array(made["assistant_masks"], bool)
+
+
+# Hard texts. Letters of users are Greek, of systems Cyrillic, of functions Thai: no target may hold one of them.
+
+FOREIGN = re.compile("[\u0370-\u03ff\u0400-\u04ff\u0e00-\u0e7f]")
+WORDS = ("<|im_end|><turn|><|user|><|return|>", "<|im_start|>assistant\n</tool_call>")
+
+
+def talk(*texts: str) -> Conversation:
+    return [Message(("user", "assistant")[i % 2], text) for i, text in enumerate(texts)]
+
+
+HARD: dict[str, Conversation] = {
+    **{f"question with {word}": talk(f"ΩΩ{word}ΨΨ", "甲乙", f"{word}ΩΩ{word}", "丙丁") for word in WORDS},
+    **{f"answer with {word}": talk("ΩΩ", f"甲{word}乙", "ΨΨ", f"丙{word}丁") for word in WORDS},
+    **{f"argument with {word}": [TOOLS, Message("user", "ΩΩ"), call(f"甲{word}乙"), Message("tool", "ฟฟ"), ANSWER] for word in WORDS},
+    "headers": talk("user", "user", "assistant", "assistant", "a\n", "\na"),
+    "private characters": talk("\U00100000Ω", "甲\U00100000乙", "Ψ", "丙"),
+    "other private characters": talk("\U000f0000Ω", "甲乙"),
+    "two systems": [Message("system", "ЖЖ"), *talk("ΩΩ", "甲乙"), Message("system", "ЯЯ"), *talk("ΨΨ", "丙丁")],
+    "two answers": [*talk("ΩΩ", "甲乙"), Message("assistant", "丙丁")],
+    "without learning": [*talk("ΩΩ"), Message("assistant", "БАД", learned=False), *talk("ΨΨ", "丙丁")],
+    "list as arguments": [TOOLS, Message("user", "ΩΩ"), Message("assistant", "", '[{"name": "find", "arguments": ["甲", "乙"]}]')],
+    "words before a thought": talk("ΩΩ", "甲<think>乙</think>丙"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith("_training")])
+def test_hard_texts_are_learned_whole_or_refused(name: str) -> None:
+    tokenizer = tokenizer_of(name)
+    for kind, turns in HARD.items():
+        try:
+            made = apply_template(turns, tokenizer, DATE)
+            sample = render(turns, tokenizer, 4096, DATE).sample
+        except BadRow:
+            continue
+        assert not FOREIGN.search(tokenizer.decode_with_special(sample.input_ids[sample.target_mask])), kind
+        learned = [turn for turn in turns if turn.role == "assistant" and turn.learned]
+        for turn, span in zip(learned, made.targets, strict=True):
+            said = made.text[span.begin : span.end]
+            assert (
+                all(letter in said for letter in re.findall("[甲乙丙丁]", turn.content + turn.calls)) or made.dropped
+            ), kind
+            assert turn.content.rpartition("</think>")[2].strip() in said, (kind, said)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_5_think", "llama3_1", "deepseekv3", "gptoss", "glm4moe", "phi3", "gemma3"])
+def test_spans_in_a_long_conversation_are_those_of_its_beginning(name: str) -> None:
+    """From MANY messages on, equal surroundings are searched once."""
+    tokenizer = tokenizer_of(name)
+    turns = [
+        turn
+        for k in range(MANY // 2 + 1)
+        for turn in talk(f"甲{k}", f"甲{k}" if k % 3 else f"<think>\n乙\n</think>\n\n丙{k}")
+    ]
+    try:
+        long = apply_template(turns, tokenizer, DATE)
+        short = apply_template(turns[: MANY - 2], tokenizer, DATE)
+    except BadRow:
+        return
+    count = len(short.targets) - 1
+    assert count == MANY // 2 - 2
+    assert long.targets[:count] == short.targets[:count]
+    said = [long.text[span.begin : span.end] for span in long.targets]
+    assert all(f"甲{k}" in text if k % 3 else f"丙{k}" in text for k, text in enumerate(said))
+
+
+@pytest.mark.parametrize("name", ["llama3_1", "gptoss"])
+def test_a_result_that_the_template_writes_as_json_is_not_left_out(name: str) -> None:
+    result = Message("tool", json.dumps({"law": "第十九条" * 9}, ensure_ascii=False))
+    made = apply_template([TOOLS, ASK, call("十九"), result, ANSWER], tokenizer_of(name), DATE)
+    assert not made.dropped
+    assert any("第十九条" in made.text[begin:end] for begin, end in made.questions)
+
+
+def test_a_conversation_with_too_many_messages_is_refused() -> None:
+    with pytest.raises(BadRow, match="20,002"):
+        apply_template(talk("a", "b") * 10_001, tokenizer_of("qwen3"), DATE)

@@ -23,10 +23,16 @@ from lorafit.messages import _, listed, noted, translate
 if TYPE_CHECKING:
     from charset_normalizer import CharsetMatch
 
-BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+BYTE_ORDER_MARKS = {
+    b"\xff\xfe\0\0": "utf-32",
+    b"\xef\xbb\xbf": "utf-8-sig",
+    b"\xff\xfe": "utf-16",
+    b"\xfe\xff": "utf-16",
+}
 SHARE = 0.9  # of the letters must be of the language's script; other text does not reach this share by chance
 KANA_SHARE = 0.15  # of the letters of a Japanese text
 FEWEST_LETTERS, FOR_TWO_LANGUAGES = 8, 50  # fewer letters may fit a language, or two of them, by chance
+FEWEST_ZEROS = 4  # zero bytes, all in even or all in odd places, that show UTF-16
 RUN_SHARE = 0.7  # of the letters stand beside another; letters with accents do not
 DAMAGED_SHARE = 0.02  # of the characters that cannot be decoded, up to which an encoding is still suggested
 EXAMINED = 50_000  # characters beyond ASCII that are examined for their script
@@ -76,6 +82,8 @@ def encoding_of(sample: bytes, is_cut: bool, path: Path, reading: Reading) -> st
             return encoding
     if reading.encoding:
         return reading.encoding
+    if wide := _without_mark(sample):
+        raise _no_mark(sample, path, wide)
     if _decoded(sample, "utf-8", is_cut) is not None or _is_damaged_utf8(sample):
         return "utf-8"
     fitting = [name for name in SCRIPTS if _fits(_decoded(sample, name, is_cut), name)]
@@ -94,6 +102,22 @@ def _decoded(sample: bytes, encoding: str, is_cut: bool) -> str | None:
     except UnicodeDecodeError as error:
         cut = is_cut and error.start >= len(sample) - 4
         return sample[: error.start].decode(encoding) if cut else None
+
+
+def _without_mark(sample: bytes) -> str:
+    """Return the form of UTF-16 that the sample has without a byte-order mark, or "": each second byte is often zero."""
+    zeros = sample[0::2].count(0), sample[1::2].count(0)
+    name = "utf-16-le" if zeros[1] > zeros[0] else "utf-16-be"
+    return name if max(zeros) >= FEWEST_ZEROS and min(zeros) == 0 and _decoded(sample, name, True) is not None else ""
+
+
+def _no_mark(sample: bytes, path: Path, encoding: str) -> DataError:
+    text = sample[:GUESSED_BYTES].decode(encoding, "replace")
+    fix = _("Save the file as UTF-8, or name its encoding: {way}").format(
+        way=f"--encoding {encoding}: {_excerpt(text, 0)}"
+    )
+    found = _("zero bytes, as in UTF-16 without a byte-order mark")
+    return DataError(_("The encoding of this text file is not known."), where=path, found=found, fix=fix)
 
 
 def _is_damaged_utf8(sample: bytes) -> bool:

@@ -352,10 +352,13 @@ def read_jsonl(path: Path, reading: Reading) -> Iterator[Row]:
 
 
 def _goes_on(first: str, second: str) -> bool:
-    """Return whether the JSON value in the first line ends in a later line; `second` is the next line, "" if none."""
+    """Return whether the file is one JSON text: its value ends in a later line, or is a list that is its only line.
+
+    `second` is the next line, "" if there is none.
+    """
     beginning, text = first.strip()[:1], first.rstrip()
     if beginning == "[":
-        return isinstance(_one_value(_JsonDecoder(), first, 1), Broken)
+        return not second or isinstance(_one_value(_JsonDecoder(), first, 1), Broken)
     if beginning != "{" or not second:
         return False
     try:
@@ -385,5 +388,8 @@ def _one_value(decoder: _JsonDecoder, line: str, number: int) -> object:
         return _not_json(_problem(error.msg), line, error.pos, number)
     except (ValueError, RecursionError) as error:  # as in `_Window.value`
         return _not_json(str(error), line, start, number)
-    rest = line[end:].strip()
-    return _not_json(_("extra text after the value"), line, end, number) if rest else decoder.checked(value)
+    if not line[end:].strip():
+        return decoder.checked(value)
+    first = FIRST_KEY.match(line, start)  # rows without a line break between them begin alike
+    rows = 1 + len(re.findall(r"\}[\s,]*" + re.escape(first[0]), line[end - 1 :])) if first else 1
+    return replace(_not_json(_("extra text after the value"), line, end, number), rows=rows)

@@ -1,6 +1,8 @@
 """Raw rows: a value with its file and line, or `Broken` where parsing failed."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,17 @@ class Broken:
 
     def __str__(self) -> str:
         return self.text
+
+
+class Renamed(dict[Any, Any]):
+    """A row with the keys of lorafit's formats. `others` holds its further keys, which no format may use."""
+
+    def __init__(self, row: Mapping[Any, Any], others: Mapping[Any, Any]) -> None:
+        super().__init__(row)
+        self.others = others
+
+    def __reduce__(self) -> tuple[type["Renamed"], tuple[dict[Any, Any], Mapping[Any, Any]]]:
+        return Renamed, (dict(self), self.others)
 
 
 @dataclass(frozen=True)
