@@ -5,16 +5,17 @@ learned and are kept on resume. Settings of kind *how* may change (docs/architec
 """
 
 import difflib
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
 from lorafit.errors import ConfigError
 from lorafit.messages import _, listed, phrases, sentences, translate
-from lorafit.units import TEMPLATE_DATE, kind_text
+from lorafit.units import MIB, TEMPLATE_DATE, bytes_text, kind_text
 
 
 def what(default: Any, help: str, **limits: Any) -> Any:
@@ -28,6 +29,7 @@ def how(default: Any, help: str, **limits: Any) -> Any:
 
 
 ALL_LINEAR = "all-linear"
+LARGEST_FILE, MOST_VALUES, MOST_DIGITS = MIB, 100_000, 60  # of a settings file, with its aliases written out
 
 
 def canonical_targets(targets: str) -> str:
@@ -40,6 +42,14 @@ class TrainConfig(BaseModel):
     """The settings of a training run."""
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def refuse_switch(cls, value: Any, about: ValidationInfo) -> Any:
+        """Refuse true and false for a number: `learning_rate: true` would be 1."""
+        if isinstance(value, bool) and without_none(cls.model_fields[str(about.field_name)].annotation) in (int, float):
+            raise ValueError(value)
+        return value
 
     # Model and data
     model_name: str = what(
@@ -231,12 +241,15 @@ def resolve_effective_batch(config: TrainConfig) -> int:
 def read_yaml(path: Path, encoding: str = "utf-8") -> dict[str, Any]:
     """Return the settings in a YAML file; hyphens in keys become underscores. Raise ConfigError."""
     try:
-        settings = yaml.safe_load(path.read_text(encoding))
+        settings = _load_yaml(_read_settings_file(path, encoding), path)
     except FileNotFoundError:
         raise ConfigError(
             _("Settings file not found."), where=path, fix=_("Check the path given to --config.")
         ) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except UnicodeDecodeError as error:
+        what, fix = _("The settings file is not UTF-8 text."), _("Save the file as UTF-8 in a text editor.")
+        raise ConfigError(what, where=path, found=error, fix=fix) from None
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         fix = _("Write one setting per line, as in `lora_r: 16`; put texts with `:`, `#` or brackets in quotes.")
         raise ConfigError(_("The settings file cannot be read as YAML."), where=path, found=error, fix=fix) from None
     if not isinstance(settings, dict | None):
@@ -247,6 +260,65 @@ def read_yaml(path: Path, encoding: str = "utf-8") -> dict[str, Any]:
             fix=_("Write one setting per line, as in `lora_r: 16`."),
         )
     return {str(key).replace("-", "_"): value for key, value in (settings or {}).items()}
+
+
+def _read_settings_file(path: Path, encoding: str) -> str:
+    """Return the text of a settings file. Raise ConfigError if it is larger than a settings file can be."""
+    if path.stat().st_size > LARGEST_FILE:
+        what = _("The settings file is larger than {size}.").format(size=bytes_text(LARGEST_FILE))
+        raise ConfigError(what, where=path, fix=_("Give a YAML file with settings to --config."))
+    return path.read_text(encoding)
+
+
+def _load_yaml(text: str, path: Path) -> Any:
+    """Return the value of a YAML text. Raise ConfigError for a name that stands twice, or aliases that grow."""
+    loader = yaml.SafeLoader(text)
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        _check_size(root, path, {})
+        if isinstance(root, yaml.MappingNode):
+            _refuse_repeated(root, path)
+        return loader.construct_document(root)
+    finally:
+        loader.dispose()
+
+
+def _check_size(node: yaml.Node, path: Path, sizes: dict[int, float]) -> float:
+    """Return the number of values in `node` with each alias (`*name`) written out. Raise ConfigError if it is huge.
+
+    `sizes` has the numbers of the nodes that were counted, and infinity for a node that contains itself.
+    """
+    if id(node) in sizes:
+        return sizes[id(node)]
+    if node.tag.endswith(":int") and len(node.value) > MOST_DIGITS:
+        raise ValueError(node.value[:MOST_DIGITS])  # Python writes no number that is much longer
+    sizes[id(node)] = math.inf
+    parts = node.value if isinstance(node, yaml.CollectionNode) else []
+    parts = [one for pair in parts for one in pair] if isinstance(node, yaml.MappingNode) else parts
+    size = 1 + sum(_check_size(part, path, sizes) for part in parts)
+    if size > MOST_VALUES:
+        what = _("The settings file has more than {most} values.").format(most=f"{MOST_VALUES:,}")
+        found = _("an alias (`*name`) counts as all the values that it stands for")
+        raise ConfigError(what, where=path, found=found, fix=_("Write the values without aliases."))
+    sizes[id(node)] = size
+    return size
+
+
+def _refuse_repeated(root: yaml.MappingNode, path: Path) -> None:
+    """Raise ConfigError if a setting has two values: YAML's readers would take the last one in silence."""
+    lines: dict[str, int] = {}
+    for key, _value in root.value:
+        name, line = str(key.value).replace("-", "_"), key.start_mark.line + 1
+        if name in lines:
+            raise ConfigError(
+                _("`{name}` is set twice in the settings file.").format(name=name),
+                where=path,
+                found=_("in line {first} and in line {second}").format(first=lines[name], second=line),
+                fix=_("Keep one of the two."),
+            )
+        lines[name] = line
 
 
 def make_config(settings: dict[str, Any], where: object) -> TrainConfig:

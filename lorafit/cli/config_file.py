@@ -1,5 +1,6 @@
 """The file of --config: its encoding, and its settings, translated if the file is one of another tool."""
 
+import codecs
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +9,18 @@ from rich.text import Text
 
 from lorafit.cli.foreign.hints import fixes
 from lorafit.cli.foreign.translate import Translated, recognize, translate_file
-from lorafit.config import TrainConfig, read_yaml
+from lorafit.config import LARGEST_FILE, TrainConfig, read_yaml
+from lorafit.data.text_checks import visible
 from lorafit.errors import ConfigError
 from lorafit.messages import _, listed
 from lorafit.reporters.terminal.columns import show_line, show_rows
 
 
-def read_config_file(path: Path, console: Console | None = None) -> dict[str, Any]:
+def read_config_file(path: Path, console: Console | None = None, data_given: bool = False) -> dict[str, Any]:
     """Return the settings in the file `path`. Raise ConfigError with all its unknown keys.
 
-    `console` shows the encoding, if it is not UTF-8, and the translation of another tool's file.
+    `console` shows the encoding, if it is not UTF-8, and the translation of another tool's file. Such a file must name
+    its training data, unless `data_given` says that flags do: lorafit's default data are not that tool's.
     """
     encoding = _encoding(path)
     keys = read_yaml(path, encoding)
@@ -30,6 +33,9 @@ def read_config_file(path: Path, console: Console | None = None) -> dict[str, An
         translated = translate_file(tool, keys, path)
         if console:
             show_translation(translated, path, console)
+        if "dataset_name" not in translated.settings and not data_given:
+            what = _("This {tool} file names no training data.").format(tool=tool.name)
+            raise ConfigError(what, where=path, fix=_("Name the data in the file, or with `--dataset_name`."))
         return translated.settings
     unknown = [key for key in keys if key not in TrainConfig.model_fields]
     if unknown:
@@ -44,13 +50,16 @@ def read_config_file(path: Path, console: Console | None = None) -> dict[str, An
 
 
 def _encoding(path: Path) -> str:
-    """Return "gb2312" for a file in GBK, else "utf-8".
+    """Return "utf-16" for a file with its byte-order mark, "gb2312" for a file in GBK, else "utf-8".
 
     A settings file has too few letters to tell other encodings apart. In GB2312, both bytes of a character are high, so
     that no text in Latin-1 passes by chance.
     """
     try:
-        text = path.read_bytes()
+        with path.open("rb") as file:
+            text = file.read(LARGEST_FILE)
+        if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            return "utf-16"
         text.decode("gb2312")
     except (OSError, UnicodeDecodeError):
         return "utf-8"
@@ -66,5 +75,6 @@ def show_translation(translated: Translated, path: Path, console: Console) -> No
     title = _("{path} is a file of {tool}. Its settings here:").format(path=path, tool=translated.tool)
     show_line(Text(title, "bold"), console)
     head = [_("key"), _("value there"), _("here")]
-    show_rows([[Text(word, "dim") for word in head], *translated.rows], console, fold=True)
+    rows = [[visible(cell) for cell in row] for row in translated.rows]
+    show_rows([[Text(word, "dim") for word in head], *rows], console, fold=True)
     console.print()

@@ -59,8 +59,10 @@ def train_config(argv: list[str], verb: str = "train") -> TrainConfig:
     file = flag_value(argv, "config")
     leads = rank_info().leads and not set(HELP) & set(argv)
     console = Console(stderr=True, highlight=False) if leads else None
-    written = read_config_file(Path(file).expanduser(), console) if file else {}
-    demo = flag_value(argv, "demo") is not None or written.get("demo") is True
+    demo = flag_value(argv, "demo") is not None
+    data_given = demo or any(flag_value(argv, name) is not None for name in ("dataset_name", "resume"))
+    written = read_config_file(Path(file).expanduser(), console, data_given) if file else {}
+    demo = demo or written.get("demo") is True
     settings = (DEMO_PRESET if demo else {}) | written
     run = flag_value(argv, "resume") or written.get("resume")
     if run and leads:  # rank 0 sends the settings to the rest

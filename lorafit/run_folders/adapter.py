@@ -26,6 +26,7 @@ from lorafit.units import TEMPLATE_DATE, kind_text
 
 CONFIG, WEIGHTS, CHAT = "adapter_config.json", "adapter_model.safetensors", "lorafit.json"
 KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
+LARGEST = 10**9  # rank or alpha; with a larger one, float32 overflows
 DTYPES = {"F32": np.float32, "F16": np.float16, "F64": np.float64}
 
 
@@ -131,7 +132,7 @@ def read_adapter(folder: Path) -> tuple[AdapterConfig, dict[str, NDArray[np.floa
     """Return the adapter's config, and its tensors as float32 by PEFT's names. Raises AdapterError."""
     config, path, names = _open(folder)
     try:
-        stored = {name: _array(facts) for name, facts in deserialize(path.read_bytes())}
+        stored = {name: _array(facts, path) for name, facts in deserialize(path.read_bytes())}
     except (OSError, SafetensorError, ValueError) as error:
         raise _broken(path, error) from error
     tensors = {name: stored[own].T if path.name == foreign_adapter.MLX_WEIGHTS else stored[own] for name, own in names}
@@ -243,7 +244,7 @@ def _peft_config(config: AdapterConfig) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        facts = json.loads(path.read_text("utf-8"))
+        facts = json.loads(path.read_text("utf-8-sig"))  # Windows editors write a byte-order mark
     except FileNotFoundError:
         raise AdapterError(
             _("No adapter found."),
@@ -320,7 +321,7 @@ def _targets(facts: dict[str, Any], modules: list[str]) -> list[str]:
 
 def _positive(kind: type[Any], facts: dict[str, Any], name: str) -> Any:
     value = facts.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | kind) or not value > 0:
+    if isinstance(value, bool) or not isinstance(value, int | kind) or not 0 < value <= LARGEST:
         raise ValueError(f"{name}: {value!r}")
     return value
 
@@ -335,19 +336,20 @@ def _text(value: object) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def _array(facts: dict[str, Any]) -> NDArray[np.float32]:
+def _array(facts: dict[str, Any], path: Path) -> NDArray[np.float32]:
     """Return a tensor as float32. numpy has no bfloat16, which is the upper half of a float32."""
     if facts["dtype"] == "BF16":
         values = (np.frombuffer(facts["data"], np.uint16).astype(np.uint32) << 16).view(np.float32)
     elif facts["dtype"] in DTYPES:
         values = np.frombuffer(facts["data"], DTYPES[facts["dtype"]]).astype(np.float32)
     else:
-        raise ValueError(facts["dtype"])
+        raise foreign_adapter.number_type_error(path, facts["dtype"])
     return values.reshape(facts["shape"])
 
 
 def _require_weights(path: Path) -> None:
     if path.is_file():
+        foreign_adapter.refuse_pointer(path)
         return
     pickled = path.with_suffix(".bin").is_file()
     raise AdapterError(
@@ -371,6 +373,8 @@ def _check_pairs(tensors: dict[str, NDArray[np.float32]], config: AdapterConfig,
             raise _broken(path, _("{name} has no matching lora_A or lora_B").format(name=name))
         if tensor.ndim != 2 or tensor.shape["AB".index(which)] != r:
             raise _broken(path, _("{name} has shape {shape}, but r is {r}").format(name=name, shape=tensor.shape, r=r))
+        if not np.isfinite(tensor).all():
+            raise _broken(path, _("{name} has values that are no numbers (NaN) or infinite").format(name=name))
 
 
 def _broken(path: Path, found: object) -> AdapterError:

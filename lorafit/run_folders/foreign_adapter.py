@@ -23,6 +23,9 @@ UNSUPPORTED_SETTINGS = (
     "monteclora_config", "megatron_config",
 )  # fmt: skip
 SUPPORTED_INITS = (None, True, False, "gaussian", "eva", "orthogonal")  # any other init changes the base weights too
+# Kinds of peft that train tokens before the text, which no weight of a base model can hold.
+UNMERGEABLE = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "ADAPTION_PROMPT", "CPT")
+LFS_POINTER = b"version https://git-lfs"
 SHOWN_MODULES = 3
 
 
@@ -58,6 +61,12 @@ def refuse_settings(settings: dict[str, Any], path: Path) -> None:
         strange["peft_type"] = settings.get("peft_type")
     if settings.get("init_lora_weights") not in SUPPORTED_INITS:
         strange["init_lora_weights"] = settings["init_lora_weights"]
+    if settings.get("peft_type") in UNMERGEABLE:
+        what, fix = (
+            _("lorafit does not support this kind of adapter."),
+            _("Use it with `peft`, or train a LoRA adapter."),
+        )
+        raise AdapterError(what, where=path, found=f"peft_type: {settings['peft_type']}", fix=fix)
     if strange:
         raise unsupported_error(path, listed(f"{name}: {value!r}" for name, value in strange.items()))
 
@@ -89,6 +98,29 @@ def unsupported_error(path: Path, found: str) -> AdapterError:
         "as --model_name (chat: --base_model) instead of the adapter."
     )
     return AdapterError(_("lorafit does not support this kind of adapter."), where=path, found=found, fix=fix)
+
+
+def number_type_error(path: Path, kind: str) -> AdapterError:
+    """Return the error for weights in a number type `kind` that lorafit does not read."""
+    return AdapterError(
+        _("lorafit does not support the number type of this adapter's weights."),
+        where=path,
+        found=kind,
+        fix=_("Save the adapter in float32, bfloat16 or float16."),
+    )
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raise AdapterError if the file `path` only stands for weights that Git LFS has not downloaded."""
+    with path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) != LFS_POINTER:
+            return
+    raise AdapterError(
+        _("The adapter's weights are missing."),
+        where=path,
+        found=_("the file is a pointer of Git LFS"),
+        fix=_("Download the file itself; in a git clone, run `git lfs pull`."),
+    )
 
 
 def _refuse_mlx(settings: dict[str, Any], path: Path) -> None:

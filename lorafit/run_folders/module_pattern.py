@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import TypeVar
 
+MOST_REPEATS = 4  # repetitions in a key
 Value = TypeVar("Value", int, float)
 
 
@@ -36,6 +37,8 @@ def check_keys(pattern: object, name: str) -> None:
     if not isinstance(pattern, dict):
         raise ValueError(f"{name}: {pattern!r}")
     for key in pattern:
+        if len(re.findall(r"[*+{]", key)) > MOST_REPEATS or re.search(r"\)[*+{]", key):
+            raise ValueError(f"{name}: {key!r}")  # matching could take forever
         try:
             re.compile(_whole(key))
         except re.error as error:

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 import peft
 import pytest
+import safetensors.torch
+import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 from support import tiny
@@ -81,6 +84,59 @@ def test_parts_that_lorafit_does_not_apply_are_named(case: str, refused: Refused
     text = refused(["chat", str(folder), "--prompt", "hi"], folder, named, "merge_and_unload", "--base_model")
     assert "does not support this kind" in text
     assert "damaged" not in text
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"lora_alpha": float("inf")}, "lora_alpha: inf"),
+        ({"lora_alpha": 1e308}, "lora_alpha: 1e+308"),
+        ({"rank_pattern": {"(a+)+$": 3}}, "rank_pattern: '(a+)+$'"),
+        ({"alpha_pattern": {".*.*.*.*.*.*x": 3}}, "alpha_pattern"),
+        ({"peft_type": "PROMPT_TUNING"}, "train a LoRA adapter"),
+    ],
+)
+def test_settings_that_no_adapter_can_have_are_named(
+    change: dict[str, Any], named: str, refused: Refused, patterned: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(patterned, tmp_path / "adapter"))
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(settings | change))
+    refused(["chat", "--lora_weights", str(folder), "--prompt", "a"], folder, named)
+
+
+@pytest.mark.parametrize(
+    ("content", "named"), [(b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"), (None, "F8_E4M3")]
+)
+def test_weights_that_are_not_there_or_in_an_unknown_type_are_not_called_damaged(
+    content: bytes | None, named: str, refused: Refused, patterned: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(patterned, tmp_path / "adapter"))
+    path = folder / "adapter_model.safetensors"
+    if content is None:
+        tensors = {name: torch.from_numpy(tensor).to(torch.float8_e4m3fn) for name, tensor in load_file(path).items()}
+        safetensors.torch.save_file(tensors, path)
+    else:
+        path.write_bytes(content)
+    text = refused(["chat", "--lora_weights", str(folder), "--prompt", "a"], path, named)
+    assert "damaged" not in text
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_without_a_value_are_not_answered_with(
+    value: float, refused: Refused, patterned: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(patterned, tmp_path / "adapter"))
+    path = folder / "adapter_model.safetensors"
+    save_file({name: tensor * np.float32(value) for name, tensor in load_file(path).items()}, path)
+    refused(["chat", "--lora_weights", str(folder), "--prompt", "a"], path, "NaN")
+
+
+def test_settings_with_a_byte_order_mark_are_read(patterned: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(patterned, tmp_path / "adapter"))
+    text = (folder / "adapter_config.json").read_text()
+    (folder / "adapter_config.json").write_text(text, "utf-8-sig")
+    assert read_plain_config(folder) == read_plain_config(patterned)
 
 
 @pytest.mark.parametrize(("settings", "fix"), MLX_UNSUPPORTED, ids=["dora", "full", "alpha"])

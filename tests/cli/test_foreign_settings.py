@@ -112,7 +112,7 @@ MEANT: dict[str, dict[str, Any]] = {
         "val_size": 0.0, "seed": 7, "effective_batch": 8, "max_steps": 300, "learning_rate": 2e-5, "max_length": 1024,
         "output_dir": "adapters", "lora_r": 8, "lora_alpha": 160.0, "lora_dropout": 0.1, "max_grad_norm": 0.0,
         "lora_targets": "self_attn.q_proj,self_attn.v_proj", "warmup_ratio": 0.1, "lr_scheduler": "cosine",
-        "save_steps": 100,
+        "save_steps": 100, "train_on": "last",
     },
 }  # fmt: skip
 
@@ -160,6 +160,7 @@ def test_flags_win_over_a_file_of_another_tool(tool: str, tmp_path: Path) -> Non
         ("LLaMA-Factory", "train_on_prompt: true", "answers"),
         ("LLaMA-Factory", "optim: adafactor", "AdamW"),
         ("LLaMA-Factory", "warmup_steps: 10", "max_steps"),
+        ("LLaMA-Factory", "do_predict: true", "lorafit chat"),
         ("LLaMA-Factory", "resume_from_checkpoint: saves/checkpoint-10", "init_adapter"),
         ("Axolotl", "adapter: ", "LoRA"),
         ("Axolotl", "rl: dpo", "sft"),
@@ -167,10 +168,14 @@ def test_flags_win_over_a_file_of_another_tool(tool: str, tmp_path: Path) -> Non
         ("Axolotl", "chat_template: llama3", "chat_template_jinja"),
         ("Axolotl", "shuffle_merged_datasets: false", "change the result"),
         ("Axolotl", "datasets: [{path: a.jsonl, type: completion}]", "alpaca"),
+        ("Axolotl", "datasets: [{path: a.jsonl, shards: 9}]", "counterpart: shards"),
+        ("Axolotl", "plugins: [axolotl.integrations.liger.LigerPlugin, my.Plugin]", ": my.Plugin"),
         ("mlx-lm", "num_layers: 16", "-1"),
         ("mlx-lm", "fine_tune_type: dora", "LoRA"),
         ("mlx-lm", "resume_adapter_file: adapters/0000100_adapters.safetensors", "--init_adapter"),
         ("mlx-lm", "mask_prompt: false", "answers"),
+        ("mlx-lm", "lr_schedule: cosine_decay", "cosine_decay and linear_schedule"),
+        ("mlx-lm", "lora_parameters: {rank: 8, alpha2: 1}", "result: alpha2"),
         ("mlx-lm", "lr_schedule: {name: exponential_decay, arguments: [1e-5, 0.9]}", "cosine_decay"),
     ],
 )
@@ -179,7 +184,7 @@ def test_what_would_change_the_result_is_refused_with_its_reason(
 ) -> None:
     key = line.partition(":")[0]
     kept = [old for old in FILES[tool].splitlines() if not old.startswith(f"{key}:") and not old.startswith("  ")]
-    kept = [old for old in kept if old not in ("datasets:", "special_tokens:")]
+    kept = [old for old in kept if old not in ("datasets:", "special_tokens:", "do_train: true")]
     error = refusal(["--config", write(tmp_path, "\n".join([*kept, line]))])
     (fault,) = str(error.found).splitlines()
     assert fault.startswith(f"{key}: ")
@@ -190,6 +195,38 @@ def test_all_refused_and_unknown_keys_are_named_at_once(tmp_path: Path) -> None:
     text = LLAMA_FACTORY.replace("stage: sft", "stage: rm") + "use_dora: true\nmy_own_key: 1\n"
     found = str(refusal(["--config", write(tmp_path, text)]).found)
     assert [line.partition(":")[0] for line in found.splitlines()] == ["stage", "use_dora", "my_own_key"]
+
+
+@pytest.mark.parametrize(("tool", "data"), [("LLaMA-Factory", "dataset:"), ("mlx-lm", "data:")])
+def test_a_file_without_training_data_does_not_train_on_the_default_data(tool: str, data: str, tmp_path: Path) -> None:
+    path = write(tmp_path, "\n".join(line for line in FILES[tool].splitlines() if not line.startswith(data)))
+    error = refusal(["--config", path])
+    assert tool in error.what
+    assert "--dataset_name" in str(error.fix)
+    assert train_config(["--config", path, "--dataset_name", "law.jsonl"]).dataset_name == "law.jsonl"
+    assert train_config(["--config", path, "--demo"]).dataset_name == "demo"
+
+
+@pytest.mark.parametrize("line", ["max_steps: many", "save_steps: [1]", "eval_steps: x", "lora_rank: true",
+                                  "per_device_train_batch_size: 0", "learning_rate: true"])  # fmt: skip
+def test_a_value_of_another_kind_is_not_taken_for_the_default(line: str, tmp_path: Path) -> None:
+    kept = [old for old in LLAMA_FACTORY.splitlines() if not old.startswith(line.partition(":")[0])]
+    error = refusal(["--config", write(tmp_path, "\n".join([*kept, line]))])
+    assert error.what.startswith("Invalid value")
+
+
+@pytest.mark.parametrize("value", ["2026-02-31", "9" * 5000, "[" * 5000])
+def test_a_typed_value_that_yaml_cannot_construct_is_text(value: str) -> None:
+    assert "--max_length" in str(refusal(["--cutoff_len", value]).fix)
+
+
+def test_a_long_text_is_shown_in_part_and_without_control_characters(tmp_path: Path, capsys: Output) -> None:
+    text = LLAMA_FACTORY + 'default_system: "\\e[31m' + "x" * 5000 + '"\n'
+    train_config(["--config", write(tmp_path, text)])
+    shown = capsys.readouterr().err
+    assert "\x1b" not in shown
+    assert "⟨U+001B⟩" in shown
+    assert shown.count("x") < 1000
 
 
 def test_what_mlx_does_by_default_and_lorafit_does_not_is_said(tmp_path: Path, capsys: Output) -> None:
@@ -285,7 +322,7 @@ def test_all_unknown_keys_of_a_file_of_ours_are_named_with_the_counterparts(tmp_
         ("--lora_path here", "--init_adapter here"),
         ("--model_name_or_path demo", "--model_name demo"),
         ("--bf16", "--precision"),
-        ("--mask-prompt", "already so"),
+        ("--mask-prompt", "--train_on last"),
         ("--num_layers 16", "all layers"),
         ("--gradient_checkpointing", "--recompute"),
         ("--template qwen", "chat template"),

@@ -90,6 +90,13 @@ def test_json_keeps_its_values_where_characters_are_lacking() -> None:
         assert json.loads(stream.read()) == {"answer": "可以 ✓ 😀"}
 
 
+def test_an_error_shows_the_codes_of_characters_that_a_terminal_obeys(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--machine", "RTX\x1b[31m\u202e"]) == 2
+    error = capsys.readouterr().err
+    assert "RTX⟨U+001B⟩[31m⟨U+202E⟩" in error
+    assert "\x1b" not in error
+
+
 def environments() -> Iterator[dict[str, str]]:
     """Yield variables that make the terminal of a real process ASCII, Latin-1 and GBK."""
     yield {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}

@@ -116,6 +116,24 @@ def test_people_name_cards_in_short(asked: str, chip: str, gib: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("asked", "count", "chip", "gib"),
+    [("2x4090", 2, "RTX 4090", 24), ("3090 x2", 2, "RTX 3090", 24), ("4090 24g*8", 8, "RTX 4090", 24),
+     ("8卡A100", 8, "A100", 40), ("H100 SXM 80GB x 8", 8, "H100", 80), ("M2 Ultra 192", 1, "Apple M2 Ultra", 192),
+     ("MacBook Pro 14 M3 Pro 18GB", 1, "Apple M3 Pro", 18), ("M1 Pro 10 core 16GB", 1, "Apple M1 Pro", 16)],
+)  # fmt: skip
+def test_a_name_may_give_a_count_a_bare_size_and_cores(asked: str, count: int, chip: str, gib: int) -> None:
+    gpus = machine_named(asked).gpus
+    assert [(gpu.name, gpu.memory_bytes) for gpu in gpus] == [(chip, gib * GIB)] * count
+
+
+@pytest.mark.parametrize("asked", ["0x4090", "2x M1", "2x GB10", "i7-12700 32GB"])
+def test_a_machine_that_cannot_be_is_refused_with_the_forms_that_work(asked: str) -> None:
+    with pytest.raises(HardwareError) as error:
+        machine_named(asked)
+    assert "16 cores 64GB" in str(error.value.fix)
+
+
+@pytest.mark.parametrize(
     ("name", "gib", "bandwidth"),
     [("RTX 3060", 8, 240), ("RTX 3060", 11.8, 360), ("NVIDIA A100-SXM4", 39.4, 1555), ("NVIDIA A100-SXM4", 79.2, 2039),
      ("Orin (nvgpu)", 7.4, 102.4), ("Orin (nvgpu)", 61.4, 204.8)],

@@ -41,7 +41,7 @@ def llama_factory(setting: str) -> Rule:
         except (OSError, ValueError, TypeError):
             return Outcome({}, UNREADABLE, refused=True)
         if len(entries) < len(names):
-            return Outcome({}, NOT_LISTED, refused=True)
+            return Outcome({}, NOT_LISTED, refused=True, names=tuple(str(one) for one in names if one not in entries))
         return _registered(setting, folder, entries, on_modelscope=bool(keys.get("use_modelscope_hub")))
 
     return rule
@@ -79,8 +79,8 @@ def axolotl(setting: str, split_setting: str) -> Rule:
         if not parts or not all(isinstance(part, dict) and part.get("path") for part in parts):
             return Outcome({}, PARTS, refused=True)
         given = [{name: one for name, one in part.items() if one is not None} for part in parts]
-        if any(set(part) - KNOWN_PARTS for part in given):
-            return Outcome({}, PARTS, refused=True)
+        if unknown := sorted({str(name) for part in given for name in part} - KNOWN_PARTS):
+            return Outcome({}, PARTS, refused=True, names=tuple(unknown))
         if any(str(part.get("type", "alpaca")).partition(".")[0] not in READ_TYPES for part in given):
             return Outcome({}, TYPES, refused=True)
         if any(part.get("roles_to_train", ["assistant"]) not in (["assistant"], ["gpt"], ["assistant", "gpt"])

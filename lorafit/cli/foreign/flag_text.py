@@ -25,4 +25,9 @@ def shown(key: str, value: Any) -> str:
     if SECRET.search(key):
         return "***"
     text = "null" if value is None else str(value).lower() if isinstance(value, bool) else " ".join(str(value).split())
-    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+    return shortened(text, LONGEST)
+
+
+def shortened(text: str, longest: int) -> str:
+    """Return at most `longest` characters of `text`."""
+    return text if len(text) <= longest else text[: longest - 1] + "…"

@@ -34,7 +34,7 @@ def typed_values(flags: Iterable[tuple[str, str | None]]) -> dict[str, Any]:
     for name, text in flags:
         try:
             values[name] = True if text is None else yaml.safe_load(text)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):  # e.g. 2026-02-31, an impossible date
             values[name] = text
     return values
 

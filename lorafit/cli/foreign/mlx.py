@@ -11,6 +11,8 @@ from lorafit.run_folders.foreign_adapter import MLX_WEIGHTS
 
 LAYERS = noted("all layers get an adapter (num_layers: -1)")
 ALL_TOKENS = noted("only answers count toward the loss (mask_prompt: true)")
+LAST = noted("mlx-lm masks all but the last message of a row")
+LORA_PARTS = {"rank", "scale", "alpha", "dropout", "keys"}
 SCHEDULE = noted("only cosine_decay and linear_schedule that end at 0 with the last step are supported")
 ADAPTER_FOLDER = noted("`--init_adapter` takes the folder of adapters.safetensors and adapter_config.json")
 VALIDATION = noted("the file valid in the data folder is the validation set; without it there is none")
@@ -41,8 +43,9 @@ def data(value: Any, keys: Keys) -> Outcome:
 
 def lora_parameters(value: Any, keys: Keys) -> Outcome:
     """Convert rank, scale (which is alpha / rank), dropout and the list of layers."""
-    if not isinstance(value, dict) or set(value) - {"rank", "scale", "alpha", "dropout", "keys"}:
-        return Outcome({}, rules.UNSUPPORTED, refused=True)
+    others = sorted(map(str, set(value) - LORA_PARTS)) if isinstance(value, dict) else []
+    if others or not isinstance(value, dict) or not isinstance(value.get("keys") or [], list):
+        return Outcome({}, rules.UNSUPPORTED, refused=True, names=tuple(others))
     rank = number(value.get("rank", 8))
     scale = number(value.get("scale", 20.0))
     chosen = {"lora_targets": ",".join(map(str, value["keys"]))} if value.get("keys") else {}
@@ -67,8 +70,10 @@ def optimizer(value: Any, keys: Keys) -> Outcome:
 
 def schedule(value: Any, keys: Keys) -> Outcome:
     """Convert a schedule that falls to 0 with the last step, and its warm-up. Without one the rate is constant."""
-    if not isinstance(value, dict):
+    if not value:
         return Outcome({"lr_scheduler": "constant", "warmup_ratio": 0.0})
+    if not isinstance(value, dict):
+        return Outcome({}, SCHEDULE, refused=True)
     numbers = [number(one) for one in value.get("arguments") or ()]
     warmup, total, name = number(value.get("warmup") or 0), _steps(keys), value.get("name")
     if name == "cosine_decay" and len(numbers) in (2, 3):
@@ -92,7 +97,8 @@ def resume_adapter_file(value: Any, keys: Keys) -> Outcome:
 
 
 def _mask_prompt(value: Any, keys: Keys) -> Outcome:
-    return Outcome({}, rules.SAME) if rules.on(value) else Outcome({}, ALL_TOKENS, refused=True)
+    """Keep mlx-lm's mask: it covers everything before the last message of a row."""
+    return Outcome({"train_on": "last"}, LAST) if rules.on(value) else Outcome({}, ALL_TOKENS, refused=True)
 
 
 _BATCH = rules.effective_batch("batch_size", "grad_accumulation_steps")
@@ -105,6 +111,7 @@ MLX_LM: dict[str, Rule] = {
     "learning_rate": same("learning_rate"),
     "max_seq_length": same("max_length"),
     "seed": same("seed"),
+    "trust_remote_code": same("trust_remote_code"),
     "max_grad_norm": same("max_grad_norm"),  # not a key of mlx-lm, which never clips
     "num_layers": num_layers,
     "lora_layers": num_layers,

@@ -16,11 +16,15 @@ Keys = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Outcome:
-    """The settings that a key becomes, and a note; or a refusal, whose reason is the note."""
+    """The settings that a key becomes, and a note; or a refusal, whose reason is the note.
+
+    `names` are the parts of the value that a refusal is about, if it is not about all of it.
+    """
 
     settings: dict[str, Any] = field(default_factory=dict)
     note: str = ""
     refused: bool = False
+    names: tuple[str, ...] = ()
 
 
 Rule = Callable[[Any, Keys], Outcome]
@@ -45,6 +49,7 @@ NOT_TRAINING = noted("no effect on training")
 BATCH = noted("samples per step; with several GPUs, multiply by their number")
 
 UNSUPPORTED = noted("not supported, and it would change the result")
+PREDICTION = noted("only predicts without do_train: `lorafit chat` and `lorafit compare` answer questions")
 SFT_ONLY = noted("only supervised fine-tuning (sft) is supported")
 LORA_ONLY = noted("only LoRA is supported")
 DORA = noted("DoRA is not supported")
@@ -80,8 +85,8 @@ def refused_unless(reason: str, *accepted: Any, note: str = SAME) -> Rule:
 def number(value: Any) -> float:
     """Return `value` as a number; YAML reads `1e-4` as text. NaN for anything else, which no setting accepts."""
     try:
-        return float(value)
-    except (TypeError, ValueError):
+        return math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
         return math.nan
 
 
@@ -99,7 +104,7 @@ def effective_batch(*names: str) -> Rule:
     """Return the rule of a batch size: the product of the keys `names` is the effective batch size."""
 
     def rule(value: Any, keys: Keys) -> Outcome:
-        product = math.prod(number(keys.get(name) or 1) for name in names)
+        product = math.prod(number(1 if keys.get(name) is None else keys[name]) for name in names)
         return Outcome({"effective_batch": whole(product)}, BATCH)
 
     return rule
@@ -113,6 +118,7 @@ def targets(value: Any, keys: Keys) -> Outcome:
 def optimizer(value: Any, keys: Keys) -> Outcome:
     """Convert the name of an optimizer in transformers."""
     names = {"adamw": "adamw", "adamw_torch": "adamw", "adamw_torch_fused": "adamw", "adamw_hf": "adamw",
+             "paged_adamw": "adamw", "paged_adamw_32bit": "adamw", "adamw_torch_8bit": "paged_adamw_8bit",
              "adamw_bnb_8bit": "paged_adamw_8bit", "adamw_8bit": "paged_adamw_8bit",
              "paged_adamw_8bit": "paged_adamw_8bit"}  # fmt: skip
     ours = names.get(str(value))
@@ -140,12 +146,19 @@ def warmup_steps(value: Any, keys: Keys) -> Outcome:
 
 def max_steps(value: Any, keys: Keys) -> Outcome:
     """Convert the number of steps; a number below 1 means that the epochs decide."""
-    return Outcome({"max_steps": whole(value)}) if number(value) > 0 else Outcome({}, SAME)
+    return Outcome({}, SAME) if number(value) <= 0 else Outcome({"max_steps": whole(value)})
 
 
 def steps_or(name: str, note: str) -> Rule:
     """Return the rule of a number of steps; a share below 1 has no counterpart, and `note` says what happens."""
-    return lambda value, keys: Outcome({name: whole(value)}) if number(value) >= 1 else Outcome({}, note)
+    return lambda value, keys: Outcome({}, note) if number(value) < 1 else Outcome({name: whole(value)})
+
+
+def prediction(value: Any, keys: Keys) -> Outcome:
+    """Refuse a file that only predicts; a prediction after a training is another command here."""
+    if on(value) and not on(keys.get("do_train")):
+        return Outcome({}, PREDICTION, refused=True)
+    return Outcome({}, NOT_TRAINING)
 
 
 def quantization(bits: str) -> Rule:

@@ -44,18 +44,23 @@ TRAINER: dict[str, Rule] = {
             "use_reentrant_gc disable_gradient_checkpointing", said(rules.CHECKPOINTING)),
     **_each("deepspeed fsdp fsdp_config ddp_timeout ddp_find_unused_parameters local_rank tp_size",
             said(rules.SEVERAL)),
+    **_each("fsdp_version ddp_bucket_cap_mb ddp_broadcast_buffers ddp_backend accelerator_config", said(rules.SEVERAL)),
     **_each("packing neat_packing padding_free group_by_length dataloader_drop_last", said(rules.PACKED)),
     **_each("attn_implementation flash_attn use_liger_kernel enable_liger_kernel torch_compile "
-            "per_device_eval_batch_size eval_accumulation_steps auto_find_batch_size", said(rules.PLANNED)),
+            "per_device_eval_batch_size eval_accumulation_steps auto_find_batch_size torch_compile_backend "
+            "torch_compile_mode activation_offloading use_cache torch_empty_cache_steps", said(rules.PLANNED)),
     **_each("logging_steps logging_first_step logging_strategy logging_dir plot_loss "
             "include_num_input_tokens_seen log_level disable_tqdm", said(rules.LOGS)),
-    **_each("report_to run_name wandb_project use_swanlab swanlab_project swanlab_run_name", said(rules.TRACKERS)),
+    **_each("report_to run_name wandb_project use_swanlab swanlab_project swanlab_run_name swanlab_mode swanlab_workspace "
+            "swanlab_logdir swanlab_lark_webhook_url swanlab_lark_secret", said(rules.TRACKERS)),
     **_each("overwrite_output_dir", said(rules.FOLDERS)),
-    **_each("dataloader_num_workers dataloader_pin_memory dataset_num_proc", said(rules.PREPARED)),
+    **_each("dataloader_num_workers dataloader_pin_memory dataset_num_proc dataloader_persistent_workers "
+            "dataloader_prefetch_factor remove_unused_columns", said(rules.PREPARED)),
     **_each("save_strategy save_only_model save_safetensors save_on_each_node", said(rules.CHECKPOINTS)),
     **_each("eval_strategy evaluation_strategy", said(rules.EVALUATIONS)),
     **_each("load_best_model_at_end metric_for_best_model greater_is_better", said(rules.BEST)),
-    **_each("do_train do_eval do_predict predict_with_generate eval_on_start compute_accuracy push_to_hub hub_model_id "
+    "do_predict": rules.prediction,
+    **_each("do_train do_eval predict_with_generate eval_on_start compute_accuracy push_to_hub hub_model_id "
             "hub_strategy hub_private_repo hub_token", said(rules.NOT_TRAINING)),
     **_each("label_smoothing_factor neftune_noise_alpha lr_scheduler_kwargs optim_args optim_target_modules",
             refused_unless(rules.UNSUPPORTED)),
@@ -86,12 +91,14 @@ LLAMA_FACTORY: dict[str, Rule] = {
     "pissa_init": refused_unless(rules.INITIALIZATION),
     "additional_target": refused_unless(rules.LINEAR_ONLY),
     **_each("use_galore use_apollo use_badam use_muon use_adam_mini", refused_unless(rules.OPTIMIZERS)),
-    **_each("freeze_trainable_layers freeze_trainable_modules", refused_unless(rules.LORA_ONLY)),
+    **_each("freeze_trainable_layers freeze_trainable_modules freeze_extra_modules oft_rank oft_block_size oft_target "
+            "module_dropout", refused_unless(rules.LORA_ONLY)),
     **_each("pref_beta pref_loss pref_ftx ref_model reward_model kto_chosen_weight kto_rejected_weight dpo_label_smoothing "
             "simpo_gamma", refused_unless(rules.SFT_ONLY)),
     **_each("loraplus_lr_ratio use_llama_pro use_dft_loss shift_attn mixture_of_depths resize_vocab add_tokens "
             "add_special_tokens rope_scaling interleave_probs moe_aux_loss_coef train_from_scratch disable_shuffling "
-            "fp8 tool_format create_new_adapter", refused_unless(rules.UNSUPPORTED)),
+            "fp8 tool_format create_new_adapter loraplus_lr_embedding use_asft_loss use_eaft_loss use_kt "
+            "new_special_tokens_config preserve_thinking", refused_unless(rules.UNSUPPORTED)),
     "mix_strategy": refused_unless(rules.UNSUPPORTED, "concat"),
     "model_revision": refused_unless(rules.UNSUPPORTED, "main"),
     "quantization_method": refused_unless(rules.UNSUPPORTED, "bitsandbytes", "bnb"),
@@ -100,13 +107,16 @@ LLAMA_FACTORY: dict[str, Rule] = {
     **_each("overwrite_cache preprocessing_num_workers preprocessing_batch_size tokenized_path streaming buffer_size "
             "dataset_shards cache_dir media_dir", said(rules.PREPARED)),
     **_each("use_unsloth use_unsloth_gc low_cpu_mem_usage double_quantization upcast_layernorm use_fast_tokenizer "
-            "quantization_device_map offload_folder", said(rules.PLANNED)),
+            "quantization_device_map offload_folder use_v1_kernels", said(rules.PLANNED)),
     **_each("include_effective_tokens_per_second print_param_status", said(rules.LOGS)),
     **_each("early_stopping_steps", said(rules.BEST)),
     **_each("infer_backend infer_dtype use_kv_cache do_sample temperature top_p top_k max_new_tokens max_length num_beams "
             "eval_num_beams eval_on_each_dataset export_dir export_size export_device export_legacy_format image_max_pixels "
             "image_min_pixels video_max_pixels freeze_vision_tower freeze_multi_modal_projector pissa_convert pissa_iter "
-            "hf_hub_token ms_hub_token swanlab_api_key", said(rules.NOT_TRAINING)),
+            "hf_hub_token ms_hub_token om_hub_token swanlab_api_key ignore_pad_token_for_loss repetition_penalty "
+            "length_penalty skip_special_tokens export_quantization_bit export_quantization_dataset export_hub_model_id "
+            "video_min_pixels video_fps video_maxlen vllm_maxlen vllm_gpu_util vllm_enforce_eager ray_num_workers",
+            said(rules.NOT_TRAINING)),
 }  # fmt: skip
 LLAMA_FACTORY_DEFAULTS = {
     "lora_rank": 8, "lora_target": "all", "cutoff_len": 2048, "per_device_train_batch_size": 8, "learning_rate": 5e-5,
@@ -117,10 +127,11 @@ NOT_OF_AXOLOTL = ("per_device_train_batch_size", "num_train_epochs", "lr_schedul
 
 
 def _plugins(value: Any, keys: Keys) -> Outcome:
-    """Accept the plugins that change only the speed."""
+    """Accept the plugins that change only the speed, or log elsewhere."""
     names = value if isinstance(value, list) else [value]
-    fast = all(any(word in str(name) for word in ("liger", "cut_cross_entropy")) for name in names)
-    return Outcome({}, rules.PLANNED) if fast else Outcome({}, rules.UNSUPPORTED, refused=True)
+    fast = ("liger", "cut_cross_entropy", "kernels.KernelsPlugin", "swanlab")
+    others = tuple(str(name) for name in names if not any(word in str(name) for word in fast))
+    return Outcome({}, rules.UNSUPPORTED, refused=True, names=others) if others else Outcome({}, rules.PLANNED)
 
 
 AXOLOTL: dict[str, Rule] = {
@@ -175,14 +186,18 @@ AXOLOTL: dict[str, Rule] = {
             "liger_rope liger_rms_norm liger_glu_activation liger_layer_norm liger_fused_linear_cross_entropy "
             "lora_mlp_kernel lora_qkv_kernel lora_o_kernel unsloth_lora_mlp unsloth_lora_qkv unsloth_lora_o "
             "unsloth_cross_entropy_loss eval_batch_size lora_fan_in_fan_out lora_on_cpu low_cpu_mem_usage "
-            "gpu_memory_limit device_map float32 bfloat16 float16 gc_steps", said(rules.PLANNED)),
+            "gpu_memory_limit device_map float32 bfloat16 float16 gc_steps use_kernels liger_rms_norm_gated "
+            "flash_attn_cross_entropy flash_attn_rms_norm flash_attn_fuse_mlp fused_attn_kernel use_scattermoe "
+            "flex_attn_compile_kwargs", said(rules.PLANNED)),
+    **_each("dp_shard_size dp_replicate_size tensor_parallel_size", said(rules.SEVERAL)),
     **_each("model_type tokenizer_type processor_type tokenizer_use_fast is_llama_derived_model "
             "is_mistral_derived_model is_qwen_derived_model is_falcon_derived_model strict debug "
             "sequence_parallel_degree context_parallel_size loss_watchdog_threshold loss_watchdog_patience eval_table_size "
             "eval_max_new_tokens save_first_step auto_resume_from_checkpoints mlflow_tracking_uri", said(rules.NOT_TRAINING)),
-    **_each("dataset_prepared_path dataset_processes dataset_keep_in_memory", said(rules.PREPARED)),
+    **_each("skip_prepare_dataset dataset_prepared_path dataset_processes dataset_keep_in_memory", said(rules.PREPARED)),
     **_each("wandb_entity wandb_watch wandb_name wandb_log_model wandb_run_id wandb_mode mlflow_experiment_name "
-            "comet_project_name use_tensorboard use_wandb", said(rules.TRACKERS)),
+            "comet_project_name use_tensorboard use_wandb use_mlflow mlflow_run_name use_comet swanlab_experiment_name "
+            "swanlab_description", said(rules.TRACKERS)),
     **_each("evals_per_epoch", said(rules.EVALUATIONS)),
     **_each("saves_per_epoch", said(rules.CHECKPOINTS)),
     **_each("early_stopping_patience", said(rules.BEST)),

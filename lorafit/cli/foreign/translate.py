@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from lorafit.cli.foreign import tables
-from lorafit.cli.foreign.flag_text import flags_text, shown
+from lorafit.cli.foreign.flag_text import flags_text, shortened, shown
 from lorafit.cli.foreign.mlx import MLX_LM, MLX_LM_DEFAULTS
 from lorafit.cli.foreign.rules import SAME, Rule
 from lorafit.config import TrainConfig
 from lorafit.errors import ConfigError
 from lorafit.messages import _, aside, labelled, listed, translate
+
+LONGEST_FLAGS = 300  # characters that are shown of the settings that one key becomes
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,9 @@ def translate_file(tool: Tool, keys: Mapping[str, Any], path: Path) -> Translate
             continue
         outcome = tool.rules[key](value, whole)
         if outcome.refused and (key in given or value is None):
-            faults.append(labelled(f"{key}: {shown(key, value)}", translate(outcome.note)))
+            why = translate(outcome.note)
+            why = labelled(why, listed(outcome.names)) if outcome.names else why
+            faults.append(labelled(f"{key}: {shown(key, value)}", why))
             continue
         settings |= outcome.settings
         here = _meaning(outcome.settings, outcome.note)
@@ -111,7 +115,7 @@ def _replaced(key: str, given: Mapping[str, Any]) -> bool:
 
 
 def _meaning(settings: Mapping[str, Any], note: str) -> str:
-    flags = flags_text(settings)
+    flags = shortened(flags_text(settings), LONGEST_FLAGS)
     said = translate(note) if note else ""
     return aside(flags, said) if flags and said else flags or said or translate(SAME)
 

@@ -36,9 +36,10 @@ GROUPS = (
 )
 CHIPS = [chip for _title, chips in GROUPS for chip in chips]
 SIZE = re.compile(r"(?<![\w.])(\d+) ?gi?b?(?!\w)")
+COUNT = re.compile(r"^(\d{1,2}) ?(?:[x×*]|卡) ?|(?:(?<=[\dgb])| )[x×*] ?(\d{1,2})$")  # "2x4090", "A100 80GB x 8"
 # Words that people, drivers and systems put before and after the name of a chip.
 COMMON = re.compile(
-    r"\b(?:macbook(?: pro| air)?|imac(?: pro)?|mac(?: mini| studio| pro)?|apple|chip|with|unified|memory|virtual|nvidia|"
+    r"\b(?:macbook(?: pro| air)?(?: 1[3-6](?: inch)?)?|\d+ ?cores?|imac(?: pro)?|mac(?: mini| studio| pro)?|apple|chip|with|unified|memory|virtual|nvidia|"
     r"geforce|tesla|jetson|gpu|nvgpu|dgx spark|generation|blackwell|workstation|edition)\b"
 )
 FORM = re.compile(r"\b(?:pcie|sxm\d?|nvl|hbm\de?|active|ac)\b")  # not in the name of a chip that has one form only
@@ -55,11 +56,13 @@ def machine_named(name: str) -> Machine:
             return _rented(instance)
     if gives_figures(name):
         return described_machine(name)
-    size = SIZE.search(wanted)
-    if cores := re.search(r"(?<!\w)(\d+)\s*cores?(?!\w)", wanted):
+    wanted, count = _without_count(wanted)
+    size, chips = SIZE.search(wanted), _chips(wanted)
+    if not (size or chips) and (size := re.search(r" (\d+)$", wanted)):  # "M2 Ultra 192"
+        chips = _chips(wanted[: size.start()])
+    if (cores := re.search(r"(?<!\w)(\d+)\s*cores?(?!\w)", wanted)) and not chips:
         return _processor(name[: cores.start()].strip(), int(cores[1]), int(size[1]) if size else PC_MEMORY_GB)
-    chips = _chips(wanted)
-    if not chips:
+    if not chips or not count or (count > 1 and (chips[0].kind == "mps" or chips[0].unified)):
         raise _unknown(name)
     sizes = [gb for chip in chips if chip.name == chips[0].name for gb in chip.memory_gb]
     memory = int(size[1]) if size else min(sizes)
@@ -70,7 +73,7 @@ def machine_named(name: str) -> Machine:
             fix=_("Use one of the sizes it was sold with: {sizes}.").format(sizes=listed(f"{gb} GB" for gb in sizes)),
         )
     chip = _nearest(chips, memory)
-    return _mac(chip, memory) if chip.kind == "mps" else _pc(chip, memory)
+    return _mac(chip, memory) if chip.kind == "mps" else _pc(chip, memory, count)
 
 
 def chip_of(name: str, memory_bytes: int | None = None) -> Chip | None:
@@ -97,6 +100,12 @@ def names() -> list[str]:
 
 def _plain(name: str) -> str:
     return re.sub(r"[\s_]+", " ", name.strip().lower())
+
+
+def _without_count(words: str) -> tuple[str, int]:
+    """Return `words` without the number of equal GPUs that they begin or end with, and the number; else 1."""
+    found = COUNT.search(words)
+    return (COUNT.sub("", words, count=1), int(found[1] or found[2])) if found else (words, 1)
 
 
 def _joined(words: str) -> str:
@@ -134,13 +143,13 @@ def _mac(chip: Chip, memory_gb: int) -> Machine:
     return make_machine(chip.name, total, (gpu,), CORES, **facts)
 
 
-def _pc(chip: Chip, memory_gb: int) -> Machine:
+def _pc(chip: Chip, memory_gb: int, count: int) -> Machine:
     size = memory_gb * GIB
     if chip.unified:  # the GPU takes what the system leaves of the main memory
         gpu = Gpu(chip.name, "cuda", size, int(size * FREE_SHARE), chip.capability)
         return make_machine(chip.name, size, (gpu,), CORES, arch="aarch64")
     gpu = Gpu(chip.name, "cuda", size, int(size * USABLE_SHARE), chip.capability)
-    return make_machine("PC", PC_MEMORY_GB * GIB, (gpu,), CORES)
+    return make_machine("PC", PC_MEMORY_GB * GIB, (gpu,) * count, CORES)
 
 
 def _processor(chip: str, cores: int, memory_gb: int) -> Machine:
@@ -166,6 +175,9 @@ def _unknown(name: str) -> HardwareError:
                 else _("Choose a machine from `lorafit machines`."),
                 _("Or describe it by the memory, matmul rate and bandwidth of its GPU: {example}").format(
                     example='`--machine "24GB 165TFLOPS 1008GB/s"`'
+                ),
+                _("A CPU is described by its cores and memory: {example}").format(
+                    example='`--machine "16 cores 64GB"`'
                 ),
             ]
         ),

@@ -7,6 +7,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from lorafit.data.text_checks import visible
 from lorafit.errors import LorafitError
 from lorafit.messages import _, labelled
 
@@ -19,9 +20,10 @@ def _repeats(first: str, text: str) -> bool:
 def show_error(error: LorafitError, console: Console) -> None:
     """Print `error` as a panel, or as plain lines if the console is not interactive."""
     parts = [(_("where"), error.where), (_("details"), error.found), (_("fix"), error.fix)]
-    rows = [(label, text) for label, text in parts if text and not _repeats(error.what, text)]
+    what = visible(error.what)  # names from files and arguments may hold codes that a terminal obeys
+    rows = [(label, visible(text)) for label, text in parts if text and not _repeats(error.what, text)]
     if not console.is_interactive:
-        console.print(Text(_("Error: {what}").format(what=error.what)), soft_wrap=True)
+        console.print(Text(_("Error: {what}").format(what=what)), soft_wrap=True)
         for label, text in rows:
             console.print(Text(labelled(label, text).replace("\n", "\n  ")), soft_wrap=True)
         return
@@ -29,7 +31,7 @@ def show_error(error: LorafitError, console: Console) -> None:
     for label, text in rows:
         table.add_row(Text(label, "dim"), Text(text, overflow="fold"))
     body = Table.grid()
-    body.add_row(Text(error.what, "bold"))
+    body.add_row(Text(what, "bold"))
     if rows:
         body.add_row(table)
     console.print(Panel(body, title=_("Error"), title_align="left", border_style="red"))
