@@ -191,7 +191,8 @@ def refuse_media(turn: Fields) -> None:
 
 def _spoken(turn: Fields, key: str) -> str:
     """Return the text of a message's content: a string, or parts [{"type": "text", "text": …}]. Raises BadRow."""
-    content, place = turn[key] if key in turn else None, turn.place(key)
+    turn.used.add(key)
+    content, place = turn.row.get(key), turn.place(key)
     if not isinstance(content, list) or not content:
         return checked_text(content, place)
     texts = []
