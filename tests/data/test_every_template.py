@@ -209,7 +209,9 @@ def test_hard_texts_are_learned_whole_or_refused(name: str) -> None:
             assert turn.content.rpartition("</think>")[2].strip() in said, (kind, said)
 
 
-@pytest.mark.parametrize("name", ["qwen3", "qwen3_5_think", "llama3_1", "deepseekv3", "gptoss", "glm4moe", "phi3", "gemma3"])
+@pytest.mark.parametrize(
+    "name", ["qwen3", "qwen3_5_think", "llama3_1", "deepseekv3", "gptoss", "glm4moe", "phi3", "gemma3"]
+)
 def test_spans_in_a_long_conversation_are_those_of_its_beginning(name: str) -> None:
     """From MANY messages on, equal surroundings are searched once."""
     tokenizer = tokenizer_of(name)
