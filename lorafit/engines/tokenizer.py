@@ -15,6 +15,7 @@ from lorafit.data.render import Span, TemplateRefused, place_system
 from lorafit.data.target_spans import END
 from lorafit.errors import ConfigError, ModelError
 from lorafit.messages import _
+from lorafit.paths import user_path
 from lorafit.units import TEMPLATE_DATE
 
 # For tokenizers without a chat template. The markers are plain text to such a tokenizer, so each answer also ends with
@@ -219,7 +220,7 @@ def read_template(given: str | None) -> str | None:
     if given is None or "{" in given:
         return given
     try:
-        return Path(given).expanduser().read_text("utf-8-sig")
+        return user_path(given).read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         fix = _("Give a file with a Jinja template, or the template itself.")
         raise ConfigError(_("The chat template cannot be read."), where="chat_template", found=error, fix=fix) from None

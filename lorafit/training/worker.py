@@ -34,6 +34,7 @@ from lorafit.ipc.signals import handle_signals
 from lorafit.messages import _, language
 from lorafit.models.hub import FoundModel, find_model
 from lorafit.models.spec import ModelSpec, read_spec
+from lorafit.paths import user_path
 from lorafit.planner import calibrate
 from lorafit.planner.data_stats import data_stats
 from lorafit.planner.device_precision import choose_device, choose_engine
@@ -188,7 +189,7 @@ def _get_ready(config: TrainConfig, old: Interrupted | None, ranks: Collectives)
     )
     plan = planned.plan
     if config.plan is not None:
-        plan = plan.computed_as(Plan.load(Path(config.plan)))
+        plan = plan.computed_as(Plan.load(user_path(config.plan)))
     adapter = start or (old and old.checkpoint)
     if adapter:
         plan = with_patterns(plan, adapter, new=start is not None)

@@ -26,6 +26,7 @@ from lorafit.events import EvalDone, Event, EventLog, Finished, Started, StepDon
 from lorafit.hardware.detect import Machine
 from lorafit.messages import _
 from lorafit.models.hub import is_local
+from lorafit.paths import check_for_user, is_stream, user_path
 from lorafit.planner.plan import Plan
 from lorafit.run_folders.adapter import CHAT, CONFIG, read_adapter
 from lorafit.run_folders.checkpoint import latest_good, step_of
@@ -60,13 +61,14 @@ class BundleInfo:
 
 def bundle(run: RunDir | None, config: TrainConfig, target: Path) -> BundleInfo:
     """Pack `run` with its `config`, or `config` alone, into the zip `target`. Raises LorafitErrors."""
-    if target.suffix.lower() != ".zip":
+    if target.suffix.lower() != ".zip" and not is_stream(target):
         fix = _("Choose a file name that ends in .zip.")
         raise ConfigError(_("The name of a bundle must end in .zip."), where="--output", found=str(target), fix=fix)
+    check_for_user(target, "--output")
     with tempfile.TemporaryDirectory(prefix="lorafit-") as scratch:
         folder = Path(scratch) / "bundle"
         try:
-            with disk_errors(folder), atomic_folder(folder) as beside:
+            with disk_errors(folder, "TMPDIR"), atomic_folder(folder) as beside:
                 facts = _stage(run, config, beside)
         except FileNotFoundError as error:  # a run in progress deletes its old checkpoints
             what = _("A file disappeared while the bundle was being made.")
@@ -151,7 +153,7 @@ def base_name(name: str) -> str:
     if not _is_folder(name):
         return name
     cached = next((m for part in Path(name).parts if (m := CACHED.fullmatch(part))), None)
-    return f"{cached[1]}/{cached[2]}" if cached else Path(name).expanduser().resolve().name
+    return f"{cached[1]}/{cached[2]}" if cached else user_path(name).resolve().name
 
 
 def _is_folder(name: str) -> bool:
