@@ -52,12 +52,18 @@ def disk_error(error: OSError, path: Path, flag: str = "--output_dir") -> DiskEr
 
 @contextlib.contextmanager
 def disk_errors(path: Path, flag: str = "--output_dir") -> Iterator[None]:
-    """Convert write errors (DISK_FULL and WRITE_REFUSED) inside the block to a DiskError about `path`; others pass."""
+    """Convert write errors (DISK_FULL and WRITE_REFUSED) inside the block to a DiskError about `path`; others pass.
+
+    Errors of a file outside the folder of `path` are read errors.
+    """
     try:
         yield
     except Exception as error:
         if (cause := _system_error(error, DISK_FULL + WRITE_REFUSED)) is None:
             raise
+        file = cause.filename and Path(os.fsdecode(cause.filename)).absolute()
+        if file and cause.errno in REFUSED and not file.is_relative_to(path.absolute().parent):
+            raise read_error(cause, cause.filename) from error
         raise disk_error(cause, path, flag) from error
 
 
@@ -106,7 +112,7 @@ def system_error(error: Exception) -> DiskError | None:
     return disk_error(cause, Path(os.fsdecode(cause.filename or "/dev/stdout")))
 
 
-def ensure_writable(folder: Path) -> None:
+def ensure_writable(folder: Path, flag: str = "--output_dir") -> None:
     """Raise DiskError unless `folder` can be created and files can be written in it.
 
     The check creates and deletes a temporary folder in `folder` or its nearest existing parent.
@@ -115,7 +121,7 @@ def ensure_writable(folder: Path) -> None:
         there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
         tempfile.TemporaryDirectory(dir=there, prefix=".writable-").cleanup()
     except OSError as error:
-        raise disk_error(error, folder) from error
+        raise disk_error(error, folder, flag) from error
 
 
 def ensure_disk_space(folder: Path, needed_bytes: int) -> None:

@@ -12,6 +12,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
+from lorafit.atomic import read_errors
 from lorafit.errors import ConfigError
 from lorafit.messages import _, listed, phrases, sentences, translate
 from lorafit.units import TEMPLATE_DATE, kind_text
@@ -231,7 +232,8 @@ def resolve_effective_batch(config: TrainConfig) -> int:
 def read_yaml(path: Path, encoding: str = "utf-8") -> dict[str, Any]:
     """Return the settings in a YAML file; hyphens in keys become underscores. Raise ConfigError."""
     try:
-        settings = yaml.safe_load(path.read_text(encoding))
+        with read_errors(path):
+            settings = yaml.safe_load(path.read_text(encoding))
     except FileNotFoundError:
         raise ConfigError(
             _("Settings file not found."), where=path, fix=_("Check the path given to --config.")

@@ -70,10 +70,11 @@ def bundle(argv: list[str]) -> int:
     config = training_settings(name, others, "bundle")
     facts = api.bundle(target, name, config, Path(request.output_dir))
     console = open_console(stderr=is_stdout(target))
+    file = "run.zip" if is_stream(target) else target.name
     size = None if is_stream(target) else target.stat().st_size
     _say(console, _("✓ bundle: {path} ({size}), {what}"), path=target, size=bytes_text(size), what=_what(facts))
     verb = "fetch" if facts.kind == FINISHED else "train"
-    _say(console, _("On the other machine, run: {command}"), command=f"lorafit {verb} {target.name}{_base_flag(facts)}")
+    _say(console, _("On the other machine, run: {command}"), command=f"lorafit {verb} {file}{_base_flag(facts)}")
     return OK
 
 

@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from lorafit.atomic import read_errors
 from lorafit.config import TrainConfig
 from lorafit.errors import AdapterError, ConfigError, DataError
 from lorafit.hardware.detect import Machine
@@ -106,7 +107,8 @@ def choose_backend(request: AnswerRequest, machine: Machine, spec: ModelSpec) ->
 def read_questions(path: Path) -> list[str]:
     """Return the questions of a text file, one per line, without blank lines. Raise DataError."""
     try:
-        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
+        with read_errors(path):
+            lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             _("The file of questions cannot be read."),

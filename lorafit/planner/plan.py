@@ -6,6 +6,7 @@ from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replac
 from pathlib import Path
 from typing import Any
 
+from lorafit.atomic import read_errors
 from lorafit.errors import RunError
 from lorafit.messages import TranslatedText, _, listed, retranslate
 
@@ -109,7 +110,8 @@ class Plan:
     def load(cls, path: Path) -> "Plan":
         """Read the plan in `path`. Raise RunError if the file cannot be read or is not a plan."""
         try:
-            return cls.of(json.loads(path.read_text("utf-8")))
+            with read_errors(path):
+                return cls.of(json.loads(path.read_text("utf-8")))
         except (OSError, ValueError, TypeError, AttributeError) as error:
             fix = _("Use the plan.json of a run, e.g. {example}.").format(example="--plan output/RUN/plan.json")
             raise RunError(_("Not a plan.json written by lorafit."), where=path, found=error, fix=fix) from None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorafit import registry
-from lorafit.atomic import MANIFEST, disk_errors
+from lorafit.atomic import MANIFEST, disk_errors, ensure_writable
 from lorafit.config import TrainConfig
 from lorafit.errors import ConfigError
 from lorafit.messages import _
@@ -55,6 +55,7 @@ class CloudOrder:
 def send(place: str, order: CloudOrder, folder: Path, say: ProgressCallback) -> CloudFiles:
     """Write the files for the platform `place` into `folder`. Raises LorafitErrors."""
     target: Platform = registry.load(registry.find_entry(registry.CLOUDS, place))
+    ensure_writable(folder, "--output")
     say(_("Making the bundle"))
     with tempfile.TemporaryDirectory(prefix="lorafit-") as scratch:
         packed = Path(scratch) / BUNDLE_NAME
