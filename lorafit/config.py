@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from lorafit.atomic import read_errors
 from lorafit.errors import ConfigError
 from lorafit.messages import _, listed, phrases, sentences, translate
+from lorafit.paths import user_path
 from lorafit.units import TEMPLATE_DATE, kind_text
 
 
@@ -31,16 +32,45 @@ def how(default: Any, help: str, **limits: Any) -> Any:
 ALL_LINEAR = "all-linear"
 
 
+def require_text(name: str, value: str) -> None:
+    """Raise ConfigError if the setting `name` has a NUL, or bytes that are not UTF-8."""
+    try:
+        value.encode("utf-8", "surrogateescape").decode("utf-8")  # in an ASCII locale, UTF-8 arrives as escaped bytes
+    except UnicodeError:
+        fix = _("Rename the file or folder, or write the text in UTF-8.")
+        raise ConfigError(_("This setting is not UTF-8 text."), where=name, found=ascii(value), fix=fix) from None
+    if "\0" in value:
+        fix = _("Remove the character.")
+        raise ConfigError(_("A setting cannot contain the character U+0000."), where=name, found=ascii(value), fix=fix)
+
+
 def canonical_targets(targets: str) -> str:
     """Return `lora_targets` without spaces, and with `all-linear` for `all`, so that equal selections compare equal."""
     words = [word.strip() for word in targets.split(",")]
     return ",".join(ALL_LINEAR if word == "all" else word for word in words if word)
 
 
+def expand_home(text: str | None) -> str | None:
+    """Return the path `text` with a home folder in place of `~`. Raise ConfigError if the home folder is unknown."""
+    return str(user_path(text)) if text is not None and text.startswith("~") else text
+
+
+Folder = Annotated[str, AfterValidator(expand_home)]  # a path setting
+
+
 class TrainConfig(BaseModel):
     """The settings of a training run."""
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _is_text(self) -> "TrainConfig":
+        """Refuse bytes that are not UTF-8: the run's files are, and could not hold the setting."""
+        for name in self.model_fields_set:
+            value = getattr(self, name)
+            if isinstance(value, str):
+                require_text(name, value)
+        return self
 
     # Model and data
     model_name: str = what(
@@ -162,7 +192,7 @@ class TrainConfig(BaseModel):
         None,
         "Mirror of the Hugging Face hub, e.g. `https://hf-mirror.com` (default: HF_ENDPOINT, else huggingface.co).",
     )
-    output_dir: str = how("output", "Folder for runs.")
+    output_dir: Folder = how("output", "Folder for runs.")
     save_steps: int | None = how(None, "Steps between checkpoints (default: about every ten minutes).", ge=1)
     eval_steps: int | None = how(None, "Steps between evaluations (default: at most a twentieth of the time).", ge=1)
     keep_checkpoints: int = how(2, "Number of latest checkpoints to keep.", ge=1)

@@ -56,6 +56,7 @@ def user_path(text: str) -> Path:
 def check_for_user(path: Path, flag: str) -> None:
     """Raise DiskError unless open_for_user() can write to `path`. Call this before the content is computed."""
     with _user_file_errors(path, flag):
+        target = _resolved(path)
         if path.is_dir():
             fix = _("Give a file name with {flag}.").format(flag=flag)
             raise DiskError(_("A file cannot replace a folder."), where=path, fix=fix)
@@ -65,14 +66,25 @@ def check_for_user(path: Path, flag: str) -> None:
             _require_writable(path)
             return
     try:
-        ensure_writable(Path(os.path.realpath(path)).parent)
+        ensure_writable(target.parent)
     except DiskError as error:
         error.fix = _file_fix(flag)
         raise
 
 
+def _resolved(path: Path) -> Path:
+    """Return the file that `path` leads to, which need not exist. Raise OSError for a circle of links."""
+    with contextlib.suppress(FileNotFoundError):
+        path.stat()
+    return Path(os.path.realpath(path))
+
+
+def _can_write(path: Path) -> bool:
+    return os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
+
+
 def _require_writable(path: Path) -> None:
-    if not os.access(path, os.W_OK):
+    if not _can_write(path):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
 
@@ -108,7 +120,7 @@ def open_for_user(path: Path, flag: str) -> Iterator[IO[bytes]]:
             with path.open("wb", buffering=0) as stream:
                 yield stream
         else:
-            with _whole_file(Path(os.path.realpath(path))) as file:
+            with _whole_file(_resolved(path)) as file:
                 yield file
 
 
@@ -148,7 +160,7 @@ def _whole_file(target: Path) -> Iterator[IO[bytes]]:
         if kind == "tmp" and intended == name.name and path.is_file():
             path.unlink(missing_ok=True)
     temporary = hidden_path(name, "tmp")
-    if old is not None and not os.access(target.parent, os.W_OK):  # only the file itself can be written
+    if old is not None and not _can_write(target.parent):  # only the file itself can be written
         temporary = Path(tempfile.gettempdir()) / temporary.name
     try:
         with temporary.open("xb") as file:
@@ -181,8 +193,10 @@ def _user_file_errors(path: Path, flag: str) -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        names = (None, str(path), os.path.realpath(path), str(hidden_path(path.with_name(path.name[:50]), "tmp")))
-        if error.errno is None or error.filename not in names:
+        target = Path(os.path.realpath(path))
+        temporary = hidden_path(target.with_name(target.name[:50]), "tmp")
+        own = {path, target, temporary, *target.parents}
+        if error.errno is None or (error.filename is not None and Path(error.filename) not in own):
             raise
         written = disk_error(error, path, flag)
         written.fix = _file_fix(flag, error.errno in DISK_FULL)

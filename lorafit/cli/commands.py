@@ -18,6 +18,7 @@ from lorafit import api
 from lorafit.cli.app import OK, USER
 from lorafit.cli.flags import split_words
 from lorafit.cli.parse import parse, train_config
+from lorafit.config import Folder
 from lorafit.data.report_request import DataRequest
 from lorafit.errors import LorafitError
 from lorafit.evaluation.chat_request import ChatRequest, answers, check_request
@@ -51,7 +52,7 @@ Reporter = TerminalReporter | TensorBoardReporter | RunPageReporter | Notifier
 class FolderFlags(BaseModel):
     """Flags of the commands that read the folder of runs."""
 
-    output_dir: str = Field("output", description="Folder for runs.")
+    output_dir: Folder = Field("output", description="Folder for runs.")
     lang: Literal["en", "zh"] | None = Field(None, description="Language of the messages (default: from the locale).")
 
 

@@ -43,7 +43,7 @@ def unpack_resumed_bundle(argv: list[str]) -> list[str]:
     bundle = flag_value(argv, "resume") or ""
     if not bundle.lower().endswith(".zip") or set(HELP) & set(argv):
         return argv
-    output_dir = Path(flag_value(argv, "output_dir") or "output")
+    output_dir = user_path(flag_value(argv, "output_dir") or "output")
     run, notes = load(TAKE_OVER)(user_path(bundle), output_dir, flag_value(argv, "model_name"))
     for note in notes:
         print_safe(note, stderr=True)
@@ -65,7 +65,7 @@ def train_config(argv: list[str], verb: str = "train") -> TrainConfig:
     run = flag_value(argv, "resume") or written.get("resume")
     if run and leads:  # rank 0 sends the settings to the rest
         output_dir = flag_value(argv, "output_dir") or settings.get("output_dir", "output")
-        settings = run_settings(str(run), Path(output_dir)) | settings
+        settings = run_settings(str(run), user_path(str(output_dir))) | settings
     more = (
         _("`resume` takes RUN (default: the latest run) and the flags of `lorafit train`.") if verb == "resume" else ""
     )

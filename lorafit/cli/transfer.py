@@ -13,7 +13,7 @@ from lorafit import api
 from lorafit.cli.app import OK
 from lorafit.cli.flags import split_flags, split_words
 from lorafit.cli.parse import parse, train_config
-from lorafit.config import TrainConfig
+from lorafit.config import Folder, TrainConfig
 from lorafit.errors import ConfigError
 from lorafit.messages import _, listed
 from lorafit.paths import is_stdout, is_stream, user_path
@@ -29,7 +29,7 @@ from lorafit.units import bytes_text
 class TransferFlags(BaseModel):
     """Settings that all transfer commands share."""
 
-    output_dir: str = Field("output", description="Folder for runs.")
+    output_dir: Folder = Field("output", description="Folder for runs.")
     lang: Literal["en", "zh"] | None = Field(None, description="Language of the messages (default: from the locale).")
 
 

@@ -12,7 +12,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Generator, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -298,5 +298,6 @@ def open_entry(folder: Path, files: list[str] | None = None) -> CacheEntry:
 def prune() -> None:
     """Delete the entries that were not opened for 30 days."""
     for path in data_cache().glob("*/"):
-        if path.name != "files" and time.time() - path.stat().st_mtime > UNUSED_SECONDS:
-            shutil.rmtree(path, ignore_errors=True)
+        with suppress(OSError):  # another process renames or deletes it
+            if path.name != "files" and time.time() - path.stat().st_mtime > UNUSED_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from lorafit.atomic import read_errors
-from lorafit.config import TrainConfig
+from lorafit.config import Folder, TrainConfig
 from lorafit.errors import AdapterError, ConfigError, DataError
 from lorafit.hardware.detect import Machine
 from lorafit.messages import _
@@ -50,7 +50,7 @@ class AnswerRequest(BaseModel):
         description="Mirror of the Hugging Face hub, e.g. `https://hf-mirror.com` (default: HF_ENDPOINT, "
         "else huggingface.co).",
     )
-    output_dir: str = Field("output", description="Folder for runs.")
+    output_dir: Folder = Field("output", description="Folder for runs.")
     lang: Literal["en", "zh"] | None = Field(None, description="Language of the messages (default: from the locale).")
 
 
