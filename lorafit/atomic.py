@@ -21,7 +21,11 @@ MANIFEST = "manifest.json"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-WRITE_REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EIO)
+REFUSED = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.ELOOP, errno.ENAMETOOLONG,
+           errno.ENXIO, errno.ENODEV, errno.EILSEQ)  # fmt: skip
+
+
+WRITE_REFUSED = (*REFUSED, errno.EROFS, errno.EEXIST, errno.EFBIG)
 
 
 FULL_SYNC: int | None = getattr(fcntl, "F_FULLFSYNC", None)  # macOS: fsync alone does not flush the drive's cache
@@ -33,36 +37,82 @@ TOKEN = os.urandom(4).hex()  # differs from an earlier process with the same PID
 HIDDEN = re.compile(r"\.(tmp|old)-([0-9]+)-([0-9a-f]+)-(.+)")
 
 
-def disk_error(error: OSError, path: Path) -> DiskError:
-    """Return a DiskError for `error` while writing `path`, with the free space and a fix."""
+def disk_error(error: OSError, path: Path, flag: str = "--output_dir") -> DiskError:
+    """Return a DiskError for `error` while writing `path`. The fix names `flag`, which sets the folder."""
     full = error.errno in DISK_FULL
     return DiskError(
         _("The disk is full.") if full else _("This file or folder cannot be written."),
         where=path,
         found=_("{problem}; {room} free").format(problem=error.strerror or error, room=bytes_text(_room_bytes(path))),
-        fix=_("Free disk space, or choose another folder with --output_dir.")
+        fix=_("Free disk space, or choose another folder with {flag}.").format(flag=flag)
         if full
-        else _("Choose a writable folder with --output_dir."),
+        else _("Choose a writable folder with {flag}.").format(flag=flag),
     )
 
 
 @contextlib.contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Convert write errors (DISK_FULL and WRITE_REFUSED) inside the block to a DiskError about `path`; others pass."""
+def disk_errors(path: Path, flag: str = "--output_dir") -> Iterator[None]:
+    """Convert write errors (DISK_FULL and WRITE_REFUSED) inside the block to a DiskError about `path`; others pass.
+
+    Errors of a file outside the folder of `path` are read errors.
+    """
     try:
         yield
-    except OSError as error:
-        if error.errno not in DISK_FULL + WRITE_REFUSED:
+    except Exception as error:
+        if (cause := _system_error(error, DISK_FULL + WRITE_REFUSED)) is None:
             raise
-        raise disk_error(error, path) from error
-    except Exception as error:  # safetensors and tokenizers (Rust) put the error number only in the text
-        number = re.search(r"\(os error (\d+)\)", str(error))
-        if number is None or int(number[1]) not in DISK_FULL + WRITE_REFUSED:
-            raise
-        raise disk_error(OSError(int(number[1]), os.strerror(int(number[1]))), path) from error
+        file = cause.filename and Path(os.fsdecode(cause.filename)).absolute()
+        if file and cause.errno in REFUSED and not file.is_relative_to(path.absolute().parent):
+            raise read_error(cause, cause.filename) from error
+        raise disk_error(cause, path, flag) from error
 
 
-def ensure_writable(folder: Path) -> None:
+def _system_error(error: Exception, numbers: tuple[int, ...]) -> OSError | None:
+    """Return `error` as an OSError if it has one of the error numbers `numbers`, else None.
+
+    safetensors and tokenizers (Rust) put the number only in the text.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        return error if error.errno in numbers else None
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(number[1]), os.strerror(int(number[1]))) if number and int(number[1]) in numbers else None
+
+
+def read_error(error: OSError, path: object) -> DiskError:
+    """Return a DiskError for `error` while reading `path`."""
+    refused = error.errno in (errno.EACCES, errno.EPERM)
+    return DiskError(
+        _("This file or folder cannot be read."),
+        where=path,
+        found=error.strerror or error,
+        fix=_("Give your user permission to read it, or name another one.")
+        if refused
+        else _("Check the path and the disk."),
+    )
+
+
+@contextlib.contextmanager
+def read_errors(path: Path) -> Iterator[None]:
+    """Convert read errors (REFUSED) inside the block to a DiskError about the file, else about `path`; others pass."""
+    try:
+        yield
+    except Exception as error:
+        if (cause := _system_error(error, REFUSED)) is None:
+            raise
+        raise read_error(cause, cause.filename or path) from error
+
+
+def system_error(error: Exception) -> DiskError | None:
+    """Return the DiskError for an error of files and disks that no other code has converted; None for other errors."""
+    cause = _system_error(error, REFUSED + WRITE_REFUSED + DISK_FULL)
+    if cause is None:
+        return None
+    if cause.errno in REFUSED:
+        return read_error(cause, cause.filename or "-")
+    return disk_error(cause, Path(os.fsdecode(cause.filename or "/dev/stdout")))
+
+
+def ensure_writable(folder: Path, flag: str = "--output_dir") -> None:
     """Raise DiskError unless `folder` can be created and files can be written in it.
 
     The check creates and deletes a temporary folder in `folder` or its nearest existing parent.
@@ -71,7 +121,7 @@ def ensure_writable(folder: Path) -> None:
         there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
         tempfile.TemporaryDirectory(dir=there, prefix=".writable-").cleanup()
     except OSError as error:
-        raise disk_error(error, folder) from error
+        raise disk_error(error, folder, flag) from error
 
 
 def ensure_disk_space(folder: Path, needed_bytes: int) -> None:
@@ -127,7 +177,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
     with disk_errors(target):
         try:
             yield temporary
-            _make_durable(temporary)
+            make_durable(temporary)
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
@@ -157,10 +207,10 @@ def _seal(folder: Path) -> None:
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
     entries = {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": _digest(p)} for p in files}
     for path in (*files, *(p for p in folder.rglob("*") if p.is_dir())):
-        _make_durable(path)
+        make_durable(path)
     (folder / MANIFEST).write_text(json.dumps({"files": entries}, indent=1) + "\n", "utf-8")
-    _make_durable(folder / MANIFEST)
-    _make_durable(folder)
+    make_durable(folder / MANIFEST)
+    make_durable(folder)
 
 
 def _swap_in(temporary: Path, target: Path) -> None:
@@ -173,11 +223,12 @@ def _swap_in(temporary: Path, target: Path) -> None:
         if aside.is_dir():
             aside.rename(target)
         raise
-    _make_durable(target.parent)
+    make_durable(target.parent)
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _make_durable(path: Path) -> None:
+def make_durable(path: Path) -> None:
+    """Flush a file or folder to the disk. Raise OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         _sync(descriptor)

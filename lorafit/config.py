@@ -10,11 +10,22 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
+from lorafit.atomic import read_errors
 from lorafit.errors import ConfigError
 from lorafit.messages import _, listed, phrases, sentences, translate
+from lorafit.paths import user_path
 from lorafit.units import MIB, TEMPLATE_DATE, bytes_text, kind_text
 
 
@@ -32,10 +43,30 @@ ALL_LINEAR = "all-linear"
 LARGEST_FILE, MOST_VALUES, MOST_DIGITS = MIB, 100_000, 60  # of a settings file, with its aliases written out
 
 
+def require_text(name: str, value: str) -> None:
+    """Raise ConfigError if the setting `name` has a NUL, or bytes that are not UTF-8."""
+    try:
+        value.encode("utf-8", "surrogateescape").decode("utf-8")  # in an ASCII locale, UTF-8 arrives as escaped bytes
+    except UnicodeError:
+        fix = _("Rename the file or folder, or write the text in UTF-8.")
+        raise ConfigError(_("This setting is not UTF-8 text."), where=name, found=ascii(value), fix=fix) from None
+    if "\0" in value:
+        fix = _("Remove the character.")
+        raise ConfigError(_("A setting cannot contain the character U+0000."), where=name, found=ascii(value), fix=fix)
+
+
 def canonical_targets(targets: str) -> str:
     """Return `lora_targets` without spaces, and with `all-linear` for `all`, so that equal selections compare equal."""
     words = [word.strip() for word in targets.split(",")]
     return ",".join(ALL_LINEAR if word == "all" else word for word in words if word)
+
+
+def expand_home(text: str | None) -> str | None:
+    """Return the path `text` with a home folder in place of `~`. Raise ConfigError if the home folder is unknown."""
+    return str(user_path(text)) if text is not None and text.startswith("~") else text
+
+
+Folder = Annotated[str, AfterValidator(expand_home)]  # a path setting
 
 
 class TrainConfig(BaseModel):
@@ -50,6 +81,15 @@ class TrainConfig(BaseModel):
         if isinstance(value, bool) and without_none(cls.model_fields[str(about.field_name)].annotation) in (int, float):
             raise ValueError(value)
         return value
+
+    @model_validator(mode="after")
+    def _is_text(self) -> "TrainConfig":
+        """Refuse bytes that are not UTF-8: the run's files are, and could not hold the setting."""
+        for name in self.model_fields_set:
+            value = getattr(self, name)
+            if isinstance(value, str):
+                require_text(name, value)
+        return self
 
     # Model and data
     model_name: str = what(
@@ -171,7 +211,7 @@ class TrainConfig(BaseModel):
         None,
         "Mirror of the Hugging Face hub, e.g. `https://hf-mirror.com` (default: HF_ENDPOINT, else huggingface.co).",
     )
-    output_dir: str = how("output", "Folder for runs.")
+    output_dir: Folder = how("output", "Folder for runs.")
     save_steps: int | None = how(None, "Steps between checkpoints (default: about every ten minutes).", ge=1)
     eval_steps: int | None = how(None, "Steps between evaluations (default: at most a twentieth of the time).", ge=1)
     keep_checkpoints: int = how(2, "Number of latest checkpoints to keep.", ge=1)
@@ -218,30 +258,12 @@ def what_fields() -> list[str]:
     return [name for name, extra in extras.items() if isinstance(extra, dict) and extra["kind"] == "what"]
 
 
-def resolve_effective_batch(config: TrainConfig) -> int:
-    """Return the samples per step: effective_batch, batch_size x gradient_accumulation_steps, or the default.
-
-    The default is 16, or 8 with `demo`. Raise ConfigError if all three settings are given and disagree.
-    """
-    size, accumulation, effective = config.batch_size, config.gradient_accumulation_steps, config.effective_batch
-    if size is None or accumulation is None:
-        return effective or (8 if config.demo else 16)
-    if effective is not None and effective != size * accumulation:
-        raise ConfigError(
-            _("effective_batch differs from batch_size x gradient_accumulation_steps."),
-            where="batch_size x gradient_accumulation_steps, effective_batch",
-            found=f"{size} x {accumulation} = {size * accumulation}, effective_batch = {effective}",
-            fix=_(
-                "Remove one of the three, or make batch_size x gradient_accumulation_steps equal to effective_batch."
-            ),
-        )
-    return size * accumulation
-
-
 def read_yaml(path: Path, encoding: str = "utf-8") -> dict[str, Any]:
     """Return the settings in a YAML file; hyphens in keys become underscores. Raise ConfigError."""
     try:
-        settings = _load_yaml(_read_settings_file(path, encoding), path)
+        with read_errors(path):
+            text = _read_settings_file(path, encoding)
+        settings = _load_yaml(text, path)
     except FileNotFoundError:
         raise ConfigError(
             _("Settings file not found."), where=path, fix=_("Check the path given to --config.")

@@ -19,7 +19,7 @@ from pathlib import Path
 ORDER = (
     "__main__", "cli", "api", "reporters", "supervisor", "transfer", "training", "ipc", "evaluation",
     "engines", "diagnostics", "run_folders", "planner", "data", "hardware", "models", "distributed", "registry", "config",
-    "sampling", "atomic", "hashing", "paths", "progress", "units", "events", "errors", "messages",
+    "sampling", "paths", "atomic", "hashing", "progress", "units", "events", "errors", "messages",
     "__init__",  # the version; its other names are imported when they are asked for
 )  # fmt: skip
 DUPLICATE_LINES = 6  # equal lines in a row that make a duplicated pair

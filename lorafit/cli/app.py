@@ -4,6 +4,7 @@ The module imports no heavy package, so that --help is fast. Exit codes: 0 succe
 1 a bug in lorafit (with its traceback), 128 + signal number after a signal.
 """
 
+import contextlib
 import difflib
 import os
 import signal
@@ -12,13 +13,13 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rich.console import Console
-
 import lorafit
+from lorafit.atomic import system_error
 from lorafit.errors import ConfigError, LorafitError
 from lorafit.messages import LANGUAGES, _, listed, set_language
 from lorafit.registry import Entry, load
-from lorafit.reporters.terminal.encoding import use_fallbacks
+from lorafit.reporters.terminal.console import open_console, print_safe
+from lorafit.reporters.terminal.encoding import replace_missing_streams, use_fallbacks
 from lorafit.reporters.terminal.errors import show_error
 
 OK, BUG, USER = 0, 1, 2
@@ -80,26 +81,50 @@ def main(argv: list[str] | None = None) -> int:
     argv = _decoded(sys.argv[1:] if argv is None else argv)
     language = flag_value(argv, "lang")
     set_language(language if language in LANGUAGES else None)
+    replace_missing_streams()
     use_fallbacks()
     try:
-        return _command(argv)
-    except LorafitError as error:
-        show_error(error, Console(stderr=True, highlight=False))
+        return _run(argv)
+    except BrokenPipeError:  # the reader (e.g. `| head`) exited
+        return 128 + signal.SIGPIPE
+    except OSError:  # stderr cannot take the error
         return USER
+    finally:
+        _flush()
+
+
+def _run(argv: list[str]) -> int:
+    """Run the command line, show the error that ends it, and return the exit code."""
+    try:
+        code = _command(argv)
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except SystemExit as done:  # tyro: 0 after --help, 2 after a wrong flag
         return done.code if isinstance(done.code, int) else USER
-    except BrokenPipeError:  # the reader (e.g. `| head`) exited; /dev/null keeps the last flush from failing
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
-    except Exception:
-        traceback.print_exc()
-        print(
-            _("This is a bug in lorafit, not a mistake of yours. Please report it with the lines above."),
-            file=sys.stderr,
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        known = error if isinstance(error, LorafitError) else system_error(error)
+        if known is not None:
+            show_error(known, open_console(stderr=True))
+            return USER
+        print_safe(traceback.format_exc(), stderr=True)
+        print_safe(
+            _("This is a bug in lorafit, not a mistake of yours. Please report it with the lines above."), stderr=True
         )
         return BUG
+
+
+def _flush() -> None:
+    """Flush stdout and stderr. What cannot be written is dropped, so that Python does not fail at exit."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _command(argv: list[str]) -> int:
@@ -115,6 +140,7 @@ def _command(argv: list[str]) -> int:
         print(load(Entry("lorafit.cli.completion:script", PACKAGES))(rest[0] if rest else ""), end="")
         return OK
     if name in COMMANDS:
+        _require_folder()
         code: int = load(COMMANDS[name].entry)(rest)
         return code
     near = difflib.get_close_matches(name, COMMANDS, n=1)
@@ -125,6 +151,14 @@ def _command(argv: list[str]) -> int:
         if near
         else _("Use one of these commands: {names}.").format(names=listed(COMMANDS)),
     )
+
+
+def _require_folder() -> None:
+    try:
+        os.getcwd()
+    except OSError as error:
+        fix = _("Change to a folder that exists, e.g. {command}, and run the command again.").format(command="cd ~")
+        raise ConfigError(_("The current folder cannot be used."), found=error, fix=fix) from None
 
 
 def _decoded(argv: list[str]) -> list[str]:

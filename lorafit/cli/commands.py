@@ -18,6 +18,7 @@ from lorafit import api
 from lorafit.cli.app import OK, USER
 from lorafit.cli.flags import split_words
 from lorafit.cli.parse import parse, train_config
+from lorafit.config import Folder
 from lorafit.data.report_request import DataRequest
 from lorafit.errors import LorafitError
 from lorafit.evaluation.chat_request import ChatRequest, answers, check_request
@@ -25,16 +26,17 @@ from lorafit.evaluation.compare_request import CompareRequest, page_path
 from lorafit.evaluation.model_request import read_questions
 from lorafit.events import Event, Stopped
 from lorafit.messages import _, set_language
+from lorafit.paths import check_for_user, is_stdout, user_path, write_for_user
 from lorafit.progress import ignore_progress
 from lorafit.reporters.html import compare as compare_page
 from lorafit.reporters.html import data as data_page
-from lorafit.reporters.html.page import check_page, write_page
 from lorafit.reporters.html.run import RunPageReporter
 from lorafit.reporters.notify import Notifier
 from lorafit.reporters.tensorboard import TensorBoardReporter
-from lorafit.reporters.terminal.answers import check_output, write_answers
+from lorafit.reporters.terminal.answers import write_answers
 from lorafit.reporters.terminal.chat import stream, talk
 from lorafit.reporters.terminal.compare import show_comparison
+from lorafit.reporters.terminal.console import open_console
 from lorafit.reporters.terminal.data import show_data, show_figures
 from lorafit.reporters.terminal.doctor import show_calibrations, show_report
 from lorafit.reporters.terminal.encoding import writable_json
@@ -43,13 +45,14 @@ from lorafit.reporters.terminal.status import status_line
 from lorafit.reporters.text.data_json import data_json
 from lorafit.run_folders.directory import LATEST
 
+OUTPUT = "--output"
 Reporter = TerminalReporter | TensorBoardReporter | RunPageReporter | Notifier
 
 
 class FolderFlags(BaseModel):
     """Flags of the commands that read the folder of runs."""
 
-    output_dir: str = Field("output", description="Folder for runs.")
+    output_dir: Folder = Field("output", description="Folder for runs.")
     lang: Literal["en", "zh"] | None = Field(None, description="Language of the messages (default: from the locale).")
 
 
@@ -116,15 +119,17 @@ def chat(argv: list[str]) -> int:
     names, flags = split_words(ChatRequest, argv)
     request = parse(ChatRequest, flags, "chat", ChatRequest.model_validate({"adapter": names}))
     check_request(request)
-    check_output(request.output)
-    questions = None if request.test_file is None else read_questions(Path(request.test_file).expanduser())
-    notes = Console(stderr=True, highlight=False)
+    output = None if request.output is None else user_path(request.output)
+    if output is not None:
+        check_for_user(output, OUTPUT)
+    questions = None if request.test_file is None else read_questions(user_path(request.test_file))
+    notes = open_console(stderr=True)
     with notes.status(_("Getting ready ...")) if notes.is_interactive else contextlib.nullcontext() as status:
         chat = api.open_chat(request, (lambda text: status.update(Text(text))) if status else ignore_progress)
     if request.prompt is not None:
         stream(chat, request.prompt)
     elif questions is not None:
-        write_answers(answers(chat, questions), len(questions), request.output, notes)
+        write_answers(answers(chat, questions), len(questions), output, notes)
     else:
         talk(chat)
     return OK
@@ -136,11 +141,11 @@ def compare(argv: list[str]) -> int:
     names, flags = split_words(CompareRequest, argv)
     request = parse(CompareRequest, flags, "compare", CompareRequest.model_validate({"adapters": names}))
     path = page_path(request)
-    check_page(path)
-    with status_line(Console(stderr=True, highlight=False)) as say:
+    check_for_user(path, OUTPUT)
+    with status_line(open_console(stderr=True)) as say:
         comparison = api.compare(request, say)
-    write_page(compare_page.comparison_page(comparison), path)
-    console = Console(highlight=False)
+    write_for_user(path, compare_page.comparison_page(comparison), OUTPUT)
+    console = open_console(stderr=is_stdout(path))
     show_comparison(comparison, console)
     console.print(Text("\n" + _("✓ page: {path}").format(path=path)), soft_wrap=True)
     return OK
@@ -151,18 +156,19 @@ def data(argv: list[str]) -> int:
     argv = [re.sub(r"^-o(=|$)", r"--output\1", word) for word in argv]
     files, flags = split_words(DataRequest, argv)
     request = parse(DataRequest, flags, "data", DataRequest.model_validate({"files": files}))
-    page = None if request.output is None else Path(request.output).expanduser()
+    page = None if request.output is None else user_path(request.output)
     if page is not None:
-        check_page(page)
-    with status_line(Console(stderr=True, highlight=False)) as say:
+        check_for_user(page, OUTPUT)
+    with status_line(open_console(stderr=True)) as say:
         report = api.data_report(request, say)
-    console = Console(highlight=False)
+    console = open_console()
     if request.json:
-        print(data_json(report))
+        print(writable_json(data_json(report), sys.stdout))
     elif page is None:
         show_data(report, console)
     else:
-        write_page(data_page.data_page(report), page)
+        write_for_user(page, data_page.data_page(report), OUTPUT)
+        console = open_console(stderr=is_stdout(page))
         show_figures(report, console)
         console.print(Text("\n" + _("✓ report: {path}").format(path=page)), soft_wrap=True)
     return OK
@@ -172,15 +178,15 @@ def doctor(argv: list[str]) -> int:
     """Run `doctor [flags]`. Return USER if a finding means that training cannot work."""
     flags = parse(DoctorFlags, argv, "doctor")
     if flags.calibrations:
-        show_calibrations(api.calibrations(), Console(highlight=False))
+        show_calibrations(api.calibrations(), open_console())
         return OK
     if flags.json and flags.lang is None:
         set_language("en")  # other people read a bug report
-    notes = Console(stderr=True, highlight=False)
+    notes = open_console(stderr=True)
     with notes.status(_("Checking this machine ...")) if notes.is_interactive else contextlib.nullcontext():
         report = api.doctor(Path(flags.output_dir))
     if flags.json:
         print(writable_json(report.to_json(), sys.stdout))
     else:
-        show_report(report, Console(highlight=False))
+        show_report(report, open_console())
     return OK if report.well else USER

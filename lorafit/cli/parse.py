@@ -5,13 +5,11 @@ settings of a resumed run are read here, because typed flags override them.
 """
 
 import os
-import sys
 from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
 from pydantic import BaseModel
-from rich.console import Console
 
 from lorafit.cli.app import COMMANDS, OK, PACKAGES, flag_value
 from lorafit.cli.config_file import read_config_file
@@ -20,7 +18,9 @@ from lorafit.cli.help import show_help
 from lorafit.config import DEMO_PRESET, TrainConfig, make_config, read_yaml
 from lorafit.distributed.launch import rank_info
 from lorafit.messages import _
+from lorafit.paths import user_path
 from lorafit.registry import Entry, load
+from lorafit.reporters.terminal.console import open_console, print_safe
 from lorafit.run_folders.directory import LATEST, find_run
 
 Settings = TypeVar("Settings", bound=BaseModel)
@@ -43,10 +43,10 @@ def unpack_resumed_bundle(argv: list[str]) -> list[str]:
     bundle = flag_value(argv, "resume") or ""
     if not bundle.lower().endswith(".zip") or set(HELP) & set(argv):
         return argv
-    output_dir = Path(flag_value(argv, "output_dir") or "output")
-    run, notes = load(TAKE_OVER)(Path(bundle).expanduser(), output_dir, flag_value(argv, "model_name"))
+    output_dir = user_path(flag_value(argv, "output_dir") or "output")
+    run, notes = load(TAKE_OVER)(user_path(bundle), output_dir, flag_value(argv, "model_name"))
     for note in notes:
-        print(note, file=sys.stderr)
+        print_safe(note, stderr=True)
     return [*argv, "--resume", str(run.path)]
 
 
@@ -58,16 +58,16 @@ def train_config(argv: list[str], verb: str = "train") -> TrainConfig:
     argv = unpack_resumed_bundle(argv)
     file = flag_value(argv, "config")
     leads = rank_info().leads and not set(HELP) & set(argv)
-    console = Console(stderr=True, highlight=False) if leads else None
+    console = open_console(stderr=True) if leads else None
     demo = flag_value(argv, "demo") is not None
     data_given = demo or any(flag_value(argv, name) is not None for name in ("dataset_name", "resume"))
-    written = read_config_file(Path(file).expanduser(), console, data_given) if file else {}
+    written = read_config_file(user_path(file), console, data_given) if file else {}
     demo = demo or written.get("demo") is True
     settings = (DEMO_PRESET if demo else {}) | written
     run = flag_value(argv, "resume") or written.get("resume")
     if run and leads:  # rank 0 sends the settings to the rest
         output_dir = flag_value(argv, "output_dir") or settings.get("output_dir", "output")
-        settings = run_settings(str(run), Path(output_dir)) | settings
+        settings = run_settings(str(run), user_path(str(output_dir))) | settings
     more = (
         _("`resume` takes RUN (default: the latest run) and the flags of `lorafit train`.") if verb == "resume" else ""
     )
@@ -106,7 +106,7 @@ def parse(
     check_arguments(kind, argv, verb)
     default = default or kind()
     if set(HELP) & set(argv):
-        show_help(default, verb, about or COMMANDS[verb].help(), Console(highlight=False), more)
+        show_help(default, verb, about or COMMANDS[verb].help(), open_console(), more)
         raise SystemExit(OK)
     os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")
     return tyro.cli(kind, args=argv, default=default, prog=f"lorafit {verb}", use_underscores=True)

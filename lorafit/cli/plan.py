@@ -7,7 +7,6 @@ from dataclasses import asdict
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-from rich.console import Console
 
 from lorafit import api
 from lorafit.cli.app import OK
@@ -15,6 +14,7 @@ from lorafit.cli.flags import split_flags
 from lorafit.cli.parse import parse, train_config
 from lorafit.messages import _
 from lorafit.reporters.terminal.catalogue import show_machines, show_tables
+from lorafit.reporters.terminal.console import open_console
 from lorafit.reporters.terminal.encoding import writable_json
 from lorafit.reporters.terminal.plan import show_plan
 from lorafit.reporters.terminal.status import status_line
@@ -52,11 +52,11 @@ def plan(argv: list[str]) -> int:
     more = _("Besides these, `plan` takes all flags of `lorafit train`.")
     flags = parse(PlanFlags, own, "plan", more=more)
     config = train_config([*words, *others], "plan")
-    console = Console(highlight=False)
+    console = open_console()
     if flags.table:
         show_tables(*api.plan_table(config), console)
         return OK
-    with status_line(Console(stderr=True, highlight=False)) as say:
+    with status_line(open_console(stderr=True)) as say:
         look = api.plan(config, flags.machine, say)
     if flags.json:
         print(writable_json(as_json.dumps(preview_json(look), ensure_ascii=False, indent=1), sys.stdout))
@@ -68,7 +68,7 @@ def plan(argv: list[str]) -> int:
 def machines(argv: list[str]) -> int:
     """Run `machines`: print the catalog of machines."""
     parse(MachinesFlags, argv, "machines")
-    show_machines(api.machines(), Console(highlight=False))
+    show_machines(api.machines(), open_console())
     return OK
 
 

@@ -11,7 +11,6 @@ from typing import TypeVar
 
 import tyro
 from pydantic import Field
-from rich.console import Console
 from rich.text import Text
 
 from lorafit import api
@@ -19,9 +18,12 @@ from lorafit.cli.app import COMMANDS, OK
 from lorafit.cli.commands import FolderFlags
 from lorafit.cli.flags import split_words
 from lorafit.cli.parse import parse
+from lorafit.data.text_checks import visible
 from lorafit.errors import ConfigError
 from lorafit.messages import _
+from lorafit.paths import is_stdout, user_path
 from lorafit.reporters.plot import check_plot, write_plot
+from lorafit.reporters.terminal.console import open_console, print_safe
 from lorafit.reporters.terminal.history import show_difference, show_record
 from lorafit.reporters.terminal.runs import show_runs, state_text
 from lorafit.run_folders.directory import LATEST
@@ -83,10 +85,10 @@ def list_(argv: list[str]) -> int:
     flags = parse(ListFlags, argv, "runs", about="\n\n".join([COMMANDS["runs"].help(), "\n".join(deeds)]))
     found = api.runs(Path(flags.output_dir))
     if found:
-        show_runs(found, Console(highlight=False))
+        show_runs(found, open_console())
     else:
         text = _("No runs in {folder} yet. Start one: {command}")
-        print(text.format(folder=flags.output_dir, command="lorafit train --demo"))
+        print_safe(text.format(folder=flags.output_dir, command="lorafit train --demo"))
     return OK
 
 
@@ -94,14 +96,15 @@ def show(argv: list[str]) -> int:
     """Run `runs show [RUN]`: print one run and, with --plot, draw its curves."""
     flags = _parse(ShowFlags, argv, "show")
     (name,) = _names(flags.runs or [LATEST], 1, "show RUN")
-    if flags.plot is not None:
-        check_plot(Path(flags.plot))
+    picture = None if flags.plot is None else user_path(flags.plot)
+    if picture is not None:
+        check_plot(picture)
     record = api.run_record(name, Path(flags.output_dir))
-    console = Console(highlight=False)
+    console = open_console(stderr=picture is not None and is_stdout(picture))
     show_record(record, console)
-    if flags.plot is not None:
-        write_plot(record, Path(flags.plot))
-        console.print(Text(_("✓ curves: {path}").format(path=flags.plot)), soft_wrap=True)
+    if picture is not None:
+        write_plot(record, picture)
+        console.print(Text(_("✓ curves: {path}").format(path=picture)), soft_wrap=True)
     return OK
 
 
@@ -110,7 +113,7 @@ def diff(argv: list[str]) -> int:
     flags = _parse(DiffFlags, argv, "diff")
     names = _names(flags.runs, 2, "diff RUN RUN")
     one, other = (api.run_record(name, Path(flags.output_dir)) for name in names)
-    show_difference(one, other, Console(highlight=False))
+    show_difference(one, other, open_console())
     return OK
 
 
@@ -122,9 +125,9 @@ def remove(argv: list[str]) -> int:
     api.check_removable(record)
     if flags.yes or _confirmed(record):
         api.remove_run(record)
-        print(_("✓ removed: {path}").format(path=record.run.path))
+        print_safe(_("✓ removed: {path}").format(path=record.run.path))
     else:
-        print(_("Nothing was removed."))
+        print_safe(_("Nothing was removed."))
     return OK
 
 
@@ -137,7 +140,7 @@ def order(argv: list[str], name: str) -> int:
     done = api.order_run(str(path), name, folder)
     if done is None:
         text = _("Order written: {order}. The training obeys it after the current step or evaluation: {path}")
-        print(text.format(order=name, path=path))
+        print_safe(text.format(order=name, path=path))
         return OK
     texts = {
         "stopped": _("✓ Stopped after step {step}. Resume: {command}"),
@@ -147,7 +150,7 @@ def order(argv: list[str], name: str) -> int:
     }
     commands = {"stopped": "resume", "paused": "runs continue", "continued": "runs show", "finished": "chat"}
     command = f"lorafit {commands[done.name]} {shlex.quote(str(path))}"
-    print(texts[done.name].format(step=done.step, command=command))
+    print_safe(texts[done.name].format(step=done.step, command=command))
     return OK
 
 
@@ -197,7 +200,7 @@ def _confirmed(record: Record) -> bool:
     question = _("Permanently remove {path} ({size}, {state})? [y/N] ")
     state = state_text(record.info.state)
     try:
-        answer = input(question.format(path=record.run.path, size=bytes_text(record.bytes), state=state))
+        answer = input(visible(question.format(path=record.run.path, size=bytes_text(record.bytes), state=state)))
     except EOFError:
         return False
     return answer.strip().lower() in ("y", "yes", "是")

@@ -13,12 +13,14 @@ from lorafit import api
 from lorafit.cli.app import OK
 from lorafit.cli.flags import split_flags, split_words
 from lorafit.cli.parse import parse, train_config
-from lorafit.config import TrainConfig
+from lorafit.config import Folder, TrainConfig
 from lorafit.errors import ConfigError
 from lorafit.messages import _, listed
+from lorafit.paths import is_stdout, is_stream, user_path
 from lorafit.registry import CLOUDS
 from lorafit.reporters.terminal import next_commands
 from lorafit.reporters.terminal.cloud import show_cloud_files
+from lorafit.reporters.terminal.console import open_console
 from lorafit.reporters.terminal.status import status_line
 from lorafit.transfer.bundle import FINISHED, NEW_RUN, UNFINISHED, BundleInfo
 from lorafit.units import bytes_text
@@ -27,7 +29,7 @@ from lorafit.units import bytes_text
 class TransferFlags(BaseModel):
     """Settings that all transfer commands share."""
 
-    output_dir: str = Field("output", description="Folder for runs.")
+    output_dir: Folder = Field("output", description="Folder for runs.")
     lang: Literal["en", "zh"] | None = Field(None, description="Language of the messages (default: from the locale).")
 
 
@@ -64,14 +66,15 @@ def bundle(argv: list[str]) -> int:
     words, own, others = split_flags(BundleFlags, argv)
     request = parse(BundleFlags, own, "bundle", BundleFlags.model_validate({"run": words}), more=_train_flags_too())
     name = named_run(words, others, "bundle")
-    target = Path(request.output).expanduser()
+    target = user_path(request.output)
     config = training_settings(name, others, "bundle")
     facts = api.bundle(target, name, config, Path(request.output_dir))
-    console = Console(highlight=False)
-    _say(console, _("✓ bundle: {path} ({size}), {what}"), path=target, size=bytes_text(target.stat().st_size),
-         what=_what(facts))  # fmt: skip
+    console = open_console(stderr=is_stdout(target))
+    file = "run.zip" if is_stream(target) else target.name
+    size = None if is_stream(target) else target.stat().st_size
+    _say(console, _("✓ bundle: {path} ({size}), {what}"), path=target, size=bytes_text(size), what=_what(facts))
     verb = "fetch" if facts.kind == FINISHED else "train"
-    _say(console, _("On the other machine, run: {command}"), command=f"lorafit {verb} {target.name}{_base_flag(facts)}")
+    _say(console, _("On the other machine, run: {command}"), command=f"lorafit {verb} {file}{_base_flag(facts)}")
     return OK
 
 
@@ -90,9 +93,9 @@ def cloud(argv: list[str]) -> int:
     name = named_run(words[1:], others, f"cloud {words[0]}")
     config = training_settings(name, others, "cloud")
     order = api.cloud_order(name, config, Path(request.output_dir), request.base_model)
-    with status_line(Console(stderr=True, highlight=False)) as say:
-        sent = api.cloud(words[0], Path(request.output).expanduser(), order, say)
-    show_cloud_files(sent, Console(highlight=False))
+    with status_line(open_console(stderr=True)) as say:
+        sent = api.cloud(words[0], user_path(request.output), order, say)
+    show_cloud_files(sent, open_console())
     return OK
 
 
@@ -103,8 +106,8 @@ def fetch(argv: list[str]) -> int:
     if len(words) != 1:
         fix = _("Name the result to fetch, e.g. {command}").format(command="lorafit fetch result.zip")
         raise ConfigError(_("Expected exactly one file or folder."), found=" ".join(words) or None, fix=fix)
-    console = Console(highlight=False)
-    for fetched in api.fetch(Path(words[0]).expanduser(), Path(request.output_dir)):
+    console = open_console()
+    for fetched in api.fetch(user_path(words[0]), Path(request.output_dir)):
         run = str(fetched.run.path)
         _say(console, _("✓ fetched: {path}"), path=run)
         if not fetched.finished:

@@ -12,7 +12,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Generator, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -35,7 +35,7 @@ from lorafit.data.store import NpyWriter, SampleStore, open_mapped
 from lorafit.data.tokenize import FORMAT_NAMES, LoadTokenizer, TokenizedRows, tokenize_all
 from lorafit.errors import DiskError
 from lorafit.messages import _, recipe_of, retranslate
-from lorafit.paths import cache_folder
+from lorafit.paths import cache_folder, user_path
 from lorafit.units import count_text
 
 LAYOUT = 2  # version of the folder's layout; a change invalidates all older folders
@@ -99,7 +99,7 @@ def tokenizer_digest(folder: Path, template: str | None) -> str:
 def data_cache() -> Path:
     """Return the cache folder: LORAFIT_DATA_CACHE, or `data` in lorafit's cache folder."""
     own = os.environ.get("LORAFIT_DATA_CACHE")
-    return Path(own).expanduser().absolute() if own else cache_folder() / "data"
+    return user_path(own).absolute() if own else cache_folder() / "data"
 
 
 def file_sha256(path: Path) -> str:
@@ -298,5 +298,6 @@ def open_entry(folder: Path, files: list[str] | None = None) -> CacheEntry:
 def prune() -> None:
     """Delete the entries that were not opened for 30 days."""
     for path in data_cache().glob("*/"):
-        if path.name != "files" and time.time() - path.stat().st_mtime > UNUSED_SECONDS:
-            shutil.rmtree(path, ignore_errors=True)
+        with suppress(OSError):  # another process renames or deletes it
+            if path.name != "files" and time.time() - path.stat().st_mtime > UNUSED_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)

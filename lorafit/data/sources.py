@@ -22,6 +22,7 @@ from lorafit.errors import DataError
 from lorafit.messages import _, listed
 from lorafit.models.demo import data_path
 from lorafit.models.hub import fetch_modelscope_data, is_local
+from lorafit.paths import user_path
 
 BOUND = r"(-?\d+%?)?"
 SPLIT = re.compile(rf"([\w.-]+)(?:\[{BOUND}:{BOUND}\])?")
@@ -230,7 +231,7 @@ def local_files(name: str, split: str) -> Iterator[LocalData]:
         if one == "demo" or _is_hub_id(one):
             yield LocalData(one, [])
             continue
-        path, entry = Path(one).expanduser(), _entry_of(one)
+        path, entry = user_path(one), _entry_of(one)
         if entry is not None:
             files = [found.path for found in _entry_files(entry, part.name)]
             yield LocalData(one, [entry.folder / DATASET_INFO, *files], entry.folder, entry.name)
@@ -269,7 +270,7 @@ def _is_hub_id(name: str) -> bool:
 
 def _entry_of(name: str) -> DatasetEntry | None:
     """Return the entry of dataset_info.json that `name` means: `folder/entry`, or a folder with one entry."""
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.is_dir():
         return find_entry(path, "")
     is_file = path.exists() or is_data_file(path) or path.suffix.lower() == ZIP
@@ -295,7 +296,7 @@ def _parts(name: str, split: str, hub: str, endpoint: str | None) -> list[Source
 def _local_parts(name: str, split: str) -> list[SourcePart]:
     if name == "demo":
         return _file(data_path(), split)
-    path = Path(name).expanduser()
+    path = user_path(name)
     if (entry := _entry_of(name)) is not None:
         return [EntryPart(part, entry) for part in _entry_files(entry, split)]
     return list(_folder(path, split)) if path.is_dir() else _file(path, split)

@@ -25,6 +25,8 @@ def strange_characters(text: str) -> list[str]:
 def visible(text: str) -> str:
     """Return `text` in a form that is safe to print: invisible and control characters are replaced by their codes."""
     printable = text.encode("utf-8", "replace").decode("utf-8")  # lone surrogates become "?"
+    if "\r" in printable:  # alone, it moves the cursor to the start of the line
+        printable = printable.replace("\r\n", "\n").replace("\r", "⟨U+000D⟩")
     return STRANGE.sub(lambda found: found[0] if found[0] == "\ufffd" else f"⟨U+{ord(found[0]):04X}⟩", printable)
 
 

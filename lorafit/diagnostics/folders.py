@@ -50,6 +50,6 @@ def _folder(what: str, folder: Path, needed: bool = False) -> Finding:
 
 def _hub_cache(environ: Mapping[str, str]) -> Path:
     """Return the cache folder of huggingface_hub, by the same environment variables as in huggingface_hub."""
-    cache = Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    cache = Path(environ.get("XDG_CACHE_HOME") or "~/.cache")
     home = Path(environ.get("HF_HOME") or cache / "huggingface")
-    return Path(environ.get("HF_HUB_CACHE") or home / "hub").expanduser().absolute()
+    return Path(os.path.expanduser(environ.get("HF_HUB_CACHE") or home / "hub")).absolute()

@@ -4,7 +4,6 @@ import getpass
 import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
 HIDDEN = "***"
 SECRET_NAMES = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_KEY", re.I)
@@ -24,7 +23,7 @@ def scrub(text: str, environ: Mapping[str, str] = os.environ) -> str:
         if SECRET_NAMES.search(name) and len(value) >= MIN_SECRET_LENGTH:
             text = text.replace(value, HIDDEN)
     text = URL_USER.sub(f"{HIDDEN}@", TOKEN_SHAPES.sub(HIDDEN, text))
-    home = str(Path.home())
+    home = os.path.expanduser("~")
     if len(home) > 1:
         text = re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text)
     text = HOMES.sub("~", text)

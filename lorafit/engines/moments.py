@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from lorafit.atomic import read_errors
 from lorafit.errors import AdapterError
 from lorafit.messages import _
 
@@ -35,7 +36,8 @@ def read_moments(folder: Path, shapes: dict[str, tuple[int, ...]]) -> tuple[dict
     Raise AdapterError if the file does not hold moments for parameters with `shapes`.
     """
     try:
-        tensors = load_file(folder / FILE)
+        with read_errors(folder / FILE), (folder / FILE).open("rb"):
+            tensors = load_file(folder / FILE)
         moments = {key: {name: tensors[f"{name}.{key}"] for name in shapes} for key in MOMENTS}
         for key in MOMENTS:
             for name, shape in shapes.items():

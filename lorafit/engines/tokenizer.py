@@ -10,11 +10,13 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+from lorafit.atomic import read_errors
 from lorafit.data.conversation import TOOLS, Conversation, Message
 from lorafit.data.render import Span, TemplateRefused, place_system
 from lorafit.data.target_spans import END
-from lorafit.errors import ConfigError, ModelError
+from lorafit.errors import ConfigError, DiskError, ModelError
 from lorafit.messages import _
+from lorafit.paths import user_path
 from lorafit.units import TEMPLATE_DATE
 
 # For tokenizers without a chat template. The markers are plain text to such a tokenizer, so each answer also ends with
@@ -39,7 +41,10 @@ def load_tokenizer(folder: Path, *, template: str | None = None, trust_remote_co
 
     set_verbosity_error()
     try:
-        inner = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+        with read_errors(folder):
+            inner = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+    except DiskError:
+        raise
     except Exception as error:  # the type depends on the fault: OSError, ValueError, KeyError, the Rust library's own
         fix = _("Download tokenizer.json and tokenizer_config.json of the same model into that folder.")
         raise ModelError(_("The model's tokenizer cannot be loaded."), where=folder, found=error, fix=fix) from None
@@ -219,7 +224,7 @@ def read_template(given: str | None) -> str | None:
     if given is None or "{" in given:
         return given
     try:
-        return Path(given).expanduser().read_text("utf-8-sig")
+        return user_path(given).read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         fix = _("Give a file with a Jinja template, or the template itself.")
         raise ConfigError(_("The chat template cannot be read."), where="chat_template", found=error, fix=fix) from None

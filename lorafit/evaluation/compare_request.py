@@ -33,6 +33,7 @@ from lorafit.hardware import detect
 from lorafit.messages import _, listed
 from lorafit.models.hub import FoundModel, find_model
 from lorafit.models.spec import read_spec
+from lorafit.paths import user_path
 from lorafit.progress import ProgressCallback
 from lorafit.run_folders import directory
 from lorafit.run_folders.adapter import check_shapes, read_chat_settings
@@ -90,7 +91,7 @@ class BaseModelRef:
 def page_path(request: CompareRequest) -> Path:
     """Return the path of the HTML page: `output`, else in the folder of a single run, else in the working directory."""
     if request.output is not None:
-        return Path(request.output).expanduser()
+        return user_path(request.output)
     runs = [run_containing(named_folder(name, Path(request.output_dir))) for name in request.adapter_names]
     return runs[0].comparison if len(runs) == 1 and runs[0] is not None else Path(PAGE)
 
@@ -148,7 +149,7 @@ def _requested_questions(request: CompareRequest) -> tuple[list[Question] | None
         return questions_from_lines([request.prompt]), "--prompt"
     if request.test_file is None:
         return None, ""
-    path = Path(request.test_file).expanduser()
+    path = user_path(request.test_file)
     asked = questions_from_file(path) if path.suffix.lower() in READERS else questions_from_lines(read_questions(path))
     return asked, path.name
 

@@ -5,7 +5,8 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from lorafit.config import TrainConfig
+from lorafit.atomic import read_errors
+from lorafit.config import Folder, TrainConfig
 from lorafit.errors import AdapterError, ConfigError, DataError
 from lorafit.hardware.detect import Machine
 from lorafit.messages import _
@@ -49,7 +50,7 @@ class AnswerRequest(BaseModel):
         description="Mirror of the Hugging Face hub, e.g. `https://hf-mirror.com` (default: HF_ENDPOINT, "
         "else huggingface.co).",
     )
-    output_dir: str = Field("output", description="Folder for runs.")
+    output_dir: Folder = Field("output", description="Folder for runs.")
     lang: Literal["en", "zh"] | None = Field(None, description="Language of the messages (default: from the locale).")
 
 
@@ -106,7 +107,8 @@ def choose_backend(request: AnswerRequest, machine: Machine, spec: ModelSpec) ->
 def read_questions(path: Path) -> list[str]:
     """Return the questions of a text file, one per line, without blank lines. Raise DataError."""
     try:
-        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
+        with read_errors(path):
+            lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             _("The file of questions cannot be read."),

@@ -22,6 +22,7 @@ from lorafit.messages import _, clauses
 from lorafit.models.demo import demo_model
 from lorafit.models.download import download_with_progress
 from lorafit.models.spec import require_folder, weight_files
+from lorafit.paths import user_path
 from lorafit.progress import ProgressCallback, ignore_progress
 
 Kind = Literal["model", "dataset"]
@@ -63,7 +64,7 @@ def find_model(
         folder = demo_model(say)
         return FoundModel(folder, str(folder))
     if is_local(name):
-        folder = Path(name).expanduser().absolute()
+        folder = user_path(name).absolute()
         require_folder(folder)
         return FoundModel(folder, str(folder))
     try:

@@ -22,7 +22,7 @@ from lorafit.models.hub import (
     use_endpoint,
 )
 from lorafit.models.spec import INDEX, WEIGHTS, Header, ModelSpec, parse_headers, spec_from, weight_files
-from lorafit.paths import cache_folder
+from lorafit.paths import cache_folder, user_path
 
 SECONDS = 20.0  # timeout of a request
 HEAD_BYTES = 256 * 1024  # size of the first request; most headers are shorter
@@ -38,7 +38,7 @@ def local_folder(name: str) -> Path | None:
         folder = cache_folder() / FOLDER
         return folder if all((folder / file).is_file() for file in FILES) else None
     if is_local(name):
-        return Path(name).expanduser().absolute()
+        return user_path(name).absolute()
     from huggingface_hub import snapshot_download  # imported here: 0.3 s, needed only for model IDs
 
     try:

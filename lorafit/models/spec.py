@@ -12,6 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lorafit.atomic import read_errors
 from lorafit.errors import ModelError
 from lorafit.messages import _, listed
 from lorafit.units import kind_text
@@ -203,7 +204,8 @@ def weight_files(folder: Path) -> list[Path]:
     if not (folder / INDEX).is_file():
         raise _no_weights(folder)
     try:
-        names = sorted(set(json.loads((folder / INDEX).read_text("utf-8"))["weight_map"].values()))
+        with read_errors(folder / INDEX):
+            names = sorted(set(json.loads((folder / INDEX).read_text("utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise _broken(_("The index of the weight files cannot be read."), folder / INDEX, repr(error)) from None
     if missing := [name for name in names if not (folder / name).is_file()]:
@@ -224,7 +226,7 @@ def read_headers(file: Path) -> list[Header]:
     # Format: the header length in 8 little-endian bytes, the JSON header, then the tensors at their data_offsets.
     size = file.stat().st_size
     try:
-        with file.open("rb") as stream:
+        with read_errors(file), file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             lines = json.loads(stream.read(length)) if length <= size - 8 else {}
         headers = parse_headers(lines, 8 + length)
@@ -271,7 +273,8 @@ def _config(folder: Path) -> dict[str, Any]:
             else _("Give the folder that contains config.json, *.safetensors and the tokenizer."),
         )
     try:
-        config = json.loads(path.read_text("utf-8"))
+        with read_errors(path):
+            config = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise _broken(_("The model's config.json cannot be read as JSON."), path, error) from None
     if not isinstance(config, dict):

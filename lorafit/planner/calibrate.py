@@ -18,7 +18,7 @@ import numpy as np
 
 from lorafit.hardware.detect import Machine
 from lorafit.models.spec import ModelSpec
-from lorafit.paths import cache_folder
+from lorafit.paths import cache_folder, user_path
 from lorafit.planner.memory import Layout
 
 MEMORY_STEP = 0.05
@@ -119,7 +119,7 @@ def calibration_key(layout: Layout, spec: ModelSpec) -> str:
 def calibration_file() -> Path:
     """Return the calibration file: $LORAFIT_CALIBRATIONS if set, else calibrations.json in the user's cache."""
     own = os.environ.get("LORAFIT_CALIBRATIONS")
-    return Path(own).expanduser().absolute() if own else cache_folder() / "calibrations.json"
+    return user_path(own).absolute() if own else cache_folder() / "calibrations.json"
 
 
 def machine_key(machine: Machine) -> str:

@@ -4,10 +4,12 @@ import json
 from contextlib import suppress
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
+from lorafit.atomic import read_errors
 from lorafit.errors import RunError
 from lorafit.messages import TranslatedText, _, listed, retranslate
+from lorafit.units import kind_text
 
 SAVE_SECONDS = 600.0  # between checkpoints, unless --save_steps says otherwise: the most that a crash costs
 
@@ -35,6 +37,18 @@ class Choice:
         with suppress(LookupError, TypeError, ValueError, AttributeError):
             words |= {name: str(retranslate(recipe)) for name, recipe in facts["again"].items() if name in words}
         return cls(**words)
+
+
+def _fits(value: object, kind: Any) -> bool:
+    """Return whether a JSON value has the type of a field of Plan: a number, a text, or a collection of these."""
+    parts = get_args(kind)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(_fits(part, parts[1]) for part in value.values())
+    if get_origin(kind) is tuple:
+        return isinstance(value, list | tuple) and len(value) == len(parts) and all(map(_fits, value, parts))
+    if kind in (int, float):
+        return isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    return isinstance(value, get_origin(kind) or kind)
 
 
 def _must_be_there(field: Field[Any]) -> bool:
@@ -109,8 +123,9 @@ class Plan:
     def load(cls, path: Path) -> "Plan":
         """Read the plan in `path`. Raise RunError if the file cannot be read or is not a plan."""
         try:
-            return cls.of(json.loads(path.read_text("utf-8")))
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+            with read_errors(path):
+                return cls.of(json.loads(path.read_text("utf-8")))
+        except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
             fix = _("Use the plan.json of a run, e.g. {example}.").format(example="--plan output/RUN/plan.json")
             raise RunError(_("Not a plan.json written by lorafit."), where=path, found=error, fix=fix) from None
 
@@ -122,6 +137,9 @@ class Plan:
                 _("missing: {names}").format(names=listed([*lacking[:3], *(["..."] if lacking[3:] else [])]))
             )
         known = {f.name: facts[f.name] for f in fields(cls) if f.name in facts}
+        for name, kind in get_type_hints(cls).items():
+            if name in known and not _fits(known[name], kind):
+                raise TypeError(f"{name}: {kind_text(known[name])}")
         choices = [Choice.read(c) for c in facts.get("choices", [])]
         predicted_range = tuple(facts.get("predicted_range", (0.0, 0.0)))
         return cls(**{**known, "choices": choices, "predicted_range": predicted_range})

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 
-from lorafit.config import TrainConfig, resolve_effective_batch
+from lorafit.config import TrainConfig
 from lorafit.hardware.detect import Machine
 from lorafit.models.spec import ModelSpec
 from lorafit.planner import device_precision, prequantized, reasons, sharding, suggestions, tuning
@@ -14,6 +14,7 @@ from lorafit.planner.fast_path import FAST, path_of
 from lorafit.planner.memory import Layout, terms
 from lorafit.planner.memory_budget import available_bytes
 from lorafit.planner.plan import Choice, Plan
+from lorafit.planner.schedule import resolve_effective_batch
 from lorafit.planner.search import (
     NO_LIMIT,
     Candidate,

@@ -1,8 +1,10 @@
 """Reporters: they show or store a run's events and the results of commands.
 
-Importing this package changes rich's line breaking for everything that is printed (terminal/line_wrap.py).
+Importing this package changes rich's line breaking (terminal/line_wrap.py) and its treatment of control characters
+(terminal/console.py) for everything that is printed.
 """
 
-from lorafit.reporters.terminal.line_wrap import patch_rich
+from lorafit.reporters.terminal import console, line_wrap
 
-patch_rich()
+console.patch_rich()
+line_wrap.patch_rich()

@@ -14,6 +14,7 @@ from pathlib import Path
 from lorafit.errors import ConfigError
 from lorafit.events import Event, Failed, Finished, Started, Stopped
 from lorafit.messages import _, utf8_words
+from lorafit.reporters.terminal.console import print_safe
 
 LONG_SECONDS = 60.0  # for a shorter run, the user is still watching the terminal
 WAIT_SECONDS = 10.0  # time limit of a notification command
@@ -75,7 +76,7 @@ class Notifier:
             _run(desktop_command(platform.system(), "lorafit", self._message))
         if self._command is not None and not _run(own_command(self._command, "lorafit", self._message)):
             text = _("The --notify command failed: {command}").format(command=self._command)
-            print(text, file=sys.stderr)
+            print_safe(text, stderr=True)
 
 
 def _run(command: Sequence[str]) -> bool:

@@ -1,36 +1,44 @@
 """The curves of a run as an image file, drawn by matplotlib, which is an optional dependency."""
 
 import importlib
+import io
 from pathlib import Path
 from typing import Any
 
-from lorafit.atomic import disk_errors
 from lorafit.errors import ConfigError
 from lorafit.messages import _, listed
+from lorafit.paths import check_for_user, is_stream, write_for_user
 from lorafit.run_folders import history
 from lorafit.run_folders.history import Record
 
 # Names of quantities, not translated: matplotlib's default font has no Chinese characters.
 PANELS = (("loss", "valid_loss"), ("lr",), ("tokens/s",))
+FLAG = "--plot"
 
 
 def check_plot(path: Path) -> None:
-    """Raise ConfigError if matplotlib is not installed or cannot write files of this type."""
+    """Raise ConfigError if matplotlib is not installed or cannot write files of this type, and DiskError."""
     try:
         known = importlib.import_module("matplotlib.figure").Figure().canvas.get_supported_filetypes()
     except ModuleNotFoundError:
         raise ConfigError(
             _("Drawing curves needs matplotlib, which is not installed."),
-            where=f"--plot {path}",
+            where=f"{FLAG} {path}",
             fix=_("Install it: {command}").format(command="pip install matplotlib"),
         ) from None
-    if path.suffix.lstrip(".").lower() not in known:
+    if _format(path) not in known:
         raise ConfigError(
             _("Unsupported image format."),
-            where=f"--plot {path}",
+            where=f"{FLAG} {path}",
             found=path.suffix or path.name,
             fix=_("Use one of these formats: {names}.").format(names=listed(sorted(known))),
         )
+    check_for_user(path, FLAG)
+
+
+def _format(path: Path) -> str:
+    """Return the image format by the file's suffix; a device or pipe without a suffix gets PNG."""
+    return path.suffix.lstrip(".").lower() or ("png" if is_stream(path) else "")
 
 
 def write_plot(record: Record, path: Path) -> None:
@@ -50,6 +58,6 @@ def write_plot(record: Record, path: Path) -> None:
             axis.legend()
     axes[-1].set_xlabel("step")
     figure.suptitle(record.info.name, fontsize=10)
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150)
+    image = io.BytesIO()
+    figure.savefig(image, dpi=150, format=_format(path))
+    write_for_user(path, image.getvalue(), FLAG)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, deserialize, safe_open
 from safetensors.numpy import save_file
 
+from lorafit.atomic import read_errors
 from lorafit.errors import AdapterError
 from lorafit.messages import _, listed
 from lorafit.models.spec import LAYER, ModelSpec
@@ -132,7 +133,8 @@ def read_adapter(folder: Path) -> tuple[AdapterConfig, dict[str, NDArray[np.floa
     """Return the adapter's config, and its tensors as float32 by PEFT's names. Raises AdapterError."""
     config, path, names = _open(folder)
     try:
-        stored = {name: _array(facts, path) for name, facts in deserialize(path.read_bytes())}
+        with read_errors(path):
+            stored = {name: _array(facts, path) for name, facts in deserialize(path.read_bytes())}
     except (OSError, SafetensorError, ValueError) as error:
         raise _broken(path, error) from error
     tensors = {name: stored[own].T if path.name == foreign_adapter.MLX_WEIGHTS else stored[own] for name, own in names}
@@ -244,7 +246,8 @@ def _peft_config(config: AdapterConfig) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        facts = json.loads(path.read_text("utf-8-sig"))  # Windows editors write a byte-order mark
+        with read_errors(path):
+            facts = json.loads(path.read_text("utf-8-sig"))  # Windows editors write a byte-order mark
     except FileNotFoundError:
         raise AdapterError(
             _("No adapter found."),
@@ -275,7 +278,7 @@ def _open(folder: Path) -> _Opened:
     path = folder / (foreign_adapter.MLX_WEIGHTS if mlx else WEIGHTS)
     _require_weights(path)
     try:
-        with safe_open(path, "numpy") as file:
+        with read_errors(path), path.open("rb"), safe_open(path, "numpy") as file:  # safetensors' own error is vague
             stored = list(file.keys())
     except (OSError, SafetensorError) as error:
         raise _broken(path, error) from error

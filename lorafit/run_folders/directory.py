@@ -34,6 +34,7 @@ from lorafit.events import (
     read_events,
 )
 from lorafit.messages import _, listed
+from lorafit.paths import user_path
 
 STAMP = re.compile(r".*-([0-9]{8}_[0-9]{6})(?:_([0-9]+))?")
 ORPHAN_SECONDS = 60.0  # time of a worker for its step and its checkpoint after its supervisor is gone
@@ -226,7 +227,7 @@ def find_run(name: str, output_dir: Path) -> RunDir:
         if newest is None:
             raise RunError(_("No runs yet."), where=output_dir, fix=_("Start a run with `lorafit train`."))
         return newest
-    for path in (Path(name).expanduser(), output_dir / name):
+    for path in (user_path(name), output_dir / name):
         if _is_run(path):
             return RunDir(path)
     names = [run.name for run in all_runs(output_dir)]
@@ -234,7 +235,7 @@ def find_run(name: str, output_dir: Path) -> RunDir:
     raise RunError(
         _("Run not found."),
         where=name,
-        found=_("not a run folder (it would contain config.yaml)") if Path(name).expanduser().exists() else None,
+        found=_("not a run folder (it would contain config.yaml)") if user_path(name).exists() else None,
         fix=_("Did you mean {names}?").format(names=listed(near))
         if near
         else _("Run `lorafit runs` to list all runs."),

@@ -6,13 +6,14 @@ from pathlib import Path
 from lorafit.atomic import restore_set_aside
 from lorafit.errors import AdapterError
 from lorafit.messages import _, clauses, labelled, listed
+from lorafit.paths import user_path
 from lorafit.run_folders.checkpoint import latest_good
 from lorafit.run_folders.directory import LATEST, RunDir, all_runs, find_run
 
 
 def named_folder(name: str, output_dir: Path) -> Path:
     """Return the folder that `name` means: a path, else a run in `output_dir` or a folder of it, or `latest`."""
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.exists() or path.is_absolute():
         return path
     if name == LATEST:

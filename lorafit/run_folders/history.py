@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lorafit.atomic import disk_errors
-from lorafit.config import TrainConfig, read_yaml, resolve_effective_batch
+from lorafit.atomic import disk_errors, read_errors
+from lorafit.config import TrainConfig, read_yaml
 from lorafit.errors import AdapterError, LorafitError, RunError
 from lorafit.events import EvalDone, Event, Failed, Finished, Resumed, Started, StepDone
 from lorafit.messages import _, labelled, listed
 from lorafit.planner.plan import Choice
+from lorafit.planner.schedule import resolve_effective_batch
 from lorafit.run_folders import directory
 from lorafit.run_folders.directory import LIVE, RunDir, RunInfo
 from lorafit.run_folders.find_adapter import find_adapter
@@ -72,8 +73,11 @@ class Results:
 
 
 def read_record(run: RunDir) -> Record:
-    """Read the folder of `run`. Damaged files are left out and named in `faults`."""
+    """Read the folder of `run`. Damaged files are left out and named in `faults`. Raise DiskError without permission."""
     faults: list[str] = []
+    with read_errors(run.events):
+        if run.events.is_file():
+            run.events.open("rb").close()
     return Record(
         run=run,
         info=directory.info_of(run),
@@ -207,7 +211,8 @@ def _attempt(faults: list[str], read: Callable[[], Settings]) -> Settings:
 
 def _read_plan(path: Path) -> Settings:
     try:
-        plan = json.loads(path.read_text("utf-8"))
+        with read_errors(path):
+            plan = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise RunError(_("The run has no plan yet."), where=path) from None
     except (OSError, ValueError, RecursionError) as error:

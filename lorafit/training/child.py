@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 
+from lorafit.atomic import system_error
 from lorafit.config import TrainConfig
 from lorafit.errors import LorafitError
 from lorafit.events import Event
@@ -38,12 +39,10 @@ def main(work: Callable[[TrainConfig, Link], Iterator[Event]]) -> int:
         for event in work(start.config, link):
             send(event)
         send(WorkerDone())
-    except LorafitError as error:
-        send(error)
-        return 2
     except Exception as error:
-        send(to_bug(error))
-        return 1
+        known = error if isinstance(error, LorafitError) else system_error(error)
+        send(to_bug(error) if known is None else known)
+        return 1 if known is None else 2
     return 0
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from lorafit import registry
 from lorafit.config import TrainConfig
 from lorafit.data.dataset import prepare_cached
+from lorafit.data.text_checks import visible
 from lorafit.distributed.collectives import Collectives, RankLost
 from lorafit.distributed.launch import rank_info
 from lorafit.engines.tokenizer import read_template, shared_tokenizer
@@ -82,7 +83,7 @@ def main() -> int:
     try:
         follow()
     except LorafitError as error:
-        print(error, file=sys.stderr)
+        print(visible(str(error)), file=sys.stderr)
         return FAILED
     return 0
 

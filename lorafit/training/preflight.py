@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from lorafit.atomic import ensure_disk_space, ensure_writable
-from lorafit.config import TrainConfig, resolve_effective_batch
+from lorafit.config import TrainConfig
 from lorafit.data.sources import check_source
 from lorafit.errors import ConfigError
 from lorafit.hardware.detect import Machine
@@ -13,6 +13,7 @@ from lorafit.models.spec import ModelSpec
 from lorafit.planner import device_precision
 from lorafit.planner.memory import adapter_parameters
 from lorafit.planner.plan import Plan
+from lorafit.planner.schedule import resolve_effective_batch
 
 MOMENTS_TOO = 3  # a checkpoint is three times the adapter: the weights and AdamW's two moments
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from lorafit import registry
 from lorafit.atomic import atomic_file, disk_errors
-from lorafit.config import TrainConfig, resolve_effective_batch, write_yaml
+from lorafit.config import TrainConfig, write_yaml
 from lorafit.data.dataset import PreparedData, prepare_cached, write_rejects
 from lorafit.data.report import summary_lines
 from lorafit.distributed.collectives import SINGLE_PROCESS, Collectives
@@ -34,12 +34,14 @@ from lorafit.ipc.signals import StopRequests, handle_signals
 from lorafit.messages import _, language
 from lorafit.models.hub import FoundModel
 from lorafit.models.spec import ModelSpec
+from lorafit.paths import user_path
 from lorafit.planner import calibrate
 from lorafit.planner.data_stats import data_stats
 from lorafit.planner.device_precision import choose_device, choose_engine
 from lorafit.planner.memory_budget import per_process
 from lorafit.planner.plan import Plan
 from lorafit.planner.planner import make_plan_result
+from lorafit.planner.schedule import resolve_effective_batch
 from lorafit.run_folders import directory
 from lorafit.run_folders.adapter import check_shapes
 from lorafit.run_folders.directory import RunDir
@@ -193,7 +195,7 @@ def _get_ready(config: TrainConfig, old: Interrupted | None, ranks: Collectives)
     )
     plan = planned.plan
     if config.plan is not None:
-        plan = plan.computed_as(Plan.load(Path(config.plan)))
+        plan = plan.computed_as(Plan.load(user_path(config.plan)))
     adapter = start or (old and old.checkpoint)
     if adapter:
         plan = with_patterns(plan, adapter, new=start is not None)

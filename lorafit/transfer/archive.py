@@ -11,6 +11,7 @@ import shutil
 import stat
 import struct
 import tarfile
+import tempfile
 import unicodedata
 import zipfile
 import zlib
@@ -19,9 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from lorafit.atomic import atomic_file, disk_errors, ensure_disk_space
+from lorafit.atomic import disk_errors, ensure_disk_space
 from lorafit.errors import RunError
 from lorafit.messages import _
+from lorafit.paths import is_stream, open_for_user
 from lorafit.units import GIB, bytes_text
 
 MOST_FILES, MOST_BYTES = 100_000, 64 * GIB  # limits after extraction; no lorafit bundle is larger
@@ -43,9 +45,20 @@ class Member:
 
 
 def pack(folder: Path, target: Path) -> None:
-    """Write all files of `folder` into the zip `target` atomically. Raises DiskError."""
+    """Write all files of `folder` into the zip `target`, which the user named with --output. Raises DiskError."""
     files = sorted((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*") if path.is_file())
-    with atomic_file(target) as beside, zipfile.ZipFile(beside, "w", compresslevel=6) as archive:
+    with open_for_user(target, "--output") as file:
+        if not is_stream(target):
+            _write_zip(files, file)
+            return
+        with tempfile.TemporaryFile() as whole:  # a zip needs a file with positions
+            _write_zip(files, whole)
+            whole.seek(0)
+            shutil.copyfileobj(whole, file, CHUNK)
+
+
+def _write_zip(files: list[tuple[str, Path]], file: IO[bytes]) -> None:
+    with zipfile.ZipFile(file, "w", compresslevel=6) as archive:
         for name, path in files:
             entry = zipfile.ZipInfo(name, EPOCH)
             entry.compress_type = zipfile.ZIP_STORED if path.suffix in PACKED_ALREADY else zipfile.ZIP_DEFLATED

@@ -17,7 +17,7 @@ from typing import Any
 
 from lorafit import __version__
 from lorafit.atomic import MANIFEST, atomic_folder, disk_errors, restore_set_aside, verify
-from lorafit.config import TrainConfig, resolve_effective_batch, what_fields, write_yaml
+from lorafit.config import TrainConfig, what_fields, write_yaml
 from lorafit.data.sources import local_files
 from lorafit.diagnostics.redact import scrub
 from lorafit.engines.tokenizer import read_template
@@ -26,7 +26,9 @@ from lorafit.events import EvalDone, Event, EventLog, Finished, Started, StepDon
 from lorafit.hardware.detect import Machine
 from lorafit.messages import _
 from lorafit.models.hub import is_local
+from lorafit.paths import check_for_user, is_stream, user_path
 from lorafit.planner.plan import Plan
+from lorafit.planner.schedule import resolve_effective_batch
 from lorafit.run_folders.adapter import CHAT, CONFIG, read_adapter
 from lorafit.run_folders.checkpoint import latest_good, step_of
 from lorafit.run_folders.directory import RunDir
@@ -61,13 +63,14 @@ class BundleInfo:
 
 def bundle(run: RunDir | None, config: TrainConfig, target: Path) -> BundleInfo:
     """Pack `run` with its `config`, or `config` alone, into the zip `target`. Raises LorafitErrors."""
-    if target.suffix.lower() != ".zip":
+    if target.suffix.lower() != ".zip" and not is_stream(target):
         fix = _("Choose a file name that ends in .zip.")
         raise ConfigError(_("The name of a bundle must end in .zip."), where="--output", found=str(target), fix=fix)
+    check_for_user(target, "--output")
     with tempfile.TemporaryDirectory(prefix="lorafit-") as scratch:
         folder = Path(scratch) / "bundle"
         try:
-            with disk_errors(folder), atomic_folder(folder) as beside:
+            with disk_errors(folder, "TMPDIR"), atomic_folder(folder) as beside:
                 facts = _stage(run, config, beside)
         except FileNotFoundError as error:  # a run in progress deletes its old checkpoints
             what = _("A file disappeared while the bundle was being made.")
@@ -155,7 +158,7 @@ def base_name(name: str) -> str:
     if not _is_folder(name):
         return name
     cached = next((m for part in Path(name).parts if (m := CACHED.fullmatch(part))), None)
-    return f"{cached[1]}/{cached[2]}" if cached else Path(name).expanduser().resolve().name
+    return f"{cached[1]}/{cached[2]}" if cached else user_path(name).resolve().name
 
 
 def _is_folder(name: str) -> bool:

@@ -15,6 +15,7 @@ from lorafit.config import make_config, read_yaml, write_yaml
 from lorafit.errors import RunError
 from lorafit.messages import _
 from lorafit.models.hub import is_local
+from lorafit.paths import user_path
 from lorafit.run_folders import directory
 from lorafit.run_folders.adapter import read_adapter
 from lorafit.run_folders.checkpoint import latest_good
@@ -144,5 +145,5 @@ def _fetched(run: RunDir) -> Fetched:
     if not run.final_model.is_dir():
         return Fetched(run, False, None, True)
     base = read_adapter(run.final_model)[0].base_model
-    known = base is not None and (base == "demo" or not is_local(base) or Path(base).expanduser().is_dir())
+    known = base is not None and (base == "demo" or not is_local(base) or user_path(base).is_dir())
     return Fetched(run, True, base, known)

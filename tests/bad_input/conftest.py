@@ -1,7 +1,8 @@
 """Fixtures for the tests of bad input: a tiny model, data, an adapter, a command line, and the check of a refusal."""
 
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,19 @@ def refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Refused:
         return texts[-1]
 
     return check
+
+
+@pytest.fixture
+def plain_user(tmp_path: Path) -> Iterator[Callable[[Path], None]]:
+    """A function that makes a folder reachable and takes root's permissions away for the rest of the test."""
+    uid = os.geteuid()
+
+    def become(folder: Path) -> None:
+        for parent in (folder, *folder.parents):
+            if parent.stat().st_uid == uid and parent != parent.parent and "pytest" in str(parent):
+                parent.chmod(parent.stat().st_mode | 0o055)
+        if uid == 0:
+            os.seteuid(65534)
+
+    yield become
+    os.seteuid(uid)

@@ -6,6 +6,7 @@ from typing import Any
 
 from lorafit.cli.foreign.rules import SFT_ONLY, UNSUPPORTED, Keys, Outcome, Rule
 from lorafit.messages import noted
+from lorafit.paths import user_path
 
 INFO = "dataset_info.json"
 COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "system": "system", "history": "history",
@@ -32,7 +33,7 @@ def llama_factory(setting: str) -> Rule:
 
     def rule(value: Any, keys: Keys) -> Outcome:
         names = value if isinstance(value, list) else [name.strip() for name in str(value).split(",") if name.strip()]
-        folder = Path(str(keys.get("dataset_dir") or "data")).expanduser()
+        folder = user_path(str(keys.get("dataset_dir") or "data"))
         if not (folder / INFO).is_file():
             return Outcome({setting: ",".join(str(folder / str(name)) for name in names)}, NO_INFO)
         try:
@@ -105,5 +106,5 @@ def _files(part: dict[str, Any]) -> list[str]:
     if not files:
         return [str(part["path"])]
     names = files if isinstance(files, list) else [files]
-    folder = Path() if part["path"] in BUILDERS else Path(str(part["path"])).expanduser()
+    folder = Path() if part["path"] in BUILDERS else user_path(str(part["path"]))
     return [str(folder / str(name)) for name in names]

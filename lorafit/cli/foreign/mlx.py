@@ -1,12 +1,13 @@
 """The keys of mlx-lm's `lora.py`. Its iterations are micro-batches, and it neither clips nor masks by default."""
 
 import math
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any
 
 from lorafit.cli.foreign import rules
 from lorafit.cli.foreign.rules import Keys, Outcome, Rule, number, refused_unless, said, same, whole
 from lorafit.messages import noted
+from lorafit.paths import user_path
 from lorafit.run_folders.foreign_adapter import MLX_WEIGHTS
 
 LAYERS = noted("all layers get an adapter (num_layers: -1)")
@@ -36,7 +37,7 @@ def num_layers(value: Any, keys: Keys) -> Outcome:
 
 def data(value: Any, keys: Keys) -> Outcome:
     """Convert the data folder, or a dataset ID. Its file valid.jsonl is the validation set."""
-    folder = Path(str(value)).expanduser()
+    folder = user_path(str(value))
     valid = {"valid_dataset": str(value), "valid_split": "validation"} if any(folder.glob("valid*.jsonl")) else {}
     return Outcome({"dataset_name": str(value), **valid, "val_size": 0.0}, VALIDATION)
 

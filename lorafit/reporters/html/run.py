@@ -21,8 +21,9 @@ from lorafit.events import (
     Warned,
 )
 from lorafit.messages import _
+from lorafit.paths import write_for_user
 from lorafit.reporters.html.curve import make_chart
-from lorafit.reporters.html.page import render, write_page
+from lorafit.reporters.html.page import render
 from lorafit.reporters.terminal import next_commands
 from lorafit.reporters.terminal.runs import state_text
 from lorafit.reporters.text.data import Figure, Listing
@@ -51,7 +52,7 @@ class RunPageReporter:
         """Write the page. Errors, e.g. a full disk, are ignored: only the page is lost."""
         if self._run is not None and self._run.path.is_dir():
             with contextlib.suppress(LorafitError, OSError):
-                write_page(run_page(history.read_record(self._run)), self._run.report)
+                write_for_user(self._run.report, run_page(history.read_record(self._run)), "--output_dir")
 
 
 def run_page(record: Record) -> str:

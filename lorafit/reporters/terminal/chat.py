@@ -4,11 +4,12 @@ import json
 import sys
 from collections.abc import Callable
 from contextlib import closing, suppress
-from pathlib import Path
 
 from lorafit.errors import LorafitError
 from lorafit.evaluation.chat import Chat
 from lorafit.messages import _
+from lorafit.paths import append_for_user, user_path
+from lorafit.reporters.terminal.console import print_safe, show_pieces
 
 with suppress(ImportError):
     import readline  # noqa: F401  (input() edits and remembers lines once it is imported; Windows has none)
@@ -22,7 +23,7 @@ def talk(chat: Chat) -> None:
     """Read questions from stdin and stream the answers to stdout until the end of input, /exit, or Ctrl-C twice."""
     at_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if at_terminal:
-        print(_("Type a question. /help lists the commands, /exit quits."))
+        print_safe(_("Type a question. /help lists the commands, /exit quits."))
     interrupted = False
     while True:
         try:
@@ -36,7 +37,7 @@ def talk(chat: Chat) -> None:
             if interrupted or not at_terminal:
                 raise
             interrupted = True
-            print("\n" + _("Press Ctrl-C again to quit."))
+            print_safe("\n" + _("Press Ctrl-C again to quit."))
 
 
 def _prompt(chat: Chat) -> str:
@@ -50,7 +51,7 @@ def _turn(chat: Chat, line: str) -> None:
     name, _space, rest = line.partition(" ")
     command = COMMANDS.get(name)
     if command is None:
-        print(_("Unknown command {name}.").format(name=name))
+        print_safe(_("Unknown command {name}.").format(name=name))
         command = _help
     command(chat, rest.strip())
 
@@ -58,9 +59,7 @@ def _turn(chat: Chat, line: str) -> None:
 def stream(chat: Chat, question: str) -> None:
     """Print the answer to `question` as it is generated."""
     with closing(chat.reply(question)) as pieces:
-        for piece in pieces:
-            print(piece, end="", flush=True)
-    print(flush=True)
+        show_pieces(pieces)
 
 
 def _answer(chat: Chat, question: str) -> None:
@@ -68,43 +67,43 @@ def _answer(chat: Chat, question: str) -> None:
     try:
         stream(chat, question)
     except LorafitError as error:
-        print(f"\n{error}", file=sys.stderr)
+        print_safe(f"\n{error}", stderr=True)
 
 
 def _reset(chat: Chat, _rest: str) -> None:
     chat.reset()
-    print(_("Conversation cleared."))
+    print_safe(_("Conversation cleared."))
 
 
 def _base(chat: Chat, _rest: str) -> None:
     if not chat.has_adapter:
-        print(_("No adapter is loaded: the base model answers."))
+        print_safe(_("No adapter is loaded: the base model answers."))
         return
     chat.adapter_on = not chat.adapter_on
-    print(_("The adapter is on.") if chat.adapter_on else _("The adapter is off: the base model answers."))
+    print_safe(_("The adapter is on.") if chat.adapter_on else _("The adapter is off: the base model answers."))
 
 
 def _save(chat: Chat, rest: str) -> None:
     """Append the conversation to a file as a row of training data."""
     if not rest:
-        print(_("Give a file name: /save chat.jsonl"))
+        print_safe(_("Give a file name: /save chat.jsonl"))
         return
+    turns = [{"role": turn.role, "content": turn.content} for turn in chat.transcript()]
+    line = json.dumps({"messages": turns}, ensure_ascii=False) + "\n"
     try:
-        with Path(rest).expanduser().open("a", encoding="utf-8") as file:
-            turns = [{"role": turn.role, "content": turn.content} for turn in chat.transcript()]
-            file.write(json.dumps({"messages": turns}, ensure_ascii=False) + "\n")
-    except OSError as error:
-        print(_("Not saved: {error}").format(error=error))
+        append_for_user(user_path(rest), line.encode("utf-8", "replace"))
+    except (OSError, LorafitError) as error:
+        print_safe(_("Not saved: {error}").format(error=error.brief if isinstance(error, LorafitError) else error))
         return
-    print(_("Saved to {path}.").format(path=rest))
+    print_safe(_("Saved to {path}.").format(path=rest))
 
 
 def _help(_chat: Chat, _rest: str) -> None:
-    print(_("/reset      clear the conversation"))
-    print(_("/base       switch the adapter off or on"))
-    print(_("/save FILE  append the conversation to FILE (JSON Lines)"))
-    print(_("/help       show this help"))
-    print(_("/exit       quit (or Ctrl-D)"))
+    print_safe(_("/reset      clear the conversation"))
+    print_safe(_("/base       switch the adapter off or on"))
+    print_safe(_("/save FILE  append the conversation to FILE (JSON Lines)"))
+    print_safe(_("/help       show this help"))
+    print_safe(_("/exit       quit (or Ctrl-D)"))
 
 
 def _exit(_chat: Chat, _rest: str) -> None:

@@ -55,7 +55,7 @@ def _cell(text: Text, note: str) -> Text:
 def _side_by_side(place: int, comparison: Comparison) -> RenderableType:
     table = Table(box=None, padding=(0, 2, 0, 0), expand=True, header_style="dim", pad_edge=False)
     for side in comparison.results:
-        table.add_column(side.name, ratio=1, overflow="fold")
+        table.add_column(Text(side.name), ratio=1, overflow="fold")
     table.add_row(*(Group(*_answer(comparison, side, place)) for side in comparison.results))
     return Group(*_asked(place, comparison), table)
 

@@ -3,11 +3,13 @@
 import codecs
 import contextlib
 import json
+import os
 import sys
 import unicodedata
 from collections.abc import Iterable
 from typing import TextIO
 
+from lorafit.data.text_checks import STRANGE
 from lorafit.messages import language
 
 HANDLER = "lorafit-fallback"  # the name of the error handler among Python's codecs
@@ -36,13 +38,26 @@ def use_fallbacks(streams: Iterable[TextIO | None] | None = None) -> None:
         print(NO_CHINESE.format(encoding=lacking[0].encoding), file=sys.stderr)
 
 
+def replace_missing_streams() -> None:
+    """Put an empty input and an output that drops everything in place of standard streams that are closed."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            free = os.open(os.devnull, os.O_RDWR)  # takes the free descriptor, so that no other file does
+            os.set_inheritable(free, True)
+            setattr(sys, name, os.fdopen(free, mode, encoding="utf-8"))
+
+
 def similar(text: str) -> str:
     """Return `text` in ASCII: marks and letters by similar ones, any other character as a question mark."""
     return "".join(map(_similar, text))
 
 
 def writable_json(text: str, stream: TextIO) -> str:
-    """Return JSON with escapes instead of the characters that the encoding of `stream` lacks: the same values."""
+    """Return JSON with escapes instead of control characters and those that the encoding of `stream` lacks.
+
+    The values are the same.
+    """
+    text = STRANGE.sub(lambda found: json.dumps(found[0])[1:-1], text)
     if _writes(stream, text):
         return text
     return "".join(one if one.isascii() else json.dumps(one)[1:-1] for one in text)

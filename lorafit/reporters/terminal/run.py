@@ -32,6 +32,7 @@ from lorafit.events import (
 from lorafit.messages import _, labelled
 from lorafit.reporters.terminal import next_commands
 from lorafit.reporters.terminal.columns import show_rows
+from lorafit.reporters.terminal.console import open_console
 from lorafit.reporters.terminal.errors import show_error
 from lorafit.reporters.terminal.plan import clock_text
 from lorafit.reporters.terminal.progress import Display, open_display
@@ -45,7 +46,7 @@ class TerminalReporter:
     """Reporter that shows events on `console`: live on a terminal, else as plain lines."""
 
     def __init__(self, console: Console | None = None, display: Display | None = None) -> None:
-        self._console = console or Console(highlight=False)
+        self._console = console or open_console()
         self._display = display or open_display(self._console)
         self._throughput = Throughput(steps=0)
         self._run = ""
@@ -80,7 +81,7 @@ class TerminalReporter:
     def show_error(self, error: LorafitError) -> None:
         """Show the error that ended the run, on stderr."""
         self._display.close()
-        show_error(error, Console(stderr=True, highlight=False))
+        show_error(error, open_console(stderr=True))
 
     def close(self) -> None:
         """Restore the terminal and, if the run is over, print the next commands."""

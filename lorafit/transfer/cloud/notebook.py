@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorafit.atomic import disk_errors
 from lorafit.messages import _, listed, noted, translate
+from lorafit.paths import write_for_user
 from lorafit.transfer.cloud.base import CloudPackage
 
 NAME = "lorafit.ipynb"
@@ -147,8 +147,7 @@ class NotebookPlatform:
 def write(place: NotebookPlatform, parcel: CloudPackage, folder: Path) -> Path:
     """Write the notebook of `place` into `folder` and return its path. Raises DiskError."""
     path = folder / NAME
-    with disk_errors(path):
-        path.write_text(json.dumps(notebook(place, parcel), ensure_ascii=False, indent=1) + "\n", "utf-8")
+    write_for_user(path, json.dumps(notebook(place, parcel), ensure_ascii=False, indent=1) + "\n", "--output")
     return path
 
 

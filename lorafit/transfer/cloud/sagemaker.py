@@ -9,8 +9,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from lorafit.atomic import disk_errors
 from lorafit.messages import _
+from lorafit.paths import write_for_user
 from lorafit.transfer.bundle import BundleInfo
 from lorafit.transfer.cloud.base import CloudPackage, Platform, Quote
 
@@ -80,11 +80,10 @@ def write(parcel: CloudPackage, folder: Path) -> list[str]:
         "finished": _("When the job is finished:"),
     }
     names = {**texts, "name": parcel.name, "bundle": parcel.bundle, "script": SCRIPT, "job": JOB}
-    with disk_errors(folder):
-        (folder / JOB).write_text(json.dumps(training_job(parcel), indent=1) + "\n", "utf-8")
-        for file, text in ((SCRIPT, TRAIN), (SEND, SENDING)):
-            (folder / file).write_text(text.format(**names, install=install, flags=flags), "utf-8")
-            (folder / file).chmod(0o755)
+    write_for_user(folder / JOB, json.dumps(training_job(parcel), indent=1) + "\n", "--output")
+    for file, text in ((SCRIPT, TRAIN), (SEND, SENDING)):
+        write_for_user(folder / file, text.format(**names, install=install, flags=flags), "--output")
+        (folder / file).chmod(0o755)
     return [
         _("Check {file}: the machine (ResourceConfig) and the time limit (StoppingCondition).").format(
             file=folder / JOB

@@ -1,14 +1,17 @@
 """Preparation of a run for a platform: bundle, wheel of this program and the platform's files in one folder."""
 
 import hashlib
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from lorafit import registry
-from lorafit.atomic import MANIFEST, disk_errors
+from lorafit.atomic import MANIFEST, disk_errors, ensure_writable
 from lorafit.config import TrainConfig
 from lorafit.errors import ConfigError
 from lorafit.messages import _
+from lorafit.paths import open_for_user
 from lorafit.progress import ProgressCallback
 from lorafit.run_folders.directory import RunDir
 from lorafit.transfer import archive
@@ -52,11 +55,16 @@ class CloudOrder:
 def send(place: str, order: CloudOrder, folder: Path, say: ProgressCallback) -> CloudFiles:
     """Write the files for the platform `place` into `folder`. Raises LorafitErrors."""
     target: Platform = registry.load(registry.find_entry(registry.CLOUDS, place))
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    ensure_writable(folder, "--output")
     say(_("Making the bundle"))
-    facts = bundle(order.run, order.config, folder / BUNDLE_NAME)
-    _check(target, facts, order.base, folder)
+    with tempfile.TemporaryDirectory(prefix="lorafit-") as scratch:
+        packed = Path(scratch) / BUNDLE_NAME
+        facts = bundle(order.run, order.config, packed)
+        _check(target, facts, order.base)
+        with disk_errors(folder, "--output"):
+            folder.mkdir(parents=True, exist_ok=True)
+        with open_for_user(folder / BUNDLE_NAME, "--output") as file, packed.open("rb") as source:
+            shutil.copyfileobj(source, file)
     say(_("Building the lorafit wheel"))
     install = build_wheel(folder)
     say(_("Planning for {place}").format(place=target.title))
@@ -68,14 +76,12 @@ def send(place: str, order: CloudOrder, folder: Path, say: ProgressCallback) -> 
     return CloudFiles(target.title, folder, facts, sorted(p.name for p in folder.iterdir()), parcel.quotes, steps)
 
 
-def _check(target: Platform, facts: BundleInfo, base: str | None, folder: Path) -> None:
+def _check(target: Platform, facts: BundleInfo, base: str | None) -> None:
     """Raise ConfigError for a finished run, a base model that stays here, or a bundle that `target` refuses."""
     if facts.kind == FINISHED:
-        (folder / BUNDLE_NAME).unlink()
         fix = _("To train the adapter further, start a new run with --init_adapter.")
         raise ConfigError(_("This run is finished."), where=facts.run, fix=fix)
     if facts.base_is_local and base is None:
-        (folder / BUNDLE_NAME).unlink()
         raise ConfigError(
             _("The base model is a folder on this machine and is not part of the bundle."),
             found=facts.base,

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import yaml
 
-from lorafit.atomic import disk_errors
 from lorafit.messages import _
+from lorafit.paths import write_for_user
 from lorafit.transfer.bundle import BundleInfo
 from lorafit.transfer.cloud.base import CloudPackage, Platform
 
@@ -58,10 +58,8 @@ def write(parcel: CloudPackage, folder: Path) -> list[str]:
     note = _(
         "Several nodes: raise num_nodes; several GPUs per node: e.g. `L4: 8`. Training is then started by torchrun."
     )
-    with disk_errors(path):
-        path.write_text(
-            f"# {note}\n" + yaml.dump(task(parcel), Dumper=_Dumper, sort_keys=False, allow_unicode=True), "utf-8"
-        )
+    text = f"# {note}\n" + yaml.dump(task(parcel), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    write_for_user(path, text, "--output")
     go = f"cd {folder} && sky jobs launch {TASK}"
     return [
         _("Start: {command} (spot instances; resumes by itself after an interruption)").format(command=go),
