@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 class Sampling:
     """Sampling settings. `temperature` 0 is greedy; `top_p` keeps the most likely tokens up to that probability.
 
-    A token of `stop_ids` ends the answer.
+    A token of `stop_ids` ends the answer. `max_tokens` limits prompt and answer together: the model has no more positions.
     """
 
     temperature: float = 0.7
@@ -18,6 +18,12 @@ class Sampling:
     max_new_tokens: int = 512
     seed: int = 42
     stop_ids: frozenset[int] = field(default_factory=frozenset)
+    max_tokens: int | None = None
+
+    def new_tokens(self, prompt_tokens: int) -> int:
+        """Return the length that the answer to a prompt of `prompt_tokens` must not exceed."""
+        room = self.max_new_tokens if self.max_tokens is None else self.max_tokens - prompt_tokens
+        return max(min(self.max_new_tokens, room), 0)
 
 
 def sample_token(logits_V: NDArray[np.float32], sampling: Sampling, rng: np.random.Generator) -> int:

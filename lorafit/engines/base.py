@@ -135,7 +135,7 @@ class Engine(Protocol):
         ...
 
     def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Iterator[int]:
-        """Yield token IDs that continue `prompt_ids`, until a stop ID (not yielded) or `max_new_tokens`."""
+        """Yield token IDs that continue `prompt_ids`, until a stop ID (not yielded) or `sampling.new_tokens`."""
         ...
 
     def answers(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[dict[int, list[int]]]:

@@ -75,6 +75,36 @@ def check_model(config: TrainConfig, spec: ModelSpec, folder: Path) -> None:
     ensure_disk_space(folder, size * (MOMENTS_TOO * checkpoints + 2))
 
 
+def check_positions(model: str, spec: ModelSpec, longest: int, estimated: bool = False) -> list[str]:
+    """Return notes on samples that are longer than the positions of the model. `longest` is in tokens.
+
+    Raise ConfigError if the model cannot compute such samples, unless their lengths are `estimated`.
+    """
+    positions = spec.positions
+    if positions is None or longest <= positions.limit:
+        return []
+    if positions.kind == "rope":
+        kind = f"RoPE, {positions.scaling}" if positions.scaling else "RoPE"
+        text = _(
+            "The longest sample has {longest} tokens, but {model} was trained for {limit} positions ({kind}): answers "
+            "are usually bad beyond them. Use `--max_length {limit}`, or a model for longer texts."
+        )
+        return [text.format(longest=longest, model=model, limit=positions.limit, kind=kind)]
+    if estimated:
+        text = _("{model} has {limit} positions: training refuses longer samples. Use `--max_length {limit}`.")
+        return [text.format(model=model, limit=positions.limit)]
+    raise ConfigError(
+        _("The longest sample has more tokens than the model has positions."),
+        where=model,
+        found=_("longest sample: {longest} tokens; positions of the model: {limit}").format(
+            longest=longest, limit=positions.limit
+        ),
+        fix=_("Truncate the samples: `--max_length {limit}`. Or use a model for longer texts.").format(
+            limit=positions.limit
+        ),
+    )
+
+
 def _check_targets(targets: str, spec: ModelSpec) -> None:
     """Raise ConfigError if a name in `targets` matches no linear layer in the weight files.
 

@@ -286,7 +286,7 @@ class MLXEngine:
     def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Iterator[int]:
         rng = np.random.default_rng(sampling.seed)
         cache, ids = self.body.new_cache(), list(prompt_ids)
-        for _i in range(sampling.max_new_tokens):
+        for _i in range(sampling.new_tokens(len(prompt_ids))):
             with device.translated():
                 logits_V = np.array(self.body.next_logits(self.params, ids, cache))
                 token = sample_token(logits_V, sampling, rng)
