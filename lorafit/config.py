@@ -51,6 +51,9 @@ class TrainConfig(BaseModel):
         "a dataset ID, or `demo`; separate several with commas.",
     )
     dataset_split: str = what("train", "Split and slice of the data, e.g. `train[:1000]` or `train[10%:20%]`.")
+    dataset_subset: str | None = what(
+        None, "Subset (configuration) of a dataset on Hugging Face, if it has several; an error lists them."
+    )
     encoding: str | None = what(
         None,
         "Encoding of text files that are not UTF-8, e.g. `cp1252` (default: detected for Chinese, Japanese, Korean).",
@@ -59,6 +62,7 @@ class TrainConfig(BaseModel):
         None, "Separate validation data, written like dataset_name (default: split off by val_size)."
     )
     valid_split: str = what("train", "Split and slice of valid_dataset, e.g. `validation`.")
+    valid_subset: str | None = what(None, "Subset of valid_dataset, as dataset_subset.")
     field_map: str | None = what(
         None, "Keys of the data to rename, as THEIRS=OURS, e.g. `title=instruction,solution=output`."
     )

@@ -8,8 +8,8 @@ from lorafit.engines.tokenizer import ChatTokenizer
 from lorafit.messages import _
 from lorafit.run_folders.adapter import ChatSettings, write_chat_settings
 
-SETTINGS = ("dataset_name", "dataset_split", "num_epochs", "max_steps", "effective_batch", "learning_rate", "max_length",
-            "lora_r", "lora_alpha", "lora_dropout", "lora_targets", "quantization", "seed")  # fmt: skip
+SETTINGS = ("dataset_name", "dataset_subset", "dataset_split", "num_epochs", "max_steps", "effective_batch",
+            "learning_rate", "max_length", "lora_r", "lora_alpha", "lora_dropout", "lora_targets", "quantization", "seed")  # fmt: skip
 
 
 def add_chat_files(folder: Path, config: TrainConfig, base_model: str, run: str, tokenizer: ChatTokenizer) -> None:
@@ -22,7 +22,8 @@ def add_chat_files(folder: Path, config: TrainConfig, base_model: str, run: str,
 def model_card(config: TrainConfig, base_model: str, run: str) -> str:
     """Return a README.md with the YAML front matter that model hubs read."""
     values = {**config.model_dump(include=set(SETTINGS)), "effective_batch": resolve_effective_batch(config)}
-    rows = "\n".join(f"| {name} | {_('automatic') if values[name] is None else values[name]} |" for name in SETTINGS)
+    shown = [name for name in SETTINGS if name != "dataset_subset" or values[name] is not None]
+    rows = "\n".join(f"| {name} | {_('automatic') if values[name] is None else values[name]} |" for name in shown)
     use = _("Chat with the fine-tuned model, in the folder of this file:")
     how = _("A LoRA adapter for `{base}`, trained with lorafit {version} (run `{run}`).")
     return f"""---

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from lorafit.atomic import ensure_disk_space, ensure_writable
 from lorafit.config import TrainConfig, resolve_effective_batch
+from lorafit.data.hub_data import Subset
 from lorafit.data.sources import check_source
 from lorafit.errors import ConfigError
 from lorafit.hardware.detect import Machine
@@ -24,7 +25,8 @@ def check_settings(config: TrainConfig, machine: Machine, folder: Path) -> None:
     device_precision.precisions(config, machine, device)
     device_precision.choose_quantization(config, device)
     device_precision.choose_optimizer(config, device)
-    check_source(config.dataset_name, config.dataset_split, config.encoding)
+    subset = Subset(config.dataset_subset)
+    check_source(config.dataset_name, config.dataset_split, config.encoding, subset, config.hub)
     ensure_writable(folder)
     if config.plan is not None:
         Plan.load(Path(config.plan))
