@@ -233,7 +233,7 @@ def resolve_effective_batch(config: TrainConfig) -> int:
 
 
 def read_yaml(path: Path, encoding: str = "utf-8") -> dict[str, Any]:
-    """Return the settings in a YAML file; hyphens in keys become underscores. Raise ConfigError."""
+    """Return the settings in a YAML file; hyphens in keys become underscores. Raise ConfigError, also if there are none."""
     try:
         settings = yaml.safe_load(path.read_text(encoding))
     except FileNotFoundError:
@@ -250,7 +250,10 @@ def read_yaml(path: Path, encoding: str = "utf-8") -> dict[str, Any]:
             found=kind_text(settings),
             fix=_("Write one setting per line, as in `lora_r: 16`."),
         )
-    return {str(key).replace("-", "_"): value for key, value in (settings or {}).items()}
+    if not settings:
+        fix = _("Write one setting per line, as in `lora_r: 16`.")
+        raise ConfigError(_("The settings file contains no settings."), where=path, fix=fix)
+    return {str(key).replace("-", "_"): value for key, value in settings.items()}
 
 
 def make_config(settings: dict[str, Any], where: object) -> TrainConfig:
