@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from lorafit.errors import EngineError
+from lorafit.messages import _
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -27,7 +30,15 @@ class Sampling:
 
 
 def sample_token(logits_V: NDArray[np.float32], sampling: Sampling, rng: np.random.Generator) -> int:
-    """Return one token ID sampled from `logits_V` [V]. Of equally likely tokens, the lower ID comes first."""
+    """Return one token ID sampled from `logits_V` [V]. Of equally likely tokens, the lower ID comes first.
+
+    Raise EngineError if the logits are not numbers.
+    """
+    if not np.isfinite(logits_V.max()):  # nan if one is
+        raise EngineError(
+            _("The outputs of the model are not finite numbers, so it cannot answer."),
+            fix=_("Use another precision, for example `--precision fp32`, or download the weight files again."),
+        )
     if sampling.temperature == 0:
         return int(logits_V.argmax())
     scaled = logits_V.astype(np.float64) / sampling.temperature

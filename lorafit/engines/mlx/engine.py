@@ -128,6 +128,7 @@ class MLXEngine:
         notes.append(_("This model does not support packed samples: samples are computed one at a time."))
         alone = self_check.single_error(body, base, {})
         if not alone <= tolerance:
+            self_check.check_finite(base, self.setup.model_name, self.setup.precision)
             what = _("lorafit cannot train this model type: its outputs are computed in a non-standard way.")
             found = _("{kind}: relative error {off:.1%}").format(kind=base.config.model_type, off=alone)
             raise ModelError(what, found=found, fix=_("Try --engine torch."))
