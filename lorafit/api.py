@@ -220,6 +220,7 @@ def data_report(request: "DataRequest", say: ProgressCallback = ignore_progress)
         report = lorafit.data_report(lorafit.DataRequest(files=["demo"], max_samples=24))
         print(report.rows, report.duplicates.exact)
     """
+    from lorafit.data.hub_data import Subset
     from lorafit.data.report import make_report
     from lorafit.data.sources import open_source
     from lorafit.engines.tokenizer import load_tokenizer, read_template
@@ -234,7 +235,12 @@ def data_report(request: "DataRequest", say: ProgressCallback = ignore_progress)
         raise ConfigError(_("No data given."), fix=fix)
     config = request.as_config()
     source = open_source(
-        names, config.dataset_split, hub=config.hub, endpoint=config.hf_endpoint, encoding=config.encoding
+        names,
+        config.dataset_split,
+        hub=config.hub,
+        endpoint=config.hf_endpoint,
+        encoding=config.encoding,
+        subset=Subset(config.dataset_subset),
     )
     model = find_model(config.model_name, hub=config.hub, endpoint=config.hf_endpoint, say=say)
     tokenizer = load_tokenizer(

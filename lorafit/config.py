@@ -9,23 +9,15 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
+import pydantic
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
 from pydantic.fields import FieldInfo
 
 from lorafit.atomic import read_errors
 from lorafit.errors import ConfigError
 from lorafit.messages import _, listed, phrases, sentences, translate
-from lorafit.paths import user_path
+from lorafit.paths import require_text, user_path
 from lorafit.units import MIB, TEMPLATE_DATE, bytes_text, kind_text
 
 
@@ -41,18 +33,6 @@ def how(default: Any, help: str, **limits: Any) -> Any:
 
 ALL_LINEAR = "all-linear"
 LARGEST_FILE, MOST_VALUES, MOST_DIGITS = MIB, 100_000, 60  # of a settings file, with its aliases written out
-
-
-def require_text(name: str, value: str) -> None:
-    """Raise ConfigError if the setting `name` has a NUL, or bytes that are not UTF-8."""
-    try:
-        value.encode("utf-8", "surrogateescape").decode("utf-8")  # in an ASCII locale, UTF-8 arrives as escaped bytes
-    except UnicodeError:
-        fix = _("Rename the file or folder, or write the text in UTF-8.")
-        raise ConfigError(_("This setting is not UTF-8 text."), where=name, found=ascii(value), fix=fix) from None
-    if "\0" in value:
-        fix = _("Remove the character.")
-        raise ConfigError(_("A setting cannot contain the character U+0000."), where=name, found=ascii(value), fix=fix)
 
 
 def canonical_targets(targets: str) -> str:
@@ -74,7 +54,7 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=(), allow_inf_nan=False)
 
-    @field_validator("*", mode="before")
+    @pydantic.field_validator("*", mode="before")
     @classmethod
     def refuse_switch(cls, value: Any, about: ValidationInfo) -> Any:
         """Refuse true and false for a number: `learning_rate: true` would be 1."""
@@ -82,7 +62,7 @@ class TrainConfig(BaseModel):
             raise ValueError(value)
         return value
 
-    @model_validator(mode="after")
+    @pydantic.model_validator(mode="after")
     def _is_text(self) -> "TrainConfig":
         """Refuse bytes that are not UTF-8: the run's files are, and could not hold the setting."""
         for name in self.model_fields_set:
@@ -101,6 +81,9 @@ class TrainConfig(BaseModel):
         "a dataset ID, or `demo`; separate several with commas.",
     )
     dataset_split: str = what("train", "Split and slice of the data, e.g. `train[:1000]` or `train[10%:20%]`.")
+    dataset_subset: str | None = what(
+        None, "Subset (configuration) of a dataset on Hugging Face, if it has several; an error lists them."
+    )
     encoding: str | None = what(
         None,
         "Encoding of text files that are not UTF-8, e.g. `cp1252` (default: detected for Chinese, Japanese, Korean).",
@@ -109,6 +92,7 @@ class TrainConfig(BaseModel):
         None, "Separate validation data, written like dataset_name (default: split off by val_size)."
     )
     valid_split: str = what("train", "Split and slice of valid_dataset, e.g. `validation`.")
+    valid_subset: str | None = what(None, "Subset of valid_dataset, as dataset_subset.")
     field_map: str | None = what(
         None, "Keys of the data to rename, as THEIRS=OURS, e.g. `title=instruction,solution=output`."
     )
@@ -259,7 +243,7 @@ def what_fields() -> list[str]:
 
 
 def read_yaml(path: Path, encoding: str = "utf-8") -> dict[str, Any]:
-    """Return the settings in a YAML file; hyphens in keys become underscores. Raise ConfigError."""
+    """Return the settings in a YAML file; hyphens in keys become underscores. Raise ConfigError, also if there are none."""
     try:
         with read_errors(path):
             text = _read_settings_file(path, encoding)
@@ -281,11 +265,14 @@ def read_yaml(path: Path, encoding: str = "utf-8") -> dict[str, Any]:
             found=kind_text(settings),
             fix=_("Write one setting per line, as in `lora_r: 16`."),
         )
-    return {str(key).replace("-", "_"): value for key, value in (settings or {}).items()}
+    if not settings:
+        fix = _("Write one setting per line, as in `lora_r: 16`.")
+        raise ConfigError(_("The settings file contains no settings."), where=path, fix=fix)
+    return {str(key).replace("-", "_"): value for key, value in settings.items()}
 
 
 def _read_settings_file(path: Path, encoding: str) -> str:
-    """Return the text of a settings file. Raise ConfigError if it is larger than a settings file can be."""
+    """Return the text of a settings file. Raise ConfigError if it is too large to be one."""
     if path.stat().st_size > LARGEST_FILE:
         what = _("The settings file is larger than {size}.").format(size=bytes_text(LARGEST_FILE))
         raise ConfigError(what, where=path, fix=_("Give a YAML file with settings to --config."))

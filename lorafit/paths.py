@@ -207,3 +207,15 @@ def _file_fix(flag: str, full: bool = False) -> str:
     if full:
         return _("Free disk space, or use {flag} to name a file on another disk.").format(flag=flag)
     return _("Use {flag} to name a file in a folder you can write to.").format(flag=flag)
+
+
+def require_text(name: str, value: str) -> None:
+    """Raise ConfigError if the setting `name` has a NUL, or bytes that are not UTF-8."""
+    try:
+        value.encode("utf-8", "surrogateescape").decode("utf-8")  # in an ASCII locale, UTF-8 arrives as escaped bytes
+    except UnicodeError:
+        fix = _("Rename the file or folder, or write the text in UTF-8.")
+        raise ConfigError(_("This setting is not UTF-8 text."), where=name, found=ascii(value), fix=fix) from None
+    if "\0" in value:
+        fix = _("Remove the character.")
+        raise ConfigError(_("A setting cannot contain the character U+0000."), where=name, found=ascii(value), fix=fix)

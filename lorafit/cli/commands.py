@@ -129,6 +129,7 @@ def chat(argv: list[str]) -> int:
     if request.prompt is not None:
         stream(chat, request.prompt)
     elif questions is not None:
+        chat.on_note = lambda text: notes.print(Text(f"⚠ {text}"), soft_wrap=True)
         write_answers(answers(chat, questions), len(questions), output, notes)
     else:
         talk(chat)

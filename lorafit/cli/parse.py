@@ -15,13 +15,13 @@ from lorafit.cli.app import COMMANDS, OK, PACKAGES, flag_value
 from lorafit.cli.config_file import read_config_file
 from lorafit.cli.flags import HELP, check_arguments
 from lorafit.cli.help import show_help
-from lorafit.config import DEMO_PRESET, TrainConfig, make_config, read_yaml
+from lorafit.config import DEMO_PRESET, TrainConfig, make_config
 from lorafit.distributed.launch import rank_info
 from lorafit.messages import _
 from lorafit.paths import user_path
 from lorafit.registry import Entry, load
 from lorafit.reporters.terminal.console import open_console, print_safe
-from lorafit.run_folders.directory import LATEST, find_run
+from lorafit.run_folders.directory import LATEST, find_run, saved_settings
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
@@ -83,11 +83,11 @@ def _as_given(config: TrainConfig, argv: list[str], settings: dict[str, Any]) ->
 
 
 def run_settings(name: str, output_dir: Path) -> dict[str, Any]:
-    """Return the saved settings of the run `name` ("latest": the newest in `output_dir`). Raise RunError.
+    """Return the saved settings of the run `name` ("latest": the newest). Raise RunError or ConfigError.
 
     `output_dir` replaces the saved one, because the folder of runs may have moved.
     """
-    return read_yaml(find_run(name, output_dir).config) | {"output_dir": str(output_dir)}
+    return saved_settings(find_run(name, output_dir)) | {"output_dir": str(output_dir)}
 
 
 def parse(

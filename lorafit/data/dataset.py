@@ -26,6 +26,7 @@ from lorafit.data.cache import (
     write_entry,
 )
 from lorafit.data.conversation import Conversation
+from lorafit.data.hub_data import Subset
 from lorafit.data.micro_batch import Bool
 from lorafit.data.preprocessing import Preprocessing, preprocessing_of
 from lorafit.data.readers.registry import Row
@@ -113,10 +114,11 @@ def resolve_sources(config: TrainConfig, model_folder: Path, template: str | Non
     """Resolve the data that `config` names, before any row is read. Raises ConfigError, DataError or HubError."""
     recipe, digest = preprocessing_of(config), tokenizer_digest(model_folder, template)
     open_data = partial(open_source, hub=config.hub, endpoint=config.hf_endpoint, encoding=config.encoding)
-    source = open_data(config.dataset_name, config.dataset_split)
+    source = open_data(config.dataset_name, config.dataset_split, subset=Subset(config.dataset_subset))
     valid = None
     if config.valid_dataset is not None:
-        valid = open_data(config.valid_dataset, config.valid_split)
+        subset = Subset(config.valid_subset, "valid_subset")
+        valid = open_data(config.valid_dataset, config.valid_split, subset=subset)
     return DataSources(source, valid, recipe, digest, config.max_samples)
 
 

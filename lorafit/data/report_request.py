@@ -33,6 +33,7 @@ with warnings.catch_warnings():  # the field `json` shadows a deprecated method 
         )
         model_name: str = Field("demo", description="Model whose tokenizer and chat template are used.")
         dataset_split: str = _same("dataset_split")
+        dataset_subset: str | None = _same("dataset_subset")
         encoding: str | None = _same("encoding")
         max_samples: int | None = _same("max_samples")
         val_size: float = _same("val_size")

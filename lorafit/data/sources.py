@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from lorafit.data.dataset_info import NAME as DATASET_INFO
 from lorafit.data.dataset_info import DatasetEntry, find_entry, read_entries
-from lorafit.data.hub_data import load_split
+from lorafit.data.hub_data import ANY_SUBSET, Subset, hub_part
 from lorafit.data.readers.encoding import parse_encoding
 from lorafit.data.readers.reading import Reading
 from lorafit.data.readers.registry import Row, is_data_file, read_file, supported_extensions
@@ -141,20 +141,6 @@ class EntryPart:
 
 
 @dataclass(frozen=True)
-class HubPart:
-    """A split of a hub's data set as `datasets` stores it: on disk, memory-mapped."""
-
-    file: str
-    table: Any
-
-    def rows(self, _reading: Reading) -> Iterator[Row]:
-        return (Row(self.table[i], self.file, i + 1) for i in range(len(self.table)))
-
-    def content(self, content_of: FileDigest) -> str:
-        return str(getattr(self.table, "_fingerprint", "")) or self.file
-
-
-@dataclass(frozen=True)
 class Source:
     """The rows that a name and a slice select: the rows of all `parts` end to end, then sliced."""
 
@@ -191,24 +177,43 @@ class Source:
 
 
 def open_source(
-    name: str, split: str, *, hub: str = "huggingface", endpoint: str | None = None, encoding: str | None = None
+    name: str,
+    split: str,
+    *,
+    hub: str = "huggingface",
+    endpoint: str | None = None,
+    encoding: str | None = None,
+    subset: Subset = ANY_SUBSET,
 ) -> Source:
     """Return the source that `name` (one or several, separated by commas) and `split` select.
 
     Raises ConfigError, DataError or HubError.
     """
     part, reading = parse_split(split), Reading(parse_encoding(encoding))
-    parts = [found for one in _names(name) for found in _parts(one, part.name, hub, endpoint)]
+    _check_subset(name, subset, hub)
+    parts = [found for one in _names(name) for found in _parts(one, part.name, hub, endpoint, subset)]
     return Source(name, tuple(parts), part, reading)
 
 
-def check_source(name: str, split: str, encoding: str | None = None) -> None:
+def check_source(
+    name: str, split: str, encoding: str | None = None, subset: Subset = ANY_SUBSET, hub: str = "huggingface"
+) -> None:  # fmt: skip
     """Raise ConfigError or DataError for the faults of the settings that can be found without a hub."""
     part = parse_split(split)
     parse_encoding(encoding)
+    _check_subset(name, subset, hub)
     for one in _names(name):
         if not _is_hub_id(one):
             _local_parts(one, part.name)
+
+
+def _check_subset(name: str, subset: Subset, hub: str) -> None:
+    """Raise DataError for a subset of data that have none."""
+    if subset.name is None or (hub != "modelscope" and any(map(_is_hub_id, _names(name)))):
+        return
+    fix = _("Remove --{setting}, or give a dataset ID like `owner/name`.").format(setting=subset.setting)
+    found = f"{subset.setting}: {subset.name}"
+    raise DataError(_("Only datasets of Hugging Face have subsets."), where=name, found=found, fix=fix)
 
 
 @dataclass(frozen=True)
@@ -285,12 +290,12 @@ def _entry_files(entry: DatasetEntry, split: str) -> list[FilePart]:
     return [FilePart(entry.path)]
 
 
-def _parts(name: str, split: str, hub: str, endpoint: str | None) -> list[SourcePart]:
+def _parts(name: str, split: str, hub: str, endpoint: str | None, subset: Subset) -> list[SourcePart]:
     if not _is_hub_id(name):
         return _local_parts(name, split)
     if hub == "modelscope":
         return list(_folder(fetch_modelscope_data(name), split))
-    return [HubPart(f"{name}:{split}", load_split(name, split, endpoint))]
+    return [hub_part(name, split, subset, endpoint)]
 
 
 def _local_parts(name: str, split: str) -> list[SourcePart]:

@@ -7,8 +7,8 @@ from typing import Protocol
 
 from lorafit.data.micro_batch import MicroBatch
 from lorafit.distributed.collectives import SINGLE_PROCESS, Collectives
-from lorafit.errors import EngineError
-from lorafit.messages import _
+from lorafit.errors import EngineError, ModelError
+from lorafit.messages import _, listed
 from lorafit.planner.plan import Plan
 from lorafit.run_folders.adapter import AdapterConfig
 from lorafit.sampling import Sampling
@@ -135,7 +135,7 @@ class Engine(Protocol):
         ...
 
     def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Iterator[int]:
-        """Yield token IDs that continue `prompt_ids`, until a stop ID (not yielded) or `max_new_tokens`."""
+        """Yield token IDs that continue `prompt_ids`, until a stop ID (not yielded) or `sampling.new_tokens`."""
         ...
 
     def answers(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[dict[int, list[int]]]:
@@ -160,6 +160,22 @@ def planned_adapter(setup: Setup, plan: Plan, modules: list[str]) -> AdapterConf
         modules,
         rank_pattern=plan.rank_pattern,
         alpha_pattern=plan.alpha_pattern,
+    )
+
+
+def not_finite_error(model: str, weights: Sequence[str], precision: str) -> ModelError:
+    """Return the error for a base model whose outputs are not finite. `weights` names its weights that are not finite."""
+    if weights:
+        return ModelError(
+            _("The weights of the model contain values that are not finite numbers (NaN or infinity)."),
+            where=model,
+            found=listed([*weights[:5], *(["..."] if weights[5:] else [])]),
+            fix=_("Download the weight files again. If they are your own, save them from an earlier state."),
+        )
+    return ModelError(
+        _("The outputs of the model are not finite numbers in {precision}.").format(precision=precision),
+        where=model,
+        fix=_("Use another precision, for example `--precision fp32`."),
     )
 
 

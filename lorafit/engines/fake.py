@@ -89,7 +89,7 @@ class FakeEngine:
 
     def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Iterator[int]:
         rng = np.random.default_rng([sampling.seed, *prompt_ids])
-        for _i in range(sampling.max_new_tokens):
+        for _i in range(sampling.new_tokens(len(prompt_ids))):
             token = sample_token(self.weights_V.astype(np.float32), sampling, rng)
             if token in sampling.stop_ids:
                 return

@@ -6,20 +6,28 @@ from lorafit.config import TrainConfig
 from lorafit.data.conversation import Conversation
 from lorafit.engines.base import Engine
 from lorafit.engines.tokenizer import ChatTokenizer
+from lorafit.errors import ModelError
 from lorafit.evaluation.chat import Chat
-from lorafit.events import Answered, Event, Stage
+from lorafit.events import Answered, Event, Stage, Warned
 from lorafit.messages import _
+from lorafit.models.positions import Positions
 from lorafit.sampling import Sampling
 
 SAMPLING = Sampling(temperature=0.0, max_new_tokens=120)
 
 
 def show_answers(
-    engine: Engine, tokenizer: ChatTokenizer, conversations: Sequence[Conversation], config: TrainConfig, step: int
+    engine: Engine,
+    tokenizer: ChatTokenizer,
+    positions: Positions | None,
+    conversations: Sequence[Conversation],
+    config: TrainConfig,
+    step: int,
 ) -> Iterator[Event]:
     """Yield the greedy answers to one validation question, with the adapter off and on.
 
-    The question is the first conversation of exactly one user and one assistant message. Without one, yield nothing.
+    The question is the first conversation of exactly one user and one assistant message. Without one, yield nothing. If
+    the question is longer than the model's positions, yield a warning.
     """
     questions = [turns[-2].content for turns in conversations if [t.role for t in turns] == ["user", "assistant"]]
     if not questions:
@@ -32,9 +40,14 @@ def show_answers(
         system_prompt=config.system_prompt,
         date_string=config.date_string,
         has_adapter=True,
+        positions=positions,
     )
     answers = {}
-    for on in (False, True):
-        chat.adapter_on = on
-        answers[on] = chat.answer(questions[0])
+    try:
+        for on in (False, True):
+            chat.adapter_on = on
+            answers[on] = chat.answer(questions[0])
+    except ModelError as error:
+        yield Warned(step=step, text=error.brief)
+        return
     yield Answered(step=step, question=questions[0], base=answers[False], tuned=answers[True])

@@ -81,10 +81,12 @@ def open_chat(request: ChatRequest, say: ProgressCallback) -> Chat:
         date_string=settings.date_string,
         system_prompt=request.system_prompt or settings.system_prompt,
         has_adapter=adapter is not None,
+        positions=spec.positions,
     )
 
 
 def answers(chat: Chat, questions: list[str]) -> Iterator[dict[str, str]]:
     """Yield {"question": ..., "answer": ...} for each question; each starts a new conversation."""
+    chat.check_questions(questions)
     for question in questions:
         yield {"question": question, "answer": chat.answer(question)}

@@ -16,10 +16,11 @@ from lorafit.data.micro_batch import Sample, pack
 from lorafit.data.sources import read_rows
 from lorafit.engines.base import Engine, LossSum
 from lorafit.errors import DataError, LorafitError
-from lorafit.evaluation.chat import ChatTokens, text_pieces
+from lorafit.evaluation.chat import ChatTokens, beyond_note, check_room, text_pieces
 from lorafit.evaluation.metrics import Float64, LossDifference, ReferenceScores, bootstrap, citations, reference_scores
 from lorafit.evaluation.validation import ValidationRows
 from lorafit.messages import _, phrases
+from lorafit.models.positions import Positions, hard_limit
 from lorafit.progress import ProgressCallback
 from lorafit.sampling import Sampling
 from lorafit.units import seconds_text
@@ -114,6 +115,14 @@ class ModelUnderTest:
     date_string: str
     system_prompt: str | None
     validation_rows: ValidationRows | None
+    positions: Positions | None = None
+
+    def prompts(self, questions: Sequence[Question]) -> list[list[int]]:
+        """Return the token IDs of `questions`. Raise ModelError for one that is too long for the model."""
+        prompts = [self.tokenizer.prompt_ids(q.turns, self.date_string, self.system_prompt) for q in questions]
+        for question, prompt in zip(questions, prompts, strict=True):
+            check_room(prompt, question.text, hard_limit(self.positions))
+        return prompts
 
 
 def compare_models(
@@ -122,22 +131,24 @@ def compare_models(
     """Return the results of the base model and of each contestant, and notes on metrics that are left out.
 
     One model is loaded at a time. The base model gets the tokenizer, system prompt and date of the first contestant.
+    Raise ModelError, before a model is loaded, for a question that is too long for it.
     """
+    asked = [contestant.prompts(questions) for contestant in contestants]
     sides: list[tuple[str, list[Answer], ValidationLosses | None]] = []
     base_losses: dict[str, Float64] = {}  # key: digest of the validation rows
-    for left, contestant in zip(range(len(contestants) - 1, -1, -1), contestants, strict=True):
+    for left, contestant, prompts in zip(range(len(contestants) - 1, -1, -1), contestants, asked, strict=True):
         engine = contestant.open()
         if not sides:
             engine.set_adapter(False)
             tell = _answer_progress(say, _("base model"), left + 1)
-            sides.append((_("base model"), _answers(engine, contestant, questions, sampling, tell), None))
+            sides.append((_("base model"), _answers(engine, contestant, prompts, sampling, tell), None))
         losses = _losses(engine, contestant, base_losses, say)
         engine.set_adapter(True)
-        answers = _answers(engine, contestant, questions, sampling, _answer_progress(say, contestant.name, left))
+        answers = _answers(engine, contestant, prompts, sampling, _answer_progress(say, contestant.name, left))
         sides.append((contestant.name, answers, losses))
         del engine  # free its memory before the next engine is loaded
     references = [question.reference for question in questions]
-    notes: list[str] = []
+    notes = _position_notes(contestants[0].positions, asked, [answers for _name, answers, _losses in sides], sampling)
     return [ModelResult(name, a, answer_stats(a, references, notes), losses) for name, a, losses in sides], notes
 
 
@@ -161,21 +172,42 @@ def _answer_progress(say: ProgressCallback, name: str, sides: int) -> Callable[[
 def _answers(
     engine: Engine,
     contestant: ModelUnderTest,
-    questions: Sequence[Question],
+    prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     tell: Callable[[int, int], None],
 ) -> list[Answer]:
     tokenizer = contestant.tokenizer
-    sampling = replace(sampling, stop_ids=tokenizer.stop_ids)
-    prompts = [tokenizer.prompt_ids(q.turns, contestant.date_string, contestant.system_prompt) for q in questions]
+    sampling = replace(sampling, stop_ids=tokenizer.stop_ids, max_tokens=hard_limit(contestant.positions))
     answers: dict[int, Answer] = {}
     tell(0, len(prompts))
     for done in engine.answers(prompts, sampling):
         for place, ids in done.items():
             text = "".join(text_pieces(ids, tokenizer.decode)).strip()
-            answers[place] = Answer(text, len(ids), len(ids) >= sampling.max_new_tokens)
+            answers[place] = Answer(text, len(ids), len(ids) >= sampling.new_tokens(len(prompts[place])))
         tell(len(answers), len(prompts))
     return [answers[place] for place in range(len(prompts))]
+
+
+def _position_notes(
+    positions: Positions | None, asked: list[list[list[int]]], sides: list[list[Answer]], sampling: Sampling
+) -> list[str]:
+    """Return notes on answers that the model's positions end, or that exceed those it was trained for.
+
+    `asked` holds the prompts of each contestant. `sides` holds the answers of the base model, then of each contestant.
+    """
+    if positions is None:
+        return []
+    lengths = [
+        (len(prompt), answer)
+        for prompts, answers in zip([asked[0], *asked], sides, strict=True)
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+    if positions.kind == "rope":
+        beyond = any(tokens + answer.tokens > positions.limit for tokens, answer in lengths)
+        return [beyond_note(positions.limit)] if beyond else []
+    ended = sum(a.truncated and a.tokens < sampling.max_new_tokens for _tokens, a in lengths)
+    text = _("Answers that end at the last position of the model ({limit} tokens with the question): {count}")
+    return [text.format(limit=positions.limit, count=ended)] if ended else []
 
 
 def _losses(

@@ -32,6 +32,7 @@ from lorafit.evaluation.validation import TrainedRun, ValidationRows, load_valid
 from lorafit.hardware import detect
 from lorafit.messages import _, listed
 from lorafit.models.hub import FoundModel, find_model
+from lorafit.models.positions import Positions
 from lorafit.models.spec import read_spec
 from lorafit.paths import user_path
 from lorafit.progress import ProgressCallback
@@ -86,6 +87,7 @@ class BaseModelRef:
     device: str
     precision: str
     quantization: str
+    positions: Positions | None
 
 
 def page_path(request: CompareRequest) -> Path:
@@ -184,8 +186,8 @@ def _base(request: CompareRequest, entrants: list[AdapterRef], say: ProgressCall
     way = choose_backend(request, machine, spec)
     plan = entrants[0].trained.plan if entrants[0].trained else None
     if plan is not None and (plan.engine, plan.device) == way[:2] and request.precision == "auto":
-        return BaseModelRef(found, way.engine, way.device, plan.precision, plan.quantization)
-    return BaseModelRef(found, *way, "none")
+        return BaseModelRef(found, way.engine, way.device, plan.precision, plan.quantization, spec.positions)
+    return BaseModelRef(found, *way, "none", spec.positions)
 
 
 def _model_under_test(
@@ -209,6 +211,7 @@ def _model_under_test(
         date_string=settings.date_string,
         system_prompt=request.system_prompt or settings.system_prompt,
         validation_rows=_held_out(entrant, base, trust, notes, say),
+        positions=base.positions,
     )
 
 

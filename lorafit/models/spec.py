@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from lorafit.atomic import read_errors
 from lorafit.errors import ModelError
 from lorafit.messages import _, listed
+from lorafit.models.positions import Positions, positions_of
 from lorafit.units import kind_text
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -78,6 +79,7 @@ class ModelSpec:
     window: int | None = None  # sliding window in tokens; None: full attention in all layers
     activation: str = "silu"
     packed: Packed | None = None  # set for a model that mlx_lm quantized; only MLX can read it
+    positions: Positions | None = None  # None: no limit is known
 
     @cached_property
     def linear_weights(self) -> int:
@@ -141,6 +143,7 @@ def spec_from(config: dict[str, Any], headers: list[Header], folder: Path) -> Mo
         window=_window(text),
         activation=str(text.get("hidden_act") or text.get("hidden_activation") or "silu"),
         packed=_packed(headers, config),
+        positions=positions_of(text, ((h.name, h.shape) for h in plain), hidden),
     )
 
 

@@ -48,6 +48,11 @@ class DataStats:
         """Tokens of the longest training sample."""
         return int(self.train_lengths.max())
 
+    @property
+    def longest_of_all(self) -> int:
+        """Tokens of the longest training or validation sample."""
+        return max(self.longest, int(self.valid_lengths.max(initial=0)))
+
 
 def target_share(data: DataStats) -> float:
     """Return the share of computed tokens that are in the loss.

@@ -16,10 +16,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lorafit.atomic import HIDDEN, disk_error
 from lorafit.config import TrainConfig, make_config, read_yaml
-from lorafit.errors import RunError
+from lorafit.errors import ConfigError, RunError
 from lorafit.events import (
     Continued,
     EvalDone,
@@ -377,4 +378,15 @@ def _text(value: object) -> str | None:
 
 def saved_config(run: RunDir) -> TrainConfig:
     """Return the settings that `run` was started with. Raises ConfigError."""
-    return make_config(read_yaml(run.config), where=run.config)
+    return make_config(saved_settings(run), where=run.config)
+
+
+def saved_settings(run: RunDir) -> dict[str, Any]:
+    """Return the settings in the file of `run`, and none else. Raises ConfigError."""
+    try:
+        settings = read_yaml(run.config)
+    except ConfigError as error:
+        error.fix = _("Restore config.yaml of the run from a copy or a bundle, or start a new run.")
+        raise
+    make_config(settings, where=run.config)
+    return settings

@@ -86,8 +86,12 @@ def deaths_since_checkpoint(deaths: Sequence[PastDeath]) -> list[PastDeath]:
     return row
 
 
-def advice(cause: str) -> str:
-    """Return what the user can do after `cause` if no restart helps."""
+def advice(cause: str, resumable: bool = True) -> str:
+    """Return what the user can do after `cause` if no restart helps. `resumable`: a part of the run was saved."""
+    if not resumable and cause in MEMORY:
+        return _("Use a smaller `--max_length`, `--quantization 4bit` or a smaller model, or close other programs.")
+    if not resumable:
+        return _("Run the command again: no step was completed, so nothing was saved.")
     memory = _(
         "Close other programs that use memory, or add --recompute 999, and resume with "
         "--resume; or start a new run with a smaller model or --max_length."

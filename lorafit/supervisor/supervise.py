@@ -233,7 +233,10 @@ def _recover(watch: Watch, worker: Worker, life: WorkerState) -> Generator[Event
 def _give_up(watch: Watch, death: Diagnosis, error: Exception | None, found: Recovery) -> Iterator[Event]:
     """Yield Failed if a step was completed, and raise the error that ended the run."""
     fix = advice("asked") if found.restart and _can_resume(watch) else None if found.restart else found.text
-    raised = error or EngineError(death.text, where=watch.run and watch.run.path, found=death.evidence, fix=fix)
+    where = watch.run and watch.run.path
+    if _is_empty(watch):  # the run's folder will be deleted
+        fix, where = advice(death.cause, resumable=False), None
+    raised = error or EngineError(death.text, where=where, found=death.evidence, fix=fix)
     failed = watch.failed
     if failed is None:
         failed = Failed(step=watch.step, text=str(raised))
@@ -314,9 +317,15 @@ def _read_until_exit(worker: Worker, seconds: float) -> None:
             pass
 
 
+def _is_empty(watch: Watch) -> bool:
+    """Return whether the run is new and has no folder, or no completed step and no checkpoint in it."""
+    none = watch.run is None or (watch.step == 0 and latest_good(watch.run)[0] is None)
+    return watch.config.resume is None and none
+
+
 def _discard_empty(watch: Watch) -> None:
-    """Delete the folder of a new run that has no completed step and no checkpoint."""
-    if watch.config.resume is None and watch.run is not None and watch.step == 0 and latest_good(watch.run)[0] is None:
+    """Delete the folder of an empty run."""
+    if watch.run is not None and _is_empty(watch):
         directory.discard(watch.run)
 
 

@@ -10,8 +10,8 @@ from lorafit.messages import _
 from lorafit.planner.schedule import resolve_effective_batch
 from lorafit.run_folders.adapter import ChatSettings, write_chat_settings
 
-SETTINGS = ("dataset_name", "dataset_split", "num_epochs", "max_steps", "effective_batch", "learning_rate", "max_length",
-            "lora_r", "lora_alpha", "lora_dropout", "lora_targets", "quantization", "seed")  # fmt: skip
+SETTINGS = ("dataset_name", "dataset_subset", "dataset_split", "num_epochs", "max_steps", "effective_batch",
+            "learning_rate", "max_length", "lora_r", "lora_alpha", "lora_dropout", "lora_targets", "quantization", "seed")  # fmt: skip
 
 
 def add_chat_files(folder: Path, config: TrainConfig, base_model: str, run: str, tokenizer: ChatTokenizer) -> None:
@@ -29,7 +29,8 @@ def model_card(config: TrainConfig, base_model: str, run: str) -> str:
         "effective_batch": resolve_effective_batch(config),
         "dataset_name": data,
     }
-    rows = "\n".join(f"| {name} | {_('automatic') if values[name] is None else values[name]} |" for name in SETTINGS)
+    shown = [name for name in SETTINGS if name != "dataset_subset" or values[name] is not None]
+    rows = "\n".join(f"| {name} | {_('automatic') if values[name] is None else values[name]} |" for name in shown)
     use = _("Chat with the fine-tuned model, in the folder of this file:")
     how = _("A LoRA adapter for `{base}`, trained with lorafit {version} (run `{run}`).")
     return f"""---

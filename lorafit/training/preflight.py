@@ -4,6 +4,7 @@ from pathlib import Path
 
 from lorafit.atomic import ensure_disk_space, ensure_writable
 from lorafit.config import TrainConfig
+from lorafit.data.hub_data import Subset
 from lorafit.data.sources import check_source
 from lorafit.errors import ConfigError
 from lorafit.hardware.detect import Machine
@@ -25,7 +26,8 @@ def check_settings(config: TrainConfig, machine: Machine, folder: Path) -> None:
     device_precision.precisions(config, machine, device)
     device_precision.choose_quantization(config, device)
     device_precision.choose_optimizer(config, device)
-    check_source(config.dataset_name, config.dataset_split, config.encoding)
+    subset = Subset(config.dataset_subset)
+    check_source(config.dataset_name, config.dataset_split, config.encoding, subset, config.hub)
     ensure_writable(folder)
     if config.plan is not None:
         Plan.load(Path(config.plan))
@@ -74,6 +76,36 @@ def check_model(config: TrainConfig, spec: ModelSpec, folder: Path) -> None:
     # The 2 below are best_model and final_model.
     checkpoints = 1 if config.resume else config.keep_checkpoints + 1
     ensure_disk_space(folder, size * (MOMENTS_TOO * checkpoints + 2))
+
+
+def check_positions(model: str, spec: ModelSpec, longest: int, estimated: bool = False) -> list[str]:
+    """Return notes on samples that are longer than the positions of the model. `longest` is in tokens.
+
+    Raise ConfigError if the model cannot compute such samples, unless their lengths are `estimated`.
+    """
+    positions = spec.positions
+    if positions is None or longest <= positions.limit:
+        return []
+    if positions.kind == "rope":
+        kind = f"RoPE, {positions.scaling}" if positions.scaling else "RoPE"
+        text = _(
+            "The longest sample has {longest} tokens, but {model} was trained for {limit} positions ({kind}): answers "
+            "are usually bad beyond them. Use `--max_length {limit}`, or a model for longer texts."
+        )
+        return [text.format(longest=longest, model=model, limit=positions.limit, kind=kind)]
+    if estimated:
+        text = _("{model} has {limit} positions: training refuses longer samples. Use `--max_length {limit}`.")
+        return [text.format(model=model, limit=positions.limit)]
+    raise ConfigError(
+        _("The longest sample has more tokens than the model has positions."),
+        where=model,
+        found=_("longest sample: {longest} tokens; positions of the model: {limit}").format(
+            longest=longest, limit=positions.limit
+        ),
+        fix=_("Truncate the samples: `--max_length {limit}`. Or use a model for longer texts.").format(
+            limit=positions.limit
+        ),
+    )
 
 
 def _check_targets(targets: str, spec: ModelSpec) -> None:

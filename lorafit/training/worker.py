@@ -50,7 +50,7 @@ from lorafit.run_folders.place import RunPlace
 from lorafit.training.initial_adapter import init_adapter, with_patterns, with_rank, with_targets
 from lorafit.training.loop import Job, Progress, training_loop
 from lorafit.training.model_card import add_chat_files
-from lorafit.training.preflight import check_model, check_processes, check_settings
+from lorafit.training.preflight import check_model, check_positions, check_processes, check_settings
 from lorafit.training.progress import as_stage_events
 from lorafit.training.resume import (
     Interrupted,
@@ -184,13 +184,15 @@ def _get_ready(config: TrainConfig, old: Interrupted | None, ranks: Collectives)
     load = partial(shared_tokenizer, model.folder, template, config.trust_remote_code)
     data = yield from as_stage_events(prepare_cached(config, model.folder, load, template))
     origins = origins_of(model, base, data, template, start)
+    stats = data_stats(data)
+    data = replace(data, notes=[*data.notes, *check_positions(config.model_name, spec, stats.longest_of_all)])
     share = per_process(machine, ranks.own_rank.local_count)
     known = calibrate.load_calibration(share, measure=calibrate.measure_matmul_gflops)
     planned = make_plan_result(
         config if old is None else with_resolved_settings(old.run, machine, config),
         share,
         spec,
-        data_stats(data),
+        stats,
         known,
     )
     plan = planned.plan
@@ -247,8 +249,8 @@ def _run(ready: PreparedRun, run: RunDir, old: Interrupted | None, progress: Pro
         training = training_loop(_job(ready, run, engine, link), progress)
         yield from compare_with_plan(training, ready.expected, whole=old is None and ready.ranks.own_rank.count == 1)
     if ready.config.demo and progress.done == ready.plan.steps and not ready.plan.shard:
-        conversations = ready.data.valid_conversations
-        yield from show_answers(engine, ready.tokenizer, conversations, ready.config, progress.done)
+        conversations, positions = ready.data.valid_conversations, ready.spec.positions
+        yield from show_answers(engine, ready.tokenizer, positions, conversations, ready.config, progress.done)
 
 
 def _rehearsed(ready: PreparedRun, run: RunDir, engine: Engine) -> Generator[Event, None, PreparedRun]:

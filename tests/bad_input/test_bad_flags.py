@@ -4,7 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.fake_runs import make_run
 from support.refusals import Refused, Words
+
+from lorafit.cli.app import main
 
 
 @pytest.mark.parametrize(
@@ -42,6 +45,9 @@ def test_a_wrong_flag_of_chat_is_named_with_the_near_one(refused: Refused) -> No
         ("lora_r:\n", ["lora_r", "null"]),
         ("a: [1, 2\nb", ["line 2", "lora_r: 16"]),
         ("- a\n- b\n", ["lora_r: 16"]),
+        ("", ["lora_r: 16"]),
+        ("# lora_r: 8\n", ["lora_r: 16"]),
+        ("{}", ["lora_r: 16"]),
     ],
 )
 def test_a_wrong_settings_file_is_named_with_what_is_accepted(
@@ -52,6 +58,24 @@ def test_a_wrong_settings_file_is_named_with_what_is_accepted(
     english = refused(["train", "--config", str(path)], path, *named)
     assert ("a list" in english) == text.startswith("- ")
     assert path.read_text("utf-8") == text
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [("", []), (None, []), ("lora_r: [\n", []), ("lora_r: 8\nwonder: 3\n", ["wonder"]), ("lora_r: many\n", ["'many'"])],
+)
+def test_damaged_settings_of_a_run_are_named_with_their_file(
+    tmp_path: Path, text: str | None, named: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path, stop_after=5)
+    run.config.unlink() if text is None else run.config.write_text(text, "utf-8")
+    for argv in (["train", "--resume"], ["resume"], ["plan", "--resume"], ["bundle"]):
+        for language in ("zh", "en"):
+            assert main([*argv, str(run.path), "--lang", language]) == 2
+            said = capsys.readouterr()
+            assert [word for word in (str(run.config), *named) if word not in said.err] == [], said.err
+            assert "command line" not in said.err
+            assert "Looking for" not in said.out
 
 
 def test_a_missing_settings_file_is_named(refused: Refused, tmp_path: Path) -> None:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 from support.fake_hub import FakeHub
-from support.refusals import Refused, Words
+from support.refusals import Refused, Words, the_run
 
 from lorafit.cli.app import main
 from lorafit.models.hub import use_endpoint
 
+Output = pytest.CaptureFixture[str]
 NOWHERE = "http://127.0.0.1:9"  # the port "discard", closed on any machine
 LLAMA = "meta-llama/Llama-3.2-3B-Instruct"
 
@@ -65,3 +66,57 @@ def test_a_gated_model_gives_flags_to_paste_and_they_work(
 def test_a_data_set_in_the_cache_is_read_without_a_hub(hub: FakeHub, flags: Callable[..., Words]) -> None:
     assert main(flags("--dry_run", dataset_name="acme/law", hf_endpoint=hub.address)) == 0
     assert main(flags("--dry_run", dataset_name="acme/law", hf_endpoint=NOWHERE)) == 0
+
+
+@pytest.fixture
+def laws(data: Path, tmp_path: Path) -> Path:
+    """The folder of a data set with the subsets civil and penal."""
+    folder = tmp_path / "laws"
+    folder.mkdir()
+    names = ("civil", "penal")
+    listed = "".join(f"- config_name: {name}\n  data_files: {name}.jsonl\n" for name in names)
+    (folder / "README.md").write_text(f"---\nconfigs:\n{listed}---\n", "utf-8")
+    for name in names:
+        (folder / f"{name}.jsonl").write_text(data.read_text("utf-8").replace("article", name), "utf-8")
+    return folder
+
+
+def test_a_data_set_with_subsets_names_them_and_trains_on_the_chosen_one(
+    hub: FakeHub, laws: Path, flags: Callable[..., Words], refused: Refused, tmp_path: Path, capsys: Output
+) -> None:
+    hub.datasets["acme/laws"] = laws
+    there = {"dataset_name": "acme/laws", "hf_endpoint": hub.address}
+    text = refused(flags(**there), "acme/laws", "--dataset_subset", "civil", "penal")
+    assert "Check the network" not in text
+    refused(flags(**there, dataset_subset="tax"), "acme/laws", "tax", "--dataset_subset", "civil", "penal")
+    valid = {"valid_dataset": "acme/laws", "hf_endpoint": hub.address}
+    refused(flags(**valid), "acme/laws", "--valid_subset", "civil")
+    refused(["data", "acme/laws", "--hf_endpoint", hub.address], "--dataset_subset", "civil", "penal")
+    refused(["plan", *flags(**there)[2:]], "--dataset_subset", "civil", "penal")
+    refused(flags(dataset_subset="civil"), "dataset_subset: civil")
+
+    assert main(flags(**there, dataset_subset="penal", valid_dataset="acme/laws", valid_subset="civil")) == 0
+    run = the_run(tmp_path / "output")
+    assert "dataset_subset | penal" in (run.final_model / "README.md").read_text("utf-8")
+    capsys.readouterr()
+    for subset in ("penal", "civil"):  # the second one must not be found under the key of the first
+        assert main(["data", "acme/laws", "--dataset_subset", subset, "--hf_endpoint", NOWHERE, "--json"]) == 0
+        assert f"What does {subset}" in capsys.readouterr().out
+    run.final_model.joinpath("adapter_model.safetensors").unlink()
+    lines = [line for line in run.events.read_text("utf-8").splitlines() if '"finished"' not in line]
+    run.events.write_text("\n".join(lines) + "\n", "utf-8")
+    for language in ("en", "zh"):
+        argv = ["train", "--no_supervisor", "--resume", str(run.path), "--dataset_subset", "civil", "--lang", language]
+        assert main(argv) == 2
+        said = capsys.readouterr().err
+        assert all(word in said for word in ("dataset_subset", "penal", "civil"))
+
+
+def test_a_subset_that_was_not_asked_for_is_used_from_the_cache_only_without_a_hub(
+    hub: FakeHub, laws: Path, flags: Callable[..., Words], refused: Refused, capsys: Output
+) -> None:
+    hub.datasets["acme/laws"] = laws
+    assert main(flags("--dry_run", dataset_name="acme/laws", dataset_subset="civil", hf_endpoint=hub.address)) == 0
+    refused(flags(dataset_name="acme/laws", hf_endpoint=hub.address), "--dataset_subset", "civil", "penal")
+    assert main(flags("--dry_run", dataset_name="acme/laws", hf_endpoint=NOWHERE)) == 0
+    assert "civil" in capsys.readouterr().out

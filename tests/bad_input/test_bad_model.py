@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.numpy import load_file, save_file
 from support.refusals import Refused, Words, change_config, the_run, without
 
 from lorafit.cli.app import main
@@ -77,3 +78,27 @@ def test_targets_that_match_no_layer_are_named_with_those_there_are(
 ) -> None:
     text = refused(flags(lora_targets="q_proj,wonder"), "q_proj,wonder", "k_proj", "all-linear")
     assert "Reading" not in text
+
+
+def with_nan(model: Path, folder: Path, name: str) -> Path:
+    """Copy `model` to `folder` with a NaN in the weight `name`."""
+    file = without(model, folder) / "model.safetensors"
+    weights = load_file(file)
+    weights[name].flat[3] = float("nan")
+    save_file(weights, file, metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("engine", ["torch", "mlx"])
+def test_weights_that_are_not_numbers_are_named(
+    flags: Callable[..., Words], refused: Refused, model: Path, tmp_path: Path, engine: str
+) -> None:
+    if engine == "mlx":
+        pytest.importorskip("mlx_lm")
+    name = "model.layers.1.input_layernorm.weight"
+    folder = with_nan(model, tmp_path / "nan", name)
+    text = refused(flags(model_name=folder, engine=engine, device="cpu"), folder, "NaN", name)
+    assert "model type" not in text
+    chat = ["chat", "--base_model", str(folder), "--engine", engine, "--device", "cpu", "--prompt", "hi"]
+    for temperature in ("0", "1"):
+        refused([*chat, "--temperature", temperature], name if engine == "mlx" else "--precision fp32")

@@ -188,7 +188,9 @@ def test_prompts_answered_together_get_the_answers_that_each_gets_alone(
     without_stops = alone(free)
     assert together(free) == dict(enumerate(without_stops))
     stops = frozenset(answer[place] for place, answer in enumerate(without_stops[:3], 2))
-    for sampling in (dataclasses.replace(free, stop_ids=stops), Sampling(max_new_tokens=5, stop_ids=stops)):
+    short = dataclasses.replace(free, max_tokens=max(map(len, prompts)) + 2)  # each prompt leaves another room
+    assert len({len(answer) for answer in alone(short)}) > 1
+    for sampling in (short, dataclasses.replace(free, stop_ids=stops), Sampling(max_new_tokens=5, stop_ids=stops)):
         assert together(sampling) == dict(enumerate(alone(sampling)))
 
 

@@ -1,6 +1,7 @@
 """At load the engine finds what a model supports: packing, its LM head, and layers for adapters."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,11 +40,12 @@ def test_a_head_that_lorafit_does_not_know_is_refused_rather_than_trained_wrongl
 
 def test_a_head_without_its_logit_scale_is_refused(models: Path) -> None:
     """Granite divides its logits; Llama does not, so that its output embeddings are the whole head."""
-    llama, granite = (load_base(Setup(models / name, name, "cpu", "fp32")) for name in ("llama", "granite"))
+    setup = Setup(models / "llama", "llama", "cpu", "fp32")
+    llama, granite = load_base(setup), load_base(replace(setup, folder=models / "granite", model_name="granite"))
     tolerance = self_check.TOLERANCE[torch.float32]
-    self_check.refuse_unknown_head(llama, LMHead(llama.get_output_embeddings()), "cpu", tolerance)
+    self_check.refuse_unknown_head(llama, LMHead(llama.get_output_embeddings()), setup, tolerance)
     with pytest.raises(ModelError, match="non-standard way"):
-        self_check.refuse_unknown_head(granite, LMHead(granite.get_output_embeddings()), "cpu", tolerance)
+        self_check.refuse_unknown_head(granite, LMHead(granite.get_output_embeddings()), setup, tolerance)
 
 
 def packing_error(engine: TorchEngine) -> tuple[float, float]:

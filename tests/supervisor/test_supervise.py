@@ -20,6 +20,7 @@ from support.paths import ROOT, SUPPORT, TESTS
 from lorafit.config import TrainConfig
 from lorafit.errors import EngineError, LorafitError, RunError
 from lorafit.events import Event, Failed, Finished, Restarted, Resumed, Saved, Shrunk, StepDone, Stopped, read_events
+from lorafit.messages import set_language
 from lorafit.run_folders.directory import RunDir
 from lorafit.supervisor import memory_pressure
 from lorafit.supervisor.clock_drift import Clocks
@@ -142,6 +143,21 @@ def test_a_termination_signal_to_the_worker_alone_stops_the_run(train: Train, tm
     assert isinstance(events[-1], Stopped)
     assert [e.step for e in of(Saved, events)] == [2, 3]
     assert of(Finished, train(resume="latest"))
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("fault", [{"step": "start", "deed": "terminate"}, {"step": 1, "deed": "kill", "life": 0}])
+def test_the_error_of_a_run_that_saved_nothing_does_not_offer_to_resume_it(
+    train: Train, tmp_path: Path, fault: dict[str, Any], language: str
+) -> None:
+    set_language(language)
+    with pytest.raises(EngineError) as caught:
+        train(fault)
+    set_language("en")
+    assert caught.value.fix
+    assert "--resume" not in str(caught.value)
+    assert str(tmp_path) not in str(caught.value)
+    assert not list((tmp_path / "output").glob("*"))
 
 
 def test_after_a_gpu_failure_without_an_exception_the_latest_checkpoint_is_deleted(

@@ -115,6 +115,7 @@ NOT_FOLLOWED = {
         "Find it on ModelScope ({page}) and use the model ID there: `--hub modelscope --model_name OWNER/NAME`; or use an "
         "ungated copy, often `--model_name unsloth/{short}`.",
         "Set --dataset_split to one of the splits listed above.",
+        "Set {flag} to one of these: {known}.",
         "Use cached files, local folders or `lorafit train --demo`, which need no hub, or a mirror: --hf_endpoint {mirror}",
         "Use your own file: `--dataset_name FILE.jsonl`.",
     ),

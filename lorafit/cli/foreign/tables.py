@@ -216,6 +216,7 @@ PEFT: dict[str, Rule] = {
     "max_seq_length": same("max_length"),
     "random_state": same("seed"),
     "dataset_train_split": same("dataset_split"),
+    "dataset_config": same("dataset_subset"),
     "lora_path": same("init_adapter"),
     **_each("use_dora", refused_unless(rules.DORA)),
     **_each("modules_to_save lora_modules_to_save", refused_unless(rules.LINEAR_ONLY)),

@@ -128,6 +128,7 @@ class MLXEngine:
         notes.append(_("This model does not support packed samples: samples are computed one at a time."))
         alone = self_check.single_error(body, base, {})
         if not alone <= tolerance:
+            self_check.check_finite(base, self.setup.model_name, self.setup.precision)
             what = _("lorafit cannot train this model type: its outputs are computed in a non-standard way.")
             found = _("{kind}: relative error {off:.1%}").format(kind=base.config.model_type, off=alone)
             raise ModelError(what, found=found, fix=_("Try --engine torch."))
@@ -286,7 +287,7 @@ class MLXEngine:
     def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Iterator[int]:
         rng = np.random.default_rng(sampling.seed)
         cache, ids = self.body.new_cache(), list(prompt_ids)
-        for _i in range(sampling.max_new_tokens):
+        for _i in range(sampling.new_tokens(len(prompt_ids))):
             with device.translated():
                 logits_V = np.array(self.body.next_logits(self.params, ids, cache))
                 token = sample_token(logits_V, sampling, rng)

@@ -5,8 +5,10 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_flatten
 
 from lorafit.data.micro_batch import Sample, pack
+from lorafit.engines.base import not_finite_error
 from lorafit.engines.mlx.decoder import DecoderInput
 from lorafit.engines.mlx.load import LoadedBase
 from lorafit.engines.mlx.lora import Params
@@ -49,6 +51,15 @@ def single_error(body: HiddenStates, base: LoadedBase, params: Params) -> float:
     ids = np.random.default_rng(0).integers(0, base.config.vocab_size, max(LENGTHS)).astype(np.int32)
     rows = DecoderInput.of(pack([Sample(ids, np.arange(len(ids)) > 0)], [0], [0]))
     return difference(body.head(body.hidden(params, rows)), _own_logits(base, ids)[:-1])
+
+
+def check_finite(base: LoadedBase, model: str, precision: str) -> None:
+    """Raise ModelError if mlx_lm's own logits are not finite numbers."""
+    ids = np.random.default_rng(0).integers(0, base.config.vocab_size, max(LENGTHS)).astype(np.int32)
+    if bool(mx.isfinite(_own_logits(base, ids)).all()):
+        return
+    weights = [(name, w) for name, w in tree_flatten(base.model.parameters()) if mx.issubdtype(w.dtype, mx.floating)]
+    raise not_finite_error(model, [name for name, w in weights if not bool(mx.isfinite(w).all())], precision)
 
 
 def _own_logits(base: LoadedBase, ids: Any) -> mx.array:

@@ -156,7 +156,7 @@ class TorchEngine:
             self.generic.packs = off <= tolerance
             if self.generic.packs:
                 return [self._take_fast_path(), *notes]
-            self_check.refuse_unknown_head(self.model, self.head, self.setup.device, tolerance)
+            self_check.refuse_unknown_head(self.model, self.head, self.setup, tolerance)
         self.model.set_attn_implementation(plain_attention(self.model))
         if not math.isfinite(off):
             return [_("This model does not support packed samples: samples are computed one at a time.")]

@@ -43,7 +43,7 @@ def stream_tokens(
 ) -> Iterator[int]:
     """Yield the token ids that continue a prompt, each as it is sampled, up to and without a stop id."""
     rng, reader, ids = np.random.default_rng(sampling.seed), CachedDecoder(model, device), list(prompt_ids)
-    for _i in range(sampling.max_new_tokens):
+    for _i in range(sampling.new_tokens(len(prompt_ids))):
         token = sample_token(reader.logits([ids])[0], sampling, rng)
         if token in sampling.stop_ids:
             return
@@ -100,16 +100,17 @@ def _generate_batch(
     reader, longest = CachedDecoder(model, device), max(map(len, prompts.values()))
     rngs = {place: np.random.default_rng(sampling.seed) for place in prompts}
     answers: dict[int, list[int]] = {place: [] for place in prompts}
+    most = {place: sampling.new_tokens(len(ids)) for place, ids in prompts.items()}
     going, ids_PT = list(prompts), [[0] * (longest - len(ids)) + ids for ids in prompts.values()]
     seen = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts.values()]
     mask_PT = torch.tensor(seen, device=model.device)
-    for _i in range(sampling.max_new_tokens):
+    for made in range(max(most.values())):
         positions_PT = (mask_PT.cumsum(1) - 1).clamp_min(0)[:, -len(ids_PT[0]) :]
         logits_PV = reader.logits(ids_PT, attention_mask=mask_PT, position_ids=positions_PT)
         tokens = [
             sample_token(logits_V, sampling, rngs[place]) for place, logits_V in zip(going, logits_PV, strict=True)
         ]
-        rows = [row for row, token in enumerate(tokens) if token not in sampling.stop_ids]
+        rows = [row for row, token in enumerate(tokens) if token not in sampling.stop_ids and made < most[going[row]]]
         if not rows:
             break
         if len(rows) < len(going):

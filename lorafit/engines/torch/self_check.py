@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from lorafit.data.micro_batch import MicroBatch, Sample, pack
 from lorafit.data.shared_prefix import MIN_PREFIX_TOKENS
+from lorafit.engines.base import Setup, not_finite_error
 from lorafit.engines.torch.attention import (
     plain_attention,
     segment_arguments,
@@ -152,12 +153,16 @@ def worst(*errors: float) -> float:
     return math.inf if any(math.isnan(error) for error in errors) else max(errors)
 
 
-def refuse_unknown_head(model: PreTrainedModel, head: LMHead, device: str, tolerance: float) -> None:
-    """Raise ModelError if decoder and head do not give the model's own logits: losses would be wrong."""
-    ids_1T = _some_ids(model, max(SEGMENTS), device)
+def refuse_unknown_head(model: PreTrainedModel, head: LMHead, setup: Setup, tolerance: float) -> None:
+    """Raise ModelError if decoder and head do not give the model's own logits, or if these are not finite numbers."""
+    ids_1T = _some_ids(model, max(SEGMENTS), setup.device)
     with torch.no_grad(), using_attention(model, plain_attention(model)):
         hidden = decoder_of(model)(input_ids=ids_1T, use_cache=False).last_hidden_state
-        off = difference(head(hidden[0]), model(input_ids=ids_1T, use_cache=False).logits[0])
+        own = model(input_ids=ids_1T, use_cache=False).logits[0]
+        off = difference(head(hidden[0]), own)
+    if not own.isfinite().all():
+        broken = [name for name, p in model.named_parameters() if p.is_floating_point() and not p.isfinite().all()]
+        raise not_finite_error(setup.model_name, broken, setup.precision)
     if not off <= tolerance:
         what = _("lorafit cannot train this model type: its outputs are computed in a non-standard way.")
         raise ModelError(what, found=_("{kind}: relative error {off:.1%}").format(kind=type(model).__name__, off=off))

@@ -57,9 +57,13 @@ def _turn(chat: Chat, line: str) -> None:
 
 
 def stream(chat: Chat, question: str) -> None:
-    """Print the answer to `question` as it is generated."""
+    """Print the answer to `question` as it is generated. Notes follow on stderr."""
+    notes: list[str] = []
+    chat.on_note = notes.append
     with closing(chat.reply(question)) as pieces:
         show_pieces(pieces)
+    for note in notes:
+        print(f"⚠ {note}", file=sys.stderr, flush=True)
 
 
 def _answer(chat: Chat, question: str) -> None:
