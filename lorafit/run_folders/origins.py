@@ -71,9 +71,14 @@ def read_origins(run: RunDir) -> Origins | None:
 def _from_json(facts: dict[str, Any]) -> Origins:
     known = {one.name: facts[one.name] for one in fields(Origins) if one.name in facts}
     known |= {name: {key: str(text) for key, text in known[name].items()} for name in ("tokenizer", "versions")}
-    files = {name: FileIdentity(str(one["quick"]), one["sha256"]) for name, one in known["base_files"].items()}
+    files = {name: FileIdentity(str(one["quick"]), _text(one["sha256"])) for name, one in known["base_files"].items()}
     data = [DataFile(one["setting"], one["file"], int(one["rows"]), str(one["content"])) for one in known["data"]]
-    return Origins(**{**known, "base_files": files, "data": data})
+    known |= {name: _text(known[name]) for name in ("template", "adapter")}
+    return Origins(**{**known, "base": str(known["base"]), "base_files": files, "data": data})
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
 
 
 def origins_of(

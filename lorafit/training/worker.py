@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -82,8 +82,8 @@ class PreparedRun:
     plan: Plan
     start: Path | None  # folder of the adapter to start from
     expected: Prediction
+    origins: Origins
     ranks: Collectives = SINGLE_PROCESS
-    origins: Origins = field(default_factory=Origins)
 
 
 def train_in_process(config: TrainConfig, link: Link | None = None) -> Iterator[Event]:
@@ -206,7 +206,7 @@ def _get_ready(config: TrainConfig, old: Interrupted | None, ranks: Collectives)
         if plan is fresh:  # the old limits are those of another machine or other settings
             old.progress.token_budget = old.progress.recompute = None
     expected = Prediction(planned, known, plan)
-    return PreparedRun(config, machine, model, spec, load(), data, plan, start, expected, ranks, origins)
+    return PreparedRun(config, machine, model, spec, load(), data, plan, start, expected, origins, ranks)
 
 
 def _with_metal_limit(machine: Machine, device: str, engine: str) -> Machine:

@@ -26,6 +26,7 @@ from lorafit.engines.fake import FakeEngine
 from lorafit.errors import EngineError
 from lorafit.events import Event, Stage
 from lorafit.hardware import detect
+from lorafit.run_folders.origins import Origins
 from lorafit.training import child, worker
 from lorafit.training.resume import Interrupted, plan_for
 from support.plans import make_plan, make_samples
@@ -96,6 +97,7 @@ def get_ready(config: TrainConfig, old: Interrupted | None, _ranks: object = Non
         "config": config.model_copy(update={"no_preflight": True}),
         "machine": machine,
         "model": model,
+        "origins": Origins(),
     }
     facts |= {"spec": spec, "tokenizer": SimpleNamespace(template_is_ours=False), "data": data, "plan": plan}
     lacking = {f.name: None for f in fields(worker.PreparedRun) if f.default is MISSING}
