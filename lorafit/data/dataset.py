@@ -26,13 +26,13 @@ from lorafit.data.cache import (
     write_entry,
 )
 from lorafit.data.conversation import Conversation
-from lorafit.data.hub_data import Subset
+from lorafit.data.hub_data import HubPart, Subset
 from lorafit.data.micro_batch import Bool
 from lorafit.data.preprocessing import Preprocessing, preprocessing_of
 from lorafit.data.readers.registry import Row
 from lorafit.data.rejects import Reject, RejectFile, check_rejects, write_rejects
 from lorafit.data.render import Tokenizer
-from lorafit.data.sources import HubPart, Source, open_source
+from lorafit.data.sources import Source, open_source
 from lorafit.data.split import content_key, key_bytes, validation_keys, validation_mask
 from lorafit.data.store import SampleStore
 from lorafit.data.tokenize import LoadTokenizer
