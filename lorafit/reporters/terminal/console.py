@@ -41,8 +41,8 @@ def patch_rich() -> None:
 
     rich alone drops a few control characters but not the escape character, and exits with code 1 when a pipe is closed.
     """
-    rich.text.strip_control_codes = visible  # type: ignore[attr-defined]
-    Console.on_broken_pipe = _raise_broken_pipe  # type: ignore[method-assign]
+    rich.text.strip_control_codes = visible  # type: ignore[attr-defined, assignment]
+    Console.on_broken_pipe = _raise_broken_pipe  # type: ignore[method-assign, assignment]
 
 
 def _raise_broken_pipe(console: Console) -> None:
