@@ -18,7 +18,7 @@ from lorafit.atomic import read_errors
 from lorafit.errors import ConfigError
 from lorafit.messages import _, listed, phrases, sentences, translate
 from lorafit.paths import require_text, user_path
-from lorafit.units import MIB, TEMPLATE_DATE, bytes_text, kind_text
+from lorafit.units import ALL_LINEAR, MIB, TEMPLATE_DATE, bytes_text, canonical_targets, kind_text
 
 
 def what(default: Any, help: str, **limits: Any) -> Any:
@@ -31,14 +31,7 @@ def how(default: Any, help: str, **limits: Any) -> Any:
     return Field(default, description=help, json_schema_extra={"kind": "how"}, **limits)
 
 
-ALL_LINEAR = "all-linear"
 LARGEST_FILE, MOST_VALUES, MOST_DIGITS = MIB, 100_000, 60  # of a settings file, with its aliases written out
-
-
-def canonical_targets(targets: str) -> str:
-    """Return `lora_targets` without spaces, and with `all-linear` for `all`, so that equal selections compare equal."""
-    words = [word.strip() for word in targets.split(",")]
-    return ",".join(ALL_LINEAR if word == "all" else word for word in words if word)
 
 
 def expand_home(text: str | None) -> str | None:

@@ -56,3 +56,12 @@ def kind_text(value: object) -> str:
 def count_text(count: int) -> str:
     """Return `count` with thousands separators: "21,476"."""
     return f"{count:,}"
+
+
+ALL_LINEAR = "all-linear"  # PEFT's word for all linear layers
+
+
+def canonical_targets(targets: str) -> str:
+    """Return `lora_targets` without spaces, and with `all-linear` for `all`, so that equal selections compare equal."""
+    words = [word.strip() for word in targets.split(",")]
+    return ",".join(ALL_LINEAR if word == "all" else word for word in words if word)

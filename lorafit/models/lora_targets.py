@@ -7,9 +7,9 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
-from lorafit.config import ALL_LINEAR, canonical_targets
 from lorafit.errors import ConfigError
 from lorafit.messages import _, listed
+from lorafit.units import ALL_LINEAR, canonical_targets
 
 GROUPS = {  # each group, and the parts of a layer's full name that mark it
     "attention": re.compile(r"attn|attention"),

@@ -38,7 +38,7 @@ def shell(command: str, cwd: Path, **environ: str) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("command", "code", "words"),
     [
-        ("$L --help | head -c 1", 141, ""),
+        ("$L --help | true", 141, ""),
         ("$L machines | head -1", 141, ""),
         ("$L machines --lang zh | true", 141, ""),
         ("$L machines > /dev/full", 2, "The disk is full."),

@@ -19,10 +19,10 @@ OTHER_TOOL = "model_name_or_path: demo\nstage: sft\ndataset: demo\n"
 @pytest.mark.parametrize(
     ("content", "named"),
     [
-        ("lora_r: 8\nseed: 1\nlora_r: 16\n", ["`lora_r`", "line 1", "line 3"]),
+        ("lora_r: 8\nseed: 1\nlora_r: 16\n", ["`lora_r`", "1", "3"]),
         ("lora_r: 8\nlora-r: 16\n", ["`lora_r`"]),
         ("{lora_r: 8, lora_r: 16}", ["`lora_r`"]),
-        (OTHER_TOOL + "lora_rank: 8\nlora_rank: 64\n", ["`lora_rank`", "line 4"]),
+        (OTHER_TOOL + "lora_rank: 8\nlora_rank: 64\n", ["`lora_rank`", "4"]),
         (GROWING + "model_name: *i\n", ["*name"]),
         (OTHER_TOOL + GROWING.replace("a:", "deepspeed:", 1), ["*name"]),
         (OTHER_TOOL + "lora_target: &a [*a]\n", ["*name"]),

@@ -93,7 +93,7 @@ def test_parts_that_lorafit_does_not_apply_are_named(case: str, refused: Refused
         ({"lora_alpha": 1e308}, "lora_alpha: 1e+308"),
         ({"rank_pattern": {"(a+)+$": 3}}, "rank_pattern: '(a+)+$'"),
         ({"alpha_pattern": {".*.*.*.*.*.*x": 3}}, "alpha_pattern"),
-        ({"peft_type": "PROMPT_TUNING"}, "train a LoRA adapter"),
+        ({"peft_type": "PROMPT_TUNING"}, "PROMPT_TUNING"),
     ],
 )
 def test_settings_that_no_adapter_can_have_are_named(

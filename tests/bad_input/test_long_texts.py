@@ -60,9 +60,9 @@ def test_a_sample_beyond_a_table_of_positions_is_refused_before_the_weights_are_
     flags: Callable[..., Words], refused: Refused, opt: Path, long_data: Path
 ) -> None:
     for argv in (flags(model_name=opt, dataset_name=long_data), flags(model_name=opt, valid_dataset=long_data)):
-        text = refused(argv, opt, "96 tokens", f"`--max_length {P}`")
+        text = refused(argv, opt, "96", f"`--max_length {P}`")
         assert "Loading the model" not in text
-        refused(["plan", *argv[2:]], opt, "96 tokens", f"`--max_length {P}`")
+        refused(["plan", *argv[2:]], opt, "96", f"`--max_length {P}`")
 
 
 def test_samples_within_a_table_of_positions_train(flags: Callable[..., Words], opt: Path, long_data: Path) -> None:

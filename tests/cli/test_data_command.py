@@ -19,8 +19,8 @@ from lorafit.cli.flags import split_words
 from lorafit.data.findings import DataReport
 from lorafit.data.report_request import DataRequest
 from lorafit.messages import set_language
+from lorafit.paths import write_for_user
 from lorafit.reporters.html.data import data_page
-from lorafit.reporters.html.page import write_page
 from lorafit.reporters.terminal.data import show_data
 
 Output = pytest.CaptureFixture[str]
@@ -231,7 +231,7 @@ def test_a_page_speaks_chinese(report: DataReport) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
 def test_in_a_browser_nothing_of_the_data_runs(report: DataReport, tmp_path: Path) -> None:
-    write_page(data_page(report), tmp_path / "report.html")
+    write_for_user(tmp_path / "report.html", data_page(report), "--output")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", f"--user-data-dir={tmp_path / 'profile'}"]
     flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
     command = ["chromium", *flags, "--dump-dom", (tmp_path / "report.html").as_uri()]

@@ -41,7 +41,7 @@ def test_every_command_in_the_docs_is_understood(
         assert given is not None, f"{page.name}: neither ours nor listed as not checked: {shlex.join(words)}"
         assert given[0] in COMMANDS, f"{page.name}: there is no such command: {shlex.join(words)}"
         if settings := flag_value(given, "config"):
-            Path(settings).write_text("", "utf-8")
+            Path(settings).write_text("seed: 1\n", "utf-8")
         # With --help a command checks the flags before it, and then prints its help and does nothing else.
         code = main([*given, "--help"])
         shown = capsys.readouterr()

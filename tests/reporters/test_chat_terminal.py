@@ -154,7 +154,7 @@ def answers(count: int) -> Iterator[dict[str, str]]:
 
 def test_many_answers_are_json_lines_and_progress_goes_to_another_stream(tmp_path: Path, capsys: Output) -> None:
     notes = io.StringIO()
-    write_answers(answers(3), 3, str(tmp_path / "new" / "a.jsonl"), Console(file=notes))
+    write_answers(answers(3), 3, tmp_path / "new" / "a.jsonl", Console(file=notes))
     lines = (tmp_path / "new" / "a.jsonl").read_text("utf-8").splitlines()
     assert [json.loads(line)["answer"] for line in lines] == ["答0", "答1", "答2"]
     assert "问0" in lines[0]
@@ -169,10 +169,10 @@ def test_interrupted_answers_stay_in_a_partial_file(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_answers(broken(), 2, str(tmp_path / "a.jsonl"), Console(file=io.StringIO()))
+        write_answers(broken(), 2, tmp_path / "a.jsonl", Console(file=io.StringIO()))
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl.part"]
 
 
 def test_a_folder_is_no_file_for_answers(tmp_path: Path) -> None:
     with pytest.raises(DiskError, match="folder"):
-        write_answers(answers(1), 1, str(tmp_path), Console(file=io.StringIO()))
+        write_answers(answers(1), 1, tmp_path, Console(file=io.StringIO()))

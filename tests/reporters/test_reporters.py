@@ -47,7 +47,9 @@ def without_codes(text: str) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
 
 
-def test_a_log_gets_plain_lines_with_every_fact() -> None:
+def test_a_log_gets_plain_lines_with_every_fact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (Path(RUN) / "best_model").mkdir(parents=True)
     text = output_of(a_whole_run())
     for fact in (
         "Loading the model ...",
@@ -207,7 +209,10 @@ def test_commands_are_relative_to_the_working_directory(tmp_path: Path) -> None:
     assert from_root[-4] == str((tmp_path / "inference.py").relative_to("/"))
 
 
-def test_a_failed_run_ends_with_the_command_that_resumes_it() -> None:
+def test_a_failed_run_ends_with_the_command_that_resumes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "resume" not in output_of([started(), step_done(1), Failed(step=1, text="The folder was deleted.")])
+    Path(RUN).mkdir(parents=True)
     text = output_of([started(), step_done(1), Failed(step=1, text="The disk is full.")])
     assert "failed after step 1" in text
     assert f"resume {RUN}" in text

@@ -63,7 +63,7 @@ def stream(chat: Chat, question: str) -> None:
     with closing(chat.reply(question)) as pieces:
         show_pieces(pieces)
     for note in notes:
-        print(f"⚠ {note}", file=sys.stderr, flush=True)
+        print_safe(f"⚠ {note}", stderr=True)
 
 
 def _answer(chat: Chat, question: str) -> None:
