@@ -1,5 +1,6 @@
 """Fixtures for the tests of bad input: a tiny model, data, an adapter, a command line, and the check of a refusal."""
 
+import codecs
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -81,6 +82,9 @@ def plain_user(tmp_path: Path) -> Iterator[Callable[[Path], None]]:
             if parent.stat().st_uid == uid and parent != parent.parent and "pytest" in str(parent):
                 parent.chmod(parent.stat().st_mode | 0o055)
         if uid == 0:
+            codecs.lookup(
+                "utf-8-sig"
+            )  # Python could not load it as another user, if it is installed in a private folder
             os.seteuid(65534)
 
     yield become

@@ -154,7 +154,7 @@ def test_words_and_flags_are_told_apart() -> None:
         ([], "No data given."),
         (["no-such-file.jsonl"], "no-such-file.jsonl"),
         (["demo", "--max_lenght", "9"], "--max_length"),
-        (["demo", "-o", "."], "cannot be written to a folder"),
+        (["demo", "-o", "."], "cannot replace a folder"),
         (["demo", "-o", "/proc/no/report.html"], "--output"),
     ],
 )

@@ -100,7 +100,6 @@ NOT_FOLLOWED = {
     ),
     "needs a full disk; tests/bad_input/test_bad_disk.py makes room and resumes": (
         "Free disk space, choose another folder with --output_dir, or keep fewer checkpoints: --keep_checkpoints 1.",
-        "Free disk space, or choose another folder with --output_dir.",
         "Free disk space, then resume with --resume.",
     ),
     "needs a hub or a package index; tests/bad_input/test_bad_hub.py follows the copy of a gated model": (
@@ -138,5 +137,26 @@ NOT_FOLLOWED = {
     ),
     "needs a model whose layers have other names in its files than in the engine": (
         "Use the adapter's own settings: {flags} (base model: {name}), or use another adapter.",
+    ),
+    "the message has a test of its own, in tests/bad_input or tests/training; its fix is not carried out there": (
+        "Change to a folder that exists, e.g. {command}, and run the command again.",
+        "Choose a writable folder with {flag}.",
+        "Free disk space, or choose another folder with {flag}.",
+        "Free disk space, or use {flag} to name a file on another disk.",
+        "Give a YAML file with settings to --config.",
+        "Give a file name with {flag}.",
+        "Name the data in the file, or with `--dataset_name`.",
+        "Remove --{setting}, or give a dataset ID like `owner/name`.",
+        "Restore it, or give its new place, with the same content: `{command}`",
+        "Run the command in the folder where the run was started, or give the new place: `{command}`",
+        "Save the file as UTF-8, or name its encoding: {way}",
+        "The longest sample has {longest} tokens, but {model} was trained for {limit} positions ({kind}): answers are usually "
+        "bad beyond them. Use `--max_length {limit}`, or a model for longer texts.",
+        "Truncate the samples: `--max_length {limit}`. Or use a model for longer texts.",
+        "Use another precision, for example `--precision fp32`, or download the weight files again.",
+        "Use another precision, for example `--precision fp32`.",
+        "Use {flag} to name a file in a folder you can write to.",
+        "only predicts without do_train: `lorafit chat` and `lorafit compare` answer questions",
+        "{model} has {limit} positions: training refuses longer samples. Use `--max_length {limit}`.",
     ),
 }  # fmt: skip
