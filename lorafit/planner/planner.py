@@ -9,12 +9,12 @@ from lorafit.models.spec import ModelSpec
 from lorafit.planner import device_precision, prequantized, reasons, sharding, suggestions, tuning
 from lorafit.planner.calibrate import NO_CALIBRATION, Calibration
 from lorafit.planner.data_stats import DataStats, target_share
+from lorafit.planner.effective_batch import resolve_effective_batch
 from lorafit.planner.estimate import Estimate, RunShape, Schedule, estimate
 from lorafit.planner.fast_path import FAST, path_of
 from lorafit.planner.memory import Layout, terms
 from lorafit.planner.memory_budget import available_bytes
 from lorafit.planner.plan import Choice, Plan
-from lorafit.planner.schedule import resolve_effective_batch
 from lorafit.planner.search import (
     NO_LIMIT,
     Candidate,

@@ -11,10 +11,10 @@ from lorafit.config import TrainConfig
 from lorafit.hardware.detect import Machine
 from lorafit.models.spec import ModelSpec
 from lorafit.planner.data_stats import DataStats, Split, training_shapes
+from lorafit.planner.effective_batch import resolve_effective_batch
 from lorafit.planner.fast_path import FAST
 from lorafit.planner.memory import Layout, peak_bytes
 from lorafit.planner.memory_budget import usable_bytes
-from lorafit.planner.schedule import resolve_effective_batch
 from lorafit.planner.speed import MicroBatchShape, step_seconds
 from lorafit.planner.throughput import rates
 from lorafit.units import MIB

@@ -13,8 +13,8 @@ from lorafit.config import TrainConfig, read_yaml
 from lorafit.errors import AdapterError, LorafitError, RunError
 from lorafit.events import EvalDone, Event, Failed, Finished, Resumed, Started, StepDone
 from lorafit.messages import _, labelled, listed
+from lorafit.planner.effective_batch import resolve_effective_batch
 from lorafit.planner.plan import Choice
-from lorafit.planner.schedule import resolve_effective_batch
 from lorafit.run_folders import directory
 from lorafit.run_folders.directory import LIVE, RunDir, RunInfo
 from lorafit.run_folders.find_adapter import find_adapter

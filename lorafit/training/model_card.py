@@ -7,7 +7,7 @@ from lorafit.config import TrainConfig
 from lorafit.data.sources import named_paths
 from lorafit.engines.tokenizer import ChatTokenizer
 from lorafit.messages import _
-from lorafit.planner.schedule import resolve_effective_batch
+from lorafit.planner.effective_batch import resolve_effective_batch
 from lorafit.run_folders.adapter import ChatSettings, write_chat_settings
 
 SETTINGS = ("dataset_name", "dataset_subset", "dataset_split", "num_epochs", "max_steps", "effective_batch",

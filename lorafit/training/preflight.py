@@ -12,9 +12,9 @@ from lorafit.messages import _
 from lorafit.models.lora_targets import select_targets
 from lorafit.models.spec import ModelSpec
 from lorafit.planner import device_precision
+from lorafit.planner.effective_batch import resolve_effective_batch
 from lorafit.planner.memory import adapter_parameters
 from lorafit.planner.plan import Plan
-from lorafit.planner.schedule import resolve_effective_batch
 
 MOMENTS_TOO = 3  # a checkpoint is three times the adapter: the weights and AdamW's two moments
 

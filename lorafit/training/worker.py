@@ -38,10 +38,10 @@ from lorafit.paths import user_path
 from lorafit.planner import calibrate
 from lorafit.planner.data_stats import data_stats
 from lorafit.planner.device_precision import choose_device, choose_engine
+from lorafit.planner.effective_batch import resolve_effective_batch
 from lorafit.planner.memory_budget import per_process
 from lorafit.planner.plan import Plan
 from lorafit.planner.planner import make_plan_result
-from lorafit.planner.schedule import resolve_effective_batch
 from lorafit.run_folders import directory
 from lorafit.run_folders.adapter import check_shapes
 from lorafit.run_folders.directory import RunDir

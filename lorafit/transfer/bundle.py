@@ -27,8 +27,8 @@ from lorafit.hardware.detect import Machine
 from lorafit.messages import _
 from lorafit.models.hub import is_local
 from lorafit.paths import check_for_user, is_stream, user_path
+from lorafit.planner.effective_batch import resolve_effective_batch
 from lorafit.planner.plan import Plan
-from lorafit.planner.schedule import resolve_effective_batch
 from lorafit.run_folders.adapter import CHAT, CONFIG, read_adapter
 from lorafit.run_folders.checkpoint import latest_good, step_of
 from lorafit.run_folders.directory import RunDir
