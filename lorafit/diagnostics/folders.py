@@ -41,7 +41,7 @@ def _folder(what: str, folder: Path, needed: bool = False) -> Finding:
     found = _("{folder} ({free} free)").format(folder=folder, free=bytes_text(free))
     if not os.access(there, os.W_OK):
         text = _("{folder} is not writable").format(folder=folder)
-        fix = _("Choose a writable folder with --output_dir.") if needed else None
+        fix = _("Choose a writable folder with {flag}.").format(flag="--output_dir") if needed else None
         return Finding("places", what, text, "bad" if needed else "poor", fix)
     if free < LITTLE_BYTES:
         return Finding("places", what, found, "poor", _("Free disk space: models and checkpoints need several GiB."))
