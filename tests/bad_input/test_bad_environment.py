@@ -40,6 +40,7 @@ def shell(command: str, cwd: Path, **environ: str) -> tuple[int, str]:
     [
         ("$L --help | true", 141, ""),
         ("$L machines | head -1", 141, ""),
+        ("$L runs show nothing --lang zh | head -c 0", 2, ""),
         ("$L machines --lang zh | true", 141, ""),
         ("$L machines > /dev/full", 2, "The disk is full."),
         ("$L --help > /dev/full", 2, "The disk is full."),
