@@ -1,5 +1,7 @@
 """Bytes, seconds and counts as text for the user, and the fixed date of chat templates. The code has 1024**3 only here."""
 
+import time
+
 from lorafit.messages import _
 
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
@@ -32,6 +34,14 @@ def seconds_text(seconds: float | None) -> str:
     if whole < 86400:
         return _("{hours} h {minutes} min").format(hours=whole // 3600, minutes=whole % 3600 // 60)
     return _("{days} d {hours} h").format(days=whole // 86400, hours=whole % 86400 // 3600)
+
+
+def date_text(when: float, form: str) -> str:
+    """Return the Unix time `when` in the form of time.strftime; a question mark for a time that no calendar has."""
+    try:
+        return time.strftime(form, time.localtime(when))
+    except (OverflowError, ValueError, OSError):
+        return "?"
 
 
 def range_text(low: float, high: float) -> str:

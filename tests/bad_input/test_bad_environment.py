@@ -21,7 +21,9 @@ from lorafit.data import cache
 from lorafit.errors import ConfigError, RunError
 from lorafit.paths import cache_folder, user_path
 from lorafit.planner.plan import Plan
+from lorafit.reporters.html.run import run_page
 from lorafit.run_folders.directory import RunDir
+from lorafit.run_folders.history import read_record
 
 Output = pytest.CaptureFixture[str]
 UNREADABLE = "cannot be read"
@@ -289,3 +291,16 @@ def test_a_chat_reads_odd_lines(monkeypatch: pytest.MonkeyPatch, model: Path, ca
     monkeypatch.setattr("sys.stdin", io.StringIO("\0\n\ufffd\n/\0\n/save \0\n/save\n//\n/exit now\n"))
     assert main(["chat", "--base_model", str(model), "--max_new_tokens", "2"]) == 0
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_time_that_no_calendar_has_is_shown_as_unknown(
+    tmp_path: Path, flags: Callable[..., Words], capsys: Output
+) -> None:
+    assert main(["plan", *flags(max_steps=10**30)[2:]]) == 0
+    assert "finish around ?" in capsys.readouterr().out
+    run = make_run(tmp_path / "runs", ONE)
+    lines = run.events.read_text("utf-8").splitlines()
+    for when in (1e300, float("nan"), -1e18):
+        run.events.write_text("".join(json.dumps({**json.loads(line), "time": when}) + "\n" for line in lines), "utf-8")
+        assert main(["runs", "show", ONE, "--output_dir", str(tmp_path / "runs")]) == 0
+        assert "<!DOCTYPE html>" in run_page(read_record(run))

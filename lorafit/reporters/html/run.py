@@ -1,7 +1,6 @@
 """The HTML page of a run: settings, plan, measurements, events, and commands that use the result."""
 
 import contextlib
-import time
 from pathlib import Path
 
 from lorafit.errors import LorafitError
@@ -32,7 +31,7 @@ from lorafit.reporters.text.settings import choice_name, value_text
 from lorafit.run_folders import history
 from lorafit.run_folders.directory import RunDir
 from lorafit.run_folders.history import Record, Results
-from lorafit.units import bytes_text, count_text, seconds_text
+from lorafit.units import bytes_text, count_text, date_text, seconds_text
 
 TIMELINE_EVENTS = (Started, Restarted, Resumed, Shrunk, Warned, Paused, Continued, Moved, Stopped, Failed, Finished)
 
@@ -87,7 +86,7 @@ def _subtitle(record: Record) -> str:
     model = record.info.model or str(record.settings.get("model_name", "?"))
     data = str(record.settings.get("dataset_name", "?"))
     begun = history.start_time(record)
-    when = "" if begun is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(begun))
+    when = "" if begun is None else date_text(begun, "%Y-%m-%d %H:%M")
     return " · ".join(part for part in (model, data, where, when) if part)
 
 
@@ -164,7 +163,7 @@ def _timeline(record: Record) -> list[tuple[str, ...]]:
     for event in record.events:
         text = _event_text(event)
         if isinstance(event, TIMELINE_EVENTS) and text and isinstance(event.time, int | float):
-            rows.append((time.strftime("%m-%d %H:%M:%S", time.localtime(event.time)), str(event.step), text))
+            rows.append((date_text(event.time, "%m-%d %H:%M:%S"), str(event.step), text))
     return rows
 
 

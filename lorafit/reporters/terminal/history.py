@@ -1,6 +1,5 @@
 """Terminal output of one run, and of the differences between two runs."""
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from lorafit.reporters.text.marks import LEADING
 from lorafit.reporters.text.settings import choice_name, field_name, field_text, value_text
 from lorafit.run_folders import history
 from lorafit.run_folders.history import Record, SettingDifference
-from lorafit.units import bytes_text, seconds_text
+from lorafit.units import bytes_text, date_text, seconds_text
 
 
 def show_record(record: Record, console: Console) -> None:
@@ -72,7 +71,7 @@ def _facts(record: Record) -> list[list[str | Text]]:
         [_("state"), phrases([state_text(info.state), steps])],
         [_("model"), aside(model, where) if where else model],
         [_("data"), str(record.settings.get("dataset_name", "?"))],
-        [_("started"), "?" if begun is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(begun))],
+        [_("started"), "?" if begun is None else date_text(begun, "%Y-%m-%d %H:%M:%S")],
         [_("training"), _pace_text(results)],
         [_("folder"), aside(str(record.run.path), bytes_text(record.bytes))],
     ]

@@ -13,7 +13,7 @@ from lorafit.planner.reasons import source_text, term_names
 from lorafit.reporters.terminal.columns import show_line, show_rows, show_unwrapped
 from lorafit.reporters.text.settings import choice_name
 from lorafit.training.preview import Preview, preview_facts
-from lorafit.units import bytes_text, seconds_text
+from lorafit.units import bytes_text, date_text, seconds_text
 
 
 def show_plan(look: Preview, console: Console) -> None:
@@ -76,6 +76,6 @@ def _show_time(look: Preview, console: Console) -> None:
 
 def clock_text(begun: float, seconds: float) -> str:
     """Return the time of day `seconds` after `begun` (Unix time), with the date if it is another day."""
-    day, then = time.localtime(begun), time.localtime(begun + seconds)
-    same_day = time.strftime("%Y-%m-%d", day) == time.strftime("%Y-%m-%d", then)
-    return time.strftime("%H:%M" if same_day else "%Y-%m-%d %H:%M", then)
+    then = begun + seconds
+    same_day = date_text(begun, "%Y-%m-%d") == date_text(then, "%Y-%m-%d")
+    return date_text(then, "%H:%M" if same_day else "%Y-%m-%d %H:%M")
