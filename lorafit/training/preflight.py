@@ -70,7 +70,7 @@ def check_model(config: TrainConfig, spec: ModelSpec, folder: Path) -> None:
 
     The free space of the disk is checked too. `folder` is that of `check_settings`.
     """
-    _check_targets(config.lora_targets, spec)
+    check_targets(config.lora_targets, spec)
     size = 4 * adapter_parameters(spec, config.lora_r, config.lora_targets)
     # While a checkpoint is written there is one more than are kept; a resumed run has the others already.
     # The 2 below are best_model and final_model.
@@ -108,7 +108,7 @@ def check_positions(model: str, spec: ModelSpec, longest: int, estimated: bool =
     )
 
 
-def _check_targets(targets: str, spec: ModelSpec) -> None:
+def check_targets(targets: str, spec: ModelSpec) -> None:
     """Raise ConfigError if a name in `targets` matches no linear layer in the weight files.
 
     Quantized files may list no recognizable linear layer; then only the engine checks the names.

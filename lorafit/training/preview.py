@@ -29,7 +29,7 @@ from lorafit.planner.planner import PlanResult, alternatives, make_plan_result
 from lorafit.progress import ProgressCallback, ignore_progress
 from lorafit.training.initial_adapter import init_adapter, with_patterns, with_rank, with_targets
 from lorafit.training.measure_lengths import fill_cache
-from lorafit.training.preflight import check_positions, check_processes
+from lorafit.training.preflight import check_positions, check_processes, check_targets
 from lorafit.units import bytes_text, count_text
 
 
@@ -60,6 +60,7 @@ def preview_run(config: TrainConfig, machine_name: str | None, say: ProgressCall
     start = None if config.resume else init_adapter(config)
     if start is not None:
         config = with_targets(with_rank(config, start), start, spec)
+    check_targets(config.lora_targets, spec)
     data, more = find_data(config, say)
     more += check_positions(config.model_name, spec, data.longest_of_all, estimated=bool(more))
     planned = make_plan_result(config, per_process(machine, config.processes or 1), spec, data, known)

@@ -6,6 +6,7 @@ regular files, and only below the target folder. Archives from any source are ac
 
 import contextlib
 import lzma
+import os
 import re
 import shutil
 import stat
@@ -60,7 +61,7 @@ def pack(folder: Path, target: Path) -> None:
 def _write_zip(files: list[tuple[str, Path]], file: IO[bytes]) -> None:
     with zipfile.ZipFile(file, "w", compresslevel=6) as archive:
         for name, path in files:
-            entry = zipfile.ZipInfo(name, EPOCH)
+            entry = zipfile.ZipInfo(os.fsencode(name).decode("utf-8", "replace"), EPOCH)  # also in an ASCII locale
             entry.compress_type = zipfile.ZIP_STORED if path.suffix in PACKED_ALREADY else zipfile.ZIP_DEFLATED
             entry.external_attr = (stat.S_IFREG | 0o644) << 16
             entry.create_system = 3  # Unix on every system, so that the bytes are the same

@@ -78,6 +78,13 @@ def test_damaged_settings_of_a_run_are_named_with_their_file(
             assert "Looking for" not in said.out
 
 
+@pytest.mark.parametrize("targets", ["nope", "q_proj,nope", "", "lm_head", "q_proj v_proj"])
+def test_layers_that_the_model_lacks_are_named_by_a_plan_too(
+    refused: Refused, model: Path, tmp_path: Path, targets: str
+) -> None:
+    refused(["plan", "--model_name", str(model), "--lora_targets", targets], "lora_targets", "q_proj", "all-linear")
+
+
 def test_a_missing_settings_file_is_named(refused: Refused, tmp_path: Path) -> None:
     refused(["train", "--config", str(tmp_path / "none.yaml")], tmp_path / "none.yaml", "--config")
 

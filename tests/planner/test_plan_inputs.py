@@ -89,7 +89,7 @@ def test_every_name_of_the_catalogue_describes_a_machine_and_every_chip_has_a_so
     assert all(chip.source and chip.teraflops["fp32"] > 0 for chip in CHIPS)
 
 
-@pytest.mark.parametrize("name", ["M1 Prro", "M1 Pro Max", "RTX 3090x", "T4 turbo"])
+@pytest.mark.parametrize("name", ["M1 Prro", "M1 Pro Max", "4 x A101 80GB", "RTX 3090x", "T4 turbo"])
 def test_a_name_with_more_in_it_than_a_chip_is_called_is_not_taken_for_that_chip(name: str) -> None:
     with pytest.raises(HardwareError):
         machine_named(name)

@@ -40,6 +40,14 @@ def test_the_same_folder_packs_to_the_same_bytes_and_unpacks_unchanged(tmp_path:
     assert content(tmp_path / "out") == content(folder)
 
 
+def test_a_name_that_the_locale_cannot_decode_is_packed_as_the_text_that_it_is(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / os.fsdecode("法律".encode() + b"\xff")).write_text("a")
+    archive.pack(folder, tmp_path / "a.zip")
+    assert zipfile.ZipFile(tmp_path / "a.zip").namelist() == ["法律\ufffd"]
+
+
 def test_a_tar_as_sagemaker_writes_it_is_unpacked_too(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "in")
     with tarfile.open(tmp_path / "model.tar.gz", "w:gz") as tar:
