@@ -23,6 +23,8 @@ from lorafit.reporters.terminal.encoding import replace_missing_streams, use_fal
 from lorafit.reporters.terminal.errors import show_error
 
 OK, BUG, USER = 0, 1, 2
+LOADING = ("train", "resume", "chat", "compare")  # commands whose libraries open folders by names in UTF-8
+FOLDER_FLAGS = ("output_dir", "model_name", "base_model", "lora_weights", "init_adapter")
 TEXT_FLAGS = {"--system_prompt", "--system-prompt", "--prompt", "--field_map", "--field-map"}
 
 
@@ -141,6 +143,8 @@ def _command(argv: list[str]) -> int:
         return OK
     if name in COMMANDS:
         _require_folder()
+        if name in LOADING:
+            _check_folders(rest)
         code: int = load(COMMANDS[name].entry)(rest)
         return code
     near = difflib.get_close_matches(name, COMMANDS, n=1)
@@ -169,6 +173,22 @@ def _decoded(argv: list[str]) -> list[str]:
 
     pairs = zip(["", *argv], argv, strict=False)
     return [text(word) if {before, word.partition("=")[0]} & TEXT_FLAGS else word for before, word in pairs]
+
+
+def _check_folders(argv: list[str]) -> None:
+    """Raise ConfigError if `argv` names a folder that the libraries would look for under another name.
+
+    Python writes a name in the encoding of the locale; the libraries that read tokenizers and weights write UTF-8.
+    """
+    encoding = sys.getfilesystemencoding()
+    words = [argv[0] if argv and not argv[0].startswith("-") else None, *(flag_value(argv, n) for n in FOLDER_FLAGS)]
+    other = next((word for word in words if word and not word.isascii()), None)
+    if other is not None and encoding.lower() not in ("utf-8", "utf8"):
+        raise ConfigError(
+            _("This folder name needs a UTF-8 locale; the locale here has {encoding}.").format(encoding=encoding),
+            found=other,
+            fix=_("Run `export LC_ALL=C.UTF-8` first, or use a folder with an English name."),
+        )
 
 
 def _language_last(argv: list[str]) -> list[str]:

@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 from support.event_streams import a_whole_run
 from support.fake_runs import ONE, TWO, make_run
+from support.paths import ROOT
 
 from lorafit.cli.app import COMMANDS, main
 from lorafit.messages import set_language
@@ -101,6 +102,17 @@ def environments() -> Iterator[dict[str, str]]:
     """Yield variables that make the terminal of a real process ASCII, Latin-1 and GBK."""
     yield {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     yield from ({"PYTHONIOENCODING": encoding} for encoding in ("latin-1", "gbk"))
+
+
+@pytest.mark.parametrize("command", [["train", "--demo", "--output_dir", "输出"], ["chat", "输出/run"]])
+def test_a_folder_that_libraries_would_not_find_is_refused_before_a_run(command: list[str], tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "lorafit", *command]
+    environ = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "LORAFIT_LANG": "en"}
+    environ["PYTHONPATH"] = str(ROOT)
+    done = subprocess.run(words, env=environ, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "LC_ALL=C.UTF-8" in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("environ", environments(), ids=ENCODINGS)
