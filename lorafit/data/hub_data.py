@@ -10,7 +10,7 @@ from lorafit.data.readers.reading import Reading
 from lorafit.data.readers.row import Row
 from lorafit.errors import DataError, HubError
 from lorafit.messages import _, listed
-from lorafit.models.hub import ensure_reachable, translate, use_endpoint
+from lorafit.models.hub import check_access, ensure_reachable, translate, use_endpoint
 
 NO_SUBSET = re.compile(r"Config name is missing|BuilderConfig .* not found", re.DOTALL)
 SUBSETS = re.compile(r"(?:available configs: |Available: )\[(.*?)\]", re.DOTALL)
@@ -69,6 +69,7 @@ def load_split(name: str, split: str, subset: Subset, endpoint: str | None) -> A
         if table is None:
             raise
         return table
+    check_access(name, "dataset", endpoint)
     try:
         return datasets.load_dataset(name, subset.name, split=split)
     except ValueError as error:

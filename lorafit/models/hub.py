@@ -8,6 +8,7 @@ import errno
 import importlib
 import os
 import re
+import shutil
 import sys
 import threading
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from lorafit.errors import DiskError, HubError, ModelError
+from lorafit.errors import DiskError, HubError, LorafitError, ModelError
 from lorafit.messages import _, clauses
 from lorafit.models.demo import demo_model
 from lorafit.models.download import download_with_progress
@@ -32,6 +33,7 @@ MIRROR = "https://hf-mirror.com"
 REACH_SECONDS = 8.0  # for name lookup, connection and answer together; the name lookup has no timeout of its own
 ALLOW = ["*.json", "*.safetensors", "tokenizer*", "*.jinja", "*.model", "merges.txt", "*.tiktoken"]
 IGNORE = ["original/*", "onnx/*", "consolidated*"]  # copies of the weights in other formats
+FULL_BYTES = 64 * 1024  # a disk with less room is full
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 # Gated models on Hugging Face: model ID -> (ID on ModelScope, ID of an ungated copy on Hugging Face).
 UNGATED_COPIES = {
@@ -70,11 +72,9 @@ def find_model(
     try:
         fetch = _from_modelscope if hub == "modelscope" else _from_hugging_face
         return FoundModel(Path(fetch(name, endpoint, say)), name)
-    except HubError:
+    except LorafitError:
         raise
     except Exception as error:  # both hub clients raise their own errors, those of their HTTP client and OSError
-        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-            raise _disk(name, error) from None
         raise translate(error, name, "model", modelscope_address() if hub == "modelscope" else None) from error
 
 
@@ -147,16 +147,38 @@ def _probe(address: str) -> object:
     return None if status < 500 else f"HTTP {status}"
 
 
-def translate(error: Exception, name: str, kind: Kind, address: str | None = None) -> HubError:
-    """Return the HubError for an error of a hub client about `name`. `address` None: the address of endpoint_of()."""
+def check_access(name: str, kind: Kind, endpoint: str | None) -> None:
+    """Raise HubError if the hub does not give facts about `name`: `datasets` tries again five times and drops the reason."""
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi(endpoint=endpoint_of(endpoint)).repo_info(name, repo_type=kind, timeout=REACH_SECONDS)
+    except Exception as error:  # as in find_model()
+        raise translate(error, name, kind, endpoint_of(endpoint)) from None
+
+
+def translate(error: Exception, name: str, kind: Kind, address: str | None = None) -> LorafitError:
+    """Return the HubError or DiskError for an error of a hub client about `name`.
+
+    `address` None: the address of endpoint_of().
+    """
     address = address or endpoint_of()
     causes = list(_causes(error))
+    if disk := next((c for c in causes if isinstance(c, OSError) and c.errno in DISK_ERRORS), None):
+        return _disk(name, disk)
     # By class name, because the classes moved between modules of huggingface_hub and datasets.
     classes = {c.__name__ for cause in causes for c in type(cause).__mro__}
     if "GatedRepoError" in classes or "gated dataset" in str(error):  # `datasets` drops the cause
         return _gated(address, name, kind)
     if classes & {"RepositoryNotFoundError", "DatasetNotFoundError", "HFValidationError", "NotExistError"}:
         return _unknown(address, name, kind, error)
+    if full := _full_cache():  # the clients then report a file that is not in the cache
+        return _disk(name, full)
+    status = next(filter(None, (getattr(getattr(c, "response", None), "status_code", None) for c in causes)), None)
+    if status in (401, 403):
+        return _refused(address, name, kind, status)
+    if status is not None and (status == 429 or status >= 500):
+        return _at_fault(address, name, kind, status)
     if classes & {"OfflineModeIsEnabled", "ConnectionError", "ConnectError", "TimeoutException", "TimeoutError"}:
         return _unreachable(address, causes[-1], name, kind)
     return HubError(
@@ -299,6 +321,36 @@ def _unknown(address: str, name: str, kind: Kind, error: Exception) -> HubError:
             "`./{name}`. If it is private, run `{login}` first."
         ).format(name=name, login="modelscope login" if address == modelscope_address() else "hf auth login"),
     )
+
+
+def _refused(address: str, name: str, kind: Kind, status: int) -> HubError:
+    login = "modelscope login" if address == modelscope_address() else "hf auth login"
+    text = _("Run `{login}` with an access token that may read it, or ask its owner for access. {ways}")
+    return HubError(
+        _("The hub refuses access to `{name}`.").format(name=name),
+        where=address,
+        found=f"HTTP {status}",
+        fix=text.format(login=login, ways=_alternatives(address, name, kind)),
+    )
+
+
+def _at_fault(address: str, name: str, kind: Kind, status: int) -> HubError:
+    return HubError(
+        _("The hub allows no more requests at present.") if status == 429 else _("The hub has a fault at present."),
+        where=f"{address}: {name}",
+        found=f"HTTP {status}",
+        fix=_("Try again in a few minutes. {ways}").format(ways=_alternatives(address, name, kind)),
+    )
+
+
+def _full_cache() -> OSError | None:
+    """Return the error of a full disk if the disk of the local cache has no room left."""
+    home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser().absolute()
+    for folder in (home, *home.parents):
+        if folder.is_dir():
+            full = shutil.disk_usage(folder).free < FULL_BYTES
+            return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(home)) if full else None
+    return None
 
 
 def _disk(name: str, error: OSError) -> DiskError:

@@ -13,7 +13,7 @@ from lorafit.models.lora_targets import select_targets
 from lorafit.models.spec import ModelSpec
 from lorafit.planner import device_precision
 from lorafit.planner.effective_batch import resolve_effective_batch
-from lorafit.planner.memory import adapter_parameters
+from lorafit.planner.memory import adapter_parameters, targeted
 from lorafit.planner.plan import Plan
 
 MOMENTS_TOO = 3  # a checkpoint is three times the adapter: the weights and AdamW's two moments
@@ -76,6 +76,19 @@ def check_model(config: TrainConfig, spec: ModelSpec, folder: Path) -> None:
     # The 2 below are best_model and final_model.
     checkpoints = 1 if config.resume else config.keep_checkpoints + 1
     ensure_disk_space(folder, size * (MOMENTS_TOO * checkpoints + 2))
+
+
+def rank_notes(lora_r: int, lora_targets: str, spec: ModelSpec) -> list[str]:
+    """Return a note if the rank exceeds the width of a layer: a higher rank learns nothing more there."""
+    widths = [min(linear.in_features, linear.out_features) for linear in targeted(spec, lora_targets)]
+    narrow = sum(width < lora_r for width in widths)
+    if not narrow:
+        return []
+    text = _(
+        "lora_r {rank} exceeds the width of layers with an adapter ({narrow} of {count}; narrowest: {width}): "
+        "`--lora_r {width}` learns as much there, in less memory."
+    )
+    return [text.format(rank=lora_r, narrow=narrow, count=len(widths), width=min(widths))]
 
 
 def check_positions(model: str, spec: ModelSpec, longest: int, estimated: bool = False) -> list[str]:

@@ -50,7 +50,7 @@ from lorafit.run_folders.place import RunPlace
 from lorafit.training.initial_adapter import init_adapter, with_patterns, with_rank, with_targets
 from lorafit.training.loop import Job, Progress, training_loop
 from lorafit.training.model_card import add_chat_files
-from lorafit.training.preflight import check_model, check_positions, check_processes, check_settings
+from lorafit.training.preflight import check_model, check_positions, check_processes, check_settings, rank_notes
 from lorafit.training.progress import as_stage_events
 from lorafit.training.resume import (
     Interrupted,
@@ -185,16 +185,12 @@ def _get_ready(config: TrainConfig, old: Interrupted | None, ranks: Collectives)
     data = yield from as_stage_events(prepare_cached(config, model.folder, load, template))
     origins = origins_of(model, base, data, template, start)
     stats = data_stats(data)
-    data = replace(data, notes=[*data.notes, *check_positions(config.model_name, spec, stats.longest_of_all)])
+    notes = check_positions(config.model_name, spec, stats.longest_of_all)
+    data = replace(data, notes=[*data.notes, *notes, *rank_notes(config.lora_r, config.lora_targets, spec)])
     share = per_process(machine, ranks.own_rank.local_count)
     known = calibrate.load_calibration(share, measure=calibrate.measure_matmul_gflops)
-    planned = make_plan_result(
-        config if old is None else with_resolved_settings(old.run, machine, config),
-        share,
-        spec,
-        stats,
-        known,
-    )
+    settled = config if old is None else with_resolved_settings(old.run, machine, config)
+    planned = make_plan_result(settled, share, spec, stats, known)
     plan = planned.plan
     if config.plan is not None:
         plan = plan.computed_as(Plan.load(user_path(config.plan)))

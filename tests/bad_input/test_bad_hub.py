@@ -1,5 +1,6 @@
 """A hub that does not answer or refuses access is reported, with a mirror or a copy that works."""
 
+import errno
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -120,3 +121,30 @@ def test_a_subset_that_was_not_asked_for_is_used_from_the_cache_only_without_a_h
     refused(flags(dataset_name="acme/laws", hf_endpoint=hub.address), "--dataset_subset", "civil", "penal")
     assert main(flags("--dry_run", dataset_name="acme/laws", hf_endpoint=NOWHERE)) == 0
     assert "civil" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("status", "same"), [(403, "hf auth login"), (500, ""), (429, "")])
+def test_a_status_of_the_hub_is_told_as_it_is(
+    hub: FakeHub, flags: Callable[..., Words], refused: Refused, status: int, same: str
+) -> None:
+    hub.failing = {"acme/odd": status}
+    for argv in (
+        flags(model_name="acme/odd", hf_endpoint=hub.address),
+        flags(dataset_name="acme/odd", hf_endpoint=hub.address),
+    ):
+        text = refused(argv, "acme/odd", f"HTTP {status}", same, "--hf_endpoint https://hf-mirror.com")
+        assert ("hf auth login" in text) == (status == 403)
+        assert "Check the network" not in text
+
+
+def test_a_full_cache_is_a_full_disk(
+    hub: FakeHub, flags: Callable[..., Words], refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    def full(*_args: object, **_kwargs: object) -> None:
+        raise datasets.exceptions.DatasetGenerationError("no") from OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(datasets, "load_dataset", full)
+    text = refused(flags(dataset_name="acme/law", hf_endpoint=hub.address), "acme/law", "No space left", "HF_HOME")
+    assert "network" not in text

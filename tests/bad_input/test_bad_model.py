@@ -102,3 +102,13 @@ def test_weights_that_are_not_numbers_are_named(
     chat = ["chat", "--base_model", str(folder), "--engine", engine, "--device", "cpu", "--prompt", "hi"]
     for temperature in ("0", "1"):
         refused([*chat, "--temperature", temperature], name if engine == "mlx" else "--precision fp32")
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_a_rank_above_the_width_of_a_layer_gets_a_word(
+    flags: Callable[..., Words], language: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for rank, wide in ((16, False), (17, True)):  # the narrowest layers are k_proj and v_proj, 32 x 16
+        for argv in (flags("--dry_run", lora_r=rank, lang=language), ["plan", *flags(lora_r=rank, lang=language)[2:]]):
+            assert main(argv) == 0
+            assert ("`--lora_r 16`" in capsys.readouterr().out) == wide

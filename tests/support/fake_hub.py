@@ -20,12 +20,13 @@ RESOLVE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/[^/]+/(.+)$")
 class FakeHub:
     """A hub. `models` and `datasets`: repository name -> folder of its files.
 
-    `gated`: names of gated repositories. `asked`: paths of all requests. `address`: URL of the hub while it serves.
+    `gated`: names of gated repositories. `failing`: repository name -> status of every reply about it. `asked`: paths of all requests. `address`: URL of the hub while it serves.
     """
 
     models: dict[str, Path] = field(default_factory=dict)
     datasets: dict[str, Path] = field(default_factory=dict)
     gated: set[str] = field(default_factory=set)
+    failing: dict[str, int] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     address: str = ""
 
@@ -60,7 +61,10 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         path = self.path.partition("?")[0]
         self.hub.asked.append(path)
-        if api := API.fullmatch(path):
+        failing = next((status for name, status in self.hub.failing.items() if f"/{name}" in path), None)
+        if failing is not None:
+            self._reply(failing, b"")
+        elif api := API.fullmatch(path):
             self._api(*api.groups(), body)
         elif resolve := RESOLVE.fullmatch(path):
             self._resolve("datasets" if resolve[1] else "models", resolve[2], resolve[3])
