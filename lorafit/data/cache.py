@@ -5,10 +5,12 @@ and the versions of lorafit, transformers and tokenizers. No tokenizer is import
 may build the same folder: the first to finish wins. Folders that were not opened for 30 days are deleted.
 """
 
+import atexit
 import hashlib
 import json
 import os
 import shutil
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Generator, Iterable
@@ -22,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorafit import __version__
-from lorafit.atomic import MANIFEST, atomic_folder
+from lorafit.atomic import MANIFEST, atomic_folder, ensure_writable
 from lorafit.data.conversation import Conversation, Message
 from lorafit.data.micro_batch import Int32
 from lorafit.data.preprocessing import Preprocessing
@@ -102,6 +104,23 @@ def data_cache() -> Path:
     return user_path(own).absolute() if own else cache_folder() / "data"
 
 
+def use_writable_cache() -> str | None:
+    """Set LORAFIT_DATA_CACHE to a temporary folder if nothing can be written to the cache; return a note, or None.
+
+    The folder is deleted at the end of the process.
+    """
+    folder = data_cache()
+    try:
+        ensure_writable(folder)
+    except DiskError:
+        temporary = tempfile.mkdtemp(prefix="lorafit-data-")
+        atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+        os.environ["LORAFIT_DATA_CACHE"] = temporary
+        text = _("The cache {folder} cannot be written: tokenized data are kept in {temporary} until the end.")
+        return text.format(folder=folder, temporary=temporary)
+    return None
+
+
 def file_sha256(path: Path) -> str:
     """Return the sha256 of the file's content.
 
@@ -140,7 +159,8 @@ def find_cache_entry(key: str, files: list[str]) -> CacheEntry | None:
         if any((folder / name).stat().st_size != size for name, size in sizes.items()):
             return None
         entry = open_entry(folder, files)
-        os.utime(folder)  # `prune` deletes by mtime
+        with suppress(OSError):  # a read-only cache
+            os.utime(folder)  # `prune` deletes by mtime
         return entry
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -152,6 +172,8 @@ def find_or_build(
     """Return the cache entry `key`, built if absent; yield progress messages. Raises DataError or DiskError."""
     if entry := find_cache_entry(key, source.files):
         return entry
+    if note := use_writable_cache():
+        yield note
     prune()
     folder = data_cache() / key
     try:

@@ -10,13 +10,14 @@ from lorafit.errors import ConfigError
 from lorafit.hardware.detect import Machine
 from lorafit.messages import _
 from lorafit.models.lora_targets import select_targets
-from lorafit.models.spec import ModelSpec
+from lorafit.models.spec import TOKENIZER_FILES, ModelSpec
 from lorafit.planner import device_precision
 from lorafit.planner.effective_batch import resolve_effective_batch
 from lorafit.planner.memory import adapter_parameters, targeted
 from lorafit.planner.plan import Plan
 
 MOMENTS_TOO = 3  # a checkpoint is three times the adapter: the weights and AdamW's two moments
+MODELS = 3  # best_model, its successor while that is written, and final_model; each has a copy of the tokenizer
 
 
 def check_settings(config: TrainConfig, machine: Machine, folder: Path) -> None:
@@ -65,7 +66,7 @@ def check_processes(config: TrainConfig, machine: Machine, local: int) -> None:
         )
 
 
-def check_model(config: TrainConfig, spec: ModelSpec, folder: Path) -> None:
+def check_model(config: TrainConfig, spec: ModelSpec, model_folder: Path, folder: Path) -> None:
     """Check everything that needs the model's architecture but not the data. Raises LorafitErrors.
 
     The free space of the disk is checked too. `folder` is that of `check_settings`.
@@ -73,9 +74,10 @@ def check_model(config: TrainConfig, spec: ModelSpec, folder: Path) -> None:
     check_targets(config.lora_targets, spec)
     size = 4 * adapter_parameters(spec, config.lora_r, config.lora_targets)
     # While a checkpoint is written there is one more than are kept; a resumed run has the others already.
-    # The 2 below are best_model and final_model.
     checkpoints = 1 if config.resume else config.keep_checkpoints + 1
-    ensure_disk_space(folder, size * (MOMENTS_TOO * checkpoints + 2))
+    tokenizer = sum(file.stat().st_size for name in TOKENIZER_FILES if (file := model_folder / name).is_file())
+    needed = checkpoints * (MOMENTS_TOO * size + tokenizer) + MODELS * (size + tokenizer)
+    ensure_disk_space(folder, needed)
 
 
 def rank_notes(lora_r: int, lora_targets: str, spec: ModelSpec) -> list[str]:

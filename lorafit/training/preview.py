@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 from lorafit.config import TrainConfig
+from lorafit.data.cache import use_writable_cache
 from lorafit.data.dataset import load_cached
 from lorafit.data.split import MAX_VALID_ROWS
 from lorafit.engines.tokenizer import read_template
@@ -111,6 +112,8 @@ def find_data(config: TrainConfig, say: ProgressCallback = ignore_progress) -> t
     try:
         found = load_cached(config, folder, template)
         if found is None:
+            if note := use_writable_cache():
+                say(note)
             say(_("Counting the tokens of {name} (once)").format(name=config.dataset_name))
             fill_cache(config, folder)
             found = load_cached(config, folder, template)

@@ -176,7 +176,7 @@ def _get_ready(config: TrainConfig, old: Interrupted | None, ranks: Collectives)
     if start is not None:
         check_shapes(start, spec)
         config = with_targets(config, start, spec)
-    check_model(config, spec, folder)
+    check_model(config, spec, model.folder, folder)
     yield Stage(text=_("Reading {name}").format(name=config.dataset_name))
     template = read_template(config.chat_template)
     if old is not None:

@@ -10,6 +10,7 @@ from support.refusals import Refused, Words, adapter_bytes, the_run
 from lorafit.cli.app import main
 from lorafit.events import StepDone, read_events
 from lorafit.run_folders.checkpoint import latest_good
+from lorafit.training import preflight
 
 
 @pytest.fixture
@@ -43,6 +44,48 @@ def test_a_disk_without_enough_room_is_reported_before_the_data_are_read(
     assert list(folder.iterdir()) == []
 
 
+def test_the_copies_of_the_tokenizer_count_in_the_room_that_is_needed(
+    flags: Callable[..., Words], refused: Refused, disk: Callable[[str], Path], model: Path
+) -> None:
+    copy = (model / "tokenizer.json").stat().st_size
+    folder = disk(f"size={4 * copy}")  # two checkpoints, best_model twice, and final_model
+    refused(flags(output_dir=folder / "output", keep_checkpoints=1), folder, "--keep_checkpoints 1")
+
+
+@pytest.mark.parametrize("verb", ["train", "plan"])
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_a_data_cache_that_cannot_be_written_is_replaced_by_a_temporary_folder(
+    flags: Callable[..., Words],
+    disk: Callable[[str], Path],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    verb: str,
+    language: str,
+) -> None:
+    folder = disk("size=1m,ro") / "data"
+    monkeypatch.setenv("LORAFIT_DATA_CACHE", str(folder))
+    words = flags(lang=language)
+    assert main(words if verb == "train" else ["plan", *words[2:]]) == 0
+    said = capfd.readouterr()
+    assert (said.out + said.err).count(f"{folder} ") == 1
+    assert not folder.exists()
+
+
+def test_a_read_only_data_cache_is_read(
+    flags: Callable[..., Words],
+    disk: Callable[[str], Path],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = disk("size=16m") / "data"
+    monkeypatch.setenv("LORAFIT_DATA_CACHE", str(folder))
+    assert main(flags("--dry_run")) == 0
+    disk("size=16m,ro")
+    capfd.readouterr()
+    assert main(flags("--dry_run")) == 0
+    assert str(folder) not in capfd.readouterr().out
+
+
 def test_a_read_only_disk_is_reported_before_the_model_is_looked_for(
     flags: Callable[..., Words], refused: Refused, disk: Callable[[str], Path]
 ) -> None:
@@ -52,11 +95,17 @@ def test_a_read_only_disk_is_reported_before_the_model_is_looked_for(
 
 
 def test_a_disk_that_fills_up_ends_with_an_error_and_with_room_the_run_resumes_to_the_same_bytes(
-    flags: Callable[..., Words], disk: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    flags: Callable[..., Words],
+    disk: Callable[[str], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     output = disk("size=12m") / "output"
     steps = {"max_steps": 5, "save_steps": 1, "keep_checkpoints": 4}
-    assert main(flags(**steps, output_dir=output, lang="en")) == 2
+    with monkeypatch.context() as patched:  # the room is there at the start, and is taken later
+        patched.setattr(preflight, "ensure_disk_space", lambda *_facts: None)
+        assert main(flags(**steps, output_dir=output, lang="en")) == 2
     text = capsys.readouterr()
     run = the_run(output)
     assert "Traceback" not in text.err
