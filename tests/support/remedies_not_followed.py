@@ -114,11 +114,21 @@ NOT_FOLLOWED = {
         "Find it on ModelScope ({page}) and use the model ID there: `--hub modelscope --model_name OWNER/NAME`; or use an "
         "ungated copy, often `--model_name unsloth/{short}`.",
         "Set --dataset_split to one of the splits listed above.",
-        "Set {flag} to one of these: {known}.",
         "Use cached files, local folders or `lorafit train --demo`, which need no hub, or a mirror: --hf_endpoint {mirror}",
         "Use your own file: `--dataset_name FILE.jsonl`.",
     ),
+    "needs a model with few positions, narrow layers or NaN; tests/bad_input causes it, and trains with the value": (
+        "Truncate the samples: `--max_length {limit}`. Or use a model for longer texts.",
+        "The longest sample has {longest} tokens, but {model} was trained for {limit} positions ({kind}): answers are "
+        "usually bad beyond them. Use `--max_length {limit}`, or a model for longer texts.",
+        "Use another precision, for example `--precision fp32`, or download the weight files again.",
+        "Use another precision, for example `--precision fp32`.",
+        "lora_r {rank} exceeds the width of layers with an adapter ({narrow} of {count}; narrowest: {width}): "
+        "`--lora_r {width}` learns as much there, in less memory.",
+        "{model} has {limit} positions: training refuses longer samples. Use `--max_length {limit}`.",
+    ),
     "names no value: the user has to look at the data first": (
+        "Remove --{setting}, or give a dataset ID like `owner/name`.",
         "Check the data and --dataset_split.",
         "Restore the data files, or start a new run (with --init_adapter to start from this run's weights).",
     ),

@@ -6,6 +6,7 @@ They are used when neither the disk nor a hub provides the model's own config.js
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from lorafit.models.positions import Positions
 from lorafit.models.spec import Linear, ModelSpec
 
 
@@ -27,6 +28,7 @@ class Shape:
     norms: int = 2  # per layer, of the hidden size
     window: int | None = None  # tokens of sliding-window attention
     activation: str = "silu"
+    positions: Positions | None = None
 
 
 SHAPES = {
@@ -49,7 +51,9 @@ SHAPES = {
     "Qwen/Qwen3-14B": Shape("qwen3", 40, 5120, 17408, 40, 8, 128, 151936, False, qk_norm=True),
     "Qwen/Qwen3-32B": Shape("qwen3", 64, 5120, 25600, 64, 8, 128, 151936, False, qk_norm=True),
     "mistralai/Mistral-7B-Instruct-v0.3": Shape("mistral", 32, 4096, 14336, 32, 8, 128, 32768, False),
-    "HuggingFaceTB/SmolLM2-135M-Instruct": Shape("llama", 30, 576, 1536, 9, 3, 64, 49152, True),
+    "HuggingFaceTB/SmolLM2-135M-Instruct": Shape(
+        "llama", 30, 576, 1536, 9, 3, 64, 49152, True, positions=Positions(8192, "rope")
+    ),
     "HuggingFaceTB/SmolLM2-360M-Instruct": Shape("llama", 32, 960, 2560, 15, 5, 64, 49152, True),
     "HuggingFaceTB/SmolLM2-1.7B-Instruct": Shape("llama", 24, 2048, 8192, 32, 32, 64, 49152, True),
     "google/gemma-2-2b-it": Shape("gemma2", 26, 2304, 9216, 8, 4, 256, 256000, True, norms=4, window=4096, activation="gelu"),
@@ -94,6 +98,7 @@ def spec_of(shape: Shape) -> ModelSpec:
         linears=linears,
         window=shape.window,
         activation=shape.activation,
+        positions=shape.positions,
     )
 
 
