@@ -98,25 +98,29 @@ def mutated(seed: int) -> tuple[str, bytes]:
     return name, data
 
 
+def sort_rows(name: str, formats: list[str], reasons: list[str]) -> None:
+    """Add the formats of the good rows of the data `name` to `formats`, and the reasons of the others to `reasons`."""
+    for row in read_rows(name, "train"):
+        try:
+            formats.append(recognize_format(row.value).format)
+        except BadRow as bad:
+            reasons.append(bad.reason)
+
+
 @pytest.mark.parametrize(
     "seeds", [range(200), pytest.param(range(200, 20_000), marks=pytest.mark.slow)], ids=["200", "20000"]
 )
 def test_damaged_files_give_rows_or_named_errors_and_nothing_else(tmp_path: Path, seeds: range) -> None:
-    good, reasons, places = 0, [], []
+    good, reasons, places = list[str](), list[str](), list[str]()
     for seed in seeds:
         name, data = mutated(seed)
         path = tmp_path / f"damaged{name}"
         path.write_bytes(data)
         try:
-            for row in read_rows(str(path), "train"):
-                try:
-                    recognize_format(row.value)
-                    good += 1
-                except BadRow as bad:
-                    reasons.append(bad.reason)
+            sort_rows(str(path), good, reasons)
         except DataError as error:
             places.append(str(error.where))
-    assert min(good, len(reasons)) > len(seeds)
+    assert min(len(good), len(reasons)) > len(seeds)
     assert all(reasons)
     assert all(place.startswith(str(tmp_path / "damaged.")) for place in places)
 
@@ -174,7 +178,7 @@ def test_damaged_archives_and_rare_shapes_give_rows_or_named_errors_and_nothing_
     tmp_path: Path, seeds: range
 ) -> None:
     (tmp_path / "damaged.jsonl").write_bytes(b"".join(json.dumps(row).encode() + b"\n" for row in ROWS))
-    good, reasons, errors = 0, list[str](), list[DataError]()
+    good, reasons, errors = list[str](), list[str](), list[DataError]()
     for seed in seeds:
         rng = random.Random(seed)
         suffix = rng.choice(list(packed_seeds()))
@@ -182,15 +186,10 @@ def test_damaged_archives_and_rare_shapes_give_rows_or_named_errors_and_nothing_
         (path if suffix else tmp_path / "dataset_info.json").write_bytes(mutated_archive(suffix, rng))
         name = path if suffix else tmp_path / "damaged"
         try:
-            for row in read_rows(str(name), "train"):
-                try:
-                    recognize_format(row.value)
-                    good += 1
-                except BadRow as bad:
-                    reasons.append(bad.reason)
+            sort_rows(str(name), good, reasons)
         except DataError as error:
             errors.append(error)
         (tmp_path / "dataset_info.json").unlink(missing_ok=True)
-    assert min(good, len(reasons), len(errors)) > len(seeds) // 10
+    assert min(len(good), len(reasons), len(errors)) > len(seeds) // 10
     assert all(reasons)
     assert all(error.what and error.fix and str(tmp_path) in str(error.where) for error in errors)

@@ -16,6 +16,18 @@ API = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+?)(?:/(revision|tree|paths
 RESOLVE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/[^/]+/(.+)$")
 
 
+@contextmanager
+def serve_locally(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """Serve `handler` on a free port inside the context; yield the URL."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
 @dataclass
 class FakeHub:
     """A hub. `models` and `datasets`: repository name -> folder of its files.
@@ -40,15 +52,8 @@ class FakeHub:
     @contextmanager
     def serve(self) -> Iterator["FakeHub"]:
         """Serve the hub on a free port inside the context."""
-        handler = type("BoundHandler", (Handler,), {"hub": self})
-        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self.address = f"http://127.0.0.1:{server.server_port}"
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-        try:
+        with serve_locally(type("BoundHandler", (Handler,), {"hub": self})) as self.address:
             yield self
-        finally:
-            server.shutdown()
-            server.server_close()
 
 
 class Handler(BaseHTTPRequestHandler):

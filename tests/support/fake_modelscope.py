@@ -1,15 +1,16 @@
 """A small ModelScope on 127.0.0.1 for its own client: each repository is a folder; all other names are unknown."""
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+from support.fake_hub import serve_locally
 
 
 @dataclass
@@ -24,15 +25,8 @@ class FakeModelScope:
     @contextmanager
     def serve(self) -> Iterator["FakeModelScope"]:
         """Serve the hub on a free port inside the context."""
-        handler = type("BoundHandler", (Handler,), {"hub": self})
-        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self.address = f"http://127.0.0.1:{server.server_port}"
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-        try:
+        with serve_locally(type("BoundHandler", (Handler,), {"hub": self})) as self.address:
             yield self
-        finally:
-            server.shutdown()
-            server.server_close()
 
 
 class Handler(BaseHTTPRequestHandler):
