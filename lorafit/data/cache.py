@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 from lorafit import __version__
 from lorafit.atomic import MANIFEST, atomic_folder, ensure_writable
 from lorafit.data.conversation import Conversation, Message
+from lorafit.data.key_use import KeyUse
 from lorafit.data.micro_batch import Int32
 from lorafit.data.preprocessing import Preprocessing
 from lorafit.data.readers.row import Row, rows_in
-from lorafit.data.readings import Readings
 from lorafit.data.rejects import Reject, RejectFile
 from lorafit.data.sources import Source
 from lorafit.data.split import KEY, MAX_VALID_ROWS, Keys, as_keys
@@ -69,7 +69,7 @@ class CacheEntry:
     copies: int  # rows that repeat an earlier row
     num_targets: int
     dropped_rows: int  # rows of which the chat template omits some text
-    readings: Readings
+    key_use: KeyUse
     content: str  # sha256 of the samples
     rejects: RejectFile
     reading_notes: list[tuple[str, str]]  # files, each with a text on how it was read
@@ -225,7 +225,7 @@ class _Writer:
         self.file_places = {file: place for place, file in enumerate(dict.fromkeys(files))}
         self.formats: Counter[str] = Counter()
         self.targets, self.dropped = 0, 0
-        self.readings = Readings()
+        self.key_use = KeyUse()
         self.notes: dict[tuple[str, str], None] = {}
         self.smallest: dict[bytes, Conversation] = {}
         self.highest = b"\xff" * 32  # a larger key is not among the smallest
@@ -255,7 +255,7 @@ class _Writer:
             "targets": self.targets,
             "dropped": self.dropped,
             "content": content,
-            "readings": self.readings.to_json(),
+            "key_use": self.key_use.to_json(),
             "notes": [[file, recipe_of(text)] for file, text in self.notes],
         }
         (self.folder / "meta.json").write_text(json.dumps(meta), "utf-8")
@@ -269,7 +269,7 @@ class _Writer:
         self.rows += len(good)
         self.targets += int(made.target_mask.sum())
         self.dropped += int(made.dropped.sum())
-        self.readings.add(made.readings)
+        self.key_use.add(made.key_use)
         self.formats.update(FORMAT_NAMES[number] for number in made.formats)
         for place, reason in made.rejects:
             row = share[place]
@@ -310,7 +310,7 @@ def open_entry(folder: Path, files: list[str] | None = None) -> CacheEntry:
         copies=meta["copies"],
         num_targets=meta["targets"],
         dropped_rows=meta["dropped"],
-        readings=Readings.from_json(meta["readings"]),
+        key_use=KeyUse.from_json(meta["key_use"]),
         content=meta["content"],
         rejects=RejectFile(folder / "rejects.jsonl", renamed),
         reading_notes=[(renamed.get(file, file), str(retranslate(text))) for file, text in meta.get("notes", [])],

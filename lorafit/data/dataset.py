@@ -274,7 +274,7 @@ def _reading_notes(*entries: CacheEntry | None) -> list[str]:
 
 
 def _notes(entry: CacheEntry, config: TrainConfig) -> Iterator[str]:
-    yield from entry.readings.notes()
+    yield from entry.key_use.notes()
     if entry.dropped_rows:
         text = _("Rows of which the chat template leaves out a part (e.g. earlier reasoning): {n}.")
         yield text.format(n=count_text(entry.dropped_rows))

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from lorafit.data.readings import Readings
+from lorafit.data.key_use import KeyUse
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class DataReport:
     cut_tokens: int
     cut_targets: int  # of the cut tokens, those that are targets
     dropped_rows: int  # rows of which the chat template leaves out a part
-    readings: Readings
+    key_use: KeyUse
     strange_rows: int
     strange: list[StrangeCharacter]  # most frequent first
     samples: dict[str, list[ShownSample]]  # keys: "shortest", "longest", "random"; on request "all", the first 1,000

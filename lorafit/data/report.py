@@ -32,10 +32,10 @@ from lorafit.data.findings import (
     StrangeCharacter,
 )
 from lorafit.data.formats import ReadRow
+from lorafit.data.key_use import KeyUse
 from lorafit.data.micro_batch import Sample
 from lorafit.data.preprocessing import preprocessing_of
 from lorafit.data.readers.row import Row, rows_in
-from lorafit.data.readings import Readings
 from lorafit.data.render import Rendered, Tokenizer
 from lorafit.data.text_checks import excerpt, lacks_answer, strange_characters, visible
 from lorafit.hashing import UInt32
@@ -121,7 +121,7 @@ class _Seen:
     cut_tokens: int = 0
     cut_targets: int = 0
     dropped_rows: int = 0
-    readings: Readings = field(default_factory=Readings)
+    key_use: KeyUse = field(default_factory=KeyUse)
     strange_rows: int = 0
     strange: dict[str, StrangeCharacter] = field(default_factory=dict)
     compared: dict[bytes, tuple[RowLocation, UInt32]] = field(default_factory=dict)
@@ -145,7 +145,7 @@ class _Seen:
 
     def add(self, row: Row, content: ReadRow, rendered: Rendered) -> None:
         conversation, name = content.conversation, content.format
-        self.readings.add([(content.unused, content.pair)])
+        self.key_use.add([(content.unused, content.pair)])
         self.dropped_rows += rendered.dropped
         self.cut_targets += rendered.targets_cut
         place, sample, key = RowLocation(row.file, row.line), rendered.sample, content_key(conversation)
@@ -216,7 +216,7 @@ def _report(seen: _Seen, tokenizer: DecodingTokenizer, config: TrainConfig) -> D
         cut_tokens=seen.cut_tokens,
         cut_targets=seen.cut_targets,
         dropped_rows=seen.dropped_rows,
-        readings=seen.readings,
+        key_use=seen.key_use,
         strange_rows=seen.strange_rows,
         strange=sorted(seen.strange.values(), key=lambda found: -found.rows),
         samples={kind: [_shown(entry, tokenizer) for entry in entries] for kind, entries in kept.items()},

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 from lorafit.data.conversation import BadRow
 from lorafit.data.formats import FORMATS, ReadRow
+from lorafit.data.key_use import RowKeys
 from lorafit.data.micro_batch import Bool, Int32
 from lorafit.data.preprocessing import Preprocessing
 from lorafit.data.readers.row import Row
-from lorafit.data.readings import Reading
 from lorafit.data.render import Rendered, TemplatedText, Tokenizer, to_sample
 from lorafit.data.split import content_key
 
@@ -47,7 +47,7 @@ class TokenizedRows:
     formats: NDArray[np.uint8]  # indices into FORMAT_NAMES
     row_indices: Int32  # indices of the good rows in the batch
     keys: bytes  # 32 bytes per good row (`content_key`)
-    readings: list[Reading]  # of the good rows
+    key_use: list[RowKeys]  # of the good rows
     rejects: list[tuple[int, str]] = field(default_factory=list)  # index and reason of each bad row
 
     def first(self, count: int) -> "TokenizedRows":
@@ -65,7 +65,7 @@ class TokenizedRows:
             formats=self.formats[:count],
             row_indices=self.row_indices[:count],
             keys=self.keys[: 32 * count],
-            readings=self.readings[:count],
+            key_use=self.key_use[:count],
             rejects=[(place, reason) for place, reason in self.rejects if place < last],
         )
 
@@ -102,7 +102,7 @@ def _joined(made: list[tuple[int, ReadRow, Rendered]], rejects: list[tuple[int, 
         formats=np.array([FORMAT_NAMES.index(content.format) for _place, content, _one in made], np.uint8),
         row_indices=np.array([place for place, _content, _one in made], np.int32),
         keys=b"".join(content_key(content.conversation) for _place, content, _one in made),
-        readings=[(content.unused, content.pair) for _place, content, _one in made],
+        key_use=[(content.unused, content.pair) for _place, content, _one in made],
         rejects=rejects,
     )
 

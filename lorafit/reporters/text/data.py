@@ -56,7 +56,7 @@ def _rows(report: DataReport) -> list[Figure]:
         Figure(_("rows"), count_text(report.rows), formats),
         *(
             Figure(_("read as question, answer"), count_text(rows), f"{question}, {answer}")
-            for (question, answer), rows in report.readings.pairs.items()
+            for (question, answer), rows in report.key_use.pairs.items()
         ),
         Figure(_("rejected"), count_text(report.rejected), share if report.rejected else "", not report.rejected),
         Figure(
@@ -162,8 +162,8 @@ def _formats(report: DataReport) -> Listing:
 
 
 def _unused_keys(report: DataReport) -> Listing:
-    readings = report.readings
-    rows = [(key, count_text(count), readings.flag_for(key)) for key, count in list(readings.unused.items())[:MAX_ROWS]]
+    key_use = report.key_use
+    rows = [(key, count_text(count), key_use.flag_for(key)) for key, count in list(key_use.unused.items())[:MAX_ROWS]]
     return Listing(_("Keys that are not used"), (_("key"), _("rows"), _("flag that uses it")), rows, (1,))
 
 

@@ -28,12 +28,12 @@ def data_json(report: DataReport) -> str:
         },
         "keys": {
             "unused": {
-                key: {"rows": rows, "flag": report.readings.flag_for(key) or None}
-                for key, rows in report.readings.unused.items()
+                key: {"rows": rows, "flag": report.key_use.flag_for(key) or None}
+                for key, rows in report.key_use.unused.items()
             },
             "pairs": [
                 {"question": question, "answer": answer, "rows": rows}
-                for (question, answer), rows in report.readings.pairs.items()
+                for (question, answer), rows in report.key_use.pairs.items()
             ],
         },
         "duplicates": {"exact": report.duplicates.exact, "near": report.duplicates.near},

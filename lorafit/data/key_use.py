@@ -7,12 +7,12 @@ from typing import Any
 from lorafit.messages import _, listed
 from lorafit.units import count_text
 
-Reading = tuple[tuple[tuple[str, bool], ...], tuple[str, str] | None]  # of one row: `unused` and `pair` of ReadRow
+RowKeys = tuple[tuple[tuple[str, bool], ...], tuple[str, str] | None]  # of one row: `unused` and `pair` of ReadRow
 SHOWN = 8  # keys named in a note
 
 
 @dataclass
-class Readings:
+class KeyUse:
     """Counts over rows.
 
     `unused`: rows with each unused key. `long_texts`: the unused keys with texts of some length. `pairs`: rows by the
@@ -23,9 +23,9 @@ class Readings:
     long_texts: set[str] = field(default_factory=set)
     pairs: dict[tuple[str, str], int] = field(default_factory=dict)
 
-    def add(self, readings: Iterable[Reading]) -> None:
-        """Count the readings of rows."""
-        for unused, pair in readings:
+    def add(self, rows: Iterable[RowKeys]) -> None:
+        """Count the keys of rows."""
+        for unused, pair in rows:
             for key, long in unused:
                 self.unused[key] = self.unused.get(key, 0) + 1
                 self.long_texts.update([key] if long else [])
@@ -37,8 +37,8 @@ class Readings:
         return {"unused": self.unused, "long_texts": sorted(self.long_texts), "pairs": pairs}
 
     @classmethod
-    def from_json(cls, facts: dict[str, Any]) -> "Readings":
-        """Return the readings that `to_json` wrote."""
+    def from_json(cls, facts: dict[str, Any]) -> "KeyUse":
+        """Return the counts that `to_json` wrote."""
         pairs = {(question, answer): rows for question, answer, rows in facts["pairs"]}
         return cls(facts["unused"], set(facts["long_texts"]), pairs)
 
