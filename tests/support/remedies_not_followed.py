@@ -113,7 +113,10 @@ NOT_FOLLOWED = {
         "⚠️  Matrix multiplication in MLX is about 40 times slower here, without OpenBLAS. Install it: {command}",
         "Find it on ModelScope ({page}) and use the model ID there: `--hub modelscope --model_name OWNER/NAME`; or use an "
         "ungated copy, often `--model_name unsloth/{short}`.",
+        "Run `{login}` with an access token that may read it, or ask its owner for access. {ways}",
         "Set --dataset_split to one of the splits listed above.",
+        "Set {flag} to one of these: {known}.",
+        "Try again in a few minutes. {ways}",
         "Use cached files, local folders or `lorafit train --demo`, which need no hub, or a mirror: --hf_endpoint {mirror}",
         "Use your own file: `--dataset_name FILE.jsonl`.",
     ),
@@ -156,17 +159,10 @@ NOT_FOLLOWED = {
         "Give a YAML file with settings to --config.",
         "Give a file name with {flag}.",
         "Name the data in the file, or with `--dataset_name`.",
-        "Remove --{setting}, or give a dataset ID like `owner/name`.",
         "Restore it, or give its new place, with the same content: `{command}`",
         "Run the command in the folder where the run was started, or give the new place: `{command}`",
         "Save the file as UTF-8, or name its encoding: {way}",
-        "The longest sample has {longest} tokens, but {model} was trained for {limit} positions ({kind}): answers are usually "
-        "bad beyond them. Use `--max_length {limit}`, or a model for longer texts.",
-        "Truncate the samples: `--max_length {limit}`. Or use a model for longer texts.",
-        "Use another precision, for example `--precision fp32`, or download the weight files again.",
-        "Use another precision, for example `--precision fp32`.",
         "Use {flag} to name a file in a folder you can write to.",
         "only predicts without do_train: `lorafit chat` and `lorafit compare` answer questions",
-        "{model} has {limit} positions: training refuses longer samples. Use `--max_length {limit}`.",
     ),
 }  # fmt: skip
