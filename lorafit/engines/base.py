@@ -82,6 +82,7 @@ class EngineFacts:
     shares_prefixes: bool = False  # a prefix that samples of a step share is computed once
     load_seconds: float | None = None  # time to load the base model
     load_peak_bytes: int | None = None  # peak memory of the process or device after loading
+    longest_sample: int | None = None  # tokens of the longest sample that the backend computes as transformers does
 
 
 class Engine(Protocol):

@@ -6,7 +6,7 @@ from lorafit.atomic import ensure_disk_space, ensure_writable
 from lorafit.config import TrainConfig
 from lorafit.data.hub_data import Subset
 from lorafit.data.sources import check_source
-from lorafit.errors import ConfigError
+from lorafit.errors import ConfigError, ModelError
 from lorafit.hardware.detect import Machine
 from lorafit.messages import _
 from lorafit.models.lora_targets import select_targets
@@ -130,3 +130,17 @@ def check_targets(targets: str, spec: ModelSpec) -> None:
     """
     if spec.linears:
         select_targets([linear.name for linear in spec.linears], targets)
+
+
+def check_attention(model: str, limit: int, longest: int) -> None:
+    """Raise ModelError if the `longest` sample has more tokens than `limit`, which MLX computes rightly."""
+    if longest <= limit:
+        return
+    raise ModelError(
+        _("MLX computes the attention of this model wrongly for samples as long as these."),
+        where=model,
+        found=_("longest sample: {longest} tokens; attention window or chunk: {limit}").format(
+            longest=longest, limit=limit
+        ),
+        fix=_("Use `--engine torch`, or truncate the samples: `--max_length {limit}`.").format(limit=limit),
+    )

@@ -50,7 +50,14 @@ from lorafit.run_folders.place import RunPlace
 from lorafit.training.initial_adapter import init_adapter, with_patterns, with_rank, with_targets
 from lorafit.training.loop import Job, Progress, training_loop
 from lorafit.training.model_card import add_chat_files
-from lorafit.training.preflight import check_model, check_positions, check_processes, check_settings, rank_notes
+from lorafit.training.preflight import (
+    check_attention,
+    check_model,
+    check_positions,
+    check_processes,
+    check_settings,
+    rank_notes,
+)
 from lorafit.training.progress import as_stage_events
 from lorafit.training.resume import (
     Interrupted,
@@ -292,6 +299,8 @@ def _open_engine(ready: PreparedRun) -> Generator[Event, None, Engine]:
     plan = ready.plan
     yield Stage(text=_("Loading the model on {device}").format(device=plan.device))
     engine = open_engine(ready.config, ready.model, plan, ready.ranks, ready.start)
+    if engine.facts.longest_sample is not None:
+        check_attention(ready.model.name, engine.facts.longest_sample, data_stats(ready.data).longest_of_all)
     yield Stage(text=_("✓ Model loaded on {device}").format(device=plan.device))
     for note in engine.facts.notes:
         yield Warned(text=note)

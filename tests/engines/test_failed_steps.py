@@ -13,7 +13,7 @@ from transformers.utils import ModelOutput
 from lorafit.data.batching import build_step_batch
 from lorafit.engines.base import OutOfMemory
 from lorafit.engines.torch import device
-from lorafit.engines.torch.model import decoder_of
+from lorafit.engines.torch.model_class import decoder_of
 from lorafit.errors import EngineError
 from lorafit.planner.schedule import step_samples
 

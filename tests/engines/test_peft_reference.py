@@ -140,7 +140,7 @@ def test_a_model_that_packs_wrongly_trains_sample_by_sample_and_says_so(
     assert_equals_reference(engine, models / "qwen3", tiny.make_samples(32), plan, tmp_path)
 
 
-@pytest.mark.parametrize("family", ["stablelm", "gpt_oss", "recurrent_gemma"])
+@pytest.mark.parametrize("family", ["llama4", "gpt_oss", "recurrent_gemma"])
 def test_a_model_that_cannot_be_packed_learns_as_a_plain_peft_loop_does(
     models: Path, family: str, tmp_path: Path
 ) -> None:

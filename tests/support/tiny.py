@@ -33,10 +33,17 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 # Models whose samples cannot be packed, each for a different reason.
 LONERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "stablelm": ("StableLmConfig", {}),  # does not pass the sample boundaries to its attention
+    "llama4": ("Llama4TextConfig", {  # attention in chunks
+        "attention_chunk_size": 8, "num_local_experts": 4, "intermediate_size_mlp": 64, "interleave_moe_layer_step": 2,
+        "num_hidden_layers": 4, "head_dim": 8}),
     "gpt_oss": ("GptOssConfig", {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2}),  # attention sinks
     "recurrent_gemma": ("RecurrentGemmaConfig", {"lru_width": 32, "attention_window_size": 8}),  # a recurrent state and a soft cap
     "mamba": ("MambaConfig", {"state_size": 8, "num_hidden_layers": 2}),  # uses weights without calling their layer
+    "bamba": ("BambaConfig", {  # a recurrent state; needs positions for each token of an answer
+        "num_hidden_layers": 4, "attn_layer_indices": [2], "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8,
+        "mamba_n_groups": 1, "mamba_chunk_size": 8}),
+    "minimax": ("MiniMaxConfig", {"num_local_experts": 4, "num_hidden_layers": 4, "block_size": 8, "head_dim": 8}),  # its own cache
+    "rwkv": ("RwkvConfig", {"context_length": 128, "attention_hidden_size": 32}),  # its state is no cache
     "gpt2": ("GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 4}),  # no linear layers
 }  # fmt: skip
 
@@ -47,9 +54,13 @@ def save_model(family: str, folder: Path, **changes: Any) -> Path:
     Its weights are so large that every part of the model affects the output.
     """
     name, special = (FAMILIES | LONERS)[family]
+    return save_random(getattr(transformers, name)(**{**SHAPE, **special, **changes}), folder)
+
+
+def save_random(config: Any, folder: Path, auto: Any = transformers.AutoModelForCausalLM) -> Path:
+    """Save a random model of `config` in `folder`, by transformers' class `auto`, and return `folder`."""
     torch.manual_seed(0)
-    config = getattr(transformers, name)(**{**SHAPE, **special, **changes})
-    model = transformers.AutoModelForCausalLM.from_config(config)
+    model = auto.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:

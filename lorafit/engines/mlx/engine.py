@@ -74,14 +74,26 @@ class MLXEngine:
         with device.translated():
             base = load_base(setup)
             self.packs, notes = True, _first_notes(base)
-            self.body = self._body(base, notes)
+            self.longest_sample: int | None = None
+            try:
+                self.body = self._body(base, notes)
+            except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # of mlx_lm's model code
+                what = _("lorafit cannot train this model type with MLX.")
+                found = f"{base.config.model_type}: {type(error).__name__}: {error}"
+                raise ModelError(what, where=setup.folder, found=found, fix=_("Try --engine torch.")) from error
             mx.eval(base.model.parameters())
         self.params: Params = {}
         self.adapter: AdapterConfig | None = None
         self.chunk, self.seed = DEFAULT_CHUNK, 0
         self._optimizer: MLXOptimizer | None = None
         self.facts = EngineFacts(
-            0, [], self.packs, notes, load_seconds=time.monotonic() - began, load_peak_bytes=self.peak_bytes()
+            0,
+            [],
+            self.packs,
+            notes,
+            longest_sample=self.longest_sample,
+            load_seconds=time.monotonic() - began,
+            load_peak_bytes=self.peak_bytes(),
         )
 
     @property
@@ -122,7 +134,8 @@ class MLXEngine:
 
         Raise ModelError if a single sample does not give them either.
         """
-        if self_check.packing_error(body, base, {}) <= tolerance:
+        self.longest_sample = self_check.ignored_boundary(base)
+        if self_check.packing_error(body, base, {}, through_boundaries=True) <= tolerance:
             return
         self.packs = False
         notes.append(_("This model does not support packed samples: samples are computed one at a time."))

@@ -67,7 +67,7 @@ class GenericDecoder:
     def __init__(self, model: Any, prefix: str, config: PretrainedConfig, delta: MLXLoRADelta) -> None:
         self.model, self.shared, self.recompute, self.packs = model, ActiveParams(), 0, True
         layers = {f"{prefix}.layers.{i}.{name}": (layer, name, module)
-                  for i, layer in enumerate(model.layers) for name, module in layer.named_modules()
+                  for i, layer in enumerate(model.model.layers) for name, module in layer.named_modules()
                   if isinstance(module, nn.Linear | nn.QuantizedLinear) and not ROUTER.search(f".{name}")}  # fmt: skip
         self.modules = {full: module for full, (_layer, _name, module) in layers.items()}
         for full, (layer, name, module) in layers.items():
@@ -80,7 +80,7 @@ class GenericDecoder:
         cache = None
         if len(rows.lengths) > 1:
             apart = SeparateSamplesMask(rows.lengths)
-            cache = [apart] * len(self.model.layers)
+            cache = [apart] * len(self.model.model.layers)
         return self.model.model(rows.ids[None], cache)[0][rows.before_targets]
 
     def new_cache(self) -> list[Any]:

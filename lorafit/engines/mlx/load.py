@@ -26,6 +26,7 @@ from lorafit.engines.mlx.rope import rope_parameters
 from lorafit.errors import ModelError
 from lorafit.messages import _
 
+DECODERS = {"llama4": "language_model.model"}  # decoders of multimodal classes that are not model.language_model
 DTYPES = {"fp32": mx.float32, "bf16": mx.bfloat16, "fp16": mx.float16}
 
 
@@ -69,8 +70,13 @@ def load_base(setup: Setup) -> LoadedBase:
     if not hasattr(model.language_model if inner else model, "model"):
         what = _("lorafit cannot train this model type with MLX.")
         raise ModelError(what, where=setup.folder, found=config.model_type, fix=_("Try --engine torch."))
-    prefix = "model.language_model" if inner else "model"
-    return LoadedBase(model.language_model if inner else model, prefix, config.get_text_config(), bits)
+    return LoadedBase(model.language_model if inner else model, _prefix(config), config.get_text_config(), bits)
+
+
+def _prefix(config: PretrainedConfig) -> str:
+    """Return the name of the text decoder in transformers' model class for `config`."""
+    text = config.get_text_config()
+    return "model" if text is config else DECODERS.get(config.model_type, "model.language_model")
 
 
 def _stored_bits(setup: Setup, facts: dict[str, Any]) -> int | None:
@@ -111,7 +117,8 @@ def missing_settings(facts: dict[str, Any], config: PretrainedConfig) -> dict[st
     """
     text = config.get_text_config()
     own = facts.get("text_config", facts)
-    known = {key: value for key, value in text.to_dict().items() if value is not None and key not in facts}
+    names = {key: getattr(text, key, None) for key in (*text.to_dict(), *text.attribute_map)}  # older names too
+    known = {key: value for key, value in names.items() if value is not None and key not in facts}
     known.pop("quantization_config", None)
     extra = {**known, **_rotary(text)} if own is facts else _rotary(text)
     return extra if own is facts else {"text_config": {**known, **own, **extra}}

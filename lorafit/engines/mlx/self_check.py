@@ -1,6 +1,7 @@
 """Self-check at load: packed samples must give the logits of single samples, for three tiny samples."""
 
 import math
+from dataclasses import is_dataclass
 from typing import Any, Protocol
 
 import mlx.core as mx
@@ -9,6 +10,7 @@ from mlx.utils import tree_flatten
 
 from lorafit.data.micro_batch import Sample, pack
 from lorafit.engines.base import not_finite_error
+from lorafit.engines.boundaries import boundaries_of, small_boundaries
 from lorafit.engines.mlx.decoder import DecoderInput
 from lorafit.engines.mlx.load import LoadedBase
 from lorafit.engines.mlx.lora import Params
@@ -29,21 +31,41 @@ class HiddenStates(Protocol):
         ...
 
 
-def packing_error(body: HiddenStates, base: LoadedBase, params: Params) -> float:
+def packing_error(body: HiddenStates, base: LoadedBase, params: Params, through_boundaries: bool = False) -> float:
     """Return the difference between packed logits and mlx_lm's own logits without adapters, one sample at a time.
 
-    It is infinite if the model needs more of the cache than packing provides, or if a result is not a number. `params`
+    With `through_boundaries`, mlx_lm's windows and chunks are so small that the samples are longer. The difference is
+    infinite if the model needs more of the cache than packing provides, or if a result is not a number. `params`
     must not change the base's result.
     """
     rng, vocab = np.random.default_rng(0), base.config.vocab_size
     samples = [Sample(rng.integers(0, vocab, n).astype(np.int32), np.arange(n) > 0) for n in LENGTHS]
     packed = pack(samples, range(len(samples)), range(len(samples)))
     try:
-        found = body.head(body.hidden(params, DecoderInput.of(packed)))
-        wanted = mx.concatenate([_own_logits(base, sample.input_ids)[:-1] for sample in samples])
+        with small_boundaries(_settings(base) if through_boundaries else []):
+            found = body.head(body.hidden(params, DecoderInput.of(packed)))
+            wanted = mx.concatenate([_own_logits(base, sample.input_ids)[:-1] for sample in samples])
+            mx.eval(found, wanted)
     except (AttributeError, IndexError, TypeError, ValueError):
         return math.inf
     return difference(found, wanted)
+
+
+def _settings(base: LoadedBase) -> list[object]:
+    """Return the modules of mlx_lm's model and their settings."""
+    modules = base.model.modules()
+    return [*modules, *(value for module in modules for value in vars(module).values() if is_dataclass(value))]
+
+
+def ignored_boundary(base: LoadedBase) -> int | None:
+    """Return the shortest window or chunk of the config, in tokens, that mlx_lm ignores; None if it ignores none."""
+    ids = np.random.default_rng(0).integers(0, base.config.vocab_size, max(LENGTHS)).astype(np.int32)
+    usual, ignored = _own_logits(base, ids), []
+    for kind, length in boundaries_of(base.config).items():
+        with small_boundaries(_settings(base), [kind]):
+            if difference(_own_logits(base, ids), usual) == 0:
+                ignored.append(length)
+    return min(ignored, default=None)
 
 
 def single_error(body: HiddenStates, base: LoadedBase, params: Params) -> float:

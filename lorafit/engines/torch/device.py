@@ -135,6 +135,16 @@ UNSUPPORTED = ("not currently implemented for the mps device",)
 BROKEN = ("cuda error", "cublas_status", "device-side assert")
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    told = any(part in str(error).lower() for part in OUT_OF_MEMORY)
+    return told or isinstance(error, (MemoryError, torch.OutOfMemoryError))
+
+
+def is_device_failure(error: Exception) -> bool:
+    """Return whether `error` is one that translated() translates: of the device, not of the model's code."""
+    return _is_out_of_memory(error) or any(part in str(error).lower() for part in (*UNSUPPORTED, *BROKEN))
+
+
 @contextmanager
 def translated(device: Device) -> Iterator[None]:
     """Turn the backend's exceptions into OutOfMemory and EngineError.
@@ -145,7 +155,7 @@ def translated(device: Device) -> Iterator[None]:
         yield
     except (RuntimeError, MemoryError, NotImplementedError) as error:
         text = str(error).lower()
-        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(t in text for t in OUT_OF_MEMORY):
+        if _is_out_of_memory(error):
             fix = _("Close other programs that use this memory, or use a smaller model.")
             what = _("Out of GPU memory.") if device.name == "cuda" else _("Out of memory on {device}.")
             what = what.format(device=device.name)

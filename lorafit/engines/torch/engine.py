@@ -37,7 +37,10 @@ from lorafit.engines.torch.model import (
     decoder_layers,
     find_targets,
     load_base,
+    remove_lora,
+    short,
     untrained_weights,
+    without_gradient,
 )
 from lorafit.engines.torch.optimizer import TorchOptimizer
 from lorafit.engines.torch.packed.decoder import PackedDecoder, why_unsupported
@@ -147,29 +150,33 @@ class TorchEngine:
         generic path.
         """
         with self._without_dropout_and_nonzero_b(), self.generic.ready():
-            parameters, tolerance = (
-                list(self._parameters().values()),
-                self_check.TOLERANCE[arithmetic_dtype(self.setup)],
-            )
+            parameters = list(self._parameters().values())
+            tolerance = self_check.TOLERANCE[arithmetic_dtype(self.setup)]
             notes = self._try_varlen_attention(parameters, tolerance)
-            off = self_check.worst_packing_error(self.model, self.head, parameters, self.setup.device)
-            self.generic.packs = off <= tolerance
+            check = self_check.check_packing(self.model, self.head, parameters, self.setup.device)
+            notes += self._leave_out(check.unreached)
+            self.generic.packs = check.error <= tolerance
             if self.generic.packs:
                 return [self._take_fast_path(), *notes]
             self_check.refuse_unknown_head(self.model, self.head, self.setup, tolerance)
         self.model.set_attn_implementation(plain_attention(self.model))
-        if not math.isfinite(off):
-            return [_("This model does not support packed samples: samples are computed one at a time.")]
-        text = _(
-            "Packed samples give different results with this model (relative error {off:.1%}): "
-            "samples are computed one at a time."
-        )
-        return [text.format(off=off)]
+        return [*notes, check.refusal]
+
+    def _leave_out(self, unreached: list[int]) -> list[str]:
+        """Remove the adapters of which both parameters are at the places `unreached`; return a note that names them."""
+        names = without_gradient(self.layers, unreached)
+        if not names:
+            return []
+        remove_lora(self.model, {name: self.layers.pop(name) for name in names})
+        assert self.adapter is not None
+        self.adapter = replace(self.adapter, target_modules=list(self.layers))
+        kinds = listed(sorted({short(name) for name in names}))
+        return [_("No adapter on {count} layers that get no gradient: {kinds}.").format(count=len(names), kinds=kinds)]
 
     def _try_varlen_attention(self, parameters: list[nn.Parameter], tolerance: float) -> list[str]:
         """Use one attention kernel for all samples if it computes the same; return a note, or none if unavailable."""
         dtype = arithmetic_dtype(self.setup)
-        if not supports_varlen(self.device, dtype):
+        if not (supports_varlen(self.device, dtype) and getattr(self.model, "_supports_attention_backend", False)):
             return []
         self.model.set_attn_implementation(VARLEN_ATTENTION)
         try:
@@ -183,12 +190,10 @@ class TorchEngine:
         except Exception as error:  # attention per segment is the fallback; its errors are not caught
             why = f"{type(error).__name__}: {error}".splitlines()[0]
         self.model.set_attn_implementation(SEGMENT_ATTENTION)
-        return [
-            _(
-                "Attention: computed sample by sample, because the kernel for whole micro-batches "
-                "does not work here ({why})"
-            ).format(why=why)
-        ]
+        text = _(
+            "Attention: computed sample by sample, because the kernel for whole micro-batches does not work here ({why})"
+        )
+        return [text.format(why=why)]
 
     @contextmanager
     def _without_dropout_and_nonzero_b(self) -> Iterator[None]:

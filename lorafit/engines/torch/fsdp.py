@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from lorafit.data.micro_batch import MicroBatch
 from lorafit.distributed.collectives import RankLost
@@ -30,7 +30,8 @@ from lorafit.engines.torch.attention import SEGMENT_ATTENTION
 from lorafit.engines.torch.device import DTYPES, arithmetic_dtype, get_device, translated
 from lorafit.engines.torch.hf_path import GenericPath
 from lorafit.engines.torch.low_bit_linear import compute_in_float32
-from lorafit.engines.torch.model import decoder_layers, decoder_of, load_base
+from lorafit.engines.torch.model import decoder_layers, load_base
+from lorafit.engines.torch.model_class import decoder_of, model_class, read_config
 from lorafit.engines.torch.process_group import TorchCollectives
 from lorafit.models.spec import read_headers, weight_files
 
@@ -137,13 +138,11 @@ def load_sharded(setup: Setup) -> tuple[PreTrainedModel, Shards]:
 
 def _skeleton(setup: Setup) -> PreTrainedModel:
     """Build the model without weights (meta device); its buffers (rotary tables) are real."""
-    config = AutoConfig.from_pretrained(setup.folder, trust_remote_code=setup.trust_remote_code, local_files_only=True)
+    config = read_config(setup)
+    kind = model_class(config, setup.folder, setup.trust_remote_code)
     with init_empty_weights(include_buffers=False):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            config,
-            dtype=DTYPES[setup.precision],
-            attn_implementation=SEGMENT_ATTENTION,
-            trust_remote_code=setup.trust_remote_code,
+        model: PreTrainedModel = kind._from_config(
+            config, dtype=DTYPES[setup.precision], attn_implementation=SEGMENT_ATTENTION
         )
     if arithmetic_dtype(setup) != DTYPES[setup.precision]:
         compute_in_float32(model)

@@ -6,36 +6,55 @@ Letters: P prompts, T tokens, V vocabulary.
 
 import inspect
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from lorafit.engines.torch.attention import plain_attention, using_attention
 from lorafit.engines.torch.device import Device, translated
+from lorafit.engines.torch.model_class import causal_lm_of
 from lorafit.sampling import Sampling, sample_token
 
 PROMPTS_PER_BATCH = 8  # prompts in a batch
+CACHE_NAMES = ("cache", "past_key_values", "cache_params", "state")  # in a model's forward and in its output
 
 
 class CachedDecoder:
-    """A model and the keys and values of the P rows that it has read; computes the logits of the next tokens."""
+    """A model and its cache of the tokens that it has read, for P rows; computes the logits of the next tokens.
+
+    The model makes its own cache in the first pass: some types accept no other.
+    """
 
     def __init__(self, model: PreTrainedModel, device: Device) -> None:
-        self.model, self.device = model, device
-        self.cache = DynamicCache(config=model.config)
+        self.model, self.device, self.read = causal_lm_of(model), device, 0
+        self.whole, self.cache = model, cast(Any, None)
+        self.takes = _forward_parameters(self.model)
         # transformers 5.24 renamed `past_key_values` to `cache`.
-        self.seen = {"cache" if "cache" in _forward_parameters(model) else "past_key_values": self.cache}
+        self.cache_name = next((name for name in CACHE_NAMES if name in self.takes), CACHE_NAMES[0])
 
     def logits(self, ids_PT: list[list[int]], **more: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Return logits [P, V] after `ids_PT`, which follow the cached tokens; `more` goes to the model's forward."""
-        with translated(self.device), torch.inference_mode(), using_attention(self.model, plain_attention(self.model)):
+        with translated(self.device), torch.inference_mode(), using_attention(self.whole, plain_attention(self.whole)):
             ids = torch.tensor(ids_PT, device=self.model.device)
-            found = self.model(input_ids=ids, **self.seen, **more, use_cache=True, logits_to_keep=1).logits
-            numbers: np.ndarray[Any, np.dtype[np.float32]] = found[:, -1].float().cpu().numpy()
+            if "position_ids" in self.takes and "position_ids" not in more:
+                more["position_ids"] = torch.arange(self.read, self.read + ids.shape[1], device=ids.device)[None]
+            if self.cache is not None:
+                more[self.cache_name] = self.cache
+            if "logits_to_keep" in self.takes:
+                found = self.model(input_ids=ids, **more, use_cache=True, logits_to_keep=1)
+            else:
+                found = self.model(input_ids=ids, **more, use_cache=True)
+            self.cache, self.read = _cache_of(found), self.read + ids.shape[1]
+            numbers: np.ndarray[Any, np.dtype[np.float32]] = found.logits[:, -1].float().cpu().numpy()
         return numbers
+
+
+def _cache_of(output: Any) -> Any:
+    """Return the cache in a model's output."""
+    return next(found for name in CACHE_NAMES if (found := getattr(output, name, None)) is not None)
 
 
 def stream_tokens(
@@ -87,7 +106,7 @@ def _supports_left_padding(model: PreTrainedModel) -> bool:
     plain = kinds <= {"full_attention", "sliding_attention"} and not getattr(model, "_is_stateful", False)
     turned = str(getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None))
     by_length = any(kind in turned for kind in ("longrope", "dynamic"))
-    return plain and not by_length and _forward_parameters(model) >= {"attention_mask", "position_ids"}
+    return plain and not by_length and _forward_parameters(causal_lm_of(model)) >= {"attention_mask", "position_ids"}
 
 
 def _generate_batch(

@@ -16,7 +16,7 @@ from lorafit.data.micro_batch import MicroBatch
 from lorafit.engines.torch.attention import segment_arguments
 from lorafit.engines.torch.lora import DropoutKeys
 from lorafit.engines.torch.loss import LMHead, target_loss
-from lorafit.engines.torch.model import decoder_of
+from lorafit.engines.torch.model_class import decoder_of
 
 
 class GenericPath:

@@ -3,6 +3,7 @@
 import json
 import logging as python_logging
 import re
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from lorafit.engines.base import Setup
@@ -18,6 +19,7 @@ from lorafit.engines.torch.attention import SEGMENT_ATTENTION
 from lorafit.engines.torch.device import DTYPES, arithmetic_dtype
 from lorafit.engines.torch.lora import DropoutKeys, LoRALinear
 from lorafit.engines.torch.low_bit_linear import LowBitLinear, compute_in_float32
+from lorafit.engines.torch.model_class import decoder_of, model_class, read_config
 from lorafit.engines.torch.weights import lazy_weights, read_weights
 from lorafit.errors import ModelError
 from lorafit.messages import _, listed
@@ -45,21 +47,24 @@ def _quantization(setup: Setup) -> BitsAndBytesConfig | None:
 
 
 def load_base(setup: Setup) -> PreTrainedModel:
-    """Load the base model on its device: frozen, in eval mode, with attention per segment.
+    """Load the base model on its device: frozen, in eval mode, with attention per segment where the type allows it.
 
     The device map names the CPU too: without a device map, transformers would leave quantized weights on the CPU.
     Raises ModelError if the model cannot be loaded or its weights do not fit.
     """
     options: dict[str, Any] = {
         "dtype": DTYPES[setup.precision],
-        "attn_implementation": SEGMENT_ATTENTION,
         "device_map": {"": setup.device},
         "output_loading_info": True,
         "ignore_mismatched_sizes": True,  # _refuse_gaps() names them; the library would print a table and raise
     }
     _refuse_mlx_folder(setup.folder)
     try:
-        model, info = _load_streamed(setup, options) or _load_with_transformers(setup, options)
+        config = read_config(setup)
+        kind = model_class(config, setup.folder, setup.trust_remote_code)
+        if getattr(kind, "_supports_attention_backend", False):
+            options["attn_implementation"] = SEGMENT_ATTENTION
+        model, info = _load_streamed(setup, config, kind, options) or _load_with_transformers(setup, kind, options)
     except (OSError, ValueError, KeyError, ImportError) as error:
         fix = _(
             "Check that the folder is complete and that the installed transformers supports this "
@@ -75,18 +80,16 @@ def load_base(setup: Setup) -> PreTrainedModel:
     return model
 
 
-def _load_streamed(setup: Setup, options: dict[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]] | None:
+def _load_streamed(
+    setup: Setup, config: PretrainedConfig, kind: Any, options: dict[str, Any]
+) -> tuple[PreTrainedModel, dict[str, Any]] | None:
     """Load the model on the CPU from weights that lorafit reads: once into place, or quantized while they are read.
 
     Returns None for another device, a base that is stored quantized, and files that hold other types than floats.
     """
-    known = {"trust_remote_code": setup.trust_remote_code, "local_files_only": True}
-    config = AutoConfig.from_pretrained(setup.folder, **known)
     if setup.device != "cpu" or hasattr(config, "quantization_config"):
         return None
     quantised = setup.quantization != "none"
-    with torch.device("meta"):  # only the class is needed, since only the class takes a state dict
-        kind = type(AutoModelForCausalLM.from_config(config, trust_remote_code=setup.trust_remote_code))
     weights = lazy_weights(setup.folder) if quantised else read_weights(setup.folder, DTYPES[setup.precision])
     if weights is None:
         return None
@@ -96,11 +99,11 @@ def _load_streamed(setup: Setup, options: dict[str, Any]) -> tuple[PreTrainedMod
     return loaded[0], loaded[1]
 
 
-def _load_with_transformers(setup: Setup, options: dict[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]]:
+def _load_with_transformers(setup: Setup, kind: Any, options: dict[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Load the model with transformers' own reader."""
     if config := _quantization(setup):
         options = {**options, "quantization_config": config}
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = kind.from_pretrained(
         setup.folder, trust_remote_code=setup.trust_remote_code, local_files_only=True, **options
     )
     return loaded[0], loaded[1]
@@ -173,12 +176,6 @@ class _Frozen8bit(torch.autograd.Function):
         return grad_y @ weight_OI, None, None
 
 
-def decoder_of(model: PreTrainedModel) -> nn.Module:
-    """Return the text decoder, which computes hidden states: no LM head, no vision or audio tower."""
-    decoder: nn.Module = model.get_decoder()
-    return getattr(model, "model", decoder) if decoder is model else decoder  # Llama 4 returns itself
-
-
 def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     """Return name and list of the decoder's layers. Raise ModelError if there are none.
 
@@ -236,6 +233,22 @@ def add_lora(model: PreTrainedModel, config: AdapterConfig, dropout: DropoutKeys
         layers[name] = LoRALinear(getattr(owner, attribute), name, r, scale, dropout)
         setattr(owner, attribute, layers[name])
     return layers
+
+
+def without_gradient(layers: Iterable[str], places: Sequence[int]) -> list[str]:
+    """Return the names in `layers` of which both parameters, at 2i and 2i + 1 for layer i, are among `places`.
+
+    Experts are not returned: one without a token in a check may get tokens later.
+    """
+    found = [name for place, name in enumerate(layers) if {2 * place, 2 * place + 1} <= set(places)]
+    return [name for name in found if ".experts." not in name]
+
+
+def remove_lora(model: PreTrainedModel, layers: dict[str, LoRALinear]) -> None:
+    """Put back the linear layers that add_lora() wrapped in `layers`."""
+    for name, layer in layers.items():
+        parent, _dot, attribute = name.rpartition(".")
+        setattr(model.get_submodule(parent), attribute, layer.base)
 
 
 def compile_layers(model: PreTrainedModel) -> None:

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from transformers import PreTrainedModel
 from lorafit.data.micro_batch import MicroBatch, Sample, pack
 from lorafit.data.shared_prefix import MIN_PREFIX_TOKENS
 from lorafit.engines.base import Setup, not_finite_error
+from lorafit.engines.boundaries import small_boundaries
 from lorafit.engines.torch.attention import (
     plain_attention,
     segment_arguments,
@@ -19,9 +22,9 @@ from lorafit.engines.torch.attention import (
     using_attention,
     varlen_attention,
 )
-from lorafit.engines.torch.device import DEVICES, get_device, translated
+from lorafit.engines.torch.device import DEVICES, get_device, is_device_failure, translated
 from lorafit.engines.torch.loss import LMHead
-from lorafit.engines.torch.model import decoder_of
+from lorafit.engines.torch.model_class import causal_lm_of, decoder_of
 from lorafit.errors import HardwareError, ModelError
 from lorafit.messages import _
 
@@ -29,6 +32,8 @@ from lorafit.messages import _
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}
 SEGMENTS = (5, 9, 3)
 LONG_SEGMENTS, WINDOWS = (5, 300, 130), (None, 70)  # longer than a kernel's blocks
+Gradients = tuple[Tensor | None, ...]  # None: no gradient reaches the parameter
+CODE_ERRORS = (LookupError, TypeError, ValueError, AttributeError, AssertionError, RuntimeError)  # of a model's code
 SELF_TESTS = ("matmul", "causal attention in training", "causal attention in answers", "gradient")
 
 
@@ -91,28 +96,94 @@ def tiny_micro_batch(model: PreTrainedModel) -> MicroBatch:
     return pack(samples, range(len(samples)), range(len(samples)), [MIN_PREFIX_TOKENS] * len(samples))
 
 
+@dataclass(frozen=True)
+class PackingCheck:
+    """How far a packed pass differs from single passes, by norm, and the parameters that no pass reaches.
+
+    `error` is infinite if the model does not accept, or does not pass on, the arguments that packing needs. `unreached`
+    has the places of the parameters without a gradient in single passes, as far as these work with small boundaries.
+    """
+
+    error: float
+    unreached: list[int]
+
+    @property
+    def refusal(self) -> str:
+        """The note for the user if the samples cannot be packed."""
+        if not math.isfinite(self.error):
+            return _("This model does not support packed samples: samples are computed one at a time.")
+        text = _(
+            "Packed samples give different results with this model (relative error {off:.1%}): "
+            "samples are computed one at a time."
+        )
+        return text.format(off=self.error)
+
+
+def check_packing(model: PreTrainedModel, head: LMHead, parameters: Sequence[Tensor], device: str) -> PackingCheck:
+    """Compare a packed pass with single passes: see packing_error()."""
+    unreached: list[int] = []
+    with _small_boundaries(model):
+        try:
+            plain, plain_grads = _plain_pass(model, parameters, device)
+            unreached = [place for place, gradient in enumerate(plain_grads) if gradient is None]
+            packed, packed_grads = _packed_pass(model, head, parameters, device)
+        except CODE_ERRORS as error:
+            if isinstance(error, RuntimeError) and is_device_failure(error):
+                raise
+            return PackingCheck(math.inf, unreached)
+    off = worst(difference(packed, plain), difference_of_all(*_zeros_for_none(packed_grads, plain_grads)))
+    return PackingCheck(off, unreached)
+
+
 def packing_error(
     model: PreTrainedModel, head: LMHead, parameters: Sequence[Tensor], device: str
 ) -> tuple[float, float]:
     """Return how far a packed pass differs from single passes in (logits, gradients), by norm; nan on overflow.
 
-    The samples are three tiny segments. Single passes use transformers' own forward, attention and head, so this checks
-    lorafit's head too. A weight without a part in the pass (an expert that gets no token) has a gradient of zero.
+    The samples are three tiny segments, which cross every boundary of the model: windows, chunks, blocks and numbers of
+    selected tokens are made smaller for the check. Single passes use transformers' own forward, attention and head, so
+    this checks lorafit's head too. A weight without a part in the pass (an expert that gets no token) has a gradient of
+    zero.
     """
-    ids_1T = _some_ids(model, sum(SEGMENTS), device)
+    with _small_boundaries(model):
+        packed, packed_grads = _packed_pass(model, head, parameters, device)
+        plain, plain_grads = _plain_pass(model, parameters, device)
+    return difference(packed, plain), difference_of_all(*_zeros_for_none(packed_grads, plain_grads))
+
+
+def _small_boundaries(model: PreTrainedModel) -> AbstractContextManager[None]:
+    return small_boundaries([model.config.get_text_config(), *model.modules()])
+
+
+def _packed_pass(
+    model: PreTrainedModel, head: LMHead, parameters: Sequence[Tensor], device: str
+) -> tuple[Tensor, Gradients]:
+    """Return logits [T,V] of three samples in one pass, and the gradients of all parameters."""
     ends = torch.tensor([0, *np.cumsum(SEGMENTS)], dtype=torch.int32)
     position_ids = torch.cat([torch.arange(n) for n in SEGMENTS]).to(device)[None]
-    hidden = decoder_of(model)(
-        input_ids=ids_1T, position_ids=position_ids, use_cache=False, **segment_arguments(ends, device)
-    ).last_hidden_state
-    packed = head(hidden[0])
-    largest = packed.shape[-1] ** -0.5  # as small as a loss's gradient, so that fp16 does not overflow
-    seed = torch.linspace(-largest, largest, packed.numel(), device=device).view_as(packed).to(packed.dtype)
-    packed_grads = _gradients(packed, parameters, seed)
+    ids_1T, arguments = _some_ids(model, sum(SEGMENTS), device), segment_arguments(ends, device)
+    body = decoder_of(model)
+    hidden = body(input_ids=ids_1T, position_ids=position_ids, use_cache=False, **arguments).last_hidden_state
+    logits = head(hidden[0])
+    return logits, _gradients(logits, parameters)
+
+
+def _plain_pass(model: PreTrainedModel, parameters: Sequence[Tensor], device: str) -> tuple[Tensor, Gradients]:
+    """Return logits [T,V] of the three samples in single passes of transformers, and the gradients of all parameters."""
+    single, ids_1T = causal_lm_of(model), _some_ids(model, sum(SEGMENTS), device)
     with using_attention(model, plain_attention(model)):  # with the backward, which may recompute the forward
-        plain = torch.cat([model(input_ids=part, use_cache=False).logits[0] for part in ids_1T.split(SEGMENTS, 1)])
-        plain_grads = _gradients(plain, parameters, seed)
-    return difference(packed, plain), difference_of_all(packed_grads, plain_grads)
+        logits = torch.cat([single(input_ids=part, use_cache=False).logits[0] for part in ids_1T.split(SEGMENTS, 1)])
+        return logits, _gradients(logits, parameters)
+
+
+def _zeros_for_none(found: Gradients, wanted: Gradients) -> tuple[list[Tensor], list[Tensor]]:
+    """Return both lists with zeros in place of a gradient that only the other list has, without pairs of None."""
+    pairs = [(one, other) for one, other in zip(found, wanted, strict=True) if one is not None or other is not None]
+    zeros = [torch.zeros_like(one if one is not None else other) for one, other in pairs]  # type: ignore[arg-type]
+    return (
+        [zero if one is None else one for (one, _other), zero in zip(pairs, zeros, strict=True)],
+        [zero if other is None else other for (_one, other), zero in zip(pairs, zeros, strict=True)],
+    )
 
 
 def varlen_attention_error(model: PreTrainedModel, dtype: torch.dtype, device: str) -> float:
@@ -137,17 +208,6 @@ def varlen_attention_error(model: PreTrainedModel, dtype: torch.dtype, device: s
     return worst(*errors)
 
 
-def worst_packing_error(model: PreTrainedModel, head: LMHead, parameters: Sequence[Tensor], device: str) -> float:
-    """Return the larger value of packing_error().
-
-    The result is infinity if the model does not accept, or does not pass on, the arguments that packing needs.
-    """
-    try:
-        return worst(*packing_error(model, head, parameters, device))
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return math.inf
-
-
 def worst(*errors: float) -> float:
     """Return the largest error; infinity if one is nan, which max() may miss."""
     return math.inf if any(math.isnan(error) for error in errors) else max(errors)
@@ -158,7 +218,7 @@ def refuse_unknown_head(model: PreTrainedModel, head: LMHead, setup: Setup, tole
     ids_1T = _some_ids(model, max(SEGMENTS), setup.device)
     with torch.no_grad(), using_attention(model, plain_attention(model)):
         hidden = decoder_of(model)(input_ids=ids_1T, use_cache=False).last_hidden_state
-        own = model(input_ids=ids_1T, use_cache=False).logits[0]
+        own = causal_lm_of(model)(input_ids=ids_1T, use_cache=False).logits[0]
         off = difference(head(hidden[0]), own)
     if not own.isfinite().all():
         broken = [name for name, p in model.named_parameters() if p.is_floating_point() and not p.isfinite().all()]
@@ -168,8 +228,11 @@ def refuse_unknown_head(model: PreTrainedModel, head: LMHead, setup: Setup, tole
         raise ModelError(what, found=_("{kind}: relative error {off:.1%}").format(kind=type(model).__name__, off=off))
 
 
-def _gradients(outputs: Tensor, parameters: Sequence[Tensor], seed: Tensor) -> tuple[Tensor, ...]:
-    return torch.autograd.grad(outputs, list(parameters), seed, allow_unused=True, materialize_grads=True)
+def _gradients(outputs: Tensor, parameters: Sequence[Tensor]) -> Gradients:
+    """Return the gradients for a seed as small as a loss's gradient, so that fp16 does not overflow."""
+    largest = outputs.shape[-1] ** -0.5
+    seed = torch.linspace(-largest, largest, outputs.numel(), device=outputs.device).view_as(outputs).to(outputs.dtype)
+    return torch.autograd.grad(outputs, list(parameters), seed, allow_unused=True)
 
 
 def _some_ids(model: PreTrainedModel, length: int, device: str) -> Tensor:

@@ -19,6 +19,7 @@ from lorafit.models.spec import Header, read_headers, weight_files
 
 FUSED_PROJECTIONS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 STORED = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+TOWER = re.compile(r"vision|visual|audio")
 PIECE = 1 << 22  # elements read at once if their dtype is converted
 
 
@@ -54,18 +55,23 @@ def _floats(folder: Path) -> dict[Path, list[Header]] | None:
     return files if all(header.dtype in STORED for found in files.values() for header in found) else None
 
 
-def read_weights(folder: Path, dtype: torch.dtype) -> dict[str, Tensor] | None:
-    """Read all tensors of `folder` by name, in `dtype`; return None if a file holds other types than floats."""
+def read_weights(folder: Path, dtype: torch.dtype) -> dict[str, Tensor | LazyTensor] | None:
+    """Read the tensors of `folder` by name, in `dtype`; return None if a file holds other types than floats.
+
+    Tensors of vision and audio towers are not read: most models are loaded without these.
+    """
     files = _floats(folder)
     if files is None:
         return None
+    towers = {h.name: LazyTensor(file, h) for file, found in files.items() for h in found if TOWER.search(h.name)}
+    files = {file: [h for h in found if h.name not in towers] for file, found in files.items()}
     headers = {header.name: header for found in files.values() for header in found}
     tensors = _allocate_tensors(headers, dtype)
     for file, found in files.items():
         with file.open("rb", buffering=0) as stream:
             for header in sorted(found, key=lambda header: header.start):
                 _read(stream, header, tensors[header.name])
-    return tensors
+    return {**tensors, **towers}
 
 
 def _allocate_tensors(headers: dict[str, Header], dtype: torch.dtype) -> dict[str, Tensor]:
