@@ -79,6 +79,14 @@ def test_a_run_writes_to_a_terminal_that_lacks_characters(encoding: str, languag
         assert "OK" in text()
 
 
+@pytest.mark.parametrize("encoding", ["big5", "euc_jp", "shift_jis", "latin-1"])
+def test_a_terminal_with_other_chinese_characters_only_is_told(encoding: str) -> None:
+    set_language("zh")
+    with terminal(encoding) as text:
+        use_fallbacks()
+        assert NO_CHINESE.format(encoding=encoding) in text()
+
+
 def test_marks_and_letters_become_similar_ones() -> None:
     assert similar("✓ ⚠️  ✗ a → b · ⟦é⟧ … ：█ 中") == "OK !  X a -> b - [[e]] ... :# ?"
 
