@@ -209,12 +209,36 @@ def _file_fix(flag: str, full: bool = False) -> str:
     return _("Use {flag} to name a file in a folder you can write to.").format(flag=flag)
 
 
+def require_utf8_name(folder: str | Path) -> None:
+    """Raise ConfigError if the libraries that read and write models would look for `folder` under another name.
+
+    Python writes a name in the encoding of the locale; those libraries write UTF-8.
+    """
+    if not str(folder).isascii() and not _names_are_utf8():
+        encoding = sys.getfilesystemencoding()
+        raise ConfigError(
+            _("This folder name needs a UTF-8 locale; the locale here has {encoding}.").format(encoding=encoding),
+            found=folder,
+            fix=_other_locale(),
+        )
+
+
+def _names_are_utf8() -> bool:
+    return sys.getfilesystemencoding().lower() in ("utf-8", "utf8")
+
+
+def _other_locale() -> str:
+    return _("Run `export LC_ALL=C.UTF-8` first, or use an English name.")
+
+
 def require_text(name: str, value: str) -> None:
     """Raise ConfigError if the setting `name` has a NUL, or bytes that are not UTF-8."""
     try:
         value.encode("utf-8", "surrogateescape").decode("utf-8")  # in an ASCII locale, UTF-8 arrives as escaped bytes
     except UnicodeError:
         fix = _("Rename the file or folder, or write the text in UTF-8.")
+        if not _names_are_utf8():  # a name in UTF-8, read in another encoding
+            fix = _other_locale()
         raise ConfigError(_("This setting is not UTF-8 text."), where=name, found=ascii(value), fix=fix) from None
     if "\0" in value:
         fix = _("Remove the character.")

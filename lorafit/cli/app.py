@@ -17,6 +17,7 @@ import lorafit
 from lorafit.atomic import system_error
 from lorafit.errors import ConfigError, LorafitError
 from lorafit.messages import LANGUAGES, _, listed, set_language
+from lorafit.paths import require_utf8_name
 from lorafit.registry import Entry, load
 from lorafit.reporters.terminal.console import open_console, print_safe
 from lorafit.reporters.terminal.encoding import replace_missing_streams, use_fallbacks
@@ -176,19 +177,10 @@ def _decoded(argv: list[str]) -> list[str]:
 
 
 def _check_folders(argv: list[str]) -> None:
-    """Raise ConfigError if `argv` names a folder that the libraries would look for under another name.
-
-    Python writes a name in the encoding of the locale; the libraries that read tokenizers and weights write UTF-8.
-    """
-    encoding = sys.getfilesystemencoding()
+    """Raise ConfigError if `argv` names a folder that the libraries would look for under another name."""
     words = [argv[0] if argv and not argv[0].startswith("-") else None, *(flag_value(argv, n) for n in FOLDER_FLAGS)]
-    other = next((word for word in words if word and not word.isascii()), None)
-    if other is not None and encoding.lower() not in ("utf-8", "utf8"):
-        raise ConfigError(
-            _("This folder name needs a UTF-8 locale; the locale here has {encoding}.").format(encoding=encoding),
-            found=other,
-            fix=_("Run `export LC_ALL=C.UTF-8` first, or use a folder with an English name."),
-        )
+    for word in words:
+        require_utf8_name(word or "")
 
 
 def _language_last(argv: list[str]) -> list[str]:

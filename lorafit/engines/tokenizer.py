@@ -16,7 +16,7 @@ from lorafit.data.render import Span, TemplateRefused, place_system
 from lorafit.data.target_spans import END
 from lorafit.errors import ConfigError, DiskError, ModelError
 from lorafit.messages import _
-from lorafit.paths import user_path
+from lorafit.paths import require_utf8_name, user_path
 from lorafit.units import TEMPLATE_DATE
 
 # For tokenizers without a chat template. The markers are plain text to such a tokenizer, so each answer also ends with
@@ -33,13 +33,14 @@ THOUGHT_KEYS = ("reasoning_content", "thinking", "reasoning")  # of a message; t
 def load_tokenizer(folder: Path, *, template: str | None = None, trust_remote_code: bool = False) -> "ChatTokenizer":
     """Load the tokenizer in `folder`; `template` (Jinja) replaces its own chat template.
 
-    Raise ModelError if it cannot be loaded or does not report character offsets (a slow tokenizer).
+    Raise ConfigError for a name that needs a UTF-8 locale, ModelError if it cannot be loaded or does not report character offsets (a slow tokenizer).
     """
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import AutoTokenizer  # takes half a second, and warns unless the variable above is set
     from transformers.utils.logging import set_verbosity_error
 
     set_verbosity_error()
+    require_utf8_name(folder)
     try:
         with read_errors(folder):
             inner = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)

@@ -16,6 +16,7 @@ from lorafit.hardware import detect
 from lorafit.messages import _, listed
 from lorafit.models.hub import find_model
 from lorafit.models.spec import read_spec
+from lorafit.paths import require_utf8_name
 from lorafit.progress import ProgressCallback
 from lorafit.run_folders.adapter import ChatSettings, check_shapes, read_chat_settings
 from lorafit.run_folders.find_adapter import find_adapter
@@ -62,6 +63,7 @@ def open_chat(request: ChatRequest, say: ProgressCallback) -> Chat:
     name = request.lora_weights or next(iter(request.adapter), None)
     adapter = None if name is None else find_adapter(name, Path(request.output_dir))
     base = find_model(base_name(request, adapter), hub=request.hub, endpoint=request.hf_endpoint, say=say)
+    require_utf8_name(base.folder)
     spec = read_spec(base.folder)
     if adapter is not None:
         check_shapes(adapter, spec)

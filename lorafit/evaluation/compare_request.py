@@ -34,7 +34,7 @@ from lorafit.messages import _, listed
 from lorafit.models.hub import FoundModel, find_model
 from lorafit.models.positions import Positions
 from lorafit.models.spec import read_spec
-from lorafit.paths import user_path
+from lorafit.paths import require_utf8_name, user_path
 from lorafit.progress import ProgressCallback
 from lorafit.run_folders import directory
 from lorafit.run_folders.adapter import check_shapes, read_chat_settings
@@ -180,6 +180,7 @@ def _base(request: CompareRequest, entrants: list[AdapterRef], say: ProgressCall
             fix=_("Compare only adapters of the same base model."),
         )
     found = find_model(names.pop(), hub=request.hub, endpoint=request.hf_endpoint, say=say)
+    require_utf8_name(found.folder)
     spec = read_spec(found.folder)
     for entrant in entrants:
         check_shapes(entrant.folder, spec)

@@ -11,6 +11,7 @@ from lorafit.hardware.detect import Machine
 from lorafit.messages import _
 from lorafit.models.lora_targets import select_targets
 from lorafit.models.spec import TOKENIZER_FILES, ModelSpec
+from lorafit.paths import require_utf8_name
 from lorafit.planner import device_precision
 from lorafit.planner.effective_batch import resolve_effective_batch
 from lorafit.planner.memory import adapter_parameters, targeted
@@ -29,6 +30,7 @@ def check_settings(config: TrainConfig, machine: Machine, folder: Path) -> None:
     device_precision.choose_optimizer(config, device)
     subset = Subset(config.dataset_subset)
     check_source(config.dataset_name, config.dataset_split, config.encoding, subset, config.hub)
+    require_utf8_name(folder)
     ensure_writable(folder)
     if config.plan is not None:
         Plan.load(Path(config.plan))

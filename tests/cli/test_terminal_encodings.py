@@ -14,6 +14,7 @@ from rich.console import Console
 from support.event_streams import a_whole_run
 from support.fake_runs import ONE, TWO, make_run
 from support.paths import ROOT
+from support.tiny import save_chat_model
 
 from lorafit.cli.app import COMMANDS, main
 from lorafit.messages import set_language
@@ -78,6 +79,14 @@ def test_a_run_writes_to_a_terminal_that_lacks_characters(encoding: str, languag
         assert "OK" in text()
 
 
+@pytest.mark.parametrize("encoding", ["big5", "euc_jp", "shift_jis", "latin-1"])
+def test_a_terminal_with_other_chinese_characters_only_is_told(encoding: str) -> None:
+    set_language("zh")
+    with terminal(encoding) as text:
+        use_fallbacks()
+        assert NO_CHINESE.format(encoding=encoding) in text()
+
+
 def test_marks_and_letters_become_similar_ones() -> None:
     assert similar("✓ ⚠️  ✗ a → b · ⟦é⟧ … ：█ 中") == "OK !  X a -> b - [[e]] ... :# ?"
 
@@ -104,15 +113,51 @@ def environments() -> Iterator[dict[str, str]]:
     yield from ({"PYTHONIOENCODING": encoding} for encoding in ("latin-1", "gbk"))
 
 
+def in_ascii(command: list[str], folder: Path, language: str = "en") -> subprocess.CompletedProcess[bytes]:
+    """Run `command` in `folder`, where the locale is ASCII, and check that it asks for another locale."""
+    environ = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONPATH": str(ROOT)}
+    environ |= {"LORAFIT_LANG": language, "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run([sys.executable, "-m", "lorafit", *command], env=environ, cwd=folder, capture_output=True)
+    assert done.returncode == 2, done.stderr.decode()
+    assert "LC_ALL=C.UTF-8" in done.stderr.decode()
+    return done
+
+
 @pytest.mark.parametrize("command", [["train", "--demo", "--output_dir", "输出"], ["chat", "输出/run"]])
 def test_a_folder_that_libraries_would_not_find_is_refused_before_a_run(command: list[str], tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "lorafit", *command]
-    environ = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "LORAFIT_LANG": "en"}
-    environ["PYTHONPATH"] = str(ROOT)
-    done = subprocess.run(words, env=environ, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 2, done.stderr
-    assert "LC_ALL=C.UTF-8" in done.stderr
+    in_ascii(command, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_such_a_folder_is_also_refused_in_a_settings_file(tmp_path: Path) -> None:
+    (tmp_path / "settings.yaml").write_text("output_dir: 输出\n", "utf-8")
+    in_ascii(["train", "--demo", "--config", "settings.yaml"], tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["settings.yaml"]
+
+
+@pytest.mark.parametrize("command", [["train"], ["plan"], ["chat", "--prompt", "Hello"]], ids=lambda words: words[0])
+def test_a_model_below_a_current_folder_with_such_a_name_is_refused_in_the_users_language(
+    command: list[str], demo_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "法律"
+    save_chat_model(folder / "tiny", demo_folder)
+    (folder / "law.jsonl").write_text('{"question": "Who pays?", "answer": "The tenant."}\n' * 9, "utf-8")
+    model = (
+        ["--base_model", "tiny"] if command[0] == "chat" else ["--model_name", "tiny", "--dataset_name", "law.jsonl"]
+    )
+    assert "这个文件夹名需要 UTF-8" in in_ascii([*command, *model], folder, "zh").stderr.decode()
+
+
+def test_a_data_file_whose_name_is_in_another_encoding_asks_for_the_locale(tmp_path: Path) -> None:
+    environ = {"LOCPATH": str(tmp_path), "LC_ALL": "zh_CN.GBK"}
+    made = subprocess.run(["localedef", "-i", "zh_CN", "-f", "GBK", str(tmp_path / "zh_CN.GBK")], capture_output=True)
+    if made.returncode:
+        pytest.skip("this system has no sources of locales")
+    words = [sys.executable, "-m", "lorafit", "train", "--demo", "--dataset_name", os.fsdecode("中文.jsonl".encode())]
+    environ = {**os.environ, **environ, "PYTHONPATH": str(ROOT), "LORAFIT_LANG": "en"}
+    done = subprocess.run(words, env=environ, cwd=tmp_path, capture_output=True)
+    assert done.returncode == 2
+    assert b"LC_ALL=C.UTF-8" in done.stderr
 
 
 @pytest.mark.parametrize("environ", environments(), ids=ENCODINGS)

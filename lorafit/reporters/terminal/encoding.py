@@ -20,20 +20,23 @@ MARKS = {
     **dict(zip("▁▂▃▄▅▆▇█▏", "__--==##|", strict=True)),
 }  # fmt: skip
 SPINNER = range(0x2800, 0x2900)  # patterns of braille, which rich's spinner shows
-NO_CHINESE = "This terminal's encoding ({encoding}) has no Chinese. Set PYTHONUTF8=1, or use --lang en."
+NO_CHINESE = "This terminal's encoding ({encoding}) has no simplified Chinese. Set PYTHONUTF8=1, or use --lang en."
 
 
 def use_fallbacks(streams: Iterable[TextIO | None] | None = None) -> None:
     """Let stdout and stderr write a similar text for a character that their encoding lacks.
 
-    Stdin gets a replacement for bytes that it cannot decode. If Chinese cannot be shown, stderr says so once.
+    Stdin gets a replacement for bytes that it cannot decode. If the simplified Chinese of the messages cannot be shown,
+    stderr says so once.
     """
     codecs.register_error(HANDLER, _fallback)
     outputs = [sys.stdout, sys.stderr] if streams is None else list(streams)
     for stream, errors in [*((stream, HANDLER) for stream in outputs), (sys.stdin, "replace")]:
         with contextlib.suppress(AttributeError, ValueError, OSError):  # None, replaced, or closed
             stream.reconfigure(errors=errors)  # type: ignore[union-attr]
-    lacking = [stream for stream in outputs if stream is not None and language() == "zh" and not _writes(stream, "中")]
+    lacking = [
+        stream for stream in outputs if stream is not None and language() == "zh" and not _writes(stream, "训练")
+    ]
     if lacking:
         print(NO_CHINESE.format(encoding=lacking[0].encoding), file=sys.stderr)
 
