@@ -14,16 +14,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-BENCHMARKS = Path(__file__).parent
-TESTS = BENCHMARKS.parent / "tests"
-sys.path.insert(0, str(TESTS))
-
-from accuracy import pages
-from matrix import children, page
-from matrix.record import Record
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from support.families.shapes import TEXT
 from support.families.wrappers import WRAPPERS
 
+from accuracy import pages
+from matrix import children, page
+from matrix.record import Record, versions
+
+BENCHMARKS = Path(__file__).parent
+TESTS = BENCHMARKS.parent / "tests"
 NAMES = [*TEXT, *WRAPPERS]
 PAGE = "families.md"
 
@@ -41,7 +41,8 @@ def main() -> int:
             record.add(row)
             print(line(row), flush=True)
     rows = [record.rows[name] for name in names]
-    print(f"\n{page.counts(rows)}\n\n{page.faults(rows)}")
+    texts = [page.counts(rows), page.faults(rows), page.remarks(rows), page.refusals(rows, ("plan", "train"))]
+    print("", *texts, sep="\n\n")
     if not flags.only and not flags.no_page:
         write_page(rows)
     return int(any(page.verdict(row) in ("WRONG", "CRASH", "not made") for row in rows))
@@ -76,12 +77,11 @@ def line(row: dict[str, Any]) -> str:
 
 def write_page(rows: list[dict[str, Any]]) -> None:
     """Write the tables into the page."""
-    from matrix.record import versions
-
     told = ", ".join(f"{name} {version}" for name, version in versions().items())
     pages.write(PAGE, "summary", f"{page.counts(rows)} Measured with {told}.")
     pages.write(PAGE, "families", page.table(rows))
     pages.write(PAGE, "faults", page.faults(rows))
+    pages.write(PAGE, "remarks", page.remarks(rows))
     pages.write(PAGE, "refusals", page.refusals(rows, ("plan", "train")))
     pages.write(PAGE, "refusals of MLX", page.refusals(rows, ("mlx",)))
 

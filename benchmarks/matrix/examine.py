@@ -7,7 +7,7 @@ passes without a cache, MLX. A refusal in words (LorafitError) is an outcome, an
 import faulthandler
 import importlib.util
 import os
-import sys
+import re
 import time
 import traceback
 import warnings
@@ -22,6 +22,9 @@ import numpy as np
 import peft
 import torch
 from safetensors.torch import load_file
+from support import engine_runs
+from support.families.folder import is_known, save_family, text_logits
+from support.plans import make_plan
 
 import lorafit
 from lorafit import registry
@@ -35,10 +38,7 @@ from lorafit.planner.plan import Plan
 from lorafit.progress import exhaust
 from lorafit.sampling import Sampling
 from matrix import reference
-from matrix.outcome import Outcome, compared, crashed, refused
-from support import engine_runs
-from support.families.folder import is_known, save_family, text_logits
-from support.plans import make_plan
+from matrix.outcome import Outcome, compared, crashed, refused, short_names
 
 LENGTHS = (5, 40, 23, 70)  # tokens of the samples: below and beyond every window, chunk and block of the models
 PROMPTS = (37, 9)  # tokens
@@ -53,6 +53,8 @@ PLAN = make_plan(
 )
 GREEDY = Sampling(temperature=0.0, max_new_tokens=NEW_TOKENS)
 ROWS = '{"instruction": "Add one and two.", "output": "Three."}\n{"instruction": "Say yes.", "output": "Yes, of course."}\n'
+
+ROUTER = re.compile(r"\.(router|gate)(\.|$)|_router$")  # in the name of a module
 
 
 def ids(length: int, seed: int) -> list[int]:
@@ -112,7 +114,9 @@ class Examination:
             outcome = deed()
         except LorafitError as error:
             outcome = refused(error, self.scratch)
-        except Exception as error:
+        except reference.UnknownModules as error:
+            outcome = Outcome("wrong", "names", {"unknown modules": str(error)})
+        except (Exception, SystemExit) as error:  # mlx_lm ends the process where a package is missing
             traceback.print_exc()
             outcome = crashed(error, self.scratch)
         self.results.send((name, replace(outcome, seconds=time.monotonic() - began)))
@@ -152,8 +156,10 @@ class Examination:
         facts = self.engine.facts
         path = "fast" if getattr(self.engine, "packed", None) is not None else "generic"
         way = path if facts.supports_packing else "one at a time"
-        kinds = sorted({name.rpartition(".")[2] for name in facts.target_modules})
-        return Outcome("ok", way, {"modules": len(facts.target_modules), "kinds": kinds, "notes": facts.notes})
+        names = facts.target_modules
+        kinds, routers = sorted({name.rpartition(".")[2] for name in names}), [n for n in names if ROUTER.search(n)]
+        told = {"modules": len(names), "kinds": kinds, "routers": short_names(routers), "notes": facts.notes}
+        return Outcome("ok", way, told)
 
     def open(self, engine: str, plan: Plan | None) -> Engine:
         """Open the model in `folder` with an engine of the registry, on the CPU in float32."""
@@ -176,10 +182,7 @@ class Examination:
 
     def compare(self, loss: float, gradients: engine_runs.Arrays, adapter: Path) -> Outcome:
         """Return the distances of a step's loss and gradients from transformers' own."""
-        try:
-            lora = self.plain_lora(adapter)
-        except reference.UnknownModules as error:
-            return Outcome("wrong", "names", {"unknown modules": str(error)})
+        lora = self.plain_lora(adapter)
         wanted_loss, wanted = reference.loss_and_gradients(self.reference, lora, samples())
         if gradients.keys() != wanted.keys():
             return Outcome("wrong", "names", {"differing": sorted(gradients.keys() ^ wanted.keys())[:4]})
@@ -205,7 +208,8 @@ class Examination:
         with torch.no_grad():
             found = text_logits(model.base_model.model, sample)
         off = float((found - wanted).norm() / wanted.norm())
-        facts: dict[str, Any] = {"logits": off, "dropped": len(dropped), "new": len(new), "names": (dropped + new)[:3]}
+        facts: dict[str, Any] = {"logits": off, "dropped": len(dropped), "new": len(new)}
+        facts["names"] = short_names(name.partition(".lora_")[0] for name in dropped + new)
         facts["warnings"] = sorted(
             {str(warning.message)[:120] for warning in caught if "adapter" in str(warning.message)}
         )

@@ -2,6 +2,7 @@
 
 import re
 import traceback
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,10 +58,15 @@ def compared(loss: float, gradients: Arrays, wanted_loss: float, wanted: Arrays)
     off = abs(loss / wanted_loss - 1)
     errors = {name: _distance(gradients[name], wanted[name], largest) for name in wanted}
     worst = max(errors, key=lambda name: errors[name])
-    idle = sorted(n for n in wanted if ".lora_B." in n and not np.any(wanted[n]))
-    facts = {"loss": off, "gradient": errors[worst], "worst": worst, "idle": len(idle), "idle names": idle[:3]}
+    idle = [name.partition(".lora_B.")[0] for name in wanted if ".lora_B." in name and not np.any(wanted[name])]
+    facts = {"loss": off, "gradient": errors[worst], "worst": worst, "idle": short_names(idle)}
     good = off <= LOSS and errors[worst] <= GRADIENT
     return Outcome("ok" if good else "wrong", f"{off:.0e}, {errors[worst]:.0e}", facts)
+
+
+def short_names(modules: Iterable[str]) -> list[str]:
+    """Return the names of modules without all that comes before and with the number of their layer, each once."""
+    return sorted({re.sub(r"^.*\.\d+\.", "", module) for module in modules})
 
 
 def _distance(found: Any, wanted: Any, largest: float) -> float:

@@ -88,14 +88,29 @@ def faults(rows: Iterable[Row]) -> str:
 
 
 def _told(facts: dict[str, Any]) -> str:
-    shown = {key: value for key, value in facts.items() if value not in ([], "", 0) and key not in ("log", "notes")}
-    return "; ".join(f"{key}: {_number(value)}" for key, value in shown.items())
+    shown = {
+        key: value
+        for key, value in facts.items()
+        if value not in ([], "", 0) and key not in ("log", "notes", "warnings")
+    }
+    return "; ".join(f"{key}: {' '.join(_number(value).split())}" for key, value in shown.items())
 
 
 def _number(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.1e}"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def remarks(rows: Iterable[Row]) -> str:
+    """Return the modules whose adapter gets no gradient, and the routers that have an adapter, as a table."""
+    lines = ["| type | adapters without a gradient | routers with an adapter |", "|---|---|---|"]
+    for row in rows:
+        idle = stage(row, "step")["facts"].get("idle", [])
+        routers = stage(row, "train")["facts"].get("routers", [])
+        if idle or routers:
+            lines.append(f"| `{row['name']}` | {_number(idle)} | {_number(routers)} |")
+    return "\n".join(lines) if len(lines) > 2 else "None."
 
 
 def refusals(rows: Iterable[Row], names: tuple[str, ...]) -> str:

@@ -18,8 +18,8 @@ OURS = (HERE, HERE.parents[1] / "tests/support/families")
 def lorafit_folder() -> Path:
     """Return the folder of the package `lorafit` that this Python imports."""
     spec = find_spec("lorafit")
-    assert spec is not None and spec.origin is not None
-    return Path(spec.origin).parent
+    assert spec is not None
+    return Path(str(spec.origin)).parent
 
 
 def about() -> dict[str, str]:

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 import transformers
 from safetensors.torch import load_file
+from support.engine_runs import Arrays
+from support.families.folder import text_logits
 from torch import Tensor, nn
 
 from lorafit.data.micro_batch import Sample
-from support.engine_runs import Arrays
-from support.families.folder import text_logits
 
 TIE = 1e-4  # two logits whose distance is a smaller part of their spread are equally likely
 

@@ -27,7 +27,9 @@ LATENT: Settings = {
     "q_lora_rank": 32, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16,
     "num_key_value_heads": 4,
 }  # fmt: skip
-INDEXER: Settings = {"index_topk": BOUNDARY, "index_head_dim": 16, "index_n_heads": 2}
+# A score is a sum over heads of what is above zero: with few heads many scores are 0, and which of them are the largest
+# depends on the length of the text.
+INDEXER: Settings = {"index_topk": BOUNDARY, "index_head_dim": 16, "index_n_heads": 16}
 MAMBA: Settings = {
     "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_n_groups": 1, "mamba_chunk_size": BOUNDARY,
 }  # fmt: skip
@@ -80,7 +82,7 @@ TEXT: dict[str, Settings] = {
     "qwen3_5_text": dense(GATED_DELTA),
     "qwen3_5_moe_text": dense(EXPERTS, GATED_DELTA, shared_expert_intermediate_size=64),
     "qwen4_exp_text": dense(EXPERTS, GATED_DELTA, shared_expert_intermediate_size=64, hc_lowrank=16, ple_embed_dim=64,
-                            indexer_n_heads=2, indexer_kv_heads=1, indexer_head_dim=16, indexer_budget=BOUNDARY,
+                            indexer_n_heads=16, indexer_kv_heads=1, indexer_head_dim=16, indexer_budget=BOUNDARY,
                             indexer_compress_ratio=4, ngram_vocab_size_base=256, split_ngram_parts=1),
     "gemma": dense(),
     "gemma2": dense(GEMMA),
@@ -183,6 +185,12 @@ TEXT: dict[str, Settings] = {
     "opt": {"vocab_size": VOCAB, "hidden_size": 64, "ffn_dim": 128, "num_hidden_layers": 3, "num_attention_heads": 4,
             "word_embed_proj_dim": 64, "max_position_embeddings": 512, **IDS},
     "bloom": {"vocab_size": VOCAB, "hidden_size": 64, "n_layer": 3, "n_head": 4, **IDS},
+    "gptj": {"vocab_size": VOCAB, "n_embd": 64, "n_layer": 3, "n_head": 4, "rotary_dim": 8, **IDS},
+    "codegen": {"vocab_size": VOCAB, "n_embd": 64, "n_layer": 3, "n_head": 4, "rotary_dim": 8, **IDS},
+    "gpt_neo": {"vocab_size": VOCAB, "hidden_size": 64, "num_layers": 2, "num_heads": 4, "intermediate_size": 128,
+                "attention_types": [[["global", "local"], 1]], "window_size": BOUNDARY, **IDS},
+    "gpt_bigcode": {"vocab_size": VOCAB, "n_embd": 64, "n_layer": 3, "n_head": 4, **IDS},
+    "mpt": {"vocab_size": VOCAB, "d_model": 64, "n_layers": 3, "n_heads": 4, "expansion_ratio": 2, **IDS},
     "dbrx": {"vocab_size": VOCAB, "d_model": 64, "n_heads": 4, "n_layers": 3, "max_seq_len": 512,
              "attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 1e4}, "ffn_config": {"hidden_size": 64, "ffn_hidden_size": 64, "moe_num_experts": 4, "moe_top_k": 2}},
 }  # fmt: skip
