@@ -65,8 +65,8 @@ def compared(loss: float, gradients: Arrays, wanted_loss: float, wanted: Arrays)
 
 
 def short_names(modules: Iterable[str]) -> list[str]:
-    """Return the names of modules without all that comes before and with the number of their layer, each once."""
-    return sorted({re.sub(r"^.*\.\d+\.", "", module) for module in modules})
+    """Return the names of modules from after the number of their layer on, each once."""
+    return sorted({re.sub(r"^.*?\.\d+\.", "", module) for module in modules})
 
 
 def _distance(found: Any, wanted: Any, largest: float) -> float:

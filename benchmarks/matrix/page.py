@@ -1,5 +1,6 @@
 """The tables of docs/families.md: a row a family, the counts, the faults, and the refusals with their words."""
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
@@ -37,14 +38,18 @@ def counts(rows: Iterable[Row]) -> str:
     rows = list(rows)
     tried = [row for row in rows if stage(row, "make")["state"] == "ok"]
     kinds = {row["name"].partition("+")[0] for row in tried}
-    trained = sum(stage(row, "step")["state"] == "ok" for row in rows)
-    mlx = sum(stage(row, "mlx")["state"] == "ok" for row in rows)
+    right = {
+        name: sum(stage(row, name)["state"] == "ok" for row in rows)
+        for name in ("train", "step", "peft", "answer", "mlx")
+    }
     verdicts = [verdict(row) for row in rows]
     words = ", ".join(f"{word}: {verdicts.count(word)}" for word in ("WRONG", "CRASH", "not made", "absent"))
     refused = sum("refused" in (stage(row, "plan")["state"], stage(row, "train")["state"]) for row in rows)
     return (
         f"Model types tried: {len(kinds)}, in {len(tried)} models. "
-        f"Trains right on PyTorch: {trained}, on MLX: {mlx}. Refused in words: {refused}. {words}."
+        f"PyTorch trains {right['train']}: loss and gradients right in {right['step']}, adapter right in peft in "
+        f"{right['peft']}, answers right in {right['answer']}. Refused in words: {refused}. "
+        f"Right on MLX: {right['mlx']}. {words}."
     )
 
 
@@ -127,7 +132,7 @@ def refusals(rows: Iterable[Row], names: tuple[str, ...]) -> str:
 
 
 def _words(facts: dict[str, str], kind: str) -> str:
-    """Return a refusal in one line: what happened, what was found (with TYPE for the model type), and the fix."""
+    """Return a refusal in one line: what happened, what was found, and the fix; TYPE and CLASS stand for names."""
     lines = [facts["what"], facts["found"].strip().partition("\n")[0], facts["fix"].strip().partition("\n")[0]]
-    text = " · ".join(line for line in lines if line)
+    text = re.sub(r"<class '[^']*'>", "CLASS", " · ".join(line for line in lines if line))
     return text.replace(kind, "TYPE").replace("|", "\\|").replace("<", "&lt;")[:400]
