@@ -83,7 +83,7 @@ def write_page(rows: list[dict[str, Any]]) -> None:
     pages.write(PAGE, "faults", page.faults(rows))
     pages.write(PAGE, "remarks", page.remarks(rows))
     pages.write(PAGE, "refusals", page.refusals(rows, ("plan", "train")))
-    pages.write(PAGE, "refusals of MLX", page.refusals(rows, ("mlx",)))
+    pages.write(PAGE, "refusals of MLX", page.refusals(rows, ("mlx",), with_fix=False))
 
 
 if __name__ == "__main__":

@@ -118,21 +118,21 @@ def remarks(rows: Iterable[Row]) -> str:
     return "\n".join(lines) if len(lines) > 2 else "None."
 
 
-def refusals(rows: Iterable[Row], names: tuple[str, ...]) -> str:
-    """Return the refusals of the stages `names` as a table: the words, and the types that get them."""
+def refusals(rows: Iterable[Row], names: tuple[str, ...], with_fix: bool = True) -> str:
+    """Return the refusals of the stages `names` as a table: the words, perhaps with the fix, and the types."""
     found: dict[str, list[str]] = defaultdict(list)
     for row in rows:
         for name in names:
             if stage(row, name)["state"] == "refused":
                 facts = stage(row, name)["facts"]
-                found[_words(facts, row["name"].partition("+")[0])].append(f"`{row['name']}`")
+                found[_words(facts, row["name"].partition("+")[0], with_fix)].append(f"`{row['name']}`")
     lines = ["| words | types |", "|---|---|"]
     lines += [f"| {words} | {', '.join(types)} |" for words, types in sorted(found.items())]
     return "\n".join(lines) if found else "None."
 
 
-def _words(facts: dict[str, str], kind: str) -> str:
+def _words(facts: dict[str, str], kind: str, with_fix: bool) -> str:
     """Return a refusal in one line: what happened, what was found, and the fix; TYPE and CLASS stand for names."""
-    lines = [facts["what"], facts["found"].strip().partition("\n")[0], facts["fix"].strip().partition("\n")[0]]
+    lines = [facts[name].strip().partition("\n")[0] for name in ("what", "found", "fix")[: 3 if with_fix else 2]]
     text = re.sub(r"<class '[^']*'>", "CLASS", " · ".join(line for line in lines if line))
     return text.replace(kind, "TYPE").replace("|", "\\|").replace("<", "&lt;")[:400]
