@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from support.families.shapes import TEXT
-from support.families.wrappers import WRAPPERS
+from support.model_zoo.shapes import TEXT
+from support.model_zoo.wrappers import WRAPPERS
 
 from accuracy import pages
 from matrix import children, page

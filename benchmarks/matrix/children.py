@@ -84,6 +84,7 @@ def _lost(folder: Path, stage: str, ending: str) -> Outcome:
 
 
 def import_from_here(folders: Sequence[Path]) -> None:
-    """Let processes that start from now on import modules of `folders`."""
+    """Let processes that start from now on import modules of `folders`, and none of the working directory."""
     old = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([*map(str, folders), *([old] if old else [])])
+    os.environ["PYTHONSAFEPATH"] = "1"  # else the server finds another copy of lorafit in the working directory

@@ -23,7 +23,7 @@ import peft
 import torch
 from safetensors.torch import load_file
 from support import engine_runs
-from support.families.folder import is_known, save_family, text_logits
+from support.model_zoo.folder import is_known, save_family, text_logits
 from support.plans import make_plan
 
 import lorafit
@@ -153,6 +153,7 @@ class Examination:
         """Open the engine for training, and give the adapter nonzero values."""
         self.engine: Any = self.open("torch", PLAN)
         self.adapter = engine_runs.start_with_b(self.engine, self.scratch / "start")
+        self.engine.save_adapter(self.adapter)  # as a run saves it, with the engine's own choice of names
         facts = self.engine.facts
         path = "fast" if getattr(self.engine, "packed", None) is not None else "generic"
         way = path if facts.supports_packing else "one at a time"

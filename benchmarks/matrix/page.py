@@ -8,6 +8,7 @@ from typing import Any
 Row = dict[str, Any]  # `name`, and outcomes as dictionaries by stage
 STAGES = ("make", "plan", "train", "step", "peft", "answer", "mlx")
 HEAD = ["type", "trains", "path", "loss", "gradient", "peft", "answer", "MLX"]
+LONGEST = 300  # characters of a fact
 NONE: dict[str, Any] = {"state": "", "cell": "", "facts": {}}
 
 
@@ -98,7 +99,7 @@ def _told(facts: dict[str, Any]) -> str:
         for key, value in facts.items()
         if value not in ([], "", 0) and key not in ("log", "notes", "warnings")
     }
-    return "; ".join(f"{key}: {' '.join(_number(value).split())}" for key, value in shown.items())
+    return "; ".join(f"{key}: {' '.join(_number(value).split())[:LONGEST]}" for key, value in shown.items())
 
 
 def _number(value: Any) -> str:

@@ -12,7 +12,7 @@ from race.results import append, read
 
 PACKAGES = ("torch", "transformers", "peft", "mlx", "mlx-lm")
 HERE = Path(__file__).parent
-OURS = (HERE, HERE.parents[1] / "tests/support/families")
+OURS = (HERE, HERE.parents[1] / "tests/support/model_zoo")
 SHOWS_ONLY = "page.py"  # no result depends on it
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 import transformers
 from safetensors.torch import load_file
 from support.engine_runs import Arrays
-from support.families.folder import text_logits
+from support.model_zoo.folder import text_logits
 from torch import Tensor, nn
 
 from lorafit.data.micro_batch import Sample

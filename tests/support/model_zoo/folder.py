@@ -13,8 +13,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from support.families.shapes import TEXT
-from support.families.wrappers import WRAPPERS
+from support.model_zoo.shapes import TEXT
+from support.model_zoo.wrappers import WRAPPERS
 
 SETTINGS = {**TEXT, **WRAPPERS}
 TEMPLATE = """{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}\

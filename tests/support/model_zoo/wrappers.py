@@ -3,7 +3,7 @@
 A key is a model type, with `+` and a word if a type has several rows. The towers are small and their inputs are unused.
 """
 
-from support.families.shapes import IDS, SHARED, TEXT, VOCAB, Settings, dense, latent
+from support.model_zoo.shapes import IDS, SHARED, TEXT, VOCAB, Settings, dense, latent
 
 TOWER: Settings = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28,
