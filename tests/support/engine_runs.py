@@ -103,6 +103,11 @@ def loss_and_gradients(
         start_with_b(engine, scratch / "start")
     else:
         engine.load_adapter(adapter)
+    return first_step(engine, plan, scratch, samples)
+
+
+def first_step(engine: Engine, plan: Plan, scratch: Path, samples: list[Sample]) -> tuple[float, Arrays]:
+    """Train step 1 of `plan`, which has AdamW without clipping; return its mean loss and its gradients."""
     (loss,) = run(engine, plan, range(1, 2), samples)
     scratch.mkdir(parents=True, exist_ok=True)
     engine.save(scratch)
