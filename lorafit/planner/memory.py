@@ -8,7 +8,8 @@ size, I intermediate size, V vocabulary, r rank, nh/nk query and key-value heads
 from dataclasses import dataclass, replace
 
 from lorafit.models.lora_targets import matching_names
-from lorafit.models.spec import Linear, ModelSpec
+from lorafit.models.spec import ModelSpec
+from lorafit.models.text_tensors import Linear
 from lorafit.planner.fast_path import FAST, GENERIC
 from lorafit.units import MIB
 
