@@ -89,6 +89,11 @@ class ModelSpec:
         """Number of weights in all linear layers."""
         return sum(linear.in_features * linear.out_features for linear in self.linears)
 
+    @property
+    def active_parameters(self) -> int:
+        """Number of parameters that compute one token: all but the experts that its router does not choose."""
+        return self.parameters - round(self.expert_weights * (1 - self.active_experts))
+
     @cached_property
     def rank1_parameters(self) -> int:
         """Sum of in_features + out_features of all linear layers: the parameters of a rank-1 adapter on all of them."""

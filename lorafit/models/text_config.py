@@ -68,17 +68,17 @@ def layer_kinds(text: Mapping[str, Any], layers: int) -> tuple[LayerKind, ...]:
 
     A layer with attention and a state space, as in Falcon H1, counts as "full".
     """
+    state: LayerKind = "state"
     listed = _listed_kinds(text)
     if listed is not None and len(listed) >= layers:
         return tuple(listed[:layers])
     if str(text.get("model_type")) in STATE_SPACE:
-        return ("state",) * layers
-    other: LayerKind = "state"
+        return (state,) * layers
+    other = state
     if (rule := _state_rule(text)) is None:
         rule, other = _window_rule(text), "window"
-    kinds: list[LayerKind] = [other if rule and not rule(layer) else "full" for layer in range(layers)]
-    if rule is None and window_of(text) is not None:
-        kinds = ["window"] * layers
+    same: LayerKind = "full" if window_of(text) is None else "window"
+    kinds: list[LayerKind] = [same if rule is None else "full" if rule(layer) else other for layer in range(layers)]
     return tuple(kinds)
 
 

@@ -37,7 +37,6 @@ from lorafit.engines.torch.model import (
     decoder_layers,
     find_targets,
     load_base,
-    untrained_weights,
 )
 from lorafit.engines.torch.optimizer import TorchOptimizer
 from lorafit.engines.torch.packed.decoder import PackedDecoder, why_unsupported
@@ -121,8 +120,6 @@ class TorchEngine:
             notes.append(_("With dropout, a prefix shared by several samples is computed once per sample (slower)."))
         if plan.compile == "on" and self.packed is None:
             compile_layers(self.model)
-        if kinds := untrained_weights(self.model):
-            notes.append(_("Not trained, because they are not in linear layers: {names}.").format(names=listed(kinds)))
         count = sum(p.numel() for p in self._parameters().values())
         shares = self.packed is not None and self.packed.shares_prefixes and self.packed.window is None
         self.facts = EngineFacts(

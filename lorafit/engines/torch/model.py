@@ -2,7 +2,6 @@
 
 import json
 import logging as python_logging
-import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -217,13 +216,6 @@ def find_targets(model: PreTrainedModel, targets: str) -> list[str]:
 def short(name: str) -> str:
     """Return the last part of a module name: `model.layers.0.self_attn.q_proj` -> `q_proj`."""
     return name.rpartition(".")[2]
-
-
-def untrained_weights(model: PreTrainedModel) -> list[str]:
-    """Return the kinds of decoder-layer weights in no linear layer (fused experts), which LoRA does not train."""
-    prefix, _layers = decoder_layers(model)
-    named = (n for n, p in model.named_parameters() if p.dim() >= 3 and n.startswith(prefix + "."))
-    return sorted({re.sub(r"^.*?\.\d+\.", "", name) for name in named})
 
 
 def add_lora(model: PreTrainedModel, config: AdapterConfig, dropout: DropoutKeys) -> dict[str, LoRALinear]:
