@@ -4,6 +4,7 @@ No tensor is read, so a 70B folder takes milliseconds. The engine checks whether
 """
 
 import json
+import re
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
@@ -14,6 +15,7 @@ from lorafit.atomic import read_errors
 from lorafit.errors import ModelError
 from lorafit.messages import _, listed
 from lorafit.models.positions import Positions, positions_of
+from lorafit.models.state_space import HYBRID, state_values
 from lorafit.models.text_config import (
     STATE_SPACE,
     LayerKind,
@@ -38,6 +40,8 @@ KEYS = {
     "head_dim": ("head_dim",),
     "vocab": ("vocab_size",),
 }
+# The last layer of an MLP, in any family's words.
+MLP_END = re.compile(r"\.(down_proj|w2|fc2|fc_out|dense_4h_to_h|output_linear|(mlp|feed_forward)\.(c_proj|value))$")
 # Weights in MXFP4: two in a byte, with their scales in a tensor of their own.
 MXFP4, MXFP4_SCALES = "_blocks", "_scales"
 
@@ -82,7 +86,10 @@ class ModelSpec:
     other_parameters: int = 0
     expert_weights: int = 0  # in all routed experts of all layers
     active_experts: float = 1.0  # share of the routed experts that computes one token
+    chosen_experts: int = 0  # that compute one token, in a layer with experts
     kinds: tuple[LayerKind, ...] = ()  # of each layer; empty: full attention in all
+    state_values: int = 0  # float32 values that a layer of the kind "state" saves for each token
+    text_type: str = ""  # model_type of the text decoder; empty: that of the model
 
     @cached_property
     def linear_weights(self) -> int:
@@ -93,6 +100,35 @@ class ModelSpec:
     def active_parameters(self) -> int:
         """Number of parameters that compute one token: all but the experts that its router does not choose."""
         return self.parameters - round(self.expert_weights * (1 - self.active_experts))
+
+    @cached_property
+    def mlp_width(self) -> int:
+        """Mean over the layers of the values between the matrices of a dense MLP, shared experts included."""
+        ends = [linear for linear in self.linears if MLP_END.search(linear.name) and linear.out_features == self.hidden]
+        inside = sum(linear.in_features for linear in ends)
+        return inside // self.layers if ends or self.expert_weights else self.intermediate
+
+    @property
+    def attention_layers(self) -> int:
+        """Number of layers with attention."""
+        return self.layers - sum(kind in ("state", "none") for kind in self.kinds)
+
+    @property
+    def state_layers(self) -> int:
+        """Number of layers with a state space; those that have attention too are counted."""
+        return (
+            self.layers
+            if (self.text_type or self.model_type) in HYBRID
+            else sum(kind == "state" for kind in self.kinds)
+        )
+
+    @property
+    def expert_values(self) -> int:
+        """Mean over the layers of the values that the chosen experts save for each token."""
+        if not self.expert_weights:
+            return 0
+        inside = self.expert_weights * self.active_experts / self.hidden  # three matrices, each hidden x width
+        return round(inside / self.layers) + self.chosen_experts * self.hidden
 
     @cached_property
     def rank1_parameters(self) -> int:
@@ -148,7 +184,10 @@ def spec_from(config: dict[str, Any], headers: list[Header], folder: Path) -> Mo
         other_parameters=sum(prod(h.shape) for h in others),
         expert_weights=experts,
         active_experts=min((chosen_experts(text) or number) / number, 1.0) if number else 1.0,
+        chosen_experts=(chosen_experts(text) or number) if number else 0,
         kinds=kinds if set(kinds) != {"full"} else (),
+        state_values=state_values(text, hidden) if "state" in kinds or text.get("model_type") in HYBRID else 0,
+        text_type="" if told.get("model_type") == config.get("model_type") else str(told.get("model_type", "")),
     )
 
 

@@ -1,10 +1,28 @@
 """The part of a model's weights that an adapter covers, for the user: linear layers with an adapter, and the rest."""
 
-from lorafit.messages import _
+from dataclasses import replace
+
+from lorafit.messages import _, clauses
 from lorafit.models.spec import ModelSpec
 from lorafit.planner.memory import adapter_parameters, targeted
 from lorafit.planner.plan import Choice
 from lorafit.units import count_text
+
+
+def with_experts(quantization: Choice, spec: ModelSpec) -> Choice:
+    """Return the choice `quantization`, which says so if experts stay unquantized: only linear layers are packed.
+
+    Files that are quantized already hold their experts so too.
+    """
+    if quantization.value == "none" or not spec.expert_weights or spec.packed is not None:
+        return quantization
+    return replace(quantization, reason=clauses([quantization.reason, experts_text(spec)]))
+
+
+def experts_text(spec: ModelSpec) -> str:
+    """Return the text that experts stay unquantized, with their share of the weights."""
+    text = _("the experts, {share:.1%} of the weights, stay unquantized: only linear layers can be quantized")
+    return text.format(share=spec.expert_weights / spec.parameters)
 
 
 def adapter_choices(spec: ModelSpec, lora_r: int, lora_targets: str) -> list[Choice]:
