@@ -32,5 +32,5 @@ def state_values(text: Mapping[str, Any], hidden: int) -> int:
         chunk = number("mamba_chunk_size", "chunk_size") or 256
         return heads * (12 * size + 6 * state + 5 * chunk // 2)
     if number("conv_L_cache", "conv_kernel"):
-        return 3 * hidden
+        return 6 * hidden
     return 12 * hidden

@@ -109,7 +109,9 @@ def _listed_kinds(text: Mapping[str, Any]) -> list[LayerKind] | None:
 
 def _state_rule(text: Mapping[str, Any]) -> Callable[[int], bool] | None:
     """Return a function that tells whether layer N has attention; None if no layer is a state space."""
-    indices = text.get("attn_layer_indices") or text.get("full_attn_idxs")
+    indices = next(
+        (text[key] for key in ("attn_layer_indices", "full_attn_idxs") if isinstance(text.get(key), list)), None
+    )
     linear = text.get("linear_attn_config")
     if isinstance(linear, dict) and isinstance(linear.get("full_attn_layers"), list):
         indices = [number - 1 for number in linear["full_attn_layers"]]  # Kimi counts from 1
