@@ -13,7 +13,8 @@ from card.settings import Settings
 from lorafit.data.batching import StepBatch, build_step_batch
 from lorafit.data.micro_batch import MicroBatch, Sample
 from lorafit.hardware.catalogue.lengths import LAWYER_LLAMA
-from lorafit.models.spec import ModelSpec, read_headers, spec_from, weight_files
+from lorafit.models.spec import ModelSpec, spec_from
+from lorafit.models.weight_files import read_headers, weight_files
 from lorafit.planner.memory import Layout
 from lorafit.planner.plan import Plan
 from lorafit.planner.speed import MicroBatchShape

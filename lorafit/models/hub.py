@@ -22,7 +22,7 @@ from lorafit.errors import DiskError, HubError, LorafitError, ModelError
 from lorafit.messages import _, clauses
 from lorafit.models.demo import demo_model
 from lorafit.models.download import download_with_progress
-from lorafit.models.spec import require_folder, weight_files
+from lorafit.models.weight_files import require_folder, weight_files
 from lorafit.paths import user_path
 from lorafit.progress import ProgressCallback, ignore_progress
 

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorafit.models.spec import weight_files
+from lorafit.models.weight_files import weight_files
 
 SAMPLES, BLOCK_BYTES = 64, 4096  # blocks of a weight file that its quick digest covers, evenly spaced
 MOST_HEAD_BYTES = 100_000_000  # the limit of the safetensors format

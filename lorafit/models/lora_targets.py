@@ -4,8 +4,9 @@ A word is `all` (or PEFT's `all-linear`), a group of layers (`attention`, `mlp`)
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 from lorafit.errors import ConfigError
 from lorafit.messages import _, listed
@@ -15,6 +16,45 @@ GROUPS = {  # each group, and the parts of a layer's full name that mark it
     "attention": re.compile(r"attn|attention"),
     "mlp": re.compile(r"mlp|feed_?forward|ffn|moe|expert|\bfc\d\b"),
 }
+
+# Parts of a layer's full name that mark what chooses: routers and gates of experts, and indexers of sparse attention,
+# which choose keys and get no gradient.
+CHOOSES = re.compile(r"(^|\.)(\w*router\w*|gate|shared_expert_gate|indexer)(\.|$)")
+# Layers whose weight the model multiplies by itself, so that an adapter around the layer is never called.
+UNCALLED = re.compile(r"(^|\.)dt_proj$")
+# Output layers of state-space blocks. Their fused CUDA kernels read the weight too, and PEFT refuses an adapter there.
+STATE_OUTPUT = re.compile(r"(^|\.)(mamba|mixer)\.out_proj$")
+FUSED_STATE_OUTPUT = {
+    "bamba",
+    "falcon_h1",
+    "falcon_mamba",
+    "granitemoehybrid",
+    "mamba",
+    "mamba2",
+    "nemotron_h",
+    "zamba2",
+}
+LAYER_NUMBER = re.compile(r"(^|\.)(?:layers|h|blocks)\.(\d+)\.")
+
+
+def is_adaptable(name: str, text: Mapping[str, Any]) -> bool:
+    """Return whether the linear layer with the full `name` may get an adapter.
+
+    Routers, indexers and layers that training does not call must not. `text`: the settings of the text decoder, as in
+    its config.json.
+    """
+    if CHOOSES.search(name) or UNCALLED.search(name):
+        return False
+    if STATE_OUTPUT.search(name) and text.get("model_type") in FUSED_STATE_OUTPUT:
+        return False
+    number = LAYER_NUMBER.search(name)  # Llama 3.2 Vision skips whole layers in a text without images
+    return number is None or int(number[2]) not in (text.get("cross_attention_layers") or ())
+
+
+def place_in_layers(name: str) -> str:
+    """Return layer number and rest of a layer's full `name`, e.g. "3.mlp.up_proj": the same under any prefix."""
+    number = LAYER_NUMBER.search(name)
+    return name[number.start(2) :] if number else name
 
 
 def matching_names(names: Sequence[str], targets: str) -> list[str]:

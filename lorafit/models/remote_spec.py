@@ -21,7 +21,8 @@ from lorafit.models.hub import (
     translate,
     use_endpoint,
 )
-from lorafit.models.spec import INDEX, WEIGHTS, Header, ModelSpec, parse_headers, spec_from, weight_files
+from lorafit.models.spec import ModelSpec, spec_from
+from lorafit.models.weight_files import INDEX, WEIGHTS, Header, parse_headers, weight_files
 from lorafit.paths import cache_folder, user_path
 
 SECONDS = 20.0  # timeout of a request

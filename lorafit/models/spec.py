@@ -5,7 +5,6 @@ No tensor is read, so a 70B folder takes milliseconds. The engine checks whether
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
@@ -16,33 +15,35 @@ from lorafit.atomic import read_errors
 from lorafit.errors import ModelError
 from lorafit.messages import _, listed
 from lorafit.models.positions import Positions, positions_of
+from lorafit.models.state_space import HYBRID, state_values
+from lorafit.models.text_config import (
+    STATE_SPACE,
+    LayerKind,
+    chosen_experts,
+    layer_kinds,
+    text_settings,
+    window_of,
+    with_defaults,
+)
+from lorafit.models.text_tensors import FLOATS, Linear, has_head, linears_of, routed_experts, split_tensors
+from lorafit.models.weight_files import Header, broken_file, file_names, read_headers, require_folder, weight_files
 from lorafit.units import kind_text
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 # Field of ModelSpec -> its keys in config.json, which differ between model families.
 KEYS = {
-    "layers": ("num_hidden_layers", "n_layer", "num_layers"),
+    "layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
     "hidden": ("hidden_size", "n_embd", "d_model"),
-    "intermediate": ("intermediate_size", "n_inner", "ffn_dim", "d_ff"),
-    "heads": ("num_attention_heads", "n_head", "num_heads"),
+    "intermediate": ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "d_ff"),
+    "heads": ("num_attention_heads", "n_head", "n_heads", "num_heads"),
     "kv_heads": ("num_key_value_heads",),
     "head_dim": ("head_dim",),
     "vocab": ("vocab_size",),
 }
-LAYER = re.compile(r"(^|\.)(layers|h|blocks)\.(\d+)\.")
-# 2-D weights in layers that are no linear layers of the text decoder: vision and audio towers, embeddings and norms;
-# also experts and routers, which transformers 5 fuses.
-NOT_LINEAR = re.compile(r"vision|visual|audio|\.experts\.|\.(router|gate|shared_expert_gate)\.weight$|embed|norm")
-FLOATS = {"F64", "F32", "F16", "BF16"}
-
-
-class Linear(NamedTuple):
-    """A weight matrix [out_features, in_features] in a decoder layer. `name` is the full name of its module."""
-
-    name: str
-    in_features: int
-    out_features: int
+# The last layer of an MLP, in any family's words.
+MLP_END = re.compile(r"\.(down_proj|w2|fc2|fc_out|dense_4h_to_h|output_linear|(mlp|feed_forward)\.(c_proj|value))$")
+# Weights in MXFP4: two in a byte, with their scales in a tensor of their own.
+MXFP4, MXFP4_SCALES = "_blocks", "_scales"
 
 
 class Packed(NamedTuple):
@@ -61,7 +62,9 @@ class Packed(NamedTuple):
 class ModelSpec:
     """The shape of a model.
 
-    `parameters` counts parameters before quantization. `weight_bytes` is the size of all tensors in the files.
+    `parameters` counts the parameters of the text decoder before quantization; `other_parameters` those in the files that
+    training does not load: towers for images and audio, and layers that predict several tokens. `weight_bytes` is the size
+    of all tensors in the files. A model without attention has no heads: `heads`, `kv_heads` and `head_dim` are 0.
     """
 
     model_type: str
@@ -80,11 +83,52 @@ class ModelSpec:
     activation: str = "silu"
     packed: Packed | None = None  # set for a model that mlx_lm quantized; only MLX can read it
     positions: Positions | None = None  # None: no limit is known
+    other_parameters: int = 0
+    expert_weights: int = 0  # in all routed experts of all layers
+    active_experts: float = 1.0  # share of the routed experts that computes one token
+    chosen_experts: int = 0  # that compute one token, in a layer with experts
+    kinds: tuple[LayerKind, ...] = ()  # of each layer; empty: full attention in all
+    state_values: int = 0  # float32 values that a layer of the kind "state" saves for each token
+    text_type: str = ""  # model_type of the text decoder; empty: that of the model
 
     @cached_property
     def linear_weights(self) -> int:
         """Number of weights in all linear layers."""
         return sum(linear.in_features * linear.out_features for linear in self.linears)
+
+    @property
+    def active_parameters(self) -> int:
+        """Number of parameters that compute one token: all but the experts that its router does not choose."""
+        return self.parameters - round(self.expert_weights * (1 - self.active_experts))
+
+    @cached_property
+    def mlp_width(self) -> int:
+        """Mean over the layers of the values between the matrices of a dense MLP, shared experts included."""
+        ends = [linear for linear in self.linears if MLP_END.search(linear.name) and linear.out_features == self.hidden]
+        inside = sum(linear.in_features for linear in ends)
+        return inside // self.layers if ends or self.expert_weights else self.intermediate
+
+    @property
+    def attention_layers(self) -> int:
+        """Number of layers with attention."""
+        return self.layers - sum(kind in ("state", "none") for kind in self.kinds)
+
+    @property
+    def state_layers(self) -> int:
+        """Number of layers with a state space; those that have attention too are counted."""
+        return (
+            self.layers
+            if (self.text_type or self.model_type) in HYBRID
+            else sum(kind == "state" for kind in self.kinds)
+        )
+
+    @property
+    def expert_values(self) -> int:
+        """Mean over the layers of the values that the chosen experts save for each token."""
+        if not self.expert_weights:
+            return 0
+        inside = self.expert_weights * self.active_experts / self.hidden  # three matrices, each hidden x width
+        return round(inside / self.layers) + self.chosen_experts * self.hidden
 
     @cached_property
     def rank1_parameters(self) -> int:
@@ -102,17 +146,6 @@ class ModelSpec:
         return max((linear.in_features * linear.out_features for linear in self.linears), default=0)
 
 
-@dataclass(frozen=True)
-class Header:
-    """The entry of one tensor in a safetensors header. `size` is in bytes; `start` is its byte offset in the file."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    size: int
-    start: int
-
-
 def read_spec(folder: Path) -> ModelSpec:
     """Return the shape of the model in `folder`. Raises ModelError, with a fix, for a missing or damaged file."""
     require_folder(folder)
@@ -124,27 +157,61 @@ def read_spec(folder: Path) -> ModelSpec:
 
 def spec_from(config: dict[str, Any], headers: list[Header], folder: Path) -> ModelSpec:
     """Return the shape from a config.json and the headers of all safetensors files. `folder` is for error messages."""
-    text = {**config, **(config.get("text_config") or {})}
-    hidden, heads = _config_int(text, "hidden", folder), _config_int(text, "heads", folder)
-    plain = _unpacked(headers, config)
+    plain, told = _unpacked(headers, config), text_settings(config)
+    text = _settings(told, plain)
+    layers, hidden = _layers(text, folder), _config_int(text, "hidden", folder)
+    tensors, others = split_tensors(plain, config, layers)
+    heads = 0 if text.get("model_type") in STATE_SPACE else _config_int(text, "heads", folder)
+    experts, number = routed_experts(tensors)
+    kinds = layer_kinds(text, layers)
     return ModelSpec(
         model_type=str(config.get("model_type", "unknown")),
-        layers=_config_int(text, "layers", folder),
+        layers=layers,
         hidden=hidden,
         intermediate=_config_int(text, "intermediate", folder, 4 * hidden),
         heads=heads,
-        kv_heads=_config_int(text, "kv_heads", folder, heads),
-        head_dim=_config_int(text, "head_dim", folder, hidden // heads),
+        kv_heads=_config_int(text, "kv_heads", folder, heads) if heads else 0,
+        head_dim=_head_dim(text, hidden, heads, folder),
         vocab=_config_int(text, "vocab", folder),
-        tied=bool(text.get("tie_word_embeddings")) or not any(h.name.endswith("lm_head.weight") for h in headers),
-        parameters=sum(prod(h.shape) for h in plain),
+        tied=bool(text.get("tie_word_embeddings")) or not has_head(tensors),
+        parameters=sum(prod(h.shape) for h in tensors),
         weight_bytes=sum(h.size for h in headers),
-        linears=list(_linears(plain)),
-        window=_window(text),
+        linears=linears_of(tensors, text, layers),
+        window=window_of(text),
         activation=str(text.get("hidden_act") or text.get("hidden_activation") or "silu"),
         packed=_packed(headers, config),
-        positions=positions_of(text, ((h.name, h.shape) for h in plain), hidden),
+        positions=positions_of(told, ((h.name, h.shape) for h in plain), hidden),
+        other_parameters=sum(prod(h.shape) for h in others),
+        expert_weights=experts,
+        active_experts=min((chosen_experts(text) or number) / number, 1.0) if number else 1.0,
+        chosen_experts=(chosen_experts(text) or number) if number else 0,
+        kinds=kinds if set(kinds) != {"full"} else (),
+        state_values=state_values(text, hidden) if "state" in kinds or text.get("model_type") in HYBRID else 0,
+        text_type="" if told.get("model_type") == config.get("model_type") else str(told.get("model_type", "")),
     )
+
+
+def _settings(told: dict[str, Any], headers: list[Header]) -> dict[str, Any]:
+    """Return the settings `told` by the file, with the defaults of their class if its default size is that of the files."""
+    text = with_defaults(told)
+    size = next((text[key] for key in KEYS["hidden"] if text.get(key) is not None), None)
+    return text if any(header.shape and header.shape[-1] == size for header in headers) else told
+
+
+def _layers(text: dict[str, Any], folder: Path) -> int:
+    """Return the number of layers. Nemotron-H has a list of them instead of the number."""
+    listed_layers = text.get("layers_block_type") or text.get("hybrid_override_pattern")
+    return _config_int(text, "layers", folder, len(listed_layers) if listed_layers else None)
+
+
+def _head_dim(text: dict[str, Any], hidden: int, heads: int, folder: Path) -> int:
+    """Return the size of a query head: 0 without attention; its two parts together in multi-head latent attention."""
+    if not heads:
+        return 0
+    parts = text.get("qk_nope_head_dim"), text.get("qk_rope_head_dim")
+    if isinstance(parts[0], int) and isinstance(parts[1], int) and parts[0] > 0:
+        return parts[0] + parts[1]
+    return _config_int(text, "head_dim", folder, hidden // heads)
 
 
 def _mlx_quantization(config: dict[str, Any]) -> dict[str, Any] | None:
@@ -154,13 +221,13 @@ def _mlx_quantization(config: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _unpacked(headers: list[Header], config: dict[str, Any]) -> list[Header]:
-    """Return the headers with the shapes before quantization by mlx_lm, without scales and biases.
+    """Return the headers with the shapes before quantization by mlx_lm or to MXFP4, without scales and biases.
 
-    A row of packed 32-bit words holds 32 / bits times as many weights.
+    A row of 32-bit words of mlx_lm holds 32 / bits times as many weights.
     """
     told, plain = _mlx_quantization(config), []
     if told is None:
-        return headers
+        return _without_mxfp4(headers)
     modules = {header.name.removesuffix(".scales") for header in headers if header.name.endswith(".scales")}
     for header in headers:
         module, _dot, kind = header.name.rpartition(".")
@@ -181,86 +248,17 @@ def _packed(headers: list[Header], config: dict[str, Any]) -> Packed | None:
     return Packed(told["bits"], size, sum(prod(header.shape) for header in floats))
 
 
-def _window(text: dict[str, Any]) -> int | None:
-    """Return the sliding window in tokens, or None. Qwen's configs have one even if use_sliding_window is false."""
-    return None if text.get("use_sliding_window") is False else text.get("sliding_window")
-
-
-def require_folder(folder: Path) -> None:
-    """Raise ModelError unless `folder` is a folder."""
-    if folder.is_dir():
-        return
-    raise ModelError(
-        _("A base model must be a folder, but this is a file.") if folder.exists() else _("Model folder not found."),
-        where=folder,
-        fix=_(
-            "Give `--model_name` a folder with config.json and *.safetensors, a model ID such as "
-            "Qwen/Qwen3-0.6B, or `demo`."
-        ),
-    )
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """Return the safetensors files of the model. Raises ModelError if one is missing."""
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    if not (folder / INDEX).is_file():
-        raise _no_weights(folder)
-    try:
-        with read_errors(folder / INDEX):
-            names = sorted(set(json.loads((folder / INDEX).read_text("utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise _broken(_("The index of the weight files cannot be read."), folder / INDEX, repr(error)) from None
-    if missing := [name for name in names if not (folder / name).is_file()]:
-        found = _("missing files: {missing} of {total} ({names})").format(
-            missing=len(missing), total=len(names), names=listed(missing[:5])
-        )
-        raise ModelError(
-            _("Some weight files of the model are missing."),
-            where=folder,
-            found=found,
-            fix=_("Download the missing files again."),
-        )
-    return [folder / name for name in names]
-
-
-def read_headers(file: Path) -> list[Header]:
-    """Return the tensor headers of a safetensors file. Raises ModelError if the file is damaged or truncated."""
-    # Format: the header length in 8 little-endian bytes, the JSON header, then the tensors at their data_offsets.
-    size = file.stat().st_size
-    try:
-        with read_errors(file), file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            lines = json.loads(stream.read(length)) if length <= size - 8 else {}
-        headers = parse_headers(lines, 8 + length)
-        end = 8 + length + max((line["data_offsets"][1] for line in lines.values()), default=0)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise _broken(_("This file is not safetensors, or its header is damaged."), file, repr(error)) from None
-    if size < end:
-        found = _("{size} bytes, while its header gives {end}").format(size=size, end=end)
-        raise _broken(_("This weight file is incomplete."), file, found)
-    return headers
-
-
-def parse_headers(lines: dict[str, Any], origin: int) -> list[Header]:
-    """Return the tensors in `lines`, a parsed safetensors header. Tensor data start at byte `origin`.
-
-    The metadata entry is removed from `lines`.
-    """
-    lines.pop("__metadata__", None)
-    return [_header(name, line, origin) for name, line in lines.items()]
-
-
-def _header(name: str, line: dict[str, Any], origin: int) -> Header:
-    start, end = line["data_offsets"]
-    return Header(name, str(line["dtype"]), tuple(line["shape"]), end - start, origin + start)
-
-
-def _linears(headers: list[Header]) -> Iterator[Linear]:
+def _without_mxfp4(headers: list[Header]) -> list[Header]:
+    packed = {header.name.removesuffix(MXFP4) for header in headers if header.name.endswith(MXFP4)}
+    plain = []
     for header in headers:
-        matrix = header.name.endswith(".weight") and len(header.shape) == 2 and header.dtype in FLOATS
-        if matrix and LAYER.search(header.name) and not NOT_LINEAR.search(header.name):
-            yield Linear(header.name.removesuffix(".weight"), header.shape[1], header.shape[0])
+        if header.name.removesuffix(MXFP4) in packed:
+            experts, *blocks = header.shape
+            shape = (experts, prod(blocks[:-2]), 2 * prod(blocks[-2:]))
+            plain.append(replace(header, name=header.name.removesuffix(MXFP4), shape=shape))
+        elif header.name.removesuffix(MXFP4_SCALES) not in packed:
+            plain.append(header)
+    return plain
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -270,7 +268,7 @@ def _config(folder: Path) -> dict[str, Any]:
         raise ModelError(
             _("The model folder has no config.json."),
             where=folder,
-            found=_names(folder),
+            found=file_names(folder),
             fix=_("Give this adapter to `--init_adapter`, or chat with it by `lorafit chat`: it is not a base model.")
             if adapter
             else _("Give the folder that contains config.json, *.safetensors and the tokenizer."),
@@ -279,9 +277,9 @@ def _config(folder: Path) -> dict[str, Any]:
         with read_errors(path):
             config = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise _broken(_("The model's config.json cannot be read as JSON."), path, error) from None
+        raise broken_file(_("The model's config.json cannot be read as JSON."), path, error) from None
     if not isinstance(config, dict):
-        raise _broken(_("The model's config.json cannot be read as JSON."), path, kind_text(config))
+        raise broken_file(_("The model's config.json cannot be read as JSON."), path, kind_text(config))
     return config
 
 
@@ -304,40 +302,6 @@ def _require_tokenizer(folder: Path) -> None:
         raise ModelError(
             _("The model folder has no tokenizer."),
             where=folder,
-            found=_names(folder),
+            found=file_names(folder),
             fix=_("Copy the tokenizer files next to the weights: {names}.").format(names=listed(TOKENIZER_FILES)),
         )
-
-
-def _no_weights(folder: Path) -> ModelError:
-    # .bin, .pth and .pt files are pickles: loading one can run code of its author.
-    pickles = sorted(path.name for pattern in ("*.bin", "*.pth", "*.pt") for path in folder.glob(pattern))
-    convert = "python -c \"from transformers import AutoModelForCausalLM as M; M.from_pretrained('{0}').save_pretrained('{0}')\""
-    return ModelError(
-        _("The model folder has no safetensors weights ({name}, or shards with {index}).").format(
-            name=WEIGHTS, index=INDEX
-        ),
-        where=folder,
-        found=listed(pickles) or _names(folder),
-        fix=_(
-            "Use a safetensors version of the model: pickled weights are never loaded, because "
-            "they can run code. If you trust the author, convert them: {command}"
-        ).format(command=convert.format(folder))
-        if pickles
-        else _("Download the model again, including its *.safetensors files."),
-    )
-
-
-def _broken(what: str, where: Path, found: object) -> ModelError:
-    return ModelError(
-        what,
-        where=where,
-        found=found,
-        fix=_("Delete the file and download it again; in a git clone, run `git lfs pull`."),
-    )
-
-
-def _names(folder: Path) -> str:
-    """Return the names of the first twelve files in `folder`, for an error message."""
-    names = sorted(path.name for path in folder.iterdir())
-    return listed([*names[:12], *(["..."] if len(names) > 12 else [])]) if names else _("the folder is empty")

@@ -9,6 +9,7 @@ from lorafit.models.spec import ModelSpec
 
 FAST, GENERIC = "fast", "generic"
 LLAMAS = {"llama", "mistral", "qwen2", "qwen3", "smollm3", "ministral", "olmo", "helium"}  # Llama's architecture
+MLX_DECODERS = {"llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3_text"}  # lorafit's decoder in MLX
 PARTS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 
@@ -39,6 +40,11 @@ def why_generic(spec: ModelSpec, longest: int, quantization: str, device: str) -
     if device != "cpu":
         return generic_reason("device", device)
     return None
+
+
+def can_recompute(spec: ModelSpec, engine: str) -> bool:
+    """Return whether layers can recompute activations. With MLX, only those of lorafit's own decoder can."""
+    return engine != "mlx" or (spec.text_type or spec.model_type) in MLX_DECODERS
 
 
 def path_of(spec: ModelSpec, longest: int, quantization: str, device: str) -> str:

@@ -8,7 +8,8 @@ size, I intermediate size, V vocabulary, r rank, nh/nk query and key-value heads
 from dataclasses import dataclass, replace
 
 from lorafit.models.lora_targets import matching_names
-from lorafit.models.spec import Linear, ModelSpec
+from lorafit.models.spec import ModelSpec
+from lorafit.models.text_tensors import Linear
 from lorafit.planner.fast_path import FAST, GENERIC
 from lorafit.units import MIB
 
@@ -142,7 +143,8 @@ def layer_bytes(spec: ModelSpec, layout: Layout) -> int:
     """Return the bytes of activations that one layer keeps for its backward over T tokens.
 
     Generic: 4H + 4I + 7r + 2 nh hd + 2 nk hd + nh + 2 elements per token (transformers' layers with lorafit's LoRA; hooks
-    on every saved tensor counted 0.02% more).
+    on every saved tensor counted 0.02% more). The k experts of a token save k (3 I + H) elements, and a state space
+    `state_values`. If layers differ, this is their mean.
     Fast: 2H + 2I + 7r + 2 nh hd + 2 nk hd + nh + 2 elements per token (the fields of LayerActivations and Recomputable in
     engines/torch/packed/layer.py).
     """
@@ -152,9 +154,20 @@ def layer_bytes(spec: ModelSpec, layout: Layout) -> int:
         floats = 2 * spec.hidden + 2 * spec.intermediate + 2 * q + 2 * kv
         return layout.tokens * (floats * layout.size + (lora + statistics) * 4)
     # Norms compute in fp32 at any precision and keep fp32 tensors for their backward.
-    norms = 4 * spec.hidden * 4
-    rest = (4 * spec.intermediate + 2 * q + 2 * kv + lora) * layout.size
-    return layout.tokens * (norms + rest + statistics * 4)
+    attention = ((2 * q + 2 * kv) * layout.size + spec.heads * 4) * spec.attention_layers
+    state = spec.state_values * 4 * spec.state_layers
+    rest = (4 * spec.mlp_width + spec.expert_values + lora) * layout.size
+    mixers = (attention + state) // spec.layers
+    return layout.tokens * (4 * spec.hidden * 4 + rest + mixers + 2 * 4)
+
+
+def largest_layer_bytes(spec: ModelSpec, layout: Layout) -> int:
+    """Return the bytes of activations of the layer with the most: a state space saves more than attention."""
+    if not spec.state_values or spec.state_layers == spec.layers:
+        return layer_bytes(spec, layout)
+    more = spec.state_values * 4 - (sum(_widths(spec)) * 2 * layout.size + spec.heads * 4)
+    share = (spec.layers - spec.state_layers) / spec.layers
+    return layer_bytes(spec, layout) + max(round(layout.tokens * more * share), 0)
 
 
 def recomputed_bytes(spec: ModelSpec, layout: Layout) -> int:
@@ -198,7 +211,7 @@ def activation_bytes(spec: ModelSpec, layout: Layout) -> int:
 
 def work_bytes(spec: ModelSpec, layout: Layout) -> int:
     """Return the bytes of temporaries and gradients of the layer whose backward runs."""
-    layer = layer_bytes(spec, layout) + attention_bytes(spec, layout)
+    layer = largest_layer_bytes(spec, layout) + attention_bytes(spec, layout)
     if layout.engine == "mlx":  # no fused attention backward: scores, weights and their gradients of one layer
         return layer + 3 * spec.heads * layout.longest**2 * layout.size
     if layout.path == GENERIC:  # all activations of one layer exist, with or without recompute

@@ -8,6 +8,7 @@ from lorafit.hardware.detect import Machine
 from lorafit.models.spec import ModelSpec
 from lorafit.planner import device_precision, prequantized, reasons, sharding, suggestions, tuning
 from lorafit.planner.calibrate import NO_CALIBRATION, Calibration
+from lorafit.planner.coverage import adapter_choices, with_experts
 from lorafit.planner.data_stats import DataStats, target_share
 from lorafit.planner.effective_batch import resolve_effective_batch
 from lorafit.planner.estimate import Estimate, RunShape, Schedule, estimate
@@ -90,7 +91,9 @@ def make_plan_result(
     work = RunShape(spec, question.data, schedule, effective_batch, question.max_samples, config.seed)
     expected = estimate(work, chosen.layout, chosen.token_budget, machine, known)
     precision = device_precision.precision_choice(config, device.value, chosen.layout.precision, engine.value)
-    what = [device, *device_precision.old_gpu(machine, device.value), engine, quantization, precision, optimizer]
+    packed_choice = with_experts(quantization, spec)
+    what = [device, *device_precision.old_gpu(machine, device.value), engine, packed_choice, precision, optimizer]
+    what += adapter_choices(spec, config.lora_r, config.lora_targets)
     how = reasons.computation_choices(question, chosen, expected)
     how += sharding.choices(config, chosen.layout, chosen.peak_bytes, machine)
     if engine.value == "torch" and (chosen.layout.path != FAST or config.compile != "auto"):

@@ -12,7 +12,7 @@ from lorafit.hardware.detect import Machine
 from lorafit.models.spec import ModelSpec
 from lorafit.planner.data_stats import DataStats, Split, training_shapes
 from lorafit.planner.effective_batch import resolve_effective_batch
-from lorafit.planner.fast_path import FAST
+from lorafit.planner.fast_path import FAST, can_recompute
 from lorafit.planner.memory import Layout, peak_bytes
 from lorafit.planner.memory_budget import usable_bytes
 from lorafit.planner.speed import MicroBatchShape, step_seconds
@@ -190,6 +190,8 @@ def _most_recomputed(question: PlanRequest) -> int:
 
     On the fast path, the last layer does not: its backward runs first, and it keeps less than it would recompute.
     """
+    if not can_recompute(question.spec, question.base.engine):
+        return 0
     return question.spec.layers - (question.base.path == FAST)
 
 

@@ -34,7 +34,25 @@ class MicroBatchShape:
 
 def linear_flops(spec: ModelSpec, share: MicroBatchShape) -> float:
     """Return the operations of the frozen linears: per token 2 W forward and 2 W backward, for input gradients only."""
-    return 4.0 * spec.linear_weights * share.tokens
+    return 4.0 * computed_weights(spec) * share.tokens
+
+
+def computed_weights(spec: ModelSpec) -> float:
+    """Return the weights that multiply each token in the layers: all linears, and the chosen ones of the experts."""
+    return spec.linear_weights + spec.expert_weights * spec.active_experts
+
+
+def attended_pairs(spec: ModelSpec, share: MicroBatchShape) -> float:
+    """Return the pairs of positions in all layers, twice, since the upper half of S x S is not computed.
+
+    A layer with a window of w tokens computes 2 S w - w^2 of S^2, for samples of the mean length. A layer without
+    attention computes none.
+    """
+    mean = share.squares / max(share.tokens, 1)
+    window = min(spec.window or mean, mean)
+    inside = share.tokens * (2 * window - window**2 / max(mean, 1))
+    windowed = sum(kind == "window" for kind in spec.kinds)
+    return (spec.attention_layers - windowed) * share.squares + windowed * inside
 
 
 def lora_flops(spec: ModelSpec, layout: Layout, share: MicroBatchShape) -> float:
@@ -53,14 +71,14 @@ def attention_flops(spec: ModelSpec, share: MicroBatchShape) -> float:
     The forward computes scores and weighted sums over the causal half of S x S: 2 nh hd S^2. The backward takes 2.5 times
     as many.
     """
-    return 7.0 * spec.layers * spec.heads * spec.head_dim * share.squares
+    return 7.0 * spec.heads * spec.head_dim * attended_pairs(spec, share)
 
 
 def recompute_flops(spec: ModelSpec, layout: Layout, share: MicroBatchShape) -> float:
     """Return the operations of the forward pass that gradient checkpointing repeats."""
     adapter = adapter_parameters(spec, layout.lora_r, layout.lora_targets)
-    attention = 2.0 * spec.layers * spec.heads * spec.head_dim * share.squares
-    forward = 2.0 * (spec.linear_weights + adapter) * share.tokens + attention
+    attention = 2.0 * spec.heads * spec.head_dim * attended_pairs(spec, share)
+    forward = 2.0 * (computed_weights(spec) + adapter) * share.tokens + attention
     return forward * min(layout.recompute, spec.layers) / spec.layers
 
 

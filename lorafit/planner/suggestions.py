@@ -13,8 +13,9 @@ from lorafit.errors import DoesNotFit
 from lorafit.hardware.catalogue.find import machine_named
 from lorafit.hardware.catalogue.models import SHAPES, known_spec
 from lorafit.messages import _, listed
-from lorafit.models.spec import ModelSpec
+from lorafit.models.spec import ModelSpec, Packed
 from lorafit.planner import device_precision
+from lorafit.planner.coverage import experts_text
 from lorafit.planner.fast_path import path_of
 from lorafit.planner.memory import terms
 from lorafit.planner.memory_budget import MARGIN, available_bytes, per_process
@@ -37,6 +38,8 @@ def does_not_fit(question: PlanRequest, nearest: Candidate, in_4bit: Candidate |
     total = []
     if in_4bit is not None:
         total = [_("Total with 4-bit base weights: {need}").format(need=bytes_text(in_4bit.peak_bytes))]
+    if question.spec.expert_weights and (layout.quantization != "none" or in_4bit) and question.spec.packed is None:
+        total.append(experts_text(question.spec))
     available = available_bytes(question.machine, layout.device)
     text = _("Not enough memory: training needs {need}, the limit is {limit} ({share:.0%} of {available}).")
     if layout.device == "cuda":
@@ -65,6 +68,7 @@ def remedies(question: PlanRequest, nearest: Candidate) -> Iterator[str]:
     packs = question.base.quantization == "none" and question.spec.packed is None
     yield from _fewer_processes(question)
     yield from _flags(question, packs)
+    yield from _packed_for_mlx(question)
     smaller = _smaller_model(question)
     if smaller:
         yield _("--model_name {name}: the largest similar model that fits").format(name=smaller)
@@ -88,6 +92,17 @@ def _fewer_processes(question: PlanRequest) -> Iterator[str]:
         if alone and fits(replace(question, machine=per_process(whole, fewer), base=base)):
             yield _("--processes {count}: more memory for each process").format(count=fewer)
             return
+
+
+def _packed_for_mlx(question: PlanRequest) -> Iterator[str]:
+    """Yield the hint at a 4-bit version that mlx_lm made, with its memory: its experts are quantized too."""
+    spec, bits = question.spec, 4.5  # with a scale and a bias of 16 bits for 64 weights
+    if question.base.engine != "mlx" or not spec.expert_weights or spec.packed is not None:
+        return
+    packed = replace(spec, packed=Packed(4, int(spec.parameters * bits / 8), spec.vocab * spec.hidden // 64))
+    if anything_fits(instead := replace(question, spec=packed)):
+        text = _("a version of this model that mlx_lm quantized to 4 bits, experts too: {need} in total")
+        yield text.format(need=bytes_text(smallest_peak(instead)))
 
 
 def _flags(question: PlanRequest, packs: bool) -> Iterator[str]:
@@ -127,9 +142,9 @@ def _smaller_model(question: PlanRequest) -> str | None:
 
     Only models of the same model_type are tried, if the catalogue has a smaller one.
     """
-    size = question.spec.linear_weights
+    size = question.spec.parameters
     known = [(name, known_spec(name)) for name in SHAPES]
-    smaller = [(name, spec) for name, spec in known if spec is not None and spec.linear_weights < size]
+    smaller = [(name, spec) for name, spec in known if spec is not None and spec.parameters < size]
     alike = [pair for pair in smaller if pair[1].model_type == question.spec.model_type] or smaller
     for name, spec in sorted(alike, key=lambda pair: -pair[1].parameters):
         if _fits_model(question, spec):

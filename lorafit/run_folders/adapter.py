@@ -21,7 +21,8 @@ from safetensors.numpy import save_file
 from lorafit.atomic import read_errors
 from lorafit.errors import AdapterError
 from lorafit.messages import _, listed
-from lorafit.models.spec import LAYER, ModelSpec
+from lorafit.models.spec import ModelSpec
+from lorafit.models.text_tensors import LAYER
 from lorafit.run_folders import foreign_adapter, module_pattern
 from lorafit.units import TEMPLATE_DATE, kind_text
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from lorafit.errors import AdapterError
 from lorafit.messages import _, clauses, labelled, listed
-from lorafit.models.spec import LAYER
+from lorafit.models.text_tensors import LAYER
 
 MLX_WEIGHTS = "adapters.safetensors"
 MLX_SETTINGS = ("fine_tune_type", "num_layers", "lora_parameters", "model")  # the ones that are read

@@ -9,7 +9,8 @@ from lorafit.config import DEMO_PRESET, TrainConfig
 from lorafit.errors import AdapterError
 from lorafit.messages import _, listed
 from lorafit.models.lora_targets import matching_names
-from lorafit.models.spec import LAYER, ModelSpec
+from lorafit.models.spec import ModelSpec
+from lorafit.models.text_tensors import LAYER
 from lorafit.planner.plan import Choice, Plan
 from lorafit.run_folders.adapter import AdapterConfig, read_adapter_config, read_plain_config, target_names
 from lorafit.run_folders.find_adapter import find_adapter

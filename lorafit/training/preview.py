@@ -19,7 +19,7 @@ from lorafit.hardware.catalogue.find import machine_named
 from lorafit.hardware.catalogue.lengths import known_lengths
 from lorafit.hardware.catalogue.models import known_spec
 from lorafit.hardware.detect import Machine
-from lorafit.messages import _, listed
+from lorafit.messages import _, clauses, listed
 from lorafit.models.remote_spec import local_folder, remote_spec
 from lorafit.models.spec import ModelSpec, read_spec
 from lorafit.planner import calibrate
@@ -163,11 +163,16 @@ def preview_facts(look: Preview) -> list[Choice]:
     model = _("layers: {layers}, parameters: {parameters}, weight files: {size}").format(
         layers=spec.layers, parameters=count_text(spec.parameters), size=bytes_text(spec.weight_bytes)
     )
+    more = [_("active for each token: {count} parameters").format(count=count_text(spec.active_parameters))]
+    more = more if spec.expert_weights else []
+    if spec.other_parameters:
+        text = _("not loaded, because text does not need them: {count} parameters")
+        more.append(text.format(count=count_text(spec.other_parameters)))
     data = _("per row: mean {mean:.0f} tokens, longest {longest}; tokens in the loss: {share:.0%}").format(
         mean=float(lengths.mean()), longest=int(lengths.max()), share=look.data.target_share
     )
     return [
         Choice("machine", machine.chip, memory),
-        Choice("model", look.model, model),
+        Choice("model", look.model, clauses([model, *more])),
         Choice("data", _("rows: {rows}").format(rows=count_text(len(lengths))), data),
     ]

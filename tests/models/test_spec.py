@@ -170,3 +170,51 @@ def test_what_is_missing_or_broken_is_named_with_its_remedy(
 def test_a_file_given_as_a_folder_is_told_so(folder: Path) -> None:
     with pytest.raises(ModelError, match="this is a file"):
         read_spec(folder / "config.json")
+
+
+@pytest.mark.parametrize("entry", ["text_config", "llm_config", "language_config"])
+def test_the_settings_of_a_text_decoder_are_found_in_any_wrapper(folder: Path, entry: str) -> None:
+    (folder / "config.json").write_text(json.dumps({"model_type": "wrapped", "vision_config": {}, entry: CONFIG}))
+    tower = {"vision_tower.blocks.0.attn.qkv.weight": np.zeros((8, 8), np.float16)}
+    save_file(tensors("language_model.") | tower, folder / "model.safetensors")
+    spec = read_spec(folder)
+    assert (spec.layers, spec.heads, len(spec.linears), spec.other_parameters) == (2, 4, 6, 64)
+
+
+def test_a_speaking_model_is_read_as_its_thinker(folder: Path) -> None:
+    thinker = {"text_config": CONFIG, "audio_config": {"d_model": 4}}
+    config = {"model_type": "omni", "thinker_config": thinker, "talker_config": {"text_config": {"hidden_size": 4}}}
+    (folder / "config.json").write_text(json.dumps(config))
+    talker = {f"talker.{name}": tensor for name, tensor in tensors().items()}
+    save_file(tensors("thinker.model.") | talker, folder / "model.safetensors")
+    spec = read_spec(folder)
+    assert {linear.name.partition(".")[0] for linear in spec.linears} == {"thinker"}
+    assert spec.parameters == spec.other_parameters
+
+
+def test_layers_that_predict_several_tokens_are_not_loaded(folder: Path) -> None:
+    extra = {
+        f"{start}.mlp.down_proj.weight": np.zeros((8, 16), np.float16) for start in ("model.layers.2", "mtp.layers.0")
+    }
+    save_file(tensors() | extra, folder / "model.safetensors")
+    spec = read_spec(folder)
+    assert (len(spec.linears), spec.other_parameters) == (6, 2 * 8 * 16)
+
+
+def test_what_a_config_leaves_out_is_the_default_of_its_class(folder: Path) -> None:
+    left = ("num_attention_heads", "num_key_value_heads", "vocab_size")
+    config = {k: v for k, v in CONFIG.items() if k not in left} | {"model_type": "gemma3_text"}
+    (folder / "config.json").write_text(json.dumps(config))
+    spec = read_spec(folder)
+    assert (spec.heads, spec.kv_heads, spec.head_dim, spec.vocab) == (8, 4, 256, 262_208)
+
+
+def test_weights_in_mxfp4_are_counted_as_they_are_unpacked(folder: Path) -> None:
+    packed = {
+        "model.layers.0.mlp.experts.gate_up_proj_blocks": np.zeros((4, 32, 2, 16), np.uint8),
+        "model.layers.0.mlp.experts.gate_up_proj_scales": np.zeros((4, 32, 2), np.uint8),
+    }
+    before = read_spec(folder).parameters
+    save_file(tensors() | packed, folder / "model.safetensors")
+    spec = read_spec(folder)
+    assert (spec.expert_weights, spec.parameters - before) == (4 * 32 * 64, 4 * 32 * 64)

@@ -23,7 +23,8 @@ from lorafit.hardware.catalogue.models import known_spec
 from lorafit.hardware.detect import Machine
 from lorafit.models.demo import demo_model
 from lorafit.models.remote_spec import remote_spec
-from lorafit.models.spec import read_headers, read_spec, spec_from
+from lorafit.models.spec import read_spec, spec_from
+from lorafit.models.weight_files import read_headers
 from lorafit.planner import calibrate
 from lorafit.planner.calibrate import Calibration, calibration_key, load_calibration, save_measurement
 from lorafit.planner.fast_path import FAST, path_of

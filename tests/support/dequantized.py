@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from lorafit.models.spec import weight_files
+from lorafit.models.weight_files import weight_files
 
 Array = NDArray[Any]
 

@@ -1,6 +1,7 @@
 """A model's shape, for tests that need no weights."""
 
-from lorafit.models.spec import Linear, ModelSpec
+from lorafit.models.spec import ModelSpec
+from lorafit.models.text_tensors import Linear
 
 ATTENTION = {"q": (2048, 2048), "k": (2048, 512), "v": (2048, 512), "o": (2048, 2048)}
 MLP = {"gate": (2048, 8192), "up": (2048, 8192), "down": (8192, 2048)}

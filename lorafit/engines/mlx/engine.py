@@ -36,8 +36,9 @@ from lorafit.engines.mlx.lora import MLXLoRADelta, Params, initial_lora_a
 from lorafit.engines.mlx.loss import evaluation_loss, target_loss
 from lorafit.engines.mlx.optimizer import MLXOptimizer
 from lorafit.errors import ModelError
-from lorafit.messages import _
-from lorafit.models.lora_targets import select_targets
+from lorafit.messages import _, listed
+from lorafit.models.lora_targets import place_in_layers, select_targets
+from lorafit.models.spec import ModelSpec, read_spec
 from lorafit.planner.plan import Plan
 from lorafit.run_folders.adapter import (
     AdapterConfig,
@@ -151,7 +152,8 @@ class MLXEngine:
     def _start_training(self, plan: Plan) -> None:
         self.chunk, self.seed = plan.loss_chunk, plan.seed
         self.delta.dropout = plan.lora_dropout
-        names = select_targets(list(self.body.modules), plan.lora_targets)
+        known, notes = _known_to_peft(list(self.body.modules), read_spec(self.setup.folder))
+        names = select_targets(known, plan.lora_targets)
         self._attach(planned_adapter(self.setup, plan, names))
         for name in names:
             a, _b = lora_names(name)
@@ -161,7 +163,8 @@ class MLXEngine:
         self.set_recompute(plan.recompute)
         with device.translated():
             mx.eval(self.params, self.optimizer.moments)
-        self.facts = replace(self.facts, trainable_parameters=self._count(), target_modules=names)
+        facts = replace(self.facts, trainable_parameters=self._count(), target_modules=names)
+        self.facts = replace(facts, notes=[*facts.notes, *notes])
 
     def _attach(self, config: AdapterConfig) -> None:
         """Add an adapter of zeros on the modules that `config` names in full."""
@@ -319,6 +322,21 @@ class MLXEngine:
 def _norm(grads: Params) -> float:
     """Return the global norm. Each row is summed first: on the CPU, one sum of many numbers is 1e-4 off."""
     return float(mx.sqrt(mx.stack([mx.square(grad).sum(axis=-1).sum() for grad in grads.values()]).sum()))
+
+
+def _known_to_peft(modules: list[str], spec: ModelSpec) -> tuple[list[str], list[str]]:
+    """Return the linear layers that transformers has too, and a note on its layers that mlx_lm computes otherwise.
+
+    An adapter on another layer of mlx_lm fits no other program.
+    """
+    places = {place_in_layers(linear.name): linear.name for linear in spec.linears}
+    known = [name for name in modules if place_in_layers(name) in places]
+    lacking = places.keys() - {place_in_layers(name) for name in known}
+    if not known:
+        return modules, []
+    kinds = sorted({places[place].rpartition(".")[2] for place in lacking})
+    text = _("No adapter on {count} layers that mlx_lm computes in another form: {kinds}.")
+    return known, [text.format(count=len(lacking), kinds=listed(kinds))] if lacking else []
 
 
 def _first_notes(base: LoadedBase) -> list[str]:

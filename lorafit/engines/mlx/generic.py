@@ -15,7 +15,7 @@ from transformers import PretrainedConfig
 from lorafit.engines.mlx.decoder import DecoderInput, head_matrix
 from lorafit.engines.mlx.lora import LinearGroup, MLXLoRADelta, Params
 from lorafit.engines.mlx.loss import MLXHead
-from lorafit.engines.mlx.quantised import ROUTER
+from lorafit.models.lora_targets import is_adaptable
 
 
 class ActiveParams:
@@ -66,9 +66,10 @@ class GenericDecoder:
 
     def __init__(self, model: Any, prefix: str, config: PretrainedConfig, delta: MLXLoRADelta) -> None:
         self.model, self.shared, self.recompute, self.packs = model, ActiveParams(), 0, True
+        text = config.to_dict()
         layers = {f"{prefix}.layers.{i}.{name}": (layer, name, module)
                   for i, layer in enumerate(model.model.layers) for name, module in layer.named_modules()
-                  if isinstance(module, nn.Linear | nn.QuantizedLinear) and not ROUTER.search(f".{name}")}  # fmt: skip
+                  if isinstance(module, nn.Linear | nn.QuantizedLinear) and is_adaptable(name, text)}  # fmt: skip
         self.modules = {full: module for full, (_layer, _name, module) in layers.items()}
         for full, (layer, name, module) in layers.items():
             _replace(layer, name.split("."), MLXLoRALinear(full, module, self.shared, delta))

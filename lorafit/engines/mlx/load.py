@@ -27,6 +27,11 @@ from lorafit.errors import ModelError
 from lorafit.messages import _
 
 DECODERS = {"llama4": "language_model.model"}  # decoders of multimodal classes that are not model.language_model
+# Types that mlx_lm (0.32.2) computes otherwise than transformers, and how.
+DIFFERENT = {
+    "ernie4_5_moe": "the router's e_score_correction_bias is left out",
+    "jamba": "the router's weights of the chosen experts are normalized",
+}
 DTYPES = {"fp32": mx.float32, "bf16": mx.bfloat16, "fp16": mx.float16}
 
 
@@ -50,6 +55,7 @@ def load_base(setup: Setup) -> LoadedBase:
         config = AutoConfig.from_pretrained(
             setup.folder, local_files_only=True, trust_remote_code=setup.trust_remote_code
         )
+        refuse_different(config)
         bits = _stored_bits(setup, facts)
         model = _load(setup, facts, config)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -71,6 +77,14 @@ def load_base(setup: Setup) -> LoadedBase:
         what = _("lorafit cannot train this model type with MLX.")
         raise ModelError(what, where=setup.folder, found=config.model_type, fix=_("Try --engine torch."))
     return LoadedBase(model.language_model if inner else model, _prefix(config), config.get_text_config(), bits)
+
+
+def refuse_different(config: PretrainedConfig) -> None:
+    """Raise ModelError for a type that mlx_lm computes otherwise than transformers."""
+    kind = config.get_text_config().model_type
+    if kind in DIFFERENT:
+        what = _("mlx_lm computes this model type otherwise than transformers.")
+        raise ModelError(what, found=f"{kind}: {DIFFERENT[kind]}", fix=_("Try --engine torch."))
 
 
 def _prefix(config: PretrainedConfig) -> str:

@@ -6,7 +6,6 @@ result is a folder in the user's cache that mlx_lm itself can load. The folder's
 
 import hashlib
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,10 @@ from mlx import nn
 from mlx_lm.utils import save_model
 
 from lorafit.atomic import atomic_folder
+from lorafit.models.lora_targets import CHOOSES
 from lorafit.paths import cache_folder
 
 GROUP, BITS = 64, {"4bit": 4, "8bit": 8}
-ROUTER = re.compile(r"\.(gate|router)$")  # routes tokens to experts; it is a linear layer only in mlx_lm
 
 
 def quantization_settings(bits: int) -> dict[str, Any]:
@@ -38,7 +37,7 @@ def quantize_layers(model: nn.Module, bits: int) -> None:
     """Quantize the linear layers of the decoder in place."""
 
     def fits(name: str, module: nn.Module) -> bool:
-        inside = ".layers." in f".{name}" and isinstance(module, nn.Linear) and not ROUTER.search(name)
+        inside = ".layers." in f".{name}" and isinstance(module, nn.Linear) and not CHOOSES.search(name)
         return inside and module.weight.shape[-1] % GROUP == 0
 
     for name, module in model.named_modules():

@@ -39,7 +39,6 @@ from lorafit.engines.torch.model import (
     load_base,
     remove_lora,
     short,
-    untrained_weights,
     without_gradient,
 )
 from lorafit.engines.torch.optimizer import TorchOptimizer
@@ -124,8 +123,6 @@ class TorchEngine:
             notes.append(_("With dropout, a prefix shared by several samples is computed once per sample (slower)."))
         if plan.compile == "on" and self.packed is None:
             compile_layers(self.model)
-        if kinds := untrained_weights(self.model):
-            notes.append(_("Not trained, because they are not in linear layers: {names}.").format(names=listed(kinds)))
         count = sum(p.numel() for p in self._parameters().values())
         shares = self.packed is not None and self.packed.shares_prefixes and self.packed.window is None
         self.facts = EngineFacts(

@@ -33,7 +33,7 @@ from lorafit.engines.torch.low_bit_linear import compute_in_float32
 from lorafit.engines.torch.model import decoder_layers, load_base
 from lorafit.engines.torch.model_class import decoder_of, model_class, read_config
 from lorafit.engines.torch.process_group import TorchCollectives
-from lorafit.models.spec import read_headers, weight_files
+from lorafit.models.weight_files import read_headers, weight_files
 
 
 class ShardedPath(GenericPath):

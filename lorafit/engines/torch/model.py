@@ -2,7 +2,6 @@
 
 import json
 import logging as python_logging
-import re
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ from lorafit.engines.torch.model_class import decoder_of, model_class, read_conf
 from lorafit.engines.torch.weights import lazy_weights, read_weights
 from lorafit.errors import ModelError
 from lorafit.messages import _, listed
-from lorafit.models.lora_targets import select_targets
+from lorafit.models.lora_targets import is_adaptable, select_targets
 from lorafit.run_folders.adapter import AdapterConfig
 
 logging.set_verbosity_error()
@@ -200,12 +199,13 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def find_targets(model: PreTrainedModel, targets: str) -> list[str]:
-    """Return the full names of the linear layers that get an adapter.
+    """Return the full names of the linear layers that get an adapter: no routers, no indexers.
 
     Raises ConfigError if a name in `targets` matches no layer, and ModelError if the model has no linear layers.
     """
     prefix, _layers = decoder_layers(model)
-    linears = [name for name, m in model.named_modules() if _is_linear(m) and name.startswith(prefix + ".")]
+    found = [name for name, m in model.named_modules() if _is_linear(m) and name.startswith(prefix + ".")]
+    linears = [name for name in found if is_adaptable(name, model.config.get_text_config().to_dict())]
     if not linears:
         raise ModelError(_("This model has no linear layers that LoRA can be added to."), found=type(model).__name__)
     return select_targets(linears, targets)
@@ -214,13 +214,6 @@ def find_targets(model: PreTrainedModel, targets: str) -> list[str]:
 def short(name: str) -> str:
     """Return the last part of a module name: `model.layers.0.self_attn.q_proj` -> `q_proj`."""
     return name.rpartition(".")[2]
-
-
-def untrained_weights(model: PreTrainedModel) -> list[str]:
-    """Return the kinds of decoder-layer weights in no linear layer (fused experts), which LoRA does not train."""
-    prefix, _layers = decoder_layers(model)
-    named = (n for n, p in model.named_parameters() if p.dim() >= 3 and n.startswith(prefix + "."))
-    return sorted({re.sub(r"^.*?\.\d+\.", "", name) for name in named})
 
 
 def add_lora(model: PreTrainedModel, config: AdapterConfig, dropout: DropoutKeys) -> dict[str, LoRALinear]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lorafit.engines import allocator
-from lorafit.models.spec import Header, read_headers, weight_files
+from lorafit.models.weight_files import Header, read_headers, weight_files
 
 FUSED_PROJECTIONS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 STORED = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lorafit.models.positions import Positions
-from lorafit.models.spec import Linear, ModelSpec
+from lorafit.models.spec import ModelSpec
+from lorafit.models.text_tensors import Linear
 
 
 @dataclass(frozen=True)
