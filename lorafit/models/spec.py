@@ -148,10 +148,16 @@ class ModelSpec:
 
 def read_spec(folder: Path) -> ModelSpec:
     """Return the shape of the model in `folder`. Raises ModelError, with a fix, for a missing or damaged file."""
+    spec = read_shape(folder)
+    _require_tokenizer(folder)
+    return spec
+
+
+def read_shape(folder: Path) -> ModelSpec:
+    """Return the shape of the model in `folder`, which may lack a tokenizer. Raises ModelError."""
     require_folder(folder)
     config = _config(folder)
     headers = [header for file in weight_files(folder) for header in read_headers(file)]
-    _require_tokenizer(folder)
     return spec_from(config, headers, folder)
 
 

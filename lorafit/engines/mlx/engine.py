@@ -38,7 +38,7 @@ from lorafit.engines.mlx.optimizer import MLXOptimizer
 from lorafit.errors import ModelError
 from lorafit.messages import _, listed
 from lorafit.models.lora_targets import place_in_layers, select_targets
-from lorafit.models.spec import ModelSpec, read_spec
+from lorafit.models.spec import ModelSpec, read_shape
 from lorafit.planner.plan import Plan
 from lorafit.run_folders.adapter import (
     AdapterConfig,
@@ -152,7 +152,7 @@ class MLXEngine:
     def _start_training(self, plan: Plan) -> None:
         self.chunk, self.seed = plan.loss_chunk, plan.seed
         self.delta.dropout = plan.lora_dropout
-        known, notes = _known_to_peft(list(self.body.modules), read_spec(self.setup.folder))
+        known, notes = _known_to_peft(list(self.body.modules), read_shape(self.setup.folder))
         names = select_targets(known, plan.lora_targets)
         self._attach(planned_adapter(self.setup, plan, names))
         for name in names:

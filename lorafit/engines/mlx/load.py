@@ -24,13 +24,13 @@ from lorafit.engines.mlx.quantised import (
 )
 from lorafit.engines.mlx.rope import rope_parameters
 from lorafit.errors import ModelError
-from lorafit.messages import _
+from lorafit.messages import _, noted
 
 DECODERS = {"llama4": "language_model.model"}  # decoders of multimodal classes that are not model.language_model
 # Types that mlx_lm (0.32.2) computes otherwise than transformers, and how.
 DIFFERENT = {
-    "ernie4_5_moe": "the router's e_score_correction_bias is left out",
-    "jamba": "the router's weights of the chosen experts are normalized",
+    "ernie4_5_moe": noted("the router's e_score_correction_bias is left out"),
+    "jamba": noted("the router's weights of the chosen experts are normalized"),
 }
 DTYPES = {"fp32": mx.float32, "bf16": mx.bfloat16, "fp16": mx.float16}
 
@@ -84,7 +84,7 @@ def refuse_different(config: PretrainedConfig) -> None:
     kind = config.get_text_config().model_type
     if kind in DIFFERENT:
         what = _("mlx_lm computes this model type otherwise than transformers.")
-        raise ModelError(what, found=f"{kind}: {DIFFERENT[kind]}", fix=_("Try --engine torch."))
+        raise ModelError(what, found=f"{kind}: {_(DIFFERENT[kind])}", fix=_("Try --engine torch."))
 
 
 def _prefix(config: PretrainedConfig) -> str:
