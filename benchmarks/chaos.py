@@ -137,7 +137,8 @@ def run_with_faults(faults: list[str], folder: Path, seed: int, undisturbed: Ref
         training.environ = fake_clock(folder)
     wanted = undisturbed.run(**changes)
     try:
-        training.start(**changes, **({"hang_seconds": HANG_SECONDS} if "hang" in faults else {}))
+        watched = {"hang_seconds": HANG_SECONDS} if {"hang", "suspend_all"} & set(faults) else {}
+        training.start(**changes, **watched)
         met = inject(training, faults, random.Random(seed))
         training.finish()
         check(training, wanted, lambda budget: undisturbed.run(**{**changes, "token_budget": budget}))
@@ -285,6 +286,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs and their children ignore SIGINT
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # nohup
+        signal.signal(signal.SIGHUP, lambda *_signal: None)  # unlike SIG_IGN, children do not inherit it
     SETTINGS["model_name"] = args.model
     asked = args.only.split(",") if args.only else list(KINDS)
     reasons = {kind: reason for kind in asked if (reason := missing(kind))}

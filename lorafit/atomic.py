@@ -149,14 +149,16 @@ def _room_bytes(path: Path) -> int | None:
 
 
 @contextlib.contextmanager
-def atomic_folder(target: Path) -> Iterator[Path]:
+def atomic_folder(target: Path, parents: bool = True) -> Iterator[Path]:
     """Yield a temporary folder that becomes `target` if the block succeeds and is deleted if it raises.
 
-    An older `target` stays untouched until the new folder is complete and durable. Raise DiskError.
+    An older `target` stays untouched until the new folder is complete and durable. Raise DiskError. Without `parents`, the
+    folder above the parent of `target` must exist: one that was moved is not created again at its old place.
     """
     temporary = hidden_path(target, "tmp")
     with disk_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=parents, exist_ok=True)
+        _undo(target)
         temporary.mkdir()
         try:
             yield temporary
@@ -211,6 +213,15 @@ def _seal(folder: Path) -> None:
     (folder / MANIFEST).write_text(json.dumps({"files": entries}, indent=1) + "\n", "utf-8")
     make_durable(folder / MANIFEST)
     make_durable(folder)
+
+
+def _undo(target: Path) -> None:
+    """Undo what this process left of an unfinished atomic_folder(target), whose parent was moved meanwhile."""
+    temporary, aside = (hidden_path(target, kind) for kind in ("tmp", "old"))
+    if aside.is_dir() and not target.exists():
+        aside.rename(target)
+    for path in (temporary, aside):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _swap_in(temporary: Path, target: Path) -> None:

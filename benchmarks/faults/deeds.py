@@ -16,12 +16,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 from faults.training import POLL_SECONDS, SAVE_STEPS, FinishedTooEarly, NotSurvived, Training
-from lorafit.events import Restarted, Shrunk, Started
+from lorafit.events import Moved, Restarted, Shrunk, Started, Stopped
+from lorafit.ipc.signals import ONE_REQUEST_SECONDS
+from lorafit.run_folders.checkpoint import latest_good, step_of
+from lorafit.supervisor.watchdog import BUSY_PATIENCE
 
 Fault = Callable[[Training, random.Random], None]
 CGROUP = Path("/sys/fs/cgroup")
 CLOCK = Path(__file__).with_name("clock.c")
 HANG_SECONDS = 3
+PAIRS = ((signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGTERM), (signal.SIGHUP, signal.SIGHUP),
+         (signal.SIGHUP, signal.SIGINT))  # fmt: skip
 MIB = 1 << 20
 
 
@@ -80,6 +85,51 @@ def stop_for_a_while(training: Training, rng: random.Random) -> None:
         raise NotSurvived("a stopped worker was taken for a hanging one")
 
 
+def suspend_all(training: Training, rng: random.Random) -> None:
+    """Send SIGSTOP to supervisor and worker and SIGCONT later; the end shows whether the worker was restarted as hung.
+
+    The time would be too long even for a busy worker if the supervisor did not notice that it was suspended too.
+    """
+    training.wait_for_new_step()
+    training.signal_group(signal.SIGSTOP)
+    time.sleep(HANG_SECONDS * BUSY_PATIENCE + rng.uniform(2, 6))
+    training.signal_group(signal.SIGCONT)
+
+
+def double_signal(training: Training, rng: random.Random) -> None:
+    """Send one stop as two signals: to supervisor and worker, then to the supervisor or both again; resume the run.
+
+    `timeout` and a terminal that closes do so. No step is lost or abandoned, and the exit code is that of the first.
+    """
+    first, second = rng.choice(PAIRS)
+    training.wait_for_new_step()
+    assert training.process is not None
+    training.signal_group(first)
+    time.sleep(rng.uniform(0, ONE_REQUEST_SECONDS - 0.3))  # less, because this machine may deliver the second one late
+    rng.choice((training.process.send_signal, training.signal_group))(second)
+    said = _said_on_stop(training, [first, second], 128 + first)
+    if "Stopped at once" in said:
+        raise NotSurvived(f"{first} and {second} were two requests:\n{said[-1000:]}")
+    check_saved_on_stop(training)
+    training.start()
+
+
+def rename_folder(training: Training, rng: random.Random) -> None:
+    """Rename the run's folder at any moment of the training or in the middle of a save; sometimes kill the worker next."""
+    training.wait_for_new_step()
+    run = training.run
+    assert run is not None
+    if rng.random() < 0.5:
+        training.wait(lambda: any(run.path.rglob(".tmp-*/*")), "a save", POLL_SECONDS / 10)
+    else:
+        time.sleep(rng.uniform(0, 1.5))
+    place = run.path.with_name(f"renamed-{rng.randrange(10**6)}")
+    run.path.rename(place)
+    if rng.random() < 0.3:
+        training.signal_worker(signal.SIGKILL)
+    training.wait(lambda: str(place) in [getattr(e, "run", "") for e in training.of(Moved | Started)], "the new place")
+
+
 def truncate_checkpoint(training: Training, rng: random.Random) -> None:
     """Truncate a file of the newest checkpoint and resume the run."""
     _spoil(training, rng, lambda data: data[: rng.randrange(len(data))])
@@ -102,6 +152,7 @@ def hang(training: Training, rng: random.Random) -> None:
     training.wait_for_step(training.step + rng.randint(1, 2))
     (training.output / "hang").touch()
     training.wait(lambda: len(training.of(Restarted)) > restarts, "a restart after a hang")
+    training.hangs += 1
     check_restart_cause(training, "hung")
 
 
@@ -136,6 +187,14 @@ def check_restart_cause(training: Training, cause: str) -> None:
     last = training.of(Restarted)[-1]
     if not (isinstance(last, Restarted) and last.cause == cause):
         raise NotSurvived(f"told as {last}, and it was {cause}")
+
+
+def check_saved_on_stop(training: Training) -> None:
+    """Raise NotSurvived unless the stopped run has a valid checkpoint of its last step."""
+    assert training.run is not None
+    newest, last = latest_good(training.run)[0], training.of(Stopped)[-1:]
+    if not (newest and last and step_of(newest) == last[0].step == training.step):
+        raise NotSurvived(f"stopped after step {training.step}, with {last} and {newest}")
 
 
 def run_out_in_step(training: Training, rng: random.Random) -> None:
@@ -240,12 +299,19 @@ def _stop(training: Training, rng: random.Random, signals: list[signal.Signals],
     for number in signals:
         training.process.send_signal(number)
         time.sleep(0.02)
+    _said_on_stop(training, signals, code)
+    training.start()
+
+
+def _said_on_stop(training: Training, signals: list[signal.Signals], code: int) -> str:
+    """Wait for the end and return the output; raise NotSurvived unless `code` is the exit code."""
     said = training.said()
+    assert training.process is not None
     if training.process.returncode == 0:
         raise FinishedTooEarly
     if training.process.returncode != code:
         raise NotSurvived(f"{signals} ended with {training.process.returncode}:\n{said[-1000:]}")
-    training.start()
+    return said
 
 
 def _spoil(training: Training, rng: random.Random, change: Callable[[bytes], bytes]) -> None:
@@ -263,7 +329,7 @@ def _spoil(training: Training, rng: random.Random, change: Callable[[bytes], byt
 SAME_BYTES: dict[str, Fault] = {
     deed.__name__: deed
     for deed in (kill_any_time, kill_while_saving, kill_supervisor, kill_all, terminate, interrupt_twice, stop_for_a_while,
-                 truncate_checkpoint, flip_a_bit, hang, set_clock_back, fill_disk)
+                 suspend_all, double_signal, rename_folder, truncate_checkpoint, flip_a_bit, hang, set_clock_back, fill_disk)
 }  # fmt: skip
 MEMORY_FAULTS: dict[str, Fault] = {deed.__name__: deed for deed in (run_out_in_step, kill_for_memory)}
 KINDS = {**SAME_BYTES, **MEMORY_FAULTS}

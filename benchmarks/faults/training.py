@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import UnionType
 
 import psutil
 
@@ -58,7 +59,7 @@ class Training:
     """One run in the folder `output`, with all the processes that work on it.
 
     `face` is the command that starts lorafit, and `process` is its newest process. `data_bytes` is the memory limit
-    that the fault `run_out_in_step` sets.
+    that the fault `run_out_in_step` sets. `hangs` counts the restarts after the fault `hang`.
     """
 
     output: Path
@@ -66,6 +67,7 @@ class Training:
     environ: dict[str, str] = field(default_factory=dict)
     steps: int = STEPS
     data_bytes: int = 0  # RLIMIT_DATA in bytes
+    hangs: int = 0
     process: subprocess.Popen[str] | None = None
 
     def start(self, **changes: object) -> None:
@@ -87,8 +89,8 @@ class Training:
         found = [path for path in self.output.glob("*/config.yaml")]
         return RunDir(found[0].parent) if found else None
 
-    def of(self, kind: type[Event]) -> list[Event]:
-        """Return all valid events of one kind; events that a resume discarded are left out."""
+    def of(self, kind: type[Event] | UnionType) -> list[Event]:
+        """Return all valid events of these kinds; events that a resume discarded are left out."""
         return [e for e in read_events(self.run.events) if isinstance(e, kind)] if self.run else []
 
     @property
@@ -101,11 +103,14 @@ class Training:
         """Return the step of the newest checkpoint in the events, 0 without one."""
         return max((e.step for e in self.of(Saved)), default=0)
 
-    def written(self, kind: type[Event]) -> int:
-        """Return how many events of one kind are in the record, including those that a resume discarded."""
+    def written(self, kind: type[Event], words: str = "") -> int:
+        """Return how many events of one kind are in the record, with `words` in their lines.
+
+        Those that a resume discarded count too.
+        """
         assert self.run is not None
         lines = self.run.events.read_text("utf-8", errors="replace").splitlines()
-        return sum(f'"event": "{kind.name}"' in line for line in lines)
+        return sum(f'"event": "{kind.name}"' in line and words in line for line in lines)
 
     @property
     def lost_steps(self) -> int:
@@ -142,6 +147,11 @@ class Training:
         """Wait until `step` is done; a step among the last two counts as the one before them."""
         self.wait(lambda: self.step >= min(step, self.steps - 2), f"step {step}")
 
+    def wait_for_new_step(self) -> None:
+        """Wait until a further step is done."""
+        step = self.step
+        self.wait(lambda: self.step > step, f"a step after {step}")
+
     def wait_for_progress(self) -> None:
         """Wait for a new checkpoint, so that the next fault affects a run that has progressed since the last restart.
 
@@ -167,11 +177,15 @@ class Training:
             worker.send_signal(number)
         return worker.pid
 
-    def kill_group(self) -> None:
-        """Send SIGKILL to supervisor and worker together, as when a machine stops."""
+    def signal_group(self, number: signal.Signals) -> None:
+        """Send a signal to supervisor and worker together, as a terminal does."""
         assert self.process is not None
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+            os.killpg(self.process.pid, number)
+
+    def kill_group(self) -> None:
+        """Send SIGKILL to supervisor and worker together, as when a machine stops."""
+        self.signal_group(signal.SIGKILL)
         self.said()
 
     def said(self) -> str:

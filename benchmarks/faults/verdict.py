@@ -12,7 +12,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from faults.training import NotSurvived, Training
-from lorafit.events import EvalDone, Saved, Shrunk, StepDone
+from lorafit.events import EvalDone, Restarted, Saved, Shrunk, StepDone
 from lorafit.planner.plan import COMPUTATION_FIELDS
 from lorafit.run_folders.directory import RunDir
 
@@ -22,7 +22,8 @@ LOSS_TOLERANCE, B_TOLERANCE = 1e-5, 1e-3  # relative; by norm (docs/architecture
 def check(training: Training, wanted: RunDir, smaller: Callable[[int], RunDir]) -> None:
     """Raise NotSurvived unless `training` ended as `wanted` did.
 
-    The events must have every step once, and no temporary file may remain. If only the token budget was reduced, and
+    The events must have every step once, and no temporary file or folder beside the run's may remain. No worker may have
+    been restarted as hung that did not hang. If only the token budget was reduced, and
     only before the first step, the adapter must have the bytes of smaller(token_budget), which started that way.
     """
     run = training.run
@@ -32,8 +33,14 @@ def check(training: Training, wanted: RunDir, smaller: Callable[[int], RunDir]) 
         raise NotSurvived(f"steps in the record: {steps}")
     if left := [path.name for path in run.path.rglob(".*")]:
         raise NotSurvived(f"left behind: {left}")
+    if beside := [path.name for path in training.output.iterdir() if path != run.path]:
+        raise NotSurvived(f"beside the run's folder: {beside}")
+    if (hung := training.written(Restarted, '"cause": "hung"')) != training.hangs:
+        raise NotSurvived(f"{hung} workers were restarted as hung, and {training.hangs} had hung")
     shrunk = [e for e in training.of(Shrunk) if isinstance(e, Shrunk)]
     if not shrunk and _plan(run) == _plan(wanted):
+        if worst := loss_distance(run, wanted):
+            raise NotSurvived(f"losses differ by {worst:.1e} with the same plan")
         return _same_bytes(run, wanted)
     if (worst := b_distance(run, wanted)) > B_TOLERANCE:
         raise NotSurvived(f"|dB|/|B| = {worst:.1e}")

@@ -11,6 +11,7 @@ from types import FrameType
 ASK_TO_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+Handler = Callable[[int, FrameType | None], object] | int | None
 ONE_REQUEST_SECONDS = 1.5  # `timeout`, and a terminal that closes, deliver one stop as several signals
 
 
@@ -25,16 +26,31 @@ class StopRequests:
 
     def hear(self) -> int:
         """Note a signal; return the number of the request that it belongs to: 1, 2 and so on."""
-        now = time.monotonic()
-        if now - self._since > ONE_REQUEST_SECONDS:
-            self._count, self._since = self._count + 1, now
+        if not self._is_open():
+            self._count, self._since = self._count + 1, time.monotonic()
         return self._count
+
+    def after(self, handler: Handler) -> Handler:
+        """Return `handler`, or one that first lets the late signals of the last request pass."""
+        if not self._is_open():
+            return handler
+
+        def late(number: int, _frame: FrameType | None) -> None:
+            if not self._is_open():
+                signal.signal(number, handler)
+                signal.raise_signal(number)
+
+        return late
+
+    def _is_open(self) -> bool:
+        return time.monotonic() - self._since <= ONE_REQUEST_SECONDS
 
 
 @contextmanager
-def handle_signals(note: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+def handle_signals(note: Callable[[int, FrameType | None], None], requests: StopRequests) -> Iterator[None]:
     """Call `note` for each signal in ASK_TO_STOP inside the context.
 
+    Late signals of the last of the `requests` do not disturb the program that ends after the context either.
     Outside the main thread, as in a notebook or a server, no handler is installed. An ignored signal stays ignored:
     with `nohup`, training outlives its terminal.
     """
@@ -47,4 +63,4 @@ def handle_signals(note: Callable[[int, FrameType | None], None]) -> Iterator[No
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, requests.after(handler))

@@ -4,6 +4,7 @@ Unknown values are left out, never written as 0. Records are written synchronous
 thread. A full disk kills that thread with a traceback, and the writer then waits for it forever.
 """
 
+import contextlib
 import os
 import socket
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lorafit.atomic import disk_errors
-from lorafit.events import EvalDone, Event, Resumed, Started, StepDone
+from lorafit.events import EvalDone, Event, Moved, Resumed, Started, StepDone
 from lorafit.run_folders.directory import RunDir
 from lorafit.units import GIB
 
@@ -31,9 +32,9 @@ class TensorBoardReporter:
 
     def on_event(self, event: Event) -> None:
         """Write the scalars of `event`. Raise DiskError if the file cannot be created."""
-        if isinstance(event, Started) and self._writer is None:
+        if isinstance(event, Started | Moved) and self._writer is None:
             folder = RunDir(Path(event.run)).logs
-            with disk_errors(folder):
+            with disk_errors(folder), contextlib.suppress(FileNotFoundError):  # moved meanwhile: `Moved` follows
                 self._open(folder)
         if self._writer is None:
             self._buffered.append(event)

@@ -51,7 +51,7 @@ def save_checkpoint(run: HasCheckpoints, step: int, write: Callable[[Path], None
     """Save what `write(folder)` writes as the checkpoint of `step`. If it raises DiskError, the run is unchanged."""
     start = time.perf_counter()
     target = run.checkpoints / f"step-{step:06d}"
-    with atomic_folder(target) as folder:
+    with atomic_folder(target, parents=False) as folder:
         write(folder)
         write_step(folder, step)
     return SavedCheckpoint(target, _bytes(target), time.perf_counter() - start)

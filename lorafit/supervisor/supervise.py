@@ -26,6 +26,7 @@ from lorafit.run_folders import directory
 from lorafit.run_folders.checkpoint import discard_from, latest_good, step_of
 from lorafit.run_folders.directory import RunDir, saved_config
 from lorafit.run_folders.orders import CONTINUE, PAUSE, POLL_SECONDS, STOP, order_text, take_order
+from lorafit.run_folders.place import RunPlace
 from lorafit.supervisor import memory_pressure
 from lorafit.supervisor.diagnosis import Diagnosis, WorkerExit, diagnose, is_fatal
 from lorafit.supervisor.monitor import USER, Interval, Monitor, Sensors
@@ -55,7 +56,7 @@ class Watch:
     """The state of a run across all its workers."""
 
     config: TrainConfig
-    run: RunDir | None = None
+    place: RunPlace | None = None  # of the run's folder
     worker: Worker | None = None
     step: int = 0  # last completed step
     training: bool = False  # the worker runs steps: it obeys a stop after its step and saves
@@ -66,6 +67,23 @@ class Watch:
     deaths: list[PastDeath] = field(default_factory=list)
     environ: dict[str, str] = field(default_factory=dict)
     recycle_every: int | None = None
+
+    @property
+    def run(self) -> RunDir | None:
+        """Return the run where its folder is now, also if the worker died before it noticed a move."""
+        return None if self.place is None else RunDir(self.place.find() or self.place.path)
+
+    def follow(self, folder: Path) -> None:
+        """Take `folder` for the run's."""
+        with contextlib.suppress(OSError):  # gone again: the worker reports it
+            place = RunPlace(folder)
+            self.close()
+            self.place = place
+
+    def close(self) -> None:
+        """Close the run's folder."""
+        if self.place is not None:
+            self.place.close()
 
 
 @dataclass
@@ -90,7 +108,7 @@ def supervise(config: TrainConfig, command: Sequence[str] = COMMAND, senses: Sen
     """
     watch = Watch(config, recycle_every=config.recycle_every)
     start = Start(config, language(), os.getpid())
-    with _signals(watch):
+    with _signals(watch), contextlib.closing(watch):
         while True:
             life = WorkerState(
                 Monitor(config.pause_battery, config.hang_seconds, senses), watch.step, memory_pressure.oom_kills()
@@ -126,7 +144,7 @@ def _follow(watch: Watch, worker: Worker, life: WorkerState) -> Iterator[Event]:
                     _track_event(watch, life, message)
                     yield message
                 case RunFolder():
-                    watch.run = RunDir(Path(message.path))
+                    watch.follow(Path(message.path))
                 case WorkerDone() | LorafitError() | Bug():
                     life.last_message = message
         if not worker.ended:
@@ -338,7 +356,7 @@ def _signals(watch: Watch) -> Iterator[None]:
     requests = StopRequests()
 
     def note(number: int, _frame: FrameType | None) -> None:
-        request = requests.hear() if watch.training else 3
+        request = requests.hear() if watch.training or watch.stop_signal else 3
         if watch.training and watch.stop_signal is None and watch.worker is not None:
             watch.stop_signal = number
             watch.worker.send_order(Order("stop", number))
@@ -347,5 +365,5 @@ def _signals(watch: Watch) -> Iterator[None]:
         elif request > 2:
             raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
-    with handle_signals(note):
+    with handle_signals(note, requests):
         yield

@@ -109,11 +109,11 @@ def training_loop(job: Job, progress: Progress) -> Iterator[Event]:
     except LeaveNow:
         yield Warned(step=progress.done, text=_("Stopped at once: the step that was being computed is not saved."))
         if progress.saved < progress.done:
-            yield _save(job, progress.done)
+            yield from _save(job, progress.done)
         yield Stopped(step=progress.done, signal=job.link.stop_code)
     except RankLost:
         if progress.done > 0 and job.ranks.own_rank.leads:
-            yield _save(job, progress.done)
+            yield from _save(job, progress.done)
         raise
     finally:
         if job.place is not None:
@@ -137,14 +137,14 @@ def _events(job: Job, progress: Progress) -> Iterator[Event]:
         leave = int(job.ranks.all_reduce_max(job.link.stop_code)) if step < plan.steps else 0
         due = not pause and (leave or _save_due(job, step, time.monotonic() - saved_at))
         if job.ranks.own_rank.leads and due:
-            yield _save(job, step)
+            yield from _save(job, step)
         if pause or due:
             saved_at = time.monotonic()
         if leave:
             if leave != RECYCLE:
                 yield Stopped(step=step, signal=leave)
             return
-    yield _finish(job, progress)
+    yield from _finish(job, progress)
 
 
 def _find_folder(job: Job, step: int) -> Iterator[Event]:
@@ -160,10 +160,22 @@ def _find_folder(job: Job, step: int) -> Iterator[Event]:
         yield Moved(step=step, run=str(found.absolute()))
 
 
+def _write(job: Job, step: int, write: Callable[[], Result]) -> Generator[Event, None, Result]:
+    """Return write(), which is called again in the new place if the run's folder is moved meanwhile."""
+    while True:
+        yield from _find_folder(job, step)
+        try:
+            return write()
+        except Exception:
+            if job.place is None or job.place.find() == job.run.path:
+                raise
+
+
 def _folder_gone_error(job: Job, step: int) -> RunError:
     beside = job.run.path.with_name(f"{job.run.path.name}-rescued")
     what = _("The run's folder was deleted during the training.")
     try:
+        beside.parent.mkdir(parents=True, exist_ok=True)
         save_adapter(job, beside, step)
     except (OSError, LorafitError) as error:
         return RunError(what, where=job.run.path, found=_("the adapter cannot be saved: {why}").format(why=error))
@@ -182,7 +194,7 @@ def _order_events(link: Link, step: int) -> Iterator[Event]:
 def _pause(job: Job, step: int) -> Iterator[Event]:
     """Save a checkpoint and wait for the end of the pause, or for an order to stop."""
     if job.ranks.own_rank.leads:
-        yield _save(job, step)
+        yield from _save(job, step)
     while job.link.paused and not job.link.stop_code:
         yield from _order_events(job.link, step)
         time.sleep(PAUSE_SECONDS)
@@ -325,7 +337,7 @@ def _evaluate(job: Job, progress: Progress, step: int) -> Iterator[Event]:
     loss = total.mean
     best = step > 0 and math.isfinite(loss) and (progress.best_loss is None or loss < progress.best_loss)
     if best:
-        save_adapter(job, job.run.best_model, step)
+        yield from _write(job, step, lambda: save_adapter(job, job.run.best_model, step))
     seconds = time.monotonic() - began
     yield EvalDone(step=step, loss=loss, target_tokens=data.num_targets, seconds=seconds, best=best)
 
@@ -334,13 +346,17 @@ def save_adapter(job: Job, target: Path, step: int) -> None:
     """Write the adapter after `step` and its chat files to `target`, complete or not at all. Only the leader writes."""
     if not job.ranks.own_rank.leads:
         return
-    with atomic_folder(target) as folder:
+    with atomic_folder(target, parents=False) as folder:
         write_step(folder, step)
         job.engine.save_adapter(folder)
         job.add_chat_files(folder)
 
 
-def _save(job: Job, step: int) -> Saved:
+def _save(job: Job, step: int) -> Iterator[Event]:
+    yield (yield from _write(job, step, lambda: _checkpoint(job, step)))
+
+
+def _checkpoint(job: Job, step: int) -> Saved:
     def write(folder: Path) -> None:
         job.engine.save(folder)
         job.add_chat_files(folder)
@@ -352,9 +368,9 @@ def _save(job: Job, step: int) -> Saved:
     return Saved(step=step, path=path, bytes=saved.bytes, seconds=saved.seconds)
 
 
-def _finish(job: Job, progress: Progress) -> Finished:
-    save_adapter(job, job.run.final_model, job.plan.steps)
-    return Finished(
+def _finish(job: Job, progress: Progress) -> Iterator[Event]:
+    yield from _write(job, job.plan.steps, lambda: save_adapter(job, job.run.final_model, job.plan.steps))
+    yield Finished(
         step=job.plan.steps,
         seconds=progress.seconds,
         valid_loss_before=progress.first_loss,

@@ -390,5 +390,7 @@ def stop_signals(link: Link) -> Iterator[None]:
         elif request > 2:
             raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
-    with handle_signals(note):
+    with handle_signals(note, requests):
         yield
+        if link.stop_signal:
+            requests.hear()  # the supervisor's order: signals that come now are the same request

@@ -21,6 +21,7 @@ from lorafit.events import (
     Evaluating,
     Event,
     Failed,
+    Moved,
     Resumed,
     Stage,
     Stopped,
@@ -263,6 +264,12 @@ def test_after_a_resume_the_points_above_its_step_are_gone(tmp_path: Path) -> No
     write([Resumed(time=START, step=5, checkpoint="step-000005"), started(tmp_path, step=5), *again])
     expected = [(step, 2.0) for step in range(1, 6)] + [(step, 1.0) for step in range(6, 9)]
     assert scalars(tmp_path)["train/loss"] == expected
+
+
+def test_a_run_that_is_moved_before_its_start_is_shown_has_all_points_in_its_new_place(tmp_path: Path) -> None:
+    write([started(tmp_path / "old"), step_done(1), Moved(step=1, run=str(tmp_path)), step_done(2)])
+    assert scalars(tmp_path)["train/loss"] == [(1, 2.0), (2, 2.0)]
+    assert [path.name for path in tmp_path.iterdir()] == ["logs"]
 
 
 def test_nothing_is_written_for_a_run_that_never_started(tmp_path: Path) -> None:

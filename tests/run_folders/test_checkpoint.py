@@ -51,7 +51,9 @@ def writer(text: str = "weights") -> Callable[[Path], None]:
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDir:
-    return RunDir(tmp_path / "llama-lora-20260101_000000")
+    run = RunDir(tmp_path / "llama-lora-20260101_000000")
+    run.path.mkdir()
+    return run
 
 
 @pytest.fixture
@@ -277,6 +279,7 @@ def test_a_process_killed_at_any_moment_leaves_a_good_checkpoint(run: RunDir) ->
 
 def test_a_full_disk_raises_a_disk_error_and_the_last_checkpoint_stays(small_disk: Path) -> None:
     run = RunDir(small_disk / "run")
+    run.path.mkdir()
     saved = save_checkpoint(run, 1, writer())
     for write in (
         lambda folder: (folder / "big").write_bytes(bytes(2_000_000)),

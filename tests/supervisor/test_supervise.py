@@ -224,6 +224,17 @@ def test_a_copied_run_is_resumed_in_its_new_folder_and_the_old_folder_is_unchang
     assert {path: path.read_bytes() for path in old.path.rglob("*") if path.is_file()} == before
 
 
+def test_a_run_whose_folder_is_moved_just_before_the_worker_dies_is_resumed_in_the_new_place(
+    train: Train, undisturbed: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OUTPUT", str(tmp_path / "output"))
+    events = train({"step": 6, "deed": "move"})
+    assert [event.step for event in of(Resumed, events)] == [4]
+    run = run_folder(tmp_path / "output")
+    assert run.name == "moved"
+    assert adapter_bytes(run) == adapter_bytes(undisturbed)
+
+
 def test_a_run_killed_at_five_random_steps_has_the_losses_of_an_undisturbed_run(
     train: Train, undisturbed: RunDir, tmp_path: Path
 ) -> None:

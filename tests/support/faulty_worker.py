@@ -48,6 +48,7 @@ def deeds() -> dict[str, Any]:
         "cuda": lambda: raise_(EngineError("The device failed.", found="CUDA error: unspecified launch failure")),
         "error": lambda: raise_(EngineError("It cannot be.", where="here", found="this", fix="Do that.")),
         "memory": lambda: raise_(OutOfMemory("Out of memory.")),
+        "move": lambda: move_and_die(Path(os.environ["OUTPUT"])),
         "bug": lambda: raise_(ZeroDivisionError("of our own")),
     }
 
@@ -55,6 +56,13 @@ def deeds() -> dict[str, Any]:
 def raise_(error: Exception) -> None:
     """Raise `error`."""
     raise error
+
+
+def move_and_die(output: Path) -> None:
+    """Rename the only run in `output` to "moved" and kill this process."""
+    (folder,) = output.iterdir()
+    folder.rename(folder.with_name("moved"))
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 class FaultyEngine(FakeEngine):

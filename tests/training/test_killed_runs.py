@@ -151,7 +151,7 @@ def test_a_third_request_to_stop_ends_the_program_at_once(model: Path, tmp_path:
     program.resume()
     for _request in range(3):
         process.send_signal(signal.SIGINT)
-        time.sleep(ONE_REQUEST_SECONDS + 0.2)
+        time.sleep(ONE_REQUEST_SECONDS + 1)
     output, _none = process.communicate(timeout=60)
     assert process.returncode == 130, output
     psutil.wait_procs(children, timeout=10)
