@@ -246,7 +246,9 @@ class Examination:
         try:
             engine.load_adapter(adapter)
         except LorafitError as error:
-            return replace(refused(error, self.scratch), state="wrong", cell="refuses torch's adapter")
+            return replace(refused(error, self.scratch), cell="no: another adapter")
+        if engine.facts.longest_sample is not None:  # training refuses longer samples
+            return Outcome("refused", f"up to {engine.facts.longest_sample} tokens")
         loss, gradients = engine_runs.first_step(engine, PLAN, self.scratch / "mlx-step", samples())
         found = self.compare(loss, gradients, adapter)
         return replace(found, facts={**found.facts, "notes": engine.facts.notes})

@@ -30,6 +30,7 @@ DECODERS = {"llama4": "language_model.model"}  # decoders of multimodal classes 
 # Types that mlx_lm (0.32.2) computes otherwise than transformers, and how.
 DIFFERENT = {
     "ernie4_5_moe": noted("the router's e_score_correction_bias is left out"),
+    "glm": noted("the rotary embedding covers the whole head"),
     "jamba": noted("the router's weights of the chosen experts are normalized"),
 }
 DTYPES = {"fp32": mx.float32, "bf16": mx.bfloat16, "fp16": mx.float16}
@@ -58,7 +59,7 @@ def load_base(setup: Setup) -> LoadedBase:
         refuse_different(config)
         bits = _stored_bits(setup, facts)
         model = _load(setup, facts, config)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SystemExit) as error:
         fix = _(
             "Check that the folder is complete and that the installed mlx-lm supports this model "
             "(upgrade: {command}), or use --engine torch."
@@ -131,8 +132,9 @@ def missing_settings(facts: dict[str, Any], config: PretrainedConfig) -> dict[st
     """
     text = config.get_text_config()
     own = facts.get("text_config", facts)
-    names = {key: getattr(text, key, None) for key in (*text.to_dict(), *text.attribute_map)}  # older names too
-    known = {key: value for key, value in names.items() if value is not None and key not in facts}
+    settings = text.to_dict()
+    older = {alias: settings[name] for alias, name in text.attribute_map.items() if name in settings}
+    known = {key: value for key, value in {**settings, **older}.items() if value is not None and key not in facts}
     known.pop("quantization_config", None)
     extra = {**known, **_rotary(text)} if own is facts else _rotary(text)
     return extra if own is facts else {"text_config": {**known, **own, **extra}}

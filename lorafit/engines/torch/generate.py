@@ -53,8 +53,8 @@ class CachedDecoder:
 
 
 def _cache_of(output: Any) -> Any:
-    """Return the cache in a model's output."""
-    return next(found for name in CACHE_NAMES if (found := getattr(output, name, None)) is not None)
+    """Return the cache in a model's output, or None: RecurrentGemma keeps its state in its modules."""
+    return next((found for name in CACHE_NAMES if (found := getattr(output, name, None)) is not None), None)
 
 
 def stream_tokens(
