@@ -1,5 +1,6 @@
 """Types of models beyond plain decoders: multimodal classes, chunks, unused layers, caches of their own."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from lorafit.engines.base import Setup
 from lorafit.engines.torch.engine import TorchEngine
 from lorafit.engines.torch.model_class import causal_lm_of
 from lorafit.errors import ModelError
+from lorafit.models import lora_targets
 from lorafit.sampling import Sampling
 
 VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 5, "num_attention_heads": 4, "image_size": 28,
@@ -93,8 +95,9 @@ def test_an_encoder_decoder_model_is_refused_with_its_type(tmp_path: Path) -> No
     assert error.value.found == "model_type: t5"
 
 
-def test_layers_whose_weights_are_used_without_a_call_get_no_adapter(tmp_path: Path) -> None:
-    """Jamba multiplies by the weight of dt_proj itself."""
+def test_a_layer_that_gets_no_gradient_gets_no_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jamba multiplies by the weight of dt_proj itself. The name is known, so the test makes it unknown."""
+    monkeypatch.setattr(lora_targets, "UNCALLED", re.compile("nothing"))
     config = transformers.JambaConfig(
         **{**tiny.SHAPE, "num_hidden_layers": 4}, attn_layer_period=2, attn_layer_offset=1, expert_layer_period=2,
         expert_layer_offset=1, num_experts=4, mamba_d_state=8, use_mamba_kernels=False
