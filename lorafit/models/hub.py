@@ -11,7 +11,8 @@ import re
 import shutil
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -59,9 +60,17 @@ class FoundModel:
 
 
 def find_model(
-    name: str, *, hub: str = "huggingface", endpoint: str | None = None, say: ProgressCallback = ignore_progress
+    name: str,
+    *,
+    hub: str = "huggingface",
+    endpoint: str | None = None,
+    say: ProgressCallback = ignore_progress,
+    accept: Callable[[Path], None] = lambda folder: None,
 ) -> FoundModel:
-    """Return the local files of the model `name`; download missing files. Raises HubError, ModelError, DiskError."""
+    """Return the local files of the model `name`; download missing files. Raises HubError, ModelError, DiskError.
+
+    `accept` is called with a folder that holds config.json before the weights are downloaded. It may raise ModelError.
+    """
     if name == "demo":
         folder = demo_model(say)
         return FoundModel(folder, str(folder))
@@ -71,7 +80,7 @@ def find_model(
         return FoundModel(folder, str(folder))
     try:
         fetch = _from_modelscope if hub == "modelscope" else _from_hugging_face
-        return FoundModel(Path(fetch(name, endpoint, say)), name)
+        return FoundModel(Path(fetch(name, endpoint, say, accept)), name)
     except LorafitError:
         raise
     except Exception as error:  # both hub clients raise their own errors, those of their HTTP client and OSError
@@ -196,10 +205,10 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
-def _from_hugging_face(name: str, endpoint: str | None, say: ProgressCallback) -> str:
+def _from_hugging_face(name: str, endpoint: str | None, say: ProgressCallback, accept: Callable[[Path], None]) -> str:
     use_endpoint(endpoint)
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub import constants, hf_hub_download, snapshot_download
+    from huggingface_hub.utils import EntryNotFoundError, disable_progress_bars
 
     try:
         found = snapshot_download(name, local_files_only=True, allow_patterns=ALLOW, ignore_patterns=IGNORE)
@@ -208,6 +217,9 @@ def _from_hugging_face(name: str, endpoint: str | None, say: ProgressCallback) -
     except (OSError, ModelError):  # not in the cache, or incomplete
         ensure_reachable(endpoint, name, "model")
     address = endpoint_of(endpoint)
+    with suppress(EntryNotFoundError):  # without config.json, the error of the finished download names the files
+        config = Path(hf_hub_download(name, "config.json", endpoint=address))
+        accept(config.parent)
     say(_("Downloading {name} from {address} ...").format(name=name, address=address))
     disable_progress_bars()  # download_with_progress() reports progress, also if stderr is a pipe
     fetch = partial(snapshot_download, name, allow_patterns=ALLOW, ignore_patterns=IGNORE, endpoint=address)
@@ -247,7 +259,7 @@ def _modelscope(name: str) -> Any:
     return importlib.import_module("modelscope")
 
 
-def _from_modelscope(name: str, endpoint: str | None, say: ProgressCallback) -> str:
+def _from_modelscope(name: str, endpoint: str | None, say: ProgressCallback, accept: Callable[[Path], None]) -> str:
     download = _modelscope(name).snapshot_download
     try:
         folder = str(download(name, local_files_only=True))
@@ -255,6 +267,9 @@ def _from_modelscope(name: str, endpoint: str | None, say: ProgressCallback) -> 
         return folder
     except Exception:  # not in the cache, or incomplete; the error class depends on the version
         _require_answer(modelscope_address(), name, "model")
+    folder = str(download(name, allow_patterns=["config.json"]))
+    if (Path(folder) / "config.json").is_file():
+        accept(Path(folder))
     say(_("Downloading {name} from {address} ...").format(name=name, address=modelscope_address()))
     return str(download(name, allow_patterns=ALLOW, ignore_patterns=IGNORE))
 

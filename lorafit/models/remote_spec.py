@@ -22,6 +22,7 @@ from lorafit.models.hub import (
     use_endpoint,
 )
 from lorafit.models.spec import ModelSpec, spec_from
+from lorafit.models.trainable import check_trainable
 from lorafit.models.weight_files import INDEX, WEIGHTS, Header, parse_headers, weight_files
 from lorafit.paths import cache_folder, user_path
 
@@ -73,11 +74,17 @@ class RemoteModel:
         return content
 
 
-def remote_spec(name: str, hub: str = "huggingface", endpoint: str | None = None) -> ModelSpec:
-    """Return the shape of the model `name` on a hub. Raises HubError or ModelError."""
+def remote_spec(
+    name: str, hub: str = "huggingface", endpoint: str | None = None, trust_remote_code: bool = False
+) -> ModelSpec:  # fmt: skip
+    """Return the shape of the model `name` on a hub. Raises HubError or ModelError.
+
+    A model that cannot be trained is refused before the headers of its weights are requested.
+    """
     remote = _remote(name, hub, endpoint)
     try:
         config = json.loads(remote.fetch("config.json"))
+        check_trainable(config, name, trust_remote_code)
         headers = [header for file in _weight_files(remote) for header in _headers(remote, file)]
     except LorafitError:
         raise

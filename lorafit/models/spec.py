@@ -15,7 +15,7 @@ from lorafit.atomic import read_errors
 from lorafit.errors import ModelError
 from lorafit.messages import _, listed
 from lorafit.models.positions import Positions, positions_of
-from lorafit.models.state_space import HYBRID, state_values
+from lorafit.models.state_space import HYBRID, kernel_packages, state_values
 from lorafit.models.text_config import (
     STATE_SPACE,
     LayerKind,
@@ -89,6 +89,7 @@ class ModelSpec:
     chosen_experts: int = 0  # that compute one token, in a layer with experts
     kinds: tuple[LayerKind, ...] = ()  # of each layer; empty: full attention in all
     state_values: int = 0  # float32 values that a layer of the kind "state" saves for each token
+    kernels: tuple[str, ...] = ()  # optional packages with fused CUDA kernels for its layers
     text_type: str = ""  # model_type of the text decoder; empty: that of the model
 
     @cached_property
@@ -156,7 +157,7 @@ def read_spec(folder: Path) -> ModelSpec:
 def read_shape(folder: Path) -> ModelSpec:
     """Return the shape of the model in `folder`, which may lack a tokenizer. Raises ModelError."""
     require_folder(folder)
-    config = _config(folder)
+    config = read_config(folder)
     headers = [header for file in weight_files(folder) for header in read_headers(file)]
     return spec_from(config, headers, folder)
 
@@ -193,6 +194,7 @@ def spec_from(config: dict[str, Any], headers: list[Header], folder: Path) -> Mo
         chosen_experts=(chosen_experts(text) or number) if number else 0,
         kinds=kinds if set(kinds) != {"full"} else (),
         state_values=state_values(text, hidden) if "state" in kinds or text.get("model_type") in HYBRID else 0,
+        kernels=kernel_packages(text) if "state" in kinds or text.get("model_type") in HYBRID else (),
         text_type="" if told.get("model_type") == config.get("model_type") else str(told.get("model_type", "")),
     )
 
@@ -267,7 +269,8 @@ def _without_mxfp4(headers: list[Header]) -> list[Header]:
     return plain
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the content of the config.json in `folder`. Raises ModelError, with a fix, if it is missing or damaged."""
     path = folder / "config.json"
     if not path.is_file():
         adapter = (folder / "adapter_config.json").is_file()

@@ -11,6 +11,15 @@ CHUNK = 64  # tokens of a chunk in transformers' gated delta rule
 HYBRID = {"falcon_h1", "zamba", "zamba2"}  # their layers with attention have a state space too
 
 
+def kernel_packages(text: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the packages whose fused CUDA kernels transformers uses for such layers, by their names on PyPI."""
+    if text.get("linear_num_value_heads") or text.get("linear_num_heads"):
+        return "flash-linear-attention", "causal-conv1d"
+    if any(text.get(name) for name in ("mamba_d_state", "ssm_state_size", "state_size")):
+        return "mamba-ssm", "causal-conv1d"
+    return ("causal-conv1d",) if text.get("conv_L_cache") else ()
+
+
 def state_values(text: Mapping[str, Any], hidden: int) -> int:
     """Return the float32 values that a state-space layer saves for each token. `text`: settings of the decoder."""
 

@@ -9,13 +9,19 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-CONFIGS = ("auto_mappings.py", "configuration_auto.py")
+CONFIGS, MODELS = ("auto_mappings.py", "configuration_auto.py"), ("modeling_auto.py",)
 
 
 @lru_cache(maxsize=1)
 def config_classes() -> dict[str, str]:
     """Return the name of the config class of each model type; empty if transformers cannot be read."""
     return _mapping(CONFIGS, "CONFIG_MAPPING_NAMES")
+
+
+@lru_cache(maxsize=16)
+def classes_for(task: str) -> dict[str, str]:
+    """Return the class of each model type for `task`, for example CAUSAL_LM; empty for an unknown task."""
+    return _mapping(MODELS, f"MODEL_FOR_{task}_MAPPING_NAMES")
 
 
 @lru_cache(maxsize=16)

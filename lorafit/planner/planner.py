@@ -13,8 +13,10 @@ from lorafit.planner.data_stats import DataStats, target_share
 from lorafit.planner.effective_batch import resolve_effective_batch
 from lorafit.planner.estimate import Estimate, RunShape, Schedule, estimate
 from lorafit.planner.fast_path import FAST, path_of
+from lorafit.planner.kernels import kernel_choices
 from lorafit.planner.memory import Layout, terms
 from lorafit.planner.memory_budget import available_bytes
+from lorafit.planner.mlx_types import supported_engine
 from lorafit.planner.plan import Choice, Plan
 from lorafit.planner.search import (
     NO_LIMIT,
@@ -64,7 +66,7 @@ def make_plan_result(
     requested token_budget is planned even if it does not fit.
     """
     device = device_precision.choose_device(config, machine)
-    engine = device_precision.choose_engine(config, machine, device.value)
+    engine = supported_engine(config, device_precision.choose_engine(config, machine, device.value), spec)
     quantization = device_precision.choose_quantization(config, device.value, engine.value)
     if spec.packed is not None:
         engine = prequantized.choose_engine(config, machine, device.value, engine, spec.packed)
@@ -94,6 +96,7 @@ def make_plan_result(
     packed_choice = with_experts(quantization, spec)
     what = [device, *device_precision.old_gpu(machine, device.value), engine, packed_choice, precision, optimizer]
     what += adapter_choices(spec, config.lora_r, config.lora_targets)
+    what += kernel_choices(spec, machine, device.value)
     how = reasons.computation_choices(question, chosen, expected)
     how += sharding.choices(config, chosen.layout, chosen.peak_bytes, machine)
     if engine.value == "torch" and (chosen.layout.path != FAST or config.compile != "auto"):

@@ -21,7 +21,9 @@ from lorafit.hardware.catalogue.models import known_spec
 from lorafit.hardware.detect import Machine
 from lorafit.messages import _, clauses, listed
 from lorafit.models.remote_spec import local_folder, remote_spec
-from lorafit.models.spec import ModelSpec, read_spec
+from lorafit.models.spec import ModelSpec, read_config, read_spec
+from lorafit.models.trainable import check_trainable
+from lorafit.models.weight_files import require_folder
 from lorafit.planner import calibrate
 from lorafit.planner.data_stats import DataStats, data_stats
 from lorafit.planner.memory_budget import per_process
@@ -79,11 +81,13 @@ def find_spec(config: TrainConfig) -> tuple[ModelSpec, list[str]]:
     """
     folder = local_folder(config.model_name)
     if folder is not None:
+        require_folder(folder)
+        check_trainable(read_config(folder), folder, config.trust_remote_code)
         return read_spec(folder), []
     stand_in = known_spec(config.model_name)
     try:
         if config.model_name != "demo":
-            return remote_spec(config.model_name, config.hub, config.hf_endpoint), []
+            return remote_spec(config.model_name, config.hub, config.hf_endpoint, config.trust_remote_code), []
     except HubError:
         if stand_in is None:
             raise

@@ -16,7 +16,8 @@ from lorafit.hardware.detect import Machine
 from lorafit.messages import _, clauses, listed
 from lorafit.models.hub import FoundModel, find_model, is_local
 from lorafit.models.identity import identify
-from lorafit.models.spec import ModelSpec, read_spec
+from lorafit.models.spec import ModelSpec, read_config, read_spec
+from lorafit.models.trainable import check_trainable
 from lorafit.run_folders.adapter import read_adapter_config
 from lorafit.run_folders.directory import RunDir, saved_config
 from lorafit.run_folders.origins import (
@@ -99,7 +100,12 @@ def find_base(
     """
     yield Stage(text=_("Looking for the model {name}").format(name=config.model_name))
     find = partial(find_model, config.model_name, hub=config.hub, endpoint=config.hf_endpoint)
-    model = yield from stage_texts(lambda say: find(say=say))
+
+    def accept(folder: Path) -> None:
+        check_trainable(read_config(folder), config.model_name, config.trust_remote_code)
+
+    model = yield from stage_texts(lambda say: find(say=say, accept=accept))
+    accept(model.folder)
     spec, files = read_spec(model.folder), identify(model.folder)
     before = None if resumed is None else read_origins(resumed)
     if resumed is None or before is None:

@@ -15,6 +15,7 @@ from support import dequantized, engine_variants, float64_reference, tiny
 from lorafit.data.micro_batch import Sample, pack
 from lorafit.engines.base import OutOfMemory, Setup
 from lorafit.errors import EngineError, ModelError
+from lorafit.planner.fast_path import MLX_DECODERS
 from lorafit.run_folders.adapter import parse_lora_name, read_adapter
 
 mx = pytest.importorskip("mlx.core", reason="MLX has no wheel here, or is not installed: pip install 'lorafit[mlx]'")
@@ -25,7 +26,7 @@ from mlx.utils import tree_map  # noqa: E402
 from mlx_lm.tuner.utils import load_adapters  # noqa: E402
 from mlx_lm.utils import load_model  # noqa: E402
 
-from lorafit.engines.mlx import device  # noqa: E402
+from lorafit.engines.mlx import decoder, device  # noqa: E402
 from lorafit.engines.mlx.engine import MLXEngine  # noqa: E402
 from lorafit.engines.mlx.load import load_base  # noqa: E402
 from lorafit.engines.mlx.quantised import quantize_layers  # noqa: E402
@@ -65,6 +66,10 @@ def test_dense_families_take_our_own_decoder(models: Path, family: str) -> None:
     engine = open_mlx(models / family)
     assert any("Fast path" in note for note in engine.facts.notes)
     assert engine.facts.supports_packing
+
+
+def test_the_planner_knows_the_types_of_our_own_decoder() -> None:
+    assert set(decoder.LLAMAS + decoder.GEMMAS) == MLX_DECODERS
 
 
 def test_settings_that_mlx_lm_looks_for_at_the_top_are_put_there(tmp_path: Path) -> None:

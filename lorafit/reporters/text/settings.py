@@ -6,7 +6,7 @@ from lorafit.units import bytes_text, seconds_text
 # In English the names stay as they are, because users type them as flags.
 NAMES = (
     noted("machine"), noted("model"), noted("data"),
-    noted("init_adapter"), noted("device"), noted("engine"), noted("quantization"), noted("precision"), noted("optimizer"), noted("adapter"), noted("path"),
+    noted("init_adapter"), noted("device"), noted("engine"), noted("quantization"), noted("precision"), noted("optimizer"), noted("adapter"), noted("kernels"), noted("path"),
     noted("processes"), noted("shard"), noted("token_budget"), noted("recompute"), noted("allocator"), noted("compile"),
     noted("steps"), noted("eval_steps"), noted("memory"), noted("time"), noted("plan"),
 )  # fmt: skip
