@@ -8,7 +8,7 @@ compute wrongly are refused by name (foreign_adapter.py).
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,9 +23,10 @@ from lorafit.errors import AdapterError
 from lorafit.messages import _, listed
 from lorafit.models.spec import LAYER, ModelSpec
 from lorafit.run_folders import foreign_adapter, module_pattern
+from lorafit.run_folders.peft_form import CONFIG, target_modules
 from lorafit.units import TEMPLATE_DATE, kind_text
 
-CONFIG, WEIGHTS, CHAT = "adapter_config.json", "adapter_model.safetensors", "lorafit.json"
+WEIGHTS, CHAT = "adapter_model.safetensors", "lorafit.json"
 KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 LARGEST = 10**9  # rank or alpha; with a larger one, float32 overflows
 DTYPES = {"F32": np.float32, "F16": np.float16, "F64": np.float64}
@@ -105,23 +106,19 @@ def modules_of(tensors: Iterable[str]) -> list[str]:
     return sorted({parts[0] for name in tensors if (parts := parse_lora_name(name))})
 
 
-def target_names(trained: Iterable[str], every_module: Iterable[str]) -> list[str]:
-    """Return the target_modules with which PEFT selects exactly `trained` from the modules `every_module` of a model.
+def write_adapter(
+    folder: Path, config: AdapterConfig, tensors: dict[str, NDArray[Any]], every_module: Collection[str] = ()
+) -> None:
+    """Write `tensors`, named by lora_names(), and `config` into `folder`; equal weights give equal bytes.
 
-    The names are short if short names select exactly these, else full. PEFT matches a full name or its end after a dot.
+    `every_module` are the names of all modules of the base model, as PEFT sees them. They decide in which form the file
+    names the trained modules. Without them, the form is that of `config`.
     """
-    trained = sorted(set(trained))
-    short = sorted({name.rpartition(".")[2] for name in trained})
-    selected = {name for name in every_module if name.rpartition(".")[2] in short}
-    return short if selected == set(trained) else trained
-
-
-def write_adapter(folder: Path, config: AdapterConfig, tensors: dict[str, NDArray[Any]]) -> None:
-    """Write `tensors`, named by lora_names(), and `config` into `folder`; equal weights give equal bytes."""
+    targets = target_modules(modules_of(tensors), every_module) if every_module else sorted(config.target_modules)
     folder.mkdir(parents=True, exist_ok=True)
     ordered = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
     save_file(ordered, folder / WEIGHTS, {"format": "pt"})
-    (folder / CONFIG).write_text(json.dumps(_peft_config(config), ensure_ascii=False, indent=2) + "\n", "utf-8")
+    (folder / CONFIG).write_text(json.dumps(_peft_config(config, targets), ensure_ascii=False, indent=2) + "\n", "utf-8")
 
 
 def read_adapter_config(folder: Path) -> AdapterConfig:
@@ -224,7 +221,7 @@ def read_chat_settings(folder: Path) -> ChatSettings:
     return ChatSettings(**{name: facts[name] for name in known if isinstance(facts.get(name), str)})
 
 
-def _peft_config(config: AdapterConfig) -> dict[str, Any]:
+def _peft_config(config: AdapterConfig, targets: list[str] | str) -> dict[str, Any]:
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -232,7 +229,7 @@ def _peft_config(config: AdapterConfig) -> dict[str, Any]:
         "r": config.r,
         "lora_alpha": int(config.alpha) if config.alpha == int(config.alpha) else config.alpha,
         "lora_dropout": config.dropout,
-        "target_modules": sorted(config.target_modules),
+        "target_modules": targets,
         "use_rslora": config.use_rslora,
         "use_dora": False,
         "bias": "none",

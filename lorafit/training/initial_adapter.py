@@ -11,8 +11,9 @@ from lorafit.messages import _, listed
 from lorafit.models.lora_targets import matching_names
 from lorafit.models.spec import LAYER, ModelSpec
 from lorafit.planner.plan import Choice, Plan
-from lorafit.run_folders.adapter import AdapterConfig, read_adapter_config, read_plain_config, target_names
+from lorafit.run_folders.adapter import AdapterConfig, read_adapter_config, read_plain_config
 from lorafit.run_folders.find_adapter import find_adapter
+from lorafit.run_folders.peft_form import target_names
 
 SAME = 1e-6  # relative difference up to which two values of alpha are the same: a printed alpha has nine digits
 

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import mlx.core as mx
@@ -38,6 +39,7 @@ from lorafit.engines.mlx.optimizer import MLXOptimizer
 from lorafit.errors import ModelError
 from lorafit.messages import _
 from lorafit.models.lora_targets import select_targets
+from lorafit.models.spec import read_headers, weight_files
 from lorafit.planner.plan import Plan
 from lorafit.run_folders.adapter import (
     AdapterConfig,
@@ -45,7 +47,6 @@ from lorafit.run_folders.adapter import (
     modules_of,
     read_adapter,
     read_matching_adapter,
-    target_names,
     write_adapter,
     wrong_base_error,
 )
@@ -262,8 +263,13 @@ class MLXEngine:
     def save_adapter(self, folder: Path) -> None:
         assert self.adapter is not None
         tensors = {name: np.array(p) for name, p in self.params.items()}
-        names = target_names(self.facts.target_modules, self.body.modules)
-        write_adapter(folder, replace(self.adapter, target_modules=names), tensors)
+        write_adapter(folder, self.adapter, tensors, {*self.body.modules, *self._modules_in_files})
+
+    @cached_property
+    def _modules_in_files(self) -> list[str]:
+        """The names of the modules in the base model's files; mlx_lm leaves vision towers out."""
+        headers = [header for file in weight_files(self.setup.folder) for header in read_headers(file)]
+        return [header.name.rpartition(".")[0] for header in headers]
 
     def load_adapter(self, folder: Path) -> None:
         if self.adapter is None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -39,6 +40,7 @@ from lorafit.engines.torch.model import (
     load_base,
     untrained_weights,
 )
+from lorafit.engines.torch.model_class import module_names
 from lorafit.engines.torch.optimizer import TorchOptimizer
 from lorafit.engines.torch.packed.decoder import PackedDecoder, why_unsupported
 from lorafit.messages import _, labelled, listed
@@ -50,7 +52,6 @@ from lorafit.run_folders.adapter import (
     modules_of,
     read_adapter,
     read_matching_adapter,
-    target_names,
     write_adapter,
     wrong_base_error,
 )
@@ -329,8 +330,11 @@ class TorchEngine:
         """Write the adapter alone, in PEFT's layout."""
         assert self.adapter is not None
         tensors = {name: p.detach().cpu().numpy() for name, p in self._parameters().items()}
-        names = target_names(self.layers, self._linear_names())
-        write_adapter(folder, replace(self.adapter, target_modules=names), tensors)
+        write_adapter(folder, self.adapter, tensors, self._every_module)
+
+    @cached_property
+    def _every_module(self) -> list[str]:
+        return module_names(self.model)
 
     def _linear_names(self) -> list[str]:
         plain = (name for name, module in self.model.named_modules() if isinstance(module, (nn.Linear, LoRALinear)))
