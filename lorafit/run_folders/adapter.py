@@ -8,7 +8,7 @@ compute wrongly are refused by name (foreign_adapter.py).
 import json
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from lorafit.errors import AdapterError
 from lorafit.messages import _, listed
 from lorafit.models.spec import LAYER, ModelSpec
 from lorafit.run_folders import foreign_adapter, module_pattern
-from lorafit.run_folders.peft_form import CONFIG, target_modules
+from lorafit.run_folders.peft_form import CONFIG, BaseFacts, form_of
 from lorafit.units import TEMPLATE_DATE, kind_text
 
 WEIGHTS, CHAT = "adapter_model.safetensors", "lorafit.json"
@@ -107,18 +107,20 @@ def modules_of(tensors: Iterable[str]) -> list[str]:
 
 
 def write_adapter(
-    folder: Path, config: AdapterConfig, tensors: dict[str, NDArray[Any]], every_module: Collection[str] = ()
+    folder: Path, config: AdapterConfig, tensors: dict[str, NDArray[Any]], base: BaseFacts | None = None
 ) -> None:
     """Write `tensors`, named by lora_names(), and `config` into `folder`; equal weights give equal bytes.
 
-    `every_module` are the names of all modules of the base model, as PEFT sees them. They decide in which form the file
-    names the trained modules. Without them, the form is that of `config`.
+    The facts of the `base` decide in which form the file names the trained modules; without them, `config` does.
     """
-    targets = target_modules(modules_of(tensors), every_module) if every_module else sorted(config.target_modules)
     folder.mkdir(parents=True, exist_ok=True)
     ordered = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
     save_file(ordered, folder / WEIGHTS, {"format": "pt"})
-    (folder / CONFIG).write_text(json.dumps(_peft_config(config, targets), ensure_ascii=False, indent=2) + "\n", "utf-8")
+    settings = _peft_config(config)
+    if base is not None:
+        patterns = {name: settings[name] for name in ("rank_pattern", "alpha_pattern") if name in settings}
+        settings |= form_of(modules_of(tensors), base, patterns)
+    (folder / CONFIG).write_text(json.dumps(settings, ensure_ascii=False, indent=2) + "\n", "utf-8")
 
 
 def read_adapter_config(folder: Path) -> AdapterConfig:
@@ -221,7 +223,7 @@ def read_chat_settings(folder: Path) -> ChatSettings:
     return ChatSettings(**{name: facts[name] for name in known if isinstance(facts.get(name), str)})
 
 
-def _peft_config(config: AdapterConfig, targets: list[str] | str) -> dict[str, Any]:
+def _peft_config(config: AdapterConfig) -> dict[str, Any]:
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -229,7 +231,7 @@ def _peft_config(config: AdapterConfig, targets: list[str] | str) -> dict[str, A
         "r": config.r,
         "lora_alpha": int(config.alpha) if config.alpha == int(config.alpha) else config.alpha,
         "lora_dropout": config.dropout,
-        "target_modules": targets,
+        "target_modules": sorted(config.target_modules),
         "use_rslora": config.use_rslora,
         "use_dora": False,
         "bias": "none",

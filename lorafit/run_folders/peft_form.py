@@ -7,6 +7,7 @@ that are depends on all modules of a model: a vision tower, or a layer that is n
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,63 @@ from lorafit.atomic import atomic_file
 
 CONFIG = "adapter_config.json"
 Form = dict[str, Any]  # settings of adapter_config.json
+# Types whose experts transformers loads as it does those of Qwen2-MoE. PEFT 0.21 turns EXPERT_NAMES into the names of
+# fused experts in these types, wherever a module has such a name (peft issue 3711). Names of parameters stay.
+LIKE_QWEN2_MOE = frozenset(
+    [
+        "Dots3NoteTextModel",
+        "UnlimitedOcrTextModel",
+        "afmoe",
+        "beam",
+        "cohere2_moe",
+        "deepseek_v2",
+        "deepseek_v3",
+        "deepseek_v32",
+        "dots1",
+        "ernie4_5_moe",
+        "exaone_moe",
+        "flex_olmo",
+        "glm4_moe",
+        "glm4_moe_lite",
+        "glm4v_moe",
+        "glm_moe_dsa",
+        "hunyuan_v1_moe",
+        "longcat_flash",
+        "mellum",
+        "olmoe",
+        "qwen3_moe",
+        "qwen3_next",
+        "qwen3_omni_moe",
+        "qwen3_omni_moe_text",
+        "qwen3_omni_moe_thinker",
+        "sarvam_mla",
+        "solar_open",
+    ]
+)
+EXPERT_NAMES = frozenset(("gate", "gate_proj", "up_proj", "down_proj"))
+# Types in which PEFT 0.21 refuses LoRA on the layers MAMBA_NAMES, in every form.
+MAMBA_TYPES = frozenset(("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"))
+MAMBA_NAMES = frozenset(("out_proj", "conv1d"))
+
+
+@dataclass(frozen=True)
+class BaseFacts:
+    """What PEFT sees of a base model: its type, the names of all its modules, and the settings that find its class."""
+
+    model_type: str
+    modules: Collection[str]
+    loader: Form
+
+
+def form_of(trained: list[str], base: BaseFacts, patterns: Form) -> Form:
+    """Return the settings with which PEFT adapts exactly the modules `trained`.
+
+    `patterns` are rank_pattern and alpha_pattern, as far as the adapter has them.
+    """
+    renamed = {_last(name) for name in trained} & EXPERT_NAMES if base.model_type in LIKE_QWEN2_MOE else set()
+    if renamed:
+        return base.loader | by_parameters(patterns, trained, renamed, base.modules)
+    return base.loader | {"target_modules": target_modules(trained, base.modules)}
 
 
 def target_names(trained: Iterable[str], every_module: Iterable[str]) -> list[str]:
@@ -36,27 +94,37 @@ def target_modules(trained: Iterable[str], every_module: Collection[str]) -> lis
     return names
 
 
-def other_forms(settings: Form, trained: list[str], dropped: Iterable[str], every_module: Collection[str]) -> Iterator[Form]:
-    """Yield changes of `settings` that also select `trained`, in the order of preference.
+def by_parameters(patterns: Form, trained: list[str], kinds: Collection[str], every_module: Collection[str]) -> Form:
+    """Return the settings that name the `trained` modules of the `kinds`, last parts of names, by their weights.
 
-    `dropped` are the modules that PEFT does not fill with `settings`. PEFT 0.21 turns the names of some experts into
-    names of fused experts, wherever a module has such a name, but never the names of parameters (peft issue 3711). A
-    weight that is named as a parameter has no dropout in PEFT.
+    PEFT has no dropout for weights, and does not adapt quantized ones.
     """
-    yield {"target_modules": target_modules(trained, every_module)}
-    kinds = {_last(name) for name in dropped}
     by_weight = [name for name in trained if _last(name) in kinds]
     others = [name for name in trained if _last(name) not in kinds]
-    parameters = [f"{name}.weight" for name in target_names(by_weight, every_module)]
-    patterns = {
-        name: {**settings[name], **{rf"({key})\.weight": value for key, value in settings[name].items()}}
-        for name in ("rank_pattern", "alpha_pattern")
-        if settings.get(name)
+    extended = {
+        name: {**pattern, **{rf"({key})\.weight": value for key, value in pattern.items()}}
+        for name, pattern in patterns.items()
     }
-    modules = target_modules(others, every_module) if others else []
-    yield {"target_modules": modules, "target_parameters": parameters, "lora_dropout": 0.0, **patterns}
-    yield {"target_modules": sorted(trained)}
-    yield {"target_modules": _expression(trained)}
+    return {
+        "target_modules": target_modules(others, every_module) if others else [],
+        "target_parameters": [f"{name}.weight" for name in target_names(by_weight, every_module)],
+        "lora_dropout": 0.0,
+        **extended,
+    }
+
+
+def other_forms(
+    settings: Form, trained: list[str], dropped: list[str], every_module: Collection[str]
+) -> Iterator[Form]:
+    """Yield changes of `settings` that also select `trained`, in the order of preference.
+
+    `dropped` are the modules that PEFT does not fill with `settings`.
+    """
+    patterns = {name: settings[name] for name in ("rank_pattern", "alpha_pattern") if settings.get(name)}
+    yield {"target_modules": target_modules(trained, every_module), "target_parameters": None}
+    yield by_parameters(patterns, trained, {_last(name) for name in dropped}, every_module)
+    yield {"target_modules": sorted(trained), "target_parameters": None}
+    yield {"target_modules": _expression(trained), "target_parameters": None}
 
 
 def parameters_of_modules(settings: Form) -> bool:

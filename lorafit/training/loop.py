@@ -3,7 +3,7 @@
 import math
 import shlex
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -82,7 +82,8 @@ class Job:
     """Everything that the training loop needs. `run` changes if its folder is moved, which `place` finds out.
 
     `add_chat_files(folder)` adds to an adapter's folder the files that chatting needs. `link` carries the supervisor's
-    orders. With several `ranks`, every rank has its own job, and only the leader writes files.
+    orders. With several `ranks`, every rank has its own job, and only the leader writes files. `check_adapter(folder)`
+    checks the final adapter, and may change its files.
     """
 
     engine: Engine
@@ -94,6 +95,7 @@ class Job:
     link: Link
     ranks: Collectives = SINGLE_PROCESS
     place: RunPlace | None = None
+    check_adapter: Callable[[Path], Iterable[Event]] = lambda _folder: ()
 
 
 def training_loop(job: Job, progress: Progress) -> Iterator[Event]:
@@ -144,7 +146,7 @@ def _events(job: Job, progress: Progress) -> Iterator[Event]:
             if leave != RECYCLE:
                 yield Stopped(step=step, signal=leave)
             return
-    yield _finish(job, progress)
+    yield from _finish(job, progress)
 
 
 def _find_folder(job: Job, step: int) -> Iterator[Event]:
@@ -332,12 +334,15 @@ def _evaluate(job: Job, progress: Progress, step: int) -> Iterator[Event]:
 
 def save_adapter(job: Job, target: Path, step: int) -> None:
     """Write the adapter after `step` and its chat files to `target`, complete or not at all. Only the leader writes."""
-    if not job.ranks.own_rank.leads:
-        return
-    with atomic_folder(target) as folder:
-        write_step(folder, step)
-        job.engine.save_adapter(folder)
-        job.add_chat_files(folder)
+    if job.ranks.own_rank.leads:
+        with atomic_folder(target) as folder:
+            _write_adapter(job, folder, step)
+
+
+def _write_adapter(job: Job, folder: Path, step: int) -> None:
+    write_step(folder, step)
+    job.engine.save_adapter(folder)
+    job.add_chat_files(folder)
 
 
 def _save(job: Job, step: int) -> Saved:
@@ -352,9 +357,13 @@ def _save(job: Job, step: int) -> Saved:
     return Saved(step=step, path=path, bytes=saved.bytes, seconds=saved.seconds)
 
 
-def _finish(job: Job, progress: Progress) -> Finished:
-    save_adapter(job, job.run.final_model, job.plan.steps)
-    return Finished(
+def _finish(job: Job, progress: Progress) -> Iterator[Event]:
+    if job.ranks.own_rank.leads:
+        with atomic_folder(job.run.final_model) as folder:
+            _write_adapter(job, folder, job.plan.steps)
+            for event in job.check_adapter(folder):
+                yield replace(event, step=job.plan.steps)
+    yield Finished(
         step=job.plan.steps,
         seconds=progress.seconds,
         valid_loss_before=progress.first_loss,

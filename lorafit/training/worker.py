@@ -50,6 +50,7 @@ from lorafit.run_folders.place import RunPlace
 from lorafit.training.initial_adapter import init_adapter, with_patterns, with_rank, with_targets
 from lorafit.training.loop import Job, Progress, training_loop
 from lorafit.training.model_card import add_chat_files
+from lorafit.training.peft_check import check_adapter
 from lorafit.training.preflight import check_model, check_positions, check_processes, check_settings, rank_notes
 from lorafit.training.progress import as_stage_events
 from lorafit.training.resume import (
@@ -361,7 +362,11 @@ def _job(ready: PreparedRun, run: RunDir, engine: Engine, link: Link) -> Job:
         add_chat_files(folder, ready.config, ready.model.name, run.name, ready.tokenizer)
 
     place = RunPlace(run.path) if ready.ranks.own_rank.leads else None
-    return Job(engine, ready.data.train, ready.data.valid, run, ready.plan, dress_folder, link, ready.ranks, place)
+    check = partial(
+        check_adapter, base=ready.model.folder, trust_remote_code=ready.config.trust_remote_code, beat=link.beat
+    )
+    data = ready.data
+    return Job(engine, data.train, data.valid, run, ready.plan, dress_folder, link, ready.ranks, place, check)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from lorafit.run_folders.adapter import (
     write_adapter,
     write_chat_settings,
 )
-from lorafit.run_folders.peft_form import target_modules, target_names
+from lorafit.run_folders.peft_form import BaseFacts, target_modules, target_names
 
 Tensors = dict[str, np.ndarray]
 SHORT = ["q_proj", "v_proj", "down_proj"]
@@ -187,7 +187,7 @@ def test_targets_are_an_expression_where_a_full_name_is_the_end_of_another(tmp_p
     assert [name for name in every if re.fullmatch(expression, name)] == trained
     assert target_modules(trained, every[:-3]) == ["down", "q", "up"]
     tensors = {name: np.ones((2, 2), np.float32) for module in trained for name in lora_names(module)}
-    write_adapter(tmp_path, AdapterConfig("tiny", 2, 2.0, 0.0, []), tensors, every)
+    write_adapter(tmp_path, AdapterConfig("tiny", 2, 2.0, 0.0, []), tensors, BaseFacts("llama", every, {}))
     assert json.loads((tmp_path / "adapter_config.json").read_text("utf-8"))["target_modules"] == expression
     assert read_adapter(tmp_path)[0].target_modules == sorted(trained)
 

@@ -4,6 +4,7 @@ Training changes only two dicts: `params` and the optimizer's moments. A step co
 ones at its end, so an earlier failure leaves the engine unchanged. Letters: T tokens, N targets, H hidden.
 """
 
+import json
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -50,6 +51,7 @@ from lorafit.run_folders.adapter import (
     write_adapter,
     wrong_base_error,
 )
+from lorafit.run_folders.peft_form import BaseFacts
 from lorafit.sampling import Sampling, sample_token
 from lorafit.units import bytes_text
 
@@ -263,13 +265,15 @@ class MLXEngine:
     def save_adapter(self, folder: Path) -> None:
         assert self.adapter is not None
         tensors = {name: np.array(p) for name, p in self.params.items()}
-        write_adapter(folder, self.adapter, tensors, {*self.body.modules, *self._modules_in_files})
+        write_adapter(folder, self.adapter, tensors, self._base_facts)
 
     @cached_property
-    def _modules_in_files(self) -> list[str]:
-        """The names of the modules in the base model's files; mlx_lm leaves vision towers out."""
+    def _base_facts(self) -> BaseFacts:
+        """The modules of the base model, also those that only its files name: mlx_lm leaves vision towers out."""
         headers = [header for file in weight_files(self.setup.folder) for header in read_headers(file)]
-        return [header.name.rpartition(".")[0] for header in headers]
+        names = {*self.body.modules, *(header.name.rpartition(".")[0] for header in headers)}
+        kind = json.loads((self.setup.folder / "config.json").read_text("utf-8"))["model_type"]
+        return BaseFacts(kind, names, {})
 
     def load_adapter(self, folder: Path) -> None:
         if self.adapter is None:

@@ -40,7 +40,7 @@ from lorafit.engines.torch.model import (
     load_base,
     untrained_weights,
 )
-from lorafit.engines.torch.model_class import module_names
+from lorafit.engines.torch.model_class import base_facts
 from lorafit.engines.torch.optimizer import TorchOptimizer
 from lorafit.engines.torch.packed.decoder import PackedDecoder, why_unsupported
 from lorafit.messages import _, labelled, listed
@@ -56,6 +56,7 @@ from lorafit.run_folders.adapter import (
     wrong_base_error,
 )
 from lorafit.run_folders.foreign_adapter import unsupported_error
+from lorafit.run_folders.peft_form import BaseFacts
 from lorafit.sampling import Sampling
 
 
@@ -330,11 +331,11 @@ class TorchEngine:
         """Write the adapter alone, in PEFT's layout."""
         assert self.adapter is not None
         tensors = {name: p.detach().cpu().numpy() for name, p in self._parameters().items()}
-        write_adapter(folder, self.adapter, tensors, self._every_module)
+        write_adapter(folder, self.adapter, tensors, self._base_facts)
 
     @cached_property
-    def _every_module(self) -> list[str]:
-        return module_names(self.model)
+    def _base_facts(self) -> BaseFacts:
+        return base_facts(self.model)
 
     def _linear_names(self) -> list[str]:
         plain = (name for name, module in self.model.named_modules() if isinstance(module, (nn.Linear, LoRALinear)))

@@ -1,5 +1,6 @@
 """The class of transformers that makes the whole model of a config: text decoder, head, and towers if it has any."""
 
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Pret
 
 from lorafit.errors import ModelError
 from lorafit.messages import _
+from lorafit.run_folders.peft_form import BaseFacts, Form
 
 
 def model_class(config: PretrainedConfig, trust_remote_code: bool = False) -> type[PreTrainedModel]:
@@ -33,14 +35,23 @@ def skeleton_of(config: PretrainedConfig, trust_remote_code: bool = False) -> Pr
     return made
 
 
-def module_names(model: PreTrainedModel) -> list[str]:
-    """Return the names of all modules of the base `model` as transformers makes it, without lorafit's layers.
+def loader_settings(config: PretrainedConfig, kind: type[PreTrainedModel]) -> Form:
+    """Return the settings that let peft find the class `kind`, if AutoModelForCausalLM makes another one of `config`.
 
-    A part that was not loaded, such as a vision tower, counts: PEFT sees it.
+    With them, AutoPeftModel loads base and adapter, instead of AutoPeftModelForCausalLM.
     """
-    try:
-        with torch.device("meta"):
-            whole = type(model)._from_config(model.config)
-    except Exception:  # some classes of other authors need real tensors; then the names of what is loaded must do
-        return [name for name, _module in model.named_modules() if not name.endswith(".base")]
-    return [name for name, _module in whole.named_modules()]
+    known: Any = AutoModelForCausalLM._model_mapping  # type: ignore[attr-defined]
+    if getattr(config, "auto_map", None) or known.get(type(config), None) is kind:
+        return {}
+    return {"task_type": None, "auto_mapping": {"base_model_class": kind.__name__, "parent_library": kind.__module__}}
+
+
+def base_facts(model: PreTrainedModel) -> BaseFacts:
+    """Return what PEFT sees of the base `model` as transformers makes it: all modules, without lorafit's layers.
+
+    A part that was not loaded, such as a vision tower, counts.
+    """
+    names = [name for name, _module in model.named_modules() if not name.endswith(".base")]
+    with suppress(Exception), torch.device("meta"):  # some classes of other authors need real tensors
+        names = [name for name, _module in type(model)._from_config(model.config).named_modules()]
+    return BaseFacts(model.config.model_type, names, loader_settings(model.config, type(model)))

@@ -11,17 +11,17 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import peft
 import torch
 import transformers
 from peft.tuners.lora import LoraLayer
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 
-from lorafit.engines.torch.model_class import model_class, skeleton_of
+from lorafit.engines.torch.model_class import loader_settings, model_class, skeleton_of
 from lorafit.models.spec import Header, read_headers
 from lorafit.run_folders.adapter import AdapterConfig, modules_of, read_adapter_config
 from lorafit.run_folders.peft_form import CONFIG, Form, other_forms
@@ -60,15 +60,14 @@ def check(base: Path, adapter: Path, trust_remote_code: bool = False) -> Report:
     """Return the report for the settings in the file, or for others if only these are complete."""
     config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code, local_files_only=True)
     case = _Case(config, trust_remote_code, adapter)
-    settings = json.loads((adapter / CONFIG).read_text("utf-8")) | case.loader_settings()
-    first = case.attempt(settings, case.loader_settings())
+    loader = loader_settings(config, model_class(config, trust_remote_code))
+    first = case.attempt(loader)
     if first.complete:
         return first
-    dropped = modules_of(first.dropped) or case.modules
-    for form in other_forms(settings, case.modules, dropped, case.every_module()):
-        if settings | form == settings:
-            continue
-        found = case.attempt(settings | form, case.loader_settings() | form)
+    # Without dropout, which some forms refuse, peft tells which modules it drops.
+    dropped = modules_of(case.attempt({"lora_dropout": 0.0}).dropped) or case.modules
+    for form in other_forms(case.settings, case.modules, dropped, case.every_module()):
+        found = case.attempt(loader | form)
         if found.complete:
             return found
     return first
@@ -82,26 +81,19 @@ class _Case:
         vars(config).pop("quantization_config", None)  # quantized layers have the same names
         self.headers: list[Header] = read_headers(adapter / WEIGHTS)
         self.modules = modules_of(header.name for header in self.headers)
+        self.settings: Form = json.loads((adapter / CONFIG).read_text("utf-8"))
         self.own: AdapterConfig = read_adapter_config(adapter)
 
     def every_module(self) -> list[str]:
         """Return the names of all modules of the base model."""
         return [name for name, _module in skeleton_of(self.config, self.trusted).named_modules() if name]
 
-    def loader_settings(self) -> Form:
-        """Return the settings that let peft find the base model's class, where a causal LM's auto class does not."""
-        kind = model_class(self.config, self.trusted)
-        known: Any = AutoModelForCausalLM._model_mapping  # type: ignore[attr-defined]
-        if hasattr(self.config, "auto_map") or known.get(type(self.config), None) is kind:
-            return {}
-        mapping = {"base_model_class": kind.__name__, "parent_library": kind.__module__}
-        return {"task_type": None, "auto_mapping": mapping}
-
-    def attempt(self, settings: Form, changes: Form) -> Report:
-        """Let peft load the adapter with `settings` into a new skeleton."""
-        report = Report(peft.__version__, transformers.__version__, len(self.headers), changes=changes)
-        if changes.get("auto_mapping"):
-            report = replace(report, loader="AutoPeftModel")
+    def attempt(self, changes: Form) -> Report:
+        """Let peft load the adapter with the settings in the file and `changes` into a new skeleton."""
+        settings = self.settings | changes
+        loader = "AutoPeftModel" if settings.get("auto_mapping") else "AutoPeftModelForCausalLM"
+        changes = {name: value for name, value in changes.items() if self.settings.get(name) != value}
+        report = Report(peft.__version__, transformers.__version__, len(self.headers), loader=loader, changes=changes)
         tensors = {header.name: torch.empty(header.shape, device="meta") for header in self.headers}
         try:
             with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
@@ -135,6 +127,8 @@ def _first_line(error: Exception) -> str:
 
 def main(base: str, adapter: str, trust_remote_code: str = "") -> None:
     """Print the report as one line of JSON."""
+    with suppress(OSError):  # if memory runs out, Linux ends this process, and not the training
+        Path("/proc/self/oom_score_adj").write_text("1000")
     transformers.utils.logging.set_verbosity_error()
     print(json.dumps(asdict(check(Path(base), Path(adapter), bool(trust_remote_code)))))
 
