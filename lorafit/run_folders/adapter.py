@@ -118,8 +118,7 @@ def write_adapter(
     save_file(ordered, folder / WEIGHTS, {"format": "pt"})
     settings = _peft_config(config)
     if base is not None:
-        patterns = {name: settings[name] for name in ("rank_pattern", "alpha_pattern") if name in settings}
-        settings |= form_of(modules_of(tensors), base, patterns)
+        settings |= form_of(modules_of(tensors), base, settings)
     (folder / CONFIG).write_text(json.dumps(settings, ensure_ascii=False, indent=2) + "\n", "utf-8")
 
 

@@ -63,14 +63,11 @@ class BaseFacts:
     loader: Form
 
 
-def form_of(trained: list[str], base: BaseFacts, patterns: Form) -> Form:
-    """Return the settings with which PEFT adapts exactly the modules `trained`.
-
-    `patterns` are rank_pattern and alpha_pattern, as far as the adapter has them.
-    """
-    renamed = {_last(name) for name in trained} & EXPERT_NAMES if base.model_type in LIKE_QWEN2_MOE else set()
-    if renamed:
-        return base.loader | by_parameters(patterns, trained, renamed, base.modules)
+def form_of(trained: list[str], base: BaseFacts, settings: Form) -> Form:
+    """Return changes of an adapter's `settings` with which PEFT adapts exactly the modules `trained`."""
+    renamed = {_last(name) for name in trained} & EXPERT_NAMES
+    if renamed and base.model_type in LIKE_QWEN2_MOE:
+        return base.loader | by_parameters(settings, trained, renamed, base.modules)
     return base.loader | {"target_modules": target_modules(trained, base.modules)}
 
 
@@ -94,13 +91,14 @@ def target_modules(trained: Iterable[str], every_module: Collection[str]) -> lis
     return names
 
 
-def by_parameters(patterns: Form, trained: list[str], kinds: Collection[str], every_module: Collection[str]) -> Form:
-    """Return the settings that name the `trained` modules of the `kinds`, last parts of names, by their weights.
+def by_parameters(settings: Form, trained: list[str], kinds: Collection[str], every_module: Collection[str]) -> Form:
+    """Return changes of `settings` that name the `trained` modules of the `kinds`, last parts of names, by their weights.
 
     PEFT has no dropout for weights, and does not adapt quantized ones.
     """
     by_weight = [name for name in trained if _last(name) in kinds]
     others = [name for name in trained if _last(name) not in kinds]
+    patterns = {name: settings[name] for name in ("rank_pattern", "alpha_pattern") if settings.get(name)}
     extended = {
         name: {**pattern, **{rf"({key})\.weight": value for key, value in pattern.items()}}
         for name, pattern in patterns.items()
@@ -120,9 +118,8 @@ def other_forms(
 
     `dropped` are the modules that PEFT does not fill with `settings`.
     """
-    patterns = {name: settings[name] for name in ("rank_pattern", "alpha_pattern") if settings.get(name)}
     yield {"target_modules": target_modules(trained, every_module), "target_parameters": None}
-    yield by_parameters(patterns, trained, {_last(name) for name in dropped}, every_module)
+    yield by_parameters(settings, trained, {_last(name) for name in dropped}, every_module)
     yield {"target_modules": sorted(trained), "target_parameters": None}
     yield {"target_modules": _expression(trained), "target_parameters": None}
 
@@ -151,8 +148,8 @@ def _expression(names: Iterable[str]) -> str:
     for key, layers in groups.items():
         shared.setdefault(frozenset(layers), []).append(re.escape(key))
     parts = []
-    for layers, keys in shared.items():
-        numbers = "|".join(sorted(layers, key=lambda number: (len(number), number)))
+    for numbered, keys in shared.items():
+        numbers = "|".join(sorted(numbered, key=lambda number: (len(number), number)))
         parts += [key.replace(r"\#", f"({numbers})") for key in keys]
     return "|".join(parts)
 

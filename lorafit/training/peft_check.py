@@ -1,4 +1,4 @@
-"""The check at the end of a run: does the installed `peft` load the adapter? A child process asks it.
+"""The check at the end of a run that the installed `peft` loads the adapter. A child process asks it.
 
 The answer is an event, a section of the adapter's README.md, and the file peft_check.json beside it. The child is
 engines/torch/peft_check.py. A check that fails, or that cannot be made, never ends a run.

@@ -8,13 +8,14 @@ from lorafit.data.hub_data import Subset
 from lorafit.data.sources import check_source
 from lorafit.errors import ConfigError
 from lorafit.hardware.detect import Machine
-from lorafit.messages import _
+from lorafit.messages import _, listed
 from lorafit.models.lora_targets import select_targets
 from lorafit.models.spec import TOKENIZER_FILES, ModelSpec
 from lorafit.planner import device_precision
 from lorafit.planner.effective_batch import resolve_effective_batch
 from lorafit.planner.memory import adapter_parameters, targeted
 from lorafit.planner.plan import Plan
+from lorafit.run_folders.peft_form import MAMBA_NAMES, MAMBA_TYPES
 
 MOMENTS_TOO = 3  # a checkpoint is three times the adapter: the weights and AdamW's two moments
 MODELS = 3  # best_model, its successor while that is written, and final_model; each has a copy of the tokenizer
@@ -80,7 +81,12 @@ def check_model(config: TrainConfig, spec: ModelSpec, model_folder: Path, folder
     ensure_disk_space(folder, needed)
 
 
-def rank_notes(lora_r: int, lora_targets: str, spec: ModelSpec) -> list[str]:
+def layer_notes(lora_r: int, lora_targets: str, spec: ModelSpec) -> list[str]:
+    """Return notes on the layers that get an adapter: on their width, and on what `peft` loads."""
+    return [*_rank_notes(lora_r, lora_targets, spec), *_peft_notes(lora_targets, spec)]
+
+
+def _rank_notes(lora_r: int, lora_targets: str, spec: ModelSpec) -> list[str]:
     """Return a note if the rank exceeds the width of a layer: a higher rank learns nothing more there."""
     widths = [min(linear.in_features, linear.out_features) for linear in targeted(spec, lora_targets)]
     narrow = sum(width < lora_r for width in widths)
@@ -91,6 +97,20 @@ def rank_notes(lora_r: int, lora_targets: str, spec: ModelSpec) -> list[str]:
         "`--lora_r {width}` learns as much there, in less memory."
     )
     return [text.format(rank=lora_r, narrow=narrow, count=len(widths), width=min(widths))]
+
+
+def _peft_notes(lora_targets: str, spec: ModelSpec) -> list[str]:
+    """Return a note if `peft` refuses to adapt some of the layers that get an adapter, known by model type and name."""
+    names = {linear.name.rpartition(".")[2] for linear in targeted(spec, lora_targets)}
+    refused = sorted(names & MAMBA_NAMES) if spec.model_type in MAMBA_TYPES else []
+    if not refused:
+        return []
+    text = _(
+        "`peft` does not load an adapter on {names} of {kind} models: the result will work in lorafit only. "
+        "For `peft`, train without them: `--lora_targets {others}`."
+    )
+    others = ",".join(sorted(names - MAMBA_NAMES))
+    return [text.format(names=listed(refused), kind=spec.model_type, others=others)]
 
 
 def check_positions(model: str, spec: ModelSpec, longest: int, estimated: bool = False) -> list[str]:

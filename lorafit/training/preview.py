@@ -30,7 +30,7 @@ from lorafit.planner.planner import PlanResult, alternatives, make_plan_result
 from lorafit.progress import ProgressCallback, ignore_progress
 from lorafit.training.initial_adapter import init_adapter, with_patterns, with_rank, with_targets
 from lorafit.training.measure_lengths import fill_cache
-from lorafit.training.preflight import check_positions, check_processes, check_targets, rank_notes
+from lorafit.training.preflight import check_positions, check_processes, check_targets, layer_notes
 from lorafit.units import bytes_text, count_text
 
 
@@ -64,7 +64,7 @@ def preview_run(config: TrainConfig, machine_name: str | None, say: ProgressCall
     check_targets(config.lora_targets, spec)
     data, more = find_data(config, say)
     more += check_positions(config.model_name, spec, data.longest_of_all, estimated=bool(more))
-    more += rank_notes(config.lora_r, config.lora_targets, spec)
+    more += layer_notes(config.lora_r, config.lora_targets, spec)
     planned = make_plan_result(config, per_process(machine, config.processes or 1), spec, data, known)
     if start is not None:
         planned = replace(planned, plan=with_patterns(planned.plan, start, new=True))

@@ -51,7 +51,7 @@ from lorafit.training.initial_adapter import init_adapter, with_patterns, with_r
 from lorafit.training.loop import Job, Progress, training_loop
 from lorafit.training.model_card import add_chat_files
 from lorafit.training.peft_check import check_adapter
-from lorafit.training.preflight import check_model, check_positions, check_processes, check_settings, rank_notes
+from lorafit.training.preflight import check_model, check_positions, check_processes, check_settings, layer_notes
 from lorafit.training.progress import as_stage_events
 from lorafit.training.resume import (
     Interrupted,
@@ -187,7 +187,7 @@ def _get_ready(config: TrainConfig, old: Interrupted | None, ranks: Collectives)
     origins = origins_of(model, base, data, template, start)
     stats = data_stats(data)
     notes = check_positions(config.model_name, spec, stats.longest_of_all)
-    data = replace(data, notes=[*data.notes, *notes, *rank_notes(config.lora_r, config.lora_targets, spec)])
+    data = replace(data, notes=[*data.notes, *notes, *layer_notes(config.lora_r, config.lora_targets, spec)])
     share = per_process(machine, ranks.own_rank.local_count)
     known = calibrate.load_calibration(share, measure=calibrate.measure_matmul_gflops)
     settled = config if old is None else with_resolved_settings(old.run, machine, config)

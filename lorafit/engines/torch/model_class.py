@@ -21,7 +21,7 @@ def model_class(config: PretrainedConfig, trust_remote_code: bool = False) -> ty
         with torch.device("meta"):  # the class lies in the model's own files, which only transformers reads
             return type(AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code))
     for auto in (AutoModelForCausalLM, AutoModelForImageTextToText):
-        kind: Any = auto._model_mapping.get(type(config), None)  # type: ignore[attr-defined]
+        kind: Any = auto._model_mapping.get(type(config), None)
         if kind is not None and isinstance(config, kind.config_class):
             found: type[PreTrainedModel] = kind
             return found
@@ -40,7 +40,7 @@ def loader_settings(config: PretrainedConfig, kind: type[PreTrainedModel]) -> Fo
 
     With them, AutoPeftModel loads base and adapter, instead of AutoPeftModelForCausalLM.
     """
-    known: Any = AutoModelForCausalLM._model_mapping  # type: ignore[attr-defined]
+    known: Any = AutoModelForCausalLM._model_mapping
     if getattr(config, "auto_map", None) or known.get(type(config), None) is kind:
         return {}
     return {"task_type": None, "auto_mapping": {"base_model_class": kind.__name__, "parent_library": kind.__module__}}

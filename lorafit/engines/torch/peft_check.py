@@ -1,8 +1,8 @@
-"""Does the installed peft load an adapter? A program: `python -m lorafit.engines.torch.peft_check BASE ADAPTER`.
+"""The program `python -m lorafit.engines.torch.peft_check BASE ADAPTER`: whether the installed peft loads an adapter.
 
 It builds the base model of the folder BASE without memory for its weights, gives peft the adapter's settings and the
 names and shapes of its tensors, and compares. If peft does not take all, it tries other settings. It prints one line
-of JSON (`Report`). No tensor of the base model or the adapter is read.
+of JSON (`PeftReport`). No tensor of the base model or the adapter is read.
 """
 
 import json
@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import peft
 import torch
@@ -32,7 +33,7 @@ PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
-class Report:
+class PeftReport:
     """What `peft` does with the adapter: it fills `taken` of `total` tensors of the file.
 
     `changes` are the settings of adapter_config.json that differ from those in the file. `dropped` are tensors of the
@@ -56,7 +57,7 @@ class Report:
         return self.taken == self.total and not self.new and self.error is None
 
 
-def check(base: Path, adapter: Path, trust_remote_code: bool = False) -> Report:
+def check(base: Path, adapter: Path, trust_remote_code: bool = False) -> PeftReport:
     """Return the report for the settings in the file, or for others if only these are complete."""
     config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code, local_files_only=True)
     case = _Case(config, trust_remote_code, adapter)
@@ -88,12 +89,14 @@ class _Case:
         """Return the names of all modules of the base model."""
         return [name for name, _module in skeleton_of(self.config, self.trusted).named_modules() if name]
 
-    def attempt(self, changes: Form) -> Report:
+    def attempt(self, changes: Form) -> PeftReport:
         """Let peft load the adapter with the settings in the file and `changes` into a new skeleton."""
         settings = self.settings | changes
         loader = "AutoPeftModel" if settings.get("auto_mapping") else "AutoPeftModelForCausalLM"
         changes = {name: value for name, value in changes.items() if self.settings.get(name) != value}
-        report = Report(peft.__version__, transformers.__version__, len(self.headers), loader=loader, changes=changes)
+        report = PeftReport(
+            peft.__version__, transformers.__version__, len(self.headers), loader=loader, changes=changes
+        )
         tensors = {header.name: torch.empty(header.shape, device="meta") for header in self.headers}
         try:
             with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
@@ -101,15 +104,15 @@ class _Case:
                 (Path(folder) / CONFIG).write_text(json.dumps(settings), "utf-8")
                 config = peft.PeftConfig.from_pretrained(folder)
                 model = peft.PeftModel(skeleton_of(self.config, self.trusted), config, low_cpu_mem_usage=True)
-                result = peft.set_peft_model_state_dict(model, tensors, low_cpu_mem_usage=True)
+                result: Any = peft.set_peft_model_state_dict(model, tensors, low_cpu_mem_usage=True)
         except Exception as error:
             return replace(report, error=_first_line(error), dropped=sorted(tensors))
         made = [name for name, _parameter in model.named_parameters() if ".lora_" in name]
         new = sorted(name for name in result.missing_keys if ".lora_" in name)
         dropped = [name.replace(f".{NAME}.", ".") for name in sorted(result.unexpected_keys)]
         wrong = list(self._other_scales(model))
-        error = f"scale: {wrong[0]}" if wrong else None
-        return replace(report, taken=len(made) - len(new), dropped=dropped, new=new, error=error)
+        other = f"scale: {wrong[0]}" if wrong else None
+        return replace(report, taken=len(made) - len(new), dropped=dropped, new=new, error=other)
 
     def _other_scales(self, model: torch.nn.Module) -> Iterator[str]:
         """Yield the modules to which peft gives another scale than the adapter was trained with."""
@@ -128,7 +131,7 @@ def _first_line(error: Exception) -> str:
 def main(base: str, adapter: str, trust_remote_code: str = "") -> None:
     """Print the report as one line of JSON."""
     with suppress(OSError):  # if memory runs out, Linux ends this process, and not the training
-        Path("/proc/self/oom_score_adj").write_text("1000")
+        Path("/proc/self/oom_score_adj").write_text("1000", "utf-8")
     transformers.utils.logging.set_verbosity_error()
     print(json.dumps(asdict(check(Path(base), Path(adapter), bool(trust_remote_code)))))
 
