@@ -18,9 +18,11 @@ from lorafit.engines.torch.model import add_lora, find_targets, short
 from lorafit.engines.torch.model_class import base_facts, model_class
 from lorafit.engines.torch.peft_check import check
 from lorafit.events import AdapterChecked, Stage
+from lorafit.models.spec import read_headers, spec_from, weight_files
 from lorafit.run_folders import peft_form
 from lorafit.run_folders.adapter import AdapterConfig, lora_names, modules_of, read_adapter, write_adapter
 from lorafit.training import peft_check
+from lorafit.training.preflight import layer_notes
 
 IDS = torch.arange(3, 43)[None] % 50
 FAST = ("qwen3_next", "deepseek_v3", "gemma3")
@@ -75,8 +77,9 @@ def test_peft_loads_all_of_an_adapter_and_computes_the_same(kind: str, tmp_path:
     plain = logits(load(base))
     assert (plain - wanted).norm() / wanted.norm() > 1e-2, "the adapter changes the logits"
     assert (found - wanted).norm() / wanted.norm() < 1e-4
-    merged = logits(model.merge_and_unload())
-    assert (merged - wanted).norm() / wanted.norm() < 1e-4
+    if kind != "zamba2":  # its blocks share one weight but have an adapter each, so no weight can hold them all
+        merged = logits(model.merge_and_unload())
+        assert (merged - wanted).norm() / wanted.norm() < 1e-4
 
 
 @pytest.mark.parametrize(
@@ -143,6 +146,12 @@ def test_a_layer_that_peft_refuses_is_named(kind: str, tmp_path: Path) -> None:
     others = ",".join(sorted({short(name) for name in modules_of(read_adapter(adapter)[1])} - peft_form.MAMBA_NAMES))
     tuned(base, tmp_path / "others", others)
     assert check(base, tmp_path / "others").complete
+    headers = [header for file in weight_files(base) for header in read_headers(file)]
+    facts = json.loads((base / "config.json").read_text("utf-8"))
+    spec = spec_from({"num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 96} | facts, headers, base)
+    (note,) = layer_notes(1, "all-linear", spec)
+    assert f"--lora_targets {others}`" in note, "said before the run too"
+    assert layer_notes(1, others, spec) == []
 
 
 def test_ranks_and_alphas_of_single_layers_stay_with_layers_named_by_their_weights(tmp_path: Path) -> None:
