@@ -4,6 +4,7 @@ The answer is an event, a section of the adapter's README.md, and the file peft_
 engines/torch/peft_check.py. A check that fails, or that cannot be made, never ends a run.
 """
 
+import hashlib
 import json
 import os
 import subprocess
@@ -11,15 +12,22 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from lorafit import __version__
 from lorafit.atomic import atomic_file
+from lorafit.errors import LorafitError
 from lorafit.events import AdapterChecked, Event, Stage
 from lorafit.hardware.detect import detect_machine
 from lorafit.messages import _, listed
-from lorafit.run_folders.peft_form import change_settings
+from lorafit.models.spec import read_headers
+from lorafit.paths import cache_folder
+from lorafit.run_folders.adapter import WEIGHTS
+from lorafit.run_folders.peft_form import CONFIG, change_settings
 from lorafit.units import MIB, bytes_text
 
 REPORT = "peft_check.json"
@@ -55,16 +63,45 @@ def check_adapter(
             text=_verdict(report), peft=report["peft"], loaded=report["taken"], tensors=report["total"]
         )
         _write(folder, report, event.text)
-    except (CannotCheck, OSError, ValueError, KeyError, TypeError) as error:
+    except (CannotCheck, LorafitError, ImportError, OSError, ValueError, KeyError, TypeError) as error:
         event = AdapterChecked(text=_("Not checked whether `peft` loads this adapter: {why}.").format(why=error))
     yield event
 
 
 def ask_peft(folder: Path, base: Path, trust_remote_code: bool, beat: Callable[[], None]) -> dict[str, Any]:
-    """Return the child's report, as engines/torch/peft_check.py describes it. Raises CannotCheck."""
+    """Return the child's report, as engines/torch/peft_check.py describes it. Raises CannotCheck.
+
+    A complete report is kept in the cache: the next run with the same kind of adapter needs no child.
+    """
     for package in NEEDED:
         if find_spec(package) is None:
             raise CannotCheck(_("the package `{name}` is not installed").format(name=package))
+    kept = cache_folder() / "peft_checks" / f"{_question(folder, base, trust_remote_code)}.json"
+    with suppress(OSError, ValueError):
+        known: dict[str, Any] = json.loads(kept.read_text("utf-8"))
+        return known
+    report = _ask_child(folder, base, trust_remote_code, beat)
+    if _complete(report):
+        with suppress(OSError):
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_file(kept) as path:
+                path.write_text(json.dumps(report) + "\n", "utf-8")
+    return report
+
+
+def _question(folder: Path, base: Path, trust_remote_code: bool) -> str:
+    """Return a digest of all that the answer depends on, except the weights of adapter and base."""
+    settings = json.loads((folder / CONFIG).read_text("utf-8"))
+    settings.pop("base_model_name_or_path", None)
+    shapes = sorted((header.name, header.shape) for header in read_headers(folder / WEIGHTS))
+    # Code beside the weights of a base model may make other modules from the same config.json.
+    code = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(base.glob("*.py"))]
+    facts = [settings, shapes, (base / "config.json").read_text("utf-8"), code, trust_remote_code, __version__,
+             [version(package) for package in NEEDED]]  # fmt: skip
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _ask_child(folder: Path, base: Path, trust_remote_code: bool, beat: Callable[[], None]) -> dict[str, Any]:
     if (free := detect_machine().available_bytes) < NEEDED_BYTES:
         text = _("it needs {needed} of memory, and {free} are available")
         raise CannotCheck(text.format(needed=bytes_text(NEEDED_BYTES), free=bytes_text(free)))
@@ -121,7 +158,7 @@ def _write(folder: Path, report: dict[str, Any], verdict: str) -> None:
     """Write the report as JSON into the adapter's `folder`, and the verdict into its README.md."""
     with atomic_file(folder / REPORT) as path:
         path.write_text(json.dumps(report, ensure_ascii=False, indent=2) + "\n", "utf-8")
-    settings = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+    settings = json.loads((folder / CONFIG).read_text("utf-8"))
     lines = ["## PEFT", verdict]
     if _complete(report):
         kind = report["loader"]

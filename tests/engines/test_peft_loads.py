@@ -174,7 +174,8 @@ def test_the_known_types_are_those_of_the_installed_peft() -> None:
     assert set(conversion._MOE_TARGET_MODULE_MAPPING["qwen2_moe"]) == peft_form.EXPERT_NAMES
 
 
-def test_the_child_process_answers_and_writes_its_answer(tmp_path: Path) -> None:
+def test_the_child_process_answers_and_writes_its_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORAFIT_CACHE", str(tmp_path / "cache"))
     base, adapter = save_family("qwen3_vl", tmp_path / "base"), tmp_path / "adapter"
     tuned(base, adapter)
     (adapter / "README.md").write_text("# a\n", "utf-8")
@@ -193,6 +194,11 @@ def test_the_child_process_answers_and_writes_its_answer(tmp_path: Path) -> None
     settings = json.loads((adapter / "adapter_config.json").read_text("utf-8"))
     assert settings["auto_mapping"]["base_model_class"] == "Qwen3VLForConditionalGeneration"
     assert json.loads((adapter / peft_check.REPORT).read_text("utf-8"))["taken"] == total
+    monkeypatch.setattr(peft_check, "PROGRAM", "lorafit.no_such_module")
+    edit(adapter, auto_mapping=None, task_type="CAUSAL_LM")
+    assert list(peft_check.check_adapter(adapter, base, False))[-1].text == event.text, "the answer is kept"
+    edit(adapter, r=2)
+    assert list(peft_check.check_adapter(adapter, base, False))[-1].peft is None, "another question"
 
 
 @pytest.mark.parametrize(
@@ -208,8 +214,14 @@ def test_a_check_that_cannot_be_made_says_why(
     change: tuple[str, Any], why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(peft_check, change[0], change[1])
-    _stage, event = peft_check.check_adapter(tmp_path, tmp_path, False)
+    monkeypatch.setenv("LORAFIT_CACHE", str(tmp_path / "cache"))
+    adapter = tmp_path / "adapter"
+    config = AdapterConfig("base", 2, 2.0, 0.0, ["q_proj"])
+    write_adapter(adapter, config, {name: np.ones((2, 2), np.float32) for name in lora_names("layers.0.q_proj")})
+    (tmp_path / "config.json").write_text("{}", "utf-8")
+    before = sorted(adapter.iterdir())
+    _stage, event = peft_check.check_adapter(adapter, tmp_path, False)
     assert isinstance(event, AdapterChecked)
     assert event.peft is None
     assert why in event.text
-    assert not list(tmp_path.iterdir())
+    assert sorted(adapter.iterdir()) == before
