@@ -207,6 +207,21 @@ class Failed(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AdapterChecked(Event):
+    """Whether the installed peft loads the adapter in final_model/; `text` says it to the user.
+
+    `peft` is its version, and `loaded` of `tensors` are the tensors of the adapter that it loads; all are None if this was
+    not checked.
+    """
+
+    name: ClassVar[str] = "adapter_checked"
+    text: str
+    peft: str | None = None
+    loaded: int | None = None
+    tensors: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Finished(Event):
     """All steps are done and final_model/ is complete. Losses are means over the validation set, None without one.
 

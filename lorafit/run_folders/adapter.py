@@ -24,9 +24,10 @@ from lorafit.messages import _, listed
 from lorafit.models.spec import ModelSpec
 from lorafit.models.text_tensors import LAYER
 from lorafit.run_folders import foreign_adapter, module_pattern
+from lorafit.run_folders.peft_form import CONFIG, BaseFacts, form_of
 from lorafit.units import TEMPLATE_DATE, kind_text
 
-CONFIG, WEIGHTS, CHAT = "adapter_config.json", "adapter_model.safetensors", "lorafit.json"
+WEIGHTS, CHAT = "adapter_model.safetensors", "lorafit.json"
 KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 LARGEST = 10**9  # rank or alpha; with a larger one, float32 overflows
 DTYPES = {"F32": np.float32, "F16": np.float16, "F64": np.float64}
@@ -106,23 +107,20 @@ def modules_of(tensors: Iterable[str]) -> list[str]:
     return sorted({parts[0] for name in tensors if (parts := parse_lora_name(name))})
 
 
-def target_names(trained: Iterable[str], every_module: Iterable[str]) -> list[str]:
-    """Return the target_modules with which PEFT selects exactly `trained` from the modules `every_module` of a model.
+def write_adapter(
+    folder: Path, config: AdapterConfig, tensors: dict[str, NDArray[Any]], base: BaseFacts | None = None
+) -> None:
+    """Write `tensors`, named by lora_names(), and `config` into `folder`; equal weights give equal bytes.
 
-    The names are short if short names select exactly these, else full. PEFT matches a full name or its end after a dot.
+    The facts of the `base` decide in which form the file names the trained modules; without them, `config` does.
     """
-    trained = sorted(set(trained))
-    short = sorted({name.rpartition(".")[2] for name in trained})
-    selected = {name for name in every_module if name.rpartition(".")[2] in short}
-    return short if selected == set(trained) else trained
-
-
-def write_adapter(folder: Path, config: AdapterConfig, tensors: dict[str, NDArray[Any]]) -> None:
-    """Write `tensors`, named by lora_names(), and `config` into `folder`; equal weights give equal bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     ordered = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
     save_file(ordered, folder / WEIGHTS, {"format": "pt"})
-    (folder / CONFIG).write_text(json.dumps(_peft_config(config), ensure_ascii=False, indent=2) + "\n", "utf-8")
+    settings = _peft_config(config)
+    if base is not None:
+        settings |= form_of(modules_of(tensors), base, settings)
+    (folder / CONFIG).write_text(json.dumps(settings, ensure_ascii=False, indent=2) + "\n", "utf-8")
 
 
 def read_adapter_config(folder: Path) -> AdapterConfig:

@@ -12,6 +12,7 @@ from typing import Any
 from lorafit.errors import AdapterError
 from lorafit.messages import _, clauses, labelled, listed
 from lorafit.models.text_tensors import LAYER
+from lorafit.run_folders.peft_form import parameters_of_modules
 
 MLX_WEIGHTS = "adapters.safetensors"
 MLX_SETTINGS = ("fine_tune_type", "num_layers", "lora_parameters", "model")  # the ones that are read
@@ -57,6 +58,8 @@ def refuse_settings(settings: dict[str, Any], path: Path) -> None:
         _refuse_mlx(settings, path)
         return
     strange = {name: settings[name] for name in UNSUPPORTED_SETTINGS if settings.get(name)}
+    if parameters_of_modules(settings):
+        strange.pop("target_parameters", None)
     if settings.get("peft_type") != "LORA":
         strange["peft_type"] = settings.get("peft_type")
     if settings.get("init_lora_weights") not in SUPPORTED_INITS:

@@ -12,8 +12,9 @@ from lorafit.models.lora_targets import matching_names
 from lorafit.models.spec import ModelSpec
 from lorafit.models.text_tensors import LAYER
 from lorafit.planner.plan import Choice, Plan
-from lorafit.run_folders.adapter import AdapterConfig, read_adapter_config, read_plain_config, target_names
+from lorafit.run_folders.adapter import AdapterConfig, read_adapter_config, read_plain_config
 from lorafit.run_folders.find_adapter import find_adapter
+from lorafit.run_folders.peft_form import target_names
 
 SAME = 1e-6  # relative difference up to which two values of alpha are the same: a printed alpha has nine digits
 

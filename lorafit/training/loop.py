@@ -82,7 +82,8 @@ class Job:
     """Everything that the training loop needs. `run` changes if its folder is moved, which `place` finds out.
 
     `add_chat_files(folder)` adds to an adapter's folder the files that chatting needs. `link` carries the supervisor's
-    orders. With several `ranks`, every rank has its own job, and only the leader writes files.
+    orders. With several `ranks`, every rank has its own job, and only the leader writes files. `check_adapter(folder)`
+    checks the final adapter, and may change its files.
     """
 
     engine: Engine
@@ -94,6 +95,7 @@ class Job:
     link: Link
     ranks: Collectives = SINGLE_PROCESS
     place: RunPlace | None = None
+    check_adapter: Callable[[Path], Event] | None = None
 
 
 def training_loop(job: Job, progress: Progress) -> Iterator[Event]:
@@ -344,12 +346,15 @@ def _evaluate(job: Job, progress: Progress, step: int) -> Iterator[Event]:
 
 def save_adapter(job: Job, target: Path, step: int) -> None:
     """Write the adapter after `step` and its chat files to `target`, complete or not at all. Only the leader writes."""
-    if not job.ranks.own_rank.leads:
-        return
-    with atomic_folder(target, parents=False) as folder:
-        write_step(folder, step)
-        job.engine.save_adapter(folder)
-        job.add_chat_files(folder)
+    if job.ranks.own_rank.leads:
+        with atomic_folder(target, parents=False) as folder:
+            _write_adapter(job, folder, step)
+
+
+def _write_adapter(job: Job, folder: Path, step: int) -> None:
+    write_step(folder, step)
+    job.engine.save_adapter(folder)
+    job.add_chat_files(folder)
 
 
 def _save(job: Job, step: int) -> Iterator[Event]:
@@ -368,8 +373,19 @@ def _checkpoint(job: Job, step: int) -> Saved:
     return Saved(step=step, path=path, bytes=saved.bytes, seconds=saved.seconds)
 
 
+def _final_model(job: Job) -> list[Event]:
+    """Write final_model, and return the answer of the check of its adapter."""
+    with atomic_folder(job.run.final_model, parents=False) as folder:
+        _write_adapter(job, folder, job.plan.steps)
+        return [] if job.check_adapter is None else [job.check_adapter(folder)]
+
+
 def _finish(job: Job, progress: Progress) -> Iterator[Event]:
-    yield from _write(job, job.plan.steps, lambda: save_adapter(job, job.run.final_model, job.plan.steps))
+    if job.ranks.own_rank.leads:
+        if job.check_adapter is not None:
+            yield Stage(step=job.plan.steps, text=_("Saving the adapter, and checking that `peft` loads it"))
+        checked = yield from _write(job, job.plan.steps, lambda: _final_model(job))
+        yield from [replace(event, step=job.plan.steps) for event in checked]
     yield Finished(
         step=job.plan.steps,
         seconds=progress.seconds,

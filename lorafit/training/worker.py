@@ -50,6 +50,7 @@ from lorafit.run_folders.place import RunPlace
 from lorafit.training.initial_adapter import init_adapter, with_patterns, with_rank, with_targets
 from lorafit.training.loop import Job, Progress, training_loop
 from lorafit.training.model_card import add_chat_files
+from lorafit.training.peft_check import check_adapter
 from lorafit.training.preflight import (
     check_attention,
     check_model,
@@ -370,7 +371,9 @@ def _job(ready: PreparedRun, run: RunDir, engine: Engine, link: Link) -> Job:
         add_chat_files(folder, ready.config, ready.model.name, run.name, ready.tokenizer)
 
     place = RunPlace(run.path) if ready.ranks.own_rank.leads else None
-    return Job(engine, ready.data.train, ready.data.valid, run, ready.plan, dress_folder, link, ready.ranks, place)
+    data, trusted = ready.data, ready.config.trust_remote_code
+    check = partial(check_adapter, base=ready.model.folder, trust_remote_code=trusted, beat=link.beat)
+    return Job(engine, data.train, data.valid, run, ready.plan, dress_folder, link, ready.ranks, place, check)
 
 
 @contextmanager
@@ -379,7 +382,6 @@ def stop_signals(link: Link) -> Iterator[None]:
 
     Ignored signals stay ignored: a child process leaves Ctrl-C to its supervisor.
     """
-
     requests = StopRequests()
 
     def note(number: int, _frame: FrameType | None) -> None:

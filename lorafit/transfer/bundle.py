@@ -29,12 +29,13 @@ from lorafit.models.hub import is_local
 from lorafit.paths import check_for_user, is_stream, user_path
 from lorafit.planner.effective_batch import resolve_effective_batch
 from lorafit.planner.plan import Plan
-from lorafit.run_folders.adapter import CHAT, CONFIG, read_adapter
+from lorafit.run_folders.adapter import CHAT, read_adapter
 from lorafit.run_folders.checkpoint import latest_good, step_of
 from lorafit.run_folders.directory import RunDir
 from lorafit.run_folders.find_adapter import find_adapter
 from lorafit.run_folders.foreign_adapter import MLX_SETTINGS, is_mlx
 from lorafit.run_folders.origins import read_origins
+from lorafit.run_folders.peft_form import CONFIG
 from lorafit.training.initial_adapter import with_rank, with_targets
 from lorafit.transfer import archive
 

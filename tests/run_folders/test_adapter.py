@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ from lorafit.run_folders.adapter import (
     read_adapter,
     read_adapter_config,
     read_chat_settings,
-    target_names,
     write_adapter,
     write_chat_settings,
 )
+from lorafit.run_folders.peft_form import BaseFacts, target_modules, target_names
 
 Tensors = dict[str, np.ndarray]
 SHORT = ["q_proj", "v_proj", "down_proj"]
@@ -176,6 +177,19 @@ def test_targets_are_short_names_only_where_they_select_exactly_the_trained_modu
     assert target_names([*reversed(both), "lm_head"], every) == ["lm_head", "q_proj"]
     assert target_names(both[:1], every) == both[:1]
     assert target_names(both, [*every, "vision.q_proj"]) == both
+
+
+def test_targets_are_an_expression_where_a_full_name_is_the_end_of_another(tmp_path: Path) -> None:
+    trained = [f"layers.{n}.mlp.{kind}" for n in (0, 1, 10) for kind in ("up", "down")] + ["layers.1.q"]
+    every = [*trained, "vision.layers.0.mlp.up", "layers.2.mlp.up", "layers.0.q"]
+    expression = target_modules(trained, every)
+    assert isinstance(expression, str)
+    assert [name for name in every if re.fullmatch(expression, name)] == trained
+    assert target_modules(trained, every[:-3]) == ["down", "q", "up"]
+    tensors = {name: np.ones((2, 2), np.float32) for module in trained for name in lora_names(module)}
+    write_adapter(tmp_path, AdapterConfig("tiny", 2, 2.0, 0.0, []), tensors, BaseFacts("llama", every, {}))
+    assert json.loads((tmp_path / "adapter_config.json").read_text("utf-8"))["target_modules"] == expression
+    assert read_adapter(tmp_path)[0].target_modules == sorted(trained)
 
 
 def test_full_names_make_peft_attach_to_those_modules_alone(tmp_path: Path) -> None:

@@ -130,6 +130,11 @@ NOT_FOLLOWED = {
         "`--lora_r {width}` learns as much there, in less memory.",
         "{model} has {limit} positions: training refuses longer samples. Use `--max_length {limit}`.",
     ),
+    "needs a Mamba model; tests/engines/test_peft_loads.py makes them, and trains with the value": (
+        "`lorafit chat` and inference.py use all of it.",
+        "`peft` does not load an adapter on {names} of {kind} models: the result will work in lorafit only. "
+        "For `peft`, train without them: `--lora_targets {others}`.",
+    ),
     "names no value: the user has to look at the data first": (
         "Remove --{setting}, or give a dataset ID like `owner/name`.",
         "Check the data and --dataset_split.",

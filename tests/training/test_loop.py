@@ -12,11 +12,23 @@ from support.fake_jobs import SAMPLES, adapter_bytes, make_job, of
 from lorafit.data.micro_batch import MicroBatch, Sample
 from lorafit.engines.base import LossSum, OutOfMemory
 from lorafit.engines.fake import FakeEngine
-from lorafit.events import Continued, EvalDone, Evaluating, Event, Finished, Paused, Saved, Shrunk, StepDone, Stopped
+from lorafit.events import (
+    AdapterChecked,
+    Continued,
+    EvalDone,
+    Evaluating,
+    Event,
+    Finished,
+    Paused,
+    Saved,
+    Shrunk,
+    StepDone,
+    Stopped,
+)
 from lorafit.ipc.link import BEAT, Link
 from lorafit.ipc.protocol import Message, Order
 from lorafit.planner.schedule import step_samples
-from lorafit.run_folders.checkpoint import latest_good
+from lorafit.run_folders.checkpoint import latest_good, verify
 from lorafit.training.loop import Progress, training_loop
 
 
@@ -259,3 +271,21 @@ def test_a_loss_that_is_not_a_number_is_never_the_best(tmp_path: Path) -> None:
     job = replace(job, engine=SecondLossNan(job.engine.setup))
     events = list(training_loop(job, Progress()))
     assert [e.best for e in of(EvalDone, events)][:3] == [False, False, True]
+
+
+def test_the_final_adapter_is_checked_before_it_is_complete(tmp_path: Path) -> None:
+    seen: list[Path] = []
+
+    def check(folder: Path) -> Event:
+        seen.append(folder)
+        (folder / "README.md").write_text("checked", "utf-8")
+        return AdapterChecked(text="checked")
+
+    job = replace(make_job(tmp_path / "run", plans.make_plan(valid_samples=8)), check_adapter=check)
+    events = list(training_loop(job, Progress()))
+    assert [type(event) for event in events[-2:]] == [AdapterChecked, Finished]
+    assert events[-2].step == job.plan.steps
+    assert len(seen) == 1
+    assert seen[0] != job.run.final_model
+    assert (job.run.final_model / "README.md").read_text("utf-8") == "checked"
+    assert verify(job.run.final_model) is None

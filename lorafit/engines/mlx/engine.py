@@ -4,10 +4,12 @@ Training changes only two dicts: `params` and the optimizer's moments. A step co
 ones at its end, so an earlier failure leaves the engine unchanged. Letters: T tokens, N targets, H hidden.
 """
 
+import json
 import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import mlx.core as mx
@@ -39,6 +41,7 @@ from lorafit.errors import ModelError
 from lorafit.messages import _, listed
 from lorafit.models.lora_targets import place_in_layers, select_targets
 from lorafit.models.spec import ModelSpec, read_shape
+from lorafit.models.weight_files import read_headers, weight_files
 from lorafit.planner.plan import Plan
 from lorafit.run_folders.adapter import (
     AdapterConfig,
@@ -46,10 +49,10 @@ from lorafit.run_folders.adapter import (
     modules_of,
     read_adapter,
     read_matching_adapter,
-    target_names,
     write_adapter,
     wrong_base_error,
 )
+from lorafit.run_folders.peft_form import BaseFacts
 from lorafit.sampling import Sampling, sample_token
 from lorafit.units import bytes_text
 
@@ -278,8 +281,15 @@ class MLXEngine:
     def save_adapter(self, folder: Path) -> None:
         assert self.adapter is not None
         tensors = {name: np.array(p) for name, p in self.params.items()}
-        names = target_names(self.facts.target_modules, self.body.modules)
-        write_adapter(folder, replace(self.adapter, target_modules=names), tensors)
+        write_adapter(folder, self.adapter, tensors, self._base_facts)
+
+    @cached_property
+    def _base_facts(self) -> BaseFacts:
+        """The modules of the base model, also those that only its files name: mlx_lm leaves vision towers out."""
+        headers = [header for file in weight_files(self.setup.folder) for header in read_headers(file)]
+        names = {*self.body.modules, *(header.name.rpartition(".")[0] for header in headers)}
+        kind = json.loads((self.setup.folder / "config.json").read_text("utf-8"))["model_type"]
+        return BaseFacts(kind, names, {})
 
     def load_adapter(self, folder: Path) -> None:
         if self.adapter is None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -41,6 +42,7 @@ from lorafit.engines.torch.model import (
     short,
     without_gradient,
 )
+from lorafit.engines.torch.model_class import base_facts
 from lorafit.engines.torch.optimizer import TorchOptimizer
 from lorafit.engines.torch.packed.decoder import PackedDecoder, why_unsupported
 from lorafit.messages import _, labelled, listed
@@ -52,11 +54,11 @@ from lorafit.run_folders.adapter import (
     modules_of,
     read_adapter,
     read_matching_adapter,
-    target_names,
     write_adapter,
     wrong_base_error,
 )
 from lorafit.run_folders.foreign_adapter import unsupported_error
+from lorafit.run_folders.peft_form import BaseFacts
 from lorafit.sampling import Sampling
 
 
@@ -110,8 +112,7 @@ class TorchEngine:
     def _start_training(self, plan: Plan) -> None:
         self.generic.chunk = plan.loss_chunk
         self.dropout.p, self.dropout.seed = plan.lora_dropout, plan.seed
-        names = find_targets(self.model, plan.lora_targets)
-        self._attach(planned_adapter(self.setup, plan, names))
+        self._attach(planned_adapter(self.setup, plan, find_targets(self.model, plan.lora_targets)))
         for layer in self.layers.values():
             layer.reset(plan.seed)
         self.set_recompute(plan.recompute)
@@ -172,8 +173,8 @@ class TorchEngine:
 
     def _try_varlen_attention(self, parameters: list[nn.Parameter], tolerance: float) -> list[str]:
         """Use one attention kernel for all samples if it computes the same; return a note, or none if unavailable."""
-        dtype = arithmetic_dtype(self.setup)
-        if not (supports_varlen(self.device, dtype) and getattr(self.model, "_supports_attention_backend", False)):
+        dtype, able = arithmetic_dtype(self.setup), getattr(self.model, "_supports_attention_backend", False)
+        if not (able and supports_varlen(self.device, dtype)):
             return []
         self.model.set_attn_implementation(VARLEN_ATTENTION)
         try:
@@ -331,12 +332,15 @@ class TorchEngine:
         """Write the adapter alone, in PEFT's layout."""
         assert self.adapter is not None
         tensors = {name: p.detach().cpu().numpy() for name, p in self._parameters().items()}
-        names = target_names(self.layers, self._linear_names())
-        write_adapter(folder, replace(self.adapter, target_modules=names), tensors)
+        write_adapter(folder, self.adapter, tensors, self._base_facts)
+
+    @cached_property
+    def _base_facts(self) -> BaseFacts:
+        return base_facts(self.model)
 
     def _linear_names(self) -> list[str]:
-        plain = (name for name, module in self.model.named_modules() if isinstance(module, (nn.Linear, LoRALinear)))
-        return [name for name in plain if not name.endswith(".base")]
+        named = self.model.named_modules()
+        return [n for n, m in named if isinstance(m, nn.Linear | LoRALinear) and not n.endswith(".base")]
 
     def load_adapter(self, folder: Path) -> None:
         """Load the adapter in `folder`; attach LoRA layers if there are none. Raise AdapterError if it does not fit."""

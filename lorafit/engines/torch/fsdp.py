@@ -31,7 +31,7 @@ from lorafit.engines.torch.device import DTYPES, arithmetic_dtype, get_device, t
 from lorafit.engines.torch.hf_path import GenericPath
 from lorafit.engines.torch.low_bit_linear import compute_in_float32
 from lorafit.engines.torch.model import decoder_layers, load_base
-from lorafit.engines.torch.model_class import decoder_of, model_class, read_config
+from lorafit.engines.torch.model_class import decoder_of, read_config, text_class
 from lorafit.engines.torch.process_group import TorchCollectives
 from lorafit.models.weight_files import read_headers, weight_files
 
@@ -139,7 +139,7 @@ def load_sharded(setup: Setup) -> tuple[PreTrainedModel, Shards]:
 def _skeleton(setup: Setup) -> PreTrainedModel:
     """Build the model without weights (meta device); its buffers (rotary tables) are real."""
     config = read_config(setup)
-    kind = model_class(config, setup.folder, setup.trust_remote_code)
+    kind = text_class(config, setup.trust_remote_code)
     with init_empty_weights(include_buffers=False):
         model: PreTrainedModel = kind._from_config(
             config, dtype=DTYPES[setup.precision], attn_implementation=SEGMENT_ATTENTION

@@ -18,7 +18,7 @@ from lorafit.engines.torch.attention import SEGMENT_ATTENTION
 from lorafit.engines.torch.device import DTYPES, arithmetic_dtype
 from lorafit.engines.torch.lora import DropoutKeys, LoRALinear
 from lorafit.engines.torch.low_bit_linear import LowBitLinear, compute_in_float32
-from lorafit.engines.torch.model_class import decoder_of, model_class, read_config
+from lorafit.engines.torch.model_class import decoder_of, read_config, text_class
 from lorafit.engines.torch.weights import lazy_weights, read_weights
 from lorafit.errors import ModelError
 from lorafit.messages import _, listed
@@ -60,7 +60,7 @@ def load_base(setup: Setup) -> PreTrainedModel:
     _refuse_mlx_folder(setup.folder)
     try:
         config = read_config(setup)
-        kind = model_class(config, setup.folder, setup.trust_remote_code)
+        kind = text_class(config, setup.trust_remote_code)
         if getattr(kind, "_supports_attention_backend", False):
             options["attn_implementation"] = SEGMENT_ATTENTION
         model, info = _load_streamed(setup, config, kind, options) or _load_with_transformers(setup, kind, options)

@@ -5,7 +5,7 @@ use. A multimodal class is loaded without its vision and audio towers: text pass
 """
 
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 from lorafit.engines.base import Setup
 from lorafit.errors import ModelError
 from lorafit.messages import _
+from lorafit.run_folders.peft_form import BaseFacts, Form
 
 TRIAL_IDS = [[0, 1, 2]]  # token IDs of the pass that shows which towers a text needs
 
@@ -28,25 +29,34 @@ def read_config(setup: Setup) -> PretrainedConfig:
     return config
 
 
-def model_class(config: PretrainedConfig, folder: Path, trust_remote_code: bool) -> Any:
-    """Return the class with `from_pretrained` and `_from_config` for `config`. Raise ModelError if there is none."""
+def model_class(config: PretrainedConfig, trust_remote_code: bool = False) -> Any:
+    """Return the class that takes the whole `config`: that of a causal LM if there is one, else that of image to text.
+
+    Some types map a multimodal config to a class of the text alone, which does not take it. Raises ModelError.
+    """
     if trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
-        with torch.device("meta"):
+        with torch.device("meta"):  # the class lies in the model's own files, which only transformers reads
             return type(AutoModelForCausalLM.from_config(config, trust_remote_code=True))
     if getattr(config.get_text_config(), "is_encoder_decoder", False):
-        raise _untrainable(config, folder)
+        raise _untrainable(config)
     causal: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     whole: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(type(config), None)
     kind = whole if causal is None or (whole is not None and causal.config_class is not type(config)) else causal
     if kind is None:
-        raise _untrainable(config, folder)
+        raise _untrainable(config)
+    return kind
+
+
+def text_class(config: PretrainedConfig, trust_remote_code: bool = False) -> Any:
+    """Return model_class() without vision and audio towers. Raises ModelError."""
+    kind = model_class(config, trust_remote_code)
     return kind if config.get_text_config() is config else _without_towers(kind)
 
 
-def _untrainable(config: PretrainedConfig, folder: Path) -> ModelError:
+def _untrainable(config: PretrainedConfig) -> ModelError:
     return ModelError(
         _("This model is not a decoder language model, so lorafit cannot train it."),
-        where=folder / "config.json",
+        where=config.name_or_path or None,
         found=f"model_type: {config.model_type}",
         fix=_("Choose a model for text generation, for example Qwen/Qwen3-0.6B."),
     )
@@ -64,6 +74,7 @@ def _without_towers(kind: Any) -> Any:
         "__module__": kind.__module__,
         "__qualname__": kind.__qualname__,
         "__doc__": kind.__doc__,
+        "with_towers": kind,
     }
     return type(kind.__name__, (kind,), body)
 
@@ -121,3 +132,33 @@ def decoder_of(model: PreTrainedModel) -> nn.Module:
     whole = causal_lm_of(model)
     decoder: nn.Module = whole.get_decoder()
     return getattr(whole, "model", decoder) if decoder is whole else decoder  # Llama 4 returns itself
+
+
+def skeleton_of(config: PretrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Return the whole model of `config` without memory for its weights, on the meta device."""
+    with torch.device("meta"):
+        made: PreTrainedModel = model_class(config, trust_remote_code)._from_config(config)
+    return made
+
+
+def loader_settings(config: PretrainedConfig, kind: Any) -> Form:
+    """Return the settings that let peft find the class `kind`, if AutoModelForCausalLM makes another one of `config`.
+
+    With them, AutoPeftModel loads base and adapter, instead of AutoPeftModelForCausalLM.
+    """
+    known: Any = MODEL_FOR_CAUSAL_LM_MAPPING
+    if getattr(config, "auto_map", None) or known.get(type(config), None) is kind:
+        return {}
+    return {"task_type": None, "auto_mapping": {"base_model_class": kind.__name__, "parent_library": kind.__module__}}
+
+
+def base_facts(model: PreTrainedModel) -> BaseFacts:
+    """Return what PEFT sees of the base `model` as transformers makes it: all modules, without lorafit's layers.
+
+    A part that was not loaded, such as a vision tower, counts.
+    """
+    kind = getattr(type(model), "with_towers", type(model))
+    names = [name for name, _module in model.named_modules() if not name.endswith(".base")]
+    with suppress(Exception), torch.device("meta"):  # some classes of other authors need real tensors
+        names = [name for name, _module in kind._from_config(model.config).named_modules()]
+    return BaseFacts(model.config.model_type, names, loader_settings(model.config, kind))

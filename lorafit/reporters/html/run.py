@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lorafit.errors import LorafitError
 from lorafit.events import (
+    AdapterChecked,
     Answered,
     Continued,
     Event,
@@ -33,7 +34,9 @@ from lorafit.run_folders.directory import RunDir
 from lorafit.run_folders.history import Record, Results
 from lorafit.units import bytes_text, count_text, date_text, seconds_text
 
-TIMELINE_EVENTS = (Started, Restarted, Resumed, Shrunk, Warned, Paused, Continued, Moved, Stopped, Failed, Finished)
+TIMELINE_EVENTS = (
+    Started, Restarted, Resumed, Shrunk, Warned, Paused, Continued, Moved, AdapterChecked, Stopped, Failed, Finished,
+)  # fmt: skip
 
 
 class RunPageReporter:
@@ -179,7 +182,7 @@ def _event_text(event: Event) -> str:
             return _("The run's folder was moved to {path}.").format(path=event.run)
         case Finished():
             return _("Finished.")
-        case Restarted() | Shrunk() | Warned() | Paused() | Continued() | Failed():
+        case Restarted() | Shrunk() | Warned() | Paused() | Continued() | AdapterChecked() | Failed():
             return str(event.text).lstrip(LEADING)
     return ""
 

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from lorafit.errors import LorafitError
 from lorafit.events import (
+    AdapterChecked,
     Answered,
     Continued,
     EvalDone,
@@ -216,6 +217,11 @@ def line_of(event: Event) -> tuple[str, str]:
             return _("step {step}: saved {path} ({size})").format(step=event.step, path=event.path, size=size), "dim"
         case Continued():
             return f"✓ {event.text}", ""
+        case AdapterChecked() if event.peft is None:
+            return event.text, "dim"
+        case AdapterChecked():
+            whole = event.loaded == event.tensors
+            return f"{'✓ ' if whole else '⚠  '}{event.text}", "" if whole else "yellow"
         case Moved():
             return _("⚠  The run's folder was moved; training continues in {path}").format(path=event.run), "yellow"
         case Warned() | Shrunk() | Restarted() | Paused():
