@@ -49,9 +49,6 @@ LIKE_QWEN2_MOE = frozenset(
     ]
 )
 EXPERT_NAMES = frozenset(("gate", "gate_proj", "up_proj", "down_proj"))
-# Types in which PEFT 0.21 refuses LoRA on the layers MAMBA_NAMES, in every form.
-MAMBA_TYPES = frozenset(("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"))
-MAMBA_NAMES = frozenset(("out_proj", "conv1d"))
 
 
 @dataclass(frozen=True)

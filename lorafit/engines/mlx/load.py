@@ -24,7 +24,7 @@ from lorafit.engines.mlx.quantised import (
 )
 from lorafit.engines.mlx.rope import rope_parameters
 from lorafit.errors import ModelError
-from lorafit.messages import _, noted
+from lorafit.messages import _, noted, translate
 
 DECODERS = {"llama4": "language_model.model"}  # decoders of multimodal classes that are not model.language_model
 # Types that mlx_lm (0.32.2) computes otherwise than transformers, and how.
@@ -85,7 +85,7 @@ def refuse_different(config: PretrainedConfig) -> None:
     kind = config.get_text_config().model_type
     if kind in DIFFERENT:
         what = _("mlx_lm computes this model type otherwise than transformers.")
-        raise ModelError(what, found=f"{kind}: {_(DIFFERENT[kind])}", fix=_("Try --engine torch."))
+        raise ModelError(what, found=f"{kind}: {translate(DIFFERENT[kind])}", fix=_("Try --engine torch."))
 
 
 def _prefix(config: PretrainedConfig) -> str:

@@ -55,10 +55,10 @@ def text_class(config: PretrainedConfig, trust_remote_code: bool = False) -> Any
 
 def _untrainable(config: PretrainedConfig) -> ModelError:
     return ModelError(
-        _("This model is not a decoder language model, so lorafit cannot train it."),
+        _("This model cannot be trained: only decoder language models can."),
         where=config.name_or_path or None,
         found=f"model_type: {config.model_type}",
-        fix=_("Choose a model for text generation, for example Qwen/Qwen3-0.6B."),
+        fix=_("Choose a model that generates text, for example `--model_name Qwen/Qwen3-0.6B`."),
     )
 
 
