@@ -51,6 +51,7 @@ NOT_FOLLOWED = {
         "✓ Base weights not quantized (`--quantization 4bit` saves memory at a small cost in quality)",
         "✓ Base weights not quantized (`--quantization 4bit` uses MLX's own 4-bit: a third to half of bfloat16's memory)",
         "✓ MLX: fastest on Apple Silicon (`--engine torch` uses PyTorch's MPS)",
+        "`{command}` brings fused kernels for this model's layers without attention: faster, with less memory",
         "⚠️  Using PyTorch's MPS: the installed mlx-lm does not have the model type {kind} (`{command}`)",
     ),
     "no error: a note on truncated rows; the flag is followed for the error of rejected rows": (
