@@ -20,5 +20,5 @@ def kernel_choices(spec: ModelSpec, machine: Machine, device: str) -> list[Choic
     missing = [name for name in spec.kernels if machine.described or find_spec(MODULES[name]) is None]
     if not missing:
         return []
-    text = _("optional: faster kernels for this model's layers without attention; they also need less memory")
-    return [Choice("kernels", f"pip install {' '.join(missing)}", text)]
+    text = _("`{command}` brings fused kernels for this model's layers without attention: faster, with less memory")
+    return [Choice("kernels", _("optional"), text.format(command=f"pip install {' '.join(missing)}"))]

@@ -53,6 +53,9 @@ REMEDIES = [
     remedy("plan --model_name Qwen/Qwen3-0.6B --dataset_name law.jsonl",
            "Download the model first with `lorafit train --dry_run`, or plan with `--model_name demo`.",
            {"lorafit train --dry_run": SKIP, "--model_name demo": AS_IT_IS}),
+    remedy("plan --model_name encoder", "Choose a model that generates text, for example `--model_name Qwen/Qwen3-0.6B`.",
+           {"--model_name Qwen/Qwen3-0.6B": AS_IT_IS}),
+    remedy("plan --model_name old", "Choose a newer model: `--model_name demo` is the smallest."),
     # flags and settings
     remedy("train --zzz", "Run `{command} --help` for the list of flags.", {"lorafit train --help": AS_IT_IS}),
     remedy("train stray", "See `{command} --help`: flags start with `--`, and switches take no value.",

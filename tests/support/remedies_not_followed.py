@@ -51,6 +51,8 @@ NOT_FOLLOWED = {
         "✓ Base weights not quantized (`--quantization 4bit` saves memory at a small cost in quality)",
         "✓ Base weights not quantized (`--quantization 4bit` uses MLX's own 4-bit: a third to half of bfloat16's memory)",
         "✓ MLX: fastest on Apple Silicon (`--engine torch` uses PyTorch's MPS)",
+        "`{command}` brings fused kernels for this model's layers without attention: faster, with less memory",
+        "⚠️  Using PyTorch's MPS: the installed mlx-lm does not have the model type {kind} (`{command}`)",
     ),
     "no error: a note on truncated rows; the flag is followed for the error of rejected rows": (
         "Rows longer than max_length {n}: {rows} of {all}. Tokens removed: {tokens}, of which {targets} in the loss. "
@@ -146,6 +148,8 @@ NOT_FOLLOWED = {
     ),
     "needs another program: a notebook of a platform, pip, or Python": (
         "Check that the folder is complete and that the installed transformers supports this model (upgrade: {command}).",
+        "Upgrade it: `{command}`",
+        "Use --engine torch, or upgrade it: `{command}`",
         "Use a safetensors version of the model: pickled weights are never loaded, because they can run code. If you trust "
         "the author, convert them: {command}",
         "## Save the result; on your own machine: `lorafit fetch result.zip`",
@@ -162,6 +166,7 @@ NOT_FOLLOWED = {
         "Free disk space, or choose another folder with {flag}.",
         "Free disk space, or use {flag} to name a file on another disk.",
         "Give a YAML file with settings to --config.",
+        "If you trust the author, add `--trust_remote_code`.",
         "Give a file name with {flag}.",
         "Name the data in the file, or with `--dataset_name`.",
         "Restore it, or give its new place, with the same content: `{command}`",

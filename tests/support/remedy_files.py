@@ -33,6 +33,9 @@ def write_files(demo_folder: Path) -> None:
     shutil.copytree("model", "wide")
     tiny.save_model("llama", Path("wide"), vocab_size=49_152, hidden_size=64)
     _write_data()
+    for name, kind in (("encoder", "bert"), ("old", "gpt2")):
+        Path(name).mkdir()
+        Path(name, "config.json").write_text(json.dumps({"model_type": kind}), "utf-8")
     Path("my.yaml").write_text("lora_r: 4\n", "utf-8")
     Path("wrong.yaml").write_text("zzz: 1\n", "utf-8")
     Path("asked.txt").write_text("hi\n", "utf-8")
