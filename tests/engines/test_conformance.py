@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,15 @@ from support.engine_variants import SAMPLES, Way, every_way, every_way_and_the_f
 
 from lorafit.data.micro_batch import MicroBatch, pack
 from lorafit.engines.base import OutOfMemory
+from lorafit.errors import ModelError
 from lorafit.planner.plan import Plan
 from lorafit.sampling import Sampling
 
 PLAN = tiny.make_plan(token_budget=100)
 # Without torch's generic path: with both paths of torch, transformers' model generates the answers.
 GENERATING_WAYS = [way for way in engine_variants.WAYS if way is not engine_variants.WAYS[1]]
+# Limits of the gradient's error where transformers and peft in float32 have 3e-5 and 9e-5 themselves.
+LIMITS = {"qwen3.5, gated delta rule": 5e-5, "gemma4, shared keys, two head widths": 9e-5}
 TWO_CASES = ["llama, tied, grouped heads", "gemma2, soft caps, window"]
 
 
@@ -57,9 +60,13 @@ def test_loss_and_gradients_equal_those_of_transformers_and_peft_in_float64(
     tmp_path: Path,
 ) -> None:
     adapter, right = float64_results[case]
+    if not way.has(case):
+        with pytest.raises(ModelError, match="MLX cannot load"):
+            way.open(models[case], PLAN)
+        return
     loss, gradients = engine_variants.loss_and_gradients(way, models[case], PLAN, adapter, tmp_path)
     assert loss == pytest.approx(right.loss, rel=2e-6)
-    assert engine_variants.worst(gradients, right.gradients) < 2e-5
+    assert engine_variants.worst(gradients, right.gradients) < LIMITS.get(case, 2e-5)
 
 
 @every_way
@@ -160,8 +167,13 @@ def float64_answer(models: dict[str, Path]) -> Callable[[str], list[int]]:
     return answer
 
 
-@pytest.mark.parametrize("way", GENERATING_WAYS, ids=[way.name for way in GENERATING_WAYS])
-@pytest.mark.parametrize("case", [c for c in engine_variants.CASES if "experts" not in c and "long rope" not in c])
+def generating(cases: Iterable[str]) -> pytest.MarkDecorator:
+    """Parametrize a test with every engine that generates and those of `cases` that it can open."""
+    pairs = [(way, case) for way in GENERATING_WAYS for case in cases if way.has(case)]
+    return pytest.mark.parametrize(("way", "case"), pairs, ids=[f"{way.name}-{case}" for way, case in pairs])
+
+
+@generating([c for c in engine_variants.CASES if "experts" not in c and "long rope" not in c])
 def test_greedy_answers_with_a_cache_equal_those_without(
     way: Way, case: str, models: dict[str, Path], float64_answer: Callable[[str], list[int]]
 ) -> None:
@@ -170,8 +182,7 @@ def test_greedy_answers_with_a_cache_equal_those_without(
     assert found == float64_answer(case)
 
 
-@pytest.mark.parametrize("way", GENERATING_WAYS, ids=[way.name for way in GENERATING_WAYS])
-@pytest.mark.parametrize("case", engine_variants.CASES)
+@generating(engine_variants.CASES)
 def test_prompts_answered_together_get_the_answers_that_each_gets_alone(
     way: Way, case: str, models: dict[str, Path]
 ) -> None:

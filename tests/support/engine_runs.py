@@ -9,14 +9,14 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from lorafit.data.batching import StepBatch, build_step_batch
 from lorafit.data.micro_batch import Sample
 from lorafit.engines.base import Engine
 from lorafit.planner.plan import Plan
 from lorafit.planner.schedule import lr_at, step_samples
-from lorafit.run_folders.adapter import read_adapter, write_adapter
+from lorafit.run_folders.adapter import WEIGHTS, read_adapter
 from support import tiny
 
 
@@ -51,7 +51,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "long_factor": [2.0, 3.0, 4.0, 5.0], "original_max_position_embeddings": 32}}),
     "granite, scaled everywhere": ("granite", {}),
     "mixtral, experts": ("mixtral", {}),
+    "qwen3.5, gated delta rule": ("qwen3_5", {}),
+    "gemma4, shared keys, two head widths": ("gemma4", {}),
+    "glm-4.5, shared and routed experts": ("glm4_moe", {}),
+    "gpt-oss, attention sinks, experts": ("gpt_oss", {}),
 }  # fmt: skip
+
+
+# mlx_lm reads these types from folders as they lie on a hub, and not as transformers 5 saves them.
+NOT_IN_MLX = ("qwen3.5, gated delta rule", "gemma4, shared keys, two head widths", "gpt-oss, attention sinks, experts")
 
 
 def step_batch(plan: Plan, step: int, samples: list[Sample] = SAMPLES) -> StepBatch:
@@ -80,12 +88,12 @@ def start_with_b(engine: Engine, scratch: Path, seed: int = 1) -> Path:
     """Set every lora_B to random values, so that no gradient is zero. Return `scratch`, the folder of that adapter."""
     scratch.mkdir(parents=True, exist_ok=True)
     engine.save_adapter(scratch)
-    config, tensors = read_adapter(scratch)
+    tensors = read_adapter(scratch)[1]
     rng = np.random.default_rng(seed)
     filled = {
         n: rng.normal(0, 0.05, a.shape).astype(np.float32) if ".lora_B." in n else a for n, a in sorted(tensors.items())
     }
-    write_adapter(scratch, config, filled)
+    save_file(filled, scratch / WEIGHTS, {"format": "pt"})  # the settings stay as the engine wrote them for peft
     engine.load_adapter(scratch)
     return scratch
 

@@ -16,6 +16,7 @@ from lorafit import registry
 from lorafit.engines.base import Engine, OutOfMemory, Setup
 from lorafit.planner.plan import Plan
 from support.engine_runs import CASES as CASES
+from support.engine_runs import NOT_IN_MLX as NOT_IN_MLX
 from support.engine_runs import SAMPLES as SAMPLES
 from support.engine_runs import Arrays as Arrays
 from support.engine_runs import adapter_of as adapter_of
@@ -42,6 +43,10 @@ class Way:
     says: str  # error text when memory runs out
     prepare: Callable[[Any], None] = lambda engine: None
     raises: Callable[[str], Exception] = RuntimeError  # exception when memory runs out
+
+    def has(self, case: str) -> bool:
+        """Return whether the engine can open the model of `case`."""
+        return self.engine != "mlx" or case not in NOT_IN_MLX
 
     def open(self, folder: Path, plan: Plan | None) -> Engine:
         """Open the model in `folder`, for training with `plan` or, without a plan, for answers only."""

@@ -31,6 +31,19 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "cohere": ("CohereConfig", {"logit_scale": 0.25}),
     "mixtral": ("MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2}),
 }
+# Types that people tune now.
+NEWEST: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen3_5": ("Qwen3_5TextConfig", {
+        "num_hidden_layers": 4, "head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8, "linear_value_head_dim": 8}),
+    "gemma4": ("Gemma4TextConfig", {
+        "num_hidden_layers": 4, "head_dim": 8, "global_head_dim": 16, "sliding_window": 8, "num_kv_shared_layers": 2,
+        "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCAB,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]}),
+    "glm4_moe": ("Glm4MoeConfig", {
+        "head_dim": 8, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "n_shared_experts": 1,
+        "first_k_dense_replace": 1}),
+}  # fmt: skip
 # Models whose samples cannot be packed, each for a different reason.
 LONERS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama4": ("Llama4TextConfig", {  # attention in chunks
@@ -53,7 +66,7 @@ def save_model(family: str, folder: Path, **changes: Any) -> Path:
 
     Its weights are so large that every part of the model affects the output.
     """
-    name, special = (FAMILIES | LONERS)[family]
+    name, special = (FAMILIES | NEWEST | LONERS)[family]
     return save_random(getattr(transformers, name)(**{**SHAPE, **special, **changes}), folder)
 
 
