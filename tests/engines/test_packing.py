@@ -19,6 +19,10 @@ from lorafit.engines.torch.model import load_base
 from lorafit.errors import ConfigError, ModelError
 
 
+def test_fused_experts_pack(models: Path) -> None:
+    assert tiny.open_engine(models / "mixtral", tiny.make_plan()).generic.packs
+
+
 def test_a_model_without_linear_layers_is_refused(models: Path) -> None:
     with pytest.raises(ModelError, match="no linear layers"):
         tiny.open_engine(models / "gpt2", tiny.make_plan())

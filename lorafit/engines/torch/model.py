@@ -25,6 +25,7 @@ from lorafit.messages import _, listed
 from lorafit.models.lora_targets import is_adaptable, select_targets
 from lorafit.run_folders.adapter import AdapterConfig
 
+PLAIN_SUBCLASSES = ("FalconLinear",)  # their own forward is the same matmul
 logging.set_verbosity_error()
 logging.disable_progress_bar()
 python_logging.getLogger("bitsandbytes").setLevel(python_logging.ERROR)  # it warns at each 8-bit matmul
@@ -193,8 +194,9 @@ def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
 
 def _is_linear(module: nn.Module) -> bool:
     """Return whether `module` is a plain linear layer. Some routers subclass one and return more than a matmul."""
-    known = type(module).forward in (nn.Linear.forward, LowBitLinear.forward)
-    plain = known or type(module).__module__.startswith("bitsandbytes.")
+    kind = type(module)
+    known = kind.forward in (nn.Linear.forward, LowBitLinear.forward) or kind.__name__ in PLAIN_SUBCLASSES
+    plain = known or kind.__module__.startswith("bitsandbytes.")
     return isinstance(module, nn.Linear) and plain
 
 
