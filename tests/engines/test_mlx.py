@@ -30,6 +30,7 @@ from lorafit.engines.mlx import decoder, device  # noqa: E402
 from lorafit.engines.mlx.engine import MLXEngine  # noqa: E402
 from lorafit.engines.mlx.load import load_base  # noqa: E402
 from lorafit.engines.mlx.quantised import quantize_layers  # noqa: E402
+from lorafit.training.preflight import check_attention  # noqa: E402
 
 PLAN = tiny.make_plan(engine="mlx", token_budget=100)
 CPU = next(way for way in engine_variants.WAYS if way.name == "MLX, CPU")
@@ -265,3 +266,40 @@ def test_attention_in_blocks_equals_a_float64_reference() -> None:
         pairs = [(outs[0], out.detach()), *((a, b.grad) for a, b in zip(grads, wanted, strict=True))]
         for found, right in pairs:
             assert float(np.linalg.norm(np.array(found) - right.numpy()) / right.norm()) < 2e-6
+
+
+def test_a_window_that_mlx_lm_ignores_limits_the_samples(tmp_path: Path) -> None:
+    """mlx_lm 0.32 computes StarCoder2 with full attention."""
+    config = transformers.Starcoder2Config(**tiny.SHAPE, sliding_window=8)
+    engine = CPU.open(tiny.save_random(config, tmp_path), PLAN)
+    assert engine.facts.longest_sample == 8
+    check_attention("a model", 8, longest=8)
+    with pytest.raises(ModelError, match="attention of this model wrongly") as error:
+        check_attention("a model", 8, longest=9)
+    assert error.value.fix == "Use `--engine torch`, or truncate the samples: `--max_length 8`."
+
+
+def test_a_window_that_mlx_lm_computes_limits_nothing(tmp_path: Path) -> None:
+    config = transformers.Cohere2Config(**{**tiny.SHAPE, "num_hidden_layers": 4}, sliding_window=8, head_dim=8)
+    engine = CPU.open(tiny.save_random(config, tmp_path), PLAN)
+    assert engine.facts.longest_sample is None
+    assert engine.facts.supports_packing
+
+
+def test_a_type_that_mlx_lm_computes_otherwise_is_refused(tmp_path: Path) -> None:
+    config = transformers.GlmConfig(**tiny.SHAPE, head_dim=8, partial_rotary_factor=0.5)
+    with pytest.raises(ModelError, match="otherwise than transformers") as error:
+        CPU.open(tiny.save_random(config, tmp_path), PLAN)
+    assert error.value.found == "glm: the rotary embedding covers the whole head"
+
+
+def test_layers_that_mlx_lm_computes_in_another_form_are_named(tmp_path: Path) -> None:
+    """DeepSeek V3's kv_b_proj is split in mlx_lm."""
+    config = transformers.DeepseekV3Config(
+        **{**tiny.SHAPE, "num_key_value_heads": 4}, q_lora_rank=16, kv_lora_rank=8, qk_nope_head_dim=8, qk_rope_head_dim=8,
+        v_head_dim=8, n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, n_shared_experts=1,
+        first_k_dense_replace=1, n_group=1, topk_group=1
+    )  # fmt: skip
+    engine = CPU.open(tiny.save_random(config, tmp_path), PLAN)
+    assert "No adapter on 3 layers that mlx_lm computes in another form: kv_b_proj." in engine.facts.notes
+    assert not any("kv_b_proj" in name for name in engine.facts.target_modules)

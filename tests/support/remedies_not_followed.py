@@ -81,6 +81,9 @@ NOT_FOLLOWED = {
         "Run `lorafit doctor` to see what is missing, or use --device cpu, which works everywhere.",
         "Run `pip install -U 'torch>=2.14'`, or use --device cpu.",
     ),
+    "needs a model with a window that mlx_lm ignores; tests/engines/test_mlx.py reads the limit": (
+        "Use `--engine torch`, or truncate the samples: `--max_length {limit}`.",
+    ),
     "needs a model quantized by MLX; tests/planner/test_mlx_quantized_base.py follows the flags": (
         "Check that the folder is complete and that the installed mlx-lm supports this model (upgrade: {command}), "
         "or use --engine torch.",
@@ -132,10 +135,8 @@ NOT_FOLLOWED = {
         "`--lora_r {width}` learns as much there, in less memory.",
         "{model} has {limit} positions: training refuses longer samples. Use `--max_length {limit}`.",
     ),
-    "needs a Mamba model; tests/engines/test_peft_loads.py makes them, and trains with the value": (
+    "no error: what works, after a check of the finished adapter that peft did not pass": (
         "`lorafit chat` and inference.py use all of it.",
-        "`peft` does not load an adapter on {names} of {kind} models: the result will work in lorafit only. "
-        "For `peft`, train without them: `--lora_targets {others}`.",
     ),
     "names no value: the user has to look at the data first": (
         "Remove --{setting}, or give a dataset ID like `owner/name`.",
