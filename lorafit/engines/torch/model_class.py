@@ -36,7 +36,7 @@ def model_class(config: PretrainedConfig, trust_remote_code: bool = False) -> An
     """
     if trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
         with torch.device("meta"):  # the class lies in the model's own files, which only transformers reads
-            return type(AutoModelForCausalLM.from_config(config, trust_remote_code=True))
+            return type(AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code))
     if getattr(config.get_text_config(), "is_encoder_decoder", False):
         raise _untrainable(config)
     causal: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
