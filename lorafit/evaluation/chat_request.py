@@ -18,7 +18,8 @@ from lorafit.models.hub import find_model
 from lorafit.models.spec import read_spec
 from lorafit.paths import require_utf8_name
 from lorafit.progress import ProgressCallback
-from lorafit.run_folders.adapter import ChatSettings, check_shapes, read_chat_settings
+from lorafit.run_folders.adapter import ChatSettings, read_chat_settings
+from lorafit.run_folders.adapter_fit import check_shapes
 from lorafit.run_folders.find_adapter import find_adapter
 from lorafit.sampling import Sampling
 

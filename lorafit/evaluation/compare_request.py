@@ -37,7 +37,8 @@ from lorafit.models.spec import read_spec
 from lorafit.paths import require_utf8_name, user_path
 from lorafit.progress import ProgressCallback
 from lorafit.run_folders import directory
-from lorafit.run_folders.adapter import check_shapes, read_chat_settings
+from lorafit.run_folders.adapter import read_chat_settings
+from lorafit.run_folders.adapter_fit import check_shapes
 from lorafit.run_folders.find_adapter import find_adapter, named_folder
 from lorafit.sampling import Sampling
 

@@ -97,6 +97,11 @@ class ModelSpec:
         """Number of weights in all linear layers."""
         return sum(linear.in_features * linear.out_features for linear in self.linears)
 
+    @cached_property
+    def stored_linear_weights(self) -> int:
+        """The same without the layers that use a weight again."""
+        return sum(linear.in_features * linear.out_features for linear in self.linears if not linear.again)
+
     @property
     def active_parameters(self) -> int:
         """Number of parameters that compute one token: all but the experts that its router does not choose."""

@@ -9,15 +9,11 @@ from collections.abc import Iterator, Mapping
 from math import prod
 from typing import Any, NamedTuple
 
-from lorafit.models.lora_targets import is_adaptable
+from lorafit.models.lora_targets import OTHER_TOWER, block_users, is_adaptable
 from lorafit.models.text_config import is_wrapper
 from lorafit.models.weight_files import Header
 
 LAYER = re.compile(r"(^|\.)(layers|h|blocks)\.(\d+)\.")
-OTHER_TOWER = re.compile(
-    r"vision|visual|vqmodel|image_|audio|speech|talker|token2wav|code2wav|embed_tokens_extend|"
-    r"multi_modal|multimodal|mm_projector|modality_projection"
-)
 EXTRA_LAYERS = re.compile(r"(^|\.)(mtp\w*|nextn\w*)\.")  # DeepSeek and GLM number them after the last layer instead
 HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output_layer|head|output)\.(weight|bias)$")
 NOT_LINEAR = re.compile(r"embed|norm")  # 2-D weights of layers that are no linear layers
@@ -47,6 +43,7 @@ class Linear(NamedTuple):
     name: str
     in_features: int
     out_features: int
+    again: bool = False  # the weight is that of another Linear too; files store it once
 
 
 def split_tensors(headers: list[Header], config: Mapping[str, Any], layers: int) -> tuple[list[Header], list[Header]]:
@@ -98,9 +95,9 @@ def linears_of(tensors: list[Header], text: Mapping[str, Any], layers: int) -> l
             continue
         name = _renamed(header.name.removesuffix(".weight"), kind)
         without = int(number[3]) >= shared_from and name.endswith((".k_proj", ".v_proj"))
-        if is_adaptable(name, text) and not without and not name.endswith(".o_a_proj"):
+        if not without and not name.endswith(".o_a_proj"):
             found.append(Linear(name, header.shape[1], header.shape[0]))
-    return [*found, *_shared_blocks(found, text)]
+    return [linear for linear in [*found, *_shared_blocks(found, text)] if is_adaptable(linear.name, text)]
 
 
 def _renamed(name: str, kind: str) -> str:
@@ -111,14 +108,13 @@ def _renamed(name: str, kind: str) -> str:
 
 def _shared_blocks(found: list[Linear], text: Mapping[str, Any]) -> Iterator[Linear]:
     """Yield the linear layers of Zamba's shared blocks in the layers that use them again; files store them once."""
-    kinds = text.get("layers_block_type")
-    users = [i for i, kind in enumerate(kinds) if kind == "hybrid"] if isinstance(kinds, list) else []
-    blocks = max(int(text.get("num_mem_blocks") or 1), 1)
+    users, blocks = block_users(text), max(int(text.get("num_mem_blocks") or 1), 1)
     for linear in found:
         number = LAYER.search(linear.name)
         if number and ".shared_transformer." in linear.name and int(number[3]) in users[:blocks]:
             for user in users[users.index(int(number[3])) + blocks :: blocks]:
-                yield linear._replace(name=LAYER.sub(rf"\g<1>\g<2>.{user}.", linear.name, count=1))
+                name = LAYER.sub(rf"\g<1>\g<2>.{user}.", linear.name, count=1)
+                yield linear._replace(name=name, again=is_adaptable(linear.name, text))
 
 
 def routed_experts(tensors: list[Header]) -> tuple[int, int]:

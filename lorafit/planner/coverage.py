@@ -42,7 +42,7 @@ def adapter_choices(spec: ModelSpec, lora_r: int, lora_targets: str) -> list[Cho
     reason = text.format(
         chosen=count_text(len(chosen)),
         all=count_text(len(spec.linears)),
-        share=sum(linear.in_features * linear.out_features for linear in chosen) / spec.parameters,
+        share=sum(linear.in_features * linear.out_features for linear in chosen if not linear.again) / spec.parameters,
         experts=spec.expert_weights / spec.parameters,
     )
     count = count_text(adapter_parameters(spec, lora_r, lora_targets))

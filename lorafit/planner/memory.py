@@ -101,7 +101,7 @@ def weights_bytes(spec: ModelSpec, precision: str, quantization: str) -> int:
         return spec.packed.size + spec.packed.others * BYTES[precision]
     if quantization == "none":
         return spec.parameters * BYTES[precision]
-    linears = spec.linear_weights
+    linears = spec.stored_linear_weights
     four, eight = linears // 2 + linears // 64 + linears // 64 // 256 * 4, linears + spec.total_out_features * 4
     packed = four if quantization == "4bit" else eight
     return packed + (spec.parameters - linears) * BYTES[precision]

@@ -8,7 +8,7 @@ compute wrongly are refused by name (foreign_adapter.py).
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,9 +20,7 @@ from safetensors.numpy import save_file
 
 from lorafit.atomic import read_errors
 from lorafit.errors import AdapterError
-from lorafit.messages import _, listed
-from lorafit.models.spec import ModelSpec
-from lorafit.models.text_tensors import LAYER
+from lorafit.messages import _
 from lorafit.run_folders import foreign_adapter, module_pattern
 from lorafit.run_folders.peft_form import CONFIG, BaseFacts, form_of
 from lorafit.units import TEMPLATE_DATE, kind_text
@@ -146,62 +144,6 @@ def read_plain_config(folder: Path) -> AdapterConfig:
     config, _path, names = _open(folder)
     modules = modules_of(name for name, _own in names)
     return replace(config.as_plain(modules), target_modules=modules)
-
-
-def check_shapes(folder: Path, spec: ModelSpec) -> None:
-    """Raise AdapterError if the adapter in `folder` does not fit a base model `spec`, before the base model is loaded.
-
-    The engine checks modules that the base model's files do not name: some models rename modules when loaded.
-    """
-    config, tensors = read_adapter(folder)
-    layers = max((int(part[3]) for name in tensors if (part := LAYER.search(name))), default=-1) + 1
-    if layers > spec.layers:
-        found = _("layers in the adapter: {theirs}, in the model: {ours}").format(theirs=layers, ours=spec.layers)
-        raise wrong_base_error(folder, config.base_model, found)
-    sizes = {linear.name: (linear.in_features, linear.out_features) for linear in spec.linears}
-    for module in modules_of(tensors):
-        if module not in sizes:
-            continue
-        a, b = (tensors[name] for name in lora_names(module))
-        if (a.shape[1], b.shape[0]) != sizes[module]:
-            found = _("{module}: {theirs} in the adapter, {ours} in the model").format(
-                module=module, theirs=f"{a.shape[1]} -> {b.shape[0]}", ours="{} -> {}".format(*sizes[module])
-            )
-            raise wrong_base_error(folder, config.base_model, found)
-
-
-def read_matching_adapter(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray[np.float32]]:
-    """Return the tensors of the adapter in `folder`. Raise AdapterError for other names or shapes."""
-    config, tensors = read_adapter(folder)
-    if differing := sorted(tensors.keys() ^ shapes.keys()):
-        raise wrong_layers_error(folder, config, listed(differing[:2]))
-    for name, shape in shapes.items():
-        if tensors[name].shape != shape:
-            raise wrong_base_error(folder, config.base_model, f"{name}: {tensors[name].shape} != {shape}")
-    return tensors
-
-
-def wrong_base_error(folder: Path, trained_on: str | None, found: str) -> AdapterError:
-    """Return the error for an adapter on a base model that it was not trained on."""
-    return AdapterError(
-        _("This adapter was trained on a different base model: {name}.").format(name=trained_on or "?"),
-        where=folder,
-        found=found,
-        fix=_("Use that base model (training: --model_name; chat: --base_model, or omit it), or another adapter."),
-    )
-
-
-def wrong_layers_error(folder: Path, config: AdapterConfig, found: str) -> AdapterError:
-    """Return the error for an adapter on more or fewer layers than are trained."""
-    targets = ",".join(config.target_modules)
-    return AdapterError(
-        _("This adapter covers different layers than this run trains."),
-        where=folder,
-        found=found,
-        fix=_("Use the adapter's own settings: {flags} (base model: {name}), or use another adapter.").format(
-            flags=f"--lora_targets {targets}", name=config.base_model or "?"
-        ),
-    )
 
 
 def write_chat_settings(folder: Path, settings: ChatSettings) -> None:

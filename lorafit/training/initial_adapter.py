@@ -8,11 +8,12 @@ from typing import Any
 from lorafit.config import DEMO_PRESET, TrainConfig
 from lorafit.errors import AdapterError
 from lorafit.messages import _, listed
-from lorafit.models.lora_targets import matching_names
+from lorafit.models.lora_targets import matching_names, place_in_layers
 from lorafit.models.spec import ModelSpec
 from lorafit.models.text_tensors import LAYER
 from lorafit.planner.plan import Choice, Plan
 from lorafit.run_folders.adapter import AdapterConfig, read_adapter_config, read_plain_config
+from lorafit.run_folders.adapter_fit import check_shapes, left_out_error
 from lorafit.run_folders.find_adapter import find_adapter
 from lorafit.run_folders.peft_form import target_names
 
@@ -41,13 +42,17 @@ def with_targets(config: TrainConfig, folder: Path, spec: ModelSpec | None = Non
     """Return `config` with lora_targets of the adapter in `folder`, unless the user gave them.
 
     `spec` is that of the base model; without it, targets that the user gave are not checked. Raises AdapterError if the
-    user gave targets that select other layers than the adapter has.
+    adapter does not fit the base model, has layers that training leaves out, or others than the user's targets select.
     """
     if spec is None:
         own = ",".join(read_adapter_config(folder).target_modules)
         return config if _given(config, "lora_targets") else config.model_copy(update={"lora_targets": own})
-    adapter = read_plain_config(folder)
-    trained, every = adapter.target_modules, _every_linear(spec, adapter.target_modules)
+    check_shapes(folder, spec)
+    trained = _as_in_files(read_plain_config(folder).target_modules, spec)
+    known = {linear.name for linear in spec.linears}
+    if known & {*trained} and (others := [name for name in trained if name not in known]):
+        raise left_out_error(folder, others)
+    every = _every_linear(spec, trained)
     selected = matching_names(every, config.lora_targets)
     if {*selected} == {*trained}:
         return config
@@ -88,6 +93,12 @@ def _given(config: TrainConfig, name: str) -> bool:
     """Return whether the user gave the setting `name`: it is neither a default nor a value of the demo."""
     preset = config.demo and DEMO_PRESET.get(name) == getattr(config, name)
     return name in config.model_fields_set and not preset
+
+
+def _as_in_files(modules: list[str], spec: ModelSpec) -> list[str]:
+    """Return the names of `modules` in the files of the base model, where these name the same layers otherwise."""
+    known = {place_in_layers(linear.name): linear.name for linear in spec.linears}
+    return [known.get(place_in_layers(module), module) for module in modules]
 
 
 def _every_linear(spec: ModelSpec, modules: list[str]) -> list[str]:

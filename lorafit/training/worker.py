@@ -43,7 +43,6 @@ from lorafit.planner.memory_budget import per_process
 from lorafit.planner.plan import Plan
 from lorafit.planner.planner import make_plan_result
 from lorafit.run_folders import directory
-from lorafit.run_folders.adapter import check_shapes
 from lorafit.run_folders.directory import RunDir
 from lorafit.run_folders.origins import Origins, origins_of, with_absolute_paths
 from lorafit.run_folders.place import RunPlace
@@ -182,7 +181,6 @@ def _get_ready(config: TrainConfig, old: Interrupted | None, ranks: Collectives)
     machine = _with_metal_limit(machine, device, choose_engine(config, machine, device).value)
     model, spec, base = yield from find_base(config, machine, old.run if old else None)
     if start is not None:
-        check_shapes(start, spec)
         config = with_targets(config, start, spec)
     check_model(config, spec, model.folder, folder)
     yield Stage(text=_("Reading {name}").format(name=config.dataset_name))

@@ -12,6 +12,7 @@ from torch import nn
 from lorafit.models.spec import ModelSpec, read_spec
 
 # The linear layers that may not get an adapter: routers, indexers, gates of experts, and what training does not call.
+OWN_LORA = "shared_transformer.feed_forward.gate_up_proj_adapter_list"
 LEFT_OUT = {
     "afmoe": {"mlp.router.gate"},
     "bamba": {"mamba.out_proj"},
@@ -26,7 +27,9 @@ LEFT_OUT = {
     "mamba2": {"mixer.out_proj"},
     "nemotron_h": {"mixer.out_proj"},
     "phimoe": {"mlp.router"},
-    "zamba2": {"mamba.out_proj", "mamba_decoder.mamba.out_proj"},
+    "zamba2": {"mamba.out_proj", "mamba_decoder.mamba.out_proj"}
+    # Of its own LoRA on a shared block, each layer calls that of its use: the first is in layer 1, the second in layer 3.
+    | {f"{layer}.{OWN_LORA}.{use}.{i}" for layer, use in ((1, 1), (3, 0)) for i in (0, 1)},
 } | {key: {"mlp.shared_expert_gate"} for key in ("qwen2_moe", "qwen3_next", "qwen3_5_moe_text", "qwen3_5_moe")}
 # How each layer mixes positions, where it is not by full attention in all.
 MIXED = ("state", "state", "state", "full")
@@ -78,9 +81,21 @@ def test_linears_are_those_of_the_text_decoder_that_may_get_an_adapter(family: t
         if isinstance(module, nn.Linear) and LAYER.match(f".x.{part}")
     }
     left_out = LEFT_OUT.get(name, set())
-    wanted = {part: sizes for part, sizes in modules.items() if part.partition(".")[2] not in left_out}
-    assert {in_layer(f"x.{linear.name}"): linear[1:] for linear in spec.linears} == wanted
-    assert {part.partition(".")[2] for part in modules.keys() - wanted.keys()} == left_out
+    wanted = {part: sizes for part, sizes in modules.items() if not {part, part.partition(".")[2]} & left_out}
+    assert {in_layer(f"x.{linear.name}"): linear[1:3] for linear in spec.linears} == wanted
+    absent = modules.keys() - wanted.keys()
+    assert left_out <= absent | {part.partition(".")[2] for part in absent}
+
+
+def test_a_weight_that_several_layers_use_is_counted_once(family: tuple[str, Any, ModelSpec]) -> None:
+    _name, model, spec = family
+    places = {in_layer(f"x.{linear.name}") for linear in spec.linears}
+    weights = {
+        id(module.weight): module.weight.numel()
+        for part, module in decoder_of(model).named_modules()
+        if LAYER.match(f".x.{part}") and in_layer(f"x.{part}") in places
+    }
+    assert spec.stored_linear_weights == sum(weights.values())
 
 
 def test_parameters_are_those_of_the_text_decoder_and_its_head(family: tuple[str, Any, ModelSpec]) -> None:

@@ -11,6 +11,9 @@ LLAMA = [
     *(f"model.layers.{i}.mlp.{name}_proj" for i in range(2) for name in ("gate", "up", "down")),
 ]
 NEOX = [f"gpt_neox.layers.0.{name}" for name in ("attention.query_key_value", "attention.dense", "mlp.dense_h_to_4h")]
+NEMOTRON_H = [
+    f"model.layers.{place}_proj" for place in ("0.mixer.in", "1.mixer.up", "1.mixer.down", "2.mixer.q", "2.mixer.o")
+]
 OPT = [f"model.decoder.layers.0.{name}" for name in ("self_attn.q_proj", "fc1", "fc2")]
 
 
@@ -26,6 +29,8 @@ OPT = [f"model.decoder.layers.0.{name}" for name in ("self_attn.q_proj", "fc1", 
         (NEOX, "attention", {"query_key_value", "dense"}),
         (NEOX, "mlp", {"dense_h_to_4h"}),
         (OPT, "mlp", {"fc1", "fc2"}),
+        (NEMOTRON_H, "attention", {"q_proj", "o_proj"}),
+        (NEMOTRON_H, "mlp", {"up_proj", "down_proj"}),
     ],
 )
 def test_a_list_of_groups_and_names_selects_layers(names: list[str], targets: str, ends: set[str]) -> None:
@@ -39,6 +44,19 @@ def test_unknown_words_are_named_with_the_layers_of_the_model() -> None:
         select_targets(LLAMA, "all,wonder,q_proj,fc1")
     assert error.value.found == "wonder, fc1"
     assert all(word in str(error.value.fix) for word in ("down_proj", "q_proj", "all-linear", "attention", "mlp"))
+
+
+def test_the_remedy_names_only_groups_that_the_model_has() -> None:
+    with pytest.raises(ConfigError) as error:
+        select_targets(LLAMA[:8], "mlp")
+    assert str(error.value.fix).endswith("or use all-linear, attention.")
+
+
+def test_a_full_name_selects_the_layer_in_files_and_in_memory_but_no_layer_of_another_tower() -> None:
+    file = [f"language_model.model.layers.{i}.self_attn.q_proj" for i in (1, 11)]
+    assert select_targets(file, "model.language_model.layers.1.self_attn.q_proj") == file[:1]
+    with pytest.raises(ConfigError):
+        select_targets(file, "model.vision_tower.layers.1.self_attn.q_proj")
 
 
 @pytest.mark.parametrize(("one", "other"), [("all", "all-linear"), ("q_proj, v_proj", "q_proj,v_proj")])

@@ -48,10 +48,9 @@ from lorafit.run_folders.adapter import (
     lora_names,
     modules_of,
     read_adapter,
-    read_matching_adapter,
     write_adapter,
-    wrong_base_error,
 )
+from lorafit.run_folders.adapter_fit import read_matching_adapter, wrong_base_error
 from lorafit.run_folders.peft_form import BaseFacts
 from lorafit.sampling import Sampling, sample_token
 from lorafit.units import bytes_text

@@ -53,10 +53,9 @@ from lorafit.run_folders.adapter import (
     lora_names,
     modules_of,
     read_adapter,
-    read_matching_adapter,
     write_adapter,
-    wrong_base_error,
 )
+from lorafit.run_folders.adapter_fit import read_matching_adapter, wrong_base_error
 from lorafit.run_folders.foreign_adapter import unsupported_error
 from lorafit.run_folders.peft_form import BaseFacts
 from lorafit.sampling import Sampling
