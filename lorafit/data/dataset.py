@@ -34,7 +34,7 @@ from lorafit.data.rejects import Reject, RejectFile, check_rejects, write_reject
 from lorafit.data.render import Tokenizer
 from lorafit.data.sources import Source, open_source
 from lorafit.data.split import content_key, key_bytes, validation_keys, validation_mask
-from lorafit.data.store import SampleStore
+from lorafit.data.store import SampleStore, read_places
 from lorafit.data.tokenize import LoadTokenizer
 from lorafit.errors import DataError
 from lorafit.hashing import fold
@@ -243,7 +243,7 @@ def _fingerprints(samples: SampleStore, rows: NDArray[np.int64]) -> NDArray[np.u
     """
     starts_N, lengths_N = samples.starts[rows], samples.lengths[rows].astype(np.int64)
     places_NP = starts_N[:, None] + (lengths_N[:, None] - 1) * np.arange(PROBES) // (PROBES - 1)
-    return fold(lengths_N, *samples.input_ids[places_NP].T)
+    return fold(lengths_N, *read_places(samples.input_ids, places_NP).T)
 
 
 def _twins_note(rows: int) -> list[str]:

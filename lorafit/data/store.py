@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from lorafit.data.micro_batch import Bool, Int32, Sample
 
+PIECE, ROWS = 1 << 22, 1024  # numbers and rows that read_places() reads at once
 HEADER_BYTES = 128  # size of the header of a one-dimensional .npy file of any length
 
 
@@ -89,3 +90,24 @@ def open_mapped(path: Path) -> NDArray[Any]:
     """Return the array of a .npy file, memory-mapped."""
     array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     return array.view(np.ndarray)
+
+
+def read_places(array: Int32, places_NP: NDArray[np.int64]) -> Int32:
+    """Return array[places_NP], for rows in rising order.
+
+    A mapped file is read in pieces of at most PIECE numbers: indexing would keep all pages that it touches in memory.
+    """
+    mapped = array.base
+    if not isinstance(mapped, np.memmap) or len(array) <= PIECE:
+        return array[places_NP]
+    found = np.empty(places_NP.shape, array.dtype)
+    for first in range(0, len(places_NP), ROWS):
+        rows_RP = places_NP[first : first + ROWS]
+        low, high = int(rows_RP.min()), int(rows_RP.max()) + 1
+        if high - low > PIECE:  # a few rows far apart touch few pages
+            found[first : first + ROWS] = array[rows_RP]
+            continue
+        offset = HEADER_BYTES + low * array.dtype.itemsize
+        piece = np.fromfile(mapped.filename, array.dtype, high - low, offset=offset)
+        found[first : first + ROWS] = piece[rows_RP - low]
+    return found
