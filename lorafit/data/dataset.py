@@ -46,6 +46,7 @@ __all__ = ["PreparedData", "Reject", "content_key", "prepare", "prepare_cached",
 
 T = TypeVar("T")
 PROBES = 4  # tokens per fingerprint, evenly spaced from the first to the last
+BLOCK = 1 << 16  # rows whose fingerprints are computed at once
 
 
 @dataclass(frozen=True)
@@ -241,9 +242,13 @@ def _fingerprints(samples: SampleStore, rows: NDArray[np.int64]) -> NDArray[np.u
 
     Only PROBES tokens of each sample are read, so that a million rows take little time.
     """
-    starts_N, lengths_N = samples.starts[rows], samples.lengths[rows].astype(np.int64)
-    places_NP = starts_N[:, None] + (lengths_N[:, None] - 1) * np.arange(PROBES) // (PROBES - 1)
-    return fold(lengths_N, *read_places(samples.input_ids, places_NP).T)
+    found = np.empty(len(rows), np.uint32)
+    for first in range(0, len(rows), BLOCK):
+        part = rows[first : first + BLOCK]
+        starts_N, lengths_N = samples.starts[part], samples.lengths[part].astype(np.int64)
+        places_NP = starts_N[:, None] + (lengths_N[:, None] - 1) * np.arange(PROBES) // (PROBES - 1)
+        found[first : first + BLOCK] = fold(lengths_N, *read_places(samples.input_ids, places_NP).T)
+    return found
 
 
 def _twins_note(rows: int) -> list[str]:
