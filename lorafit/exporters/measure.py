@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from lorafit import registry
 from lorafit.data.conversation import BadRow, Conversation, Message
 from lorafit.data.micro_batch import Sample
-from lorafit.data.render import render
+from lorafit.data.render import TemplateRefused, render
 from lorafit.engines.base import Setup
 from lorafit.engines.tokenizer import ChatTokenizer
 from lorafit.errors import DataError, ExportError, HubError, LorafitError, RunError
@@ -165,9 +165,19 @@ def _mean(parts: list[NDArray[np.float64]]) -> float:
 
 
 def template_ids(tokenizer: ChatTokenizer, date_string: str) -> list[list[int]]:
-    """Return the token IDs of the public conversations, each once whole and once up to the answer."""
+    """Return the token IDs of the public conversations, each once whole and once up to the answer.
+
+    They are empty where the template refuses the conversation.
+    """
     return [
-        tokenizer.encode_with_offsets(tokenizer.render_text(turns, prompt, date_string))[0]
+        _ids(tokenizer, turns, prompt, date_string)
         for conversation in probe_conversations()
         for turns, prompt in ((conversation, False), (conversation[:1], True))
     ]
+
+
+def _ids(tokenizer: ChatTokenizer, turns: Conversation, prompt: bool, date_string: str) -> list[int]:
+    try:
+        return tokenizer.encode_with_offsets(tokenizer.render_text(turns, prompt, date_string))[0]
+    except TemplateRefused:
+        return []
