@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lorafit import registry
 from lorafit.atomic import atomic_folder, disk_errors, ensure_disk_space, ensure_writable, leftovers
+from lorafit.data.cache import file_sha256
 from lorafit.engines.tokenizer import load_tokenizer
 from lorafit.errors import AdapterError, ConfigError, LorafitError, ModelError
 from lorafit.evaluation.model_request import tokenizer_folder
@@ -15,14 +16,14 @@ from lorafit.exporters.base import Check, ExportRequest, ExportSource
 from lorafit.exporters.certificate import Certificate, file_digests, versions
 from lorafit.messages import _, clauses, listed
 from lorafit.models.hub import FoundModel, find_model, is_local
-from lorafit.models.identity import FileIdentity, identify
+from lorafit.models.identity import identify
 from lorafit.models.spec import read_spec
 from lorafit.paths import require_utf8_name, user_path
 from lorafit.progress import ProgressCallback
 from lorafit.run_folders.adapter import check_shapes, read_adapter_config, read_chat_settings, read_plain_config
 from lorafit.run_folders.directory import RunDir
 from lorafit.run_folders.find_adapter import find_adapter
-from lorafit.run_folders.origins import base_changes, read_origins
+from lorafit.run_folders.origins import BaseFiles, base_changes, file_change, read_origins
 
 FLAG = "--output"
 
@@ -92,7 +93,7 @@ def find_source(request: ExportRequest, say: ProgressCallback) -> ExportSource:
     spec = read_spec(base.folder)
     files = identify(base.folder)
     if run is not None:
-        _require_same_base(run, files, base)
+        files = _require_same_base(run, files, base, say)
     check_shapes(adapter, spec)
     tokenizer = load_tokenizer(tokenizer_folder(adapter, base.folder), trust_remote_code=request.trust_remote_code)
     return ExportSource(
@@ -122,10 +123,17 @@ def _find_base(request: ExportRequest, adapter: Path, named: str | None, say: Pr
         raise
 
 
-def _require_same_base(run: RunDir, files: dict[str, FileIdentity], base: FoundModel) -> None:
-    """Raise ModelError if the files of the base are not those that `run` trained on."""
+def _require_same_base(run: RunDir, files: BaseFiles, base: FoundModel, say: ProgressCallback) -> BaseFiles:
+    """Return `files` with the sha256 that the run recorded. Raise ModelError if they are not what `run` trained on."""
     origins = read_origins(run)
-    changes = [] if origins is None else list(base_changes(origins.base_files, files))
+    if origins is None:
+        return files
+    changes = list(base_changes(origins.base_files, files))
+    for name, before in origins.base_files.items():
+        if before.sha256 is not None and not changes:
+            say(_("Checking that {name} is unchanged").format(name=name))
+            found = files[name].sha256 or file_sha256(base.folder / name)
+            changes += [file_change(name, before.sha256, found)] if found != before.sha256 else []
     if changes:
         raise ModelError(
             _("The base model is not the one that this adapter was trained on."),
@@ -133,3 +141,4 @@ def _require_same_base(run: RunDir, files: dict[str, FileIdentity], base: FoundM
             found=clauses(changes[:5]),
             fix=_("Restore these files, or name the folder of the right model with --base_model."),
         )
+    return origins.base_files

@@ -4,7 +4,7 @@ W + scale x B A is computed in float32 and in blocks of rows, so that no more th
 Letters: O outputs, I inputs, R rank.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -45,11 +45,15 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True)
 class MergedTensor:
-    """One tensor of the base's `file`, with the adapter's `delta` if it has one. Nothing is read yet."""
+    """One tensor of the base's `file`, with the adapter's `delta` if it has one. Nothing is read yet.
+
+    `weight` returns the tensor where the training saw another one than that in the file.
+    """
 
     file: Path
     header: Header
     delta: Delta | None = None
+    weight: Callable[[], Float32] | None = None
 
     @property
     def name(self) -> str:
@@ -76,15 +80,19 @@ class MergedTensor:
     def blocks(self) -> Iterator[Block]:
         """Yield the tensor in blocks of whole rows of its first dimension. Raises OSError at a short file."""
         shape, words = self.header.shape or (1,), np.dtype(WORDS[self.header.dtype])
+        known = None if self.weight is None else self.weight()
         width = max(prod(shape[1:]), 1)
         step = max(1, BLOCK // width)
         with self.file.open("rb", buffering=0) as stream:
             stream.seek(self.header.start)
             for row in range(0, shape[0], step):
                 rows = slice(row, min(row + step, shape[0]))
+                delta = None if self.delta is None else self.delta.rows(rows)
+                if known is not None:
+                    yield Block(known[rows], delta)
+                    continue
                 place = np.empty((rows.stop - row, width), words)
                 _fill(stream, place)
-                delta = None if self.delta is None else self.delta.rows(rows)
                 yield Block(widened(place, self.header.dtype), delta)
 
     def values(self) -> Float32:
@@ -93,10 +101,15 @@ class MergedTensor:
         return np.concatenate(blocks).reshape(self.header.shape)
 
 
-def merged_tensors(folder: Path, deltas: Mapping[str, Delta]) -> list[MergedTensor]:
-    """Return all tensors of the model in `folder` in the order of its files. `deltas` are by the names in the files."""
+def merged_tensors(
+    folder: Path, deltas: Mapping[str, Delta], weights: Mapping[str, Callable[[], Float32]] | None = None
+) -> list[MergedTensor]:
+    """Return all tensors of the model in `folder` in the order of its files.
+
+    `deltas`, and `weights` that replace those in the files, are by the names in the files.
+    """
     return [
-        MergedTensor(file, header, deltas.get(header.name))
+        MergedTensor(file, header, deltas.get(header.name), (weights or {}).get(header.name))
         for file in weight_files(folder)
         for header in sorted(read_headers(file), key=lambda header: header.start)
     ]

@@ -4,12 +4,15 @@ The names of the tensors are those of the base's files, so that every loader of 
 other parts, such as vision towers, are copied.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
 from lorafit import registry
+from lorafit.engines.base import Setup
 from lorafit.errors import AdapterError, ExportError, ModelError
 from lorafit.exporters.base import ExportRequest, ExportSource
 from lorafit.exporters.certificate import Certificate, Survival
@@ -17,7 +20,7 @@ from lorafit.exporters.chat_files import model_card, require_chat, write_chat_fi
 from lorafit.exporters.facts import adapter_facts, base_facts
 from lorafit.exporters.measure import measure, require_same
 from lorafit.exporters.merge import Delta, MergedTensor, merged_tensors
-from lorafit.exporters.rounding import STORED, projections, rounded
+from lorafit.exporters.rounding import STORED, Float32, projections, rounded
 from lorafit.exporters.survival import require_survival
 from lorafit.exporters.weight_writer import Slot, WeightWriter, float_slot, shards, write_index
 from lorafit.hardware import detect
@@ -50,7 +53,7 @@ class MergedExport:
     def write(self, folder: Path, say: ProgressCallback) -> Certificate:
         """Write model and certificate. Raises ExportError if the files do not compute what the adapter does."""
         source = self.source
-        tensors = merged_tensors(source.base.folder, self._deltas())
+        tensors = merged_tensors(source.base.folder, self._deltas(), self._dequantized(say))
         survival = self._write_weights(folder, tensors, say)
         types = {tensor.name: self._slot(tensor).dtype for tensor in tensors}
         require_survival(survival, types)
@@ -63,23 +66,32 @@ class MergedExport:
         template, stops = require_chat(source, folder)
         certificate = Certificate("merged", base_facts(source), adapter_facts(source), dtype=one or "mixed",
                                   quantization=source.quantization, survival=survival, template=template,
-                                  stop_ids=stops)  # fmt: skip
+                                  stop_ids=stops, notes=self._notes())  # fmt: skip
         return self._measured(certificate, folder, say)
+
+    def _notes(self) -> list[str]:
+        if self.source.quantization == "none":
+            return []
+        return [_("The weights are those of the base model in 4 bits, dequantized: the adapter was trained on these.")]
 
     def _measured(self, certificate: Certificate, folder: Path, say: ProgressCallback) -> Certificate:
         """Return the certificate with the answers of the export, or with the reason why they were not measured."""
         stored = {header.dtype for file in weight_files(self.source.base.folder) for header in read_headers(file)}
-        base = "bf16" if stored == {"BF16"} else "fp32"
-        export = "bf16" if certificate.dtype == "BF16" and base == "bf16" else "fp32"
-        needed = weights_bytes(self.source.spec, min(base, export, key=("fp32", "bf16").index), "none")
+        base = "bf16" if stored == {"BF16"} and self.source.quantization == "none" else "fp32"
+        export = "bf16" if certificate.dtype == "BF16" else "fp32"
+        stored_as = min(base, export, key=("fp32", "bf16").index)
+        needed = weights_bytes(self.source.spec, stored_as, "none")
         free = memory_budget.MARGIN * detect.detect_machine().available_bytes
         if needed > free:
             text = _("Not measured how the export answers: this needs {needed} of memory, and {free} are available.")
-            return replace(certificate, notes=[text.format(needed=bytes_text(needed), free=bytes_text(int(free)))])
+            return replace(
+                certificate,
+                notes=[*certificate.notes, text.format(needed=bytes_text(needed), free=bytes_text(int(free)))],
+            )
         found = measure(self.source, folder, (base, export), say)
         require_same(found)
         notes = [_("The adapter changes nothing on the measured texts.")] if found.ratio is None else []
-        return replace(certificate, behaviour=found, notes=notes)
+        return replace(certificate, behaviour=found, notes=[*certificate.notes, *notes])
 
     def _deltas(self) -> dict[str, Delta]:
         """Return the adapter by the names of the tensors in the base's files."""
@@ -89,6 +101,18 @@ class MergedExport:
             a, b = (tensors[own] for own in lora_names(module))
             found[name] = Delta(a, b, config.scale_of(module))
         return found
+
+    def _dequantized(self, say: ProgressCallback) -> dict[str, Callable[[], Float32]]:
+        """Return the weights that the training stored in 4 bits, dequantized, by the names in the base's files."""
+        source = self.source
+        if source.trained is None or source.quantization == "none":
+            return {}
+        say(_("Quantizing the base model as in the training"))
+        precision = source.trained.plan.precision
+        setup = Setup(source.base.folder, source.base.name, "cpu", precision, "4bit", source.trust_remote_code)
+        weights = registry.load(registry.DEQUANTIZED_WEIGHTS)(setup)
+        names = _file_names(source, list(weights))
+        return {names[module]: weight for module, weight in weights.items()}
 
     def _slot(self, tensor: MergedTensor) -> Slot:
         header = tensor.header
@@ -117,7 +141,7 @@ def _write_tensor(tensor: MergedTensor, dtype: str, writer: WeightWriter, surviv
 
     Raises ExportError if a value is not finite in the new type.
     """
-    if tensor.delta is None and dtype == tensor.header.dtype:
+    if tensor.delta is None and tensor.weight is None and dtype == tensor.header.dtype:
         for piece in tensor.raw():
             writer.write(piece)
         return False
@@ -147,11 +171,12 @@ def check(source: ExportSource, request: ExportRequest) -> MergedExport:
     """Return the export. Raises ModelError for a quantized base and AdapterError for layers without a tensor of their own."""
     if source.spec.packed is not None:
         raise _quantised(source, _("{bits}-bit, by MLX").format(bits=source.spec.packed.bits))
-    if source.quantization != "none":
+    if source.quantization == "8bit":
         raise _quantised(source, _("{bits}, by bitsandbytes, in the training").format(bits=source.quantization))
+    if source.quantization == "4bit":
+        _require_4bit(source)
     headers = {h.name: h for file in weight_files(source.base.folder) for h in read_headers(file)}
-    find = registry.load(registry.MODULE_TENSORS)
-    names: dict[str, str] = find(source.base.folder, list(headers), source.modules, source.trust_remote_code)
+    names = _file_names(source, source.modules)
     tensors = {name: MergedTensor(source.base.folder, headers[name]) for name in names.values()}
     if packed := [name for name, tensor in tensors.items() if not tensor.is_float]:
         raise _quantised(source, f"{packed[0]}: {headers[packed[0]].dtype}")
@@ -163,6 +188,34 @@ def check(source: ExportSource, request: ExportRequest) -> MergedExport:
             raise AdapterError(_("This adapter cannot be merged into the files of its base model."), found=found,
                                where=source.base.folder, fix=_("Export the adapter itself: `--to peft`."))  # fmt: skip
     return MergedExport(source, names, None if request.dtype == "auto" else STORED[request.dtype])
+
+
+def _file_names(source: ExportSource, modules: list[str]) -> dict[str, str]:
+    """Return the names of the weights of `modules` in the base's files. Raises AdapterError."""
+    names = [header.name for file in weight_files(source.base.folder) for header in read_headers(file)]
+    found: dict[str, str] = registry.load(registry.MODULE_TENSORS)(
+        source.base.folder, names, modules, source.trust_remote_code
+    )
+    return found
+
+
+def _require_4bit(source: ExportSource) -> None:
+    """Raise HardwareError or LorafitError if the base cannot be quantized here as in the training."""
+    if find_spec("bitsandbytes") is None:
+        command = "pip install bitsandbytes"
+        raise ExportError(
+            _("The training stored the base model in 4 bits, and the package that does so is not installed."),
+            where="bitsandbytes",
+            fix=_("Install it: {command}").format(command=command),
+        )
+    needed = weights_bytes(source.spec, "fp32", "4bit")
+    free = int(memory_budget.MARGIN * detect.detect_machine().available_bytes)
+    if needed > free:
+        raise ExportError(
+            _("Not enough memory for the base model in 4 bits, which the export of this run needs."),
+            found=_("{free} available, {needed} needed").format(free=bytes_text(free), needed=bytes_text(needed)),
+            fix=_("Close other programs, or export the adapter itself: `--to peft`."),
+        )
 
 
 def _quantised(source: ExportSource, found: str) -> ModelError:

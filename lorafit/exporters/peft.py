@@ -4,9 +4,11 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from lorafit.engines.tokenizer import load_tokenizer
 from lorafit.errors import ExportError
 from lorafit.exporters.base import ExportRequest, ExportSource
 from lorafit.exporters.certificate import Certificate
+from lorafit.exporters.chat_files import template_facts
 from lorafit.exporters.facts import adapter_facts, base_facts
 from lorafit.messages import _
 from lorafit.progress import ProgressCallback
@@ -40,8 +42,14 @@ class PeftExport:
         source.tokenizer.save(folder)
         say(_("Checking that `peft` loads the adapter"))
         note = self._check(folder)
+        notes = [note]
+        if source.quantization != "none":
+            text = _("The adapter was trained on the base model in {bits}. Load the base model in the same way.")
+            notes.append(text.format(bits=source.quantization))
+        written = load_tokenizer(folder, trust_remote_code=source.trust_remote_code)
         return Certificate("peft", base_facts(source), adapter_facts(source), quantization=source.quantization,
-                           notes=[note])  # fmt: skip
+                           template=template_facts(written, source.chat.date_string), notes=notes,
+                           stop_ids=sorted(source.tokenizer.stop_ids))  # fmt: skip
 
     def _check(self, folder: Path) -> str:
         """Return peft's answer in words."""

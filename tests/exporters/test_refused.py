@@ -263,17 +263,6 @@ def test_incomplete_commands_are_refused(words: list[str], capsys: pytest.Captur
     assert "fix:" in capsys.readouterr().err
 
 
-def test_quantized_runs_are_refused_with_the_way_that_is_left(
-    base_and_adapter: Folders, run_export: Export, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from lorafit.exporters.base import ExportSource
-
-    monkeypatch.setattr(ExportSource, "quantization", property(lambda _self: "4bit"))
-    with pytest.raises(LorafitError, match="quantized") as refused:
-        run_export(base_and_adapter("llama")[1])
-    assert "--to peft" in str(refused.value.fix)
-
-
 def test_verify_finds_each_kind_of_change(base_and_adapter: Folders, run_export: Export) -> None:
     folder = run_export(base_and_adapter("llama")[1]).folder
     assert api.verify_export(folder).texts == 40
