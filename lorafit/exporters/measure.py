@@ -29,7 +29,8 @@ from lorafit.messages import _
 from lorafit.progress import ProgressCallback
 
 PROBE = "probe.jsonl"
-ROWS, TOKENS, POSITIONS = 20, 256, 120  # rows, tokens of a row, and positions in all rows, at most
+ROWS, FEW_ROWS, TOKENS, POSITIONS = 20, 8, 256, 120  # rows (of large models: few), tokens of a row, and all positions
+LARGE = 2_000_000_000  # parameters
 MOST_NUMBERS = 1 << 25  # log-probabilities that are kept of each model: 128 MiB
 LEAST_LOG_P = -12.0  # less likely tokens do not count for the largest difference
 NOTHING = 1e-3  # KL(live || base) in nats, below which the adapter changes nothing
@@ -52,22 +53,23 @@ def probe_conversations() -> list[Conversation]:
 
 def rows_of(source: ExportSource, say: ProgressCallback) -> tuple[str, list[Row]]:
     """Return "validation" and rows of the run's validation set; "probe" and the public text where there are none."""
-    limit = max(MOST_NUMBERS // source.spec.vocab, ROWS)
+    limit, rows = max(MOST_NUMBERS // source.spec.vocab, ROWS), FEW_ROWS if source.spec.parameters > LARGE else ROWS
     if source.trained is not None:
         try:
             found = load_validation_rows(source.trained, source.base.folder, source.trust_remote_code, say)
-            return "validation", _chosen(list(found.samples.select(np.arange(min(ROWS, len(found.samples))))), limit)
+            return "validation", _chosen(list(found.samples.select(np.arange(min(rows, len(found.samples))))), limit)
         except (RunError, DataError, HubError, OSError):  # the data moved or changed, or there are no such rows
             pass
-    return "probe", _chosen(list(_rendered(source)), limit)
+    return "probe", _chosen(list(_rendered(source))[:: ROWS // rows], limit)
 
 
 def _rendered(source: ExportSource) -> Iterator[Sample]:
     for conversation in probe_conversations():
         try:
             yield render(conversation, source.tokenizer, TOKENS, source.chat.date_string).sample
-        except BadRow:  # a template that marks no answer
-            continue
+        except BadRow:  # a template in which no answer is found
+            ids, _spans = source.tokenizer.encode_with_offsets("\n".join(turn.content for turn in conversation))
+            yield Sample(np.asarray(ids, np.int32), np.arange(len(ids)) > 0)
 
 
 def _chosen(samples: list[Sample], limit: int) -> list[Row]:
@@ -94,16 +96,14 @@ class _Model:
         return (self._log_probs(self.engine, row.ids, row.positions) for row in rows)
 
 
-def measure(source: ExportSource, exported: Path, precisions: tuple[str, str], say: ProgressCallback) -> Behaviour:
-    """Return how the model in the folder `exported` answers. `precisions`: storage of base and export, bf16 or fp32.
+def measure(source: ExportSource, exported: Path, precision: str, say: ProgressCallback) -> Behaviour:
+    """Return how the model in the folder `exported` answers. `precision`: storage of the weights, bf16 or fp32.
 
     Raises ExportError if the export cannot be loaded.
     """
     kind, rows = rows_of(source, say)
     say(_("Measuring the adapter"))
-    setup = Setup(
-        source.base.folder, source.base.name, "cpu", precisions[0], source.quantization, source.trust_remote_code
-    )
+    setup = Setup(source.base.folder, source.base.name, "cpu", precision, source.quantization, source.trust_remote_code)
     model = _Model(setup)
     base = list(model.log_probs(rows))
     model.engine.load_adapter(source.adapter)
@@ -112,7 +112,7 @@ def measure(source: ExportSource, exported: Path, precisions: tuple[str, str], s
     gc.collect()
     say(_("Measuring the export"))
     try:
-        model = _Model(replace(setup, folder=exported, precision=precisions[1], quantization="none"))
+        model = _Model(replace(setup, folder=exported, quantization="none"))
         found = list(model.log_probs(rows))
     except LorafitError as error:
         raise ExportError(_("The export cannot be loaded."), found=f"{error.what} {error.found or ''}") from error

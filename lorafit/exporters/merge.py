@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from lorafit.exporters.rounding import WORDS, Float32, widened
 from lorafit.models.weight_files import Header, read_headers, weight_files
 
-BLOCK = 1 << 22  # numbers in a block
+BLOCK = 1 << 20  # numbers in a block
 
 
 class Delta(NamedTuple):
@@ -71,7 +71,7 @@ class MergedTensor:
         with self.file.open("rb", buffering=0) as stream:
             stream.seek(self.header.start)
             while left:
-                piece = stream.read(min(left, 4 * BLOCK))
+                piece = stream.read(min(left, 16 * BLOCK))
                 if not piece:
                     raise OSError(f"{self.file.name} ended {left} bytes too early")
                 left -= len(piece)

@@ -76,22 +76,22 @@ class MergedExport:
 
     def _measured(self, certificate: Certificate, folder: Path, say: ProgressCallback) -> Certificate:
         """Return the certificate with the answers of the export, or with the reason why they were not measured."""
-        stored = {header.dtype for file in weight_files(self.source.base.folder) for header in read_headers(file)}
-        base = "bf16" if stored == {"BF16"} and self.source.quantization == "none" else "fp32"
-        export = "bf16" if certificate.dtype == "BF16" else "fp32"
-        stored_as = min(base, export, key=("fp32", "bf16").index)
-        needed = weights_bytes(self.source.spec, stored_as, "none")
-        free = memory_budget.MARGIN * detect.detect_machine().available_bytes
-        if needed > free:
+        free = int(memory_budget.MARGIN * detect.detect_machine().available_bytes)
+        needed = {precision: weights_bytes(self.source.spec, precision, "none") for precision in ("fp32", "bf16")}
+        precision = "bf16" if needed["fp32"] > free and self._is_bf16(certificate) else "fp32"
+        if needed[precision] > free:
             text = _("Not measured how the export answers: this needs {needed} of memory, and {free} are available.")
-            return replace(
-                certificate,
-                notes=[*certificate.notes, text.format(needed=bytes_text(needed), free=bytes_text(int(free)))],
-            )
-        found = measure(self.source, folder, (base, export), say)
+            note = text.format(needed=bytes_text(needed[precision]), free=bytes_text(free))
+            return replace(certificate, notes=[*certificate.notes, note])
+        found = measure(self.source, folder, precision, say)
         require_same(found)
         notes = [_("The adapter changes nothing on the measured texts.")] if found.ratio is None else []
         return replace(certificate, behaviour=found, notes=[*certificate.notes, *notes])
+
+    def _is_bf16(self, certificate: Certificate) -> bool:
+        """Return whether bf16 storage holds base and export exactly; the arithmetic on them is float32 in any case."""
+        stored = {header.dtype for file in weight_files(self.source.base.folder) for header in read_headers(file)}
+        return stored == {"BF16"} and certificate.dtype == "BF16" and self.source.quantization == "none"
 
     def _deltas(self) -> dict[str, Delta]:
         """Return the adapter by the names of the tensors in the base's files."""
