@@ -36,16 +36,17 @@ class Survival:
 class Behaviour:
     """Next-token distributions of the export beside those of base and adapter (live), means over `positions`.
 
-    `kl_export` is KL(live || export), `kl_base` KL(live || base), in nats. `ratio` is the first over the second, None
-    where the adapter changes nothing. `largest` is the largest difference of two log-probabilities of tokens that the
-    live model gives at least e^-12. `top1` is the share of positions with the same most likely token. `rows` tells
-    which rows were used: "validation" or "probe".
+    In nats, `kl_export` is KL(live || export), `kl_base` KL(live || base), and `kl_rounding` KL(live || live on the base
+    rounded to the export's type). `ratio` is the first over the second, None where the adapter changes nothing.
+    `largest` is the largest difference of two log-probabilities of tokens that the live model gives at least e^-12.
+    `top1` is the share of positions with the same most likely token. `rows` tells which rows were used: "validation" or "probe".
     """
 
     rows: str
     positions: int
     kl_export: float
     kl_base: float
+    kl_rounding: float
     ratio: float | None
     largest: float
     top1: float

@@ -34,10 +34,14 @@ LARGE = 2_000_000_000  # parameters
 MOST_NUMBERS = 1 << 25  # log-probabilities that are kept of each model: 128 MiB
 LEAST_LOG_P = -12.0  # less likely tokens do not count for the largest difference
 NOTHING = 1e-3  # KL(live || base) in nats, below which the adapter changes nothing
-MOST_RATIO = 0.05
+MOST_RATIO = 0.05  # of KL(live || export) to KL(live || base)
+MOST_ROUNDING = 0.15  # more of it where the base itself is rounded: half of alpha would give 0.25
 
 
-class Row(NamedTuple):
+LogProbs = list[NDArray[np.float32]]  # [P,V] of each row
+
+
+class ProbeText(NamedTuple):
     """A text as token IDs, and the positions whose next tokens are looked at."""
 
     ids: list[int]
@@ -51,7 +55,7 @@ def probe_conversations() -> list[Conversation]:
     return [[Message("user", row["question"]), Message("assistant", row["answer"])] for row in rows]
 
 
-def rows_of(source: ExportSource, say: ProgressCallback) -> tuple[str, list[Row]]:
+def rows_of(source: ExportSource, say: ProgressCallback) -> tuple[str, list[ProbeText]]:
     """Return "validation" and rows of the run's validation set; "probe" and the public text where there are none."""
     limit, rows = max(MOST_NUMBERS // source.spec.vocab, ROWS), FEW_ROWS if source.spec.parameters > LARGE else ROWS
     if source.trained is not None:
@@ -72,7 +76,7 @@ def _rendered(source: ExportSource) -> Iterator[Sample]:
             yield Sample(np.asarray(ids, np.int32), np.arange(len(ids)) > 0)
 
 
-def _chosen(samples: list[Sample], limit: int) -> list[Row]:
+def _chosen(samples: list[Sample], limit: int) -> list[ProbeText]:
     """Return the rows with at most `limit` positions, evenly spread over the tokens in the loss."""
     each = max(min(POSITIONS, limit) // max(len(samples), 1), 1)
     rows = []
@@ -80,7 +84,7 @@ def _chosen(samples: list[Sample], limit: int) -> list[Row]:
         targets = np.flatnonzero(sample.target_mask[:TOKENS])
         if len(targets):
             places = targets[np.unique(np.linspace(0, len(targets) - 1, each).round().astype(int))] - 1
-            rows.append(Row(sample.input_ids[: int(places[-1]) + 1].tolist(), places.tolist()))
+            rows.append(ProbeText(sample.input_ids[: int(places[-1]) + 1].tolist(), places.tolist()))
     return rows
 
 
@@ -91,14 +95,17 @@ class _Model:
         self.engine: Any = registry.load(registry.ENGINES["torch"]).open(setup)
         self._log_probs: Any = registry.load(registry.LOG_PROBS)
 
-    def log_probs(self, rows: list[Row]) -> Iterator[NDArray[np.float32]]:
+    def log_probs(self, rows: list[ProbeText]) -> Iterator[NDArray[np.float32]]:
         """Yield log-probabilities [P,V] of each row."""
         return (self._log_probs(self.engine, row.ids, row.positions) for row in rows)
 
 
-def measure(source: ExportSource, exported: Path, precision: str, say: ProgressCallback) -> Behaviour:
+def measure(
+    source: ExportSource, exported: Path, precision: str, rounding: str | None, say: ProgressCallback
+) -> Behaviour:
     """Return how the model in the folder `exported` answers. `precision`: storage of the weights, bf16 or fp32.
 
+    `rounding` is the type, as torch names it, to which the base's own weights are rounded; None: they keep their type.
     Raises ExportError if the export cannot be loaded.
     """
     kind, rows = rows_of(source, say)
@@ -108,6 +115,10 @@ def measure(source: ExportSource, exported: Path, precision: str, say: ProgressC
     base = list(model.log_probs(rows))
     model.engine.load_adapter(source.adapter)
     live = list(model.log_probs(rows))
+    rounded = live
+    if rounding is not None:
+        registry.load(registry.ROUND_WEIGHTS)(model.engine, rounding)
+        rounded = list(model.log_probs(rows))
     del model
     gc.collect()
     say(_("Measuring the export"))
@@ -116,19 +127,21 @@ def measure(source: ExportSource, exported: Path, precision: str, say: ProgressC
         found = list(model.log_probs(rows))
     except LorafitError as error:
         raise ExportError(_("The export cannot be loaded."), found=f"{error.what} {error.found or ''}") from error
-    return compare(kind, live, base, found)
+    return compare(kind, live, base, rounded, found)
 
 
-def compare(kind: str, live: list[NDArray[np.float32]], base: Any, found: Any) -> Behaviour:
-    """Return the figures of the log-probabilities [P,V] of each row by the three models."""
+def compare(kind: str, live: LogProbs, base: LogProbs, rounded: LogProbs, found: LogProbs) -> Behaviour:
+    """Return the figures of the log-probabilities [P,V] of each row by the models; `rounded`: live, on a rounded base."""
     both = list(zip(live, found, strict=True))
     kl_export = _mean([_kl(one, other) for one, other in both])
     kl_base = _mean([_kl(one, other) for one, other in zip(live, base, strict=True)])
+    kl_rounding = _mean([_kl(one, other) for one, other in zip(live, rounded, strict=True)])
     return Behaviour(
         rows=kind,
         positions=sum(len(one) for one in live),
         kl_export=kl_export,
         kl_base=kl_base,
+        kl_rounding=kl_rounding,
         ratio=kl_export / kl_base if kl_base >= NOTHING else None,
         largest=max(float(np.abs(one - other)[one > LEAST_LOG_P].max()) for one, other in both),
         top1=float(np.concatenate([one.argmax(-1) == other.argmax(-1) for one, other in both]).mean()),
@@ -138,9 +151,11 @@ def compare(kind: str, live: list[NDArray[np.float32]], base: Any, found: Any) -
 def require_same(found: Behaviour) -> None:
     """Raise ExportError if the export answers unlike base and adapter.
 
-    Where the adapter changes nothing, the export may not change more than that either.
+    Where the adapter changes nothing, the export may not change more than that either. Rounding of the base's own weights,
+    which the user asked for by --dtype, is allowed for.
     """
-    limit = NOTHING if found.ratio is None else MOST_RATIO * found.kl_base
+    limit = MOST_RATIO * found.kl_base + min(2 * found.kl_rounding, MOST_ROUNDING * found.kl_base)
+    limit = NOTHING if found.ratio is None else limit
     if found.kl_export <= limit:
         return
     text = _("KL(adapter || export) = {export:.2g}, KL(adapter || base) = {base:.2g}, at most {limit:.2g} is accepted")

@@ -20,7 +20,7 @@ from lorafit.exporters.chat_files import model_card, require_chat, write_chat_fi
 from lorafit.exporters.facts import adapter_facts, base_facts
 from lorafit.exporters.measure import measure, require_same
 from lorafit.exporters.merge import Delta, MergedTensor, merged_tensors
-from lorafit.exporters.rounding import STORED, Float32, projections, rounded
+from lorafit.exporters.rounding import STORED, TORCH, WORDS, Float32, projections, rounded
 from lorafit.exporters.survival import require_survival
 from lorafit.exporters.weight_writer import Slot, WeightWriter, float_slot, shards, write_index
 from lorafit.hardware import detect
@@ -83,10 +83,16 @@ class MergedExport:
             text = _("Not measured how the export answers: this needs {needed} of memory, and {free} are available.")
             note = text.format(needed=bytes_text(needed[precision]), free=bytes_text(free))
             return replace(certificate, notes=[*certificate.notes, note])
-        found = measure(self.source, folder, precision, say)
+        found = measure(self.source, folder, precision, self._rounding(), say)
         require_same(found)
         notes = [_("The adapter changes nothing on the measured texts.")] if found.ratio is None else []
         return replace(certificate, behaviour=found, notes=[*certificate.notes, *notes])
+
+    def _rounding(self) -> str | None:
+        """Return the type to which weights of the base are rounded, as torch names it; None: all keep their type."""
+        stored = {header.dtype for file in weight_files(self.source.base.folder) for header in read_headers(file)}
+        same = self.dtype in (None, "F32") or not (stored & WORDS.keys()) - {self.dtype}
+        return None if same or self.dtype is None else TORCH[self.dtype]
 
     def _is_bf16(self, certificate: Certificate) -> bool:
         """Return whether bf16 storage holds base and export exactly; the arithmetic on them is float32 in any case."""

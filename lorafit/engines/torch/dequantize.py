@@ -21,7 +21,7 @@ def dequantized_weights(setup: Setup) -> Weights:
     """
     model = load_base(replace(setup, device="cpu"))
     packed = {name: module.weight for name, module in model.named_modules() if is_4bit(getattr(module, "weight", None))}  # type: ignore[arg-type]
-    return {name: _Weight(weight) for name, weight in packed.items()}  # type: ignore[arg-type]
+    return {name: _Weight(weight) for name, weight in packed.items()}
 
 
 class _Weight:

@@ -16,6 +16,15 @@ from lorafit.engines.torch.engine import TorchEngine
 from lorafit.engines.torch.model_class import causal_lm_of
 
 
+def round_weights(engine: TorchEngine, dtype: str) -> None:
+    """Round the weights of the base model to `dtype`, for example "bfloat16"; the arithmetic stays as it is."""
+    kind = getattr(torch, dtype)
+    with torch.no_grad():
+        for name, parameter in engine.model.named_parameters():
+            if parameter.is_floating_point() and ".lora_" not in name:
+                parameter.copy_(parameter.to(kind))
+
+
 def log_probs(engine: TorchEngine, ids: Sequence[int], positions: Sequence[int]) -> NDArray[np.float32]:
     """Return log-probabilities [P,V] of the token after each of `positions` in `ids`, by a plain forward pass."""
     model = causal_lm_of(engine.model)
