@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from lorafit.evaluation.compare import Comparison
     from lorafit.evaluation.compare_request import CompareRequest
     from lorafit.events import Event
+    from lorafit.exporters.base import ExportRequest
+    from lorafit.exporters.export import Exported
+    from lorafit.exporters.verify import Verified
     from lorafit.hardware.catalogue.catalogue import Catalogue
     from lorafit.planner.calibrate import Calibration
     from lorafit.planner.table import GuideTime, ModelOnMachine
@@ -210,6 +213,33 @@ def compare(request: "CompareRequest", say: ProgressCallback = ignore_progress) 
     from lorafit.evaluation import compare_request
 
     return compare_request.compare(request, say)
+
+
+def export(request: "ExportRequest", say: ProgressCallback = ignore_progress) -> "Exported":
+    """Write an adapter, or its base model with the adapter merged into it, for other programs, with a certificate.
+
+    Example::
+
+        from lorafit.exporters.base import ExportRequest
+
+        exported = api.export(ExportRequest(run=[f"output/{newest.name}"], to="merged", dtype="fp32", output="merged"))
+        print(exported.folder, exported.certificate.behaviour)
+    """
+    from lorafit.exporters import export as exporting
+
+    return exporting.export(request, say)
+
+
+def verify_export(folder: Path, trust_remote_code: bool = False, say: ProgressCallback = ignore_progress) -> "Verified":
+    """Check an export by its certificate: the digest of each file, and the token IDs of its chat template.
+
+    Example::
+
+        print(api.verify_export(Path("merged")).files)
+    """
+    from lorafit.exporters import verify
+
+    return verify.verify_export(folder, trust_remote_code, say)
 
 
 def data_report(request: "DataRequest", say: ProgressCallback = ignore_progress) -> "DataReport":

@@ -124,17 +124,21 @@ def ensure_writable(folder: Path, flag: str = "--output_dir") -> None:
         raise disk_error(error, folder, flag) from error
 
 
-def ensure_disk_space(folder: Path, needed_bytes: int) -> None:
-    """Raise DiskError if the disk of `folder` has less than `needed_bytes` free; an unknown amount passes."""
+def ensure_disk_space(folder: Path, needed_bytes: int, what: str | None = None, fix: str | None = None) -> None:
+    """Raise DiskError if the disk of `folder` has less than `needed_bytes` free; an unknown amount passes.
+
+    `what` and `fix` are the texts of the error; None: those for a training.
+    """
     room = _room_bytes(folder)
     if room is not None and room < needed_bytes:
         raise DiskError(
-            _("Not enough disk space for this run."),
+            what or _("Not enough disk space for this run."),
             where=folder,
             found=_("{room} free, about {needed} needed").format(
                 room=bytes_text(room), needed=bytes_text(needed_bytes)
             ),
-            fix=_(
+            fix=fix
+            or _(
                 "Free disk space, choose another folder with --output_dir, or keep fewer "
                 "checkpoints: --keep_checkpoints 1."
             ),
@@ -149,20 +153,23 @@ def _room_bytes(path: Path) -> int | None:
 
 
 @contextlib.contextmanager
-def atomic_folder(target: Path, parents: bool = True) -> Iterator[Path]:
+def atomic_folder(
+    target: Path, parents: bool = True, flag: str = "--output_dir", manifest: bool = True
+) -> Iterator[Path]:
     """Yield a temporary folder that becomes `target` if the block succeeds and is deleted if it raises.
 
     An older `target` stays untouched until the new folder is complete and durable. Raise DiskError. Without `parents`, the
-    folder above the parent of `target` must exist: one that was moved is not created again at its old place.
+    folder above the parent of `target` must exist: one that was moved is not created again at its old place. `flag` sets the folder,
+    for errors. Without `manifest`, verify() cannot check the folder.
     """
     temporary = hidden_path(target, "tmp")
-    with disk_errors(target):
+    with disk_errors(target, flag):
         target.parent.mkdir(parents=parents, exist_ok=True)
         _undo(target)
         temporary.mkdir()
         try:
             yield temporary
-            _seal(temporary)
+            _seal(temporary, manifest)
             _swap_in(temporary, target)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -204,14 +211,15 @@ def restore_set_aside(folder: Path) -> None:
                 path.rename(folder / name)
 
 
-def _seal(folder: Path) -> None:
-    """Write the manifest after all other files, and flush everything to the disk."""
+def _seal(folder: Path, manifest: bool) -> None:
+    """Flush all files to the disk, and write the `manifest` after all others if there is to be one."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
-    entries = {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": _digest(p)} for p in files}
     for path in (*files, *(p for p in folder.rglob("*") if p.is_dir())):
         make_durable(path)
-    (folder / MANIFEST).write_text(json.dumps({"files": entries}, indent=1) + "\n", "utf-8")
-    make_durable(folder / MANIFEST)
+    if manifest:
+        entries = {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": _digest(p)} for p in files}
+        (folder / MANIFEST).write_text(json.dumps({"files": entries}, indent=1) + "\n", "utf-8")
+        make_durable(folder / MANIFEST)
     make_durable(folder)
 
 

@@ -57,6 +57,10 @@ class AdapterError(LorafitError):
     """An adapter does not belong to this base model, or its files are damaged."""
 
 
+class ExportError(LorafitError):
+    """An export cannot be made, or does not compute what the adapter does."""
+
+
 class RunError(LorafitError):
     """A run's folder cannot be written, read or resumed."""
 

@@ -28,6 +28,15 @@ CLOUDS: dict[str, Entry] = {
     for name in ("colab", "kaggle", "paperspace", "sagemaker", "skypilot")
 }
 
+# Targets of `lorafit export`: functions that check a request and return the job (exporters/base.py).
+EXPORTERS: dict[str, Entry] = {
+    name: Entry(f"lorafit.exporters.{name}:check", "pip install lorafit") for name in ("merged", "peft")
+}
+MODULE_TENSORS = Entry("lorafit.engines.torch.tensor_names:module_tensors", _TORCH)
+DEQUANTIZED_WEIGHTS = Entry("lorafit.engines.torch.dequantize:dequantized_weights", _TORCH)
+ROUND_WEIGHTS = Entry("lorafit.engines.torch.log_probs:round_weights", _TORCH)
+LOG_PROBS = Entry("lorafit.engines.torch.log_probs:log_probs", _TORCH)
+
 # Functions (device name) -> bytes that the driver lets the device use, or None, by the engine's library.
 USABLE_BYTES: dict[str, Entry] = {
     "torch": Entry("lorafit.engines.torch.device:measured_bytes", _TORCH),

@@ -24,7 +24,14 @@ from lorafit.reporters.terminal.encoding import replace_missing_streams, use_fal
 from lorafit.reporters.terminal.errors import show_error
 
 OK, BUG, USER = 0, 1, 2
-LOADING = ("train", "resume", "chat", "compare")  # commands whose libraries open folders by names in UTF-8
+LOADING = (
+    "train",
+    "resume",
+    "chat",
+    "compare",
+    "export",
+    "verify",
+)  # commands whose libraries open folders by names in UTF-8
 FOLDER_FLAGS = ("output_dir", "model_name", "base_model", "lora_weights", "init_adapter")
 TEXT_FLAGS = {"--system_prompt", "--system-prompt", "--prompt", "--field_map", "--field-map"}
 
@@ -64,6 +71,13 @@ COMMANDS = {
         Entry("lorafit.cli.plan:machines", PACKAGES), lambda: _("list the machines known to `lorafit plan --machine`")
     ),
     "runs": Command(Entry("lorafit.cli.runs:runs", PACKAGES), lambda: _("list, show, diff or remove runs")),
+    "export": Command(
+        Entry("lorafit.cli.export:export", PACKAGES),
+        lambda: _("export an adapter for other programs, and check the result"),
+    ),
+    "verify": Command(
+        Entry("lorafit.cli.export:verify", PACKAGES), lambda: _("check that an export is as it was written")
+    ),
     "bundle": Command(
         Entry("lorafit.cli.transfer:bundle", PACKAGES),
         lambda: _("bundle a run for another machine (there: `lorafit train run.zip`)"),

@@ -7,6 +7,7 @@ from pydantic.fields import FieldInfo
 
 from lorafit.cli.app import COMMANDS
 from lorafit.cli.commands import DoctorFlags
+from lorafit.cli.export import VerifyFlags
 from lorafit.cli.flags import is_word
 from lorafit.cli.plan import MachinesFlags, PlanFlags
 from lorafit.cli.runs import DiffFlags, ListFlags, OrderFlags, RemoveFlags, ShowFlags
@@ -16,6 +17,7 @@ from lorafit.data.report_request import DataRequest
 from lorafit.errors import ConfigError
 from lorafit.evaluation.chat_request import ChatRequest
 from lorafit.evaluation.compare_request import CompareRequest
+from lorafit.exporters.base import ExportRequest
 from lorafit.messages import _, listed
 from lorafit.registry import CLOUDS
 
@@ -37,6 +39,8 @@ SETTINGS: dict[str, type[BaseModel]] = {
     "runs pause": OrderFlags,
     "runs continue": OrderFlags,
     "runs remove": RemoveFlags,
+    "export": ExportRequest,
+    "verify": VerifyFlags,
     "bundle": BundleFlags,
     "cloud": CloudFlags,
     **{place: CloudFlags for place in CLOUD_COMMANDS},
@@ -54,6 +58,7 @@ RUN_COMMANDS = (
     "runs pause",
     "runs continue",
     "runs remove",
+    "export",
     "bundle",
     *CLOUD_COMMANDS,
 )  # commands with runs as arguments

@@ -12,7 +12,15 @@ from lorafit.cli.flags import is_word
 from lorafit.config import TrainConfig, choices, is_switch, sections, without_none
 from lorafit.messages import _, labelled, translate
 
-WORDS = {"runs": "RUN", "run": "RUN", "adapter": "RUN", "adapters": "RUN", "files": "FILE", "words": "PLATFORM [RUN]"}
+WORDS = {
+    "runs": "RUN",
+    "run": "RUN",
+    "folder": "DIR",
+    "adapter": "RUN",
+    "adapters": "RUN",
+    "files": "FILE",
+    "words": "PLATFORM [RUN]",
+}
 INDENT, COLUMN = 2, 28  # cells before a flag and before its meaning; the meaning of a longer flag is below it
 
 

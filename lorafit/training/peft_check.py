@@ -56,10 +56,10 @@ def check_adapter(
     """
     try:
         report = ask_peft(folder, base, trust_remote_code, beat)
-        if report["changes"] and _complete(report):
+        if report["changes"] and is_complete(report):
             change_settings(folder, report["changes"])
         event = AdapterChecked(
-            text=_verdict(report), peft=report["peft"], loaded=report["taken"], tensors=report["total"]
+            text=verdict(report), peft=report["peft"], loaded=report["taken"], tensors=report["total"]
         )
         _write(folder, report, event.text)
     except (CannotCheck, LorafitError, ImportError, OSError, ValueError, KeyError, TypeError) as error:
@@ -80,7 +80,7 @@ def ask_peft(folder: Path, base: Path, trust_remote_code: bool, beat: Callable[[
         known: dict[str, Any] = json.loads(kept.read_text("utf-8"))
         return known
     report = _ask_child(folder, base, trust_remote_code, beat)
-    if _complete(report):
+    if is_complete(report):
         with suppress(OSError):
             kept.parent.mkdir(parents=True, exist_ok=True)
             with atomic_file(kept) as path:
@@ -134,14 +134,15 @@ def _wait(child: subprocess.Popen[bytes], beat: Callable[[], None]) -> None:
             child.kill()
 
 
-def _complete(report: dict[str, Any]) -> bool:
+def is_complete(report: dict[str, Any]) -> bool:
+    """Return whether peft takes every tensor of the adapter, by its `report`."""
     return bool(report["taken"] == report["total"] and not report["new"] and report["error"] is None)
 
 
-def _verdict(report: dict[str, Any]) -> str:
-    """Return the answer in words."""
+def verdict(report: dict[str, Any]) -> str:
+    """Return the answer of `report` in the user's language."""
     peft = f"peft {report['peft']}"
-    if _complete(report):
+    if is_complete(report):
         text = _("{peft} loads this adapter: {taken} of {total} tensors")
         return text.format(peft=peft, taken=report["taken"], total=report["total"])
     use = _("`lorafit chat` and inference.py use all of it.")
@@ -159,7 +160,7 @@ def _write(folder: Path, report: dict[str, Any], verdict: str) -> None:
         path.write_text(json.dumps(report, ensure_ascii=False, indent=2) + "\n", "utf-8")
     settings = json.loads((folder / CONFIG).read_text("utf-8"))
     lines = ["## PEFT", verdict]
-    if _complete(report):
+    if is_complete(report):
         kind = report["loader"]
         lines.append(f'    from peft import {kind}\n    model = {kind}.from_pretrained(".")')
     if settings.get("target_parameters"):

@@ -10,7 +10,7 @@ from babel.messages.pofile import read_po
 from support.paths import ROOT
 
 DOCS = ROOT / "docs"
-NAMES = ("cloud.md", "coming-from.md", "data.md", "macos.md")
+NAMES = ("cloud.md", "coming-from.md", "data.md", "export.md", "macos.md")
 CATALOG = ROOT / "lorafit/locale/zh_CN/LC_MESSAGES/lorafit.po"
 NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
 CODE = re.compile(r"`[^`\n]+`")

@@ -75,7 +75,7 @@ def load_base(setup: Setup) -> PreTrainedModel:
     if arithmetic_dtype(setup) != DTYPES[setup.precision]:
         compute_in_float32(model)
     model.eval().requires_grad_(False)
-    if setup.plan is not None:
+    if setup.plan is not None or setup.quantization != "none":
         _keep_gradients_of_quantised_layers(model)
     return model
 

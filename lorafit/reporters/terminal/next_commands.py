@@ -23,6 +23,13 @@ def compare(run: str) -> str:
     return shlex.join([*_invocation("compare_models.py", "compare"), _relative(Path(run))])
 
 
+def export(run: str) -> str:
+    """Return the command that merges the adapter of `run` into its base model, for other programs."""
+    module = Path(sys.argv[0]).name == "__main__.py"
+    program = [_program(Path(sys.executable).name), "-m", "lorafit"] if module else [_program("lorafit")]
+    return shlex.join([*program, "export", _relative(Path(run)), "--to", "merged", "-o", "merged"])
+
+
 def curves(output_dir: str) -> str:
     """Return the command that starts TensorBoard for all runs."""
     return shlex.join([_program("tensorboard"), "--logdir", _relative(Path(output_dir))])

@@ -1,0 +1,92 @@
+"""The protocol of export targets: a check that reads no weight, then the deed; and what both are given."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import tyro
+from pydantic import BaseModel, ConfigDict, Field
+
+from lorafit.config import Folder
+from lorafit.engines.tokenizer import ChatTokenizer
+from lorafit.evaluation.validation import TrainedRun
+from lorafit.exporters.certificate import Certificate
+from lorafit.models.hub import FoundModel
+from lorafit.models.identity import FileIdentity
+from lorafit.models.spec import ModelSpec
+from lorafit.progress import ProgressCallback
+from lorafit.run_folders.adapter import AdapterConfig, ChatSettings
+
+
+class ExportRequest(BaseModel):
+    """Write an adapter, or the base model with the adapter merged into it, for other programs."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    run: tyro.conf.Positional[list[str]] = Field(
+        [], description="Name or folder of a run, `latest`, or an adapter's folder."
+    )
+    to: Literal["merged", "peft"] | None = Field(
+        None,
+        description="What to write: `merged`, a whole model with the adapter in its weights; `peft`, the adapter itself.",
+    )
+    output: str | None = Field(None, description="Folder to write, also -o. It must not exist or must be empty.")
+    dtype: Literal["auto", "bf16", "fp16", "fp32"] = Field(
+        "auto", description="Type of the weights with `--to merged` (auto: each weight as in the base model's files)."
+    )
+    base_model: str | None = Field(
+        None, description="Base model: a folder, a model ID, or `demo` (default: the adapter's base model)."
+    )
+    trust_remote_code: bool = Field(
+        False, description="Run code that comes with the model. Only for models whose author you trust."
+    )
+    hub: Literal["huggingface", "modelscope"] = Field("huggingface", description="Model hub to download from.")
+    hf_endpoint: str | None = Field(
+        None,
+        description="Mirror of the Hugging Face hub, e.g. `https://hf-mirror.com` (default: HF_ENDPOINT, "
+        "else huggingface.co).",
+    )
+    output_dir: Folder = Field("output", description="Folder for runs.")
+    lang: Literal["en", "zh"] | None = Field(None, description="Language of the messages (default: from the locale).")
+
+
+@dataclass(frozen=True)
+class ExportSource:
+    """An adapter with its base model. `trained` is the run that the adapter lies in; None: a folder of its own.
+
+    `modules` are the full names of the adapted layers. `tokenizer` is that of the training, with its chat template.
+    """
+
+    adapter: Path
+    config: AdapterConfig
+    modules: list[str]
+    base: FoundModel
+    spec: ModelSpec
+    base_files: dict[str, FileIdentity]
+    trained: TrainedRun | None
+    chat: ChatSettings
+    tokenizer: ChatTokenizer
+    trust_remote_code: bool
+
+    @property
+    def quantization(self) -> str:
+        """How the training stored the base weights: none, 4bit or 8bit; none if no run is known."""
+        return "none" if self.trained is None else self.trained.plan.quantization
+
+
+class ExportJob(Protocol):
+    """A checked export. `needed_bytes` is the disk space that it takes."""
+
+    @property
+    def needed_bytes(self) -> int:
+        """Return the bytes that write() writes, at most."""
+        ...
+
+    def write(self, folder: Path, say: ProgressCallback) -> Certificate:
+        """Write all files but export.json into the empty `folder`. Raises ExportError if they are not as they should."""
+        ...
+
+
+# What a target is in registry.EXPORTERS. It raises LorafitError for an export that cannot be made.
+Check = Callable[[ExportSource, ExportRequest], ExportJob]

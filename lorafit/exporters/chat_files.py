@@ -1,0 +1,116 @@
+"""The files beside the weights of an exported model: settings, tokenizer, chat template, end tokens and README.md."""
+
+import hashlib
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from lorafit import __version__
+from lorafit.engines.tokenizer import GENERATION_CONFIG, ChatTokenizer, load_tokenizer
+from lorafit.errors import ExportError
+from lorafit.exporters.base import ExportSource
+from lorafit.exporters.measure import template_ids
+from lorafit.exporters.rounding import TORCH
+from lorafit.messages import _
+from lorafit.models.spec import read_config
+
+# Marks of the assistant's text, which only training reads. Other programs refuse a template with them.
+GENERATION_MARK = re.compile(r"\{%([-+]?)\s*(?:end)?generation\s*([-+]?)%\}")
+# What loaders of the base need besides weights and tokenizer, and the terms of its license.
+OTHER_FILES = ("*.py", "*processor_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*")
+DTYPE_KEYS = ("dtype", "torch_dtype")
+
+
+def write_config(base: Path, folder: Path, dtype: str | None) -> None:
+    """Write the base's config.json into `folder`. `dtype`: the type of all weights, as in safetensors; None: mixed."""
+    facts = read_config(base)
+    if dtype is not None:
+        _set_dtype(facts, TORCH[dtype])
+        if not any(key in facts for key in DTYPE_KEYS):
+            facts["torch_dtype"] = TORCH[dtype]
+    (folder / "config.json").write_text(json.dumps(facts, ensure_ascii=False, indent=2) + "\n", "utf-8")
+
+
+def _set_dtype(facts: dict[str, Any], dtype: str) -> None:
+    """Change the dtype in `facts` and in the settings of parts of the model, where they name one."""
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            _set_dtype(value, dtype)
+        elif key in DTYPE_KEYS and value is not None:
+            facts[key] = dtype
+
+
+def write_chat_files(source: ExportSource, folder: Path) -> None:
+    """Write the tokenizer with the template of the training, all end tokens, and other files of the base."""
+    for pattern in OTHER_FILES:
+        for path in sorted(source.base.folder.glob(pattern)):
+            shutil.copyfile(path, folder / path.name)
+    source.tokenizer.save(folder)
+    for path in (folder / "tokenizer_config.json", *folder.rglob("*.jinja")):
+        if path.is_file():
+            path.write_text(without_marks(path.read_text("utf-8")), "utf-8")
+    known = folder / GENERATION_CONFIG
+    facts = json.loads(known.read_text("utf-8")) if known.is_file() else {"_from_model_config": True}
+    facts["eos_token_id"] = sorted(source.tokenizer.stop_ids)
+    known.write_text(json.dumps(facts, ensure_ascii=False, indent=2) + "\n", "utf-8")
+
+
+def without_marks(template: str) -> str:
+    """Return a chat template without `{% generation %}`: a comment with the same effect on white space replaces it."""
+    return GENERATION_MARK.sub(r"{#\1 \2#}", template)
+
+
+def require_chat(source: ExportSource, folder: Path) -> tuple[dict[str, Any], list[int]]:
+    """Return the template's entry of the certificate, and the end tokens, as read from the files in `folder`.
+
+    Raises ExportError if tokenizer, template or end tokens of the export are not those of the training.
+    """
+    written = load_tokenizer(folder, trust_remote_code=source.trust_remote_code)
+    date = source.chat.date_string
+    found, wanted = (template_ids(tokenizer, date) for tokenizer in (written, source.tokenizer))
+    if found != wanted:
+        what = _("The chat template of the export gives other tokens than the one of the training.")
+        raise ExportError(what, where=folder.name, fix=_("Please report it."))
+    stops = json.loads((folder / GENERATION_CONFIG).read_text("utf-8"))["eos_token_id"]
+    if written.stop_ids != source.tokenizer.stop_ids or stops != sorted(source.tokenizer.stop_ids):
+        raise ExportError(
+            _("The end tokens of the export are not those of the training."), found=stops, fix=_("Please report it.")
+        )
+    return template_facts(written, date), stops
+
+
+def template_facts(tokenizer: ChatTokenizer, date: str) -> dict[str, Any]:
+    """Return what the certificate says of a chat template: the digest of its token IDs on the public text."""
+    ids = template_ids(tokenizer, date)
+    digest = hashlib.sha256(json.dumps(ids).encode()).hexdigest()
+    return {"texts": len(ids), "token_ids": digest, "date": date}
+
+
+def model_card(source: ExportSource) -> str:
+    """Return the README.md of a merged model, with the YAML front matter that model hubs read."""
+    base = source.base.name if not Path(source.base.name).is_absolute() else Path(source.base.name).name
+    text = _("The base model `{base}` with a LoRA adapter merged into its weights by lorafit {version}.")
+    use = _("Use it with any program that reads models of transformers, in the folder of this file:")
+    check = _("export.json says what was measured on these files. `lorafit verify .` checks that they are unchanged.")
+    return f"""---
+base_model: {base}
+library_name: transformers
+tags: [lorafit]
+---
+# {folder_title(source)}
+
+{text.format(base=base, version=__version__)}
+
+{use}
+
+    lorafit chat --base_model .
+
+{check}
+"""
+
+
+def folder_title(source: ExportSource) -> str:
+    """Return the name of the run, else that of the adapter's folder."""
+    return source.chat.run or (source.trained.run.name if source.trained else source.adapter.resolve().name)

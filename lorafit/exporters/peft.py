@@ -1,0 +1,76 @@
+"""The target `peft`: the adapter itself, as PEFT's AutoPeftModelForCausalLM reads it, with tokenizer and README.md."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorafit.engines.tokenizer import load_tokenizer
+from lorafit.errors import ExportError
+from lorafit.exporters.base import ExportRequest, ExportSource
+from lorafit.exporters.certificate import Certificate
+from lorafit.exporters.chat_files import template_facts
+from lorafit.exporters.facts import adapter_facts, base_facts
+from lorafit.messages import _
+from lorafit.progress import ProgressCallback
+from lorafit.run_folders.adapter import CHAT, WEIGHTS, read_adapter, read_plain_config, write_adapter
+from lorafit.run_folders.foreign_adapter import MLX_WEIGHTS
+from lorafit.run_folders.peft_form import CONFIG, change_settings
+from lorafit.training.peft_check import CannotCheck, ask_peft, is_complete, verdict
+
+COPIED = (CONFIG, WEIGHTS, CHAT, "README.md")
+
+
+@dataclass
+class PeftExport:
+    """A checked export of an adapter."""
+
+    source: ExportSource
+
+    @property
+    def needed_bytes(self) -> int:
+        """The bytes of the adapter's folder."""
+        return sum(path.stat().st_size for path in self.source.adapter.iterdir() if path.is_file())
+
+    def write(self, folder: Path, say: ProgressCallback) -> Certificate:
+        """Write the adapter. Raises ExportError if the installed peft does not load all of it."""
+        source = self.source
+        if (source.adapter / MLX_WEIGHTS).is_file():
+            write_adapter(folder, read_plain_config(source.adapter), dict(read_adapter(source.adapter)[1]))
+        for name in COPIED:
+            if (source.adapter / name).is_file() and not (folder / name).exists():
+                shutil.copyfile(source.adapter / name, folder / name)
+        source.tokenizer.save(folder)
+        say(_("Checking that `peft` loads the adapter"))
+        note = self._check(folder)
+        notes = [note]
+        if source.quantization != "none":
+            text = _("The adapter was trained on the base model in {bits}. Load the base model in the same way.")
+            notes.append(text.format(bits=source.quantization))
+        written = load_tokenizer(folder, trust_remote_code=source.trust_remote_code)
+        return Certificate("peft", base_facts(source), adapter_facts(source), quantization=source.quantization,
+                           template=template_facts(written, source.chat.date_string), notes=notes,
+                           stop_ids=sorted(source.tokenizer.stop_ids))  # fmt: skip
+
+    def _check(self, folder: Path) -> str:
+        """Return peft's answer in words."""
+        try:
+            report = ask_peft(folder, self.source.base.folder, self.source.trust_remote_code, lambda: None)
+        except CannotCheck as error:
+            return _("Not checked whether `peft` loads this adapter: {why}.").format(why=error)
+        if not is_complete(report):
+            fix = _("Merge it into the base model instead: `--to merged`.")
+            raise ExportError(verdict(report), where=self.source.adapter, fix=fix)
+        if report["changes"]:
+            change_settings(folder, report["changes"])
+        return verdict(report)
+
+
+def check(source: ExportSource, request: ExportRequest) -> PeftExport:
+    """Return the export. Raises ExportError if flags do not apply."""
+    if request.dtype != "auto":
+        raise ExportError(
+            _("--dtype works only with --to merged."),
+            found=request.dtype,
+            fix=_("Remove --dtype: an adapter is exported as it is."),
+        )
+    return PeftExport(source)

@@ -1,0 +1,57 @@
+"""Terminal output of `lorafit export` and `lorafit verify`: the folder, and what was measured."""
+
+from statistics import median
+
+from rich.console import Console
+from rich.text import Text
+
+from lorafit.exporters.certificate import Behaviour
+from lorafit.exporters.export import Exported
+from lorafit.exporters.verify import Verified
+from lorafit.messages import _
+from lorafit.units import bytes_text, seconds_text
+
+
+def show_export(exported: Exported, console: Console) -> None:
+    """Print the folder of an export and the figures of its certificate."""
+    text = _("✓ export: {path} ({size}), in {time}")
+    size, took = bytes_text(exported.bytes), seconds_text(exported.seconds)
+    _say(console, text.format(path=exported.folder, size=size, time=took))
+    certificate = exported.certificate
+    if certificate.survival is not None and certificate.survival.slopes:
+        text = _(
+            "✓ adapter in the weights: {share:.1%} of its change is left after rounding (median of {count} tensors)"
+        )
+        slopes = certificate.survival.slopes.values()
+        _say(console, text.format(share=median(slopes), count=len(slopes)))
+    if certificate.behaviour is not None:
+        _say(console, _behaviour_text(certificate.behaviour))
+    for note in certificate.notes:
+        _say(console, note)
+    if certificate.template:
+        _say(console, _("✓ chat template and end tokens: as in the training"))
+    _say(console, _("Check it again, anywhere: {command}").format(command=f"lorafit verify {exported.folder}"))
+
+
+def _behaviour_text(found: Behaviour) -> str:
+    rows = {"validation": _("validation rows"), "probe": _("a short public text")}[found.rows]
+    text = _(
+        "✓ answers as base and adapter do: KL {export:.2g}, where the adapter itself changes {base:.2g} "
+        "({rows}, {positions} tokens; same most likely token: {top1:.1%})"
+    )
+    return text.format(
+        export=found.kl_export, base=found.kl_base, rows=rows, positions=found.positions, top1=found.top1
+    )
+
+
+def show_verified(found: Verified, console: Console) -> None:
+    """Print the result of a check."""
+    _say(console, _("✓ {path}: {files} files are as they were written").format(path=found.folder, files=found.files))
+    if found.texts:
+        text = _("✓ chat template: the same tokens as in the training, on {count} texts")
+        _say(console, text.format(count=found.texts))
+    _say(console, _("Not checked here: how the model answers. export.json has what was measured at the export."))
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(Text(text), soft_wrap=True)
