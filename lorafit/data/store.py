@@ -98,7 +98,7 @@ def read_places(array: Int32, places_NP: NDArray[np.int64]) -> Int32:
     A mapped file is read in pieces of at most PIECE numbers: indexing would keep all pages that it touches in memory.
     """
     mapped = array.base
-    if not isinstance(mapped, np.memmap) or len(array) <= PIECE:
+    if not isinstance(mapped, np.memmap) or mapped.filename is None or len(array) <= PIECE:
         return array[places_NP]
     found = np.empty(places_NP.shape, array.dtype)
     for first in range(0, len(places_NP), ROWS):

@@ -20,7 +20,8 @@ from lorafit.models.identity import identify
 from lorafit.models.spec import read_spec
 from lorafit.paths import require_utf8_name, user_path
 from lorafit.progress import ProgressCallback
-from lorafit.run_folders.adapter import check_shapes, read_adapter_config, read_chat_settings, read_plain_config
+from lorafit.run_folders.adapter import read_adapter_config, read_chat_settings, read_plain_config
+from lorafit.run_folders.adapter_fit import check_shapes
 from lorafit.run_folders.directory import RunDir
 from lorafit.run_folders.find_adapter import find_adapter
 from lorafit.run_folders.origins import BaseFiles, base_changes, file_change, read_origins
