@@ -226,7 +226,7 @@ def _require_4bit(source: ExportSource) -> None:
 
 def _quantised(source: ExportSource, found: str) -> ModelError:
     return ModelError(
-        _("An adapter that was trained on quantized weights cannot be merged yet."),
+        _("An adapter that was trained on quantized weights cannot be merged."),
         where=source.base.name,
         found=found,
         fix=_("Export the adapter itself: `--to peft`."),
