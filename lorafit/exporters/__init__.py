@@ -1,0 +1,1 @@
+"""Exports of a trained model: its files in the formats of other programs."""
