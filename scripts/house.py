@@ -17,7 +17,7 @@ from pathlib import Path
 
 # The packages and root modules of lorafit, the highest first: each imports only from itself and from those after it.
 ORDER = (
-    "__main__", "cli", "api", "reporters", "supervisor", "transfer", "training", "ipc", "evaluation",
+    "__main__", "cli", "api", "reporters", "supervisor", "transfer", "exporters", "training", "ipc", "evaluation",
     "engines", "diagnostics", "run_folders", "planner", "data", "hardware", "models", "distributed", "registry", "config",
     "sampling", "paths", "atomic", "hashing", "progress", "units", "events", "errors", "messages",
     "__init__",  # the version; its other names are imported when they are asked for

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lorafit.errors import ModelError
-from lorafit.exporters.gguf.rope import check_rope
+from lorafit.exporters.gguf.rope import check_rope, original_length, rope_of
 from lorafit.messages import _, listed
 from lorafit.models.demo import TENSORS
 from lorafit.models.text_config import layer_kinds, text_settings, window_of, with_defaults
@@ -60,7 +60,11 @@ class Architecture:
 
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": Architecture(
-        "llama", LLAMA, optional_biases=LINEAR, reorders=True, scalings=frozenset({"default", "linear", "yarn", "llama3"})
+        "llama",
+        LLAMA,
+        optional_biases=LINEAR,
+        reorders=True,
+        scalings=frozenset({"default", "linear", "yarn", "llama3"}),
     ),
     "mistral": Architecture("llama", LLAMA, reorders=True),
     "qwen2": Architecture("qwen2", LLAMA, needed_biases=QUERY_KEY_VALUE, free_head_dim=False),
@@ -105,14 +109,22 @@ def find_architecture(settings: Mapping[str, Any], name: str) -> Architecture:
 
 def notes_of(settings: Mapping[str, Any]) -> list[str]:
     """Return where llama.cpp computes the model differently although it can be exported."""
+    notes = []
     window, positions = window_of(settings), settings.get("max_position_embeddings") or 0
     if window and window < positions and ARCHITECTURES[str(settings["model_type"])].window_every is None:
-        return [
+        notes.append(
             _(
-                "llama.cpp has no sliding window for this model: beyond {window} tokens, its answers differ from the training."
+                "llama.cpp has no sliding window for this model: beyond {window} tokens, it computes other answers."
             ).format(window=window)
-        ]
-    return []
+        )
+    if (rope := rope_of(settings))["rope_type"] == "longrope":
+        notes.append(
+            _(
+                "With a context above {length} tokens, llama.cpp uses the factors for long texts in short ones too, and "
+                "computes other answers. Set the context to at most {length}."
+            ).format(length=original_length(settings, rope))
+        )
+    return notes
 
 
 def _refusal(name: str, found: str, fix: str) -> ModelError:

@@ -90,7 +90,9 @@ def is_tied(settings: Mapping[str, Any], names: Mapping[str, str]) -> bool:
 
 def plain_name(name: str) -> str:
     """Return the name that a tensor of a wrapper's text decoder has in a plain decoder."""
-    return name.replace("language_model.model.", "model.").replace("language_model.", "").replace("model.model.", "model.")
+    return (
+        name.replace("language_model.model.", "model.").replace("language_model.", "").replace("model.model.", "model.")
+    )
 
 
 def _plain_names(source: GgufSource, settings: Mapping[str, Any]) -> dict[str, str]:

@@ -54,7 +54,9 @@ def check_quantize(quantize: str) -> None:
     """Raise ConfigError for an unknown type, or for a K-quant without the package that rounds to it."""
     if quantize not in FILE_TYPES:
         raise ConfigError(
-            _("Unknown type of a GGUF file."), found=quantize, fix=_("Use one of: {names}").format(names=listed(FILE_TYPES))
+            _("Unknown type of a GGUF file."),
+            found=quantize,
+            fix=_("Use one of: {names}").format(names=listed(FILE_TYPES)),
         )
     if BASE_TYPES[quantize] in K_TYPES and importlib.util.find_spec(PACKAGE) is None:
         simple = listed(name for name, kind in BASE_TYPES.items() if kind not in K_TYPES)

@@ -11,16 +11,24 @@ from lorafit.errors import ModelError
 from lorafit.exporters.gguf.source import Floats
 from lorafit.messages import _
 
-SWITCHES = ("mscale", "mscale_all_dim", "truncate")  # of YaRN; llama.cpp does not know them
+# Settings of YaRN that llama.cpp ignores, and the value that it computes with; None: it computes its own.
+SWITCHES = {
+    "attention_factor": None,
+    "mscale": None,
+    "mscale_all_dim": None,
+    "truncate": True,
+    "beta_fast": 32,
+    "beta_slow": 1,
+}
 
 
 def rope_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the rotary settings of the layers with full attention, from any place where files keep them."""
     rope = dict(settings.get("rope_parameters") or settings.get("rope_scaling") or {})
     rope = dict(rope.get("full_attention") or rope)
-    for key, other in (("rope_theta", "rope_theta"), ("partial_rotary_factor", "partial_rotary_factor")):
-        if rope.get(key) is None and settings.get(other) is not None:
-            rope[key] = settings[other]
+    for key in ("rope_theta", "partial_rotary_factor"):
+        if rope.get(key) is None and settings.get(key) is not None:
+            rope[key] = settings[key]
     rope["rope_type"] = {"su": "longrope"}.get(kind := rope.get("rope_type") or rope.get("type") or "default", kind)
     rope.setdefault("rope_theta", 10000.0)
     return rope
@@ -36,10 +44,14 @@ def check_rope(settings: Mapping[str, Any], scalings: Collection[str], name: str
     elif partial != 1.0 and settings["model_type"] != "phi3":
         found = f"partial_rotary_factor: {partial}"
     elif rope["rope_type"] == "yarn":
-        found = next((f"{key}: {rope[key]}" for key in SWITCHES if rope.get(key) is not None), None)
+        unlike = (key for key, value in SWITCHES.items() if rope.get(key) not in (None, value))
+        found = next((f"{key}: {rope[key]}" for key in unlike), None)
     if found:
         raise ModelError(
-            _("This model cannot be exported as GGUF."), where=name, found=found, fix=_("Export with --to merged instead.")
+            _("This model cannot be exported as GGUF."),
+            where=name,
+            found=found,
+            fix=_("Export with --to merged instead."),
         )
 
 
@@ -65,7 +77,7 @@ def add_rope(writer: GGUFWriter, settings: Mapping[str, Any], head_dim: int) -> 
         writer.add_rope_scaling_type(RopeScalingType.LONGROPE)
         writer.add_rope_scaling_attn_factors(_attention_factor(settings, rope))
     if settings["model_type"] == "phi3":
-        writer.add_rope_scaling_orig_ctx_len(_original_length(settings, rope))
+        writer.add_rope_scaling_orig_ctx_len(original_length(settings, rope))
 
 
 def rope_factors(settings: Mapping[str, Any], head_dim: int) -> dict[str, Floats]:
@@ -94,17 +106,10 @@ def _llama3_factors(rope: Mapping[str, Any], head_dim: int) -> Floats:
 def _add_yarn(writer: GGUFWriter, rope: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     writer.add_rope_scaling_type(RopeScalingType.YARN)
     writer.add_rope_scaling_factor(float(rope["factor"]))
-    writer.add_rope_scaling_orig_ctx_len(_original_length(settings, rope))
-    for key, add in (
-        ("attention_factor", writer.add_rope_scaling_yarn_attn_factor),
-        ("beta_fast", writer.add_rope_scaling_yarn_beta_fast),
-        ("beta_slow", writer.add_rope_scaling_yarn_beta_slow),
-    ):
-        if rope.get(key) is not None:
-            add(float(rope[key]))
+    writer.add_rope_scaling_orig_ctx_len(original_length(settings, rope))
 
 
-def _original_length(settings: Mapping[str, Any], rope: Mapping[str, Any]) -> int:
+def original_length(settings: Mapping[str, Any], rope: Mapping[str, Any]) -> int:
     """Return the number of positions that the model was made for before they were scaled."""
     original = rope.get("original_max_position_embeddings") or settings.get("original_max_position_embeddings")
     return int(original or settings["max_position_embeddings"])
@@ -114,6 +119,6 @@ def _attention_factor(settings: Mapping[str, Any], rope: Mapping[str, Any]) -> f
     """Return the factor of attention in a long context, as transformers computes it."""
     if (told := rope.get("attention_factor")) is not None:
         return float(told)
-    original = _original_length(settings, rope)
+    original = original_length(settings, rope)
     scale = settings["max_position_embeddings"] / original
     return math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 SPACE = "▁"  # stands for a space in the tokens of SentencePiece
 SPECIAL = ("bos", "unk", "sep", "pad", "mask")  # eos, eot and eom come from the tokens that end an answer
 END_NAMES = ("eos", "eot", "eom")
+PHI3_NAME, PHI3_TOKENS = re.compile("phi-?3", re.IGNORECASE), ("<unk>", "<s>", "</s>", "<|endoftext|>")
 ADDED_SCORE, UNMADE_SCORE = -1000.0, -10000.0
 # Tokens that some tokenizers do not mark as special.
 SPECIAL_WORDS = ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
@@ -31,7 +33,7 @@ class GgufTokenizer:
     """A tokenizer in GGUF's terms, of as many tokens as the model has rows of embeddings.
 
     `kind` is "gpt2" (byte-level BPE, with `pre` and `merges`) or "llama" (SentencePiece, with `scores` and
-    `space_prefix`).
+    `space_prefix`). `strips` is set if spaces after special tokens belong to them, as in Phi-3.
     """
 
     kind: str
@@ -42,6 +44,7 @@ class GgufTokenizer:
     merges: list[str] | None
     space_prefix: bool | None
     special: dict[str, int]
+    strips: bool
 
 
 def read_tokenizer(source: GgufSource, rows: int) -> GgufTokenizer:
@@ -57,12 +60,12 @@ def read_tokenizer(source: GgufSource, rows: int) -> GgufTokenizer:
     special = _special(source, content, rows)
     if model.get("byte_fallback"):
         scores = _scores(tokens, types, model["merges"], content["added_tokens"])
-        prefix = _adds_space(content)
-        return GgufTokenizer("llama", "default", tokens, types, scores, None, prefix, special)
+        prefix, strips = _adds_space(content), _strips(content, tokens)
+        return GgufTokenizer("llama", "default", tokens, types, scores, None, prefix, special, strips)
     if "ByteLevel" not in json.dumps([content.get("pre_tokenizer"), content.get("decoder")]):
         raise _unknown(where, "BPE")
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-    return GgufTokenizer("gpt2", _pre_tokenizer(where, special), tokens, types, None, merges, None, special)
+    return GgufTokenizer("gpt2", _pre_tokenizer(where, special), tokens, types, None, merges, None, special, False)
 
 
 def add_tokenizer(writer: GGUFWriter, tokenizer: GgufTokenizer, source: GgufSource) -> None:
@@ -83,6 +86,21 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: GgufTokenizer, source: GgufSour
         writer.add_add_space_prefix(tokenizer.space_prefix)
     if source.chat_template:
         writer.add_chat_template(source.chat_template)
+
+
+def told_name(name: str, strips: bool) -> str:
+    """Return `name` with or without the word by which llama.cpp knows Phi-3.
+
+    With it, spaces after special tokens belong to them, and a tokenizer without PHI3_TOKENS cannot be loaded.
+    """
+    if strips:
+        return name if PHI3_NAME.search(name) else f"{name} (Phi-3)"
+    return PHI3_NAME.sub("Phi 3", name)
+
+
+def _strips(content: dict[str, Any], tokens: list[str]) -> bool:
+    added = content.get("added_tokens") or []
+    return any(token["special"] and token.get("rstrip") for token in added) and set(PHI3_TOKENS) <= set(tokens)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -121,13 +139,12 @@ def _tokens(content: dict[str, Any], rows: int, where: Path) -> tuple[list[str],
     for text, token in vocabulary.items():
         tokens[token] = text
         is_byte = byte_fallback and len(text) == 6 and text.startswith("<0x") and text.endswith(">")
-        types[token] = int(TokenType.BYTE if is_byte else TokenType.NORMAL)
+        kind = TokenType.BYTE if is_byte else TokenType.UNKNOWN if text == unknown else TokenType.NORMAL
+        types[token] = int(kind)
     for one in added:
         text, special = one["content"], one["special"] or _looks_special(one["content"])
         tokens[one["id"]] = text if special else text.replace(SPACE, " ")
         types[one["id"]] = int(TokenType.CONTROL if special else TokenType.USER_DEFINED)
-    if byte_fallback and unknown in vocabulary:
-        types[vocabulary[unknown]] = int(TokenType.UNKNOWN)
     return tokens, types
 
 
@@ -193,10 +210,16 @@ def _special(source: GgufSource, content: dict[str, Any], rows: int) -> dict[str
 
 
 def _pre_tokenizer(where: Path, special: dict[str, int]) -> str:
-    """Return llama.cpp's name of the pre-tokenizer. Some names belong to token IDs that begin with bos."""
-    ids = Tokenizer.from_file(str(where)).encode(PROBE, add_special_tokens=False).ids
-    for start in ([], [special[name] for name in ("bos",) if name in special]):
-        digest = hashlib.sha256(str([*start, *ids]).encode()).hexdigest()
+    """Return llama.cpp's name of the pre-tokenizer.
+
+    The text is hashed as the tokenizer itself encodes it, then with bos before it, then without special tokens: a copy of
+    a known tokenizer may put other special tokens around a text.
+    """
+    tokenizer = Tokenizer.from_file(str(where))
+    ids = tokenizer.encode(PROBE, add_special_tokens=False).ids
+    bos = [special[name] for name in ("bos",) if name in special]
+    for tokens in (tokenizer.encode(PROBE).ids, [*bos, *ids], ids):
+        digest = hashlib.sha256(str(tokens).encode()).hexdigest()
         if digest in NAMES:
             return NAMES[digest]
     raise _unknown(where, f"sha256 {digest}")

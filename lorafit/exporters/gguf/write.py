@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFWriter, GGUFType, size_label
+from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFType, GGUFWriter, size_label
 from numpy.typing import NDArray
 
 from lorafit.atomic import atomic_file
@@ -18,13 +18,12 @@ from lorafit.exporters.gguf.layout import check_shapes, plan_tensors, transforme
 from lorafit.exporters.gguf.quantize import FILE_TYPES, bytes_of, check_quantize, rounded
 from lorafit.exporters.gguf.rope import add_rope, rope_factors
 from lorafit.exporters.gguf.source import Floats, GgufReport, GgufSource, GgufTensor
-from lorafit.exporters.gguf.tokenizer import GgufTokenizer, add_tokenizer, read_tokenizer
+from lorafit.exporters.gguf.tokenizer import GgufTokenizer, add_tokenizer, read_tokenizer, told_name
 from lorafit.messages import _
 from lorafit.progress import ProgressCallback, ignore_progress
 from lorafit.units import bytes_text
 
 BLOCK_VALUES = 1 << 21  # rounded at a time by one thread
-PHI3_NAMES = ("phi-3", "phi3")  # llama.cpp strips spaces after special tokens if the model's name has one of these
 
 
 @dataclass(frozen=True)
@@ -75,9 +74,7 @@ def _writer(path: Path, source: GgufSource, plan: GgufPlan, quantize: str) -> GG
     """Return a writer that has written everything before the tensors."""
     writer = GGUFWriter(path, plan.architecture.name)
     writer.add_type(GGUFType.MODEL)
-    is_phi3 = plan.architecture.name == "phi3" and plan.tokenizer.kind == "llama"
-    told = not is_phi3 or any(word in source.name.lower() for word in PHI3_NAMES)
-    writer.add_name(source.name if told else f"{source.name} (Phi-3)")
+    writer.add_name(told_name(source.name, plan.tokenizer.strips))
     values = sum(int(np.prod(tensor.shape)) for tensor in plan.tensors)
     writer.add_size_label(size_label(values, values, 0, 0))
     _add_settings(writer, plan)
@@ -141,9 +138,7 @@ def _write_tensors(writer: GGUFWriter, source: GgufSource, plan: GgufPlan, progr
             written += size
             if (tenth := 10 * written // plan.bytes) > told:
                 told = tenth
-                progress(
-                    _("{done} of {total} written").format(done=bytes_text(written), total=bytes_text(plan.bytes))
-                )
+                progress(_("{done} of {total} written").format(done=bytes_text(written), total=bytes_text(plan.bytes)))
     if wanted:
         raise ModelError(_("A tensor is missing in the merged model."), where=source.name, found=next(iter(wanted)))
 
