@@ -124,7 +124,7 @@ def rounded(values: Floats, kind: GGMLQuantizationType) -> NDArray[Any]:
         )
     if kind in K_TYPES:
         return _k_quantized(np.ascontiguousarray(values), kind)
-    return rounded_by_gguf(values, kind)  # type: ignore[no-any-return]
+    return rounded_by_gguf(values, kind)
 
 
 def _k_quantized(values: Floats, kind: GGMLQuantizationType) -> NDArray[np.uint8]:
@@ -147,4 +147,4 @@ def _quantize_chunk() -> Callable[..., int]:
     function.restype = ctypes.c_size_t
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     function.argtypes = [ctypes.c_int, pointer, pointer, number, number, number, pointer]
-    return function  # type: ignore[no-any-return]
+    return function

@@ -133,10 +133,12 @@ def _failed(path: Path) -> EngineError:
 _said: list[str] = []  # llama.cpp's last errors
 
 
-@c.CFUNCTYPE(None, c.c_int, c.c_char_p, c.c_void_p)
 def _listen(level: int, text: bytes, _data: object) -> None:
     if level >= ERRORS_FROM:
         _said.append(text.decode(errors="replace").strip())
+
+
+_listener = c.CFUNCTYPE(None, c.c_int, c.c_char_p, c.c_void_p)(_listen)
 
 
 @cache
@@ -169,13 +171,13 @@ def _library() -> Any:
         "llama_tokenize": (c.c_int32, pointer, text, c.c_int32, ids, c.c_int32, c.c_bool, c.c_bool),
         "llama_adapter_lora_init": (pointer, pointer, text),
         "llama_set_adapters_lora": (c.c_int32, pointer, c.POINTER(pointer), c.c_size_t, c.POINTER(c.c_float)),
-        "llama_log_set": (None, type(_listen), pointer),
+        "llama_log_set": (None, type(_listener), pointer),
         "llama_backend_init": (None,),
     }
     for name, (result, *arguments) in signatures.items():
         function = getattr(lib, name)
         function.restype, function.argtypes = result, arguments
-    lib.llama_log_set(_listen, None)
+    lib.llama_log_set(_listener, None)
     lib.llama_backend_init()
     found = {name: getattr(lib.llama_context_default_params(), name) for name in DEFAULTS}
     if found != DEFAULTS:
