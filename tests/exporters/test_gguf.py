@@ -195,6 +195,13 @@ def test_tokenizers_that_llama_cpp_does_not_know_are_refused(demo_folder: Path, 
     assert "one to three" in refusal(replace(make_source("llama", tmp_path / "endless"), end_tokens=[])).what
 
 
+@pytest.mark.parametrize("prefix", ["", "model.language_model.", "language_model.model.", "model.text_model."])
+def test_the_text_decoder_of_a_wrapper_has_the_names_of_a_plain_one(prefix: str) -> None:
+    assert layout.plain_name(f"{prefix or 'model.'}layers.0.mlp.up_proj.weight") == "model.layers.0.mlp.up_proj.weight"
+    head = "language_model.lm_head.weight" if prefix.startswith("language") else "lm_head.weight"
+    assert layout.plain_name(head) == "lm_head.weight"
+
+
 def test_only_a_phi3_tokenizer_gets_the_name_by_which_llama_cpp_strips_spaces() -> None:
     assert told_name("my-phi3-notes", False) == "my-Phi 3-notes"
     assert told_name("finetuned", True) == "finetuned (Phi-3)"

@@ -1,5 +1,6 @@
 """The tensors of a GGUF file: which tensor of the model becomes which, checked by name and shape before one is read."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -90,8 +91,8 @@ def is_tied(settings: Mapping[str, Any], names: Mapping[str, str]) -> bool:
 
 def plain_name(name: str) -> str:
     """Return the name that a tensor of a wrapper's text decoder has in a plain decoder."""
-    return (
-        name.replace("language_model.model.", "model.").replace("language_model.", "").replace("model.model.", "model.")
+    return re.sub(r"^(model\.)?(language_model|text_model)\.(model\.)?(?!lm_head)", "model.", name).replace(
+        "language_model.lm_head", "lm_head"
     )
 
 

@@ -134,6 +134,7 @@ def _write_tensors(writer: GGUFWriter, source: GgufSource, plan: GgufPlan, progr
             if tensor != next(order) or values.shape != tensor.shape:
                 raise RuntimeError(f"{name} {values.shape} is not the next tensor of the plan")
             size = _write_tensor(file, values, tensor, pool)
+            del values  # the source makes the next one
             writer.write_padding(file, size)
             written += size
             if (tenth := 10 * written // plan.bytes) > told:
