@@ -98,6 +98,12 @@ NOT_FOLLOWED = {
         "Restore these files, or name the folder of the right model with --base_model.",
         "Use another type: `--dtype bf16` or `--dtype fp32`.",
     ),
+    "of GGUF files, which no command writes yet; tests/exporters/test_gguf.py causes the errors": (
+        "Export the merged model instead: `--to merged`.",
+        "Export with --to merged instead.",
+        "Export with --to merged, and serve that folder with vLLM or transformers.",
+        "Install it: {command}. Without it, these types can be written: {names}",
+    ),
     "no error: what to do next, after an export that succeeded": (
         "Check it again, anywhere: {command}",
         "export.json says what was measured on these files. `lorafit verify .` checks that they are unchanged.",

@@ -47,7 +47,7 @@ def write_lora_gguf(adapter: Path, config: Mapping[str, Any], name: str, target:
                     _("llama.cpp cannot apply an adapter to this layer."),
                     where=name,
                     found=module,
-                    fix=_("Export the merged model: --to gguf without --adapter_only."),
+                    fix=_("Export the merged model instead: `--to merged`."),
                 )
             a, b = (tensors[own] for own in lora_names(module))
             heads, _shift = transform_of(architecture, settings, ours)

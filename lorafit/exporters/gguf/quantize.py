@@ -120,7 +120,7 @@ def rounded(values: Floats, kind: GGMLQuantizationType) -> NDArray[Any]:
         raise ModelError(
             _("A weight of the merged model is not a number that this type can hold."),
             found=f"{kind.name}: {largest}",
-            fix=_("Choose --quantize bf16 or f32."),
+            fix=_("Choose the type bf16 or f32."),
         )
     if kind in K_TYPES:
         return _k_quantized(np.ascontiguousarray(values), kind)
