@@ -248,7 +248,10 @@ class Examination:
         except LorafitError as error:
             return replace(refused(error, self.scratch), cell="no: another adapter")
         if engine.facts.longest_sample is not None:  # training refuses longer samples
-            return Outcome("refused", f"up to {engine.facts.longest_sample} tokens")
+            limit = f"up to {engine.facts.longest_sample} tokens"
+            return Outcome(
+                "refused", limit, {"what": "MLX ignores the attention window of this model.", "found": limit}
+            )
         loss, gradients = engine_runs.first_step(engine, PLAN, self.scratch / "mlx-step", samples())
         found = self.compare(loss, gradients, adapter)
         return replace(found, facts={**found.facts, "notes": engine.facts.notes})

@@ -38,7 +38,7 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
 CURSOR = re.compile(r"\x1b\[(?:\?\d+[hl]|\d*[A-HJK])|\r")
 COMMAND = re.compile(
-    r"lorafit (chat|resume|compare)|inference\.py|tensorboard|-m pip|--print_completion"
+    r"lorafit (chat|resume|compare|export)|inference\.py|tensorboard|-m pip|--print_completion"
 )  # commands to copy, which are not wrapped
 
 
