@@ -128,8 +128,7 @@ def check_packing(model: PreTrainedModel, head: LMHead, parameters: Sequence[Ten
             unreached = [place for place, gradient in enumerate(plain_grads) if gradient is None]
             packed, packed_grads = _packed_pass(model, head, parameters, device)
         except CODE_ERRORS as error:
-            if isinstance(error, RuntimeError) and is_device_failure(error):
-                raise
+            _raise_device_failure(error)
             return PackingCheck(math.inf, unreached)
     off = worst(difference(packed, plain), difference_of_all(*_zeros_for_none(packed_grads, plain_grads)))
     return PackingCheck(off, unreached)
@@ -149,6 +148,12 @@ def packing_error(
         packed, packed_grads = _packed_pass(model, head, parameters, device)
         plain, plain_grads = _plain_pass(model, parameters, device)
     return difference(packed, plain), difference_of_all(*_zeros_for_none(packed_grads, plain_grads))
+
+
+def _raise_device_failure(error: Exception) -> None:
+    """Raise `error` again unless it comes from a model's code."""
+    if isinstance(error, RuntimeError) and is_device_failure(error):
+        raise error
 
 
 def _small_boundaries(model: PreTrainedModel) -> AbstractContextManager[None]:
@@ -219,8 +224,7 @@ def refuse_unknown_head(model: PreTrainedModel, head: LMHead, setup: Setup, tole
         with _small_boundaries(model):
             off, own = _head_error(model, head, setup.device)
     except CODE_ERRORS as error:  # the model does not work with small boundaries
-        if isinstance(error, RuntimeError) and is_device_failure(error):
-            raise
+        _raise_device_failure(error)
         off, own = _head_error(model, head, setup.device)
     if not own.isfinite().all():
         broken = [name for name, p in model.named_parameters() if p.is_floating_point() and not p.isfinite().all()]
