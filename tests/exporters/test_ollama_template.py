@@ -100,7 +100,7 @@ def test_go_gives_the_token_ids_of_the_training(
     name: str, with_template: Callable[[str], ChatTokenizer], run_go: Harness
 ) -> None:
     tokenizer = with_template(template_named(name))
-    for system in (None, "你是律师。\n只回答法律问题。"):
+    for system in (None, '"你是律师。"\n只回答法律问题。\n"x"'):
         assert not prompts_differ(tokenizer, system, run_go)
 
 
@@ -211,6 +211,20 @@ def test_a_system_message_of_the_user_replaces_that_of_the_training(
         assert without.startswith(f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\nx<|im_end|>")
         assert found.startswith("<|im_start|>system\nYou are a cook.<|im_end|>\n<|im_start|>user\nx<|im_end|>")
         assert ("SYSTEM" in made.text) == ("\u3000" not in system)
+
+
+def test_a_system_prompt_is_written_as_the_chat_template_writes_it(
+    with_template: Callable[[str], ChatTokenizer], run_go: Harness
+) -> None:
+    trims = with_template(CHATML.replace("m.content", "m.content | trim"))
+    assert 'SYSTEM """你是律师。"""' in modelfile(trims, ChatSettings(" 你是律师。\n"), "m.gguf", False, 1).text
+    assert (
+        'SYSTEM """ 你是律师。\n"""'
+        in modelfile(with_template(CHATML), ChatSettings(" 你是律师。\n"), "m.gguf", False, 1).text
+    )
+    changes = with_template(CHATML.replace("m.content", "m.content | replace('　', ' ')"))
+    with pytest.raises(ExportError, match="cannot be written"):
+        modelfile(changes, ChatSettings("你是　律师。"), "m.gguf", False, 1)
 
 
 def test_a_last_answer_is_continued_and_a_first_one_has_an_empty_question(

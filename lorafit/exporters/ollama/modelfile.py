@@ -6,8 +6,9 @@ print, such as the wide space U+3000. In a template, such texts are written as s
 
 from typing import NamedTuple
 
+from lorafit.data.conversation import Message
 from lorafit.engines.tokenizer import ChatTokenizer
-from lorafit.exporters.ollama.chat_format import ChatFormat, not_faithful
+from lorafit.exporters.ollama.chat_format import ChatFormat, not_faithful, prompt_text
 from lorafit.exporters.ollama.check import faithful_format
 from lorafit.messages import _
 from lorafit.run_folders.adapter import ChatSettings
@@ -32,7 +33,7 @@ def modelfile(tokenizer: ChatTokenizer, chat: ChatSettings, file: str, add_bos: 
     bos = tokenizer.inner.bos_token or "" if add_bos else ""
     if add_bos and not (bos and chat_format.start.startswith(bos) and chat_format.system.startswith(bos)):
         raise not_faithful(tokenizer, _("The bos token is added, but the chat template does not begin with it."))
-    system = chat.system_prompt or ""
+    system = _system_text(tokenizer, chat, chat_format) if chat.system_prompt else ""
     stops = [tokenizer.decode_with_special([token]) for token in sorted(tokenizer.stop_ids)]
     lines = [
         f"FROM ./{file}",
@@ -42,6 +43,16 @@ def modelfile(tokenizer: ChatTokenizer, chat: ChatSettings, file: str, add_bos: 
         f"PARAMETER num_ctx {num_ctx}",
     ]
     return Modelfile("".join(f"{line}\n" for line in lines if line), notes)
+
+
+def _system_text(tokenizer: ChatTokenizer, chat: ChatSettings, chat_format: ChatFormat) -> str:
+    """Return the system prompt of the training, without white space at its ends where the chat template removes it."""
+    given, question = chat.system_prompt or "", Message("user", "?")
+    wanted = prompt_text([Message("system", given), question], tokenizer, chat.date_string)
+    for text in (given, given.strip()):
+        if text and chat_format.render([Message("system", text), question]) == wanted:
+            return text
+    raise not_faithful(tokenizer, _("The chat template changes the system prompt of the training."))
 
 
 def go_template(chat_format: ChatFormat, bos: str = "", default_system: str = "") -> str:
