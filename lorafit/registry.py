@@ -34,6 +34,7 @@ EXPORTERS: dict[str, Entry] = {
     for name, module in (
         ("merged", "merged"),
         ("gguf", "gguf.export"),
+        ("ollama", "ollama.export"),
         ("lmstudio", "gguf.lmstudio"),
         ("peft", "peft"),
     )
