@@ -38,8 +38,9 @@ def verify_export(folder: Path, trust_remote_code: bool, say: ProgressCallback) 
         names = listed(_change(name, wanted, found) for name in changed[:SHOWN])
         fix = _("Export again, or copy the folder again from where it was complete.")
         raise ExportError(_("The export is not as it was written."), where=folder, found=names, fix=fix)
-    told = facts.get("template") or {}
-    if told and any((folder / name).is_file() for name in TOKENIZER_FILES):
+    has_tokenizer = any((folder / name).is_file() for name in TOKENIZER_FILES)
+    told = (facts.get("template") or {}) if has_tokenizer else {}
+    if told:
         tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
         if template_facts(tokenizer, told["date"])["token_ids"] != told["token_ids"]:
             fix = _("Install the versions in export.json: {names}.").format(
