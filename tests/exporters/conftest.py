@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import tiny
+from support.gguf_models import WIDE, make_source
 from support.model_zoo.folder import save_family
 
 from lorafit.engines.base import Setup
@@ -33,11 +35,28 @@ def base_and_adapter(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str]
     return make
 
 
+@pytest.fixture(scope="session")
+def llama_cpp_base_and_adapter(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Path]]:
+    """The same for types that llama.cpp knows, 256 wide, with a tokenizer that it knows."""
+    folder = tmp_path_factory.mktemp("llama-cpp")
+
+    def make(family: str) -> tuple[Path, Path]:
+        base, adapter = folder / family, folder / f"{family}-adapter"
+        if not adapter.is_dir():
+            make_source(family, base, head_dim=64, **WIDE, query_pre_attn_scalar=64)
+            engine = TorchEngine.open(Setup(base, str(base), "cpu", "fp32", plan=tiny.make_plan()))
+            tiny.fill_b(engine)
+            engine.save_adapter(adapter)
+        return base, adapter
+
+    return make
+
+
 @pytest.fixture
 def run_export(tmp_path: Path) -> Export:
     """A function that exports an adapter's folder to `tmp_path / "out"`."""
 
-    def run(adapter: Path, to: str = "merged", **flags: str) -> Exported:
+    def run(adapter: Path, to: str = "merged", **flags: Any) -> Exported:
         settings = {"run": [str(adapter)], "to": to, "output": str(tmp_path / "out"), **flags}
         return export(ExportRequest.model_validate(settings), ignore_progress)
 

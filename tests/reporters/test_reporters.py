@@ -104,7 +104,8 @@ def test_the_next_commands_are_last_and_never_broken_over_lines() -> None:
     question = Answered(step=100, question="能退定金吗？", base="不知道", tuned="不能")
     for live in (False, True):
         lines = without_codes(output_of([started(run=run), step_done(100), finished(), question], live)).splitlines()
-        assert lines[-3].endswith(f"lorafit chat {run}")
+        assert lines[-5].endswith(f"lorafit chat {run}")
+        assert [line.rpartition("--to ")[2].split()[0] for line in lines[-4:-1]] == ["ollama", "lmstudio", "mlx"]
         assert lines[-1].endswith("tensorboard --logdir output")
 
 

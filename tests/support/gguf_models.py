@@ -16,6 +16,10 @@ from support import tiny
 WORDS = ("▁the", "▁law", "th", "he", "in", "er", "▁a")
 SPECIAL = ("<unk>", "<s>", "</s>", "<|end|>")
 TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
+CHAT = (
+    "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
 END = 3
 WIDE = {"hidden_size": 256, "intermediate_size": 512}
 # Changes of the families' tiny shapes: llama.cpp has one scale of attention, and Gemma 3 a window in 5 of 6 layers.
@@ -54,6 +58,7 @@ def write_tokenizer(folder: Path) -> int:
         "bos_token": "<s>",
         "eos_token": "</s>",
         "unk_token": "<unk>",
+        "chat_template": CHAT,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(names), "utf-8")
     return len(pieces)

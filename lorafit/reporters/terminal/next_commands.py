@@ -23,11 +23,12 @@ def compare(run: str) -> str:
     return shlex.join([*_invocation("compare_models.py", "compare"), _relative(Path(run))])
 
 
-def export(run: str) -> str:
-    """Return the command that merges the adapter of `run` into its base model, for other programs."""
+def export(run: str, target: str) -> str:
+    """Return the command that exports the model of `run` to a new folder, for the program `target`."""
     module = Path(sys.argv[0]).name == "__main__.py"
     program = [_program(Path(sys.executable).name), "-m", "lorafit"] if module else [_program("lorafit")]
-    return shlex.join([*program, "export", _relative(Path(run)), "--to", "merged", "-o", "merged"])
+    folder = f"{Path(run).name}-{target}"
+    return shlex.join([*program, "export", _relative(Path(run)), "--to", target, "-o", folder])
 
 
 def curves(output_dir: str) -> str:

@@ -186,7 +186,9 @@ class TerminalReporter:
         self._say(_("Adapter: {path}").format(path=Path(self._run) / event.path))
         self._next_commands = {
             _("chat with the model"): next_commands.chat(self._run),
-            _("export for other programs"): next_commands.export(self._run),
+            _("export for Ollama"): next_commands.export(self._run, "ollama"),
+            _("export for LM Studio"): next_commands.export(self._run, "lmstudio"),
+            _("export for MLX"): next_commands.export(self._run, "mlx"),
             _("view the curves"): next_commands.curves(str(Path(self._run).parent)),
         }
 
