@@ -30,7 +30,7 @@ CLOUDS: dict[str, Entry] = {
 
 # Targets of `lorafit export`: functions that check a request and return the job (exporters/base.py).
 EXPORTERS: dict[str, Entry] = {
-    name: Entry(f"lorafit.exporters.{name}:check", "pip install lorafit") for name in ("merged", "peft")
+    name: Entry(f"lorafit.exporters.{name}:check", "pip install lorafit") for name in ("merged", "peft", "vllm")
 }
 MODULE_TENSORS = Entry("lorafit.engines.torch.tensor_names:module_tensors", _TORCH)
 DEQUANTIZED_WEIGHTS = Entry("lorafit.engines.torch.dequantize:dequantized_weights", _TORCH)

@@ -66,6 +66,7 @@ class Certificate:
     template: dict[str, Any] = field(default_factory=dict)
     stop_ids: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # texts for the user: what was not measured, and why
+    commands: list[str] = field(default_factory=list)  # what to run next
     versions: dict[str, str] = field(default_factory=dict)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     layout: int = LAYOUT

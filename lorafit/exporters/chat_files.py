@@ -4,13 +4,14 @@ import hashlib
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lorafit import __version__
 from lorafit.engines.tokenizer import GENERATION_CONFIG, ChatTokenizer, load_tokenizer
 from lorafit.errors import ExportError
-from lorafit.exporters.base import ExportSource
+from lorafit.exporters.base import ExportSource, MixPart
 from lorafit.exporters.measure import template_ids
 from lorafit.exporters.rounding import TORCH
 from lorafit.messages import _
@@ -47,6 +48,11 @@ def write_chat_files(source: ExportSource, folder: Path) -> None:
     for pattern in OTHER_FILES:
         for path in sorted(source.base.folder.glob(pattern)):
             shutil.copyfile(path, folder / path.name)
+    write_tokenizer(source, folder)
+
+
+def write_tokenizer(source: ExportSource, folder: Path) -> None:
+    """Write the tokenizer with the template of the training, which other programs can read, and all end tokens."""
     source.tokenizer.save(folder)
     for path in (folder / "tokenizer_config.json", *folder.rglob("*.jinja")):
         if path.is_file():
@@ -108,6 +114,28 @@ tags: [lorafit]
     lorafit chat --base_model .
 
 {check}
+"""
+
+
+def mix_card(source: ExportSource, parts: Sequence[MixPart]) -> str:
+    """Return the README.md of a mix of adapters, `parts`, on the base model of `source`."""
+    base = source.base.name if not Path(source.base.name).is_absolute() else Path(source.base.name).name
+    how = _(
+        "Several LoRA adapters for `{base}`, mixed by lorafit {version} into one: the weighted sum of their deltas."
+    )
+    rows = "\n".join(f"| {part.name} | {part.weight:g} |" for part in parts)
+    return f"""---
+base_model: {base}
+library_name: peft
+tags: [lora, lorafit]
+---
+# {" + ".join(part.name for part in parts)}
+
+{how.format(base=base, version=__version__)}
+
+| {_("adapter")} | {_("weight")} |
+|---|---|
+{rows}
 """
 
 

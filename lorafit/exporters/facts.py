@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lorafit.exporters.base import ExportSource
+from lorafit.exporters.base import ExportSource, MixPart
 from lorafit.exporters.chat_files import folder_title
 from lorafit.run_folders.origins import adapter_digest
 
@@ -20,5 +20,13 @@ def adapter_facts(source: ExportSource) -> dict[str, Any]:
     """Return the settings of the adapter and the sha256 of its weights."""
     settings = asdict(source.config) | {"target_modules": sorted({m.rpartition(".")[2] for m in source.modules})}
     settings.pop("base_model")
-    return {"run": folder_title(source), "sha256": adapter_digest(source.adapter), "layers": len(source.modules),
-            "settings": settings}  # fmt: skip
+    facts = {"run": folder_title(source), "sha256": adapter_digest(source.adapter), "layers": len(source.modules),
+             "settings": settings}  # fmt: skip
+    if source.parts:
+        return facts | {"parts": [part_facts(part) for part in source.parts]}
+    return facts
+
+
+def part_facts(part: MixPart) -> dict[str, Any]:
+    """Return the name, the weight and the sha256 of an adapter of a mix."""
+    return {"name": part.name, "weight": part.weight, "sha256": adapter_digest(part.adapter)}

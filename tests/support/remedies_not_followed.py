@@ -106,6 +106,7 @@ NOT_FOLLOWED = {
     ),
     "no error: what to do next, after an export that succeeded": (
         "Check it again, anywhere: {command}",
+        "Use it: {command}",
         "export.json says what was measured on these files. `lorafit verify .` checks that they are unchanged.",
     ),
     "needs an adapter of an older version; tests/training/test_initial_adapter.py makes one": (

@@ -1,5 +1,6 @@
 """Terminal output of `lorafit export` and `lorafit verify`: the folder, and what was measured."""
 
+import shlex
 from statistics import median
 
 from rich.console import Console
@@ -30,7 +31,10 @@ def show_export(exported: Exported, console: Console) -> None:
         _say(console, note)
     if certificate.template:
         _say(console, _("✓ chat template and end tokens: as in the training"))
-    _say(console, _("Check it again, anywhere: {command}").format(command=f"lorafit verify {exported.folder}"))
+    folder = shlex.quote(str(exported.folder))
+    for command in certificate.commands:
+        _say(console, _("Use it: {command}").format(command=command.replace("{folder}", folder)))
+    _say(console, _("Check it again, anywhere: {command}").format(command=f"lorafit verify {folder}"))
 
 
 def _behaviour_text(found: Behaviour) -> str:
