@@ -12,6 +12,7 @@ from lorafit.atomic import atomic_folder, disk_errors, ensure_disk_space, ensure
 from lorafit.errors import ConfigError
 from lorafit.exporters.base import FLAG, Check, ExportRequest, ExportSource
 from lorafit.exporters.certificate import Certificate, file_digests, versions
+from lorafit.exporters.chain import continued
 from lorafit.exporters.mix import mix_place, mixed
 from lorafit.exporters.source import source_of
 from lorafit.messages import _, listed
@@ -42,7 +43,7 @@ def export(request: ExportRequest, say: ProgressCallback) -> Exported:
         ensure_disk_space(target, job.needed_bytes, _("Not enough disk space for this export."), fix)
         with atomic_folder(target, flag=FLAG, manifest=False) as folder:
             certificate = job.write(folder, say)
-            notes = [*source.notes, *certificate.notes]
+            notes = [*source.notes, *continued(certificate.adapter), *certificate.notes]
             certificate = replace(certificate, notes=notes, versions=versions(), files=file_digests(folder))
             certificate.write(folder)
     size = sum(one["bytes"] for one in certificate.files.values())

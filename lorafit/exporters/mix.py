@@ -18,6 +18,7 @@ from lorafit.atomic import disk_errors, ensure_disk_space, hidden_path
 from lorafit.errors import AdapterError, ConfigError, ExportError, ModelError
 from lorafit.evaluation.validation import read_trained, run_containing
 from lorafit.exporters.base import FLAG, ExportRequest, ExportSource, MixPart
+from lorafit.exporters.chain import name_of
 from lorafit.exporters.chat_files import mix_card
 from lorafit.exporters.low_rank import difference, side_by_side
 from lorafit.exporters.measure import template_ids
@@ -125,10 +126,9 @@ def _parsed(text: str) -> tuple[str, float]:
 
 
 def _shown_name(adapter: Path, taken: list[str]) -> str:
-    """Return the name of the run that made `adapter`, else that of its folder; with that of its folder if `taken`."""
-    run, folder = run_containing(adapter), adapter.resolve().name
-    name = read_chat_settings(adapter).run or (run.name if run is not None else folder)
-    return f"{name}/{folder}" if name in taken else name
+    """Return the name of `adapter`, with that of its folder if the name is `taken`."""
+    name = name_of(adapter)
+    return f"{name}/{adapter.resolve().name}" if name in taken else name
 
 
 def _require_one_base(first: ExportSource, part: MixPart, request: ExportRequest, say: ProgressCallback) -> None:
