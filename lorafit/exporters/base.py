@@ -72,8 +72,8 @@ class ExportSource:
     """An adapter with its base model. `trained` is the run that the adapter lies in; None: a folder of its own.
 
     `modules` are the full names of the adapted layers. `tokenizer` is that of the training, with its chat template.
-    `parts` are the adapters of --mix; then `trained`, `chat` and `tokenizer` are those of the first. `notes` are texts for
-    the user.
+    `parts` are the adapters of --mix; then `trained`, `chat` and `tokenizer` are those of the first. `packed_base` is the
+    folder of a base that MLX quantized, if `base` has its dequantized weights. `notes` are texts for the user.
     """
 
     adapter: Path
@@ -87,6 +87,7 @@ class ExportSource:
     tokenizer: ChatTokenizer
     trust_remote_code: bool
     parts: tuple[MixPart, ...] = ()
+    packed_base: Path | None = None
     notes: tuple[str, ...] = ()
 
     @property

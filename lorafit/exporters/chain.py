@@ -87,10 +87,11 @@ def _text(value: object) -> str | None:
 
 def made_from(source: ExportSource) -> Facts | None:
     """Return target, base and adapter of the export that the base model is; None: it is no unchanged export of lorafit."""
-    certificate = _certificate(source.base.folder)
+    folder = source.packed_base or source.base.folder
+    certificate = _certificate(folder)
     if certificate is None:
         return None
-    if any(_has_changed(source.base.folder / name, one, certificate) for name, one in source.base_files.items()):
+    if any(_has_changed(folder / name, one, certificate) for name, one in source.base_files.items()):
         return None
     return {name: certificate[name] for name in ("target", "base", "adapter")}
 

@@ -13,8 +13,9 @@ from lorafit.errors import ConfigError
 from lorafit.exporters.base import FLAG, Check, ExportRequest, ExportSource
 from lorafit.exporters.certificate import Certificate, file_digests, versions
 from lorafit.exporters.chain import continued
-from lorafit.exporters.mix import mix_place, mixed
-from lorafit.exporters.source import source_of
+from lorafit.exporters.mix import mixed
+from lorafit.exporters.mlx_base import with_plain_base
+from lorafit.exporters.source import beside, source_of
 from lorafit.messages import _, listed
 from lorafit.paths import require_utf8_name, user_path
 from lorafit.progress import ProgressCallback
@@ -37,8 +38,11 @@ def export(request: ExportRequest, say: ProgressCallback) -> Exported:
     target = _target(request)
     check: Check = registry.load(registry.find_entry(registry.EXPORTERS, str(request.to)))
     _remove_leftovers(target)
-    with _find_source(request, target, say) as source:
-        job = check(source, request)
+    with (
+        _find_source(request, target, say) as found,
+        with_plain_base(found, request, target, say) as (source, settled),
+    ):
+        job = check(source, settled)
         fix = _("Free disk space, or choose another folder with {flag}.").format(flag=FLAG)
         ensure_disk_space(target, job.needed_bytes, _("Not enough disk space for this export."), fix)
         with atomic_folder(target, flag=FLAG, manifest=False) as folder:
@@ -71,9 +75,10 @@ def _target(request: ExportRequest) -> Path:
 
 def _remove_leftovers(target: Path) -> None:
     """Delete what a killed export to the same folder left."""
-    for folder in {target.absolute().parent, mix_place(target).parent}:
+    places = (target.absolute(), beside(target, "mix"), beside(target, "base"))
+    for folder in {place.parent for place in places}:
         for path, kind, name in leftovers(folder):
-            if kind == "tmp" and name in (target.name, mix_place(target).name):
+            if kind == "tmp" and name in [place.name for place in places]:
                 shutil.rmtree(path, ignore_errors=True)
 
 

@@ -24,7 +24,7 @@ from lorafit.exporters.low_rank import difference, side_by_side
 from lorafit.exporters.measure import template_ids
 from lorafit.exporters.merge import Delta
 from lorafit.exporters.rounding import Float32
-from lorafit.exporters.source import chat_of, require_same_base, source_of
+from lorafit.exporters.source import beside, chat_of, require_same_base, source_of
 from lorafit.messages import _, listed
 from lorafit.models.hub import is_local
 from lorafit.paths import user_path
@@ -48,12 +48,6 @@ EXAMPLE = "--mix law=0.7,chat=0.3"
 Deltas = dict[str, list[Delta]]  # by the full names of the layers
 
 
-def mix_place(target: Path) -> Path:
-    """Return the path whose hidden neighbor holds the mix while the export to `target` is written."""
-    there = next(path for path in target.absolute().parents if path.is_dir())
-    return there / f"{target.name}-mix"
-
-
 @contextmanager
 def mixed(request: ExportRequest, target: Path, say: ProgressCallback) -> Iterator[ExportSource]:
     """Yield the mix that `request` asks for as one adapter, in a folder that is deleted after the block.
@@ -64,7 +58,7 @@ def mixed(request: ExportRequest, target: Path, say: ProgressCallback) -> Iterat
     first = source_of(parts[0].adapter, request, say)
     for part in parts[1:]:
         _require_one_base(first, part, request, say)
-    folder = hidden_path(mix_place(target), "tmp")
+    folder = hidden_path(beside(target, "mix"), "tmp")
     size = sum(path.stat().st_size for part in parts for path in part.adapter.iterdir() if path.is_file())
     fix = _("Free disk space, or choose another folder with {flag}.").format(flag=FLAG)
     ensure_disk_space(folder, size, _("Not enough disk space for this export."), fix)

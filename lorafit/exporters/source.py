@@ -20,6 +20,12 @@ from lorafit.run_folders.directory import RunDir
 from lorafit.run_folders.origins import BaseFiles, base_changes, file_change, read_origins
 
 
+def beside(target: Path, what: str) -> Path:
+    """Return the path whose hidden neighbor holds `what` while the export to `target` is written."""
+    there = next(path for path in target.absolute().parents if path.is_dir())
+    return there / f"{target.name}-{what}"
+
+
 def source_of(adapter: Path, request: ExportRequest, say: ProgressCallback) -> ExportSource:
     """Return the adapter in the folder `adapter` and its base model, whose files are those of the training.
 
