@@ -36,6 +36,7 @@ EXPORTERS: dict[str, Entry] = {
         ("gguf", "gguf.export"),
         ("ollama", "ollama.export"),
         ("lmstudio", "gguf.lmstudio"),
+        ("vllm", "vllm"),
         ("peft", "peft"),
     )
 }

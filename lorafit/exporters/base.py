@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import tyro
 from pydantic import BaseModel, ConfigDict, Field
@@ -18,6 +18,8 @@ from lorafit.models.spec import ModelSpec
 from lorafit.progress import ProgressCallback
 from lorafit.run_folders.adapter import AdapterConfig, ChatSettings
 
+FLAG = "--output"
+
 
 class ExportRequest(BaseModel):
     """Write an adapter, or the base model with the adapter merged into it, for other programs."""
@@ -26,6 +28,11 @@ class ExportRequest(BaseModel):
 
     run: tyro.conf.Positional[list[str]] = Field(
         [], description="Name or folder of a run, `latest`, or an adapter's folder."
+    )
+    mix: str | None = Field(
+        None,
+        description="Several adapters of one base model in place of RUN, each with the weight of its delta, e.g. "
+        "`law=0.7,chat=0.3`. A negative weight subtracts.",
     )
     to: Literal["merged", "gguf", "ollama", "lmstudio", "mlx", "vllm", "peft"] | None = Field(
         None,
@@ -72,11 +79,21 @@ class ExportRequest(BaseModel):
     lang: Literal["en", "zh"] | None = Field(None, description="Language of the messages (default: from the locale).")
 
 
+class MixPart(NamedTuple):
+    """One adapter of --mix: its name without folders, the weight of its delta, and its folder."""
+
+    name: str
+    weight: float
+    adapter: Path
+
+
 @dataclass(frozen=True)
 class ExportSource:
     """An adapter with its base model. `trained` is the run that the adapter lies in; None: a folder of its own.
 
     `modules` are the full names of the adapted layers. `tokenizer` is that of the training, with its chat template.
+    `parts` are the adapters of --mix; then `trained`, `chat` and `tokenizer` are those of the first. `packed_base` is the
+    folder of a base that MLX quantized, if `base` has its dequantized weights. `notes` are texts for the user.
     """
 
     adapter: Path
@@ -89,6 +106,9 @@ class ExportSource:
     chat: ChatSettings
     tokenizer: ChatTokenizer
     trust_remote_code: bool
+    parts: tuple[MixPart, ...] = ()
+    packed_base: Path | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def quantization(self) -> str:

@@ -4,12 +4,14 @@ import hashlib
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lorafit import __version__
 from lorafit.engines.tokenizer import GENERATION_CONFIG, ChatTokenizer, load_tokenizer
 from lorafit.errors import ExportError
-from lorafit.exporters.base import ExportSource
+from lorafit.exporters.base import ExportSource, MixPart
 from lorafit.exporters.rounding import TORCH
 from lorafit.exporters.texts import template_ids
 from lorafit.messages import _
@@ -47,18 +49,18 @@ def write_chat_files(source: ExportSource, folder: Path) -> None:
         for path in sorted(source.base.folder.glob(pattern)):
             shutil.copyfile(path, folder / path.name)
     write_tokenizer(source, folder)
-    known = folder / GENERATION_CONFIG
-    facts = json.loads(known.read_text("utf-8")) if known.is_file() else {"_from_model_config": True}
-    facts["eos_token_id"] = source.tokenizer.end_ids
-    known.write_text(json.dumps(facts, ensure_ascii=False, indent=2) + "\n", "utf-8")
 
 
 def write_tokenizer(source: ExportSource, folder: Path) -> None:
-    """Write the tokenizer with the template of the training."""
+    """Write the tokenizer with the template of the training, which other programs can read, and all end tokens."""
     source.tokenizer.save(folder)
     for path in (folder / "tokenizer_config.json", *folder.rglob("*.jinja")):
         if path.is_file():
             path.write_text(without_marks(path.read_text("utf-8")), "utf-8")
+    known = folder / GENERATION_CONFIG
+    facts = json.loads(known.read_text("utf-8")) if known.is_file() else {"_from_model_config": True}
+    facts["eos_token_id"] = source.tokenizer.end_ids
+    known.write_text(json.dumps(facts, ensure_ascii=False, indent=2) + "\n", "utf-8")
 
 
 def without_marks(template: str) -> str:
@@ -90,6 +92,28 @@ def template_facts(tokenizer: ChatTokenizer, date: str) -> dict[str, Any]:
     ids = template_ids(tokenizer, date)
     digest = hashlib.sha256(json.dumps(ids).encode()).hexdigest()
     return {"texts": len(ids), "token_ids": digest, "date": date}
+
+
+def mix_card(source: ExportSource, parts: Sequence[MixPart]) -> str:
+    """Return the README.md of a mix of adapters, `parts`, on the base model of `source`."""
+    base = source.base.name if not Path(source.base.name).is_absolute() else Path(source.base.name).name
+    how = _(
+        "Several LoRA adapters for `{base}`, mixed by lorafit {version} into one: the weighted sum of their deltas."
+    )
+    rows = "\n".join(f"| {part.name} | {part.weight:g} |" for part in parts)
+    return f"""---
+base_model: {base}
+library_name: peft
+tags: [lora, lorafit]
+---
+# {" + ".join(part.name for part in parts)}
+
+{how.format(base=base, version=__version__)}
+
+| {_("adapter")} | {_("weight")} |
+|---|---|
+{rows}
+"""
 
 
 def folder_title(source: ExportSource) -> str:

@@ -2,33 +2,28 @@
 
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lorafit import registry
 from lorafit.atomic import atomic_folder, disk_errors, ensure_disk_space, ensure_writable, leftovers
-from lorafit.data.cache import file_sha256
-from lorafit.engines.tokenizer import load_tokenizer
-from lorafit.errors import AdapterError, ConfigError, LorafitError, ModelError
-from lorafit.evaluation.model_request import tokenizer_folder
-from lorafit.evaluation.validation import read_trained, run_containing
-from lorafit.exporters.base import Check, ExportRequest, ExportSource
+from lorafit.errors import ConfigError
+from lorafit.evaluation.validation import run_containing
+from lorafit.exporters.base import FLAG, Check, ExportRequest, ExportSource
 from lorafit.exporters.certificate import Certificate, file_digests, versions
-from lorafit.exporters.readme import readme
+from lorafit.exporters.chain import continued
+from lorafit.exporters.mix import mixed
+from lorafit.exporters.mlx_base import with_plain_base
+from lorafit.exporters.readme import add_readme
+from lorafit.exporters.source import beside, source_of
 from lorafit.exporters.words import told
-from lorafit.messages import _, clauses, listed
-from lorafit.models.hub import FoundModel, find_model, is_local
-from lorafit.models.identity import identify
-from lorafit.models.spec import read_spec
+from lorafit.messages import _, listed
 from lorafit.paths import require_utf8_name, user_path
 from lorafit.progress import ProgressCallback
-from lorafit.run_folders.adapter import read_adapter_config, read_chat_settings, read_plain_config
-from lorafit.run_folders.adapter_fit import check_shapes
-from lorafit.run_folders.directory import RunDir
 from lorafit.run_folders.find_adapter import find_adapter
-from lorafit.run_folders.origins import BaseFiles, base_changes, file_change, read_origins
 
-FLAG = "--output"
 # Settings that only some targets have.
 ONLY = {
     "dtype": ("merged",),
@@ -55,16 +50,21 @@ def export(request: ExportRequest, say: ProgressCallback) -> Exported:
     _require_own_flags(request)
     target = _target(request)
     check: Check = registry.load(registry.find_entry(registry.EXPORTERS, str(request.to)))
-    job = check(find_source(request, say), request)
-    fix = _("Free disk space, or choose another folder with {flag}.").format(flag=FLAG)
-    ensure_disk_space(target, job.needed_bytes, _("Not enough disk space for this export."), fix)
     _remove_leftovers(target)
-    with atomic_folder(target, flag=FLAG, manifest=False) as folder:
-        certificate = job.write(folder, say)
-        certificate = replace(certificate, notes=[*certificate.notes, *told(certificate)], versions=versions())
-        (folder / "README.md").write_text(readme(certificate), "utf-8")
-        certificate = replace(certificate, files=file_digests(folder))
-        certificate.write(folder)
+    with (
+        _find_source(request, target, say) as found,
+        with_plain_base(found, request, target, say) as (source, settled),
+    ):
+        job = check(source, settled)
+        fix = _("Free disk space, or choose another folder with {flag}.").format(flag=FLAG)
+        ensure_disk_space(target, job.needed_bytes, _("Not enough disk space for this export."), fix)
+        with atomic_folder(target, flag=FLAG, manifest=False) as folder:
+            certificate = job.write(folder, say)
+            notes = [*source.notes, *continued(certificate.adapter), *certificate.notes, *told(certificate)]
+            certificate = replace(certificate, notes=notes, versions=versions())
+            add_readme(certificate, folder)
+            certificate = replace(certificate, files=file_digests(folder))
+            certificate.write(folder)
     size = sum(one["bytes"] for one in certificate.files.values())
     return Exported(target, size, time.monotonic() - began, certificate)
 
@@ -83,7 +83,8 @@ def _require_own_flags(request: ExportRequest) -> None:
 
 def _target(request: ExportRequest) -> Path:
     """Return the folder to write. Raises ConfigError or DiskError if it cannot be written, or holds files."""
-    example = f"lorafit export {listed(request.run) or 'latest'} --to merged -o DIR"
+    source = " ".join(request.run) if request.mix is None else f"--mix {request.mix}"
+    example = f"lorafit export {source or 'latest'} --to {request.to} -o DIR"
     if request.to is None:
         known = listed(f"--to {name}" for name in registry.EXPORTERS)
         raise ConfigError(_("No target given."), found=None, fix=_("Add one of: {known}.").format(known=known))
@@ -114,70 +115,21 @@ def _own_folder(request: ExportRequest) -> str | None:
 
 def _remove_leftovers(target: Path) -> None:
     """Delete what a killed export to the same folder left."""
-    for path, kind, name in leftovers(target.absolute().parent):
-        if kind == "tmp" and name == target.name:
-            shutil.rmtree(path, ignore_errors=True)
+    places = (target.absolute(), beside(target, "mix"), beside(target, "base"))
+    for folder in {place.parent for place in places}:
+        for path, kind, name in leftovers(folder):
+            if kind == "tmp" and name in [place.name for place in places]:
+                shutil.rmtree(path, ignore_errors=True)
 
 
-def find_source(request: ExportRequest, say: ProgressCallback) -> ExportSource:
-    """Return the adapter and its base model, whose files are those of the training. Raises LorafitErrors."""
+@contextmanager
+def _find_source(request: ExportRequest, target: Path, say: ProgressCallback) -> Iterator[ExportSource]:
+    """Yield the adapter that `request` names, or a mix that exists within the block, and its base model."""
+    if request.mix is not None:
+        with mixed(request, target, say) as source:
+            yield source
+        return
     if len(request.run) != 1:
         fix = _("Name one run, e.g. {command}").format(command="lorafit export latest --to merged -o DIR")
         raise ConfigError(_("Expected exactly one run."), found=listed(request.run) or None, fix=fix)
-    adapter = find_adapter(request.run[0], Path(request.output_dir))
-    config = read_adapter_config(adapter)
-    run = run_containing(adapter)
-    base = _find_base(request, adapter, config.base_model, say)
-    require_utf8_name(base.folder)
-    spec = read_spec(base.folder)
-    files = identify(base.folder)
-    if run is not None:
-        files = _require_same_base(run, files, base, say)
-    check_shapes(adapter, spec)
-    tokenizer = load_tokenizer(tokenizer_folder(adapter, base.folder), trust_remote_code=request.trust_remote_code)
-    return ExportSource(
-        adapter=adapter,
-        config=config,
-        modules=read_plain_config(adapter).target_modules,
-        base=base,
-        spec=spec,
-        base_files=files,
-        trained=None if run is None else read_trained(run),
-        chat=read_chat_settings(adapter),
-        tokenizer=tokenizer,
-        trust_remote_code=request.trust_remote_code,
-    )
-
-
-def _find_base(request: ExportRequest, adapter: Path, named: str | None, say: ProgressCallback) -> FoundModel:
-    name = request.base_model or named
-    if name is None:
-        fix = _("Name the base model with --base_model.")
-        raise AdapterError(_("The adapter does not name its base model."), where=adapter, fix=fix)
-    try:
-        return find_model(name, hub=request.hub, endpoint=request.hf_endpoint, say=say)
-    except LorafitError as error:
-        if request.base_model is None and is_local(name):
-            error.fix = _("If the base model was moved, name its folder with --base_model.")
-        raise
-
-
-def _require_same_base(run: RunDir, files: BaseFiles, base: FoundModel, say: ProgressCallback) -> BaseFiles:
-    """Return `files` with the sha256 that the run recorded. Raise ModelError if they are not what `run` trained on."""
-    origins = read_origins(run)
-    if origins is None:
-        return files
-    changes = list(base_changes(origins.base_files, files))
-    for name, before in origins.base_files.items():
-        if before.sha256 is not None and not changes:
-            say(_("Checking that {name} is unchanged").format(name=name))
-            found = files[name].sha256 or file_sha256(base.folder / name)
-            changes += [file_change(name, before.sha256, found)] if found != before.sha256 else []
-    if changes:
-        raise ModelError(
-            _("The base model is not the one that this adapter was trained on."),
-            where=base.folder,
-            found=clauses(changes[:5]),
-            fix=_("Restore these files, or name the folder of the right model with --base_model."),
-        )
-    return origins.base_files
+    yield source_of(find_adapter(request.run[0], Path(request.output_dir)), request, say)

@@ -41,8 +41,7 @@ class PeftExport:
                 shutil.copyfile(source.adapter / name, folder / name)
         source.tokenizer.save(folder)
         say(_("Checking that `peft` loads the adapter"))
-        note = self._check(folder)
-        notes = [note]
+        notes = [peft_answer(source, folder)]
         if source.quantization != "none":
             text = _("The adapter was trained on the base model in {bits}. Load the base model in the same way.")
             notes.append(text.format(bits=source.quantization))
@@ -51,18 +50,22 @@ class PeftExport:
                            template=template_facts(written, source.chat.date_string), notes=notes,
                            stop_ids=source.tokenizer.end_ids)  # fmt: skip
 
-    def _check(self, folder: Path) -> str:
-        """Return peft's answer in words."""
-        try:
-            report = ask_peft(folder, self.source.base.folder, self.source.trust_remote_code, lambda: None)
-        except CannotCheck as error:
-            return _("Not checked whether `peft` loads this adapter: {why}.").format(why=error)
-        if not is_complete(report):
-            fix = _("Merge it into the base model instead: `--to merged`.")
-            raise ExportError(verdict(report), where=self.source.adapter, fix=fix)
-        if report["changes"]:
-            change_settings(folder, report["changes"])
-        return verdict(report)
+
+def peft_answer(source: ExportSource, folder: Path) -> str:
+    """Return in words that the installed peft loads the adapter in `folder`, and change its settings if peft needs others.
+
+    Raises ExportError if peft does not load all of it.
+    """
+    try:
+        report = ask_peft(folder, source.base.folder, source.trust_remote_code, lambda: None)
+    except CannotCheck as error:
+        return _("Not checked whether `peft` loads this adapter: {why}.").format(why=error)
+    if not is_complete(report):
+        fix = _("Merge it into the base model instead: `--to merged`.")
+        raise ExportError(verdict(report), where=source.adapter, fix=fix)
+    if report["changes"]:
+        change_settings(folder, report["changes"])
+    return verdict(report)
 
 
 def check(source: ExportSource, request: ExportRequest) -> PeftExport:

@@ -1,6 +1,7 @@
 """README.md of an export: what it is, how to use it, and its certificate, in English and in Chinese."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from lorafit import __version__
 from lorafit.exporters.certificate import Certificate
@@ -10,9 +11,16 @@ from lorafit.messages import LANGUAGES, _, recipe_of, retranslate, speaking
 LIBRARIES = {"merged": "transformers", "mlx": "mlx", "peft": "peft", "vllm": "peft"}  # others: gguf
 
 
-def readme(certificate: Certificate) -> str:
-    """Return the text, with the YAML front matter that model hubs read."""
-    parts = [f"""---
+def add_readme(certificate: Certificate, folder: Path) -> None:
+    """Write README.md into `folder`. A text that is there already, such as the card of an adapter, is kept before it."""
+    path = folder / "README.md"
+    known = path.read_text("utf-8") if path.is_file() else None
+    path.write_text(readme(certificate, known), "utf-8")
+
+
+def readme(certificate: Certificate, known: str | None) -> str:
+    """Return the text after `known`; without it, with the YAML front matter that model hubs read."""
+    parts = [known or f"""---
 base_model: {certificate.base["name"]}
 library_name: {LIBRARIES.get(certificate.target, "gguf")}
 tags: [lorafit]
