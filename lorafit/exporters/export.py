@@ -8,6 +8,7 @@ from pathlib import Path
 from lorafit import registry
 from lorafit.atomic import atomic_folder, disk_errors, ensure_disk_space, ensure_writable, leftovers
 from lorafit.data.cache import file_sha256
+from lorafit.engines.exported_template import exported_template
 from lorafit.engines.tokenizer import load_tokenizer
 from lorafit.errors import AdapterError, ConfigError, LorafitError, ModelError
 from lorafit.evaluation.model_request import tokenizer_folder
@@ -97,6 +98,9 @@ def find_source(request: ExportRequest, say: ProgressCallback) -> ExportSource:
         files = _require_same_base(run, files, base, say)
     check_shapes(adapter, spec)
     tokenizer = load_tokenizer(tokenizer_folder(adapter, base.folder), trust_remote_code=request.trust_remote_code)
+    chat = read_chat_settings(adapter)
+    tokenizer = tokenizer.answering(request.thinking, chat.untrained_end)
+    exported_template(tokenizer)  # fails here, before a weight is read
     return ExportSource(
         adapter=adapter,
         config=config,
@@ -105,7 +109,7 @@ def find_source(request: ExportRequest, say: ProgressCallback) -> ExportSource:
         spec=spec,
         base_files=files,
         trained=None if run is None else read_trained(run),
-        chat=read_chat_settings(adapter),
+        chat=chat,
         tokenizer=tokenizer,
         trust_remote_code=request.trust_remote_code,
     )

@@ -4,6 +4,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from lorafit.engines.exported_template import exported_template
 from lorafit.engines.tokenizer import load_tokenizer
 from lorafit.errors import ExportError
 from lorafit.exporters.base import ExportRequest, ExportSource
@@ -39,7 +40,7 @@ class PeftExport:
         for name in COPIED:
             if (source.adapter / name).is_file() and not (folder / name).exists():
                 shutil.copyfile(source.adapter / name, folder / name)
-        source.tokenizer.save(folder)
+        source.tokenizer.save(folder, exported_template(source.tokenizer))
         say(_("Checking that `peft` loads the adapter"))
         note = self._check(folder)
         notes = [note]

@@ -252,7 +252,8 @@ def _run(ready: PreparedRun, run: RunDir, old: Interrupted | None, progress: Pro
         yield from compare_with_plan(training, ready.expected, whole=old is None and ready.ranks.own_rank.count == 1)
     if ready.config.demo and progress.done == ready.plan.steps and not ready.plan.shard:
         conversations, positions = ready.data.valid_conversations, ready.spec.positions
-        yield from show_answers(engine, ready.tokenizer, positions, conversations, ready.config, progress.done)
+        tokenizer = ready.tokenizer.answering("as_trained", ready.data.thoughts.untrained)
+        yield from show_answers(engine, tokenizer, positions, conversations, ready.config, progress.done)
 
 
 def _rehearsed(ready: PreparedRun, run: RunDir, engine: Engine) -> Generator[Event, None, PreparedRun]:
@@ -366,7 +367,8 @@ def _started(ready: PreparedRun, run: RunDir, engine: Engine, step: int) -> Star
 
 def _job(ready: PreparedRun, run: RunDir, engine: Engine, link: Link) -> Job:
     def dress_folder(folder: Path) -> None:
-        add_chat_files(folder, ready.config, ready.model.name, run.name, ready.tokenizer)
+        untrained_end = ready.data.thoughts.untrained
+        add_chat_files(folder, ready.config, ready.model.name, run.name, ready.tokenizer, untrained_end)
 
     place = RunPlace(run.path) if ready.ranks.own_rank.leads else None
     data, trusted = ready.data, ready.config.trust_remote_code
