@@ -129,6 +129,7 @@ def _kept(
     text = text.replace(HIDDEN, END_OF_THOUGHT)  # equally long: the spans stay right
     if not text.startswith(prompt + thought):
         return None
+    dropped = dropped or bool(turn.content.rpartition(END_OF_THOUGHT)[0].rpartition("<think>")[0].strip())
     return text, [*spans[:-1], replace(spans[-1], begin=len(prompt), unlike_prompt=False)], dropped
 
 
@@ -207,7 +208,8 @@ class ThoughtUse:
         if added := self.count("added"):
             text = _("The chat template adds an empty thought to answers without one. It is learned, in rows: {n}.")
             yield text.format(n=count_text(added))
-        yield from self._prompt_notes()
+        if self.problem() is None:
+            yield from self._prompt_notes()
 
     def _prompt_notes(self) -> Iterator[str]:
         opening = next((row.opening for row in self.rows if row.opening), "")
