@@ -87,11 +87,12 @@ def spans_and_thoughts(
     begin = len(prompt) - len(untrained)
     if untrained and begin < spans[-1].begin:
         spans = [*spans[:-1], replace(spans[-1], begin=begin, unlike_prompt=True)]
+    opened = bool(opening) and not untrained.strip()  # the last answer is learned behind the opened thought
     facts = RowThoughts(
         carries=any(thoughts.values()),
         lost=lost,
         earlier=any(
-            span.learned and (thoughts[i] not in _said(text, span) or (bool(opening) and span.unlike_prompt))
+            span.learned and (thoughts[i] not in _said(text, span) or (opened and span.unlike_prompt))
             for i, span in zip(answers[:-1], spans[:-1], strict=True)
         ),
         added=not thoughts[last] and EMPTY.match(_said(text, spans[-1])) is not None,

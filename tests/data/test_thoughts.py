@@ -220,6 +220,14 @@ def test_rows_that_begin_in_two_ways_stop_the_training(tokenizer_with: Make) -> 
     assert prepared(tokenizer_with, "thinking_only", kinds).rows == 8  # an empty thought makes them alike
 
 
+@pytest.mark.parametrize(("name", "learned_so"), [("r1", False), ("qwen35", True), ("qwen3", False)])
+def test_earlier_answers_are_named_where_they_begin_unlike_the_last(
+    tokenizer_with: Make, name: str, learned_so: bool
+) -> None:
+    notes = " ".join(prepared(tokenizer_with, name, {"two answers": 8}).notes)
+    assert ("--train_on last" in notes) == learned_so
+
+
 def test_a_template_with_a_switch_trains_both_ways(tokenizer_with: Make) -> None:
     data = prepared(tokenizer_with, "qwen35_off", {"in text": 6, "plain": 2})
     assert data.thoughts.untrained == "\n</think>\n\n"
