@@ -24,7 +24,6 @@ EMPTY = re.compile(r"\s*(?:<think>\s*)?</think>")
 PIECE = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|\s|[^<\[\s]+|.")
 AHEAD = 64  # characters behind a prompt that are tokenized with it
 HIDDEN = "\ue000" * len(END_OF_THOUGHT)  # stands for </think> where the template would remove the text before it
-DROP_FLAG = "--thoughts drop"
 
 
 class RowThoughts(NamedTuple):
@@ -245,10 +244,7 @@ class ThoughtUse:
                 found=_("rows: {n}, of {all} with thoughts").format(
                     n=count_text(lost), all=count_text(self.count("carries"))
                 ),
-                fix=_(
-                    "Train without the thoughts: `{flag}`. Or use a model for thoughts, or a --chat_template that "
-                    "writes them."
-                ).format(flag=DROP_FLAG),
+                fix=_("Train without them: `--thoughts drop`. Or set --chat_template to one that writes them."),
             )
         ends = self._ends
         if not self._has_switch and any(end.strip() for end in ends) and len(ends) > 1:
@@ -257,7 +253,7 @@ class ThoughtUse:
                 _("The chat template's prompt opens a thought, but only some rows have one."),
                 where="dataset_name",
                 found=found.format(some=count_text(ends[""]), others=count_text(ends.total() - ends[""])),
-                fix=_("Train without thoughts: `{flag}`. Or keep only the rows with thoughts.").format(flag=DROP_FLAG),
+                fix=_("Train without thoughts: `--thoughts drop`. Or keep only the rows with thoughts."),
             )
         return None
 

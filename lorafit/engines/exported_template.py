@@ -37,7 +37,7 @@ def exported_template(tokenizer: ChatTokenizer) -> str:
         found=_("the samples do not have the end of the template's prompt: {text}").format(
             text=repr(tokenizer.untrained_end)
         ),
-        fix=_("Train with a --chat_template that has the same prompt in training and in chat, or choose --thinking."),
+        fix=_("Train with a chat template that begins an answer as it prompts for it."),
     )
 
 

@@ -106,7 +106,7 @@ class ChatTokenizer:
                 _("The chat template has no switch for thoughts."),
                 where=f"--thinking {thinking}",
                 found=_("variables looked for: {names}").format(names=listed(THOUGHT_SWITCHES)),
-                fix=_("Leave out --thinking: prompts are then as in the training."),
+                fix=_("Remove --thinking: prompts are then as in the training."),
             )
         other.thinking = thinking == "on"
         return other
