@@ -22,6 +22,7 @@ OPENED = re.compile(r"<think>\s*\Z")
 EMPTY = re.compile(r"\s*(?:<think>\s*)?</think>")
 # Pieces of a generation prompt: it is cut only between two of them.
 PIECE = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|\s|[^<\[\s]+|.")
+TOLERATED = 0.05  # share of rows that may be otherwise than the rest: odd rows stop no training
 AHEAD = 64  # characters behind a prompt that are tokenized with it
 HIDDEN = "\ue000" * len(END_OF_THOUGHT)  # stands for </think> where the template would remove the text before it
 
@@ -32,7 +33,7 @@ class RowThoughts(NamedTuple):
     `lost`: the template omits the thought of the last answer. `earlier`: earlier answers are learned without a thought
     that the row has or the prompt opens. `added`: the last answer is learned with an empty thought. `kept`: lorafit wrote
     the last answer's thought, which the template removes. `untrained`: the end of the prompt that the sample does not have
-    before its last answer. `usual`: the prompt ends as for a single question. `opening`: the thought's part in the
+    before its last answer. `usual`: the answer is learned, and its prompt ends as for a single question. `opening`: the thought's part in the
     template's prompt. `switch`: the template has a switch for thoughts.
     """
 
@@ -76,9 +77,9 @@ def spans_and_thoughts(
     thoughts = {i: split_thought(turns[i])[0] for i in answers}
     if not answers or not (tokenizer.knows_thoughts or any(thoughts.values())):
         return text, spans, dropped, None
-    last, kept = answers[-1], False
+    last, kept, learned = answers[-1], False, spans[-1].learned
     prompt = tokenizer.render_text(turns[:last], True, date_string)
-    lost = thoughts[last] not in _said(text, spans[-1])
+    lost = learned and _lacks(_said(text, spans[-1]), thoughts[last])
     if lost and (better := _kept(turns, last, prompt, tokenizer, date_string)):
         (text, spans, dropped), lost, kept = better, False, True
     opening = thought_part(tokenizer.generation_prompt)
@@ -91,13 +92,13 @@ def spans_and_thoughts(
         carries=any(thoughts.values()),
         lost=lost,
         earlier=any(
-            span.learned and (thoughts[i] not in _said(text, span) or (opened and span.unlike_prompt))
+            span.learned and (_lacks(_said(text, span), thoughts[i]) or (opened and span.unlike_prompt))
             for i, span in zip(answers[:-1], spans[:-1], strict=True)
         ),
-        added=not thoughts[last] and EMPTY.match(_said(text, spans[-1])) is not None,
+        added=learned and not thoughts[last] and EMPTY.match(_said(text, spans[-1])) is not None,
         kept=kept,
         untrained=untrained,
-        usual=prompt.endswith(tokenizer.generation_prompt),
+        usual=learned and prompt.endswith(tokenizer.generation_prompt),
         opening=opening,
         switch=tokenizer.thought_switch is not None,
     )
@@ -106,6 +107,11 @@ def spans_and_thoughts(
 
 def _said(text: str, span: TargetSpan) -> str:
     return text[span.begin : span.end]
+
+
+def _lacks(said: str, thought: str) -> bool:
+    """Return whether `said` is without `thought`, whatever white space a template changes."""
+    return thought not in said and "".join(thought.split()) not in "".join(said.split())
 
 
 def thought_part(generation_prompt: str) -> str:
@@ -208,6 +214,9 @@ class ThoughtUse:
         if added := self.count("added"):
             text = _("The chat template adds an empty thought to answers without one. It is learned, in rows: {n}.")
             yield text.format(n=count_text(added))
+        if lost := self.count("lost"):
+            text = _("The chat template leaves out the thought of the last answer, in rows: {n}.")
+            yield text.format(n=count_text(lost))
         if self.problem() is None:
             yield from self._prompt_notes()
 
@@ -237,7 +246,7 @@ class ThoughtUse:
 
     def problem(self) -> DataError | None:
         """Return the error for data that cannot be trained as they will be prompted, or None."""
-        if lost := self.count("lost"):
+        if (lost := self.count("lost")) > TOLERATED * self.count("carries"):
             return DataError(
                 _("The chat template leaves out the thoughts of answers, so they would not be learned."),
                 where="dataset_name",
@@ -247,7 +256,8 @@ class ThoughtUse:
                 fix=_("Train without them: `--thoughts drop`. Or set --chat_template to one that writes them."),
             )
         ends = self._ends
-        if not self._has_switch and any(end.strip() for end in ends) and len(ends) > 1:
+        others = sum(rows for end, rows in ends.items() if end.strip() != self.untrained.strip())
+        if not self._has_switch and others > TOLERATED * ends.total():
             found = _("rows that begin with it: {some}; rows without: {others}")
             return DataError(
                 _("The chat template's prompt opens a thought, but only some rows have one."),

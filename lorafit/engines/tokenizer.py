@@ -114,7 +114,8 @@ class ChatTokenizer:
     def render_text(self, messages: Conversation, add_generation_prompt: bool, date_string: str) -> str:
         """Return the conversation as the template renders it, the same on every day. Raise TemplateRefused."""
         text = self._rendered(messages, add_generation_prompt, date_string, self.thinking)
-        return text.removesuffix(self.untrained_end) if add_generation_prompt else text
+        as_usual = add_generation_prompt and self.untrained_end and text.endswith(self.generation_prompt)
+        return text.removesuffix(self.untrained_end) if as_usual else text
 
     def _rendered(self, messages: Conversation, prompt: bool, date_string: str, thinking: bool | None) -> str:
         from jinja2 import TemplateError  # with transformers it is loaded already; a plan needs neither

@@ -1,7 +1,7 @@
 """The target `peft`: the adapter itself, as PEFT's AutoPeftModelForCausalLM reads it, with tokenizer and README.md."""
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lorafit.engines.exported_template import exported_template
@@ -13,7 +13,14 @@ from lorafit.exporters.chat_files import template_facts
 from lorafit.exporters.facts import adapter_facts, base_facts
 from lorafit.messages import _
 from lorafit.progress import ProgressCallback
-from lorafit.run_folders.adapter import CHAT, WEIGHTS, read_adapter, read_plain_config, write_adapter
+from lorafit.run_folders.adapter import (
+    CHAT,
+    WEIGHTS,
+    read_adapter,
+    read_plain_config,
+    write_adapter,
+    write_chat_settings,
+)
 from lorafit.run_folders.foreign_adapter import MLX_WEIGHTS
 from lorafit.run_folders.peft_form import CONFIG, change_settings
 from lorafit.training.peft_check import CannotCheck, ask_peft, is_complete, verdict
@@ -40,6 +47,8 @@ class PeftExport:
         for name in COPIED:
             if (source.adapter / name).is_file() and not (folder / name).exists():
                 shutil.copyfile(source.adapter / name, folder / name)
+        if (folder / CHAT).is_file():  # the exported template itself leaves out what the training did not have
+            write_chat_settings(folder, replace(source.chat, untrained_end=""))
         source.tokenizer.save(folder, exported_template(source.tokenizer))
         say(_("Checking that `peft` loads the adapter"))
         note = self._check(folder)

@@ -210,6 +210,22 @@ def test_thoughts_that_would_not_be_learned_stop_the_training(tokenizer_with: Ma
     assert prepared(tokenizer_with, name, kinds, thoughts="drop").rows == 8
 
 
+def test_a_few_odd_rows_do_not_stop_the_training(tokenizer_with: Make) -> None:
+    data = prepared(tokenizer_with, "r1", {"in text": 40, "plain": 1})
+    assert data.thoughts.untrained == ""
+    assert any("begin in another way before the answer: 1." in note for note in data.notes)
+    data = prepared(tokenizer_with, "smollm3", {"in text": 40, "in key": 1})
+    assert any("leaves out the thought of the last answer, in rows: 1." in note for note in data.notes)
+
+
+def test_an_answer_that_is_not_learned_does_not_count(tokenizer_with: Make) -> None:
+    unlearned = Message("assistant", IN_KEY.content, thought=IN_KEY.thought, learned=False)
+    made = render([ASK, ANSWER, ASK, unlearned], tokenizer_with("plain"), 4096, DATE)
+    assert made.thoughts is not None
+    assert not made.thoughts.lost
+    assert not made.thoughts.usual
+
+
 def test_rows_that_begin_in_two_ways_stop_the_training(tokenizer_with: Make) -> None:
     kinds = {"in text": 4, "plain": 4}
     with pytest.raises(DataError, match="only some rows") as error:

@@ -90,6 +90,8 @@ def test_other_programs_prompt_an_export_so_by_default(
     prompt = theirs.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     assert prompt.endswith(ending)
     assert verify_export(folder).texts > 0
+    if to == "peft":
+        assert prompt_of(folder).endswith(ending)
     if thinking == "as_trained":  # as a chat with the run
         chat = prompt_of(trained[name])
         assert (
