@@ -192,8 +192,6 @@ def split_train_valid(entry: CacheEntry, valid: CacheEntry | None, config: Train
     bad or no training row is left.
     """
     check_rejects(entry.rejects, len(entry.samples), config.max_rejects)
-    if problem := entry.thoughts.problem():
-        raise problem
     if valid is None:
         held_out_N, notes = validation_mask(entry.keys, config.val_size)
         samples = entry.samples.select(np.flatnonzero(held_out_N))

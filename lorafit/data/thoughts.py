@@ -244,6 +244,11 @@ class ThoughtUse:
     def _has_switch(self) -> bool:
         return any(row.switch for row in self.rows)
 
+    def check(self) -> None:
+        """Raise the DataError of `problem`. A run that trained on the data before is not checked."""
+        if problem := self.problem():
+            raise problem
+
     def problem(self) -> DataError | None:
         """Return the error for data that cannot be trained as they will be prompted, or None."""
         if (lost := self.count("lost")) > TOLERATED * self.count("carries"):

@@ -189,6 +189,8 @@ def _get_ready(config: TrainConfig, old: Interrupted | None, ranks: Collectives)
         check_template_and_adapter(old.run, template, start)
     load = partial(shared_tokenizer, model.folder, template, config.trust_remote_code)
     data = yield from as_stage_events(prepare_cached(config, model.folder, load, template))
+    if old is None:
+        data.thoughts.check()
     origins = origins_of(model, base, data, template, start)
     stats = data_stats(data)
     notes = check_positions(config.model_name, spec, stats.longest_of_all)
@@ -367,8 +369,7 @@ def _started(ready: PreparedRun, run: RunDir, engine: Engine, step: int) -> Star
 
 def _job(ready: PreparedRun, run: RunDir, engine: Engine, link: Link) -> Job:
     def dress_folder(folder: Path) -> None:
-        untrained_end = ready.data.thoughts.untrained
-        add_chat_files(folder, ready.config, ready.model.name, run.name, ready.tokenizer, untrained_end)
+        add_chat_files(folder, ready.config, ready.model.name, run.name, ready.tokenizer, ready.data.thoughts.untrained)
 
     place = RunPlace(run.path) if ready.ranks.own_rank.leads else None
     data, trusted = ready.data, ready.config.trust_remote_code

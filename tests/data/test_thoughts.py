@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -157,7 +158,9 @@ def _as_json(turn: Message, head: str) -> dict[str, str]:
 
 
 def prepared(tokenizer_with: Make, name: str, kinds: dict[str, int], **settings: object) -> PreparedData:
-    return prepare(*data_of(tokenizer_with, name, kinds, **settings))
+    data = prepare(*data_of(tokenizer_with, name, kinds, **settings))
+    data.thoughts.check()
+    return data
 
 
 def test_nothing_is_said_where_neither_data_nor_template_know_thoughts(tokenizer_with: Make) -> None:
@@ -261,3 +264,26 @@ def test_without_thoughts_only_the_answers_are_learned(tokenizer_with: Make) -> 
 def test_counts_survive_the_cache(tokenizer_with: Make) -> None:
     use = prepared(tokenizer_with, "r1", {"plain": 8}).thoughts
     assert ThoughtUse.from_json(use.to_json()) == use
+
+
+# The templates of TRL
+
+TRL = find_spec("trl")
+FOLDER = Path((TRL.submodule_search_locations or [""])[0] if TRL else "") / "chat_templates"
+MODELS = sorted(path.stem for path in FOLDER.glob("*.jinja") if "think" in path.read_text("utf-8"))
+MODELS = [name for name in MODELS if not name.endswith("_training")]
+
+
+@pytest.mark.skipif(TRL is None, reason="trl, whose template files are read, is not installed")
+@pytest.mark.parametrize("name", MODELS)
+def test_known_models_are_prompted_as_trained_in_chat_and_export(demo_folder: Path, name: str) -> None:
+    template = (FOLDER / f"{name}.jinja").read_text("utf-8")
+    tokenizer = load_tokenizer(demo_folder, template=template)
+    tokenizer.inner.add_tokens(["<think>", "</think>"], special_tokens=False)
+    for kind in ("plain", "in text", "in key", "system"):
+        turns = ROWS[kind]
+        made = render(turns, tokenizer, 4096, DATE)
+        chat = as_trained(made, tokenizer)
+        assert chat.prompt_ids(turns[:-1], DATE) == made.sample.input_ids[: last_answer(made)].tolist(), kind
+        exported = ChatTokenizer.of(tokenizer, exported_template(chat))
+        assert exported.prompt_ids(turns[:-1], DATE) == chat.prompt_ids(turns[:-1], DATE), kind
