@@ -26,7 +26,7 @@ from ending import report_figures
 from lorafit.exporters.gguf.layout import restored
 from lorafit.exporters.gguf.lora import write_lora_gguf
 from lorafit.exporters.gguf.runtime import LlamaCpp
-from lorafit.exporters.gguf.source import GgufReport, GgufSource
+from lorafit.exporters.gguf.source import GgufReport, GgufSource, SourceTensor
 from lorafit.exporters.gguf.write import plan_gguf, write_gguf
 from lorafit.exporters.merge import merged_tensors
 from lorafit.models.demo import demo_model
@@ -50,7 +50,7 @@ def source_of(folder: Path) -> GgufSource:
         end_tokens=[tokenizer.eos_token_id],
         add_bos=False,
         shapes={tensor.name: tensor.header.shape for tensor in tensors},
-        tensors=lambda: ((tensor.name, tensor.values()) for tensor in merged_tensors(folder, {})),
+        tensors=lambda: (SourceTensor(tensor.name, *tensor.parts()) for tensor in merged_tensors(folder, {})),
     )
 
 
@@ -58,7 +58,7 @@ def tensor_error(report: GgufReport, source: GgufSource) -> float:
     """Return the largest relative error of a tensor, by norm, read back from the file."""
     stored = {tensor.name: tensor for tensor in GGUFReader(report.path).tensors}
     written, worst = {tensor.source: tensor for tensor in report.tensors}, 0.0
-    for name, values in source.tensors():
+    for name, values, _delta in source.tensors():
         if tensor := written.get(name):
             one = stored[tensor.name]
             found = restored(dequantize(one.data, one.tensor_type).reshape(tensor.shape), tensor.heads, tensor.shift)

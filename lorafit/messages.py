@@ -4,11 +4,12 @@
 a recipe (JSON), from which retranslate() makes the text again in another language.
 """
 
+import contextlib
 import gettext
 import io
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,17 @@ def set_language(language: str | None = None) -> str:
 def language() -> str:
     """Return the current language."""
     return _language
+
+
+@contextlib.contextmanager
+def speaking(other: str) -> Iterator[None]:
+    """Inside, the current language is `other`."""
+    before = _language
+    set_language(other)
+    try:
+        yield
+    finally:
+        set_language(before)
 
 
 def _(text: str) -> str:

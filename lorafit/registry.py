@@ -30,7 +30,14 @@ CLOUDS: dict[str, Entry] = {
 
 # Targets of `lorafit export`: functions that check a request and return the job (exporters/base.py).
 EXPORTERS: dict[str, Entry] = {
-    name: Entry(f"lorafit.exporters.{name}:check", "pip install lorafit") for name in ("merged", "peft")
+    name: Entry(f"lorafit.exporters.{module}:check", "pip install lorafit")
+    for name, module in (
+        ("merged", "merged"),
+        ("gguf", "gguf.export"),
+        ("ollama", "ollama.export"),
+        ("lmstudio", "gguf.lmstudio"),
+        ("peft", "peft"),
+    )
 }
 MODULE_TENSORS = Entry("lorafit.engines.torch.tensor_names:module_tensors", _TORCH)
 DEQUANTIZED_WEIGHTS = Entry("lorafit.engines.torch.dequantize:dequantized_weights", _TORCH)

@@ -241,9 +241,13 @@ class ChatTokenizer:
     @cached_property
     def stop_ids(self) -> frozenset[int]:
         """IDs that end an answer: eos of tokenizer and generation_config.json, and the template's end-of-turn token."""
-        return frozenset(
-            i for i in (self.inner.eos_token_id, *self._config_stops(), *self._end_of_turn_ids()) if i is not None
-        )
+        return frozenset(self.end_ids)
+
+    @cached_property
+    def end_ids(self) -> list[int]:
+        """The same IDs in order: first the one that the template writes after an answer, which the training teaches."""
+        found = (*self._end_of_turn_ids(), self.inner.eos_token_id, *self._config_stops())
+        return list(dict.fromkeys(token for token in found if token is not None))
 
     def _config_stops(self) -> list[int]:
         path = self.folder / GENERATION_CONFIG

@@ -27,13 +27,34 @@ class ExportRequest(BaseModel):
     run: tyro.conf.Positional[list[str]] = Field(
         [], description="Name or folder of a run, `latest`, or an adapter's folder."
     )
-    to: Literal["merged", "peft"] | None = Field(
+    to: Literal["merged", "gguf", "ollama", "lmstudio", "mlx", "vllm", "peft"] | None = Field(
         None,
-        description="What to write: `merged`, a whole model with the adapter in its weights; `peft`, the adapter itself.",
+        description="What to write: `merged`, a whole model with the adapter in its weights; `gguf`, such a model as one "
+        "file for llama.cpp; `ollama`, that file with a Modelfile; `lmstudio`, that file in LM Studio's folder; `mlx`, a "
+        "whole model for MLX; `vllm`, the adapter for vLLM; `peft`, the adapter itself.",
     )
-    output: str | None = Field(None, description="Folder to write, also -o. It must not exist or must be empty.")
+    output: str | None = Field(
+        None,
+        description="Folder to write, also -o. It must not exist or must be empty (`lmstudio`: default is LM Studio's own).",
+    )
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = Field(
         "auto", description="Type of the weights with `--to merged` (auto: each weight as in the base model's files)."
+    )
+    quantize: str | None = Field(
+        None,
+        description="Types of the weights in GGUF files, with commas between them, one file for each: f32, f16, bf16, q8_0, "
+        "q6_k, q5_k_m, q4_k_m or q4_0 (default: q8_0). q6_k, q5_k_m and q4_k_m need `lorafit[gguf]`.",
+    )
+    bits: Literal[4, 8, 16] | None = Field(None, description="Bits of the weights with `--to mlx` (default: 16).")
+    keep: float | None = Field(
+        None,
+        ge=0.5,
+        lt=1,
+        description="Write the smallest type that keeps this share of what was learned, e.g. 0.95, even at the lower end of "
+        "the 95% interval (instead of `--quantize` or `--bits`).",
+    )
+    adapter_only: bool = Field(
+        False, description="Write the adapter alone with `--to gguf` or `--to mlx`, to be used with the base model."
     )
     base_model: str | None = Field(
         None, description="Base model: a folder, a model ID, or `demo` (default: the adapter's base model)."

@@ -7,13 +7,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from lorafit import __version__
 from lorafit.engines.exported_template import exported_template
 from lorafit.engines.tokenizer import GENERATION_CONFIG, ChatTokenizer, load_tokenizer
 from lorafit.errors import ExportError
 from lorafit.exporters.base import ExportSource
-from lorafit.exporters.measure import template_ids
 from lorafit.exporters.rounding import TORCH
+from lorafit.exporters.texts import template_ids
 from lorafit.messages import _
 from lorafit.models.spec import read_config
 
@@ -48,14 +47,19 @@ def write_chat_files(source: ExportSource, folder: Path) -> None:
     for pattern in OTHER_FILES:
         for path in sorted(source.base.folder.glob(pattern)):
             shutil.copyfile(path, folder / path.name)
+    write_tokenizer(source, folder)
+    known = folder / GENERATION_CONFIG
+    facts = json.loads(known.read_text("utf-8")) if known.is_file() else {"_from_model_config": True}
+    facts["eos_token_id"] = source.tokenizer.end_ids
+    known.write_text(json.dumps(facts, ensure_ascii=False, indent=2) + "\n", "utf-8")
+
+
+def write_tokenizer(source: ExportSource, folder: Path) -> None:
+    """Write the tokenizer with the template of the training."""
     source.tokenizer.save(folder, exported_template(source.tokenizer))
     for path in (folder / "tokenizer_config.json", *folder.rglob("*.jinja")):
         if path.is_file():
             path.write_text(without_marks(path.read_text("utf-8")), "utf-8")
-    known = folder / GENERATION_CONFIG
-    facts = json.loads(known.read_text("utf-8")) if known.is_file() else {"_from_model_config": True}
-    facts["eos_token_id"] = sorted(source.tokenizer.stop_ids)
-    known.write_text(json.dumps(facts, ensure_ascii=False, indent=2) + "\n", "utf-8")
 
 
 def without_marks(template: str) -> str:
@@ -75,7 +79,7 @@ def require_chat(source: ExportSource, folder: Path) -> tuple[dict[str, Any], li
         what = _("The chat template of the export gives other tokens than the one of the training.")
         raise ExportError(what, where=folder.name, fix=_("Please report it."))
     stops = json.loads((folder / GENERATION_CONFIG).read_text("utf-8"))["eos_token_id"]
-    if written.stop_ids != source.tokenizer.stop_ids or stops != sorted(source.tokenizer.stop_ids):
+    if written.stop_ids != source.tokenizer.stop_ids or stops != source.tokenizer.end_ids:
         raise ExportError(
             _("The end tokens of the export are not those of the training."), found=stops, fix=_("Please report it.")
         )
@@ -87,29 +91,6 @@ def template_facts(tokenizer: ChatTokenizer, date: str) -> dict[str, Any]:
     ids = template_ids(tokenizer, date)
     digest = hashlib.sha256(json.dumps(ids).encode()).hexdigest()
     return {"texts": len(ids), "token_ids": digest, "date": date}
-
-
-def model_card(source: ExportSource) -> str:
-    """Return the README.md of a merged model, with the YAML front matter that model hubs read."""
-    base = source.base.name if not Path(source.base.name).is_absolute() else Path(source.base.name).name
-    text = _("The base model `{base}` with a LoRA adapter merged into its weights by lorafit {version}.")
-    use = _("Use it with any program that reads models of transformers, in the folder of this file:")
-    check = _("export.json says what was measured on these files. `lorafit verify .` checks that they are unchanged.")
-    return f"""---
-base_model: {base}
-library_name: transformers
-tags: [lorafit]
----
-# {folder_title(source)}
-
-{text.format(base=base, version=__version__)}
-
-{use}
-
-    lorafit chat --base_model .
-
-{check}
-"""
 
 
 def folder_title(source: ExportSource) -> str:

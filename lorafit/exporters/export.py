@@ -15,6 +15,8 @@ from lorafit.evaluation.model_request import tokenizer_folder
 from lorafit.evaluation.validation import read_trained, run_containing
 from lorafit.exporters.base import Check, ExportRequest, ExportSource
 from lorafit.exporters.certificate import Certificate, file_digests, versions
+from lorafit.exporters.readme import readme
+from lorafit.exporters.words import told
 from lorafit.messages import _, clauses, listed
 from lorafit.models.hub import FoundModel, find_model, is_local
 from lorafit.models.identity import identify
@@ -28,6 +30,14 @@ from lorafit.run_folders.find_adapter import find_adapter
 from lorafit.run_folders.origins import BaseFiles, base_changes, file_change, read_origins
 
 FLAG = "--output"
+# Settings that only some targets have.
+ONLY = {
+    "dtype": ("merged",),
+    "quantize": ("gguf", "ollama", "lmstudio"),
+    "bits": ("mlx",),
+    "keep": ("gguf", "ollama", "lmstudio", "mlx"),
+    "adapter_only": ("gguf", "mlx"),
+}
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,7 @@ class Exported:
 def export(request: ExportRequest, say: ProgressCallback) -> Exported:
     """Write what `request` asks for. Raises LorafitError, and then leaves nothing behind."""
     began = time.monotonic()
+    _require_own_flags(request)
     target = _target(request)
     check: Check = registry.load(registry.find_entry(registry.EXPORTERS, str(request.to)))
     job = check(find_source(request, say), request)
@@ -51,10 +62,24 @@ def export(request: ExportRequest, say: ProgressCallback) -> Exported:
     _remove_leftovers(target)
     with atomic_folder(target, flag=FLAG, manifest=False) as folder:
         certificate = job.write(folder, say)
-        certificate = replace(certificate, versions=versions(), files=file_digests(folder))
+        certificate = replace(certificate, notes=[*certificate.notes, *told(certificate)], versions=versions())
+        (folder / "README.md").write_text(readme(certificate), "utf-8")
+        certificate = replace(certificate, files=file_digests(folder))
         certificate.write(folder)
     size = sum(one["bytes"] for one in certificate.files.values())
     return Exported(target, size, time.monotonic() - began, certificate)
+
+
+def _require_own_flags(request: ExportRequest) -> None:
+    """Raise ConfigError for a setting of another target."""
+    for name, targets in ONLY.items():
+        given = getattr(request, name)
+        if request.to is not None and request.to not in targets and given != type(request).model_fields[name].default:
+            raise ConfigError(
+                _("--{flag} works only with these targets: {targets}.").format(flag=name, targets=listed(targets)),
+                found=f"--to {request.to} --{name} {given}",
+                fix=_("Remove --{flag}, or choose one of these targets.").format(flag=name),
+            )
 
 
 def _target(request: ExportRequest) -> Path:
@@ -63,9 +88,10 @@ def _target(request: ExportRequest) -> Path:
     if request.to is None:
         known = listed(f"--to {name}" for name in registry.EXPORTERS)
         raise ConfigError(_("No target given."), found=None, fix=_("Add one of: {known}.").format(known=known))
-    if request.output is None:
+    output = request.output or _own_folder(request)
+    if output is None:
         raise ConfigError(_("No output folder given."), fix=_("Name a new folder: {command}").format(command=example))
-    target = user_path(request.output)
+    target = user_path(output)
     require_utf8_name(target)
     with disk_errors(target, FLAG):
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -73,6 +99,18 @@ def _target(request: ExportRequest) -> Path:
             raise ConfigError(_("The output folder exists already."), where=target, fix=fix)
     ensure_writable(target.absolute().parent, FLAG)
     return target
+
+
+def _own_folder(request: ExportRequest) -> str | None:
+    """Return the folder in which the target's program looks for models; None: the user must name one."""
+    if request.to != "lmstudio" or len(request.run) != 1:
+        return None
+    from lorafit.exporters.gguf.lmstudio import AUTHOR, models_folder
+
+    folder = models_folder()
+    adapter = find_adapter(request.run[0], Path(request.output_dir))
+    run = run_containing(adapter)
+    return None if folder is None else str(folder / AUTHOR / (run.name if run else adapter.resolve().name))
 
 
 def _remove_leftovers(target: Path) -> None:

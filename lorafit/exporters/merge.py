@@ -5,7 +5,7 @@ Letters: O outputs, I inputs, R rank.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -95,10 +95,15 @@ class MergedTensor:
                 _fill(stream, place)
                 yield Block(widened(place, self.header.dtype), delta)
 
-    def values(self) -> Float32:
-        """Return the whole merged tensor in float32, in its shape."""
-        blocks = [block.merged for block in self.blocks()]
-        return np.concatenate(blocks).reshape(self.header.shape)
+    def parts(self) -> tuple[Float32, Float32 | None]:
+        """Return the whole tensor of the base in float32, in its shape, and its delta if it has one."""
+        weight = np.empty(self.header.shape, np.float32)
+        rows = weight.reshape(-1)
+        done = 0
+        for block in replace(self, delta=None).blocks():
+            rows[done : done + block.weight.size] = block.weight.reshape(-1)
+            done += block.weight.size
+        return weight, None if self.delta is None else self.delta.rows(slice(None))
 
 
 def merged_tensors(

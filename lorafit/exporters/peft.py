@@ -59,7 +59,7 @@ class PeftExport:
         written = load_tokenizer(folder, trust_remote_code=source.trust_remote_code)
         return Certificate("peft", base_facts(source), adapter_facts(source), quantization=source.quantization,
                            template=template_facts(written, source.chat.date_string), notes=notes,
-                           stop_ids=sorted(source.tokenizer.stop_ids))  # fmt: skip
+                           stop_ids=source.tokenizer.end_ids)  # fmt: skip
 
     def _check(self, folder: Path) -> str:
         """Return peft's answer in words."""
@@ -76,11 +76,5 @@ class PeftExport:
 
 
 def check(source: ExportSource, request: ExportRequest) -> PeftExport:
-    """Return the export. Raises ExportError if flags do not apply."""
-    if request.dtype != "auto":
-        raise ExportError(
-            _("--dtype works only with --to merged."),
-            found=request.dtype,
-            fix=_("Remove --dtype: an adapter is exported as it is."),
-        )
+    """Return the export."""
     return PeftExport(source)

@@ -4,6 +4,9 @@ A weight that lies on the grid of its type moves only if its delta exceeds half 
 bf16, 2^-12 for fp16. A short training moves some tensors less than that. Their slope is small, and yet nothing is wrong
 with the file. So a single tensor is refused only if its delta is larger than a step of the grid, which rounding cannot
 take away. That most tensors lost most of their delta is refused in any case.
+
+A step of a type with blocks is a part of the largest value in its block, about three times the usual value. Weights off
+the grid keep a smaller delta in the mean, under noise. Weights that lie on the same grid lose it, whatever its size.
 """
 
 from collections.abc import Iterator
@@ -15,13 +18,14 @@ from lorafit.messages import _, listed
 
 LEAST_MEDIAN, LEAST_SLOPE = 0.5, 0.1
 MOST_SLOPE = 1.5  # rounding cannot add to a delta that is larger than a step of the grid
-STEP = {"BF16": 2.0**-7, "F16": 2.0**-10, "F32": 2.0**-23, "F64": 2.0**-52}  # of the grid, relative to the weight
+# Of the grid, relative to the weight.
+STEP = {"BF16": 2.0**-7, "F16": 2.0**-10, "F32": 2.0**-23, "F64": 2.0**-52, "Q8_0": 3 / 127, "Q6_K": 3 / 31,
+        "Q5_0": 3 / 15, "Q5_1": 3 / 15, "Q5_K": 3 / 15, "Q4_0": 3 / 7, "Q4_K": 3 / 7, "mlx8": 3 / 127, "mlx4": 3 / 7}  # fmt: skip
 SHOWN = 3
 
 
-def require_survival(found: Survival, dtypes: dict[str, str]) -> None:
+def require_survival(found: Survival, dtypes: dict[str, str], fix: str) -> None:
     """Raise ExportError if the delta was lost. `dtypes` are the types of the exported tensors by name."""
-    fix = _("Export in float32, which keeps every delta: `--dtype fp32`. If that fails too, train longer.")
     if found.slopes and median(found.slopes.values()) < LEAST_MEDIAN:
         text = _("median of what is left over {count} tensors: {share:.0%}")
         raise ExportError(

@@ -12,6 +12,7 @@ from lorafit.errors import ExportError
 from lorafit.exporters.certificate import file_digests, read_certificate
 from lorafit.exporters.chat_files import template_facts
 from lorafit.messages import _, listed
+from lorafit.models.spec import TOKENIZER_FILES
 from lorafit.progress import ProgressCallback
 
 SHOWN = 5
@@ -37,7 +38,8 @@ def verify_export(folder: Path, trust_remote_code: bool, say: ProgressCallback) 
         names = listed(_change(name, wanted, found) for name in changed[:SHOWN])
         fix = _("Export again, or copy the folder again from where it was complete.")
         raise ExportError(_("The export is not as it was written."), where=folder, found=names, fix=fix)
-    told = facts.get("template") or {}
+    has_tokenizer = any((folder / name).is_file() for name in TOKENIZER_FILES)
+    told = (facts.get("template") or {}) if has_tokenizer else {}
     if told:
         tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
         if template_facts(tokenizer, told["date"])["token_ids"] != told["token_ids"]:

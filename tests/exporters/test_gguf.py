@@ -17,7 +17,7 @@ from lorafit.errors import ConfigError, LorafitError, ModelError
 from lorafit.exporters.gguf import layout, quantize, write
 from lorafit.exporters.gguf.lora import write_lora_gguf
 from lorafit.exporters.gguf.runtime import LlamaCpp
-from lorafit.exporters.gguf.source import GgufReport, GgufSource
+from lorafit.exporters.gguf.source import GgufReport, GgufSource, SourceTensor
 from lorafit.exporters.gguf.tokenizer import told_name
 from lorafit.exporters.gguf.write import plan_gguf, write_gguf
 from lorafit.run_folders.adapter import AdapterConfig, lora_names, write_adapter
@@ -60,7 +60,7 @@ def test_every_tensor_is_in_the_file_with_the_error_of_its_type(family: str, kin
     source = make_source(family, tmp_path / "model")
     report = write_gguf(source, tmp_path / "a.gguf", kind)
     found, types = values_in(report.path, report), {tensor.source: tensor.type for tensor in report.tensors}
-    for name, values in source.tensors():
+    for name, values, _delta in source.tensors():
         limit = 2e-7 if report.architecture.startswith("gemma") else 0.0  # norms have 1 added
         assert largest_error(values, found[name]) <= ERRORS[types[name]] + limit, name
     assert kind.upper() in types.values()
@@ -169,7 +169,7 @@ def test_a_missing_tensor_a_second_one_and_a_wrong_shape_are_refused(tmp_path: P
 def test_numbers_that_a_type_cannot_hold_are_refused(tmp_path: Path) -> None:
     source = make_source("llama", tmp_path / "model")
     name = "model.layers.0.mlp.up_proj.weight"
-    weight = dict(source.tensors())[name].copy()
+    weight = {own: values for own, values, _delta in source.tensors()}[name].copy()
     weight[3, 3] = 1e6
     large = with_changes(source, name, weight)
     assert "F16: 1000000.0" in str(refusal(large).found)
@@ -222,7 +222,8 @@ def test_memory_is_a_tensor_and_its_blocks(tmp_path: Path, monkeypatch: pytest.M
     source = make_source("llama", tmp_path / "model", hidden_size=256, intermediate_size=8192, num_hidden_layers=4)
     random = np.random.default_rng(0)
     lazy = replace(
-        source, tensors=lambda: ((n, random.standard_normal(s, np.float32)) for n, s in source.shapes.items())
+        source,
+        tensors=lambda: (SourceTensor(n, random.standard_normal(s, np.float32)) for n, s in source.shapes.items()),
     )
     largest = 4 * max(int(np.prod(shape)) for shape in source.shapes.values())
     write_gguf(lazy, tmp_path / "warm.gguf", "q8_0")
@@ -290,8 +291,10 @@ def test_base_and_adapter_in_llama_cpp_are_the_merged_model(tmp_path: Path) -> N
     source, deltas = with_adapter(tmp_path, rslora=True)
     base = write_gguf(source, tmp_path / "base.gguf", "f32")
     lora = write_lora_gguf(tmp_path / "adapter", source.config, "base", tmp_path / "lora.gguf")
-    weights = {name: values + deltas.get(name.removesuffix(".weight"), 0.0) for name, values in source.tensors()}
-    merged = replace(source, tensors=lambda: iter(weights.items()))
+    weights = {
+        name: values + deltas.get(name.removesuffix(".weight"), 0.0) for name, values, _delta in source.tensors()
+    }
+    merged = replace(source, tensors=lambda: (SourceTensor(*pair) for pair in weights.items()))
     whole = write_gguf(merged, tmp_path / "merged.gguf", "f32")
     with LlamaCpp(base.path, 64, lora=lora.path) as model, LlamaCpp(whole.path, 64) as other:
         assert np.abs(model.logits(IDS) - other.logits(IDS)).max() < 2e-3

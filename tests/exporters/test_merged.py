@@ -102,9 +102,9 @@ def test_end_tokens_template_and_certificate_are_written(base_and_adapter: Folde
     assert GenerationConfig.from_pretrained(exported.folder).eos_token_id == [2]
     assert AutoTokenizer.from_pretrained(exported.folder).chat_template
     facts = json.loads((exported.folder / "export.json").read_text("utf-8"))
-    assert facts["behaviour"]["rows"] == "probe"
-    assert facts["behaviour"]["ratio"] < 1e-5
-    assert min(facts["survival"]["slopes"].values()) > 0.99
+    assert facts["forms"][0]["behaviour"][0]["rows"] == "probe"
+    assert facts["forms"][0]["behaviour"][0]["ratio"] < 1e-5
+    assert min(facts["forms"][0]["survival"]["slopes"].values()) > 0.99
     assert set(facts["files"]) == {p.name for p in exported.folder.iterdir()} - {"export.json"}
     assert str(exported.folder.parent) not in json.dumps(facts)
 

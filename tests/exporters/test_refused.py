@@ -20,7 +20,7 @@ from lorafit import api
 from lorafit.cli.app import main
 from lorafit.engines.tokenizer import ChatTokenizer
 from lorafit.errors import LorafitError
-from lorafit.exporters import chat_files, merged, weight_writer
+from lorafit.exporters import adapted, chat_files, weight_writer
 from lorafit.exporters.certificate import Survival
 from lorafit.exporters.export import Exported
 from lorafit.exporters.merge import Block, Delta
@@ -85,12 +85,12 @@ def test_another_alpha_than_that_of_the_live_adapter_is_refused(
     base_and_adapter: Folders, run_export: Export, monkeypatch: pytest.MonkeyPatch, alpha: float
 ) -> None:
     """The scale is wrong in the deltas themselves: rounding keeps them, and only the answers differ."""
-    right = merged.MergedExport._deltas
+    right = adapted.deltas
 
-    def wrong(self: merged.MergedExport) -> dict[str, Delta]:
-        return {name: delta._replace(scale=delta.scale * alpha) for name, delta in right(self).items()}
+    def wrong(*given: Any) -> dict[str, Delta]:
+        return {name: delta._replace(scale=delta.scale * alpha) for name, delta in right(*given).items()}
 
-    monkeypatch.setattr(merged.MergedExport, "_deltas", wrong)
+    monkeypatch.setattr(adapted, "deltas", wrong)
     with pytest.raises(LorafitError, match="does not answer"):
         run_export(base_and_adapter("qwen2")[1])
 
@@ -141,9 +141,9 @@ def test_a_tensor_without_its_large_delta_is_refused_and_one_with_a_small_delta_
     far, near = ({name: reach for name in slopes} for reach in (0.1, 0.001))
     types = dict.fromkeys(slopes, "BF16")
     with pytest.raises(LorafitError, match="missing") as refused:
-        require_survival(Survival(slopes, far), types)
+        require_survival(Survival(slopes, far), types, "-")
     assert "last" in str(refused.value.found)
-    require_survival(Survival(slopes, near), types)
+    require_survival(Survival(slopes, near), types, "-")
 
 
 def test_an_adapter_of_another_base_is_refused(base_and_adapter: Folders, run_export: Export) -> None:
@@ -161,7 +161,7 @@ def test_a_base_that_moved_is_named_with_the_flag_that_helps(
     with pytest.raises(LorafitError) as refused:
         run_export(moved)
     assert "--base_model" in str(refused.value.fix)
-    assert run_export(moved, base_model=str(base)).certificate.behaviour is not None
+    assert run_export(moved, base_model=str(base)).certificate.forms[0].behaviour
 
 
 def test_a_tied_head_with_an_adapter_is_refused_by_name(
@@ -265,7 +265,7 @@ def test_incomplete_commands_are_refused(words: list[str], capsys: pytest.Captur
 
 def test_verify_finds_each_kind_of_change(base_and_adapter: Folders, run_export: Export) -> None:
     folder = run_export(base_and_adapter("llama")[1]).folder
-    assert api.verify_export(folder).texts == 40
+    assert api.verify_export(folder).texts == 54
     weights = folder / "model.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))

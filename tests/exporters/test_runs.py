@@ -39,8 +39,7 @@ def test_a_run_is_measured_on_its_validation_rows_and_refused_after_a_change_of_
 ) -> None:
     run = train()
     exported = run_export(run)
-    found = exported.certificate.behaviour
-    assert found is not None
+    found = exported.certificate.forms[0].behaviour[0]
     assert found.rows == "validation"
     assert found.kl_base > 0.001
     assert found.kl_export < 1e-4 * found.kl_base
@@ -64,8 +63,7 @@ def test_a_run_on_4_bit_weights_is_merged_into_the_dequantized_base(
     pytest.importorskip("bitsandbytes")
     run = train("--quantization", "4bit", "--precision", precision)
     exported = run_export(run)
-    found = exported.certificate.behaviour
-    assert found is not None
+    found = exported.certificate.forms[0].behaviour[0]
     assert found.ratio is not None
     assert found.ratio < 0.01
     assert "dequantized" in exported.certificate.notes[0]

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import gguf
 import pytest
 from support import tiny
 from support.thinking_templates import QWEN3, R1
@@ -97,6 +98,17 @@ def test_other_programs_prompt_an_export_so_by_default(
         assert (
             theirs(prompt, add_special_tokens=False)["input_ids"] == theirs(chat, add_special_tokens=False)["input_ids"]
         )
+
+
+@pytest.mark.parametrize("name", ["r1", "qwen3"])
+def test_the_template_in_a_gguf_file_prompts_as_trained(trained: dict[str, Path], tmp_path: Path, name: str) -> None:
+    request = {"run": [str(trained[name])], "to": "gguf", "quantize": "f32", "output": str(tmp_path / "out")}
+    (file,) = export(ExportRequest.model_validate(request), ignore_progress).folder.glob("*.gguf")
+    template = gguf.GGUFReader(file).get_field("tokenizer.chat_template").contents()
+    theirs = AutoTokenizer.from_pretrained(trained[name] / "final_model")
+    turns = [{"role": "user", "content": ASK[0].content}]
+    prompt = theirs.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, chat_template=template)
+    assert prompt == prompt_of(trained[name])
 
 
 def test_an_export_without_a_switch_is_refused_before_a_weight_is_read(

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from lorafit.exporters.gguf.source import GgufSource
+from lorafit.exporters.gguf.source import GgufSource, SourceTensor
 from support import tiny
 
 WORDS = ("▁the", "▁law", "th", "he", "in", "er", "▁a")
@@ -75,16 +75,25 @@ def source_of(folder: Path) -> GgufSource:
     config = json.loads((folder / "config.json").read_text("utf-8"))
     weights = load_file(folder / "model.safetensors")
     shapes = {name: values.shape for name, values in weights.items()}
-    return GgufSource(folder.name, config, folder, TEMPLATE, [END], True, shapes, lambda: iter(weights.items()))
+    return GgufSource(
+        folder.name,
+        config,
+        folder,
+        TEMPLATE,
+        [END],
+        True,
+        shapes,
+        lambda: (SourceTensor(*pair) for pair in weights.items()),
+    )
 
 
 def with_changes(source: GgufSource, name: str, values: NDArray[np.float32] | None) -> GgufSource:
     """Return `source` with the tensor `name` replaced, added, or left out (None)."""
-    weights = {own: found for own, found in source.tensors() if own != name}
+    weights = {own: found for own, found, _delta in source.tensors() if own != name}
     if values is not None:
         weights[name] = values
 
-    def tensors() -> Iterator[tuple[str, NDArray[np.float32]]]:
-        yield from weights.items()
+    def tensors() -> Iterator[SourceTensor]:
+        yield from (SourceTensor(*pair) for pair in weights.items())
 
     return replace(source, shapes={own: found.shape for own, found in weights.items()}, tensors=tensors)

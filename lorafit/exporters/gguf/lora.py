@@ -13,6 +13,7 @@ from gguf import GGUFType, GGUFWriter, Keys
 
 from lorafit.atomic import atomic_file
 from lorafit.errors import ModelError
+from lorafit.exporters.certificate import Survival
 from lorafit.exporters.gguf.architectures import find_architecture, settings_of
 from lorafit.exporters.gguf.layout import gguf_name, is_tied, plain_name, transform_of, transformed
 from lorafit.exporters.gguf.source import GgufReport, GgufTensor
@@ -61,4 +62,4 @@ def write_lora_gguf(adapter: Path, config: Mapping[str, Any], name: str, target:
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-    return GgufReport(target, architecture.name, "f32", target.stat().st_size, tuple(written), ())
+    return GgufReport(target, architecture.name, "f32", target.stat().st_size, tuple(written), (), Survival({}, {}))

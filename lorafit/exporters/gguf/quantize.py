@@ -37,6 +37,7 @@ BASE_TYPES = {
     "q4_0": Type.Q4_0,
 }
 K_TYPES = {Type.Q4_K: Type.Q5_0, Type.Q5_K: Type.Q5_1, Type.Q6_K: Type.Q8_0}  # -> for rows not of blocks of 256
+FASTER_IN_C = {Type.Q8_0, Type.Q4_0, Type.Q5_0, Type.Q5_1}  # the same bytes as by the package gguf
 MORE_BITS = {"attn_v", "ffn_down"}  # get more bits in some layers
 PACKAGE = "xllamacpp"
 F16_MAX, F32_MAX = (float(np.finfo(kind).max) for kind in (np.float16, np.float32))
@@ -122,12 +123,12 @@ def rounded(values: Floats, kind: GGMLQuantizationType) -> NDArray[Any]:
             found=f"{kind.name}: {largest}",
             fix=_("Choose the type bf16 or f32."),
         )
-    if kind in K_TYPES:
-        return _k_quantized(np.ascontiguousarray(values), kind)
+    if kind in K_TYPES or (kind in FASTER_IN_C and importlib.util.find_spec(PACKAGE)):
+        return _rounded_by_ggml(np.ascontiguousarray(values, np.float32), kind)
     return rounded_by_gguf(values, kind)
 
 
-def _k_quantized(values: Floats, kind: GGMLQuantizationType) -> NDArray[np.uint8]:
+def _rounded_by_ggml(values: Floats, kind: GGMLQuantizationType) -> NDArray[np.uint8]:
     rows, width = values.shape
     block, size = GGML_QUANT_SIZES[kind]
     result = np.empty((rows, width // block * size), np.uint8)
@@ -139,7 +140,7 @@ def _k_quantized(values: Floats, kind: GGMLQuantizationType) -> NDArray[np.uint8
 
 @cache
 def _quantize_chunk() -> Callable[..., int]:
-    """Return ggml's function that rounds rows to a K-quant. It releases Python's lock."""
+    """Return ggml's function that rounds rows to blocks. It releases Python's lock."""
     spec = importlib.util.find_spec(f"{PACKAGE}.{PACKAGE}")
     if spec is None or spec.origin is None:
         raise ImportError(PACKAGE)

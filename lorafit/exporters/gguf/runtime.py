@@ -92,20 +92,44 @@ class LlamaCpp:
         self._lib.llama_free(self._context)
         self._lib.llama_model_free(self._model)
 
-    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """Return the logits [tokens, vocabulary] after each of the tokens `ids`, at most as many as the context holds."""
+    def logits(self, ids: Sequence[int], positions: Sequence[int] | None = None) -> NDArray[np.float32]:
+        """Return the logits [positions, vocabulary] after the tokens of `ids` at `positions` (None: all).
+
+        `ids` are at most as many as the context holds.
+        """
         if not 0 < len(ids) <= self._length:
             raise ValueError(f"{len(ids)} tokens in a context of {self._length}")
-        lib, batch = self._lib, self._batch
-        lib.llama_memory_clear(lib.llama_get_memory(self._context), True)
+        self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), True)
+        return self._read(ids, 0, range(len(ids)) if positions is None else positions)
+
+    def log_probs(self, ids: Sequence[int], positions: Sequence[int]) -> NDArray[np.float32]:
+        """Return log-probabilities [positions, vocabulary] of the token after each of `positions` in `ids`."""
+        found = self.logits(ids, positions)
+        found -= found.max(-1, keepdims=True)
+        found -= np.log(np.exp(found, dtype=np.float64).sum(-1, keepdims=True)).astype(np.float32)
+        return found
+
+    def generate(self, prompts: Sequence[Sequence[int]], limit: int, stops: frozenset[int]) -> list[list[int]]:
+        """Return the greedy answers, each of at most `limit` tokens, with the stop token that ended it if one did."""
+        return [self._answer(prompt, limit, stops) for prompt in prompts]
+
+    def _answer(self, prompt: Sequence[int], limit: int, stops: frozenset[int]) -> list[int]:
+        answer = [int(self.logits(prompt, [len(prompt) - 1]).argmax())]
+        while len(answer) < limit and answer[-1] not in stops:
+            answer.append(int(self._read(answer[-1:], len(prompt) + len(answer) - 1, [0]).argmax()))
+        return answer
+
+    def _read(self, ids: Sequence[int], start: int, positions: Sequence[int]) -> NDArray[np.float32]:
+        """Read `ids`, which follow the `start` tokens in the cache, and return the logits [positions, vocabulary]."""
+        lib, batch, wanted = self._lib, self._batch, {*positions}
         batch.n_tokens = len(ids)
         for place, token in enumerate(ids):
-            batch.token[place], batch.pos[place], batch.logits[place] = token, place, 1
+            batch.token[place], batch.pos[place], batch.logits[place] = token, start + place, place in wanted
             batch.n_seq_id[place], batch.seq_id[place][0] = 1, 0
         if failure := lib.llama_decode(self._context, batch):
             raise EngineError(_("llama.cpp could not compute this text."), found=failure)
         size = lib.llama_vocab_n_tokens(self._vocab)
-        rows = (lib.llama_get_logits_ith(self._context, place) for place in range(len(ids)))
+        rows = (lib.llama_get_logits_ith(self._context, place) for place in positions)
         return np.stack([np.ctypeslib.as_array(row, (size,)) for row in rows])
 
     def tokenize(self, text: str) -> list[int]:
@@ -118,6 +142,21 @@ class LlamaCpp:
     def ends(self, token: int) -> bool:
         """Return whether the token ends an answer."""
         return bool(self._lib.llama_vocab_is_eog(self._vocab, token))
+
+    @property
+    def eos(self) -> int:
+        """The token that the file names as the end of an answer."""
+        return int(self._lib.llama_vocab_eos(self._vocab))
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether llama.cpp puts the bos token before a text."""
+        return bool(self._lib.llama_vocab_get_add_bos(self._vocab))
+
+    @property
+    def template(self) -> str:
+        """The chat template in the file; "" if it has none."""
+        return (self._lib.llama_model_chat_template(self._model, None) or b"").decode()
 
     def _apply(self, lora: Path) -> None:
         adapter = self._lib.llama_adapter_lora_init(self._model, str(lora).encode())
@@ -168,6 +207,9 @@ def _library() -> Any:
         "llama_model_get_vocab": (pointer, pointer),
         "llama_vocab_n_tokens": (c.c_int32, pointer),
         "llama_vocab_is_eog": (c.c_bool, pointer, c.c_int32),
+        "llama_vocab_eos": (c.c_int32, pointer),
+        "llama_vocab_get_add_bos": (c.c_bool, pointer),
+        "llama_model_chat_template": (text, pointer, text),
         "llama_tokenize": (c.c_int32, pointer, text, c.c_int32, ids, c.c_int32, c.c_bool, c.c_bool),
         "llama_adapter_lora_init": (pointer, pointer, text),
         "llama_set_adapters_lora": (c.c_int32, pointer, c.POINTER(pointer), c.c_size_t, c.POINTER(c.c_float)),

@@ -3,20 +3,29 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lorafit.exporters.certificate import Survival
+
 Floats = NDArray[np.float32]
+
+
+class SourceTensor(NamedTuple):
+    """A tensor by its name: the weights of the base in float32, and the adapter's delta, None if it has none."""
+
+    name: str
+    weight: Floats
+    delta: Floats | None = None
 
 
 @dataclass(frozen=True)
 class GgufSource:
     """A merged model in transformers' layout.
 
-    `shapes` has the shape of each tensor by its name. `tensors` yields all of them in the same order, in float32, one at
-    a time. `end_tokens` are the token IDs that end an answer, the trained one first. `add_bos` says whether each row of
+    `shapes` has the shape of each tensor by its name. `tensors` yields all of them in the same order, one at a time. `end_tokens` are the token IDs that end an answer, the trained one first. `add_bos` says whether each row of
     the training began with the bos token. `name` is the name of the base model: llama.cpp knows Phi-3 by it.
     """
 
@@ -27,7 +36,7 @@ class GgufSource:
     end_tokens: Sequence[int]
     add_bos: bool
     shapes: Mapping[str, tuple[int, ...]]
-    tensors: Callable[[], Iterator[tuple[str, Floats]]]
+    tensors: Callable[[], Iterator[SourceTensor]]
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,11 @@ class GgufTensor:
 
 @dataclass(frozen=True)
 class GgufReport:
-    """A written GGUF file. `notes` say where llama.cpp computes this model differently from transformers."""
+    """A written GGUF file.
+
+    `survival` is what rounding left of the adapter, by the names of the tensors in the source. `notes` say where llama.cpp
+    computes this model differently from transformers.
+    """
 
     path: Path
     architecture: str
@@ -55,3 +68,4 @@ class GgufReport:
     bytes: int
     tensors: tuple[GgufTensor, ...]
     notes: tuple[str, ...]
+    survival: Survival

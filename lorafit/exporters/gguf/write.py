@@ -9,10 +9,12 @@ from typing import IO, Any
 
 import numpy as np
 from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFType, GGUFWriter, size_label
+from gguf.quants import dequantize
 from numpy.typing import NDArray
 
 from lorafit.atomic import atomic_file
 from lorafit.errors import ModelError
+from lorafit.exporters.certificate import Survival
 from lorafit.exporters.gguf.architectures import Architecture, find_architecture, head_dim_of, notes_of, settings_of
 from lorafit.exporters.gguf.layout import check_shapes, plan_tensors, transformed
 from lorafit.exporters.gguf.quantize import FILE_TYPES, bytes_of, check_quantize, rounded
@@ -24,6 +26,7 @@ from lorafit.progress import ProgressCallback, ignore_progress
 from lorafit.units import bytes_text
 
 BLOCK_VALUES = 1 << 21  # rounded at a time by one thread
+MEASURED_BLOCKS = 4  # of a tensor, evenly spread, on which the rest of the delta is measured
 
 
 @dataclass(frozen=True)
@@ -63,11 +66,11 @@ def write_gguf(
     with atomic_file(target) as path:
         writer = _writer(path, source, plan, quantize)
         try:
-            _write_tensors(writer, source, plan, progress)
+            survival = _write_tensors(writer, source, plan, progress)
         finally:
             writer.close()
-    notes = tuple(notes_of(plan.settings))
-    return GgufReport(target, plan.architecture.name, quantize, target.stat().st_size, tuple(plan.tensors), notes)
+    notes, size = tuple(notes_of(plan.settings)), target.stat().st_size
+    return GgufReport(target, plan.architecture.name, quantize, size, tuple(plan.tensors), notes, survival)
 
 
 def _writer(path: Path, source: GgufSource, plan: GgufPlan, quantize: str) -> GGUFWriter:
@@ -118,23 +121,23 @@ def _add_settings(writer: GGUFWriter, plan: GgufPlan) -> None:
         writer.add_sliding_window(settings.get("sliding_window") or 0)
 
 
-def _write_tensors(writer: GGUFWriter, source: GgufSource, plan: GgufPlan, progress: ProgressCallback) -> None:
+def _write_tensors(writer: GGUFWriter, source: GgufSource, plan: GgufPlan, progress: ProgressCallback) -> Survival:
     assert writer.fout is not None
     file, wanted = writer.fout[0], {tensor.source: tensor for tensor in plan.tensors}
     writer.write_padding(file, file.tell())
     for factors in rope_factors(plan.settings, head_dim_of(plan.settings)).values():
         file.write(factors.tobytes())
         writer.write_padding(file, factors.nbytes)
-    order, written, told = iter(plan.tensors), 0, 0
+    order, written, told, survival = iter(plan.tensors), 0, 0, Survival({}, {})
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for name, values in source.tensors():
+        for name, weight, delta in source.tensors():
             if name not in wanted:
                 continue
             tensor = wanted.pop(name)
-            if tensor != next(order) or values.shape != tensor.shape:
-                raise RuntimeError(f"{name} {values.shape} is not the next tensor of the plan")
-            size = _write_tensor(file, values, tensor, pool)
-            del values  # the source makes the next one
+            if tensor != next(order) or weight.shape != tensor.shape:
+                raise RuntimeError(f"{name} {weight.shape} is not the next tensor of the plan")
+            size = _write_tensor(file, weight, delta, tensor, pool, survival)
+            del weight, delta  # the source makes the next ones
             writer.write_padding(file, size)
             written += size
             if (tenth := 10 * written // plan.bytes) > told:
@@ -142,20 +145,47 @@ def _write_tensors(writer: GGUFWriter, source: GgufSource, plan: GgufPlan, progr
                 progress(_("{done} of {total} written").format(done=bytes_text(written), total=bytes_text(plan.bytes)))
     if wanted:
         raise ModelError(_("A tensor is missing in the merged model."), where=source.name, found=next(iter(wanted)))
+    return survival
 
 
-def _write_tensor(file: IO[bytes], values: Floats, tensor: GgufTensor, pool: ThreadPoolExecutor) -> int:
-    """Write `values` in blocks of rows and return the number of bytes."""
-    values = transformed(values, tensor.heads, tensor.shift)
+def _write_tensor(
+    file: IO[bytes],
+    weight: Floats,
+    delta: Floats | None,
+    tensor: GgufTensor,
+    pool: ThreadPoolExecutor,
+    survival: Survival,
+) -> int:
+    """Write the merged tensor in blocks of rows, add what is left of its delta to `survival`, and return its bytes."""
     kind = GGMLQuantizationType[tensor.type]
-    size = 0
-    for block in pool.map(lambda rows: rounded(rows, kind), _blocks(values)):
+    weight = transformed(weight, tensor.heads, tensor.shift)
+    if delta is not None:
+        delta = transformed(delta, tensor.heads, 0.0)
+    blocks = list(_blocks(weight, delta))
+    every = -(-len(blocks) // MEASURED_BLOCKS)
+    size, sums = 0, np.zeros(3)
+    for block, found in pool.map(lambda at: _rounded_block(*blocks[at], kind, at % every == 0), range(len(blocks))):
         file.write(block.tobytes())
-        size += block.nbytes
+        size, sums = size + block.nbytes, sums + found
+    survival.add(tensor.source, *(float(one) for one in sums))
     return size
 
 
-def _blocks(values: Floats) -> Iterator[NDArray[Any]]:
-    rows = values.reshape(-1, values.shape[-1])
+def _rounded_block(
+    weight: Floats, delta: Floats | None, kind: GGMLQuantizationType, measure: bool
+) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Return the block q(W + d) in the file's type, and <q(W+d)-q(W), d>, <d, d> and <W, W>, or zeros."""
+    block = rounded(weight if delta is None else weight + delta, kind)
+    if delta is None or not measure or not delta.any():
+        return block, np.zeros(3)
+    kept = dequantize(block, kind) - dequantize(rounded(weight, kind), kind)
+    return block, np.array([np.vdot(kept, delta), np.vdot(delta, delta), np.vdot(weight, weight)], np.float64)
+
+
+def _blocks(weight: Floats, delta: Floats | None) -> Iterator[tuple[Floats, Floats | None]]:
+    """Yield rows of both [rows, width], about BLOCK_VALUES numbers at a time."""
+    rows = weight.reshape(-1, weight.shape[-1])
+    changes = None if delta is None else delta.reshape(rows.shape)
     step = max(1, BLOCK_VALUES // rows.shape[1])
-    yield from (rows[start : start + step] for start in range(0, len(rows), step))
+    for start in range(0, len(rows), step):
+        yield rows[start : start + step], None if changes is None else changes[start : start + step]

@@ -1,13 +1,13 @@
 """Terminal output of `lorafit export` and `lorafit verify`: the folder, and what was measured."""
 
-from statistics import median
+import shlex
 
 from rich.console import Console
 from rich.text import Text
 
-from lorafit.exporters.certificate import Behaviour
 from lorafit.exporters.export import Exported
 from lorafit.exporters.verify import Verified
+from lorafit.exporters.words import lines, title
 from lorafit.messages import _
 from lorafit.units import bytes_text, seconds_text
 
@@ -18,30 +18,19 @@ def show_export(exported: Exported, console: Console) -> None:
     size, took = bytes_text(exported.bytes), seconds_text(exported.seconds)
     _say(console, text.format(path=exported.folder, size=size, time=took))
     certificate = exported.certificate
-    if certificate.survival is not None and certificate.survival.slopes:
-        text = _(
-            "✓ adapter in the weights: {share:.1%} of its change is left after rounding (median of {count} tensors)"
-        )
-        slopes = certificate.survival.slopes.values()
-        _say(console, text.format(share=median(slopes), count=len(slopes)))
-    if certificate.behaviour is not None:
-        _say(console, _behaviour_text(certificate.behaviour))
+    for form in certificate.forms:
+        if len(certificate.forms) > 1 or form.name:
+            _say(console, title(form))
+        for line in lines(form):
+            _say(console, f"✓ {line}")
+    if certificate.template:
+        _say(console, "✓ " + _("chat template and end tokens: as in the training"))
     for note in certificate.notes:
         _say(console, note)
-    if certificate.template:
-        _say(console, _("✓ chat template and end tokens: as in the training"))
-    _say(console, _("Check it again, anywhere: {command}").format(command=f"lorafit verify {exported.folder}"))
-
-
-def _behaviour_text(found: Behaviour) -> str:
-    rows = {"validation": _("validation rows"), "probe": _("a short public text")}[found.rows]
-    text = _(
-        "✓ answers as base and adapter do: KL {export:.2g}, where the adapter itself changes {base:.2g} "
-        "({rows}, {positions} tokens; same most likely token: {top1:.1%})"
-    )
-    return text.format(
-        export=found.kl_export, base=found.kl_base, rows=rows, positions=found.positions, top1=found.top1
-    )
+    folder = shlex.quote(str(exported.folder))
+    for command in certificate.commands:
+        _say(console, _("Use it: {command}").format(command=command.replace("{folder}", folder)))
+    _say(console, _("Check it again, anywhere: {command}").format(command=f"lorafit verify {folder}"))
 
 
 def show_verified(found: Verified, console: Console) -> None:

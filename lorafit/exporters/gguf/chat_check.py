@@ -1,0 +1,66 @@
+"""The chat of a GGUF file as llama.cpp reads it: template, tokens, bos and end tokens are those of the training."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from lorafit.data.conversation import Message
+from lorafit.data.render import TemplateRefused
+from lorafit.engines.tokenizer import ChatTokenizer
+from lorafit.errors import ExportError
+from lorafit.exporters.base import ExportSource
+from lorafit.exporters.gguf.runtime import LlamaCpp
+from lorafit.exporters.texts import probe_strings, template_conversations
+from lorafit.messages import _
+
+SHOWN = 40  # characters of a text in an error
+
+
+def require_chat_in(model: LlamaCpp, source: ExportSource, template: str) -> int:
+    """Return the number of texts that llama.cpp splits into the tokens of the training.
+
+    Raises ExportError if a text, the template, or the tokens that begin and end a text differ.
+    """
+    tokenizer = source.tokenizer
+    if model.template != template:
+        raise _differs(_("The chat template in the file is not the one of the training."), model.template[:SHOWN])
+    starts = begins_with_bos(tokenizer, source.chat.date_string)
+    if model.adds_bos != starts:
+        raise _differs(_("llama.cpp would begin a text with other tokens than the training."), f"bos: {model.adds_bos}")
+    if missing := [token for token in tokenizer.end_ids if not model.ends(token)]:
+        raise _differs(_("The end tokens of the export are not those of the training."), missing)
+    if model.eos != tokenizer.end_ids[0]:
+        raise _differs(_("The end tokens of the export are not those of the training."), f"eos: {model.eos}")
+    texts = list(_texts(source))
+    for text, ids in texts:
+        if (found := model.tokenize(text)) != ids:
+            at = next((at for at, pair in enumerate(zip(found, ids, strict=False)) if pair[0] != pair[1]), len(found))
+            told = f"{tokenizer.decode_with_special(ids[max(at - 3, 0) : at + 3])!r}: {found[at : at + 3]}, {ids[at : at + 3]}"
+            raise _differs(_("llama.cpp splits a text into other tokens than the training does."), told)
+    return len(texts)
+
+
+def begins_with_bos(tokenizer: ChatTokenizer, date_string: str) -> bool:
+    """Return whether each row of the training begins with the bos token: whether the template writes it."""
+    bos = tokenizer.inner.bos_token
+    try:
+        text = tokenizer.render_text([Message("user", "?")], True, date_string)
+    except TemplateRefused:
+        return False
+    return bool(bos) and text.startswith(bos)
+
+
+def _texts(source: ExportSource) -> Iterator[tuple[str, list[int]]]:
+    """Yield the texts of conversations and of many short strings in a question, with the token IDs of the training."""
+    tokenizer, date = source.tokenizer, source.chat.date_string
+    strings = [[Message("user", text)] for text in probe_strings()]
+    for turns in (*template_conversations(), *strings):
+        try:
+            text = tokenizer.render_text(turns, turns[-1].role == "user", date)
+        except TemplateRefused:
+            continue
+        yield text, tokenizer.encode_with_offsets(text)[0]
+
+
+def _differs(what: str, found: Any) -> ExportError:
+    fix = _("Export with --to merged instead, and please report it.")
+    return ExportError(what, found=found, fix=fix)

@@ -1,0 +1,48 @@
+"""The target `lmstudio`: a GGUF file in a folder AUTHOR/MODEL, as LM Studio looks for models."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lorafit.exporters.base import ExportJob, ExportRequest, ExportSource
+from lorafit.exporters.certificate import Certificate
+from lorafit.exporters.gguf.export import check as check_gguf
+from lorafit.messages import _
+from lorafit.progress import ProgressCallback
+
+AUTHOR = "lorafit"
+POINTER = ".lmstudio-home-pointer"  # a file in the home folder that names LM Studio's folder
+
+
+def models_folder() -> Path | None:
+    """Return the folder in which LM Studio looks for models, or None where it is not installed."""
+    try:
+        home = Path((Path.home() / POINTER).read_text("utf-8").strip())
+    except (OSError, ValueError, RuntimeError):
+        home = Path.home() / ".lmstudio"
+    return home / "models" if home.is_dir() else None
+
+
+@dataclass
+class LMStudioExport:
+    """A checked export for LM Studio: that of GGUF files, and what to do with them."""
+
+    files: ExportJob
+
+    @property
+    def needed_bytes(self) -> int:
+        """The bytes of the files."""
+        return self.files.needed_bytes
+
+    def write(self, folder: Path, say: ProgressCallback) -> Certificate:
+        """Write the files. Raises ExportError if they do not compute what the adapter does."""
+        found = self.files.write(folder, say)
+        commands = [f"lms import {{folder}}/{form.name}" for form in found.forms]
+        note = _(
+            "LM Studio shows the model if this folder lies in its folder of models, as AUTHOR/MODEL; else import the file."
+        )
+        return replace(found, commands=commands, notes=[*found.notes, note])
+
+
+def check(source: ExportSource, request: ExportRequest) -> LMStudioExport:
+    """Return the export."""
+    return LMStudioExport(check_gguf(source, request, "lmstudio"))

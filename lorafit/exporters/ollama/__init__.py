@@ -1,0 +1,1 @@
+"""Files for Ollama: the chat template of the training as a Go template, in a Modelfile."""
