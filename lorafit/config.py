@@ -93,6 +93,9 @@ class TrainConfig(BaseModel):
     train_on: Literal["all", "last"] = what(
         "all", "Compute the loss on every assistant message, or on the last one only."
     )
+    thoughts: Literal["keep", "drop"] = what(
+        "keep", "Thoughts before answers (e.g. <think>...</think>): learn them, or remove them from the rows."
+    )
     chat_template: str | None = what(
         None, "Chat template: a Jinja file, or the template itself (default: the model's own, else plain ChatML)."
     )

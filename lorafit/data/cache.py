@@ -34,13 +34,14 @@ from lorafit.data.rejects import Reject, RejectFile
 from lorafit.data.sources import Source
 from lorafit.data.split import KEY, MAX_VALID_ROWS, Keys, as_keys
 from lorafit.data.store import NpyWriter, SampleStore, open_mapped
+from lorafit.data.thoughts import ThoughtUse
 from lorafit.data.tokenize import FORMAT_NAMES, LoadTokenizer, TokenizedRows, tokenize_all
 from lorafit.errors import DiskError
 from lorafit.messages import _, recipe_of, retranslate
 from lorafit.paths import cache_folder, user_path
 from lorafit.units import count_text
 
-LAYOUT = 2  # version of the folder's layout; a change invalidates all older folders
+LAYOUT = 3  # version of the folder's layout; a change invalidates all older folders
 COLUMNS: dict[str, Any] = {
     "input_ids": np.int32, "target_mask": np.bool_,  # one value per token; below: one value per row
     "lengths": np.int32, "whole_lengths": np.int32, "targets_cut": np.int32, "dropped": np.bool_, "formats": np.uint8,
@@ -70,6 +71,7 @@ class CacheEntry:
     num_targets: int
     dropped_rows: int  # rows of which the chat template omits some text
     key_use: KeyUse
+    thoughts: ThoughtUse
     content: str  # sha256 of the samples
     rejects: RejectFile
     reading_notes: list[tuple[str, str]]  # files, each with a text on how it was read
@@ -225,7 +227,7 @@ class _Writer:
         self.file_places = {file: place for place, file in enumerate(dict.fromkeys(files))}
         self.formats: Counter[str] = Counter()
         self.targets, self.dropped = 0, 0
-        self.key_use = KeyUse()
+        self.key_use, self.thoughts = KeyUse(), ThoughtUse()
         self.notes: dict[tuple[str, str], None] = {}
         self.smallest: dict[bytes, Conversation] = {}
         self.highest = b"\xff" * 32  # a larger key is not among the smallest
@@ -256,6 +258,7 @@ class _Writer:
             "dropped": self.dropped,
             "content": content,
             "key_use": self.key_use.to_json(),
+            "thoughts": self.thoughts.to_json(),
             "notes": [[file, recipe_of(text)] for file, text in self.notes],
         }
         (self.folder / "meta.json").write_text(json.dumps(meta), "utf-8")
@@ -270,6 +273,7 @@ class _Writer:
         self.targets += int(made.target_mask.sum())
         self.dropped += int(made.dropped.sum())
         self.key_use.add(made.key_use)
+        self.thoughts.add(made.thoughts)
         self.formats.update(FORMAT_NAMES[number] for number in made.formats)
         for place, reason in made.rejects:
             row = share[place]
@@ -311,6 +315,7 @@ def open_entry(folder: Path, files: list[str] | None = None) -> CacheEntry:
         num_targets=meta["targets"],
         dropped_rows=meta["dropped"],
         key_use=KeyUse.from_json(meta["key_use"]),
+        thoughts=ThoughtUse.from_json(meta["thoughts"]),
         content=meta["content"],
         rejects=RejectFile(folder / "rejects.jsonl", renamed),
         reading_notes=[(renamed.get(file, file), str(retranslate(text))) for file, text in meta.get("notes", [])],

@@ -35,6 +35,7 @@ from lorafit.data.render import Tokenizer
 from lorafit.data.sources import Source, open_source
 from lorafit.data.split import content_key, key_bytes, validation_keys, validation_mask
 from lorafit.data.store import SampleStore, read_places
+from lorafit.data.thoughts import ThoughtUse
 from lorafit.data.tokenize import LoadTokenizer
 from lorafit.errors import DataError
 from lorafit.hashing import fold
@@ -82,6 +83,7 @@ class PreparedData:
     total_targets: int
     digest: str
     notes: list[str]
+    thoughts: ThoughtUse = field(default_factory=ThoughtUse)
     files: list[DataFile] = field(default_factory=list)  # empty without the cache
 
     @property
@@ -219,6 +221,7 @@ def split_train_valid(entry: CacheEntry, valid: CacheEntry | None, config: Train
         total_targets=entry.num_targets,
         digest=digest.hexdigest(),
         notes=[*_reading_notes(entry, valid), *notes, *_notes(entry, config)],
+        thoughts=entry.thoughts,
     )
 
 
@@ -283,6 +286,7 @@ def _notes(entry: CacheEntry, config: TrainConfig) -> Iterator[str]:
     if entry.dropped_rows:
         text = _("Rows of which the chat template leaves out a part (e.g. earlier reasoning): {n}.")
         yield text.format(n=count_text(entry.dropped_rows))
+    yield from entry.thoughts.notes()
     yield from _truncation_note(entry, config)
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from lorafit.data.key_use import KeyUse
+from lorafit.data.thoughts import ThoughtUse
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ class DataReport:
     cut_targets: int  # of the cut tokens, those that are targets
     dropped_rows: int  # rows of which the chat template leaves out a part
     key_use: KeyUse
+    thoughts: ThoughtUse
     strange_rows: int
     strange: list[StrangeCharacter]  # most frequent first
     samples: dict[str, list[ShownSample]]  # keys: "shortest", "longest", "random"; on request "all", the first 1,000

@@ -11,6 +11,7 @@ from lorafit.config import TrainConfig
 from lorafit.data.conversation import Conversation
 from lorafit.data.formats import KEYS, ReadRow, recognize_format
 from lorafit.data.render import Rendered, TemplatedText, Tokenizer, TrainOn, apply_template, render
+from lorafit.data.thoughts import without_thoughts
 from lorafit.errors import ConfigError
 from lorafit.messages import _, listed
 
@@ -25,6 +26,7 @@ class Preprocessing:
     train_on: TrainOn = "all"
     field_map: Mapping[str, str] | None = None
     context_field: str = ""
+    keep_thoughts: bool = True
 
     def read(self, value: object) -> ReadRow:
         """Return the row as a conversation. Raises BadRow."""
@@ -32,11 +34,13 @@ class Preprocessing:
 
     def apply_template_to(self, conversation: Conversation, tokenizer: Tokenizer) -> TemplatedText:
         """Return the conversation as text of the chat template. Raises BadRow."""
-        return apply_template(conversation, tokenizer, self.date_string, self.system_prompt, self.train_on)
+        turns = conversation if self.keep_thoughts else without_thoughts(conversation)
+        return apply_template(turns, tokenizer, self.date_string, self.system_prompt, self.train_on)
 
     def render(self, conversation: Conversation, tokenizer: Tokenizer) -> Rendered:
         """Return the conversation as a sample. Raises BadRow."""
-        return render(conversation, tokenizer, self.max_length, self.date_string, self.system_prompt, self.train_on)
+        turns = conversation if self.keep_thoughts else without_thoughts(conversation)
+        return render(turns, tokenizer, self.max_length, self.date_string, self.system_prompt, self.train_on)
 
 
 def preprocessing_of(config: TrainConfig) -> Preprocessing:
@@ -48,6 +52,7 @@ def preprocessing_of(config: TrainConfig) -> Preprocessing:
         train_on=config.train_on,
         field_map=parse_field_map(config.field_map),
         context_field=config.context_field or "",
+        keep_thoughts=config.thoughts == "keep",
     )
 
 

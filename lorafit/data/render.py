@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from lorafit.data.conversation import TEXT, BadRow, Conversation, Message
 from lorafit.data.micro_batch import Bool, Sample
-from lorafit.data.target_spans import Span, TargetSpan, TemplateRefused, Tokenizer, content_spans, target_spans
+from lorafit.data.target_spans import Span, TargetSpan, TemplateRefused, Tokenizer, content_spans
+from lorafit.data.thoughts import RowThoughts, spans_and_thoughts
 from lorafit.data.truncate import truncation_mask
 from lorafit.messages import _
 
@@ -42,6 +43,7 @@ class TemplatedText:
     questions: list[Span]  # texts that are not learned, which truncation may shorten
     systems: list[Span]  # texts of system messages
     dropped: bool = False
+    thoughts: RowThoughts | None = None  # None: conversation and template know no thoughts
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Rendered:
     tokens_cut: int
     targets_cut: int = 0
     dropped: bool = False
+    thoughts: RowThoughts | None = None
 
 
 def render(
@@ -84,14 +87,16 @@ def apply_template(
         return TemplatedText(text, [TargetSpan(0, len(text))], [], [])
     turns = place_system(conversation, system_prompt, tokenizer.takes_system)
     try:
-        text, targets, dropped = target_spans(turns, tokenizer, date_string)
+        text, targets, dropped, thoughts = spans_and_thoughts(turns, tokenizer, date_string)
     except TemplateRefused as refusal:
         raise BadRow(_("rejected by the chat template: {reason}").format(reason=refusal)) from None
     chosen = [span for span in targets if span.learned][-1:] if train_on == "last" else targets
     learned = [span for span in chosen if span.learned]
     questions, systems, missing = content_spans(turns, text, targets)
     questions += [(span.begin, span.end) for span in targets if span not in learned]
-    return TemplatedText(text, learned, questions, systems, dropped or missing)
+    if thoughts is not None and train_on == "last":
+        thoughts = thoughts._replace(earlier=False)
+    return TemplatedText(text, learned, questions, systems, dropped or missing, thoughts)
 
 
 def to_sample(spelled: TemplatedText, ids: Sequence[int], offsets: Iterable[Span], max_length: int) -> Rendered:
@@ -105,7 +110,8 @@ def to_sample(spelled: TemplatedText, ids: Sequence[int], offsets: Iterable[Span
         mask_T[:1] = False
     if not mask_T.any():
         raise BadRow(_("no answer left within max_length {n}; a larger --max_length keeps it").format(n=max_length))
-    return Rendered(Sample(ids_T, mask_T), len(offsets_T2) - len(ids_T), targets - int(mask_T.sum()), spelled.dropped)
+    cut, targets_cut = len(offsets_T2) - len(ids_T), targets - int(mask_T.sum())
+    return Rendered(Sample(ids_T, mask_T), cut, targets_cut, spelled.dropped, spelled.thoughts)
 
 
 def place_system(conversation: Conversation, system_prompt: str | None, takes_system: bool) -> Conversation:

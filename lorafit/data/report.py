@@ -38,6 +38,7 @@ from lorafit.data.preprocessing import preprocessing_of
 from lorafit.data.readers.row import Row, rows_in
 from lorafit.data.render import Rendered, Tokenizer
 from lorafit.data.text_checks import excerpt, lacks_answer, strange_characters, visible
+from lorafit.data.thoughts import ThoughtUse
 from lorafit.hashing import UInt32
 from lorafit.messages import _, listed
 from lorafit.units import count_text
@@ -122,6 +123,7 @@ class _Seen:
     cut_targets: int = 0
     dropped_rows: int = 0
     key_use: KeyUse = field(default_factory=KeyUse)
+    thoughts: ThoughtUse = field(default_factory=ThoughtUse)
     strange_rows: int = 0
     strange: dict[str, StrangeCharacter] = field(default_factory=dict)
     compared: dict[bytes, tuple[RowLocation, UInt32]] = field(default_factory=dict)
@@ -146,6 +148,7 @@ class _Seen:
     def add(self, row: Row, content: ReadRow, rendered: Rendered) -> None:
         conversation, name = content.conversation, content.format
         self.key_use.add([(content.unused, content.pair)])
+        self.thoughts.add([rendered.thoughts])
         self.dropped_rows += rendered.dropped
         self.cut_targets += rendered.targets_cut
         place, sample, key = RowLocation(row.file, row.line), rendered.sample, content_key(conversation)
@@ -217,6 +220,7 @@ def _report(seen: _Seen, tokenizer: DecodingTokenizer, config: TrainConfig) -> D
         cut_targets=seen.cut_targets,
         dropped_rows=seen.dropped_rows,
         key_use=seen.key_use,
+        thoughts=seen.thoughts,
         strange_rows=seen.strange_rows,
         strange=sorted(seen.strange.values(), key=lambda found: -found.rows),
         samples={kind: [_shown(entry, tokenizer) for entry in entries] for kind, entries in kept.items()},

@@ -41,6 +41,7 @@ with warnings.catch_warnings():  # the field `json` shadows a deprecated method 
         field_map: str | None = _same("field_map")
         context_field: str | None = _same("context_field")
         train_on: Literal["all", "last"] = _same("train_on")
+        thoughts: Literal["keep", "drop"] = _same("thoughts")
         chat_template: str | None = _same("chat_template")
         system_prompt: str | None = _same("system_prompt")
         date_string: str = _same("date_string")

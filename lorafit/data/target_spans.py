@@ -46,6 +46,21 @@ class Tokenizer(Protocol):
         """The text that the template writes after an answer, up to the second white space."""
         ...
 
+    @property
+    def knows_thoughts(self) -> bool:
+        """Whether the template mentions thoughts of a reasoning model."""
+        ...
+
+    @property
+    def generation_prompt(self) -> str:
+        """The text that the template writes behind a single question to prompt the answer."""
+        ...
+
+    @property
+    def thought_switch(self) -> str | None:
+        """The variable by which the template prompts with or without thoughts, or None."""
+        ...
+
     def special_token_at(self, text: str, at: int) -> str:
         """Return the special token that begins at character `at` of `text`, or an empty string."""
         ...

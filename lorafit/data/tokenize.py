@@ -27,6 +27,7 @@ from lorafit.data.preprocessing import Preprocessing
 from lorafit.data.readers.row import Row
 from lorafit.data.render import Rendered, TemplatedText, Tokenizer, to_sample
 from lorafit.data.split import content_key
+from lorafit.data.thoughts import RowThoughts
 
 BATCH = 256  # rows per batch
 PATIENCE_SECONDS = 10.0  # of work in one process before worker processes start
@@ -48,6 +49,7 @@ class TokenizedRows:
     row_indices: Int32  # indices of the good rows in the batch
     keys: bytes  # 32 bytes per good row (`content_key`)
     key_use: list[RowKeys]  # of the good rows
+    thoughts: list[RowThoughts | None]  # of the good rows
     rejects: list[tuple[int, str]] = field(default_factory=list)  # index and reason of each bad row
 
     def first(self, count: int) -> "TokenizedRows":
@@ -66,6 +68,7 @@ class TokenizedRows:
             row_indices=self.row_indices[:count],
             keys=self.keys[: 32 * count],
             key_use=self.key_use[:count],
+            thoughts=self.thoughts[:count],
             rejects=[(place, reason) for place, reason in self.rejects if place < last],
         )
 
@@ -103,6 +106,7 @@ def _joined(made: list[tuple[int, ReadRow, Rendered]], rejects: list[tuple[int, 
         row_indices=np.array([place for place, _content, _one in made], np.int32),
         keys=b"".join(content_key(content.conversation) for _place, content, _one in made),
         key_use=[(content.unused, content.pair) for _place, content, _one in made],
+        thoughts=[one.thoughts for one in rendered],
         rejects=rejects,
     )
 

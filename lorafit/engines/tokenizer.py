@@ -1,5 +1,6 @@
 """Tokenizers and chat templates: the only module that wraps those of transformers."""
 
+import copy
 import json
 import os
 import re
@@ -7,15 +8,17 @@ import shutil
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from functools import cached_property, lru_cache
+from os.path import commonprefix
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lorafit.atomic import read_errors
-from lorafit.data.conversation import TOOLS, Conversation, Message
+from lorafit.data.conversation import END_OF_THOUGHT, TOOLS, Conversation, Message
 from lorafit.data.render import Span, TemplateRefused, place_system
 from lorafit.data.target_spans import END
+from lorafit.data.thoughts import split_thought
 from lorafit.errors import ConfigError, DiskError, ModelError
-from lorafit.messages import _
+from lorafit.messages import _, listed
 from lorafit.paths import require_utf8_name, user_path
 from lorafit.units import TEMPLATE_DATE
 
@@ -27,7 +30,12 @@ CHATML = r"""{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.conten
 CLOCK = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
 GENERATION_CONFIG = "generation_config.json"
 PROBE = "a1b2c3"
+KNOWS_THOUGHTS = re.compile("think|thought|reasoning", re.IGNORECASE)
+THOUGHT_SWITCHES = ("enable_thinking", "thinking")  # variables of templates
 THOUGHT_KEYS = ("reasoning_content", "thinking", "reasoning")  # of a message; templates differ in the name
+
+
+Thinking = Literal["on", "off", "as_trained"]
 
 
 def load_tokenizer(folder: Path, *, template: str | None = None, trust_remote_code: bool = False) -> "ChatTokenizer":
@@ -75,13 +83,46 @@ class ChatTokenizer:
             template or inner.chat_template
         )  # the model was not made for chat: warn the user
         inner.chat_template = template or inner.chat_template or CHATML
+        self.thinking: bool | None = None  # the value of the template's switch; None: the template's own
+        self.untrained_end = ""  # left out of prompts
+
+    @classmethod
+    def of(cls, other: "ChatTokenizer", template: str) -> "ChatTokenizer":
+        """Return a tokenizer with the tokens of `other` and another chat template."""
+        return cls(copy.copy(other.inner), other.folder, template)
+
+    def answering(self, thinking: Thinking, untrained_end: str) -> "ChatTokenizer":
+        """Return this tokenizer with other prompts: with or without a thought, or as in the training.
+
+        `untrained_end` is the end of the template's prompt that the training's samples do not have. Raise ConfigError if
+        the template has no switch for thoughts.
+        """
+        other = copy.copy(self)
+        other.thinking, other.untrained_end = None, untrained_end if thinking == "as_trained" else ""
+        if thinking == "as_trained":
+            return other
+        if self.thought_switch is None:
+            raise ConfigError(
+                _("The chat template has no switch for thoughts."),
+                where=f"--thinking {thinking}",
+                found=_("variables looked for: {names}").format(names=listed(THOUGHT_SWITCHES)),
+                fix=_("Remove --thinking: prompts are then as in the training."),
+            )
+        other.thinking = thinking == "on"
+        return other
 
     def render_text(self, messages: Conversation, add_generation_prompt: bool, date_string: str) -> str:
         """Return the conversation as the template renders it, the same on every day. Raise TemplateRefused."""
+        text = self._rendered(messages, add_generation_prompt, date_string, self.thinking)
+        as_usual = add_generation_prompt and self.untrained_end and text.endswith(self.generation_prompt)
+        return text.removesuffix(self.untrained_end) if as_usual else text
+
+    def _rendered(self, messages: Conversation, prompt: bool, date_string: str, thinking: bool | None) -> str:
         from jinja2 import TemplateError  # with transformers it is loaded already; a plan needs neither
 
         tools = next((json.loads(message.content) for message in messages if message.role == TOOLS), None)
         calls = any(message.calls for message in messages)
+        switch = {} if thinking is None or self.thought_switch is None else {self.thought_switch: thinking}
         for as_text in (
             (False, True) if calls else (False,)
         ):  # some templates want a call's arguments as an object, others as text
@@ -91,8 +132,9 @@ class ChatTokenizer:
                         [self.message_dict(message, as_text) for message in messages if message.role != TOOLS],
                         tools=tools,
                         tokenize=False,
-                        add_generation_prompt=add_generation_prompt,
+                        add_generation_prompt=prompt,
                         date_string=date_string,
+                        **switch,
                         chat_template=_with_fixed_date(self.inner.get_chat_template(), date_string),
                     )
                 )
@@ -142,9 +184,17 @@ class ChatTokenizer:
         """Return the unchanged text of `ids`, special tokens included."""
         return str(self.inner.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
-    def save(self, folder: Path) -> None:
-        """Write the tokenizer, its chat template and generation_config.json (for the stop IDs) into `folder`."""
-        self.inner.save_pretrained(folder)
+    def save(self, folder: Path, template: str | None = None) -> None:
+        """Write the tokenizer, its chat template and generation_config.json (for the stop IDs) into `folder`.
+
+        `template` replaces the chat template in the files.
+        """
+        inner = self.inner
+        if template is not None and template != inner.get_chat_template():
+            inner = copy.copy(inner)
+            named = isinstance(inner.chat_template, dict)
+            inner.chat_template = {**inner.chat_template, "default": template} if named else template
+        inner.save_pretrained(folder)
         if (self.folder / GENERATION_CONFIG).is_file():
             shutil.copy(self.folder / GENERATION_CONFIG, folder / GENERATION_CONFIG)
 
@@ -155,6 +205,38 @@ class ChatTokenizer:
             return PROBE in self.render_text([Message("system", PROBE), Message("user", "?")], True, TEMPLATE_DATE)
         except TemplateRefused:
             return False
+
+    @cached_property
+    def knows_thoughts(self) -> bool:
+        """True if the template mentions thoughts of a reasoning model."""
+        return KNOWS_THOUGHTS.search(self.inner.get_chat_template()) is not None
+
+    @cached_property
+    def generation_prompt(self) -> str:
+        """The text that the template writes behind a single question; "" if it cannot be found."""
+        try:
+            head, prompt = (self._rendered([Message("user", PROBE)], on, TEMPLATE_DATE, None) for on in (False, True))
+        except TemplateRefused:
+            return ""
+        return prompt[len(commonprefix([head, prompt])) :]  # noqa: RUF071 (by character)
+
+    @cached_property
+    def thought_switch(self) -> str | None:
+        """The variable by which the template prompts with or without thoughts, or None."""
+        template = self.inner.get_chat_template()
+        for name in THOUGHT_SWITCHES:
+            if re.search(rf"\b{name}\b", template) and self._differs_by(name):
+                return name
+        return None
+
+    def _differs_by(self, switch: str) -> bool:
+        other = copy.copy(self)
+        other.__dict__["thought_switch"] = switch
+        try:
+            on, off = (other._rendered([Message("user", PROBE)], True, TEMPLATE_DATE, value) for value in (True, False))
+        except TemplateRefused:
+            return False
+        return on != off
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
@@ -204,13 +286,32 @@ class ChatTokenizer:
         """The keys under which the template reads a message's thought; most templates read none."""
         return [key for key in THOUGHT_KEYS if re.search(rf"[.'\"]{key}\b", self.inner.get_chat_template())]
 
+    @cached_property
+    def _thought_only_in_key(self) -> bool:
+        """True if the template writes a thought otherwise in the content than under its key, where it belongs."""
+        if not self._thought_keys:
+            return False
+        self.__dict__["_thought_only_in_key"] = False  # while the two forms are compared
+        ask, thought = Message("user", "?"), f"<think>\n{PROBE}\n{END_OF_THOUGHT}\n\n!"
+        try:
+            inside, keyed = (
+                "".join(self.render_text([ask, answer], False, TEMPLATE_DATE).split())
+                for answer in (Message("assistant", thought), Message("assistant", "!", thought=PROBE))
+            )
+        except TemplateRefused:
+            return False
+        return PROBE in keyed and inside != keyed
+
     def message_dict(self, message: Message, arguments_as_text: bool) -> dict[str, Any]:
         """Return a message as the dict that templates read."""
         turn: dict[str, Any] = {"role": message.role, "content": message.content}
         if message.name:
             turn["name"] = message.name
-        if message.thought:
-            turn |= dict.fromkeys(self._thought_keys, message.thought)
+        thought = message.thought
+        if message.role == "assistant" and END_OF_THOUGHT in message.content and self._thought_only_in_key:
+            thought, turn["content"] = split_thought(message)
+        if thought:
+            turn |= dict.fromkeys(self._thought_keys, thought)
         if message.calls:
             calls = json.loads(message.calls)
             if arguments_as_text:

@@ -8,10 +8,9 @@ from pydantic import Field
 
 from lorafit import registry
 from lorafit.engines.base import Engine, Setup
-from lorafit.engines.tokenizer import load_tokenizer
 from lorafit.errors import ConfigError
 from lorafit.evaluation.chat import Chat
-from lorafit.evaluation.model_request import AnswerRequest, base_name, choose_backend, tokenizer_folder
+from lorafit.evaluation.model_request import AnswerRequest, answering_tokenizer, base_name, choose_backend
 from lorafit.hardware import detect
 from lorafit.messages import _, listed
 from lorafit.models.hub import find_model
@@ -70,7 +69,7 @@ def open_chat(request: ChatRequest, say: ProgressCallback) -> Chat:
         check_shapes(adapter, spec)
     way = choose_backend(request, machine, spec)
     settings = ChatSettings() if adapter is None else read_chat_settings(adapter)
-    tokenizer = load_tokenizer(tokenizer_folder(adapter, base.folder), trust_remote_code=request.trust_remote_code)
+    tokenizer = answering_tokenizer(request, adapter, base.folder, settings)
     say(_("Loading {model} on {device} ...").format(model=base.name, device=way.device))
     engine: Engine = registry.load(registry.ENGINES[way.engine]).open(
         Setup(base.folder, base.name, way.device, way.precision, trust_remote_code=request.trust_remote_code)

@@ -10,7 +10,6 @@ from pydantic import Field
 from lorafit import registry
 from lorafit.data.readers.registry import READERS
 from lorafit.engines.base import Engine, Setup
-from lorafit.engines.tokenizer import load_tokenizer
 from lorafit.errors import AdapterError, ConfigError, LorafitError
 from lorafit.evaluation.compare import (
     Comparison,
@@ -23,10 +22,10 @@ from lorafit.evaluation.compare import (
 )
 from lorafit.evaluation.model_request import (
     AnswerRequest,
+    answering_tokenizer,
     base_name,
     choose_backend,
     read_questions,
-    tokenizer_folder,
 )
 from lorafit.evaluation.validation import TrainedRun, ValidationRows, load_validation_rows, read_trained, run_containing
 from lorafit.hardware import detect
@@ -197,8 +196,8 @@ def _model_under_test(
 ) -> ModelUnderTest:
     """Prepare `entrant` for the comparison. Add a note to `notes` if its validation rows are not available."""
     trust = request.trust_remote_code
-    tokenizer = load_tokenizer(tokenizer_folder(entrant.folder, base.found.folder), trust_remote_code=trust)
     settings = read_chat_settings(entrant.folder)
+    tokenizer = answering_tokenizer(request, entrant.folder, base.found.folder, settings)
 
     def open_engine() -> Engine:
         say(_("Loading {model} on {device} ...").format(model=base.found.name, device=base.device))

@@ -7,13 +7,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from lorafit.atomic import read_errors
 from lorafit.config import Folder, TrainConfig
+from lorafit.engines.tokenizer import ChatTokenizer, Thinking, load_tokenizer
 from lorafit.errors import AdapterError, ConfigError, DataError
 from lorafit.hardware.detect import Machine
 from lorafit.messages import _
 from lorafit.models.spec import TOKENIZER_FILES, ModelSpec
 from lorafit.planner import device_precision, memory_budget, prequantized
 from lorafit.planner.memory import weights_bytes
-from lorafit.run_folders.adapter import read_adapter_config
+from lorafit.run_folders.adapter import ChatSettings, read_adapter_config
 
 
 class AnswerRequest(BaseModel):
@@ -35,6 +36,10 @@ class AnswerRequest(BaseModel):
     seed: int = Field(42, description="Random seed of sampling; the same seed gives the same answers.", ge=0)
     system_prompt: str | None = Field(
         None, description="System prompt (default: the one the adapter was trained with)."
+    )
+    thinking: Thinking = Field(
+        "as_trained",
+        description="Thoughts of a reasoning model: `on` or `off` by the chat template's switch, or as in the training.",
     )
     engine: Literal["auto", "mlx", "torch"] = Field(
         "auto", description="Engine (auto: MLX on Apple Silicon if installed, else PyTorch)."
@@ -79,6 +84,14 @@ def tokenizer_folder(adapter: Path | None, base: Path) -> Path:
     """Return the adapter's folder if it has tokenizer files, else the folder of the base model."""
     own = adapter is not None and any((adapter / name).is_file() for name in TOKENIZER_FILES)
     return adapter if adapter is not None and own else base
+
+
+def answering_tokenizer(
+    request: AnswerRequest, adapter: Path | None, base: Path, settings: ChatSettings
+) -> ChatTokenizer:
+    """Return the tokenizer of `adapter` or `base`, whose prompts are as `request` asks. Raises LorafitErrors."""
+    loaded = load_tokenizer(tokenizer_folder(adapter, base), trust_remote_code=request.trust_remote_code)
+    return loaded.answering(request.thinking, settings.untrained_end)
 
 
 class Backend(NamedTuple):

@@ -9,7 +9,7 @@ import tyro
 from pydantic import BaseModel, ConfigDict, Field
 
 from lorafit.config import Folder
-from lorafit.engines.tokenizer import ChatTokenizer
+from lorafit.engines.tokenizer import ChatTokenizer, Thinking
 from lorafit.evaluation.validation import TrainedRun
 from lorafit.exporters.certificate import Certificate
 from lorafit.models.hub import FoundModel
@@ -65,6 +65,10 @@ class ExportRequest(BaseModel):
     )
     base_model: str | None = Field(
         None, description="Base model: a folder, a model ID, or `demo` (default: the adapter's base model)."
+    )
+    thinking: Thinking = Field(
+        "as_trained",
+        description="Prompts of a reasoning model by default: as in the training, or `on` or `off` by the template's switch.",
     )
     trust_remote_code: bool = Field(
         False, description="Run code that comes with the model. Only for models whose author you trust."

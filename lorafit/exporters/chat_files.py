@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lorafit import __version__
+from lorafit.engines.exported_template import exported_template
 from lorafit.engines.tokenizer import GENERATION_CONFIG, ChatTokenizer, load_tokenizer
 from lorafit.errors import ExportError
 from lorafit.exporters.base import ExportSource, MixPart
@@ -53,7 +54,7 @@ def write_chat_files(source: ExportSource, folder: Path) -> None:
 
 def write_tokenizer(source: ExportSource, folder: Path) -> None:
     """Write the tokenizer with the template of the training, which other programs can read, and all end tokens."""
-    source.tokenizer.save(folder)
+    source.tokenizer.save(folder, exported_template(source.tokenizer))
     for path in (folder / "tokenizer_config.json", *folder.rglob("*.jinja")):
         if path.is_file():
             path.write_text(without_marks(path.read_text("utf-8")), "utf-8")

@@ -73,7 +73,7 @@ def mixed(request: ExportRequest, target: Path, say: ProgressCallback) -> Iterat
             modules=config.target_modules,
             chat=read_chat_settings(folder),
             parts=tuple(parts),
-            notes=tuple(_differences(first, parts)),
+            notes=tuple(_differences(first, parts, request)),
         )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -208,14 +208,14 @@ def _settings(first: ExportSource, parts: list[MixPart], ranks: Mapping[str, int
     )
 
 
-def _differences(first: ExportSource, parts: list[MixPart]) -> Iterator[str]:
+def _differences(first: ExportSource, parts: list[MixPart], request: ExportRequest) -> Iterator[str]:
     """Yield texts on what the other adapters were trained with otherwise than the first, whose ways the export takes."""
     names = {"first": parts[0].name}
     ids = template_ids(first.tokenizer, first.chat.date_string)
     for part in parts[1:]:
         names["name"] = part.name
         tokenizer, chat = (
-            chat_of(part.adapter, first.base.folder, first.trust_remote_code),
+            chat_of(part.adapter, first.base.folder, request),
             read_chat_settings(part.adapter),
         )
         if template_ids(tokenizer, first.chat.date_string) != ids:

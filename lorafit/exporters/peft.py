@@ -1,9 +1,10 @@
 """The target `peft`: the adapter itself, as PEFT's AutoPeftModelForCausalLM reads it, with tokenizer and README.md."""
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lorafit.engines.exported_template import exported_template
 from lorafit.engines.tokenizer import load_tokenizer
 from lorafit.errors import ExportError
 from lorafit.exporters.base import ExportRequest, ExportSource
@@ -12,7 +13,14 @@ from lorafit.exporters.chat_files import template_facts
 from lorafit.exporters.facts import adapter_facts, base_facts
 from lorafit.messages import _
 from lorafit.progress import ProgressCallback
-from lorafit.run_folders.adapter import CHAT, WEIGHTS, read_adapter, read_plain_config, write_adapter
+from lorafit.run_folders.adapter import (
+    CHAT,
+    WEIGHTS,
+    read_adapter,
+    read_plain_config,
+    write_adapter,
+    write_chat_settings,
+)
 from lorafit.run_folders.foreign_adapter import MLX_WEIGHTS
 from lorafit.run_folders.peft_form import CONFIG, change_settings
 from lorafit.training.peft_check import CannotCheck, ask_peft, is_complete, verdict
@@ -39,7 +47,9 @@ class PeftExport:
         for name in COPIED:
             if (source.adapter / name).is_file() and not (folder / name).exists():
                 shutil.copyfile(source.adapter / name, folder / name)
-        source.tokenizer.save(folder)
+        if (folder / CHAT).is_file():  # the exported template itself leaves out what the training did not have
+            write_chat_settings(folder, replace(source.chat, untrained_end=""))
+        source.tokenizer.save(folder, exported_template(source.tokenizer))
         say(_("Checking that `peft` loads the adapter"))
         notes = [peft_answer(source, folder)]
         if source.quantization != "none":

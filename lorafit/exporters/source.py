@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from lorafit.data.cache import file_sha256
+from lorafit.engines.exported_template import exported_template
 from lorafit.engines.tokenizer import ChatTokenizer, load_tokenizer
 from lorafit.errors import AdapterError, LorafitError, ModelError
 from lorafit.evaluation.model_request import tokenizer_folder
@@ -40,7 +41,8 @@ def source_of(adapter: Path, request: ExportRequest, say: ProgressCallback) -> E
     if run is not None:
         files = require_same_base(run, files, base, say)
     check_shapes(adapter, spec)
-    tokenizer = chat_of(adapter, base.folder, request.trust_remote_code)
+    tokenizer = chat_of(adapter, base.folder, request)
+    exported_template(tokenizer)  # fails here, before a weight is read
     return ExportSource(
         adapter=adapter,
         config=config,
@@ -55,9 +57,13 @@ def source_of(adapter: Path, request: ExportRequest, say: ProgressCallback) -> E
     )
 
 
-def chat_of(adapter: Path, base: Path, trust_remote_code: bool) -> ChatTokenizer:
-    """Return the tokenizer that `adapter` was trained with. Raises ModelError."""
-    return load_tokenizer(tokenizer_folder(adapter, base), trust_remote_code=trust_remote_code)
+def chat_of(adapter: Path, base: Path, request: ExportRequest) -> ChatTokenizer:
+    """Return the tokenizer that `adapter` was trained with, with the thoughts that the request asks for.
+
+    Raises ModelError or ConfigError.
+    """
+    tokenizer = load_tokenizer(tokenizer_folder(adapter, base), trust_remote_code=request.trust_remote_code)
+    return tokenizer.answering(request.thinking, read_chat_settings(adapter).untrained_end)
 
 
 def _find_base(request: ExportRequest, adapter: Path, named: str | None, say: ProgressCallback) -> FoundModel:

@@ -71,7 +71,7 @@ class VllmExport:
         say(_("Writing the adapter"))
         far = self._write_weights(folder)
         write_tokenizer(source, folder)
-        write_chat_settings(folder, source.chat)
+        write_chat_settings(folder, replace(source.chat, untrained_end=""))  # the template written has none
         template, stops = require_chat(source, folder)
         say(_("Checking that `peft` loads the adapter"))
         answer = peft_answer(source, folder)

@@ -81,12 +81,16 @@ class AdapterConfig:
 
 @dataclass(frozen=True)
 class ChatSettings:
-    """The inputs of the run's chat template, so that a chat uses the same ones. `run` is the name of the run."""
+    """The inputs of the run's chat template, so that a chat uses the same ones. `run` is the name of the run.
+
+    `untrained_end` is the end of the template's generation prompt that the training's samples do not have.
+    """
 
     system_prompt: str | None = None
     date_string: str = TEMPLATE_DATE
     base_model: str | None = None
     run: str | None = None
+    untrained_end: str = ""
 
 
 def lora_names(module: str) -> tuple[str, str]:

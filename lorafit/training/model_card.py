@@ -14,10 +14,16 @@ SETTINGS = ("dataset_name", "dataset_subset", "dataset_split", "num_epochs", "ma
             "learning_rate", "max_length", "lora_r", "lora_alpha", "lora_dropout", "lora_targets", "quantization", "seed")  # fmt: skip
 
 
-def add_chat_files(folder: Path, config: TrainConfig, base_model: str, run: str, tokenizer: ChatTokenizer) -> None:
-    """Write into an adapter's `folder` the files that are needed to use the adapter on another machine."""
+def add_chat_files(
+    folder: Path, config: TrainConfig, base_model: str, run: str, tokenizer: ChatTokenizer, untrained_end: str
+) -> None:
+    """Write into an adapter's `folder` the files that are needed to use the adapter on another machine.
+
+    `untrained_end` is that of ChatSettings.
+    """
     tokenizer.save(folder)
-    write_chat_settings(folder, ChatSettings(config.system_prompt, config.date_string, base_model, run))
+    settings = ChatSettings(config.system_prompt, config.date_string, base_model, run, untrained_end)
+    write_chat_settings(folder, settings)
     (folder / "README.md").write_text(model_card(config, base_model, run), "utf-8")
 
 

@@ -127,6 +127,8 @@ def find_data(config: TrainConfig, say: ProgressCallback = ignore_progress) -> t
         text = _("Data not on this disk and no hub reachable: row lengths are estimates from the catalog.")
         return stand_in, [text]
     assert found is not None
+    if config.resume is None:
+        found.thoughts.check()
     return data_stats(found), []
 
 

@@ -189,6 +189,8 @@ def _get_ready(config: TrainConfig, old: Interrupted | None, ranks: Collectives)
         check_template_and_adapter(old.run, template, start)
     load = partial(shared_tokenizer, model.folder, template, config.trust_remote_code)
     data = yield from as_stage_events(prepare_cached(config, model.folder, load, template))
+    if old is None:
+        data.thoughts.check()
     origins = origins_of(model, base, data, template, start)
     stats = data_stats(data)
     notes = check_positions(config.model_name, spec, stats.longest_of_all)
@@ -252,7 +254,8 @@ def _run(ready: PreparedRun, run: RunDir, old: Interrupted | None, progress: Pro
         yield from compare_with_plan(training, ready.expected, whole=old is None and ready.ranks.own_rank.count == 1)
     if ready.config.demo and progress.done == ready.plan.steps and not ready.plan.shard:
         conversations, positions = ready.data.valid_conversations, ready.spec.positions
-        yield from show_answers(engine, ready.tokenizer, positions, conversations, ready.config, progress.done)
+        tokenizer = ready.tokenizer.answering("as_trained", ready.data.thoughts.untrained)
+        yield from show_answers(engine, tokenizer, positions, conversations, ready.config, progress.done)
 
 
 def _rehearsed(ready: PreparedRun, run: RunDir, engine: Engine) -> Generator[Event, None, PreparedRun]:
@@ -366,7 +369,7 @@ def _started(ready: PreparedRun, run: RunDir, engine: Engine, step: int) -> Star
 
 def _job(ready: PreparedRun, run: RunDir, engine: Engine, link: Link) -> Job:
     def dress_folder(folder: Path) -> None:
-        add_chat_files(folder, ready.config, ready.model.name, run.name, ready.tokenizer)
+        add_chat_files(folder, ready.config, ready.model.name, run.name, ready.tokenizer, ready.data.thoughts.untrained)
 
     place = RunPlace(run.path) if ready.ranks.own_rank.leads else None
     data, trusted = ready.data, ready.config.trust_remote_code

@@ -113,7 +113,7 @@ DEEPSEEK = {
     "system": BOS + "你是律师。" + DEEPSEEK_ASK + DEEPSEEK_END,
     "multi": BOS + DEEPSEEK_ASK + DEEPSEEK_END + "<｜User｜>谢谢<｜Assistant｜>⟦不客气<｜end▁of▁sentence｜>⟧",
     "thought": BOS + DEEPSEEK_ASK + "⟦\n\n不超过六个月。<｜end▁of▁sentence｜>⟧<｜User｜>谢谢<｜Assistant｜>"
-    "⟦\n\n不客气<｜end▁of▁sentence｜>⟧",
+    "<think>\n⟦告别\n</think>\n\n不客气<｜end▁of▁sentence｜>⟧",
 }  # fmt: skip
 DEEPSEEK_CALL = (
     '⟦<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>find\n```json\n{"law": 19}\n```'

@@ -10,6 +10,9 @@ class Letters:
 
     takes_system = True
     end_of_turn = "■"
+    knows_thoughts = False
+    generation_prompt = "a"
+    thought_switch = None
 
     def render_text(self, messages: Conversation, add_generation_prompt: bool, date_string: str) -> str:
         return "".join(f"{turn.role[0]}{turn.content}■" for turn in messages) + "a" * add_generation_prompt

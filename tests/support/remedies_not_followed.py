@@ -54,6 +54,11 @@ NOT_FOLLOWED = {
         "`{command}` brings fused kernels for this model's layers without attention: faster, with less memory",
         "⚠️  Using PyTorch's MPS: the installed mlx-lm does not have the model type {kind} (`{command}`)",
     ),
+    "no error: notes on the thoughts of rows": (
+        "The chat template has a switch for thoughts: `--thinking on` and `off` in chat and export.",
+        "The chat template writes earlier answers of a conversation without thoughts, and they are learned so, in rows: "
+        "{n}. `--train_on last` learns only the last answer.",
+    ),
     "no error: a note on truncated rows; the flag is followed for the error of rejected rows": (
         "Rows longer than max_length {n}: {rows} of {all}. Tokens removed: {tokens}, of which {targets} in the loss. "
         "--max_length {longest} removes none, for {more} more tokens.",

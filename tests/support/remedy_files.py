@@ -22,6 +22,7 @@ from support import tiny
 from support.commands import wait_for_step
 from support.remedy_case import MODEL
 from support.stopped_runs import as_it_died
+from support.thinking_templates import QWEN3, R1
 
 ROWS = [{"instruction": f"What does article {i} say?", "output": f"Article {i} says so."} for i in range(20)]
 LONG = [{"instruction": f"{'a ' * 100} {i} {'a ' * 100}", "output": "Yes."} for i in range(20)]
@@ -58,11 +59,15 @@ def _write_data() -> None:
         "two_pairs.jsonl": two_pairs,
         "preferences.jsonl": preferences,
         "parts/train.jsonl": ROWS[:9],
+        "thoughts.jsonl": [{**row, "reasoning_content": "I know it."} for row in ROWS],
+        "some_thoughts.jsonl": [*({**row, "reasoning_content": "I know it."} for row in ROWS[:10]), *ROWS[10:]],
         "counted/law.jsonl": ROWS,
     }
     for name, rows in files.items():
         Path(name).parent.mkdir(exist_ok=True)
         Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    Path("thoughts.jinja").write_text(QWEN3, "utf-8")
+    Path("opens.jinja").write_text(R1, "utf-8")
     latin = '{"instruction": "Où est le café ?", "output": "À côté."}\n'.encode("latin-1")
     Path("latin.jsonl").write_bytes(Path("law.jsonl").read_bytes() + latin)
     _list_data("outside", {"file_name": "../law.jsonl"})

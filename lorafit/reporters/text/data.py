@@ -136,7 +136,7 @@ def _strange(report: DataReport) -> Figure:
 def listings(report: DataReport) -> list[Listing]:
     """Return the report's tables that are not empty."""
     several = len(report.files) > 1
-    tables = [_reading_notes(report), *([_files(report)] if several else [])]
+    tables = [_reading_notes(report), _thoughts(report), *([_files(report)] if several else [])]
     tables += [_formats(report)] if len(report.formats) > 1 else []
     tables += [
         _unused_keys(report),
@@ -149,6 +149,13 @@ def listings(report: DataReport) -> list[Listing]:
 
 def _reading_notes(report: DataReport) -> Listing:
     return Listing(_("How the files were read"), (_("file"), _("note")), report.reading_notes[:MAX_ROWS])
+
+
+def _thoughts(report: DataReport) -> Listing:
+    rows = [(note,) for note in report.thoughts.notes()]
+    if problem := report.thoughts.problem():
+        rows += [(_("Training refuses these rows. {reason}").format(reason=problem.brief),)]
+    return Listing(_("Thoughts of a reasoning model"), (_("note"),), rows)
 
 
 def _files(report: DataReport) -> Listing:

@@ -41,6 +41,11 @@ def data_json(report: DataReport) -> str:
         "targets": report.total_targets,
         "truncated": {"rows": report.cut_rows, "tokens": report.cut_tokens, "targets": report.cut_targets},
         "left_out_by_template": report.dropped_rows,
+        "thoughts": {
+            "rows": report.thoughts.count("carries"),
+            "notes": list(report.thoughts.notes()),
+            "problem": problem.brief if (problem := report.thoughts.problem()) else None,
+        },
         "odd_characters": report.strange_rows,
         "samples": [_sample(sample) for sample in report.samples.get("all", [])],
         "samples_left_out": report.good - len(report.samples.get("all", [])),
