@@ -20,8 +20,8 @@ from lorafit.exporters.base import ExportSource
 from lorafit.progress import ProgressCallback
 
 PROBE = "probe.jsonl"
-ROWS, FEW_ROWS = 20, 8  # rows of the run; public texts beside them, and rows of a large model
-TOKENS, POSITIONS = 256, 120  # tokens of a text; positions of all texts whose whole distribution is kept
+ROWS, FEW_ROWS = 14, 6  # rows of the run; public texts beside them, and rows of a large model
+TOKENS, POSITIONS = 200, 120  # tokens of a text; positions of all texts whose whole distribution is kept
 LARGE = 2_000_000_000  # parameters
 MOST_NUMBERS = 1 << 25  # log-probabilities that are kept of each model: 128 MiB
 STRINGS = 1000  # that both tokenizers must split alike
@@ -99,8 +99,9 @@ def rows_of(source: ExportSource, say: ProgressCallback) -> dict[str, list[Probe
             found["validation"] = _chosen(list(held.select(np.arange(min(rows, len(held))))), limit)
         except (RunError, DataError, HubError, OSError):  # the data moved or changed, or there are no such rows
             pass
-    few = ROWS // (FEW_ROWS if found else rows)
-    return found | {"probe": _chosen(list(_rendered(source))[::few], limit)}
+    public = list(_rendered(source))
+    step = len(public) // FEW_ROWS if found or rows == FEW_ROWS else 1
+    return found | {"probe": _chosen(public[::step], limit)}
 
 
 def _rendered(source: ExportSource) -> Iterator[Sample]:

@@ -3,9 +3,12 @@
 import shlex
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
+from lorafit.exporters.certificate import Form
 from lorafit.exporters.export import Exported
+from lorafit.exporters.keep import kept_text
 from lorafit.exporters.verify import Verified
 from lorafit.exporters.words import lines, title
 from lorafit.messages import _
@@ -18,8 +21,10 @@ def show_export(exported: Exported, console: Console) -> None:
     size, took = bytes_text(exported.bytes), seconds_text(exported.seconds)
     _say(console, text.format(path=exported.folder, size=size, time=took))
     certificate = exported.certificate
-    for form in certificate.forms:
-        if len(certificate.forms) > 1 or form.name:
+    if len(certificate.forms) > 1:
+        console.print(_table(certificate.forms))
+    for form in certificate.forms if len(certificate.forms) == 1 else ():
+        if form.name:
             _say(console, title(form))
         for line in lines(form):
             _say(console, f"✓ {line}")
@@ -31,6 +36,21 @@ def show_export(exported: Exported, console: Console) -> None:
     for command in certificate.commands:
         _say(console, _("Use it: {command}").format(command=command.replace("{folder}", folder)))
     _say(console, _("Check it again, anywhere: {command}").format(command=f"lorafit verify {folder}"))
+
+
+def _table(forms: list[Form]) -> Table:
+    """Return the figures of several forms; the lines of each are in README.md."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+    columns = (_("type"), _("size"), _("kept of what was learned"), "KL", _("of the adapter's"), _("same best token"))
+    for place, name in enumerate(columns):
+        table.add_column(name, justify="right" if place else "left")
+    for form in forms:
+        row = [form.dtype, bytes_text(form.bytes)]
+        for found in form.behaviour[:1]:
+            ratio = "-" if found.ratio is None else f"{found.ratio:.2%}"
+            row += [kept_text(found), f"{found.kl_export:.2g}", ratio, f"{found.top1:.1%}"]
+        table.add_row(*row)
+    return table
 
 
 def show_verified(found: Verified, console: Console) -> None:
