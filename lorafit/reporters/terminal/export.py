@@ -8,7 +8,6 @@ from rich.text import Text
 
 from lorafit.exporters.certificate import Form
 from lorafit.exporters.export import Exported
-from lorafit.exporters.keep import kept_text
 from lorafit.exporters.verify import Verified
 from lorafit.exporters.words import lines, title
 from lorafit.messages import _
@@ -22,7 +21,7 @@ def show_export(exported: Exported, console: Console) -> None:
     _say(console, text.format(path=exported.folder, size=size, time=took))
     certificate = exported.certificate
     if len(certificate.forms) > 1:
-        console.print(_table(certificate.forms))
+        _show_table(certificate.forms, console)
     for form in certificate.forms if len(certificate.forms) == 1 else ():
         if form.name:
             _say(console, title(form))
@@ -38,19 +37,22 @@ def show_export(exported: Exported, console: Console) -> None:
     _say(console, _("Check it again, anywhere: {command}").format(command=f"lorafit verify {folder}"))
 
 
-def _table(forms: list[Form]) -> Table:
-    """Return the figures of several forms; the lines of each are in README.md."""
+def _show_table(forms: list[Form], console: Console) -> None:
+    """Print the figures of several forms; the lines of each are in README.md."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
-    columns = (_("type"), _("size"), _("kept of what was learned"), "KL", _("of the adapter's"), _("same best token"))
+    columns = (_("type"), _("size"), _("kept"), _("95% interval"), "KL", "R", _("same best token"))
     for place, name in enumerate(columns):
         table.add_column(name, justify="right" if place else "left")
     for form in forms:
         row = [form.dtype, bytes_text(form.bytes)]
         for found in form.behaviour[:1]:
-            ratio = "-" if found.ratio is None else f"{found.ratio:.2%}"
-            row += [kept_text(found), f"{found.kl_export:.2g}", ratio, f"{found.top1:.1%}"]
+            share, low, high = found.losses.kept or (None, None, None)
+            row += ["?" if share is None else f"{share:.1%}", "?" if low is None else f"{low:.1%} - {high:.1%}"]
+            row += [f"{found.kl_export:.2g}", "?" if found.ratio is None else f"{found.ratio:.2g}", f"{found.top1:.1%}"]
         table.add_row(*row)
-    return table
+    console.print(table)
+    if any(form.behaviour for form in forms):
+        _say(console, _("kept: of what was learned. KL: nats from base and adapter; R: KL over that of the base."))
 
 
 def show_verified(found: Verified, console: Console) -> None:
