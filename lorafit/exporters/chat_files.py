@@ -101,6 +101,8 @@ def mix_card(source: ExportSource, parts: Sequence[MixPart]) -> str:
     how = _(
         "Several LoRA adapters for `{base}`, mixed by lorafit {version} into one: the weighted sum of their deltas."
     )
+    columns = (_("adapter"), _("weight"))
+    head = f"| {columns[0]} | {columns[1]} |"
     rows = "\n".join(f"| {part.name} | {part.weight:g} |" for part in parts)
     return f"""---
 base_model: {base}
@@ -111,7 +113,7 @@ tags: [lora, lorafit]
 
 {how.format(base=base, version=__version__)}
 
-| {_("adapter")} | {_("weight")} |
+{head}
 |---|---|
 {rows}
 """

@@ -21,7 +21,7 @@ def require_known_gain(wanted: Reference | str) -> None:
     found = losses(base, live, live)
     if found.kept is None:
         text = _(
-            "loss {base:.3f} without the adapter, {live:.3f} with it; 95% interval of the gain: {low:.3f} to {high:.3f}"
+            "loss {base:.3f} without the adapter, {live:.3f} with it; interval (95%) of the gain: {low:.3f} to {high:.3f}"
         )
         figures = text.format(base=found.base, live=found.live, low=found.gain[1], high=found.gain[2])
         raise ConfigError(_("It cannot be said how much was learned, so {flag} cannot choose.").format(flag=FLAG),

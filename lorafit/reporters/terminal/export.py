@@ -40,7 +40,7 @@ def show_export(exported: Exported, console: Console) -> None:
 def _show_table(forms: list[Form], console: Console) -> None:
     """Print the figures of several forms; the lines of each are in README.md."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
-    columns = (_("type"), _("size"), _("kept"), _("95% interval"), "KL", "R", _("same best token"))
+    columns = (_("type"), _("size"), _("kept"), _("interval (95%)"), "KL", "R", _("same best token"))
     for place, name in enumerate(columns):
         table.add_column(name, justify="right" if place else "left")
     for form in forms:
