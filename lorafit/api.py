@@ -223,23 +223,28 @@ def export(request: "ExportRequest", say: ProgressCallback = ignore_progress) ->
         from lorafit.exporters.base import ExportRequest
 
         exported = api.export(ExportRequest(run=[f"output/{newest.name}"], to="merged", dtype="fp32", output="merged"))
-        print(exported.folder, exported.certificate.behaviour)
+        print(exported.folder, exported.certificate.forms)
     """
     from lorafit.exporters import export as exporting
 
     return exporting.export(request, say)
 
 
-def verify_export(folder: Path, trust_remote_code: bool = False, say: ProgressCallback = ignore_progress) -> "Verified":
+def verify_export(
+    folder: Path, request: "ExportRequest | None" = None, say: ProgressCallback = ignore_progress
+) -> "Verified":
     """Check an export by its certificate: the digest of each file, and the token IDs of its chat template.
+
+    If `request` names the run of the export, its answers are measured again.
 
     Example::
 
         print(api.verify_export(Path("merged")).files)
     """
     from lorafit.exporters import verify
+    from lorafit.exporters.base import ExportRequest
 
-    return verify.verify_export(folder, trust_remote_code, say)
+    return verify.verify_export(folder, request or ExportRequest.model_validate({}), say)
 
 
 def data_report(request: "DataRequest", say: ProgressCallback = ignore_progress) -> "DataReport":

@@ -40,6 +40,16 @@ EXPORTERS: dict[str, Entry] = {
         ("peft", "peft"),
     )
 }
+# Functions (source, file or folder, tokens) that load a form of an export in the program that it is for (a Runtime).
+EXPORT_RUNTIMES: dict[str, Entry] = {
+    name: Entry(f"lorafit.exporters.{module}:open_form", "pip install lorafit")
+    for name, module in (
+        ("merged", "merged"),
+        ("gguf", "gguf.merged"),
+        ("ollama", "gguf.merged"),
+        ("lmstudio", "gguf.merged"),
+    )
+}
 MODULE_TENSORS = Entry("lorafit.engines.torch.tensor_names:module_tensors", _TORCH)
 DEQUANTIZED_WEIGHTS = Entry("lorafit.engines.torch.dequantize:dequantized_weights", _TORCH)
 ROUND_WEIGHTS = Entry("lorafit.engines.torch.log_probs:round_weights", _TORCH)

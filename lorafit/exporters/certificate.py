@@ -122,6 +122,7 @@ class Form:
     greedy: Greedy | None = None
     ends: Ends | None = None
     strings: int | None = None  # texts that the runtime's tokenizer splits as in the training
+    most_ratio: float | None = None  # of KL(live || export) to KL(live || base) that is accepted
 
 
 @dataclass(frozen=True)

@@ -157,13 +157,26 @@ def answers_of(model: Runtime, texts: list[ProbeText]) -> Answers:
     return Answers(shown, spent, best)
 
 
-def measured(
-    form: Form, reference: Reference, runtime: str, open_model: Callable[[], AbstractContextManager[Runtime]],
-    tie: float, say: ProgressCallback,
-) -> Form:  # fmt: skip
-    """Return `form` with how it answers in `runtime`; the texts of the run come first. `tie`: nats that make a close call.
+@dataclass(frozen=True)
+class Gate:
+    """What decides on a form: the largest accepted ratio, the nats that make a close call, and what to do if refused."""
 
-    Raises ExportError if it cannot be loaded.
+    most_ratio: float
+    tie: float
+    fix: str
+
+
+def measured(
+    form: Form,
+    reference: Reference,
+    runtime: str,
+    open_model: Callable[[], AbstractContextManager[Runtime]],
+    gate: Gate,
+    say: ProgressCallback,
+) -> Form:
+    """Return `form` with how it answers in `runtime`. The texts of the run, which come first, decide.
+
+    Raises ExportError if it cannot be loaded, answers otherwise, or does not end its answers.
     """
     say(_("Measuring the export"))
     with _loaded(open_model) as model:
@@ -171,8 +184,11 @@ def measured(
         stops = frozenset(reference.stops)
         answers = model.generate(reference.prompts, ANSWER_TOKENS, stops)
     behaviour = [compare(kind, reference, one) for kind, one in found.items()]
-    return replace(form, runtime=runtime, behaviour=behaviour, greedy=_greedy(reference, answers, tie),
-                   ends=_ends(reference, found))  # fmt: skip
+    ends = _ends(reference, found)
+    _require_same(behaviour[0], gate)
+    _require_end(ends)
+    return replace(form, runtime=runtime, behaviour=behaviour, greedy=_greedy(reference, answers, gate.tie), ends=ends,
+                   most_ratio=gate.most_ratio)  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -235,26 +251,26 @@ def _ends(reference: Reference, found: dict[str, Answers]) -> Ends:
     return Ends(reference.stops[0], places, live, export)
 
 
-def require_same(found: Behaviour, most_ratio: float, fix: str) -> None:
-    """Raise ExportError if the export answers unlike base and adapter: KL above `most_ratio` of KL(live || base).
+def _require_same(found: Behaviour, gate: Gate) -> None:
+    """Raise ExportError if the export answers unlike base and adapter: KL above a part of KL(live || base).
 
     Where the adapter changes nothing, an export of 16 bits or more may not change more than that either. Rounding of the
     base's own weights, which the user asked for by --dtype, is allowed for.
     """
-    limit = most_ratio * found.kl_base + min(2 * found.kl_rounding, MOST_ROUNDING * found.kl_base)
+    limit = gate.most_ratio * found.kl_base + min(2 * found.kl_rounding, MOST_ROUNDING * found.kl_base)
     if found.ratio is None:
-        limit = NOTHING if most_ratio <= OF_16_BITS else NONSENSE
+        limit = NOTHING if gate.most_ratio <= OF_16_BITS else NONSENSE
     if found.kl_export <= limit:
         return
     text = _("KL(adapter || export) = {export:.2g}, KL(adapter || base) = {base:.2g}, at most {limit:.2g} is accepted")
     raise ExportError(
         _("The export does not answer as the base model with the adapter does."),
         found=text.format(export=found.kl_export, base=found.kl_base, limit=limit),
-        fix=fix,
+        fix=gate.fix,
     )
 
 
-def require_end(found: Ends | None) -> None:
+def _require_end(found: Ends | None) -> None:
     """Raise ExportError if the export does not end answers where the live model does, in most places."""
     if found is not None and found.live > 2 * found.export:
         raise ExportError(

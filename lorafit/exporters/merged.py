@@ -4,7 +4,7 @@ The names of the tensors are those of the base's files, so that every loader of 
 other parts, such as vision towers, are copied.
 """
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from lorafit.exporters.base import ExportRequest, ExportSource
 from lorafit.exporters.certificate import Certificate, Form, Survival
 from lorafit.exporters.chat_files import require_chat, write_chat_files, write_config
 from lorafit.exporters.facts import adapter_facts, base_facts
-from lorafit.exporters.measure import OF_16_BITS, EngineModel, measured, reference, require_end, require_same
+from lorafit.exporters.measure import OF_16_BITS, EngineModel, Gate, Runtime, measured, reference
 from lorafit.exporters.merge import MergedTensor, merged_tensors
 from lorafit.exporters.rounding import STORED, TORCH, WORDS, projections, rounded
 from lorafit.exporters.survival import require_survival
@@ -74,10 +74,8 @@ class MergedExport:
             return replace(certificate, notes=[*certificate.notes, note])
         wanted = reference(source, precision, self._rounding(), say)
         setup = Setup(folder, source.base.name, "cpu", precision, "none", source.trust_remote_code)
-        tie = TIE.get(form.dtype, WIDE_TIE)
-        form = measured(form, wanted, "transformers", lambda: nullcontext(EngineModel(setup)), tie, say)
-        require_same(form.behaviour[0], OF_16_BITS, _fix())
-        require_end(form.ends)
+        gate = Gate(OF_16_BITS, TIE.get(form.dtype, WIDE_TIE), _fix())
+        form = measured(form, wanted, "transformers", lambda: nullcontext(EngineModel(setup)), gate, say)
         return replace(certificate, forms=[form])
 
     def _rounding(self) -> str | None:
@@ -111,6 +109,12 @@ class MergedExport:
                     done += slot.size
         write_index(folder, files)
         return replace(survival, zero=zero)
+
+
+def open_form(source: ExportSource, folder: Path, _length: int) -> AbstractContextManager[Runtime]:
+    """Return the model in `folder`, loaded with transformers' weights in float32."""
+    setup = Setup(folder, source.base.name, "cpu", "fp32", "none", source.trust_remote_code)
+    return nullcontext(EngineModel(setup))
 
 
 def _fix() -> str:

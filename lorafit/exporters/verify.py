@@ -1,6 +1,6 @@
 """The check of an export's folder by its certificate: digests of all files, and the token IDs of its chat template.
 
-It needs neither base model nor adapter, so it says nothing of how the model answers.
+It needs neither base model nor adapter. With both, it also measures again how the model answers.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,9 @@ from typing import Any
 
 from lorafit.engines.tokenizer import load_tokenizer
 from lorafit.errors import ExportError
-from lorafit.exporters.certificate import file_digests, read_certificate
+from lorafit.exporters.again import measure_again
+from lorafit.exporters.base import ExportRequest
+from lorafit.exporters.certificate import Form, file_digests, read_certificate
 from lorafit.exporters.chat_files import template_facts
 from lorafit.messages import _, listed
 from lorafit.models.spec import TOKENIZER_FILES
@@ -20,16 +22,22 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class Verified:
-    """An export that is as its certificate says. `texts`: how many texts of its template were compared; 0: none."""
+    """An export that is as its certificate says.
+
+    `texts`: how many texts of its template were compared; 0: none. `forms` were measured again.
+    """
 
     folder: Path
     files: int
     texts: int
-    certificate: dict[str, Any]
+    forms: list[Form]
 
 
-def verify_export(folder: Path, trust_remote_code: bool, say: ProgressCallback) -> Verified:
-    """Return the result for the export in `folder`. Raises ExportError if a file differs from the certificate."""
+def verify_export(folder: Path, request: ExportRequest, say: ProgressCallback) -> Verified:
+    """Return the result for the export in `folder`; if `request` names its run, with its answers, measured again.
+
+    Raises ExportError if a file differs from the certificate, or if the export answers otherwise than the run's adapter.
+    """
     facts = read_certificate(folder)
     say(_("Checking {name}").format(name=folder))
     wanted, found = facts["files"], file_digests(folder)
@@ -41,7 +49,7 @@ def verify_export(folder: Path, trust_remote_code: bool, say: ProgressCallback) 
     has_tokenizer = any((folder / name).is_file() for name in TOKENIZER_FILES)
     told = (facts.get("template") or {}) if has_tokenizer else {}
     if told:
-        tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+        tokenizer = load_tokenizer(folder, trust_remote_code=request.trust_remote_code)
         if template_facts(tokenizer, told["date"])["token_ids"] != told["token_ids"]:
             fix = _("Install the versions in export.json: {names}.").format(
                 names=listed(f"{name} {number}" for name, number in facts["versions"].items())
@@ -49,7 +57,8 @@ def verify_export(folder: Path, trust_remote_code: bool, say: ProgressCallback) 
             raise ExportError(
                 _("The chat template gives other tokens here than when it was exported."), where=folder, fix=fix
             )
-    return Verified(folder, len(wanted), int(told.get("texts", 0)), facts)
+    forms = measure_again(folder, facts, request, say) if request.run else []
+    return Verified(folder, len(wanted), int(told.get("texts", 0)), forms)
 
 
 def _change(name: str, wanted: dict[str, Any], found: dict[str, Any]) -> str:

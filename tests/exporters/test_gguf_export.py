@@ -13,7 +13,9 @@ from gguf import GGUFReader
 from lorafit import api
 from lorafit.cli.app import main
 from lorafit.errors import LorafitError
-from lorafit.exporters import adapted, keep
+from lorafit.exporters import adapted, keep, measure
+from lorafit.exporters.base import ExportRequest
+from lorafit.exporters.certificate import file_digests
 from lorafit.exporters.export import Exported
 from lorafit.exporters.gguf import export as gguf_export
 from lorafit.exporters.gguf import layout, lmstudio
@@ -136,7 +138,7 @@ def test_a_share_is_kept_by_the_smallest_type_that_keeps_it(
     kept = iter([0.7, 0.96])
     monkeypatch.setattr(gguf_export, "require_known_gain", lambda *_: None)
     monkeypatch.setattr(keep, "keeps", lambda _found, share: next(kept) >= share)
-    monkeypatch.setattr(gguf_export, "require_same", lambda *_: None)
+    monkeypatch.setattr(measure, "_require_same", lambda *_: None)
     exported = run_export(llama_cpp_base_and_adapter("llama")[1], to="gguf", keep=0.95)
     (form,) = exported.certificate.forms
     assert form.dtype == "q4_k_m"
@@ -212,3 +214,30 @@ def test_settings_in_the_command_line(
     ]
     assert main(words) == 2
     assert "keep" in capsys.readouterr().err
+
+
+@needs_llama_cpp
+@pytest.mark.parametrize(("to", "flags"), [("merged", {}), ("gguf", {"quantize": "f16,q8_0"})])
+def test_an_export_is_measured_again_beside_its_adapter(
+    llama_cpp_base_and_adapter: Folders, run_export: Export, tmp_path: Path, to: str, flags: dict[str, Any]
+) -> None:
+    adapter = llama_cpp_base_and_adapter("llama")[1]
+    exported = run_export(adapter, to=to, **flags)
+    request = ExportRequest.model_validate({"run": [str(adapter)]})
+    found = api.verify_export(exported.folder, request).forms
+    assert [form.behaviour[0].kl_export for form in found] == pytest.approx(
+        [form.behaviour[0].kl_export for form in exported.certificate.forms], abs=1e-6
+    )
+    other = llama_cpp_base_and_adapter("phi3")[1]
+    with pytest.raises(LorafitError, match="not the adapter") as refused:
+        api.verify_export(exported.folder, ExportRequest.model_validate({"run": [str(other)]}))
+    assert adapter.name in str(refused.value.found)
+    if to == "merged":  # a file that was replaced, with its digest
+        weights = exported.folder / "model.safetensors"
+        weights.write_bytes((llama_cpp_base_and_adapter("llama")[0] / "model.safetensors").read_bytes())
+        facts = json.loads((exported.folder / "export.json").read_text("utf-8"))
+        facts["files"][weights.name] = file_digests(exported.folder)[weights.name]
+        (exported.folder / "export.json").write_text(json.dumps(facts), "utf-8")
+        assert api.verify_export(exported.folder).files
+        with pytest.raises(LorafitError, match="does not answer"):
+            api.verify_export(exported.folder, request)

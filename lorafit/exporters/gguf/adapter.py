@@ -12,7 +12,7 @@ from lorafit.exporters.gguf.lora import write_lora_gguf
 from lorafit.exporters.gguf.runtime import LlamaCpp
 from lorafit.exporters.gguf.source import GgufSource
 from lorafit.exporters.gguf.write import plan_gguf, write_gguf
-from lorafit.exporters.measure import measured, reference, require_same
+from lorafit.exporters.measure import Gate, measured, reference
 from lorafit.messages import _
 from lorafit.models.spec import read_config
 from lorafit.progress import ProgressCallback
@@ -59,10 +59,11 @@ class GgufAdapter:
         write_gguf(self._base(say), base, KIND, say)
 
         length, threads = wanted.longest, os.cpu_count() or 1
+        fix = _("Export the merged model instead: `--to gguf`.")
+        gate = Gate(whole.MOST_RATIO[KIND], whole.TIE[KIND], fix)
         form = measured(form, wanted, whole.runtime_name(),
-                        lambda: LlamaCpp(base, length, threads, folder / form.name), whole.TIE[KIND], say)  # fmt: skip
+                        lambda: LlamaCpp(base, length, threads, folder / form.name), gate, say)  # fmt: skip
         base.unlink()
-        require_same(form.behaviour[0], whole.MOST_RATIO[KIND], _("Export the merged model instead: `--to gguf`."))
         return form
 
     def _base(self, say: ProgressCallback) -> GgufSource:

@@ -32,7 +32,7 @@ from lorafit.exporters.gguf.runtime import LlamaCpp
 from lorafit.exporters.gguf.source import GgufSource
 from lorafit.exporters.gguf.write import plan_gguf, write_gguf
 from lorafit.exporters.keep import require_known_gain, smallest
-from lorafit.exporters.measure import Reference, measured, reference, require_end, require_same
+from lorafit.exporters.measure import Gate, Reference, measured, reference
 from lorafit.exporters.survival import require_survival
 from lorafit.messages import _
 from lorafit.models.spec import read_config
@@ -112,13 +112,10 @@ class _Files:
             return form
 
         threads = os.cpu_count() or 1
-        tie = TIE.get(kind, WIDE_TIE)
-        form = measured(
-            form, self.wanted, runtime_name(), lambda: LlamaCpp(self.path(kind), length, threads), tie, self.say
+        gate = Gate(MOST_RATIO.get(kind, OF_FEW_BITS), TIE.get(kind, WIDE_TIE), _fix())
+        return measured(
+            form, self.wanted, runtime_name(), lambda: LlamaCpp(self.path(kind), length, threads), gate, self.say
         )
-        require_same(form.behaviour[0], MOST_RATIO.get(kind, OF_FEW_BITS), _fix())
-        require_end(form.ends)
-        return form
 
 
 def _fix() -> str:

@@ -1,5 +1,6 @@
 """The merged model as the writer of GGUF files reads it, and how such files are measured."""
 
+import os
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -13,6 +14,7 @@ from lorafit.exporters.base import ExportSource
 from lorafit.exporters.chat_files import folder_title
 from lorafit.exporters.gguf.chat_check import begins_with_bos
 from lorafit.exporters.gguf.quantize import PACKAGE
+from lorafit.exporters.gguf.runtime import LlamaCpp
 from lorafit.exporters.gguf.source import GgufSource, SourceTensor
 from lorafit.exporters.merge import MergedTensor, merged_tensors
 from lorafit.messages import _
@@ -33,6 +35,11 @@ def why_not_measured(source: ExportSource) -> str | None:
         text = _("Not measured how the export answers: llama.cpp is not installed. Install it: {command}")
         return text.format(command='pip install "lorafit[gguf]"')
     return too_large_to_measure(source, "fp32")
+
+
+def open_form(_source: ExportSource, file: Path, length: int) -> LlamaCpp:
+    """Return `file` loaded by llama.cpp, with a context of `length` tokens."""
+    return LlamaCpp(file, length, os.cpu_count() or 1)
 
 
 def runtime_name() -> str:

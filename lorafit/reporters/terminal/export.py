@@ -61,7 +61,13 @@ def show_verified(found: Verified, console: Console) -> None:
     if found.texts:
         text = _("✓ chat template: the same tokens as in the training, on {count} texts")
         _say(console, text.format(count=found.texts))
-    _say(console, _("Not checked here: how the model answers. export.json has what was measured at the export."))
+    for form in found.forms:
+        _say(console, title(form))
+        for line in lines(form):
+            _say(console, f"✓ {line}")
+    if not found.forms:
+        text = _("Not checked here: how the model answers. With the run, `--run RUN` measures it again.")
+        _say(console, text)
 
 
 def _say(console: Console, text: str) -> None:
