@@ -235,7 +235,7 @@ class ThoughtUse:
             )
             yield text.format(text=shown(opening), left_out=shown(untrained))
         if len(self._ends) > 1:
-            text = _("Other rows begin in another way before the answer: {n}.")
+            text = _("Other rows start in another way before the answer: {n}.")
             yield text.format(n=count_text(self._ends.total() - self._ends[untrained]))
             if self._has_switch:
                 yield _("The chat template has a switch for thoughts: `--thinking on` and `off` in chat and export.")
@@ -263,7 +263,7 @@ class ThoughtUse:
         ends = self._ends
         others = sum(rows for end, rows in ends.items() if end.strip() != self.untrained.strip())
         if not self._has_switch and others > TOLERATED * ends.total():
-            found = _("rows that begin with it: {some}; rows without: {others}")
+            found = _("rows that start with it: {some}; rows without: {others}")
             return DataError(
                 _("The chat template's prompt opens a thought, but only some rows have one."),
                 where="dataset_name",

@@ -37,7 +37,7 @@ def exported_template(tokenizer: ChatTokenizer) -> str:
         found=_("the samples do not have the end of the template's prompt: {text}").format(
             text=repr(tokenizer.untrained_end)
         ),
-        fix=_("Train with a chat template that begins an answer as it prompts for it."),
+        fix=_("Train with a chat template that starts an answer as it prompts for it."),
     )
 
 

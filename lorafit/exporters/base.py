@@ -55,10 +55,10 @@ class ExportRequest(BaseModel):
     bits: Literal[4, 8, 16] | None = Field(None, description="Bits of the weights with `--to mlx` (default: 16).")
     keep: float | None = Field(
         None,
+        description="Write the smallest type that keeps this share of what was learned, e.g. 0.95, even at the lower end of "
+        "its interval (instead of `--quantize` or `--bits`).",
         ge=0.5,
         lt=1,
-        description="Write the smallest type that keeps this share of what was learned, e.g. 0.95, even at the lower end of "
-        "the 95% interval (instead of `--quantize` or `--bits`).",
     )
     adapter_only: bool = Field(
         False, description="Write the adapter alone with `--to gguf` or `--to mlx`, to be used with the base model."

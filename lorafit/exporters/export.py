@@ -14,6 +14,7 @@ from lorafit.evaluation.validation import run_containing
 from lorafit.exporters.base import FLAG, Check, ExportRequest, ExportSource
 from lorafit.exporters.certificate import Certificate, file_digests, versions
 from lorafit.exporters.chain import continued
+from lorafit.exporters.gguf.models_folder import AUTHOR, models_folder
 from lorafit.exporters.mix import mixed
 from lorafit.exporters.mlx_base import with_plain_base
 from lorafit.exporters.readme import add_readme
@@ -105,8 +106,6 @@ def _own_folder(request: ExportRequest) -> str | None:
     """Return the folder in which the target's program looks for models; None: the user must name one."""
     if request.to != "lmstudio" or len(request.run) != 1:
         return None
-    from lorafit.exporters.gguf.lmstudio import AUTHOR, models_folder
-
     folder = models_folder()
     adapter = find_adapter(request.run[0], Path(request.output_dir))
     run = run_containing(adapter)

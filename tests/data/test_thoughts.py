@@ -233,7 +233,7 @@ def test_rows_that_begin_in_two_ways_stop_the_training(tokenizer_with: Make) -> 
     kinds = {"in text": 4, "plain": 4}
     with pytest.raises(DataError, match="only some rows") as error:
         prepared(tokenizer_with, "r1", kinds)
-    assert error.value.found == "rows that begin with it: 4; rows without: 4"
+    assert error.value.found == "rows that start with it: 4; rows without: 4"
     dropped = prepared(tokenizer_with, "r1", kinds, thoughts="drop")
     assert dropped.thoughts.untrained == "<think>\n"
     assert prepared(tokenizer_with, "thinking_only", kinds).rows == 8  # an empty thought makes them alike

@@ -18,8 +18,9 @@ from lorafit.exporters.base import ExportRequest
 from lorafit.exporters.certificate import file_digests
 from lorafit.exporters.export import Exported
 from lorafit.exporters.gguf import export as gguf_export
-from lorafit.exporters.gguf import layout, lmstudio
+from lorafit.exporters.gguf import layout
 from lorafit.exporters.gguf import merged as gguf_merged
+from lorafit.exporters.gguf.models_folder import models_folder
 from lorafit.exporters.kept import losses
 
 Folders = Callable[[str], tuple[Path, Path]]
@@ -181,7 +182,7 @@ def test_lm_studio_has_its_own_folder(
     assert exported.folder == home / ".lmstudio/models/lorafit" / adapter.name
     assert exported.certificate.commands == [f"lms import {{folder}}/{exported.certificate.forms[0].name}"]
     (home / ".lmstudio-home-pointer").write_text(str(tmp_path / "other"), "utf-8")
-    assert lmstudio.models_folder() is None
+    assert models_folder() is None
     with pytest.raises(LorafitError, match="No output folder") as refused:
         run_export(adapter, to="lmstudio", output=None)
     assert "-o" in str(refused.value.fix)

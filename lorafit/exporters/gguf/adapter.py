@@ -41,9 +41,7 @@ class GgufAdapter:
         path = folder / f"{whole.file_stem(source)}-lora.gguf"
         report = write_lora_gguf(source.adapter, read_config(source.base.folder), Path(source.base.name).name, path)
         form = Form(path.name, KIND, report.bytes)
-        notes = [
-            _("The file has the adapter alone: llama.cpp needs a GGUF file of the base model beside it (`--lora`).")
-        ]
+        notes = [_("The file has the adapter alone: llama.cpp needs a GGUF file of the base model beside it.")]
         if why := whole.why_not_measured(source):
             notes.append(why)
         else:

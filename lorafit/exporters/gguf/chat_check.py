@@ -25,7 +25,7 @@ def require_chat_in(model: LlamaCpp, source: ExportSource, template: str) -> int
         raise _differs(_("The chat template in the file is not the one of the training."), model.template[:SHOWN])
     starts = begins_with_bos(tokenizer, source.chat.date_string)
     if model.adds_bos != starts:
-        raise _differs(_("llama.cpp would begin a text with other tokens than the training."), f"bos: {model.adds_bos}")
+        raise _differs(_("llama.cpp would start a text with other tokens than the training."), f"bos: {model.adds_bos}")
     if missing := [token for token in tokenizer.end_ids if not model.ends(token)]:
         raise _differs(_("The end tokens of the export are not those of the training."), missing)
     if model.eos != tokenizer.end_ids[0]:

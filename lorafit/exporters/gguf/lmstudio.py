@@ -9,18 +9,6 @@ from lorafit.exporters.gguf.export import check as check_gguf
 from lorafit.messages import _
 from lorafit.progress import ProgressCallback
 
-AUTHOR = "lorafit"
-POINTER = ".lmstudio-home-pointer"  # a file in the home folder that names LM Studio's folder
-
-
-def models_folder() -> Path | None:
-    """Return the folder in which LM Studio looks for models, or None where it is not installed."""
-    try:
-        home = Path((Path.home() / POINTER).read_text("utf-8").strip())
-    except (OSError, ValueError, RuntimeError):
-        home = Path.home() / ".lmstudio"
-    return home / "models" if home.is_dir() else None
-
 
 @dataclass
 class LMStudioExport:

@@ -32,7 +32,7 @@ def modelfile(tokenizer: ChatTokenizer, chat: ChatSettings, file: str, add_bos: 
     chat_format, notes = faithful_format(tokenizer, chat.date_string)
     bos = tokenizer.inner.bos_token or "" if add_bos else ""
     if add_bos and not (bos and chat_format.start.startswith(bos) and chat_format.system.startswith(bos)):
-        raise not_faithful(tokenizer, _("The bos token is added, but the chat template does not begin with it."))
+        raise not_faithful(tokenizer, _("The bos token is added, but the chat template does not start with it."))
     system = _system_text(tokenizer, chat, chat_format) if chat.system_prompt else ""
     stops = [tokenizer.decode_with_special([token]) for token in sorted(tokenizer.stop_ids)]
     lines = [
