@@ -36,6 +36,7 @@ EXPORTERS: dict[str, Entry] = {
         ("gguf", "gguf.export"),
         ("ollama", "ollama.export"),
         ("lmstudio", "gguf.lmstudio"),
+        ("mlx", "mlx.export"),
         ("peft", "peft"),
     )
 }
@@ -43,6 +44,9 @@ MODULE_TENSORS = Entry("lorafit.engines.torch.tensor_names:module_tensors", _TOR
 DEQUANTIZED_WEIGHTS = Entry("lorafit.engines.torch.dequantize:dequantized_weights", _TORCH)
 ROUND_WEIGHTS = Entry("lorafit.engines.torch.log_probs:round_weights", _TORCH)
 LOG_PROBS = Entry("lorafit.engines.torch.log_probs:log_probs", _TORCH)
+MLX_FUSED = Entry("lorafit.engines.mlx.fuse:FusedModel", _MLX)
+MLX_LAYERS = Entry("lorafit.engines.mlx.layer_names:layer_names", _MLX)
+MLX_RUNTIME = Entry("lorafit.engines.mlx.runtime:MLXModel", _MLX)
 
 # Functions (device name) -> bytes that the driver lets the device use, or None, by the engine's library.
 USABLE_BYTES: dict[str, Entry] = {
