@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import tyro
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from lorafit.config import Folder
 from lorafit.engines.tokenizer import ChatTokenizer
@@ -70,6 +70,11 @@ class ExportRequest(BaseModel):
     )
     output_dir: Folder = Field("output", description="Folder for runs.")
     lang: Literal["en", "zh"] | None = Field(None, description="Language of the messages (default: from the locale).")
+
+    @field_validator("bits", mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> Any:
+        return int(value) if isinstance(value, str) and value.isdecimal() else value  # a command line gives text
 
 
 @dataclass(frozen=True)

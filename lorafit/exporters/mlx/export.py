@@ -29,7 +29,7 @@ from lorafit.units import MIB
 DEFAULT = 16
 ALL_BITS = (4, 8, 16)
 OTHER_BYTES = 64 * MIB  # tokenizer, settings and certificate
-COMMANDS = ["mlx_lm.chat --model {folder}"]
+COMMANDS = ["mlx_lm.chat --model {folder}", "lorafit chat --base_model {folder}"]
 
 
 @dataclass
