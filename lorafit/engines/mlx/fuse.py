@@ -22,6 +22,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from lorafit.engines.mlx import device
 from lorafit.engines.mlx.load import missing_settings, refuse_different
+from lorafit.engines.mlx.model_errors import CODE_ERRORS, error_text, other_way
 from lorafit.engines.mlx.quantised import GROUP
 from lorafit.errors import EngineError, ModelError
 from lorafit.messages import _, listed
@@ -203,16 +204,16 @@ def _config_of(folder: Path, trust_remote_code: bool) -> PretrainedConfig:
     try:
         refuse_different(config)
     except ModelError as error:
-        error.fix = _fix()
+        error.fix = other_way()
         raise
     return config
 
 
 def _own_settings(extra: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
-    """Return `extra` without defaults that every config class has, and without what the file says or lacks already."""
+    """Return `extra` without the defaults that every config class has, and without what the file has already."""
     usual = {key: value for key, value in PretrainedConfig().to_dict().items() if key not in KEPT_SETTINGS}
     return {key: value for key, value in extra.items()
-            if not (key in usual and usual[key] == value) and facts.get(key) != value}  # fmt: skip
+            if not (key in usual and usual[key] == value) and facts.get(key, ...) != value}  # fmt: skip
 
 
 def _sixteen_bits(weights: Arrays) -> mx.Dtype:
@@ -249,10 +250,7 @@ def _refusing(folder: Path) -> Iterator[None]:
     """Turn the exceptions of mlx_lm's model code into ModelError."""
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except CODE_ERRORS as error:
         what = _("mlx_lm cannot load this base model.")
-        raise ModelError(what, where=folder, found=f"{type(error).__name__}: {error}", fix=_fix()) from error
+        raise ModelError(what, where=folder, found=error_text(error), fix=other_way()) from error
 
-
-def _fix() -> str:
-    return _("Export with --to merged, or upgrade mlx-lm: {command}").format(command="pip install -U mlx-lm")

@@ -3,7 +3,8 @@
 The weights are those of the files, and the arithmetic is float32. Letters: T tokens, P positions, V vocabulary.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,13 @@ from mlx.utils import tree_map
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load
 from numpy.typing import NDArray
+from transformers import AutoConfig
 
 from lorafit.engines.mlx import blas, device
+from lorafit.engines.mlx.load import LoadedBase
 from lorafit.engines.mlx.matrix import MAX_PACKED_TOKENS, matrix_of
+from lorafit.engines.mlx.model_errors import CODE_ERRORS, error_text, other_way
+from lorafit.engines.mlx.self_check import ignored_boundary
 from lorafit.errors import EngineError
 from lorafit.messages import _
 
@@ -32,8 +37,8 @@ class MLXModel:
         path, settings = None if adapter is None else str(adapter), {"trust_remote_code": trust_remote_code}
         try:
             model, tokenizer = load(str(folder), tokenizer_config=settings, adapter_path=path, lazy=True)[:2]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise EngineError(_("mlx_lm cannot load this model."), found=f"{type(error).__name__}: {error}") from error
+        except CODE_ERRORS as error:
+            raise EngineError(_("mlx_lm cannot load this model."), found=error_text(error), fix=other_way()) from error
         self.model: Any = model
         self.tokenizer: Any = tokenizer
         self.model.update(tree_map(_widened, self.model.parameters()))
@@ -48,13 +53,13 @@ class MLXModel:
 
     def log_probs(self, ids: Sequence[int], positions: Sequence[int]) -> NDArray[np.float32]:
         """Return log-probabilities [P,V] of the token after each of `positions` in `ids`."""
-        with device.translated():
+        with _translated():
             logits = self.model(mx.array([list(ids)]))[0][mx.array(list(positions))].astype(mx.float32)
             return np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
 
     def generate(self, prompts: Sequence[Sequence[int]], limit: int, stops: frozenset[int]) -> list[list[int]]:
         """Return the greedy answers, each of at most `limit` tokens, with the stop token that ended it if one did."""
-        with device.translated():
+        with _translated():
             return [self._answer(prompt, limit, stops) for prompt in prompts]
 
     def _answer(self, prompt: Sequence[int], limit: int, stops: frozenset[int]) -> list[int]:
@@ -65,6 +70,13 @@ class MLXModel:
             answer += ids
         return answer
 
+    def ignored_boundary(self, folder: Path, trust_remote_code: bool = False) -> int | None:
+        """Return the shortest window or chunk in config.json, in tokens, that mlx_lm ignores; None: it ignores none."""
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+        text = self.model.language_model if "language_model" in self.model else self.model
+        with _translated():
+            return ignored_boundary(LoadedBase(text, "", config.get_text_config()))
+
     def ends(self) -> set[int]:
         """Return the tokens at which mlx_lm ends an answer."""
         return {int(token) for token in self.tokenizer.eos_token_ids}
@@ -73,6 +85,17 @@ class MLXModel:
         """Return the token IDs of `text`, in which special tokens are read as such. No bos is added."""
         found: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
         return found
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    """Turn exceptions of MLX, and of mlx_lm's model code, into EngineError."""
+    try:
+        with device.translated():
+            yield
+    except CODE_ERRORS as error:
+        what = _("mlx_lm cannot compute this model.")
+        raise EngineError(what, found=error_text(error), fix=other_way()) from error
 
 
 class MeasuredLinear(nn.Linear):

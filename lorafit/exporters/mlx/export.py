@@ -102,13 +102,13 @@ class _Folder:
         write_config(source.base.folder, folder, fused.dtype_name, fused.settings)
         write_chat_files(source, folder)
         self.template, self.stops = require_chat(source, folder)
-        if fused.longrope is not None and not self.notes:
-            text = _("mlx_lm computes this model as transformers does up to {length} tokens: it has one set of rotary factors.")
-            self.notes.append(text.format(length=fused.longrope))
         form = Form("", fused.dtype_name if bits == DEFAULT else _kind(bits), self.job.sizes[bits], survival)
-        del fused
         with open_model(source, folder) as model:
             form = replace(form, strings=require_same_tokens(model, source))
+            ignored = model.ignored_boundary(folder, source.trust_remote_code)
+        if limits := [length for length in (fused.longrope, ignored) if length is not None]:
+            text = _("Beyond {length} tokens, mlx_lm computes this model otherwise than transformers.")
+            self.notes = [text.format(length=min(limits))]
         return form if self.wanted is None else self._measured(form, bits, self.wanted)
 
     def _measured(self, form: Form, bits: int, wanted: Reference) -> Form:
@@ -145,7 +145,7 @@ def _kind(bits: int) -> str:
 
 def _fix(bits: int) -> str:
     if bits == DEFAULT:
-        return _("Export with `--to merged --dtype fp32`. If that fails too, please report it.")
+        return _("Export with `--to merged`: mlx_lm may compute this model otherwise than transformers.")
     return _("Choose more bits: `--bits {bits}`.").format(bits=2 * bits)
 
 
