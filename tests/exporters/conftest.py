@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import tiny
@@ -37,7 +38,7 @@ def base_and_adapter(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str]
 def run_export(tmp_path: Path) -> Export:
     """A function that exports an adapter's folder to `tmp_path / "out"`."""
 
-    def run(adapter: Path, to: str = "merged", **flags: str) -> Exported:
+    def run(adapter: Path, to: str = "merged", **flags: Any) -> Exported:
         settings = {"run": [str(adapter)], "to": to, "output": str(tmp_path / "out"), **flags}
         return export(ExportRequest.model_validate(settings), ignore_progress)
 

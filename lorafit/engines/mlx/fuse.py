@@ -156,7 +156,9 @@ class FusedModel:
         """Raise ValueError if the files would not be those of mlx_lm's own model."""
         found = {place.name: place.shape for place in self.places()}
         if found != wanted:
-            raise ValueError(listed(sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))[:3]))
+            raise ValueError(
+                listed(sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))[:3])
+            )
 
 
 def _load_both(
@@ -253,4 +255,3 @@ def _refusing(folder: Path) -> Iterator[None]:
     except CODE_ERRORS as error:
         what = _("mlx_lm cannot load this base model.")
         raise ModelError(what, where=folder, found=error_text(error), fix=other_way()) from error
-

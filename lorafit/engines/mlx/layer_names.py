@@ -28,7 +28,7 @@ def layer_names(folder: Path, modules: Iterable[str], trust_remote_code: bool = 
         error.fix = fix
         raise
     known = {f"{base.prefix}.layers.{number}.{name}": f"{base.path}model.layers.{number}.{name}"
-             for number, layer in enumerate(base.model.model.layers) for name, module in layer.named_modules()
+             for number, layer in enumerate(getattr(base.model.model, "layers", ())) for name, module in layer.named_modules()
              if isinstance(module, nn.Linear | nn.QuantizedLinear)}  # fmt: skip
     if absent := sorted(module for module in modules if module not in known):
         raise AdapterError(

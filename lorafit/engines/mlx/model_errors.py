@@ -2,11 +2,19 @@
 
 from lorafit.messages import _
 
-CODE_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError)
+CODE_ERRORS = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    SystemExit,
+)  # exit: a missing package
 SHOWN = 300  # characters: some name each tensor of a model
 
 
-def error_text(error: Exception) -> str:
+def error_text(error: BaseException) -> str:
     """Return an exception in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:SHOWN]
 

@@ -77,9 +77,7 @@ class MlxAdapter:
         return form
 
 
-def _write(
-    folder: Path, config: AdapterConfig, tensors: dict[str, Float32], names: dict[str, str], base: str
-) -> int:
+def _write(folder: Path, config: AdapterConfig, tensors: dict[str, Float32], names: dict[str, str], base: str) -> int:
     """Write the adapter of the layers `names` and return the bytes of its weights."""
     rank = max(config.rank_of(module) for module in names)
     scale = max(config.scale_of(module) for module in names)

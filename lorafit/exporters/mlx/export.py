@@ -131,9 +131,7 @@ class _Folder:
 def open_fused(source: ExportSource, changes: Any, bits: int, replaced: Path | None = None) -> Any:
     """Return the model with `changes` in its weights as mlx_lm stores it. Raises LorafitError where MLX is missing."""
     try:
-        return registry.load(registry.MLX_FUSED)(
-            source.base.folder, changes, bits, replaced, source.trust_remote_code
-        )
+        return registry.load(registry.MLX_FUSED)(source.base.folder, changes, bits, replaced, source.trust_remote_code)
     except ModelError as error:
         error.where = source.base.name
         raise
