@@ -104,6 +104,12 @@ NOT_FOLLOWED = {
         "Export with --to merged, and serve that folder with vLLM or transformers.",
         "Install it: {command}. Without it, these types can be written: {names}",
     ),
+    "of exports for MLX; tests/exporters/test_mlx_export.py causes the errors": (
+        "Choose more bits: `--bits {bits}`.",
+        "Export the merged model instead: `--to mlx` without --adapter_only.",
+        "Export with --to merged, or upgrade mlx-lm: {command}",
+        "Export with `--to merged`: mlx_lm may compute this model otherwise than transformers.",
+    ),
     "no error: what to do next, after an export that succeeded": (
         "Check it again, anywhere: {command}",
         "export.json says what was measured on these files. `lorafit verify .` checks that they are unchanged.",

@@ -17,8 +17,8 @@ from lorafit.exporters.base import ExportSource
 from lorafit.exporters.certificate import Certificate, Form
 from lorafit.exporters.facts import adapter_facts, base_facts
 from lorafit.exporters.measure import measured, reference, require_same
-from lorafit.exporters.merge import Float32
 from lorafit.exporters.mlx.runtime import GATES, TIE, open_model, runtime_name
+from lorafit.exporters.rounding import Float32
 from lorafit.messages import _
 from lorafit.progress import ProgressCallback
 from lorafit.run_folders.adapter import AdapterConfig, lora_names, read_adapter
