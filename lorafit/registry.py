@@ -37,6 +37,7 @@ EXPORTERS: dict[str, Entry] = {
         ("ollama", "ollama.export"),
         ("lmstudio", "gguf.lmstudio"),
         ("vllm", "vllm"),
+        ("mlx", "mlx.export"),
         ("peft", "peft"),
     )
 }
@@ -48,12 +49,16 @@ EXPORT_RUNTIMES: dict[str, Entry] = {
         ("gguf", "gguf.merged"),
         ("ollama", "gguf.merged"),
         ("lmstudio", "gguf.merged"),
+        ("mlx", "mlx.runtime"),
     )
 }
 MODULE_TENSORS = Entry("lorafit.engines.torch.tensor_names:module_tensors", _TORCH)
 DEQUANTIZED_WEIGHTS = Entry("lorafit.engines.torch.dequantize:dequantized_weights", _TORCH)
 ROUND_WEIGHTS = Entry("lorafit.engines.torch.log_probs:round_weights", _TORCH)
 LOG_PROBS = Entry("lorafit.engines.torch.log_probs:log_probs", _TORCH)
+MLX_FUSED = Entry("lorafit.engines.mlx.fuse:FusedModel", _MLX)
+MLX_LAYERS = Entry("lorafit.engines.mlx.layer_names:layer_names", _MLX)
+MLX_RUNTIME = Entry("lorafit.engines.mlx.runtime:MLXModel", _MLX)
 
 # Functions (device name) -> bytes that the driver lets the device use, or None, by the engine's library.
 USABLE_BYTES: dict[str, Entry] = {

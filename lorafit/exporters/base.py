@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import tyro
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from lorafit.config import Folder
 from lorafit.engines.tokenizer import ChatTokenizer, Thinking
@@ -82,6 +82,11 @@ class ExportRequest(BaseModel):
     output_dir: Folder = Field("output", description="Folder for runs.")
     lang: Literal["en", "zh"] | None = Field(None, description="Language of the messages (default: from the locale).")
 
+    @field_validator("bits", mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> Any:
+        return int(value) if isinstance(value, str) and value.isdecimal() else value  # a command line gives text
+
 
 class MixPart(NamedTuple):
     """One adapter of --mix: its name without folders, the weight of its delta, and its folder."""
@@ -97,7 +102,7 @@ class ExportSource:
 
     `modules` are the full names of the adapted layers. `tokenizer` is that of the training, with its chat template.
     `parts` are the adapters of --mix; then `trained`, `chat` and `tokenizer` are those of the first. `packed_base` is the
-    folder of a base that MLX quantized, if `base` has its dequantized weights. `notes` are texts for the user.
+    folder of a base that MLX quantized to `packed_bits`, if `base` has its dequantized weights. `notes` are texts for the user.
     """
 
     adapter: Path
@@ -112,6 +117,7 @@ class ExportSource:
     trust_remote_code: bool
     parts: tuple[MixPart, ...] = ()
     packed_base: Path | None = None
+    packed_bits: int = 0
     notes: tuple[str, ...] = ()
 
     @property

@@ -25,9 +25,13 @@ OTHER_FILES = ("*.py", "*processor_config.json", "LICENSE*", "NOTICE*", "USE_POL
 DTYPE_KEYS = ("dtype", "torch_dtype")
 
 
-def write_config(base: Path, folder: Path, dtype: str | None) -> None:
-    """Write the base's config.json into `folder`. `dtype`: the type of all weights, as in safetensors; None: mixed."""
-    facts = read_config(base)
+def write_config(base: Path, folder: Path, dtype: str | None, settings: dict[str, Any] | None = None) -> None:
+    """Write the base's config.json with other `settings` into `folder`.
+
+    `dtype`: the type of all weights, as in safetensors; None: mixed.
+    """
+    facts = read_config(base) | (settings or {})
+    facts.pop("_name_or_path", None)  # a folder of the machine that saved the base
     if dtype is not None:
         _set_dtype(facts, TORCH[dtype])
         if not any(key in facts for key in DTYPE_KEYS):

@@ -80,7 +80,8 @@ def with_plain_base(
 
     The type of the exported weights is that of the scales, unless the user chose one. Raises ModelError or DiskError.
     """
-    if source.spec.packed is None or request.to in ADAPTER_ALONE:
+    alone = request.to in ADAPTER_ALONE or (request.to == "mlx" and request.adapter_only)
+    if source.spec.packed is None or alone:
         yield source, request
         return
     base = source.base.folder
@@ -118,6 +119,7 @@ def _on(source: ExportSource, folder: Path) -> ExportSource:
         spec=read_spec(folder),
         trained=trained,
         packed_base=source.base.folder,
+        packed_bits=source.spec.packed.bits,
         notes=(*source.notes, text.format(bits=source.spec.packed.bits)),
     )
 

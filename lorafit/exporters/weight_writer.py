@@ -54,14 +54,18 @@ def write_index(folder: Path, files: dict[str, list[Slot]]) -> None:
 
 @dataclass
 class WeightWriter:
-    """One safetensors file at `path` for `slots`, whose data are written in their order by write()."""
+    """One safetensors file at `path` for `slots`, whose data are written in their order by write().
+
+    `form` is the library whose layout the tensors have, as safetensors calls it.
+    """
 
     path: Path
     slots: list[Slot]
+    form: str = "pt"
 
     def __enter__(self) -> "WeightWriter":
         self._file = self.path.open("wb", buffering=0)
-        facts: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        facts: dict[str, Any] = {"__metadata__": {"format": self.form}}
         end = 0
         for slot in self.slots:
             facts[slot.name] = {"dtype": slot.dtype, "shape": list(slot.shape), "data_offsets": [end, end + slot.size]}

@@ -74,6 +74,19 @@ def test_a_run_on_4_bit_weights_is_merged_into_the_dequantized_base(
     )
 
 
+def test_a_run_on_4_bit_weights_is_exported_for_mlx_from_the_dequantized_base(
+    train: Callable[..., Path], run_export: Export
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    pytest.importorskip("mlx_lm")
+    exported = run_export(train("--quantization", "4bit"), to="mlx")
+    found = exported.certificate.forms[0].behaviour[0]
+    assert found.rows == "validation"
+    assert found.ratio is not None
+    assert found.ratio < 0.02
+    assert {path.name for path in exported.folder.glob("*.safetensors")} == {"model.safetensors"}
+
+
 def test_a_run_on_8_bit_weights_is_refused_with_the_way_that_is_left(
     train: Callable[..., Path], run_export: Export
 ) -> None:

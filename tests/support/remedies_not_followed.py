@@ -118,6 +118,12 @@ NOT_FOLLOWED = {
         "Export with --to merged, and serve that folder with vLLM or transformers.",
         "Install it: {command}. Without it, these types can be written: {names}",
     ),
+    "of exports for MLX; tests/exporters/test_mlx_export.py causes the errors": (
+        "Choose more bits: `--bits {bits}`.",
+        "Export the merged model instead: `--to mlx` without --adapter_only.",
+        "Export with --to merged, or upgrade mlx-lm: {command}",
+        "Export with `--to merged`: mlx_lm may compute this model otherwise than transformers.",
+    ),
     "no error: what to do next, after an export that succeeded": (
         "Check it again, anywhere: {command}",
         "The base model had 4 bits (NF4) in the training. `--quantization bitsandbytes` gives it 4 bits too.",

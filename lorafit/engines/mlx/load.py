@@ -40,13 +40,15 @@ DTYPES = {"fp32": mx.float32, "bf16": mx.bfloat16, "fp16": mx.float16}
 class LoadedBase:
     """A loaded model: mlx_lm's text model, its decoder's name in transformers, its settings as transformers reads them.
 
-    `stored_bits` is set if the folder's weights were already quantized.
+    `stored_bits` is set if the folder's weights were already quantized. `path` is where mlx_lm's own model has the text
+    model: "" or "language_model.".
     """
 
     model: Any
     prefix: str
     config: PretrainedConfig
     stored_bits: int | None = None
+    path: str = ""
 
 
 def load_base(setup: Setup) -> LoadedBase:
@@ -77,7 +79,8 @@ def load_base(setup: Setup) -> LoadedBase:
     if not hasattr(model.language_model if inner else model, "model"):
         what = _("lorafit cannot train this model type with MLX.")
         raise ModelError(what, where=setup.folder, found=config.model_type, fix=_("Try --engine torch."))
-    return LoadedBase(model.language_model if inner else model, _prefix(config), config.get_text_config(), bits)
+    text, path = (model.language_model, "language_model.") if inner else (model, "")
+    return LoadedBase(text, _prefix(config), config.get_text_config(), bits, path)
 
 
 def refuse_different(config: PretrainedConfig) -> None:

@@ -30,7 +30,7 @@ def require_chat_in(model: LlamaCpp, source: ExportSource, template: str) -> int
         raise _differs(_("The end tokens of the export are not those of the training."), missing)
     if model.eos != tokenizer.end_ids[0]:
         raise _differs(_("The end tokens of the export are not those of the training."), f"eos: {model.eos}")
-    texts = list(_texts(source))
+    texts = list(chat_texts(source))
     for text, ids in texts:
         if (found := model.tokenize(text)) != ids:
             at = next((at for at, pair in enumerate(zip(found, ids, strict=False)) if pair[0] != pair[1]), len(found))
@@ -49,7 +49,7 @@ def begins_with_bos(tokenizer: ChatTokenizer, date_string: str) -> bool:
     return bool(bos) and text.startswith(bos)
 
 
-def _texts(source: ExportSource) -> Iterator[tuple[str, list[int]]]:
+def chat_texts(source: ExportSource) -> Iterator[tuple[str, list[int]]]:
     """Yield the texts of conversations and of many short strings in a question, with the token IDs of the training."""
     tokenizer, date = source.tokenizer, source.chat.date_string
     strings = [[Message("user", text)] for text in probe_strings()]
