@@ -53,7 +53,7 @@ class MlxAdapter:
         config, tensors = read_adapter(source.adapter)
         size = _write(folder, config, tensors, self.names, Path(source.base.name).name)
         form, why = Form(MLX_WEIGHTS, "F32", size), too_large_to_measure(source, "fp32")
-        notes = [_("The folder has the adapter alone: mlx_lm needs the base model beside it (`--adapter-path`).")]
+        notes = [_("The folder has the adapter alone: mlx_lm needs the base model beside it.")]
         if source.quantization != "none" or source.spec.packed is not None:
             why = _("Not measured how the export answers: the adapter was trained on quantized weights.")
             if source.quantization != "none":
