@@ -87,9 +87,7 @@ NOT_FOLLOWED = {
         "Run `pip install -U 'torch>=2.14'`, or use --device cpu.",
     ),
     "the errors of an export, which tests/exporters causes; not every fix is carried out there": (
-        "--dtype works only with --to merged.",
         "Close other programs, or export the adapter itself: `--to peft`.",
-        "Export in float32, which keeps every delta: `--dtype fp32`. If that fails too, train longer.",
         "Export in float32: `--dtype fp32`. If that fails too, please report it; `--to peft` exports the adapter.",
         "Export the adapter itself: `--to peft`.",
         "Give the folder that `lorafit export` wrote.",
@@ -108,7 +106,6 @@ NOT_FOLLOWED = {
         "The adapters of --mix were not trained on the same base model.",
         "Write NAME=WEIGHT for each, with commas between them, e.g. {example}",
         "Name the folder of an export: {command}",
-        "Remove --dtype: an adapter is exported as it is.",
         "Restore these files, or name the folder of the right model with --base_model.",
         "Use another type: `--dtype bf16` or `--dtype fp32`.",
     ),
@@ -144,7 +141,6 @@ NOT_FOLLOWED = {
         "The base model had 4 bits (NF4) in the training. `--quantization bitsandbytes` gives it 4 bits too.",
         "Use it: {command}",
         "{name} was trained on the base model with --quantization {other}, {first} with {own}. The export takes the weights of {first}.",
-        "export.json says what was measured on these files. `lorafit verify .` checks that they are unchanged.",
     ),
     "needs an adapter of an older version; tests/training/test_initial_adapter.py makes one": (
         "Train a new adapter from the base model. `lorafit chat` still uses this one.",
