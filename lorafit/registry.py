@@ -43,6 +43,7 @@ MODULE_TENSORS = Entry("lorafit.engines.torch.tensor_names:module_tensors", _TOR
 DEQUANTIZED_WEIGHTS = Entry("lorafit.engines.torch.dequantize:dequantized_weights", _TORCH)
 ROUND_WEIGHTS = Entry("lorafit.engines.torch.log_probs:round_weights", _TORCH)
 LOG_PROBS = Entry("lorafit.engines.torch.log_probs:log_probs", _TORCH)
+LAYER_PRODUCTS = Entry("lorafit.engines.torch.log_probs:layer_products", _TORCH)
 
 # Functions (device name) -> bytes that the driver lets the device use, or None, by the engine's library.
 USABLE_BYTES: dict[str, Entry] = {

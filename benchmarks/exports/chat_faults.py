@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from exports.faults import ALONE, F16, OTHER_TEMPLATE, Q4, Q8, Change, arguments, of_all, result
+from exports.faults import F16, OTHER_TEMPLATE, Q4, Q8, Change, arguments, of_all, result
 from exports.trials import Plant, Trial
 from lorafit.exporters import adapted, chat_files, merge, merged, peft, weight_writer
 from lorafit.exporters.gguf import export as gguf_export
-from lorafit.exporters.gguf import merged as gguf_merged
-from lorafit.exporters.gguf import quantize, write
 from lorafit.exporters.gguf import tokenizer as gguf_tokenizer
+from lorafit.exporters.gguf import write
 from lorafit.exporters.ollama import export as ollama_export
 from lorafit.exporters.ollama import modelfile
 
@@ -38,7 +37,11 @@ def model(**changes: Any) -> Plant:
 
 def tokens(**changes: Callable[[Any], Any]) -> Plant:
     """Return a fault in the tokenizer of a GGUF file."""
-    return Plant(write, "read_tokenizer", result(lambda found: replace(found, **{n: c(getattr(found, n)) for n, c in changes.items()})))
+    return Plant(
+        write,
+        "read_tokenizer",
+        result(lambda found: replace(found, **{n: c(getattr(found, n)) for n, c in changes.items()})),
+    )
 
 
 def rolled(values: Any) -> Any:
@@ -63,7 +66,9 @@ def file_change(name: str, change: Callable[[str], str]) -> Change:
 
 def written(name: str, change: Callable[[Any], Any], owner: Any = merged, function: str = "write_chat_files") -> Plant:
     """Return a fault: a JSON file of the export gets other content."""
-    return Plant(owner, function, file_change(name, lambda text: json.dumps(change(json.loads(text)), ensure_ascii=False)))
+    return Plant(
+        owner, function, file_change(name, lambda text: json.dumps(change(json.loads(text)), ensure_ascii=False))
+    )
 
 
 def shifted(content: dict[str, Any]) -> dict[str, Any]:
@@ -85,7 +90,6 @@ CHAT: list[Trial] = [
     *of_all("the base's end token instead of the trained one", ("llama", "gguf", F16), plant=special(eos=EOS, eot=END)),
     *of_all("a wrong end token", ("llama", "gguf", Q8), ("qwen2", "gguf", F16), plant=special(eos=42)),
     *of_all("the end token is missing", ("llama", "gguf", F16), plant=special(eos=None, eot=None)),
-    *of_all("the second end token is missing", ("llama", "gguf", F16), plant=special(eot=None)),
     *of_all("the template is missing", ("llama", "gguf", F16), ("llama", "lmstudio", Q8),
             plant=Plant(gguf_tokenizer.GGUFWriter, "add_chat_template", lambda _own: lambda *_given: None)),
     *of_all("the template of another model", ("llama", "gguf", F16), plant=model(chat_template=OTHER_TEMPLATE)),
@@ -95,7 +99,6 @@ CHAT: list[Trial] = [
     *of_all("bos is lost", ("llama", "gguf", F16), plant=model(add_bos=False)),
     *of_all("tokens are shifted by one", ("llama", "gguf", F16), ("qwen2", "gguf", Q8), plant=tokens(tokens=rolled)),
     *of_all("merges are lost", ("qwen2", "gguf", F16), plant=tokens(merges=lambda merges: merges[:40])),
-    *of_all("scores of tokens are lost", ("llama", "gguf", F16), plant=tokens(scores=lambda scores: [0.0] * len(scores))),
     *of_all("another expression splits texts", ("qwen2", "gguf", F16), ("qwen3", "gguf", Q8), plant=tokens(pre=lambda _pre: "gpt-2")),
     *of_all("no space before a text", ("llama", "gguf", F16), plant=tokens(space_prefix=lambda _prefix: False)),
     *of_all("types of tokens are lost", ("llama", "gguf", F16), plant=tokens(types=lambda types: [1] * len(types))),
@@ -171,10 +174,10 @@ FILES: list[Trial] = [
     *of_all("the file of the weights is cut", ("llama", "gguf", Q8), plant=Plant(gguf_export, "write_gguf", cut_after)),
     *of_all("words of another type", ("llama, bf16", "merged", {}), plant=Plant(merged, "rounded", result(as_half))),
     *of_all("rows of the query are shifted", ("llama", "merged", {}), plant=Plant(merge.MergedTensor, "blocks", other_shift)),
-    Trial("a change too small for bf16", "llama, faint", "merged", {"dtype": "bf16"}),
-    Trial("q4_0 on the grid of the base", "llama, Q4_0 grid", "gguf", {"quantize": "q4_0"}),
-    Trial("a weight beyond fp16", "llama, large weight", "merged", {"dtype": "fp16"}),
-    Trial("a weight beyond f16", "llama, large weight", "gguf", F16),
+    Trial("a change too small for bf16", "llama, faint", "merged", {"dtype": "bf16"}, refused_wish=True),
+    Trial("q4_0 on the grid of the base", "llama, Q4_0 grid", "gguf", {"quantize": "q4_0"}, refused_wish=True),
+    Trial("a weight beyond fp16", "llama, large weight", "merged", {"dtype": "fp16"}, refused_wish=True),
+    Trial("a weight beyond f16", "llama, large weight", "gguf", F16, refused_wish=True),
     Trial("a bit is changed later (merged)", "llama", "merged", damage=flip("model.safetensors")),
     Trial("a bit is changed later (gguf)", "llama", "gguf", Q8, damage=flip("*.gguf")),
     Trial("the template is changed later", "llama", "merged", damage=flip("chat_template.jinja")),
@@ -216,7 +219,9 @@ def in_template(old: str, new: str) -> Plant:
 
 def in_modelfile(pattern: str, new: str) -> Plant:
     """Return a fault in the Modelfile."""
-    return Plant(ollama_export, "modelfile", result(lambda found: found._replace(text=re.sub(pattern, new, found.text))))
+    return Plant(
+        ollama_export, "modelfile", result(lambda found: found._replace(text=re.sub(pattern, new, found.text)))
+    )
 
 
 OLLAMA: list[Trial] = [

@@ -1,18 +1,14 @@
 """Faults that an exporter could have: each replaces one function of lorafit's by a faulty one."""
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from exports.trials import Plant, Trial
-from lorafit.exporters import adapted, chat_files, merge, merged, peft, weight_writer
+from lorafit.exporters import adapted, merge
 from lorafit.exporters.gguf import layout, lora, rope, write
-from lorafit.exporters.gguf import merged as gguf_merged
-from lorafit.exporters.gguf import tokenizer as gguf_tokenizer
 from lorafit.exporters.merge import Delta
 
 Change = Callable[[Any], Any]
@@ -101,7 +97,10 @@ def of_all(name: str, *sources_and_targets: tuple[str, str, dict[str, Any]], pla
 def another_run(tensors: Any) -> Any:
     """Return the adapter's tensors with those of other random directions, as large."""
     random = np.random.default_rng(5)
-    return {n: random.standard_normal(v.shape).astype(np.float32) * v.std() if ".lora_B." in n else v for n, v in tensors.items()}
+    return {
+        n: random.standard_normal(v.shape).astype(np.float32) * v.std() if ".lora_B." in n else v
+        for n, v in tensors.items()
+    }
 
 
 ADAPTER: list[Trial] = [
@@ -204,6 +203,6 @@ LAYOUT: list[Trial] = [
     *of_all("the window is lost", ("gemma3_text", "gguf", F16), ("gemma2", "gguf", Q4), plant=settings(sliding_window=4096)),
     *of_all("the soft cap of attention is lost", ("gemma2", "gguf", F16), plant=settings(attn_logit_softcapping=None)),
     *of_all("gate and up are swapped", ("llama", "gguf", F16), ("qwen3", "gguf", Q4), plant=Plant(layout, "_names", result(crossed))),
-    *of_all("a second head beside a tied embedding", ("llama, tied", "gguf", Q8), plant=Plant(layout, "is_tied", lambda _own: lambda *_given: False)),
+    *of_all("a second head beside a tied embedding", ("qwen2", "gguf", Q8), plant=Plant(layout, "is_tied", lambda _own: lambda *_given: False)),
     *of_all("the head of an untied model is lost", ("llama", "gguf", Q8), plant=Plant(layout, "is_tied", lambda _own: lambda *_given: True)),
 ]  # fmt: skip

@@ -58,9 +58,7 @@ LLAMA_3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_fa
            "original_max_position_embeddings": 64}  # fmt: skip
 BYTE_LEVEL = ("qwen2", "qwen3", "mixtral", "qwen3_moe", "granite", "olmo2", "glm4")
 # The expression at which Qwen's tokenizer splits a text.
-QWEN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 HEAD, GEMMA_HEAD = 0.15, 0.04  # of the head's values; Gemma multiplies its embedding by 16
 ROWS = 24
 
@@ -108,12 +106,17 @@ def write_byte_tokenizer(folder: Path) -> int:
 
 
 def _fill(model: Any, head: float) -> None:
-    """Set matrices to random values by the number of their inputs, and shift vectors from their start values."""
+    """Set matrices to random values by the number of their inputs, and shift vectors from their start values.
+
+    Norms of query and key differ much between channels, as in trained models.
+    """
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.dim() < 2:
+            if name.endswith(("q_norm.weight", "k_norm.weight")) and head == HEAD:
+                parameter.copy_((0.5 * noise).exp())
+            elif parameter.dim() < 2:
                 parameter.add_(noise * 0.15)
             elif "embed" in name or "lm_head" in name:
                 parameter.copy_(noise * head)

@@ -25,9 +25,9 @@ class Recipe:
     training: dict[str, Any] = field(default_factory=dict)
 
 
-def _second_head(tensors: dict[str, Any]) -> dict[str, Any]:
-    """Add a head that the model does not use, because its embedding is the head."""
-    return {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"][::-1].copy()}
+def _with_head(tensors: dict[str, Any]) -> dict[str, Any]:
+    """Add a head that equals the embedding, as some files of models with a tied head have."""
+    return {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].copy()}
 
 
 def _large_weight(tensors: dict[str, Any]) -> dict[str, Any]:
@@ -43,7 +43,7 @@ RECIPES: dict[str, Recipe] = {
                                        "qwen3_moe", "granite", "olmo2", "glm4")},
     "llama, bf16": Recipe("llama", {"dtype": "bfloat16"}),
     "qwen2, bf16": Recipe("qwen2", {"dtype": "bfloat16"}),
-    "llama, tied": Recipe("llama", {"tie_word_embeddings": True}, _second_head),
+    "llama, tied": Recipe("llama", {"tie_word_embeddings": True}, _with_head),
     "llama 3": Recipe("llama", {"rope_parameters": LLAMA_3}),
     "llama, marks": Recipe("llama", {"template": MARKED}),
     "llama, no bos": Recipe("llama", {"template": NO_BOS}),
@@ -69,8 +69,8 @@ RUNS: dict[str, tuple[str | None, str]] = {
     "run, 4 bits, bf16": ("qwen2, bf16", "--precision bf16 --quantization 4bit"),
     "demo": (None, "--precision fp32"),
 }
-SETTINGS = "--lora_r 8 --learning_rate 0.003 --effective_batch 4 --max_length 160 --val_size 8 --device cpu"
-STEPS = {"demo": 10}
+SETTINGS = "--lora_r 8 --learning_rate 0.0005 --effective_batch 4 --max_length 160 --val_size 8 --device cpu"
+STEPS = {"demo": 8}
 
 
 class Sources:
@@ -114,7 +114,7 @@ class Sources:
         rows = [{"instruction": turns[0].content, "output": turns[1].content}
                 for seed in range(3) for turns in conversations(seed)]  # fmt: skip
         (folder / "rows.json").write_text(json.dumps(rows, ensure_ascii=False), "utf-8")
-        words = ["--model_name", "demo" if base is None else str(self.base(base)), "--max_steps", str(STEPS.get(name, 24)),
+        words = ["--model_name", "demo" if base is None else str(self.base(base)), "--max_steps", str(STEPS.get(name, 16)),
                  "--dataset_name", str(folder / "rows.json"), "--output_dir", str(folder / "output")]  # fmt: skip
         said = StringIO()
         with redirect_stdout(said), redirect_stderr(said):

@@ -54,11 +54,23 @@ class Trial:
     flags: dict[str, Any] = field(default_factory=dict)
     plant: Plant | None = None
     damage: Callable[[Path], None] | None = None
+    refused_wish: bool = False  # no fault of the exporter, but an export that loses what was learned
+
+    @property
+    def is_faulty(self) -> bool:
+        """Whether it must be refused."""
+        return self.plant is not None or self.damage is not None or self.refused_wish
 
     @property
     def same_without_fault(self) -> str:
         """The name of the same export without a fault."""
-        return " ".join([self.source + ":", self.to, *(str(value) for value in self.flags.values())])
+        return " ".join(
+            [
+                self.source + ":",
+                self.to,
+                *(str(value) if isinstance(value, str) else name for name, value in self.flags.items()),
+            ]
+        )
 
 
 @dataclass(frozen=True)
