@@ -5,7 +5,7 @@
 A fault replaces one function of the exporter, or damages the files; the measurement stays as it is. Each fault is planted in
 an export that passes without it, and counts as refused only if nothing is left on the disk. The models are small, with
 random weights and a short training; the demo model is one of them. llama.cpp must be installed (`pip install
-'lorafit[gguf]'`), and bitsandbytes for runs on 4-bit weights. --quick does about a third, without the demo model.
+'lorafit[gguf]'`), and bitsandbytes for runs on 4-bit weights. --quick does a third of the kinds of faults, without the demo model.
 """
 
 import argparse
@@ -30,17 +30,22 @@ from exports.trials import Result, Trial, run
 
 FAULTS = [*ADAPTER, *LAYOUT, *CHAT, *FILES, *FOUR_BITS, *OLLAMA, *PEFT]
 LEAST_FAULTS, LEAST_HONEST = 25, 60
-QUICK = 3  # every third
+QUICK = 3  # every third kind of fault
 
 
 def chosen(quick: bool) -> tuple[list[Trial], list[Trial]]:
     """Return faults and honest exports. The exports of the faults without them are honest ones."""
-    faults = FAULTS
     if quick:
-        faults = [trial for trial in FAULTS[::QUICK] if trial.source not in RUNS]
+        kinds = {kind(trial): trial for trial in reversed(FAULTS) if trial.source not in RUNS}
+        faults = list(kinds.values())[::QUICK]
         return faults, with_controls(faults)
-    honest = {trial.name: trial for trial in [*HONEST, *with_controls(faults)]}
-    return faults, list(honest.values())
+    honest = {trial.name: trial for trial in [*HONEST, *with_controls(FAULTS)]}
+    return FAULTS, list(honest.values())
+
+
+def kind(trial: Trial) -> str:
+    """Return the name of a fault without its export."""
+    return trial.name.partition(" (")[0]
 
 
 def verdict(results: list[Result], quick: bool) -> dict[str, Any]:
@@ -52,7 +57,7 @@ def verdict(results: list[Result], quick: bool) -> dict[str, Any]:
     enough = quick or (len(faulty) >= LEAST_FAULTS and len(honest) >= LEAST_HONEST)
     return {"ok": enough and not missed and not wrong, "planted": len(faulty), "refused": len(faulty) - len(missed),
             "honest": len(honest), "false_refusals": len(wrong), "not_refused": missed, "falsely_refused": wrong,
-            "kinds": len({one.trial.name.partition(" (")[0] for one in faulty})}  # fmt: skip
+            "kinds": len({kind(one.trial) for one in faulty})}  # fmt: skip
 
 
 def line(result: Result) -> str:
@@ -62,14 +67,14 @@ def line(result: Result) -> str:
     if forms and forms[0].behaviour:
         found = forms[0].behaviour[0]
         told = f"KL(live || base) {found.kl_base:.2g}, R {found.kl_export / max(found.kl_base, 1e-30):.2g} {told}"
-    kind = "fault" if result.trial.is_faulty else "honest"
-    return f"{result.state:8}{kind:7}{result.seconds:5.1f} s  {result.trial.name}: {told[:200]}"
+    sort = "fault" if result.trial.is_faulty else "honest"
+    return f"{result.state:8}{sort:7}{result.seconds:5.1f} s  {result.trial.name}: {told[:200]}"
 
 
 def main() -> int:
     """Run all trials, print a line for each, and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="about a third of the trials, without the demo model")
+    parser.add_argument("--quick", action="store_true", help="a third of the kinds of faults, without the demo model")
     parser.add_argument("--json", type=Path, default=None)
     flags = parser.parse_args()
     if missing := [name for name in ("xllamacpp", "bitsandbytes", "peft") if find_spec(name) is None]:

@@ -4,28 +4,26 @@ from exports.trials import Trial
 
 MERGED = {
     "": ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "mixtral", "qwen3_moe", "granite", "olmo2",
-         "glm4", "llama, bf16", "llama, tied", "llama 3", "llama, marks", "llama, no bos", "llama, rslora", "llama, ranks",
-         "llama, r 64", "llama, small", "llama, large", "run", "run, 4 bits", "run, 4 bits, bf16", "demo"),
-    "bf16": ("llama", "qwen2", "gemma2", "phi3", "qwen3_moe", "llama, small", "llama, rslora", "demo"),
-    "fp16": ("llama", "qwen3", "llama, bf16", "mistral, ranks"),
-    "fp32": ("llama", "llama, bf16", "llama, faint", "gemma3_text"),
+         "glm4", "llama, bf16", "llama, tied", "llama 3", "llama, rslora", "llama, ranks", "llama, r 64", "llama, large",
+         "run", "run, 4 bits, bf16"),
+    "bf16": ("llama", "qwen2", "gemma2", "llama, small", "demo"),
+    "fp16": ("qwen3", "llama, bf16", "mistral, ranks"),
+    "fp32": ("llama, bf16", "llama, faint", "gemma3_text"),
 }  # fmt: skip
 GGUF = {
     "f32": ("llama", "qwen2, bf16"),
-    "f16": ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "llama 3", "llama, marks", "llama, no bos",
-            "run, 4 bits"),
+    "f16": ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "llama 3"),
     "bf16": ("llama, bf16", "qwen2, small"),
-    "q8_0": ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3", "llama, tied", "llama, rslora", "llama, ranks",
-             "llama, small", "run, 4 bits", "demo"),
+    "q8_0": ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3", "llama, tied", "llama, rslora", "llama, small",
+             "demo"),
     "q6_k": ("llama", "qwen3", "gemma2", "run"),
-    "q5_k_m": ("llama", "qwen2", "phi3", "qwen3, rslora"),
-    "q4_k_m": ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "llama 3", "llama, large", "run, 4 bits",
-               "demo"),
+    "q5_k_m": ("qwen2", "phi3", "qwen3, rslora"),
+    "q4_k_m": ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "llama 3", "llama, large", "demo"),
     "q4_0": ("qwen3", "qwen2", "llama, r 64", "mistral, ranks"),
 }  # fmt: skip
-ALONE = ("llama", "qwen2", "gemma2", "phi3", "llama, rslora", "llama, ranks", "run, 4 bits")
-OLLAMA = {"q8_0": ("llama", "qwen2", "demo"), "q4_k_m": ("phi3",)}
-LMSTUDIO = {"q8_0": ("llama",), "q6_k": ("gemma3_text",)}
+ALONE = ("qwen2", "gemma2", "phi3", "llama, rslora", "run, 4 bits")
+OLLAMA = {"q8_0": ("llama", "qwen2"), "q4_k_m": ("phi3",)}
+LMSTUDIO = {"q6_k": ("gemma3_text",)}
 PEFT = ("llama", "llama, rslora", "run, 4 bits")
 
 
