@@ -66,5 +66,5 @@ def _factors(settings: Mapping[str, Any]) -> int:
 
 def _same(found: str | None, value: Any) -> bool:
     if found is None or isinstance(value, str):
-        return found == value
+        return bool(found == value)
     return math.isclose(float(found), float(value), rel_tol=SAME)

@@ -19,19 +19,21 @@ FUNCTIONS = {
     "and": lambda *values: next((value for value in values if not value), values[-1]),
 }
 
+Ends = dict[int, tuple[list[int], int]]
 Scope = dict[str, Any]  # "$": the data; "": what a dot stands for; variables with their names
 
 
 def execute(template: str, data: Mapping[str, Any]) -> str:
     """Return the text of `template` for `data`. Raises ValueError or LookupError for a template of another kind."""
-    parts, end = ACTION.split(template), {}
-    _ends(parts, end)
+    parts = ACTION.split(template)
+    end = _ends(parts)
     return "".join(_run(parts, 0, len(parts), end, {"$": data, "": data}))
 
 
-def _ends(parts: list[str], end: dict[int, tuple[list[int], int]]) -> None:
-    """Fill `end`: for each if and range, the places of its else actions, and of its end. Actions are at odd places."""
+def _ends(parts: list[str]) -> Ends:
+    """Return for each if and range the places of its else actions, and of its end. Actions are at odd places."""
     open_blocks: list[tuple[int, list[int]]] = []
+    end: Ends = {}
     for place in range(1, len(parts), 2):
         word = parts[place].split(" ")[0]
         if word in ("if", "range"):
@@ -43,9 +45,10 @@ def _ends(parts: list[str], end: dict[int, tuple[list[int], int]]) -> None:
             end[start] = (others, place)
     if open_blocks:
         raise ValueError("a block without an end")
+    return end
 
 
-def _run(parts: list[str], start: int, stop: int, end: dict[int, tuple[list[int], int]], scope: Scope) -> Iterator[str]:
+def _run(parts: list[str], start: int, stop: int, end: Ends, scope: Scope) -> Iterator[str]:
     place = start
     while place < stop:
         if not place % 2:
@@ -72,7 +75,7 @@ def _run(parts: list[str], start: int, stop: int, end: dict[int, tuple[list[int]
         place += 1
 
 
-def _range(parts: list[str], place: int, end: dict[int, tuple[list[int], int]], scope: Scope) -> Iterator[str]:
+def _range(parts: list[str], place: int, end: Ends, scope: Scope) -> Iterator[str]:
     found = re.fullmatch(r"range (\$\w+), (\$\w+) := (.*)", parts[place])
     if found is None:
         raise ValueError(parts[place])
