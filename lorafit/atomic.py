@@ -177,13 +177,13 @@ def atomic_folder(
 
 
 @contextlib.contextmanager
-def atomic_file(target: Path) -> Iterator[Path]:
+def atomic_file(target: Path, flag: str = "--output_dir") -> Iterator[Path]:
     """Yield a temporary path to write to; the file becomes `target` if the block succeeds.
 
-    An older `target` stays until then. Raise DiskError.
+    An older `target` stays until then. `flag` sets the folder, for errors. Raise DiskError.
     """
     temporary = hidden_path(target, "tmp")
-    with disk_errors(target):
+    with disk_errors(target, flag):
         try:
             yield temporary
             make_durable(temporary)

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, TemplateSyntaxError
+
 from lorafit import __version__
 from lorafit.engines.exported_template import exported_template
 from lorafit.engines.tokenizer import GENERATION_CONFIG, ChatTokenizer, load_tokenizer
@@ -22,6 +24,7 @@ from lorafit.models.spec import read_config
 GENERATION_MARK = re.compile(r"\{%([-+]?)\s*(?:end)?generation\s*([-+]?)%\}")
 # What loaders of the base need besides weights and tokenizer, and the terms of its license.
 OTHER_FILES = ("*.py", "*processor_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*")
+SHOWN = 60  # characters of a template in an error
 DTYPE_KEYS = ("dtype", "torch_dtype")
 
 
@@ -79,17 +82,31 @@ def require_chat(source: ExportSource, folder: Path) -> tuple[dict[str, Any], li
     Raises ExportError if tokenizer, template or end tokens of the export are not those of the training.
     """
     written = load_tokenizer(folder, trust_remote_code=source.trust_remote_code)
-    date = source.chat.date_string
-    found, wanted = (template_ids(tokenizer, date) for tokenizer in (written, source.tokenizer))
-    if found != wanted:
-        what = _("The chat template of the export gives other tokens than the one of the training.")
-        raise ExportError(what, where=folder.name, fix=_("Please report it."))
+    require_template(source, written)
+    require_plain(written.inner.get_chat_template())
     stops = json.loads((folder / GENERATION_CONFIG).read_text("utf-8"))["eos_token_id"]
     if written.stop_ids != source.tokenizer.stop_ids or stops != source.tokenizer.end_ids:
         raise ExportError(
             _("The end tokens of the export are not those of the training."), found=stops, fix=_("Please report it.")
         )
-    return template_facts(written, date), stops
+    return template_facts(written, source.chat.date_string), stops
+
+
+def require_template(source: ExportSource, written: ChatTokenizer) -> None:
+    """Raise ExportError if tokenizer and template of the export give other tokens than those of the training."""
+    found, wanted = (template_ids(tokenizer, source.chat.date_string) for tokenizer in (written, source.tokenizer))
+    if found != wanted:
+        what = _("The chat template of the export gives other tokens than the one of the training.")
+        raise ExportError(what, found=written.inner.get_chat_template()[:SHOWN], fix=_("Please report it."))
+
+
+def require_plain(template: str) -> None:
+    """Raise ExportError for a template that programs without transformers' own tags cannot read."""
+    try:
+        Environment(extensions=["jinja2.ext.loopcontrols"]).parse(template)
+    except TemplateSyntaxError as error:
+        what = _("Other programs cannot read the chat template of the export.")
+        raise ExportError(what, found=error, fix=_("Please report it.")) from None
 
 
 def template_facts(tokenizer: ChatTokenizer, date: str) -> dict[str, Any]:

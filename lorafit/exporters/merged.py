@@ -5,7 +5,7 @@ other parts, such as vision towers, are copied.
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from lorafit.exporters.chat_files import require_chat, write_chat_files, write_c
 from lorafit.exporters.facts import adapter_facts, base_facts
 from lorafit.exporters.measure import OF_16_BITS, EngineModel, Gate, Runtime, measured, reference
 from lorafit.exporters.merge import MergedTensor, merged_tensors
+from lorafit.exporters.products import Product, add, product, require_same_layers
 from lorafit.exporters.rounding import STORED, TORCH, WORDS, projections, rounded
 from lorafit.exporters.survival import require_survival
 from lorafit.exporters.weight_writer import Slot, WeightWriter, float_slot, shards, write_index
@@ -39,6 +40,7 @@ class MergedExport:
     source: ExportSource
     names: dict[str, str]
     dtype: str | None
+    layers: dict[str, Product] = field(default_factory=dict)  # of the written tensors, by name
 
     @property
     def needed_bytes(self) -> int:
@@ -73,6 +75,7 @@ class MergedExport:
         if note := too_large_to_measure(source, precision):
             return replace(certificate, notes=[*certificate.notes, note])
         wanted = reference(source, precision, self._rounding(), say)
+        require_same_layers(self.layers, wanted.layers, self.names, source.quantization)
         setup = Setup(folder, source.base.name, "cpu", precision, "none", source.trust_remote_code)
         gate = Gate(OF_16_BITS, TIE.get(form.dtype, WIDE_TIE), _fix())
         form = measured(form, wanted, "transformers", lambda: nullcontext(EngineModel(setup)), gate, say)
@@ -105,7 +108,7 @@ class MergedExport:
             with WeightWriter(folder / file, slots) as writer:
                 for slot in slots:
                     say(_("Merging: {share:.0%}").format(share=done / max(total, 1)))
-                    zero += _write_tensor(by_name[slot.name], slot.dtype, writer, survival)
+                    zero += _write_tensor(by_name[slot.name], slot.dtype, writer, survival, self.layers)
                     done += slot.size
         write_index(folder, files)
         return replace(survival, zero=zero)
@@ -121,8 +124,12 @@ def _fix() -> str:
     return _("Export in float32: `--dtype fp32`. If that fails too, please report it; `--to peft` exports the adapter.")
 
 
-def _write_tensor(tensor: MergedTensor, dtype: str, writer: WeightWriter, survival: Survival) -> bool:
-    """Write one tensor and add what is left of its delta to `survival`. Return whether its delta is zero.
+def _write_tensor(
+    tensor: MergedTensor, dtype: str, writer: WeightWriter, survival: Survival, layers: dict[str, Product]
+) -> bool:
+    """Write one tensor, add what is left of its delta to `survival` and its products to `layers`.
+
+    Return whether its delta is zero.
 
     Raises ExportError if a value is not finite in the new type.
     """
@@ -140,6 +147,7 @@ def _write_tensor(tensor: MergedTensor, dtype: str, writer: WeightWriter, surviv
             one = projections(block.weight, block.delta, words, dtype)
             kept, size = kept + one[0], size + one[1]
             norm += float(np.vdot(block.weight, block.weight))
+            add(layers, tensor.name, product(block.weight, block.delta))
         writer.write(words)
     survival.add(tensor.name, kept, size, norm)
     return tensor.delta is not None and size == 0

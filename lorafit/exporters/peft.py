@@ -4,12 +4,14 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from lorafit.engines.exported_template import exported_template
 from lorafit.engines.tokenizer import load_tokenizer
 from lorafit.errors import ExportError
 from lorafit.exporters.base import ExportRequest, ExportSource
 from lorafit.exporters.certificate import Certificate
-from lorafit.exporters.chat_files import template_facts
+from lorafit.exporters.chat_files import require_template, template_facts
 from lorafit.exporters.facts import adapter_facts, base_facts
 from lorafit.messages import _
 from lorafit.progress import ProgressCallback
@@ -56,6 +58,8 @@ class PeftExport:
             text = _("The adapter was trained on the base model in {bits}. Load the base model in the same way.")
             notes.append(text.format(bits=source.quantization))
         written = load_tokenizer(folder, trust_remote_code=source.trust_remote_code)
+        require_template(source, written)
+        _require_same_adapter(source.adapter, folder)
         return Certificate("peft", base_facts(source), adapter_facts(source), quantization=source.quantization,
                            template=template_facts(written, source.chat.date_string), notes=notes,
                            stop_ids=source.tokenizer.end_ids)  # fmt: skip
@@ -76,6 +80,17 @@ def peft_answer(source: ExportSource, folder: Path) -> str:
     if report["changes"]:
         change_settings(folder, report["changes"])
     return verdict(report)
+
+
+def _require_same_adapter(adapter: Path, written: Path) -> None:
+    """Raise ExportError unless both folders have the same weights, ranks and scales."""
+    tensors, others = (read_adapter(folder)[1] for folder in (adapter, written))
+    same = tensors.keys() == others.keys() and all(np.array_equal(tensors[name], others[name]) for name in tensors)
+    scales = [read_plain_config(folder) for folder in (adapter, written)]
+    if not same or any(scales[0].scale_of(module) != scales[1].scale_of(module) for module in scales[0].target_modules):
+        raise ExportError(
+            _("The adapter of the export is not that of the run."), where=adapter, fix=_("Please report it.")
+        )
 
 
 def check(source: ExportSource, request: ExportRequest) -> PeftExport:

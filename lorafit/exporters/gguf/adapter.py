@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from lorafit.errors import ExportError
 from lorafit.exporters.base import ExportSource
 from lorafit.exporters.certificate import Certificate, Form
 from lorafit.exporters.facts import adapter_facts, base_facts
@@ -13,9 +14,10 @@ from lorafit.exporters.gguf.runtime import LlamaCpp
 from lorafit.exporters.gguf.source import GgufSource
 from lorafit.exporters.gguf.write import plan_gguf, write_gguf
 from lorafit.exporters.measure import Gate, measured, reference
-from lorafit.messages import _
+from lorafit.messages import _, listed
 from lorafit.models.spec import read_config
 from lorafit.progress import ProgressCallback
+from lorafit.run_folders.adapter import lora_names
 
 KIND = "f32"
 BASE = "base.gguf"  # written to measure the adapter, and deleted
@@ -40,6 +42,10 @@ class GgufAdapter:
         source = self.source
         path = folder / f"{whole.file_stem(source)}-lora.gguf"
         report = write_lora_gguf(source.adapter, read_config(source.base.folder), Path(source.base.name).name, path)
+        written = {tensor.source for tensor in report.tensors}
+        if lost := [module for module in source.modules if not written.issuperset(lora_names(module))]:
+            fix = _("Export the merged model instead: `--to gguf`.")
+            raise ExportError(_("Layers of the adapter are not in the file."), found=listed(lost[:3]), fix=fix)
         form = Form(path.name, KIND, report.bytes)
         notes = [_("The file has the adapter alone: llama.cpp needs a GGUF file of the base model beside it.")]
         if why := whole.why_not_measured(source):

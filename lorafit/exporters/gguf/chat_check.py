@@ -1,6 +1,7 @@
 """The chat of a GGUF file as llama.cpp reads it: template, tokens, bos and end tokens are those of the training."""
 
 from collections.abc import Iterator
+from copy import copy
 from typing import Any
 
 from lorafit.data.conversation import Message
@@ -8,6 +9,7 @@ from lorafit.data.render import TemplateRefused
 from lorafit.engines.tokenizer import ChatTokenizer
 from lorafit.errors import ExportError
 from lorafit.exporters.base import ExportSource
+from lorafit.exporters.chat_files import require_plain, require_template
 from lorafit.exporters.gguf.runtime import LlamaCpp
 from lorafit.exporters.texts import probe_strings, template_conversations
 from lorafit.messages import _
@@ -23,6 +25,8 @@ def require_chat_in(model: LlamaCpp, source: ExportSource, template: str) -> int
     tokenizer = source.tokenizer
     if model.template != template:
         raise _differs(_("The chat template in the file is not the one of the training."), model.template[:SHOWN])
+    require_template(source, ChatTokenizer(copy(tokenizer.inner), tokenizer.folder, template))
+    require_plain(template)
     starts = begins_with_bos(tokenizer, source.chat.date_string)
     if model.adds_bos != starts:
         raise _differs(_("llama.cpp would start a text with other tokens than the training."), f"bos: {model.adds_bos}")

@@ -35,7 +35,7 @@ def write_lora_gguf(adapter: Path, config: Mapping[str, Any], name: str, target:
     modules = modules_of(tensors)
     plain = trained.as_plain(modules)
     written = []
-    with atomic_file(target) as path:
+    with atomic_file(target, "--output") as path:
         writer = GGUFWriter(path, architecture.name)
         writer.add_type(GGUFType.ADAPTER)
         writer.add_name(name)

@@ -17,6 +17,7 @@ from lorafit.exporters.gguf.quantize import PACKAGE
 from lorafit.exporters.gguf.runtime import LlamaCpp
 from lorafit.exporters.gguf.source import GgufSource, SourceTensor
 from lorafit.exporters.merge import MergedTensor, merged_tensors
+from lorafit.exporters.products import Product, product
 from lorafit.messages import _
 from lorafit.models.spec import read_config
 from lorafit.progress import ProgressCallback
@@ -62,8 +63,15 @@ def gguf_source(
     def adapted() -> list[MergedTensor]:
         return adapted_tensors(source, names, say)
 
+    layers: dict[str, Product] = {}
+
     def tensors() -> Iterator[SourceTensor]:
-        return (SourceTensor(tensor.name, *tensor.parts()) for tensor in adapted())
+        for tensor in adapted():
+            found = SourceTensor(tensor.name, *tensor.parts())
+            if found.delta is not None:
+                layers[found.name] = product(found.weight, found.delta)
+            yield found
+            del found  # the next tensor is made without it in memory
 
     return GgufSource(
         name=Path(source.base.name).name,
@@ -74,4 +82,5 @@ def gguf_source(
         add_bos=begins_with_bos(source.tokenizer, source.chat.date_string),
         shapes={tensor.name: tensor.header.shape for tensor in headers},
         tensors=tensors,
+        layers=layers,
     )

@@ -158,6 +158,17 @@ class LlamaCpp:
         """The chat template in the file; "" if it has none."""
         return (self._lib.llama_model_chat_template(self._model, None) or b"").decode()
 
+    def setting(self, name: str) -> str | None:
+        """The setting `name` of the file as text; None if it has none."""
+        place = c.create_string_buffer(PLACE)
+        there = self._lib.llama_model_meta_val_str(self._model, name.encode(), place, PLACE) >= 0
+        return place.value.decode() if there else None
+
+    @property
+    def elements(self) -> int:
+        """How many numbers are in all tensors of the file."""
+        return int(self._lib.llama_model_n_params(self._model))
+
     def _apply(self, lora: Path) -> None:
         adapter = self._lib.llama_adapter_lora_init(self._model, str(lora).encode())
         if not adapter:
@@ -210,6 +221,8 @@ def _library() -> Any:
         "llama_vocab_eos": (c.c_int32, pointer),
         "llama_vocab_get_add_bos": (c.c_bool, pointer),
         "llama_model_chat_template": (text, pointer, text),
+        "llama_model_meta_val_str": (c.c_int32, pointer, text, text, c.c_size_t),
+        "llama_model_n_params": (c.c_uint64, pointer),
         "llama_tokenize": (c.c_int32, pointer, text, c.c_int32, ids, c.c_int32, c.c_bool, c.c_bool),
         "llama_adapter_lora_init": (pointer, pointer, text),
         "llama_set_adapters_lora": (c.c_int32, pointer, c.POINTER(pointer), c.c_size_t, c.POINTER(c.c_float)),

@@ -1,7 +1,7 @@
 """The merged model that an export reads, and what it says about the file that it wrote."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorafit.exporters.certificate import Survival
+from lorafit.exporters.products import Product
 
 Floats = NDArray[np.float32]
 
@@ -25,8 +26,9 @@ class SourceTensor(NamedTuple):
 class GgufSource:
     """A merged model in transformers' layout.
 
-    `shapes` has the shape of each tensor by its name. `tensors` yields all of them in the same order, one at a time. `end_tokens` are the token IDs that end an answer, the trained one first. `add_bos` says whether each row of
-    the training began with the bos token. `name` is the name of the base model: llama.cpp knows Phi-3 by it.
+    `shapes` has the shape of each tensor by its name. `tensors` yields all of them in the same order, one at a time,
+    and keeps products of those with a delta in `layers`. `end_tokens` are the token IDs that end an answer, the trained one
+    first. `add_bos` says whether each row of the training began with the bos token. `name` is the name of the base model: llama.cpp knows Phi-3 by it.
     """
 
     name: str
@@ -37,6 +39,7 @@ class GgufSource:
     add_bos: bool
     shapes: Mapping[str, tuple[int, ...]]
     tensors: Callable[[], Iterator[SourceTensor]]
+    layers: dict[str, Product] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

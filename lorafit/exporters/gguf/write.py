@@ -63,7 +63,7 @@ def write_gguf(
     Raise ModelError and ConfigError as plan_gguf() does, ModelError for a weight that is no number, and DiskError.
     """
     plan = plan_gguf(source, quantize)
-    with atomic_file(target) as path:
+    with atomic_file(target, "--output") as path:
         writer = _writer(path, source, plan, quantize)
         try:
             survival = _write_tensors(writer, source, plan, progress)

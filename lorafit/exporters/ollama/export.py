@@ -12,6 +12,7 @@ from lorafit.exporters.gguf.export import check as check_gguf
 from lorafit.exporters.gguf.export import kinds_of
 from lorafit.exporters.gguf.merged import file_stem
 from lorafit.exporters.ollama.modelfile import Modelfile, modelfile
+from lorafit.exporters.ollama.read_back import require_modelfile
 from lorafit.messages import _
 from lorafit.progress import ProgressCallback
 
@@ -36,6 +37,8 @@ class OllamaExport:
         found = self.files.write(folder, say)
         written = _modelfile(self.source, found.forms[0].name)
         (folder / MODELFILE).write_text(written.text, "utf-8", newline="\n")
+        tokenizer, chat = self.source.tokenizer, self.source.chat
+        require_modelfile(folder / MODELFILE, tokenizer, chat, begins_with_bos(tokenizer, chat.date_string))
         name = shlex.quote(file_stem(self.source).lower())
         commands = [f"ollama create {name} -f {{folder}}/{MODELFILE}", f"ollama run {name}"]
         return replace(found, commands=commands, notes=[*found.notes, *written.notes])

@@ -1,0 +1,1 @@
+"""Planted faults and honest exports for the benchmark export_faults.py."""
