@@ -59,6 +59,7 @@ LOG_PROBS = Entry("lorafit.engines.torch.log_probs:log_probs", _TORCH)
 MLX_FUSED = Entry("lorafit.engines.mlx.fuse:FusedModel", _MLX)
 MLX_LAYERS = Entry("lorafit.engines.mlx.layer_names:layer_names", _MLX)
 MLX_RUNTIME = Entry("lorafit.engines.mlx.runtime:MLXModel", _MLX)
+MLX_QUANTIZED_BASE = Entry("lorafit.engines.mlx.load:quantized_base", _MLX)
 LAYER_PRODUCTS = Entry("lorafit.engines.torch.log_probs:layer_products", _TORCH)
 
 # Functions (device name) -> bytes that the driver lets the device use, or None, by the engine's library.

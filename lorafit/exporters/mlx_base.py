@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lorafit import registry
 from lorafit.atomic import disk_errors, ensure_disk_space, hidden_path
+from lorafit.engines.base import Setup
 from lorafit.errors import ModelError
 from lorafit.exporters.base import FLAG, ExportRequest, ExportSource
 from lorafit.exporters.merge import BLOCK, MergedTensor
-from lorafit.exporters.rounding import STORED, WORDS, Float32, widened
+from lorafit.exporters.rounding import STORED, WORDS, Float32, rounded, widened
 from lorafit.exporters.source import beside
 from lorafit.exporters.weight_writer import Slot, WeightWriter, float_slot, shards, write_index
 from lorafit.messages import _
@@ -39,12 +41,16 @@ OTHER_FILES = ("*.json", "*.jinja", "*.py", "*.model", "*.txt", "*.tiktoken", "L
 
 @dataclass(frozen=True)
 class PackedTensor:
-    """A quantized weight [O,I]: the headers of its words, scales [O,G] and biases [O,G] in their files, and its bits."""
+    """A quantized weight [O,I]: the headers of its words, scales [O,G] and biases [O,G] in their files, and its bits.
+
+    The training rounded scales and biases to the type `precision`; None: it is not known.
+    """
 
     words: tuple[Path, Header]
     scales: tuple[Path, Header]
     biases: tuple[Path, Header]
     bits: int
+    precision: str | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -58,8 +64,11 @@ class PackedTensor:
         step = max(1, BLOCK // self.shape[1])
         for start in range(0, len(words), step):
             rows = slice(start, start + step)
-            scale, bias = (widened(one[rows], self.scales[1].dtype) for one in (scales, biases))
+            scale, bias = (self._as_trained(widened(one[rows], self.scales[1].dtype)) for one in (scales, biases))
             yield dequantized(words[rows], scale, bias, self.bits)
+
+    def _as_trained(self, values: Float32) -> Float32:
+        return values if self.precision is None else widened(rounded(values, self.precision), self.precision)
 
 
 def dequantized(words: NDArray[np.uint32], scales: Float32, biases: Float32, bits: int) -> Float32:
@@ -81,11 +90,11 @@ def with_plain_base(
     The type of the exported weights is that of the scales, unless the user chose one. Raises ModelError or DiskError.
     """
     alone = request.to in ADAPTER_ALONE or (request.to == "mlx" and request.adapter_only)
-    if source.spec.packed is None or alone:
+    base = source.base.folder if alone else _packed_folder(source, say)
+    if base is None or alone:
         yield source, request
         return
-    base = source.base.folder
-    packed, plain = _tensors(base)
+    packed, plain = _tensors(base, source)
     slots = [*(float_slot(name, "F32", one.shape) for name, one in packed.items()), *map(_slot, plain)]
     folder = hidden_path(beside(target, "base"), "tmp")
     fix = _("Free disk space, or choose another folder with {flag}.").format(flag=FLAG)
@@ -94,19 +103,40 @@ def with_plain_base(
     try:
         with disk_errors(target, FLAG):
             folder.mkdir()
-            _write_settings(base, folder)
+            _write_settings(source.base.folder, folder)
             _write_weights(folder, slots, packed, {one.name: one for one in plain}, say)
         if request.to == "merged" and request.dtype == "auto":
-            kind = next(iter(packed.values())).scales[1].dtype
+            kind = _type_of(source, packed)
             request = request.model_copy(update={"dtype": next(k for k, v in STORED.items() if v == kind)})
-        yield _on(source, folder), request
+        yield _on(source, folder, next(iter(packed.values())).bits), request
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _on(source: ExportSource, folder: Path) -> ExportSource:
+def _packed_folder(source: ExportSource, say: ProgressCallback) -> Path | None:
+    """Return the folder of the base as MLX quantized it, before or for the training; None: MLX did not."""
+    if source.spec.packed is not None:
+        return source.base.folder
+    if source.trained is None or source.quantization == "none" or source.trained.plan.engine != "mlx":
+        return None
+    say(_("Quantizing the base model as in the training"))
+    plan = source.trained.plan
+    setup = Setup(
+        source.base.folder, source.base.name, "cpu", plan.precision, plan.quantization, source.trust_remote_code
+    )
+    folder: Path = registry.load(registry.MLX_QUANTIZED_BASE)(setup)
+    return folder
+
+
+def _type_of(source: ExportSource, packed: Mapping[str, PackedTensor]) -> str:
+    """Return the type of the exported weights, as in safetensors: that of the scales, or of the training."""
+    if source.spec.packed is None and source.trained is not None:
+        return STORED[source.trained.plan.precision]
+    return next(iter(packed.values())).scales[1].dtype
+
+
+def _on(source: ExportSource, folder: Path, bits: int) -> ExportSource:
     """Return `source` on the dequantized base in `folder`, which has no quantization any more."""
-    assert source.spec.packed is not None
     text = _(
         "The weights are those of the base model in {bits} bits (MLX), dequantized: the adapter was trained on these."
     )
@@ -119,13 +149,14 @@ def _on(source: ExportSource, folder: Path) -> ExportSource:
         spec=read_spec(folder),
         trained=trained,
         packed_base=source.base.folder,
-        packed_bits=source.spec.packed.bits,
-        notes=(*source.notes, text.format(bits=source.spec.packed.bits)),
+        packed_bits=bits,
+        notes=(*source.notes, text.format(bits=bits)),
     )
 
 
-def _tensors(base: Path) -> tuple[dict[str, PackedTensor], list[MergedTensor]]:
+def _tensors(base: Path, source: ExportSource) -> tuple[dict[str, PackedTensor], list[MergedTensor]]:
     """Return the quantized weights by name, and the other tensors, of the model in `base`. Raises ModelError."""
+    precision = None if source.trained is None else STORED[source.trained.plan.precision]
     config = read_config(base)
     if config.get("model_type") not in KNOWN:
         raise _refused(base, _("model type {kind}").format(kind=config.get("model_type")))
@@ -141,7 +172,7 @@ def _tensors(base: Path) -> tuple[dict[str, PackedTensor], list[MergedTensor]]:
         if mode != "affine" or bits not in BITS or None in parts:
             raise _refused(base, f"{module}: mode {mode}, {bits} bits")
         words, scales, biases = (part for part in parts if part is not None)
-        tensor = PackedTensor(words, scales, biases, bits)
+        tensor = PackedTensor(words, scales, biases, bits, precision)
         _check_shapes(base, module, tensor)
         packed[f"{module}.weight"] = tensor
     taken = {f"{module}.{part}" for module in modules for part in ("weight", "scales", "biases")}

@@ -109,25 +109,38 @@ def test_the_adapter_alone_needs_no_dequantized_base(
     assert "MLX" in str(refused.value.found)
 
 
+@pytest.mark.parametrize("stored", [True, False], ids=["a packed folder", "packed for the training"])
 def test_a_run_with_mlx_is_measured_on_its_validation_rows(
-    run_export: Export, tmp_path: Path, demo_folder: Path
+    run_export: Export, tmp_path: Path, demo_folder: Path, stored: bool
 ) -> None:
     base = tiny.save_chat_model(tmp_path / "base", demo_folder, tie_word_embeddings=True)
-    packed = quantize(base, tmp_path / "packed")
+    packed = quantize(base, tmp_path / "packed") if stored else base
     rows = [{"instruction": f"第{i}题，{i}加一是多少？", "output": f"答案是{i + 1}。"} for i in range(40)]
     (tmp_path / "rows.json").write_text(json.dumps(rows, ensure_ascii=False), "utf-8")
     words = f"--model_name {packed} --dataset_name {tmp_path / 'rows.json'} --output_dir {tmp_path / 'output'}"
     settings = (
         "--engine mlx --device cpu --max_steps 6 --effective_batch 8 --max_length 64 --learning_rate 0.01 --val_size 8"
-    )
+    ) + ("" if stored else " --quantization 4bit")
     assert main(["train", "--no_supervisor", *words.split(), *settings.split()]) == 0
     (run,) = (tmp_path / "output").iterdir()
     exported = run_export(run)
     found = exported.certificate.forms[0].behaviour[0]
     assert found is not None
-    assert (found.rows, exported.certificate.forms[0].dtype) == ("validation", "BF16")
+    assert (found.rows, exported.certificate.forms[0].dtype) == ("validation", "BF16" if stored else "F32")
     assert found.ratio is not None
     assert found.ratio < 0.05
+    assert "4 bits (MLX), dequantized" in exported.certificate.notes[0]
+    if not stored:  # the export has the quantized base's weights and not those of the files
+        live = MLXEngine.open(Setup(base, str(base), "cpu", "fp32", "4bit"))
+        live.load_adapter(run / "final_model")
+        logits = np.array(live.body.next_logits(live.params, IDS, live.body.new_cache())).astype(np.float64)
+        wanted = logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
+        engine = TorchEngine.open(Setup(exported.folder, str(exported.folder), "cpu", "fp32"))
+        np.testing.assert_allclose(log_probs(engine, IDS, [len(IDS) - 1])[0], wanted, rtol=0, atol=1e-3)
+        with pytest.raises(LorafitError, match="grid") as refused:
+            run_export(run, to="mlx", bits=4, output=str(tmp_path / "again"))
+        assert "--bits 8" in str(refused.value.fix)
+        assert run_export(run, to="mlx", bits=8, output=str(tmp_path / "eight")).certificate.forms[0].behaviour
     assert str(tmp_path) not in (exported.folder / "export.json").read_text("utf-8")
 
 

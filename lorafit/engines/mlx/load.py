@@ -6,6 +6,7 @@ model of transformers 5 (rope_parameters) then computes nonsense. So this module
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -119,13 +120,24 @@ def _load(setup: Setup, facts: dict[str, Any], config: PretrainedConfig) -> Any:
     bits = None if facts.get("quantization") else BITS.get(setup.quantization)
     if bits is None:
         return load_model(setup.folder, lazy=True, model_config=extra)[0]
-    place = quantized_folder(setup.folder, bits)
+    place = _quantized(setup.folder, facts, extra, bits)
+    return load_model(place, lazy=True, model_config={**extra, **quantization_settings(bits)})[0]
+
+
+def quantized_base(setup: Setup) -> Path:
+    """Return the folder of the base model quantized as in a training with `setup`; it is made if it does not exist."""
+    facts = json.loads((setup.folder / "config.json").read_text("utf-8"))
+    config = AutoConfig.from_pretrained(setup.folder, local_files_only=True, trust_remote_code=setup.trust_remote_code)
+    return _quantized(setup.folder, facts, missing_settings(facts, config), BITS[setup.quantization])
+
+
+def _quantized(folder: Path, facts: dict[str, Any], extra: dict[str, Any], bits: int) -> Path:
+    place = quantized_folder(folder, bits)
     if not place.is_dir():
-        model, _facts = load_model(setup.folder, lazy=True, model_config=extra)
+        model, _facts = load_model(folder, lazy=True, model_config=extra)
         quantize_layers(model, bits)
         write_quantized(model, facts, bits, place)
-        del model
-    return load_model(place, lazy=True, model_config={**extra, **quantization_settings(bits)})[0]
+    return place
 
 
 def missing_settings(facts: dict[str, Any], config: PretrainedConfig) -> dict[str, Any]:
