@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from lorafit.exporters.certificate import Survival
 from lorafit.exporters.merge import BLOCK, Delta, merged_tensors
 from lorafit.exporters.merged import _write_tensor
+from lorafit.exporters.products import Product, probe_vector
 from lorafit.exporters.rounding import rounded, widened
 from lorafit.exporters.weight_writer import WeightWriter, float_slot
 
@@ -38,9 +39,10 @@ def test_a_large_tensor_is_merged_in_little_memory(tmp_path: Path, dtype: str) -
     save_file({"w.weight": weight}, tmp_path / "model.safetensors")
     (tensor,) = merged_tensors(tmp_path, {"w.weight": Delta(a, b, 0.5)})
     survival = Survival({}, {})
+    layers: dict[str, Product] = {}
     tracemalloc.start()
     with WeightWriter(tmp_path / "out.safetensors", [float_slot("w.weight", dtype, weight.shape)]) as writer:
-        _write_tensor(tensor, dtype, writer, survival)
+        _write_tensor(tensor, dtype, writer, survival, layers)
     _now, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 12 * 4 * BLOCK < 64 * 2**20
@@ -49,6 +51,7 @@ def test_a_large_tensor_is_merged_in_little_memory(tmp_path: Path, dtype: str) -
     assert found.dtype == KINDS[dtype]
     assert float((found.float() - wanted.to(KINDS[dtype]).float()).norm() / wanted.norm()) < 1e-4
     assert survival.slopes["w.weight"] == pytest.approx(1.0, abs=1e-3)
+    np.testing.assert_allclose(layers["w.weight"].weight, weight @ probe_vector(2048), rtol=1e-3, atol=1e-3)
     weight, delta = tensor.parts()
     assert delta is not None
     np.testing.assert_allclose(weight + delta, wanted.numpy(), rtol=1e-5, atol=1e-5)

@@ -20,7 +20,7 @@ from lorafit import api
 from lorafit.cli.app import main
 from lorafit.engines.tokenizer import ChatTokenizer
 from lorafit.errors import LorafitError
-from lorafit.exporters import adapted, chat_files, weight_writer
+from lorafit.exporters import adapted, chat_files, merged, weight_writer
 from lorafit.exporters.certificate import Survival
 from lorafit.exporters.export import Exported
 from lorafit.exporters.merge import Block, Delta
@@ -84,15 +84,28 @@ def test_a_planted_fault_is_refused(
 def test_another_alpha_than_that_of_the_live_adapter_is_refused(
     base_and_adapter: Folders, run_export: Export, monkeypatch: pytest.MonkeyPatch, alpha: float
 ) -> None:
-    """The scale is wrong in the deltas themselves: rounding keeps them, and only the answers differ."""
+    """The scale is wrong in the deltas themselves: rounding keeps them, and only the live adapter differs."""
     right = adapted.deltas
 
     def wrong(*given: Any) -> dict[str, Delta]:
         return {name: delta._replace(scale=delta.scale * alpha) for name, delta in right(*given).items()}
 
     monkeypatch.setattr(adapted, "deltas", wrong)
+    with pytest.raises(LorafitError, match="not those of the trained model"):
+        run_export(base_and_adapter("qwen2")[1])
+
+
+def test_weights_that_are_right_with_a_setting_that_is_not_are_refused_by_their_answers(
+    base_and_adapter: Folders, run_export: Export, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def wrong(_base: Path, folder: Path, _dtype: str | None) -> None:
+        facts = json.loads((base_and_adapter("qwen2")[0] / "config.json").read_text("utf-8"))
+        (folder / "config.json").write_text(json.dumps(facts | {"rms_norm_eps": 0.5}), "utf-8")
+
+    monkeypatch.setattr(merged, "write_config", wrong)
     with pytest.raises(LorafitError, match="does not answer"):
         run_export(base_and_adapter("qwen2")[1])
+    assert is_absent(tmp_path)
 
 
 def test_a_lost_template_is_refused(
@@ -254,6 +267,24 @@ def test_a_refusal_at_the_command_line_has_code_2(
     words = ["export", str(base_and_adapter("llama")[1]), "--to", "merged", "-o", str(tmp_path / "out")]
     assert main(words) == 2
     assert "fix:" in capsys.readouterr().err
+    assert is_absent(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"quantize": ","}, "Unknown type"),
+        ({"quantize": "nonsense"}, "Unknown type"),
+        ({"quantize": "q8_0", "adapter_only": True}, "float32"),
+        ({"keep": 0.9, "adapter_only": True}, "float32"),
+        ({"keep": 0.9, "quantize": "q8_0"}, "chooses the type"),
+    ],
+)
+def test_types_of_gguf_files_that_say_nothing_or_two_things_are_refused(
+    base_and_adapter: Folders, run_export: Export, tmp_path: Path, flags: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(LorafitError, match=said):
+        run_export(base_and_adapter("llama")[1], to="gguf", **flags)
     assert is_absent(tmp_path)
 
 
