@@ -15,7 +15,7 @@ from lorafit.exporters.chat_files import require_plain
 from lorafit.exporters.gguf.runtime import LlamaCpp
 from lorafit.exporters.gguf.settings_check import require_settings_in
 from lorafit.exporters.gguf.write import write_gguf
-from lorafit.exporters.measure import require_end
+from lorafit.exporters.measure import _require_end
 from lorafit.exporters.ollama.go_template import execute
 from lorafit.exporters.ollama.modelfile import modelfile
 from lorafit.exporters.ollama.read_back import require_modelfile
@@ -74,10 +74,10 @@ def test_the_noise_of_another_rounding_to_4_bits_passes_and_the_base_before_it_d
 def test_a_few_lost_ends_say_nothing(live: int, export: int, ends: bool) -> None:
     found = Ends(3, 20, live, export)
     if ends:
-        require_end(found)
+        _require_end(found)
         return
     with pytest.raises(ExportError, match="do not end"):
-        require_end(found)
+        _require_end(found)
 
 
 def test_a_template_with_tags_of_transformers_is_refused() -> None:
