@@ -109,7 +109,7 @@ NOT_FOLLOWED = {
         "Restore these files, or name the folder of the right model with --base_model.",
         "Use another type: `--dtype bf16` or `--dtype fp32`.",
     ),
-    "of GGUF files, Ollama and LM Studio; test_gguf.py, test_gguf_export.py and test_ollama_template.py cause the errors": (
+    "of GGUF files, Ollama and LM Studio; test_gguf_export.py, test_read_back.py and test_ollama_template.py cause the errors": (
         "--keep chooses the type of the weights itself.",
         "--{flag} works only with these targets: {targets}.",
         "Choose a type with more bits, for example `--quantize q8_0` or `--quantize f16`.",
@@ -122,6 +122,10 @@ NOT_FOLLOWED = {
         "Remove --{flag}, or choose one of these targets.",
         "Verify it without --run.",
         "{flag} needs measured answers of the export.",
+        "Please report it. `--to gguf` exports the file without a Modelfile.",
+        "Please report it; `--to peft` exports the adapter.",
+        "Remove {flag}, or remove --adapter_only.",
+        "The Modelfile does not do what the training did: {command}.",
         "Export the merged model instead: `--to merged`.",
         "Export with --to merged instead.",
         "Export with --to merged, and serve that folder with vLLM or transformers.",
