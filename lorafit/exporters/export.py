@@ -91,7 +91,10 @@ def _target(request: ExportRequest) -> Path:
         raise ConfigError(_("No target given."), found=None, fix=_("Add one of: {known}.").format(known=known))
     output = request.output or _own_folder(request)
     if output is None:
-        raise ConfigError(_("No output folder given."), fix=_("Name a new folder: {command}").format(command=example))
+        what = _("No output folder given.")
+        if request.to == "lmstudio":
+            what = _("No output folder given, and LM Studio's own was not found.")
+        raise ConfigError(what, fix=_("Name a new folder: {command}").format(command=example))
     target = user_path(output)
     require_utf8_name(target)
     with disk_errors(target, FLAG):
