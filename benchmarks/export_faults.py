@@ -24,11 +24,12 @@ os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
 from ending import report_figures
 from exports.chat_faults import CHAT, FILES, FOUR_BITS, OLLAMA, PEFT
 from exports.faults import ADAPTER, LAYOUT
-from exports.honest import HONEST, with_controls
+from exports.honest import HONEST, named, with_controls
+from exports.other_faults import HONEST_OTHERS, OTHERS
 from exports.sources import RUNS, Sources
 from exports.trials import Result, Trial, run
 
-FAULTS = [*ADAPTER, *LAYOUT, *CHAT, *FILES, *FOUR_BITS, *OLLAMA, *PEFT]
+FAULTS = [*ADAPTER, *LAYOUT, *CHAT, *FILES, *FOUR_BITS, *OLLAMA, *PEFT, *OTHERS]
 LEAST_FAULTS, LEAST_HONEST = 25, 60
 QUICK = 3  # every third kind of fault
 
@@ -39,7 +40,7 @@ def chosen(quick: bool) -> tuple[list[Trial], list[Trial]]:
         kinds = {kind(trial): trial for trial in reversed(FAULTS) if trial.source not in RUNS}
         faults = list(kinds.values())[::QUICK]
         return faults, with_controls(faults)
-    honest = {trial.name: trial for trial in [*HONEST, *with_controls(FAULTS)]}
+    honest = {trial.name: trial for trial in [*HONEST, *map(named, HONEST_OTHERS), *with_controls(FAULTS)]}
     return FAULTS, list(honest.values())
 
 
@@ -77,7 +78,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a third of the kinds of faults, without the demo model")
     parser.add_argument("--json", type=Path, default=None)
     flags = parser.parse_args()
-    if missing := [name for name in ("xllamacpp", "bitsandbytes", "peft") if find_spec(name) is None]:
+    if missing := [name for name in ("xllamacpp", "bitsandbytes", "peft", "mlx_lm") if find_spec(name) is None]:
         sys.exit(f"Needed, but not installed: {', '.join(missing)}.")
     faults, honest = chosen(flags.quick)
     began, results = time.monotonic(), []

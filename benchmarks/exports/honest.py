@@ -29,27 +29,28 @@ PEFT = ("llama", "llama, rslora", "run, 4 bits")
 
 def _trials(to: str, flag: str, sources: dict[str, tuple[str, ...]]) -> list[Trial]:
     return [
-        _named(Trial("", source, to, {flag: kind} if kind else {}))
+        named(Trial("", source, to, {flag: kind} if kind else {}))
         for kind, names in sources.items()
         for source in names
     ]
 
 
-def _named(trial: Trial) -> Trial:
+def named(trial: Trial) -> Trial:
+    """Return `trial` with the name of its export."""
     return Trial(trial.same_without_fault, trial.source, trial.to, trial.flags)
 
 
 HONEST = [
     *_trials("merged", "dtype", MERGED),
     *_trials("gguf", "quantize", GGUF),
-    *(_named(Trial("", source, "gguf", {"adapter_only": True})) for source in ALONE),
+    *(named(Trial("", source, "gguf", {"adapter_only": True})) for source in ALONE),
     *_trials("ollama", "quantize", OLLAMA),
     *_trials("lmstudio", "quantize", LMSTUDIO),
-    *(_named(Trial("", source, "peft")) for source in PEFT),
+    *(named(Trial("", source, "peft")) for source in PEFT),
 ]
 
 
 def with_controls(faults: list[Trial]) -> list[Trial]:
     """Return the exports of `faults` without their faults, each once. Those that are refused without a plant have none."""
     planted = [trial for trial in faults if trial.plant or trial.damage]
-    return list({trial.same_without_fault: _named(trial) for trial in planted}.values())
+    return list({trial.same_without_fault: named(trial) for trial in planted}.values())

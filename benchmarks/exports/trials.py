@@ -89,8 +89,11 @@ class Result:
 
 def run(trial: Trial, sources: Sources, folder: Path) -> Result:
     """Export below `folder`, which is empty before and after."""
-    adapter = sources.adapter(trial.source)
-    request = ExportRequest(run=[str(adapter)], to=trial.to, output=str(folder / "out"), **trial.flags)  # type: ignore[arg-type]
+    flags = {"run": [str(sources.adapter(trial.source))], **trial.flags}
+    if parts := trial.flags.get("mix"):
+        mix = ",".join(f"{sources.adapter(name)}={weight}" for name, weight in parts.items())
+        flags |= {"run": [], "mix": mix}
+    request = ExportRequest.model_validate({"to": trial.to, "output": str(folder / "out"), **flags})
     began = time.monotonic()
     state, said, exported, calls = "written", "", None, ["no function"]
     try:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from lorafit import registry
 from lorafit.errors import ExportError
+from lorafit.exporters.merge import Delta
 from lorafit.exporters.rounding import Float32
 from lorafit.messages import _, listed
 
@@ -22,6 +23,7 @@ MOST, MOST_DELTA = 1e-3, 2e-3
 # it was quantized differs by 9%.
 MOST_OF_4_BITS = 0.04
 SHOWN = 3
+_NONE = np.zeros(0, np.float32)
 
 
 class Product(NamedTuple):
@@ -64,7 +66,20 @@ def require_same_layers(
     `found` are by the names in the base's files, `live` by module, and `names` from the second to the first.
     """
     most = MOST_OF_4_BITS if quantization == "4bit" else MOST
-    if wrong := list(_differences(found, live, names, most)):
+    _require_none(_differences(found, live, names, most))
+
+
+def require_same_deltas(found: Mapping[str, Delta], live: Mapping[str, Product], names: Mapping[str, str]) -> None:
+    """Raise ExportError unless the deltas of the export, by the names in the base's files, are those of the live layers."""
+    products = {name: Product(_NONE, np.float32(delta.scale) * (delta.b @ (delta.a @ probe_vector(delta.a.shape[1]))))
+                for name, delta in found.items()}  # fmt: skip
+    _require_none(
+        _differences(products, {module: Product(_NONE, one.delta) for module, one in live.items()}, names, MOST)
+    )
+
+
+def _require_none(differences: Iterator[str]) -> None:
+    if wrong := list(differences):
         text = listed([*wrong[:SHOWN], *(["..."] if wrong[SHOWN:] else [])])
         raise ExportError(_("Layers of the export are not those of the trained model."), found=text,
                           fix=_("Please report it; `--to peft` exports the adapter."))  # fmt: skip

@@ -18,6 +18,7 @@ from lorafit.exporters.measure import Gate, Reference, measured, reference
 from lorafit.exporters.mlx.adapter import MlxAdapter
 from lorafit.exporters.mlx.runtime import GATES, TIE, open_model, require_same_tokens, runtime_name
 from lorafit.exporters.mlx.weights import REPLACED, write_replaced, write_weights
+from lorafit.exporters.products import require_same_deltas
 from lorafit.exporters.rounding import TORCH
 from lorafit.exporters.survival import require_survival
 from lorafit.messages import _
@@ -96,8 +97,11 @@ class _Folder:
         """Write and measure the model. Raises ExportError, ModelError and DiskError."""
         source, folder = self.job.source, self.folder
         replaced = folder / REPLACED
-        fused = open_fused(source, deltas(source, self.job.names), bits, replaced if replaced.is_file() else None)
-        survival, types = write_weights(fused, deltas(source, self.job.names), folder, self.say)
+        changes = deltas(source, self.job.names)
+        if self.wanted is not None:
+            require_same_deltas(changes, self.wanted.layers, self.job.names)
+        fused = open_fused(source, changes, bits, replaced if replaced.is_file() else None)
+        survival, types = write_weights(fused, changes, folder, self.say)
         require_survival(survival, types, _fix(bits))
         write_config(source.base.folder, folder, fused.dtype_name, fused.settings)
         write_chat_files(source, folder)
