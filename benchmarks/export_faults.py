@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "LORAFIT_LANG": "en"}
-os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
+if __name__ == "__main__":  # and not in a test, whose other tests would see it
+    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "LORAFIT_LANG": "en"}
+    os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
 
 from ending import report_figures
 from exports.chat_faults import CHAT, FILES, FOUR_BITS, OLLAMA, PEFT

@@ -216,7 +216,7 @@ def test_thoughts_that_would_not_be_learned_stop_the_training(tokenizer_with: Ma
 def test_a_few_odd_rows_do_not_stop_the_training(tokenizer_with: Make) -> None:
     data = prepared(tokenizer_with, "r1", {"in text": 40, "plain": 1})
     assert data.thoughts.untrained == ""
-    assert any("begin in another way before the answer: 1." in note for note in data.notes)
+    assert any("start in another way before the answer: 1." in note for note in data.notes)
     data = prepared(tokenizer_with, "smollm3", {"in text": 40, "in key": 1})
     assert any("leaves out the thought of the last answer, in rows: 1." in note for note in data.notes)
 

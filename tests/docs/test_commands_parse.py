@@ -17,7 +17,7 @@ from lorafit.errors import ConfigError
 Output = pytest.CaptureFixture[str]
 
 # Programs that are not checked: those of others, and scripts of this repository without flags of their own.
-NOT_CHECKED = {"brew", "docker", "git", "hf", "ioreg", "make", "notifyutil", "ollama", "pip", "pmset", "sky", "source", "sudo", "sysctl", "tensorboard",
+NOT_CHECKED = {"brew", "docker", "git", "hf", "ioreg", "make", "mlx_lm.chat", "notifyutil", "ollama", "pip", "pmset", "sky", "source", "sudo", "sysctl", "tensorboard",
                "cd", "./run_tests.sh", "./sagemaker/send.sh"}  # fmt: skip
 
 

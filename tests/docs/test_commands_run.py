@@ -44,7 +44,7 @@ NOT_RUN = {
     r"\./run_(train|tests)\.sh.*": "creates an environment and downloads packages, then runs `python train.py`",
     r"lorafit (train|resume|chat|compare|data|runs|runs (list|show|diff|remove))": "names a command in a text",
     r"python train\.py --hub modelscope .*": "needs the package modelscope and its hub",
-    r"(cd skypilot|\./sagemaker/|cd ollama|ollama ).*": "needs another program and an account",
+    r"(cd skypilot|\./sagemaker/|cd ollama|ollama |mlx_lm).*": "needs another program and an account",
     r"lorafit (export|verify)( .*)?": "loads PyTorch models three times; tested in tests/exporters",
     r"lorafit cloud .*": "builds a wheel; tested in test_cloud.py and test_notebooks.py",
     r"lorafit runs (stop|pause|continue)": "needs a training that is running",

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # this file is run as a scri
 from lorafit import registry
 from lorafit.config import TrainConfig
 from lorafit.data.micro_batch import MicroBatch
+from lorafit.data.thoughts import ThoughtUse
 from lorafit.engines.base import OutOfMemory, Setup, StepResult
 from lorafit.engines.fake import FakeEngine
 from lorafit.errors import EngineError
@@ -98,7 +99,8 @@ def get_ready(config: TrainConfig, old: Interrupted | None, _ranks: object = Non
     machine, samples = detect.detect_machine(), make_samples(40)
     if old is not None:
         plan = plan_for(old.run, machine, config, plan)
-    data = SimpleNamespace(train=samples[:32], valid=samples[32:], notes=[], rejects=[], valid_conversations=[])
+    data = SimpleNamespace(train=samples[:32], valid=samples[32:], notes=[], rejects=[], valid_conversations=[],
+                           thoughts=ThoughtUse())  # fmt: skip
     model = SimpleNamespace(folder=Path(), name="fake")
     spec = SimpleNamespace(model_type="fake")
     facts: dict[str, Any] = {
