@@ -26,7 +26,7 @@ from lorafit.exporters.kept import losses
 Folders = Callable[[str], tuple[Path, Path]]
 Export = Callable[..., Exported]
 needs_llama_cpp = pytest.mark.skipif(importlib.util.find_spec("xllamacpp") is None, reason="xllamacpp is not installed")
-FAMILIES = ("llama", "mistral", "qwen3", "gemma2", "gemma3", "phi3")
+FAST, SLOW = ("llama", "gemma3", "phi3"), ("mistral", "qwen3", "gemma2")
 
 
 def no_package(name: str) -> None:
@@ -34,7 +34,7 @@ def no_package(name: str) -> None:
 
 
 @needs_llama_cpp
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def test_files_of_several_types_answer_as_base_and_adapter(
     llama_cpp_base_and_adapter: Folders, run_export: Export, family: str
 ) -> None:
