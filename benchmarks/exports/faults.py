@@ -191,7 +191,7 @@ LAYOUT: list[Trial] = [
             plant=Plant(lora, "transform_of", result(without_reordering))),
     *of_all("the shift of norms is forgotten", ("gemma2", "gguf", F16),
             plant=Plant(layout, "transform_of", result(lambda found: (found[0], 0.0)))),
-    *of_all("norms of query and key are lost", ("qwen3", "gguf", F16), ("qwen3", "gguf", Q4),
+    *of_all("norms of query and key are lost", ("qwen3", "gguf", F16), ("qwen3", "gguf", Q8),
             plant=Plant(write, "_write_tensor", ones("_q_norm"))),
     *of_all("biases are lost", ("qwen2", "gguf", F16), ("qwen2", "gguf", Q4), plant=Plant(write, "plan_tensors", result(no_biases))),
     *of_all("half as many heads", ("llama", "gguf", F16), plant=settings(num_attention_heads=2, num_key_value_heads=1)),

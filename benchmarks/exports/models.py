@@ -115,7 +115,7 @@ def _fill(model: Any, head: float) -> None:
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if name.endswith(("q_norm.weight", "k_norm.weight")) and head == HEAD:
-                parameter.copy_((0.5 * noise).exp())
+                parameter.copy_((0.35 * noise).exp())
             elif parameter.dim() < 2:
                 parameter.add_(noise * 0.15)
             elif "embed" in name or "lm_head" in name:
