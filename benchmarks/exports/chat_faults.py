@@ -237,6 +237,6 @@ PEFT: list[Trial] = [
         (folder / "adapter_config.json").write_text(
             json.dumps(json.loads((folder / "adapter_config.json").read_text("utf-8")) | {"lora_alpha": 8}), "utf-8"
         ), own(folder, *given))[1])),
-    *of_all("the template is missing", ("llama", "peft", {}), plant=Plant(peft.PeftExport, "_check", lambda own: lambda self, folder: (
-        (folder / "chat_template.jinja").write_text("", "utf-8"), own(self, folder))[1])),
+    *of_all("the template is missing", ("llama", "peft", {}), plant=Plant(peft, "peft_answer", lambda own: lambda source, folder: (
+        (folder / "chat_template.jinja").write_text("", "utf-8"), own(source, folder))[1])),
 ]  # fmt: skip

@@ -64,13 +64,9 @@ class Trial:
     @property
     def same_without_fault(self) -> str:
         """The name of the same export without a fault."""
-        return " ".join(
-            [
-                self.source + ":",
-                self.to,
-                *(str(value) if isinstance(value, str) else name for name, value in self.flags.items()),
-            ]
-        )
+        flags = (value if isinstance(value, str) else f"{value} {name}" if type(value) is int else name
+                 for name, value in self.flags.items())  # fmt: skip
+        return " ".join([f"{self.source}:", self.to, *flags])
 
 
 @dataclass(frozen=True)
