@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lorafit import registry
 from lorafit.atomic import atomic_folder, disk_errors, ensure_disk_space, ensure_writable, leftovers
-from lorafit.errors import ConfigError
+from lorafit.errors import ConfigError, DiskError
 from lorafit.evaluation.validation import run_containing
 from lorafit.exporters.base import FLAG, Check, ExportRequest, ExportSource
 from lorafit.exporters.certificate import Certificate, file_digests, versions
@@ -60,7 +60,8 @@ def export(request: ExportRequest, say: ProgressCallback) -> Exported:
         fix = _("Free disk space, or choose another folder with {flag}.").format(flag=FLAG)
         ensure_disk_space(target, job.needed_bytes, _("Not enough disk space for this export."), fix)
         with atomic_folder(target, flag=FLAG, manifest=False) as folder:
-            certificate = job.write(folder, say)
+            with _named_as(target, folder):
+                certificate = job.write(folder, say)
             notes = [*source.notes, *continued(certificate.adapter), *certificate.notes, *told(certificate)]
             certificate = replace(certificate, notes=notes, versions=versions())
             add_readme(certificate, folder)
@@ -68,6 +69,18 @@ def export(request: ExportRequest, say: ProgressCallback) -> Exported:
             certificate.write(folder)
     size = sum(one["bytes"] for one in certificate.files.values())
     return Exported(target, size, time.monotonic() - began, certificate)
+
+
+@contextmanager
+def _named_as(target: Path, hidden: Path) -> Iterator[None]:
+    """Let errors of the disk name files of `target`, and not of the `hidden` folder that becomes it."""
+    try:
+        yield
+    except DiskError as error:
+        where = Path(str(error.where))
+        if where.is_relative_to(hidden):
+            error.where = str(target / where.relative_to(hidden))
+        raise
 
 
 def _require_own_flags(request: ExportRequest) -> None:
