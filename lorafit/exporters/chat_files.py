@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from lorafit.engines.tokenizer import GENERATION_CONFIG, ChatTokenizer, load_tok
 from lorafit.errors import ExportError
 from lorafit.exporters.base import ExportSource, MixPart
 from lorafit.exporters.rounding import TORCH
-from lorafit.exporters.texts import template_ids
+from lorafit.exporters.texts import chat_texts, template_ids
 from lorafit.messages import _
 from lorafit.models.spec import read_config
 
@@ -107,6 +107,21 @@ def require_plain(template: str) -> None:
     except TemplateSyntaxError as error:
         what = _("Other programs cannot read the chat template of the export.")
         raise ExportError(what, found=error, fix=_("Please report it.")) from None
+
+
+def require_same_split(tokenize: Callable[[str], list[int]], source: ExportSource, problem: str) -> int:
+    """Return the number of texts that `tokenize`, of another program, splits into the tokens of the training.
+
+    Raises ExportError, which begins with `problem`, for a text that it splits otherwise.
+    """
+    texts = list(chat_texts(source))
+    for text, ids in texts:
+        if (found := tokenize(text)) != ids:
+            at = next((at for at, pair in enumerate(zip(found, ids, strict=False)) if pair[0] != pair[1]), len(found))
+            around = source.tokenizer.decode_with_special(ids[max(at - 3, 0) : at + 3])
+            told = f"{around!r}: {found[at : at + 3]}, {ids[at : at + 3]}"
+            raise ExportError(problem, found=told, fix=_("Export with --to merged instead, and please report it."))
+    return len(texts)
 
 
 def template_facts(tokenizer: ChatTokenizer, date: str) -> dict[str, Any]:

@@ -137,6 +137,18 @@ def template_ids(tokenizer: ChatTokenizer, date_string: str) -> list[list[int]]:
     ]
 
 
+def chat_texts(source: ExportSource) -> Iterator[tuple[str, list[int]]]:
+    """Yield the texts of conversations and of many short strings in a question, with the token IDs of the training."""
+    tokenizer, date = source.tokenizer, source.chat.date_string
+    strings = [[Message("user", text)] for text in probe_strings()]
+    for turns in (*template_conversations(), *strings):
+        try:
+            text = tokenizer.render_text(turns, turns[-1].role == "user", date)
+        except TemplateRefused:
+            continue
+        yield text, tokenizer.encode_with_offsets(text)[0]
+
+
 def _ids(tokenizer: ChatTokenizer, turns: Conversation, prompt: bool, date_string: str) -> list[int]:
     try:
         return tokenizer.encode_with_offsets(tokenizer.render_text(turns, prompt, date_string))[0]

@@ -1,6 +1,5 @@
 """The chat of a GGUF file as llama.cpp reads it: template, tokens, bos and end tokens are those of the training."""
 
-from collections.abc import Iterator
 from copy import copy
 from typing import Any
 
@@ -9,9 +8,8 @@ from lorafit.data.render import TemplateRefused
 from lorafit.engines.tokenizer import ChatTokenizer
 from lorafit.errors import ExportError
 from lorafit.exporters.base import ExportSource
-from lorafit.exporters.chat_files import require_plain, require_template
+from lorafit.exporters.chat_files import require_plain, require_same_split, require_template
 from lorafit.exporters.gguf.runtime import LlamaCpp
-from lorafit.exporters.texts import probe_strings, template_conversations
 from lorafit.messages import _
 
 SHOWN = 40  # characters of a text in an error
@@ -34,13 +32,9 @@ def require_chat_in(model: LlamaCpp, source: ExportSource, template: str) -> int
         raise _differs(_("The end tokens of the export are not those of the training."), missing)
     if model.eos != tokenizer.end_ids[0]:
         raise _differs(_("The end tokens of the export are not those of the training."), f"eos: {model.eos}")
-    texts = list(chat_texts(source))
-    for text, ids in texts:
-        if (found := model.tokenize(text)) != ids:
-            at = next((at for at, pair in enumerate(zip(found, ids, strict=False)) if pair[0] != pair[1]), len(found))
-            told = f"{tokenizer.decode_with_special(ids[max(at - 3, 0) : at + 3])!r}: {found[at : at + 3]}, {ids[at : at + 3]}"
-            raise _differs(_("llama.cpp splits a text into other tokens than the training does."), told)
-    return len(texts)
+    return require_same_split(
+        model.tokenize, source, _("llama.cpp splits a text into other tokens than the training does.")
+    )
 
 
 def begins_with_bos(tokenizer: ChatTokenizer, date_string: str) -> bool:
@@ -51,18 +45,6 @@ def begins_with_bos(tokenizer: ChatTokenizer, date_string: str) -> bool:
     except TemplateRefused:
         return False
     return bool(bos) and text.startswith(bos)
-
-
-def chat_texts(source: ExportSource) -> Iterator[tuple[str, list[int]]]:
-    """Yield the texts of conversations and of many short strings in a question, with the token IDs of the training."""
-    tokenizer, date = source.tokenizer, source.chat.date_string
-    strings = [[Message("user", text)] for text in probe_strings()]
-    for turns in (*template_conversations(), *strings):
-        try:
-            text = tokenizer.render_text(turns, turns[-1].role == "user", date)
-        except TemplateRefused:
-            continue
-        yield text, tokenizer.encode_with_offsets(text)[0]
 
 
 def _differs(what: str, found: Any) -> ExportError:

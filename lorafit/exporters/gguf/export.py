@@ -126,6 +126,18 @@ class _Files:
         )
 
 
+@dataclass
+class WithFiles:
+    """An export of GGUF files with more beside them; `files` writes the GGUF files."""
+
+    files: ExportJob
+
+    @property
+    def needed_bytes(self) -> int:
+        """The bytes of the GGUF files, which leave room for the others."""
+        return self.files.needed_bytes
+
+
 def _fix() -> str:
     return _("Choose a type with more bits, for example `--quantize q8_0` or `--quantize f16`.")
 

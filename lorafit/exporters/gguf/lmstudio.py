@@ -3,23 +3,17 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lorafit.exporters.base import ExportJob, ExportRequest, ExportSource
+from lorafit.exporters.base import ExportRequest, ExportSource
 from lorafit.exporters.certificate import Certificate
+from lorafit.exporters.gguf.export import WithFiles
 from lorafit.exporters.gguf.export import check as check_gguf
 from lorafit.messages import _
 from lorafit.progress import ProgressCallback
 
 
 @dataclass
-class LMStudioExport:
+class LMStudioExport(WithFiles):
     """A checked export for LM Studio: that of GGUF files, and what to do with them."""
-
-    files: ExportJob
-
-    @property
-    def needed_bytes(self) -> int:
-        """The bytes of the files."""
-        return self.files.needed_bytes
 
     def write(self, folder: Path, say: ProgressCallback) -> Certificate:
         """Write the files. Raises ExportError if they do not compute what the adapter does."""

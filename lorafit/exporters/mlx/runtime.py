@@ -7,7 +7,7 @@ from typing import Any
 from lorafit import registry
 from lorafit.errors import ExportError
 from lorafit.exporters.base import ExportSource
-from lorafit.exporters.gguf.chat_check import chat_texts
+from lorafit.exporters.chat_files import require_same_split
 from lorafit.messages import _
 
 # Of KL(live || export) to KL(live || base), by bits.
@@ -38,11 +38,6 @@ def require_same_tokens(model: Any, source: ExportSource) -> int:
     fix = _("Export with --to merged instead, and please report it.")
     if missing := {*source.tokenizer.end_ids} - model.ends():
         raise ExportError(_("The end tokens of the export are not those of the training."), found=missing, fix=fix)
-    count = 0
-    for text, ids in chat_texts(source):
-        if (found := model.tokenize(text)) != ids:
-            at = next((at for at, pair in enumerate(zip(found, ids, strict=False)) if pair[0] != pair[1]), len(found))
-            told = f"{found[at : at + 3]}, {ids[at : at + 3]}"
-            raise ExportError(_("mlx_lm splits a text into other tokens than the training does."), found=told, fix=fix)
-        count += 1
-    return count
+    return require_same_split(
+        model.tokenize, source, _("mlx_lm splits a text into other tokens than the training does.")
+    )

@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lorafit.errors import ConfigError
-from lorafit.exporters.base import ExportJob, ExportRequest, ExportSource
+from lorafit.exporters.base import ExportRequest, ExportSource
 from lorafit.exporters.certificate import Certificate
 from lorafit.exporters.gguf.chat_check import begins_with_bos
+from lorafit.exporters.gguf.export import WithFiles, kinds_of
 from lorafit.exporters.gguf.export import check as check_gguf
-from lorafit.exporters.gguf.export import kinds_of
 from lorafit.exporters.gguf.merged import file_stem
 from lorafit.exporters.ollama.modelfile import Modelfile, modelfile
 from lorafit.exporters.ollama.read_back import require_modelfile
@@ -21,16 +21,10 @@ CONTEXT = 8192  # tokens, or as many as the model knows: a longer context takes 
 
 
 @dataclass
-class OllamaExport:
+class OllamaExport(WithFiles):
     """A checked export: that of the GGUF file, and the Modelfile's text for a file of any name."""
 
     source: ExportSource
-    files: ExportJob
-
-    @property
-    def needed_bytes(self) -> int:
-        """The bytes of the files."""
-        return self.files.needed_bytes
 
     def write(self, folder: Path, say: ProgressCallback) -> Certificate:
         """Write the files. Raises ExportError if they do not compute what the adapter does."""
@@ -58,4 +52,4 @@ def check(source: ExportSource, request: ExportRequest) -> OllamaExport:
         fix = _("Name one type, or export with --to gguf.")
         raise ConfigError(_("A model of Ollama has one type of weights."), found=", ".join(kinds), fix=fix)
     _modelfile(source, "model.gguf")
-    return OllamaExport(source, check_gguf(source, request, "ollama"))
+    return OllamaExport(check_gguf(source, request, "ollama"), source)
